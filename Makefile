@@ -1,0 +1,65 @@
+# A PyPI `torch` wheel on Linux brings CUDA libraries of several GB with it, and the newest release moves every few
+# weeks. One release is therefore installed first, by name, before anything that merely requires torch can choose one.
+# Another one, or a local build label such as 2.13.0+cpu: `make demo TORCH_VERSION=...`.
+TORCH_VERSION ?= 2.13.0
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-slow lint format build clean
+
+help:
+	@echo "make demo       tags for the pictures in examples/pictures"
+	@echo "make test       lint, then the tests"
+	@echo "make test-slow  the tests that take long"
+	@echo "make lint       ruff check and ruff format --check"
+	@echo "make format     what ruff can mend by itself"
+	@echo "make build      wheel and sdist in dist/"
+	@echo "make clean      removes the environment and everything built"
+
+# What these load lies in this repository: none needs a model hub.
+demo test test-slow: export HF_HUB_OFFLINE := 1
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/pictures
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+build: $(VENV)/.installed-test
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(if $(PYTHON),,$(error No Python 3.10 or newer found; name one with `make PYTHON=/path/to/python3`))
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch-$(TORCH_VERSION): | $(BIN)/python
+	$(BIN)/python -m pip install "torch==$(TORCH_VERSION)"
+	rm -f $(VENV)/.torch-*
+	touch $@
+
+$(VENV)/.installed-demo: setup.py pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(BIN)/python -m pip install --editable ".[video]"
+	touch $@
+
+$(VENV)/.installed-test: setup.py pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
+	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@

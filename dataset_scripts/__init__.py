@@ -1,0 +1,109 @@
+"""Tagging benchmarks, and `load_tagging_dataset`, which loads them and any other tagging dataset alike."""
+
+import importlib
+import os
+from pathlib import Path
+
+import datasets
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from .tag_statistics import tag_statistics
+from .tagging_columns import with_tagging_columns
+from .tagging_folder import METADATA_NAMES, has_metadata, load_tagging_folder
+
+__all__ = ["load_tagging_dataset", "tag_statistics"]
+
+# Benchmark -> its builder class, in the module of the same name.
+_BUILDERS = {"icon_tagging": "IconTagging"}
+
+
+def load_tagging_dataset(
+    name_or_path: str | os.PathLike,
+    *,
+    split: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    streaming: bool = False,
+    **kwargs,
+) -> datasets.DatasetDict | datasets.Dataset | datasets.IterableDatasetDict | datasets.IterableDataset:
+    """Loads a tagging dataset: `id`, `title` and `tags: List(string)`, and `image`, `video` or `frame_features`.
+
+    Args:
+        name_or_path: the first of these that it is:
+            a benchmark built here, `"icon_tagging"`;
+            a local folder of pictures or clips with a metadata file (see [`tagging_folder.load_tagging_folder`]);
+            a local folder of Parquet files with those columns, or the name of such a dataset on the Hub, `"org/name"`
+            (see [`tagging_columns.with_tagging_columns`]).
+        split: one split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`; not given,
+            all splits in a dict. A stream takes plain split names only.
+        cache_dir: where `datasets` keeps what it builds or downloads; not used for a folder with a metadata file.
+        streaming: give `IterableDataset`s.
+        **kwargs: for a benchmark, arguments of its builder; for Parquet and the Hub, of `datasets.load_dataset`.
+
+    Raises:
+        FileNotFoundError: there is no such benchmark, folder or Hub dataset; or files are missing.
+        ValueError: the data is not laid out as described, or there is no such split.
+    """
+    name = os.fspath(name_or_path)
+    cache_dir = None if cache_dir is None else os.fspath(cache_dir)
+    if (benchmark := name.replace("-", "_")) in _BUILDERS:
+        module = importlib.import_module(f"{__name__}.{benchmark}")
+        builder = getattr(module, _BUILDERS[benchmark])(cache_dir=cache_dir, **kwargs)
+        if streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+
+    folder = Path(name).expanduser()
+    if folder.is_dir() and has_metadata(folder):
+        if kwargs:
+            raise TypeError(f"a folder with a metadata file takes no further arguments; got {', '.join(kwargs)}")
+        return _select(load_tagging_folder(folder), split, streaming, name)
+    if folder.is_dir():
+        if not any(folder.rglob("*.parquet")):
+            raise ValueError(f"{folder} holds neither Parquet files nor one of {', '.join(METADATA_NAMES)}")
+        name = str(folder.resolve())
+    elif folder.exists():
+        raise ValueError(f"{folder} is a file; give the folder that holds it")
+    elif not _can_be_on_hub(name):
+        raise FileNotFoundError(f"nothing is called {name!r}. {_accepted()}")
+    try:
+        loaded = datasets.load_dataset(name, split=split, cache_dir=cache_dir, streaming=streaming, **kwargs)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"{name!r} is no local folder, and on the Hub: {error}. {_accepted()}") from error
+    if isinstance(loaded, dict):
+        return type(loaded)({part: with_tagging_columns(rows, f"{name} ({part})") for part, rows in loaded.items()})
+    return with_tagging_columns(loaded, name)
+
+
+def _accepted() -> str:
+    return (
+        f"Accepted: {', '.join(_BUILDERS)}; a local folder with {', '.join(METADATA_NAMES)} or with Parquet files; "
+        "or a dataset on the Hub, org/name"
+    )
+
+
+def _can_be_on_hub(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def _select(dataset: datasets.DatasetDict, split: str | None, streaming: bool, name: str):
+    if split is None:
+        selected = dataset
+    else:
+        lengths = {part: rows.num_rows for part, rows in dataset.items()}
+        try:
+            parts = datasets.ReadInstruction.from_spec(str(split)).to_absolute(lengths)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(f"{name} has the splits {list(lengths)}; cannot read {str(split)!r}: {error}") from error
+        selected = datasets.concatenate_datasets(
+            [dataset[part.splitname].select(range(part.from_, part.to)) for part in parts]
+        )
+    if not streaming:
+        return selected
+    if isinstance(selected, dict):
+        return datasets.IterableDatasetDict({part: rows.to_iterable_dataset() for part, rows in selected.items()})
+    return selected.to_iterable_dataset()

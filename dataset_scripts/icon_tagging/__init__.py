@@ -1,0 +1,3 @@
+from .icon_tagging import IconTagging, split_of
+
+__all__ = ["IconTagging", "split_of"]

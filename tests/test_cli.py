@@ -1,0 +1,452 @@
+"""What `optsg tag` prints, what it says about files it cannot use, and its exit status."""
+
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modeling_optsg.cli import main
+from modeling_optsg.cli.media_files import find_media_files
+from modeling_optsg.cli.terminal import TagTable, printable
+
+COLOURS = ("red", "green", "blue", "orange", "purple")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for colour in COLOURS:
+        Image.new("RGB", (40, 30), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path):
+    av = pytest.importorskip("av")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height = 32, 32
+        for colour in COLOURS:
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (32, 32), colour))))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def tag(tiny_checkpoint, capsys):
+    """Runs `optsg tag --model tiny_checkpoint …`; returns exit status, standard output and standard error."""
+
+    def run(*args):
+        status = main(["tag", "--model", str(tiny_checkpoint), *map(str, args)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def reference(tiny_checkpoint, capsys):
+    """Tags of one item straight from the model, without the command."""
+    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
+    capsys.readouterr()  # what loading printed is not the command's
+
+    def tags(path, title=None, clip=False, **settings):
+        image, video = (None, str(path)) if clip else (str(path), None)
+        inputs = processor(images=[image], videos=[video], titles=[title], return_tensors="pt")
+        return processor.batch_decode(model.generate(**inputs, **settings))[0]
+
+    return tags
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def same_tags(one, other):
+    assert [(t["tag"], t["novel"]) for t in one] == [(t["tag"], t["novel"]) for t in other]
+    assert [t["score"] for t in one] == pytest.approx([t["score"] for t in other], abs=1e-4)
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_the_commands_own_modules_load_nothing_heavy():
+    # The package around them may; without it the command itself must answer `--help` and usage errors at once.
+    program = (
+        "import sys, types\n"
+        "package = sys.modules['modeling_optsg'] = types.ModuleType('modeling_optsg')\n"
+        "package.__path__ = ['modeling_optsg']\n"
+        "from modeling_optsg.cli import main\n"
+        "try:\n    main(['tag', '--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--title-from-name" in done.stdout
+
+
+def test_json_lines_hold_the_models_own_tags_in_the_order_of_the_files(tag, reference, pictures):
+    files = [pictures / "red.png", pictures / "blue.png", pictures / "green.png"]
+    status, out, err = tag("--json", *files)
+    assert (status, err) == (0, "")
+    assert [line["file"] for line in lines(out)] == [str(file) for file in files]
+    for file, line in zip(files, lines(out), strict=True):
+        assert line.keys() == {"file", "title", "tags"} and line["title"] is None
+        assert line["tags"], "a checkpoint that writes nothing tests nothing"
+        same_tags(line["tags"], reference(file))
+
+
+@pytest.mark.parametrize("settings", [{"decoding": "sequential"}, {"max_tags": 1}, {"threshold": 0.2}])
+def test_settings_reach_the_model(tag, reference, pictures, settings):
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+    _, out, _ = tag("--json", *options, pictures / "red.png")
+    same_tags(lines(out)[0]["tags"], reference(pictures / "red.png", **settings))
+
+
+def test_batches_change_nothing(tag, pictures):
+    _, alone, _ = tag("--json", "--batch-size", 1, pictures)
+    _, together, _ = tag("--json", "--batch-size", 4, pictures)
+    for one, other in zip(lines(alone), lines(together), strict=True):
+        assert one["file"] == other["file"]
+        same_tags(one["tags"], other["tags"])
+
+
+def test_table_names_every_file_and_tag(tag, pictures):
+    _, out, _ = tag("--json", pictures)
+    status, table, err = tag(pictures)
+    assert (status, err) == (0, "")
+    header, *rows = table.splitlines()
+    assert header.split() == ["file", "tag", "probability", "novel"]
+    for line in lines(out):
+        assert any(line["file"] in row for row in rows)
+        for found in line["tags"]:
+            assert any(printable(found["tag"]) in row and f"{found['score']:.3f}" in row for row in rows)
+
+
+def test_a_title_is_read_with_its_picture(tag, reference, pictures):
+    _, out, _ = tag("--json", "--title", "a red square", pictures / "red.png")
+    assert lines(out)[0]["title"] == "a red square"
+    same_tags(lines(out)[0]["tags"], reference(pictures / "red.png", "a red square"))
+
+
+def test_titles_can_come_from_file_names(tag, pictures):
+    os.rename(pictures / "red.png", pictures / "a-red_square.png")
+    _, out, _ = tag("--json", "--title-from-name", pictures)
+    assert [line["title"] for line in lines(out)] == ["a red square", "blue", "green", "orange", "purple"]
+
+
+def test_clips_are_tagged_from_as_many_frames_as_asked(tag, reference, clip, pictures):
+    status, out, _ = tag("--json", pictures / "red.png", clip)
+    assert status == 0
+    same_tags(lines(out)[0]["tags"], reference(pictures / "red.png"))
+    same_tags(lines(out)[1]["tags"], reference(clip, clip=True))
+
+    from modeling_optsg import processing_optsg
+
+    read, seen = processing_optsg.read_frames, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processing_optsg, "read_frames", lambda *args, **kw: seen.append(read(*args, **kw)) or seen[-1])
+        tag("--json", "--frames", 3, clip)
+    assert [len(frames) for frames in seen] == [3]
+
+
+@pytest.mark.parametrize("output", ["--json", None])
+def test_one_bad_picture_costs_no_other_its_tags(tag, pictures, output):
+    _, before, _ = tag("--json", pictures)
+    truncate(pictures / "green.png")
+    status, out, err = tag(*filter(None, [output]), pictures)
+    assert status == 1
+    assert str(pictures / "green.png") in err and "1 could not be used, 4 tagged" in err
+    assert "Traceback" not in err
+    if output:
+        bad, good = [[line for line in lines(out) if ("error" in line) is b] for b in (True, False)]
+        assert [line["file"] for line in lines(out)] == [line["file"] for line in lines(before)]
+        assert [line["file"] for line in bad] == [str(pictures / "green.png")] and bad[0]["error"]
+        for line in good:
+            same_tags(line["tags"], next(b for b in lines(before) if b["file"] == line["file"])["tags"])
+    else:
+        assert all((f"{colour}.png" in out) == (colour != "green") for colour in COLOURS)
+
+
+def test_a_clip_without_frames_is_reported(tag, clip, pictures):
+    truncate(clip)
+    status, out, err = tag("--json", pictures / "red.png", clip)
+    assert status == 1 and str(clip) in err
+    assert ["error" in line for line in lines(out)] == [False, True]
+
+
+def test_without_pyav_clips_are_reported_and_pictures_tagged(tag, clip, pictures, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    status, out, err = tag("--json", pictures / "red.png", clip)
+    assert status == 1 and "PyAV" in err
+    assert ["error" in line for line in lines(out)] == [False, True]
+
+
+def test_a_file_that_is_not_there_is_reported_and_the_rest_tagged(tag, pictures):
+    status, out, err = tag("--json", pictures / "gone.png", pictures / "red.png")
+    assert status == 1
+    assert f"{pictures / 'gone.png'}: no such file" in err
+    assert [("error" in line, line["file"]) for line in lines(out)] == [
+        (True, str(pictures / "gone.png")),
+        (False, str(pictures / "red.png")),
+    ]
+
+
+def test_a_named_file_is_tried_whatever_its_suffix(tag, pictures):
+    os.rename(pictures / "red.png", pictures / "red.picture")
+    (pictures / "notes.txt").write_text("not a picture")
+    status, out, err = tag("--json", pictures / "red.picture", pictures / "notes.txt")
+    assert status == 1 and "notes.txt" in err
+    assert ["error" in line for line in lines(out)] == [False, True]
+
+
+def test_an_empty_folder_is_an_error(tag, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, out, err = tag(tmp_path / "empty")
+    assert (status, out) == (1, "")
+    assert "no picture or clip" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "FILE"),
+        (["--threshold", "1.5", "a.png"], "between 0 and 1"),
+        (["--threshold", "nan", "a.png"], "between 0 and 1"),
+        (["--max-tags", "0", "a.png"], "at least 1"),
+        (["--frames", "few", "a.png"], "at least 1"),
+        (["--decoding", "fast", "a.png"], "parallel"),
+        (["--title", "x", "a.png", "b.png"], "--title is for one"),
+        (["--title", "x", "--title-from-name", "a.png"], "not allowed with"),
+    ],
+)
+def test_usage_errors_say_what_was_expected(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(["tag", *arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_model_the_error_says_what_is_missing(monkeypatch, capsys, tmp_path, pictures):
+    from modeling_optsg.cli import tag as command
+
+    monkeypatch.setattr(command, "DEFAULT_MODEL", tmp_path / "no-such-checkpoint")
+    with pytest.raises(SystemExit) as end:
+        main(["tag", str(pictures)])
+    assert end.value.code == 2
+    assert "--model is needed" in capsys.readouterr().err
+
+
+def damage_weights(checkpoint):
+    (checkpoint / "model.safetensors").write_bytes(b"\0" * 100)
+
+
+def change_shape(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["intermediate_size"] = config["intermediate_size"] * 2
+    (checkpoint / "config.json").write_text(json.dumps(config))
+
+
+def name_another_model(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+
+
+def lose_weights(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop(next(name for name in weights if "multimodal_encoder" in name))
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+
+
+def lose_configuration(checkpoint):
+    (checkpoint / "config.json").unlink()
+
+
+HARMS = [damage_weights, change_shape, name_another_model, lose_weights, lose_configuration, shutil.rmtree]
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+def test_a_model_that_does_not_load_is_one_line(tiny_checkpoint, tmp_path, capsys, pictures, harm):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    harm(broken)
+    with pytest.raises(SystemExit) as end:
+        main(["tag", "--model", str(broken), str(pictures)])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == ""
+    assert err.startswith(f"optsg tag: model {broken} cannot be loaded: ") and err.count("\n") == 1
+
+
+def test_more_frames_than_the_model_takes_are_refused(tag, pictures, capsys):
+    with pytest.raises(SystemExit) as end:
+        tag("--frames", 100_000, pictures)
+    assert end.value.code == 2
+    assert "--frames is 100000" in capsys.readouterr().err
+
+
+def test_control_characters_in_file_names_stay_harmless(tag, pictures):
+    name = "red\x1b[31m\n.png"
+    os.rename(pictures / "red.png", pictures / name)
+    _, table, _ = tag(pictures)
+    assert "\x1b" not in table and r"red\x1b[31m\n.png" in table
+    _, out, _ = tag("--json", pictures)
+    assert str(pictures / name) in [line["file"] for line in lines(out)]
+    (pictures / name).write_bytes(b"")
+    _, _, err = tag(pictures)
+    assert "\x1b" not in err and r"red\x1b[31m\n.png" in err
+
+
+def test_what_the_library_warns_of_is_said_on_standard_error(tag, pictures, monkeypatch):
+    from modeling_optsg import OPTSGProcessor
+
+    call = OPTSGProcessor.__call__
+
+    def warn_and_call(*args, **kwargs):
+        logging.getLogger("modeling_optsg.video_reading").warning("%s: breaks off", "red\x1b[31m.mp4")
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(OPTSGProcessor, "__call__", warn_and_call)
+    status, _, err = tag("--json", pictures / "red.png")
+    assert (status, err) == (0, "optsg tag: red\\x1b[31m.mp4: breaks off\n")
+
+
+@pytest.mark.parametrize("output", ["--json", None])
+def test_a_terminal_of_another_encoding_gets_escapes(tiny_checkpoint, monkeypatch, pictures, output):
+    os.rename(pictures / "red.png", pictures / "红色.png")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["tag", "--model", str(tiny_checkpoint), *filter(None, [output]), str(pictures)]) == 0
+    text = written.getvalue().decode("ascii")
+    if output:
+        assert any(line["file"].endswith("红色.png") for line in lines(text))
+    else:
+        assert r"\u7ea2\u8272.png" in text
+
+
+def test_a_closed_pipe_ends_the_command_quietly(tiny_checkpoint, monkeypatch, capfd, pictures):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["tag", "--model", str(tiny_checkpoint), str(pictures)]) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_keeps_what_is_printed(tag, monkeypatch, pictures):
+    from modeling_optsg import OPTSGForTagGeneration
+
+    generate, calls = OPTSGForTagGeneration.generate, []
+
+    def generate_once(*args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(OPTSGForTagGeneration, "generate", generate_once)
+    status, out, err = tag("--json", "--batch-size", 2, pictures)
+    assert status == 130 and len(lines(out)) == 2
+    assert "interrupted" in err and "Traceback" not in err
+
+
+METADATA = {
+    "metadata.jsonl": '{"file_name": "red.png", "title": "rot"}\n{"file_name": "sub/blue.png", "title": "蓝色"}\n',
+    "metadata.csv": 'file_name,title,tags\nred.png,rot,"a|b"\nsub/blue.png,蓝色,\n',
+}
+
+
+def write_metadata(folder, name):
+    if name == "metadata.parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        columns = {"file_name": ["red.png", "sub/blue.png"], "title": ["rot", "蓝色"]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / name)
+    else:
+        (folder / name).write_text(METADATA[name], encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [*METADATA, "metadata.parquet"])
+def test_metadata_gives_titles_to_a_folder(pictures, name):
+    (pictures / "sub").mkdir()
+    os.rename(pictures / "blue.png", pictures / "sub" / "blue.png")
+    write_metadata(pictures, name)
+    found = find_media_files([str(pictures)])
+    titles = {Path(file.path).name: file.title for file in found.files}
+    assert titles == {"red.png": "rot", "blue.png": "蓝色", "green.png": None, "orange.png": None, "purple.png": None}
+    assert (found.failures, found.notes) == ([], [])
+    from_names = find_media_files([str(pictures)], title_from_name=True)
+    assert {file.title for file in from_names.files} == set(COLOURS)
+
+
+def test_unusable_metadata_rows_are_counted_and_the_others_used(pictures):
+    rows = ['{"file_name": "red.png", "title": "rot"}', "{", "[]", '{"file_name": "blue.png", "title": 3}']
+    (pictures / "metadata.jsonl").write_text("\n".join(rows))
+    found = find_media_files([str(pictures)])
+    [(path, reason)] = found.failures
+    assert path == str(pictures / "metadata.jsonl")
+    assert reason.startswith("row 2:") and "2 more" in reason
+    assert {file.title for file in found.files} == {"rot", None}
+
+
+def test_metadata_of_missing_files_is_said(pictures):
+    write_metadata(pictures, "metadata.jsonl")
+    [note] = find_media_files([str(pictures)]).notes
+    assert "names 1 files that are not there" in note and "blue.png" in note
+
+
+def test_a_folder_is_searched_to_its_depth_and_what_is_left_out_is_counted(pictures):
+    deep = pictures / "sub" / "deep"
+    deep.mkdir(parents=True)
+    for path, new in (("red.png", deep / "RED.PNG"), ("blue.png", pictures / "sub" / "blue.gif")):
+        os.rename(pictures / path, new)
+    for name in ("a.txt", "b.txt", "c.json", "README", ".hidden.png"):
+        (pictures / name).write_bytes(b"")
+    os.symlink(pictures, deep / "loop")
+    os.symlink(pictures / "nothing", pictures / "broken.png")
+    found = find_media_files([str(pictures)])
+    assert [(os.path.relpath(file.path, pictures), file.is_clip) for file in found.files] == [
+        ("green.png", False),
+        ("orange.png", False),
+        ("purple.png", False),
+        (os.path.join("sub", "blue.gif"), True),
+        (os.path.join("sub", "deep", "RED.PNG"), False),
+    ]
+    assert found.failures == [(str(pictures / "broken.png"), "not a file, or a link to nothing")]
+    [note] = found.notes
+    for count in ("2 .txt", "1 .json", "1 no suffix", "1 hidden", "1 linked folder"):
+        assert count in note
+
+
+def test_printable_text_escapes_what_acts_on_a_terminal_and_keeps_languages():
+    assert printable("e-mail 创意美食 می‌خواهم é 👩‍🍳") == "e-mail 创意美食 می‌خواهم é 👩‍🍳"
+    assert printable("a\tb\n\x1b\x7f\x9b") == r"a\tb\n\x1b\x7f\x9b"
+    assert printable("\u202egpj.exe \udcff") == r"\u202egpj.exe \udcff"
+
+
+def test_columns_line_up_for_wide_characters_and_long_names():
+    table = TagTable(["猫.png", "x" * 60])
+    rows = table.rows("猫.png", [{"tag": "创意美食", "score": 0.5, "novel": True}]).splitlines()
+    rows += table.rows("x" * 60, [{"tag": "cat", "score": 0.25, "novel": False}]).splitlines()
+    assert rows[1] == "x" * 60
+    cells = [table.header(), rows[0], rows[2]]
+    ends = [row.index(cell) + len(cell) for row, cell in zip(cells, ("probability", "0.500", "0.250"), strict=True)]
+    # Each of the five Chinese characters of the second line takes two columns.
+    assert [ends[0], ends[1] + 5, ends[2]] == [ends[0]] * 3

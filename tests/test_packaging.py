@@ -1,0 +1,77 @@
+"""The wheel and the sdist: they build, hold every module and data file, and install."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("modeling_optsg", "dataset_scripts")
+DATA_NAMES = {"package.json", "package-lock.json", "README.md"}
+
+
+def package_files():
+    """Every module and data file of the packages, as it lies in the working tree."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            is_data = package == "dataset_scripts" and path.name in DATA_NAMES
+            if path.suffix == ".py" or is_data:
+                yield path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """Paths of the wheel and the sdist; the wheel is built from the sdist."""
+    tree, output = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    # A copy, so that setuptools leaves no build folder behind whose stale files the next wheel would contain.
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wheel], [sdist] = output.glob("*.whl"), output.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def test_wheel_holds_every_module_and_data_file(distributions):
+    names = set(zipfile.ZipFile(distributions[0]).namelist())
+    assert set(package_files()) <= names
+    packaged = {name for name in names if ".dist-info/" not in name}
+    assert packaged == set(package_files()), "nothing else belongs in it"
+
+
+def test_sdist_also_holds_the_tests_and_the_licence(distributions):
+    with tarfile.open(distributions[1]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    expected = {*package_files(), "LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py", "pyproject.toml"}
+    assert expected <= names
+    assert {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")} <= names
+
+
+def test_installed_wheel_runs_without_the_source_tree(distributions, tmp_path):
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path]
+    subprocess.run([*pip, distributions[0]], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, tmp_path / "bin" / "optsg", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"optsg \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_metadata_leaves_users_a_range_of_versions(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        [path] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = wheel.read(path).decode()
+    requirements = re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)(.*)$", metadata, flags=re.MULTILINE)
+    assert not [name for name, versions in requirements if "==" in versions.partition(";")[0]]
+    assert dict(requirements)["transformers"].count(",") == 1, "a lower and an upper bound"
+    assert "torchvision" not in dict(requirements) and "timm" not in dict(requirements)
+    assert "License-Expression: Apache-2.0" in metadata
