@@ -29,7 +29,7 @@ def load_tagging_dataset(
 
     Args:
         name_or_path: the first of these that it is:
-            a benchmark built here, `"icon_tagging"`;
+            a benchmark built here, `"icon_tagging"` or `"icon-tagging"`;
             a local folder of pictures or clips with a metadata file (see [`tagging_folder.load_tagging_folder`]);
             a local folder of Parquet files with those columns, or the name of such a dataset on the Hub, `"org/name"`
             (see [`tagging_columns.with_tagging_columns`]).
@@ -53,6 +53,8 @@ def load_tagging_dataset(
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
 
+    if not name:
+        raise FileNotFoundError(f"the name is empty. {_accepted()}")
     folder = Path(name).expanduser()
     if folder.is_dir() and has_metadata(folder):
         if kwargs:

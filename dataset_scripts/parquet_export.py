@@ -19,7 +19,7 @@ def write_parquet(dataset: DatasetDict, folder: str | os.PathLike, card: str | o
     `datasets.load_dataset(folder)` then gives the dataset back.
 
     Args:
-        dataset: has the splits `train` and `test` at least.
+        dataset: has the splits `train` and `test` at least, and its pictures' bytes rather than their paths.
         folder: made if it is not there; files of an earlier run are replaced.
         card: a dataset card with a `<!-- statistics -->` … `<!-- /statistics -->` section to be filled.
 
@@ -48,7 +48,7 @@ def write_parquet(dataset: DatasetDict, folder: str | os.PathLike, card: str | o
 
 
 def push_folder(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
-    """Uploads what [`write_parquet`] wrote to the Hub dataset `repo_id`, made if it is not there; returns its address."""
+    """Uploads what [`write_parquet`] wrote as the Hub dataset `repo_id`, made if need be, and returns its address."""
     api = HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     # Without the deletion, files of an earlier upload under other names would stay part of the dataset.

@@ -65,14 +65,13 @@ def _fill(column: str, value, number: int):
 
 
 def _fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    # Undecoded while the text is filled in: a picture would otherwise be decoded and written again for every row.
-    features = rows.features
+    features = datasets.Features({**rows.features, **_TEXT_COLUMNS})
+    # Undecoded until the text is filled in: a picture would otherwise be decoded and encoded again for every row.
     if "image" in features:
         rows = rows.cast_column("image", datasets.Image(decode=False))
 
     def fill(row: Mapping, number: int) -> dict:
         return {column: _fill(column, row.get(column), number) for column in _TEXT_COLUMNS}
 
-    filled = datasets.Features({**rows.features, **_TEXT_COLUMNS})
-    rows = rows.map(fill, with_indices=True, features=filled)
-    return rows.cast_column("image", _MEDIA_FEATURES["image"]) if "image" in features else rows
+    # The features are cast to afterwards: given to map, they would be taken as applied and pictures stay undecoded.
+    return rows.map(fill, with_indices=True).cast(features)

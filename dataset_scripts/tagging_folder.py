@@ -81,7 +81,7 @@ def _columns(items: list[dict], features: datasets.Features) -> dict[str, list]:
     columns = {name: [item[name] for item in items] for name in ("id", "title", "tags")}
     for kind in features.keys() & {"image", "video"}:
         columns[kind] = [item["path"] if _kind(item["path"]) == kind else None for item in items]
-    return columns
+    return {name: columns[name] for name in features}
 
 
 def _metadata_files(folder: Path) -> list[Path]:

@@ -100,7 +100,8 @@ class EfficientNetLiteModel(PreTrainedModel):
             `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]` and its mean over space,
             `pooler_output` `[batch, hidden_size]`.
         """
-        hidden_states = self.stem(pixel_values)
+        # Depthwise convolutions run about twice as fast on a CPU when channels lie innermost.
+        hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             hidden_states = block(hidden_states)
         hidden_states = self.head(hidden_states)

@@ -93,8 +93,10 @@ def cache_tower_features(
         features |= {name: Value("binary"), f"{name}_shape": [Value("int32")]}
     os.makedirs(cache_dir, exist_ok=True)
     # Bytes as stored: the processor opens them itself and names the row when one is broken.
-    if frames:
+    if visual is not None:
         dataset = dataset.cast_column(visual, type(dataset.features[visual])(decode=False))
+    if not frames and not titles:
+        return dataset
     was_training = model.training
     model.eval()
     try:

@@ -100,20 +100,25 @@ class OPTSGModel(OPTSGPreTrainedModel):
         self.order_prompt_encoder = OrderPromptEncoder(config)
         self.post_init()
 
-    def encode_frames(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Vision-tower tokens of frames.
 
         Args:
             pixel_values: `[batch, frames, 3, height, width]`.
+            frame_mask: `[batch, frames]`; the tower is not run on masked frames, whose tokens are zero.
 
         Returns:
             `[batch, frames, tokens, frame_feature_size]`, what `forward` takes as `frame_features`.
         """
         if self.vision_tower is None:
             raise ValueError("This model has no vision tower: give frame_features instead of pixel_values.")
-        tokens = self.vision_tower(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
+        frames = pixel_values.flatten(0, 1)
+        real = None if frame_mask is None or frame_mask.all() else frame_mask.flatten().bool()
+        tokens = self.vision_tower(pixel_values=frames if real is None else frames[real]).last_hidden_state
         if tokens.ndim == 4:
             tokens = tokens.flatten(2).transpose(1, 2)
+        if real is not None:
+            tokens = tokens.new_zeros(len(frames), *tokens.shape[1:]).masked_scatter(real[:, None, None], tokens)
         return tokens.unflatten(0, pixel_values.shape[:2])
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -165,7 +170,7 @@ class OPTSGModel(OPTSGPreTrainedModel):
                 raise ValueError(
                     f"pixel_values must be [batch, frames, 3, height, width], got shape {tuple(pixel_values.shape)}."
                 )
-            frame_features = self.encode_frames(pixel_values)
+            frame_features = self.encode_frames(pixel_values, frame_mask)
         elif frame_features is not None and frame_features.ndim == 3:
             frame_features = frame_features[:, :, None]
         if input_ids is not None:

@@ -1,0 +1,142 @@
+"""Scores a checkpoint on the test split of a tagging dataset and writes one JSON.
+
+    python examples/score.py --checkpoint checkpoints/optsg-icon-small --output results/icon_tagging/optsg-icon-small.json
+
+`pad_bias` and `threshold` are those of the checkpoint, fitted on validation items when it was trained; those of the kNN
+vote are fitted on the same validation items here. Nothing is fitted on the test split.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from knn_vote import KNNVote
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
+from modeling_optsg.prediction import predict_tags
+
+MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
+
+
+def reliability(predictions: list[list[dict]], references: list[list[str]], bins: int = 10) -> dict:
+    """How often tags of a given probability are right: for each tenth of the probabilities the number of tags, their
+    mean probability and the share that is in the ground truth, in percent; and the expected calibration error, the
+    mean distance of the two weighted by the number of tags."""
+    pairs = np.array([(p["score"], p["tag"] in set(tags)) for row, tags in zip(predictions, references) for p in row])
+    which = np.minimum((pairs[:, 0] * bins).astype(int), bins - 1)
+    rows = []
+    for index in range(bins):
+        inside = pairs[which == index]
+        if len(inside):
+            probability, correct = inside.mean(axis=0) * 100
+            rows.append(
+                {
+                    "from": index / bins,
+                    "to": (index + 1) / bins,
+                    "tags": len(inside),
+                    "mean_probability": round(probability, 1),
+                    "correct": round(correct, 1),
+                }
+            )
+    error = sum(row["tags"] * abs(row["mean_probability"] - row["correct"]) for row in rows) / len(pairs)
+    return {"table": rows, "expected_calibration_error": round(error, 2)}
+
+
+def novel_hits(predictions: list[list[dict]], references: list[list[str]]) -> dict:
+    """Novel tags written, and how many of those are in the item's ground truth."""
+    novel = [p["tag"] in set(tags) for row, tags in zip(predictions, references) for p in row if p["novel"]]
+    return {"written": len(novel), "exact_hits": sum(novel)}
+
+
+def environment() -> dict:
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "commit": commit or None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dataset", default="icon_tagging")
+    parser.add_argument("--dataset_dir", default=None)
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
+    parser.add_argument("--batch_size", type=int, default=64)
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+
+    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
+    processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
+    items = {
+        name: CachedFeatures(
+            cache_tower_features(dataset[name], model.model, processor, arguments.cache_dir / "features")
+        )
+        for name in ("train", "validation", "test")
+    }
+    train_counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
+    references = dataset["test"]["tags"]
+    evaluator = TagEvaluator(references, train_counts)
+    result = {"checkpoint": arguments.checkpoint, "dataset": arguments.dataset, "items": len(references)}
+    result |= {"evaluated_tags": len(evaluator.evaluated_tags), "test": {}}
+
+    for decoding in ("parallel", "sequential"):
+        settings = {
+            name: getattr(model.generation_config, name, None)[decoding] for name in ("pad_bias", "threshold")
+        }
+        before = time.perf_counter()
+        predictions = predict_tags(
+            model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size
+        )
+        seconds = time.perf_counter() - before
+        result["test"][decoding] = evaluator.score(predictions) | settings
+        result["test"][decoding] |= {
+            "seconds_per_item_without_towers": round(seconds / len(references), 5),
+            "novel": novel_hits(predictions, references),
+        }
+        unfiltered = predict_tags(
+            model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size, threshold=0.0
+        )
+        result["test"][decoding]["reliability"] = reliability(unfiltered, references)
+        print(decoding, json.dumps(evaluator.score(predictions)), flush=True)
+
+    result["modalities"] = {
+        name: evaluator.score(
+            predict_tags(model, processor, items["test"], modalities=modalities, batch_size=arguments.batch_size)
+        )
+        for name, modalities in MODALITIES.items()
+    }
+
+    knn = KNNVote(items["train"], dataset["train"]["tags"])
+    settings, validation = knn.fit(items["validation"], TagEvaluator(dataset["validation"]["tags"], train_counts))
+    neighbours, picture_weight, threshold = settings.values()
+    figures = evaluator.score(knn.predict(items["test"], neighbours, picture_weight), threshold)
+    result["knn"] = figures | settings | {"validation": validation}
+    print("knn", json.dumps(figures))
+
+    summary_path = Path(arguments.checkpoint) / "training_summary.json"
+    if summary_path.exists():
+        summary = json.loads(summary_path.read_text(encoding="utf-8"))
+        result["seed"] = summary["arguments"]["seed"]
+        result["training_seconds"] = summary["training_seconds"]
+    result |= {"seconds": round(time.perf_counter() - started, 1)} | environment()
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

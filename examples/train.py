@@ -1,0 +1,372 @@
+"""Trains OP-TSG on a tagging benchmark or on a folder of one's own, or fine-tunes a checkpoint there.
+
+    accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --output_dir runs/icon
+    accelerate launch examples/train.py --dataset my_pictures --checkpoint runs/icon --output_dir runs/mine
+
+A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 is kept
+in `--output_dir`; at the end `pad_bias` and `threshold` are fitted on the validation items, for both decodings.
+"""
+
+import itertools
+import json
+import logging
+import math
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object, set_seed
+from datasets import Dataset
+from safetensors import safe_open
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import (
+    OPTSGDataCollator,
+    OPTSGForTagGeneration,
+    OPTSGProcessor,
+    TagEvaluator,
+    train_tag_tokenizer,
+)
+from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
+from modeling_optsg.prediction import fit_generation_config, predict_tags
+from modeling_optsg.pretrained_towers import tower_folder
+from modeling_optsg.token_initialization import initialize_token_embeddings
+
+logger = get_logger(__name__, log_level="INFO")
+
+
+@dataclass
+class TrainArguments:
+    output_dir: str = field(metadata={"help": "Where the best checkpoint, its log and its summary go."})
+    preset: str | None = field(default=None, metadata={"help": "JSON file of arguments; the command line overrides it."})
+    dataset: str = field(
+        default="icon_tagging",
+        metadata={"help": "A benchmark, a folder with a metadata file or of Parquet, or a Hub name."},
+    )
+    dataset_dir: str | None = field(default=None, metadata={"help": "Where datasets are built and looked for."})
+    cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Where tower outputs are kept."})
+    checkpoint: str | None = field(default=None, metadata={"help": "Fine-tune this checkpoint instead of starting anew."})
+    vision_tower: str = field(default="efficientnet-lite0", metadata={"help": "A packaged tower, folder or Hub name."})
+    text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, folder or Hub name."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the pictures; the tower's own if not given."})
+    tune_vision: bool = field(default=False, metadata={"help": "Train the vision tower too."})
+    tune_text: bool = field(default=False, metadata={"help": "Train the text tower too."})
+    num_frames: int = field(default=8, metadata={"help": "Most frames of a clip."})
+    max_tag_tokens: int = field(default=16, metadata={"help": "Longer training tags are left out, and counted."})
+    tag_vocab_size: int = field(default=6000, metadata={"help": "Size of the tag tokenizer that is trained."})
+    config: str = field(default="{}", metadata={"help": "JSON of further OPTSGConfig fields."})
+    validation_share: float = field(
+        default=0.1, metadata={"help": "Share of the training items set aside where there is no validation split."}
+    )
+    epochs: float = 10.0
+    batch_size: int = field(default=64, metadata={"help": "Items a step and process."})
+    learning_rate: float = 6e-4
+    tower_learning_rate: float = 2e-5
+    token_scale: float = field(
+        default=0.06,
+        metadata={"help": "Spread of token embeddings begun from the text tower's features; 0 begins them at random."},
+    )
+    token_rate: float = field(
+        default=0.2, metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."}
+    )
+    weight_decay: float = 0.05
+    warmup_share: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
+    max_grad_norm: float = 1.0
+    num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
+    evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
+    objective: str = field(default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by."})
+    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
+    half_precision_weights: bool = field(
+        default=False, metadata={"help": "Save 16-bit weights (they load as 32-bit; normalisation statistics stay so)."}
+    )
+    num_workers: int = 0
+    seed: int = 0
+
+
+def parse_arguments(argv=None) -> TrainArguments:
+    parser = HfArgumentParser(TrainArguments)
+    preset, _ = parser.parse_known_args([*(argv if argv is not None else os.sys.argv[1:])])
+    if preset.preset:
+        values = json.loads(Path(preset.preset).read_text(encoding="utf-8"))
+        if unknown := set(values) - set(TrainArguments.__dataclass_fields__):
+            parser.error(f"{preset.preset} sets unknown arguments: {', '.join(sorted(unknown))}")
+        values = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in values.items()}
+        parser.set_defaults(**values)
+    return parser.parse_args_into_dataclasses(argv)[0]
+
+
+def load_splits(arguments: TrainArguments) -> tuple[Dataset, Dataset]:
+    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    train, validation = dataset["train"], dataset.get("validation")
+    if validation is None:
+        parts = train.train_test_split(test_size=arguments.validation_share, seed=arguments.seed)
+        train, validation = parts["train"], parts["test"]
+        logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
+    return train, validation
+
+
+def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
+    """Leaves out tags longer than the decoder allows and items without tags, and says how many."""
+    tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
+    too_long = {tag for tag, tokens in zip(tags, ids, strict=True) if len(tokens) > processor.max_tag_tokens}
+    if too_long:
+        logger.warning(
+            f"{len(too_long)} of {len(tags)} training tags are longer than max_tag_tokens={processor.max_tag_tokens} "
+            f"tokens and are left out: {sorted(too_long)[:5]} …"
+        )
+        train = train.map(lambda item: {"tags": [tag for tag in item["tags"] if tag not in too_long]})
+    tagged = [index for index, item_tags in enumerate(train["tags"]) if item_tags]
+    if not tagged:
+        raise ValueError("No training item has a tag; the column `tags` holds each item's list of tags.")
+    if len(tagged) < len(train):
+        logger.warning(f"{len(train) - len(tagged)} of {len(train)} training items have no tags and are left out.")
+        train = train.select(tagged)
+    oversized = sum(len(set(item_tags)) > processor.num_prompts for item_tags in train["tags"])
+    if oversized:
+        logger.warning(
+            f"{oversized} of {len(train)} training items have more than num_prompts={processor.num_prompts} tags; "
+            "a random choice of them is used each time."
+        )
+    return train
+
+
+def written_tokens(train: Dataset, processor: OPTSGProcessor) -> list[int]:
+    """How many tokens the decoder writes for each item."""
+    tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    lengths = {tag: len(tokens) for tag, tokens in zip(tags, ids, strict=True)}
+    return [sum(lengths[tag] for tag in item_tags[: processor.num_prompts]) for item_tags in train["tags"]]
+
+
+def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGeneration, OPTSGProcessor]:
+    counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+    config = json.loads(arguments.config)
+    if arguments.checkpoint:
+        model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint, **config)
+        processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
+        # What the checkpoint was trained on stays known: a tag of it is no novelty of the fine-tuned model.
+        processor.train_tags = dict(Counter(processor.train_tags) + counts)
+        return model, processor
+    vision, text = (
+        tower_folder(name, Path(arguments.cache_dir) / "towers") for name in (arguments.vision_tower, arguments.text_tower)
+    )
+    tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
+    model = OPTSGForTagGeneration.from_vision_text_pretrained(
+        vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=arguments.max_tag_tokens, **config
+    )
+    image_processor = AutoImageProcessor.from_pretrained(vision)
+    if arguments.image_size:
+        image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+    processor = OPTSGProcessor(
+        image_processor,
+        AutoTokenizer.from_pretrained(text),
+        tag_tokenizer,
+        num_frames=arguments.num_frames,
+        num_prompts=model.config.num_prompts,
+        max_tag_tokens=arguments.max_tag_tokens,
+        train_tags=dict(counts),
+    )
+    if arguments.token_scale:
+        initialize_token_embeddings(model.eval(), processor, arguments.token_scale)
+    return model, processor
+
+
+def parameter_groups(model: OPTSGForTagGeneration, arguments: TrainArguments) -> list[dict]:
+    """Towers and token embeddings have learning rates of their own; norms, biases and embeddings are not decayed."""
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tower = "_tower." in name
+            decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries"))
+            rate = arguments.tower_learning_rate if tower else arguments.learning_rate
+            if "token_embeddings" in name:
+                rate, decayed = arguments.learning_rate * arguments.token_rate, False
+            groups.setdefault((rate, decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": arguments.weight_decay if decayed else 0.0}
+        for (rate, decayed), parameters in groups.items()
+    ]
+
+
+def save_checkpoint(model: OPTSGForTagGeneration, processor: OPTSGProcessor, folder: Path, half: bool) -> None:
+    state_dict = None
+    if half:
+        # Buffers are batch-norm statistics, whose small variances 16 bits lose; `dtype` in config.json stays float32,
+        # so that the weights are used in 32 bits.
+        buffers = {name for name, _ in model.named_buffers()}
+        tied = set(model.all_tied_weights_keys)
+        state_dict = {
+            name: tensor.half() if tensor.is_floating_point() and name not in buffers else tensor
+            for name, tensor in model.state_dict().items()
+            if name not in tied
+        }
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+
+
+def load_weights(model: OPTSGForTagGeneration, folder: Path) -> None:
+    """The weights of a checkpoint of this model, into the model at hand."""
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        missing = model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()}, strict=False)
+    if missing.unexpected_keys or set(missing.missing_keys) - set(model.all_tied_weights_keys):
+        raise ValueError(f"{folder} does not hold this model: {missing}")
+
+
+def main(arguments: TrainArguments) -> None:
+    started = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_seed(arguments.seed)
+    output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir).expanduser()
+    arguments.cache_dir = str(cache_dir)
+
+    with accelerator.main_process_first():
+        train, validation = load_splits(arguments)
+        model, processor = build(arguments, train)
+        train = without_untrainable_tags(train, processor)
+        model.model.vision_tower and model.model.vision_tower.requires_grad_(arguments.tune_vision)
+        model.model.text_tower.requires_grad_(arguments.tune_text)
+        model.to(accelerator.device)
+        frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
+        train_items, validation_items = (
+            CachedFeatures(cache_tower_features(split, model.model, processor, cache_dir / "features", **frozen))
+            for split in (train, validation)
+        )
+        tag_table = None
+        if not arguments.tune_text:
+            tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+            tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
+    train_counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+    evaluator = TagEvaluator(validation["tags"], train_counts)
+    if accelerator.device.type == "cpu":
+        # On a CPU plain attention trains a fifth faster than sdpa at these lengths.
+        model.set_attn_implementation("eager")
+
+    collator = OPTSGDataCollator(
+        processor,
+        tag_table,
+        num_negatives=arguments.num_negatives if tag_table else 0,
+        seed=arguments.seed + accelerator.process_index,
+    )
+    loader = DataLoader(
+        train_items,
+        batch_size=arguments.batch_size,
+        # Items with about as many tokens to write go together: a batch is as long as its longest item.
+        sampler=LengthGroupedSampler(arguments.batch_size, lengths=written_tokens(train, processor)),
+        collate_fn=collator,
+        drop_last=len(train_items) > arguments.batch_size * accelerator.num_processes,
+        num_workers=arguments.num_workers,
+    )
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98))
+    loader = accelerator.prepare(loader)
+    total = max(1, round(arguments.epochs * len(loader)))
+    # The scheduler is stepped by hand, once a step whatever the number of processes.
+    scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(arguments.warmup_share * total), total)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
+
+    def validate() -> dict:
+        mine = range(accelerator.process_index, len(validation_items), accelerator.num_processes)
+        with accelerator.autocast():
+            tags = predict_tags(model, processor, torch.utils.data.Subset(validation_items, mine), pad_bias=-1.0)
+        pairs = gather_object(list(zip(mine, tags, strict=True)))
+        predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
+        threshold, figures = evaluator.best_threshold(predictions, arguments.objective)
+        return {"threshold": threshold} | figures
+
+    progress = tqdm(total=total, desc="Training", disable=not accelerator.is_local_main_process)
+    history, best, sums, seen, since = [], -math.inf, Counter(), 0, time.perf_counter()
+    log_path = output_dir / "training_log.jsonl"
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        log_path.write_text("", encoding="utf-8")
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    training_seconds = 0.0
+    for step in range(1, total + 1):
+        wrapped.train()
+        batch = next(batches)
+        outputs = wrapped(**batch)
+        if not torch.isfinite(outputs.loss):
+            raise FloatingPointError(f"The loss is {outputs.loss.item()} at step {step}; lower the learning rate.")
+        accelerator.backward(outputs.loss)
+        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        seen += batch["labels"].shape[0] * accelerator.num_processes
+        sums.update(generation=outputs.generation_loss.item(), alignment=outputs.alignment_loss.item(), steps=1)
+        progress.update()
+        if step % 20 == 0 or step in evaluate_at:
+            losses = {f"{part}_loss": round(sums[part] / sums["steps"], 4) for part in ("generation", "alignment")}
+            rate = seen / (time.perf_counter() - since)
+            progress.set_postfix({**losses, "items/s": f"{rate:.0f}"})
+        if step in evaluate_at:
+            training_seconds += time.perf_counter() - since
+            figures = validate()
+            row = {
+                "step": step,
+                "epoch": round(step / len(loader), 2),
+                **losses,
+                "items_per_second": round(rate, 1),
+                "training_seconds": round(training_seconds, 1),
+                "validation": figures,
+            }
+            history.append(row)
+            if accelerator.is_main_process:
+                with log_path.open("a", encoding="utf-8") as log:
+                    log.write(json.dumps(row) + "\n")
+                progress.write(
+                    f"step {step}: generation {losses['generation_loss']:.3f}, alignment {losses['alignment_loss']:.3f}, "
+                    f"{rate:.0f} items/s; validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
+                    f"Common {figures['common_f1']:.1f}, micro {figures['micro_f1']:.1f}"
+                )
+                if figures[arguments.objective] > best:
+                    save_checkpoint(model, processor, output_dir, arguments.half_precision_weights)
+            best = max(best, figures[arguments.objective])
+            sums.clear()
+            seen, since = 0, time.perf_counter()
+    progress.close()
+    accelerator.wait_for_everyone()
+
+    if accelerator.is_main_process:
+        load_weights(model, output_dir)
+        fits = {
+            decoding: fit_generation_config(
+                model, processor, validation_items, evaluator, decoding=decoding, objective=arguments.objective
+            )
+            for decoding in ("parallel", "sequential")
+        }
+        model.generation_config.decoding = "parallel"
+        model.generation_config.save_pretrained(output_dir)
+        summary = {
+            "arguments": vars(arguments),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "items": {"train": len(train), "validation": len(validation)},
+            "oversized_items": collator.oversized_items,
+            "training_seconds": round(training_seconds, 1),
+            "seconds": round(time.perf_counter() - started, 1),
+            "history": history,
+            "fits": fits,
+        }
+        (output_dir / "training_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        for decoding, fit in fits.items():
+            logger.info(
+                f"{decoding}: pad_bias {fit['pad_bias']}, threshold {fit['threshold']}, validation Full "
+                f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
+            )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(parse_arguments())

@@ -1,0 +1,353 @@
+import csv
+import json
+import logging
+import os
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict, Image, List, Value, Video
+from PIL import Image as PILImage
+
+from dataset_scripts import load_tagging_dataset
+from dataset_scripts.tagging_folder import CLIP_SUFFIXES, METADATA_NAMES, PICTURE_SUFFIXES
+from modeling_optsg.cli import media_files
+
+datasets.disable_progress_bars()
+
+ROWS = [
+    {"file_name": "one.png", "title": "First, of two", "tags": ["red", "warm colour"]},
+    {"file_name": "sub/two.png", "title": "第二张", "tags": ["创意美食"]},
+]
+
+
+def draw(path, colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.new("RGB", (8, 8), colour).save(path)
+
+
+def write_metadata(folder, rows, kind="jsonl"):
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"metadata.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows({**row, "tags": "|".join(row["tags"])} for row in rows)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, without metadata."""
+    draw(tmp_path / "data/one.png", "red")
+    draw(tmp_path / "data/sub/two.png", "blue")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_folder_is_a_train_split_whatever_the_metadata_format(folder, kind):
+    write_metadata(folder, ROWS, kind)
+    dataset = load_tagging_dataset(folder)
+    assert list(dataset) == ["train"]
+    rows = dataset["train"]
+    assert rows.features == {
+        "id": Value("string"),
+        "image": Image(),
+        "title": Value("string"),
+        "tags": List(Value("string")),
+    }
+    assert rows["id"] == ["one.png", "sub/two.png"]
+    assert rows["title"] == ["First, of two", "第二张"]
+    assert rows["tags"] == [["red", "warm colour"], ["创意美食"]]
+    assert [picture.getpixel((0, 0)) for picture in rows["image"]] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_split_folders_are_splits(folder):
+    for split in ("test", "train", "val"):
+        draw(folder / split / f"{split}.png")
+        write_metadata(folder / split, [{"file_name": f"{split}.png", "title": split, "tags": []}])
+    dataset = load_tagging_dataset(str(folder))
+    assert {split: rows["title"] for split, rows in dataset.items()} == {
+        "train": ["train"],
+        "validation": ["val"],
+        "test": ["test"],
+    }
+
+
+def test_clips_stay_undecoded(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"anything")
+    write_metadata(tmp_path, [{"file_name": "clip.mp4"}])
+    rows = load_tagging_dataset(tmp_path, split="train")
+    assert rows.features["video"] == Video(decode=False) and "image" not in rows.features
+    assert rows[0] == {
+        "id": "clip.mp4",
+        "video": {"bytes": None, "path": str(tmp_path / "clip.mp4")},
+        "title": "",
+        "tags": [],
+    }
+
+
+def test_pictures_and_clips_together_leave_the_other_column_empty(folder):
+    (folder / "clip.webm").write_bytes(b"anything")
+    write_metadata(folder, [{"file_name": "one.png"}, {"file_name": "clip.webm"}])
+    first, second = load_tagging_dataset(folder, split="train")
+    assert first["image"].size == (8, 8) and first["video"] is None
+    assert second["image"] is None and second["video"]["path"].endswith("clip.webm")
+
+
+def test_the_command_line_and_the_loader_agree_on_what_is_a_picture_and_what_a_clip():
+    assert (PICTURE_SUFFIXES, CLIP_SUFFIXES) == (media_files.PICTURE_SUFFIXES, media_files.CLIP_SUFFIXES)
+    assert set(METADATA_NAMES) == media_files.METADATA_NAMES
+
+
+def test_ids_can_be_given(folder):
+    write_metadata(folder, [{"id": 7, "file_name": "one.png"}, {"id": "x", "file_name": "sub/two.png"}])
+    assert load_tagging_dataset(folder, split="train")["id"] == ["7", "x"]
+
+
+def test_unclean_tags_unused_columns_and_unlisted_files_are_reported(folder, caplog):
+    write_metadata(folder, [{"file_name": "one.png", "tags": [" red", "red ", "", "Red"], "author": "me"}])
+    with caplog.at_level(logging.WARNING):
+        rows = load_tagging_dataset(folder, split="train")
+    assert rows["tags"] == [["red", "Red"]]
+    assert "left out 2 empty or repeated tags" in caplog.text
+    assert "columns not used: author" in caplog.text
+    assert "1 pictures or clips are in no metadata file" in caplog.text and "two.png" in caplog.text
+
+
+def test_changed_metadata_gives_new_rows(folder, tmp_path):
+    write_metadata(folder, ROWS)
+    load_tagging_dataset(folder, cache_dir=tmp_path / "cache")
+    before = os.stat(folder / "metadata.jsonl")
+    write_metadata(folder, [{**ROWS[0], "title": "First, of 2!!"}, ROWS[1]])
+    os.utime(folder / "metadata.jsonl", ns=(before.st_atime_ns, before.st_mtime_ns))
+    draw(folder / "one.png", "green")
+    row = load_tagging_dataset(folder, split="train", cache_dir=tmp_path / "cache")[0]
+    assert row["title"] == "First, of 2!!"
+    assert row["image"].getpixel((0, 0)) == (0, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("split", "ids"), [("train[:1]", ["one.png"]), ("train[1:]+train[:50%]", ["sub/two.png", "one.png"])]
+)
+def test_parts_of_a_split(folder, split, ids):
+    write_metadata(folder, ROWS)
+    assert load_tagging_dataset(folder, split=split)["id"] == ids
+
+
+def test_streams(folder):
+    write_metadata(folder, ROWS)
+    streams = load_tagging_dataset(folder, streaming=True)
+    assert [row["id"] for row in streams["train"]] == ["one.png", "sub/two.png"]
+    assert next(iter(load_tagging_dataset(folder, split="train", streaming=True)))["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "file_name", ["../outside.png", "sub/../../outside.png", "/etc/outside.png", "link.png", "away/outside.png"]
+)
+def test_a_file_name_cannot_lead_out_of_the_folder(folder, tmp_path, file_name):
+    draw(tmp_path / "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    (folder / "away").symlink_to(tmp_path)
+    write_metadata(folder, [{"file_name": "one.png"}, {"file_name": file_name}])
+    with pytest.raises(ValueError, match=rf"line 2: '{file_name}' leads out of"):
+        load_tagging_dataset(folder)
+
+
+def test_a_link_inside_the_folder_is_followed(folder):
+    (folder / "link.png").symlink_to(folder / "one.png")
+    write_metadata(folder, [{"file_name": "link.png"}])
+    assert load_tagging_dataset(folder, split="train")["id"] == ["link.png"]
+
+
+def test_missing_files_are_named_and_counted(folder):
+    write_metadata(folder, [*ROWS, *({"file_name": f"gone{n}.png"} for n in range(1200))])
+    with pytest.raises(
+        FileNotFoundError, match=r"1,200 files that are not there: 'gone0.png', 'gone1.png', 'gone2.png', …"
+    ):
+        load_tagging_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metadata.jsonl", '{"file_name": "one.png"}\n{"file_name": ', "line 2: not JSON"),
+        ("metadata.jsonl", '["one.png"]', 'line 1: expected a row with "file_name"'),
+        ("metadata.jsonl", '{"title": "x"}', 'line 1: expected a row with "file_name"'),
+        (
+            "metadata.jsonl",
+            '{"file_name": "one.png", "tags": "red"}',
+            "line 1: tags must be a list of texts, got 'red'",
+        ),
+        ("metadata.jsonl", '{"file_name": "one.png", "tags": [1]}', "line 1: tags must be a list of texts"),
+        ("metadata.jsonl", '{"file_name": "one.png", "title": 5}', "line 1: title must be text, got 5"),
+        ("metadata.jsonl", '{"file_name": "one.png"}\n{"file_name": "one.png"}', "line 2: the id 'one.png'"),
+        ("metadata.jsonl", '{"file_name": "notes.txt"}', "'notes.txt' has the suffix of neither"),
+        ("metadata.jsonl", '{"file_name": "a\\u0000.png"}', "leads out of"),
+        ("metadata.jsonl", "\n", "holds no rows"),
+        ("metadata.csv", "file_name,tags\none.png,\"['red', 'blue']\"\n", "line 2: tags are a printed list"),
+        ("metadata.csv", "file_name,title\none.png,a,b\n", "line 2: more cells than the header's 2 columns"),
+        ("metadata.csv", 'file_name,title\none.png,"open\n', "not csv"),
+        ("metadata.csv", b"file_name\n\xff.png\n", "not UTF-8"),
+        ("metadata.parquet", "no parquet", "not a Parquet file"),
+    ],
+)
+def test_damaged_metadata_names_the_place(folder, name, content, message):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as error:
+        load_tagging_dataset(folder)
+    assert name in str(error.value) and message in str(error.value)
+
+
+def test_a_csv_from_a_spreadsheet_is_read(folder):
+    (folder / "metadata.csv").write_bytes("\ufefffile_name,tags\r\none.png, red | blue |\r\nsub/two.png,\r\n".encode())
+    rows = load_tagging_dataset(folder, split="train")
+    assert rows["tags"] == [["red", "blue"], []]
+    assert rows["title"] == ["", ""]
+
+
+def test_two_metadata_files_are_refused(folder):
+    write_metadata(folder, ROWS)
+    write_metadata(folder, ROWS, "csv")
+    with pytest.raises(ValueError, match="metadata.jsonl and metadata.csv; keep one"):
+        load_tagging_dataset(folder)
+
+
+def test_metadata_beside_split_folders_is_refused(folder):
+    write_metadata(folder, ROWS)
+    draw(folder / "test/three.png")
+    write_metadata(folder / "test", [{"file_name": "three.png"}])
+    with pytest.raises(ValueError, match="holds metadata.jsonl and also test/"):
+        load_tagging_dataset(folder)
+
+
+def test_two_folders_of_one_split_are_refused(folder):
+    for name in ("val", "validation"):
+        draw(folder / name / "x.png")
+        write_metadata(folder / name, [{"file_name": "x.png"}])
+    with pytest.raises(ValueError, match="both the validation split"):
+        load_tagging_dataset(folder)
+
+
+def test_an_unknown_split_is_named_beside_those_there_are(folder):
+    write_metadata(folder, ROWS)
+    with pytest.raises(ValueError, match=r"\['train'\].*'test'"):
+        load_tagging_dataset(folder, split="test")
+
+
+@pytest.mark.parametrize("name", ["icontagging", "no/such/folder", "../nowhere", ""])
+def test_an_unknown_name_lists_what_is_accepted(name):
+    with pytest.raises(FileNotFoundError, match="Accepted: icon_tagging; a local folder .* on the Hub"):
+        load_tagging_dataset(name)
+
+
+def test_a_name_the_hub_does_not_know_lists_what_is_accepted(monkeypatch):
+    def nothing_there(*args, **kwargs):
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/nothing' doesn't exist on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", nothing_there)
+    with pytest.raises(FileNotFoundError, match=r"(?s)org/nothing.*doesn't exist on the Hub.*Accepted: icon_tagging"):
+        load_tagging_dataset("org/nothing")
+
+
+def test_a_folder_with_nothing_to_load_says_what_it_could_hold(folder):
+    with pytest.raises(ValueError, match="neither Parquet files nor one of metadata.jsonl"):
+        load_tagging_dataset(folder)
+
+
+def test_a_file_is_refused(folder):
+    write_metadata(folder, ROWS)
+    with pytest.raises(ValueError, match="is a file; give the folder"):
+        load_tagging_dataset(folder / "metadata.jsonl")
+
+
+def test_an_argument_that_has_no_meaning_is_refused(folder):
+    write_metadata(folder, ROWS)
+    with pytest.raises(TypeError, match="revision"):
+        load_tagging_dataset(folder, revision="main")
+
+
+@pytest.fixture
+def parquet_folder(folder, tmp_path):
+    """The pictures of `folder`, in Parquet files."""
+    names = [row["file_name"] for row in ROWS]
+    pictures = [{"path": name, "bytes": (folder / name).read_bytes()} for name in names]
+    columns = {name: [row[name] for row in ROWS] for name in ("title", "tags")}
+    rows = Dataset.from_dict({"id": names, "image": pictures, **columns}).cast_column("image", Image())
+    output = tmp_path / "parquet"
+    output.mkdir()
+    rows.to_parquet(str(output / "train-00000-of-00001.parquet"))
+    rows.select([1]).to_parquet(str(output / "test-00000-of-00001.parquet"))
+    return output
+
+
+def test_a_folder_of_parquet_files_is_loaded(parquet_folder, tmp_path):
+    dataset = load_tagging_dataset(parquet_folder, cache_dir=tmp_path / "cache")
+    assert dataset.num_rows == {"train": 2, "test": 1}
+    assert dataset["test"].features["tags"] == List(Value("string"))
+    row = dataset["test"][0]
+    assert (row["id"], row["title"], row["tags"]) == ("sub/two.png", "第二张", ["创意美食"])
+    assert row["image"].getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_changed_parquet_gives_new_rows(parquet_folder, tmp_path):
+    load_tagging_dataset(parquet_folder, cache_dir=tmp_path / "cache")
+    changed = Dataset.from_dict({"id": ["new"], "title": ["new"], "tags": [["new"]]})
+    for path in parquet_folder.iterdir():
+        changed.to_parquet(str(path))
+    assert load_tagging_dataset(parquet_folder, split="test", cache_dir=tmp_path / "cache")["id"] == ["new"]
+
+
+def test_parquet_streams(parquet_folder, tmp_path):
+    rows = list(load_tagging_dataset(parquet_folder, split="train", streaming=True))
+    assert [row["id"] for row in rows] == ["one.png", "sub/two.png"]
+    assert rows[1]["image"].getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_without_ids_titles_or_tags_gets_them(tmp_path, streaming):
+    plain = Dataset.from_dict({"title": ["one", None], "clip": [1, 2]})
+    (tmp_path / "data").mkdir()
+    plain.to_parquet(str(tmp_path / "data/train.parquet"))
+    rows = load_tagging_dataset(tmp_path / "data", split="train", streaming=streaming, cache_dir=tmp_path / "cache")
+    assert list(rows) == [
+        {"title": "one", "clip": 1, "id": "0", "tags": []},
+        {"title": "", "clip": 2, "id": "1", "tags": []},
+    ]
+    assert rows.features["tags"] == List(Value("string"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"title": ["x"], "tags": ["red|blue"]}, "column tags is .*expected lists of text"),
+        ({"title": ["x"], "tags": [[1]]}, "column tags is .*expected lists of text"),
+        ({"title": [3], "tags": [["red"]]}, "column title is .*expected text"),
+        ({"name": ["x"], "tags": [["red"]]}, r"columns \['name', 'tags'\]; expected"),
+    ],
+)
+def test_parquet_of_another_kind_is_refused(tmp_path, columns, message):
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(columns).to_parquet(str(tmp_path / "data/train.parquet"))
+    with pytest.raises(ValueError, match=message):
+        load_tagging_dataset(tmp_path / "data", cache_dir=tmp_path / "cache")
+
+
+def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
+    asked = []
+
+    def load_dataset(name, **kwargs):
+        asked.append((name, kwargs))
+        videos = [{"path": "a.mp4", "bytes": b"1"}]
+        rows = Dataset.from_dict({"id": [3], "video": videos, "title": ["x"], "tags": [["y"]]})
+        return DatasetDict(train=rows.cast_column("video", Video(decode=True)))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = load_tagging_dataset("org/clips", cache_dir="cache", revision="main")["train"]
+    assert asked == [("org/clips", {"split": None, "cache_dir": "cache", "streaming": False, "revision": "main"})]
+    assert rows[0] == {"video": {"path": "a.mp4", "bytes": b"1"}, "title": "x", "tags": ["y"], "id": "3"}
