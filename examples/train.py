@@ -22,11 +22,9 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
-from safetensors import safe_open
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import (
@@ -76,7 +74,7 @@ class TrainArguments:
         metadata={"help": "Spread of token embeddings begun from the text tower's features; 0 begins them at random."},
     )
     token_rate: float = field(
-        default=0.2, metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."}
+        default=0.3, metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."}
     )
     weight_decay: float = 0.05
     warmup_share: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
@@ -138,14 +136,6 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
             "a random choice of them is used each time."
         )
     return train
-
-
-def written_tokens(train: Dataset, processor: OPTSGProcessor) -> list[int]:
-    """How many tokens the decoder writes for each item."""
-    tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
-    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    lengths = {tag: len(tokens) for tag, tokens in zip(tags, ids, strict=True)}
-    return [sum(lengths[tag] for tag in item_tags[: processor.num_prompts]) for item_tags in train["tags"]]
 
 
 def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGeneration, OPTSGProcessor]:
@@ -214,14 +204,6 @@ def save_checkpoint(model: OPTSGForTagGeneration, processor: OPTSGProcessor, fol
     processor.save_pretrained(folder)
 
 
-def load_weights(model: OPTSGForTagGeneration, folder: Path) -> None:
-    """The weights of a checkpoint of this model, into the model at hand."""
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        missing = model.load_state_dict({name: weights.get_tensor(name) for name in weights.keys()}, strict=False)
-    if missing.unexpected_keys or set(missing.missing_keys) - set(model.all_tied_weights_keys):
-        raise ValueError(f"{folder} does not hold this model: {missing}")
-
-
 def main(arguments: TrainArguments) -> None:
     started = time.perf_counter()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
@@ -261,12 +243,12 @@ def main(arguments: TrainArguments) -> None:
     loader = DataLoader(
         train_items,
         batch_size=arguments.batch_size,
-        # Items with about as many tokens to write go together: a batch is as long as its longest item.
-        sampler=LengthGroupedSampler(arguments.batch_size, lengths=written_tokens(train, processor)),
+        shuffle=True,
         collate_fn=collator,
         drop_last=len(train_items) > arguments.batch_size * accelerator.num_processes,
         num_workers=arguments.num_workers,
     )
+    trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98))
     loader = accelerator.prepare(loader)
     total = max(1, round(arguments.epochs * len(loader)))
@@ -339,7 +321,7 @@ def main(arguments: TrainArguments) -> None:
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        load_weights(model, output_dir)
+        model = OPTSGForTagGeneration.from_pretrained(output_dir).to(accelerator.device)
         fits = {
             decoding: fit_generation_config(
                 model, processor, validation_items, evaluator, decoding=decoding, objective=arguments.objective
@@ -351,7 +333,7 @@ def main(arguments: TrainArguments) -> None:
         summary = {
             "arguments": vars(arguments),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": trained_parameters,
             "items": {"train": len(train), "validation": len(validation)},
             "oversized_items": collator.oversized_items,
             "training_seconds": round(training_seconds, 1),

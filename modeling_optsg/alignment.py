@@ -43,8 +43,8 @@ def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> tor
     """
     batch, num_prompts, columns = similarity.shape
     present = labels >= 0
-    if columns - 1 <= labels.max().item():
-        raise ValueError(f"Label {labels.max().item()} names no tag: only {columns - 1} candidate tags were given.")
+    if (beyond := labels[labels >= columns - 1]).numel():
+        raise ValueError(f"Label {beyond[0].item()} names no tag: only {columns - 1} candidate tags were given.")
     if (most := present.sum(dim=1).max().item()) > num_prompts:
         raise ValueError(
             f"An item has {most} tags but the model has num_prompts={num_prompts}; sample {num_prompts} of them "

@@ -83,6 +83,7 @@ class EfficientNetLiteModel(PreTrainedModel):
             init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
 
     def train(self, mode: bool = True):
         super().train(mode)

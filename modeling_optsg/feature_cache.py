@@ -137,7 +137,7 @@ class CachedFeatures(TorchDataset):
         row = self.dataset[index]
         for name in self.names:
             shape = row.pop(f"{name}_shape")
-            row[name] = None if shape is None else np.frombuffer(row[name], TOKEN_DTYPE).reshape(shape)
+            row[name] = None if shape is None else np.frombuffer(row[name], TOKEN_DTYPE).reshape(shape).astype(np.float32)
         return row
 
 

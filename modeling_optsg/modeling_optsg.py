@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -65,6 +65,26 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer", "InvertedResidual"]
+    # `Trainer` would otherwise take the `**kwargs` of `forward` as a promise to divide the loss by the tokens of all
+    # accumulated batches, and leave it undivided.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls, *args, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs
+    ):
+        """As of [`PreTrainedModel`], with a `ValueError` that names the tensors of another shape than the model's:
+        the library's own error leaves them to its log."""
+        model, report = super().from_pretrained(
+            *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        if report["mismatched_keys"] and not ignore_mismatched_sizes:
+            shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
+            raise ValueError(
+                f"The weights do not fit the configuration: {', '.join(shapes[:5])}"
+                f"{f', and {len(shapes) - 5} more' if len(shapes) > 5 else ''}."
+            )
+        return (model, report) if output_loading_info else model
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -113,7 +133,9 @@ class OPTSGModel(OPTSGPreTrainedModel):
         if self.vision_tower is None:
             raise ValueError("This model has no vision tower: give frame_features instead of pixel_values.")
         frames = pixel_values.flatten(0, 1)
-        real = None if frame_mask is None or frame_mask.all() else frame_mask.flatten().bool()
+        # Towers do not run on an empty batch: with no real frame at all, none is left out.
+        masked = frame_mask is not None and frame_mask.any() and not frame_mask.all()
+        real = frame_mask.flatten().bool() if masked else None
         tokens = self.vision_tower(pixel_values=frames if real is None else frames[real]).last_hidden_state
         if tokens.ndim == 4:
             tokens = tokens.flatten(2).transpose(1, 2)
@@ -132,8 +154,10 @@ class OPTSGModel(OPTSGPreTrainedModel):
         attention_mask = attention_mask.masked_fill(empty & first, 1)
         return self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
-    def embed_tags(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def embed_tags(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean-pooled text-tower features `[tags, text width]` of tags `[tags, length]`."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         tokens = self.encode_text(input_ids, attention_mask)
         weights = attention_mask[..., None].to(tokens.dtype)
         return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -171,8 +195,14 @@ class OPTSGModel(OPTSGPreTrainedModel):
                     f"pixel_values must be [batch, frames, 3, height, width], got shape {tuple(pixel_values.shape)}."
                 )
             frame_features = self.encode_frames(pixel_values, frame_mask)
-        elif frame_features is not None and frame_features.ndim == 3:
-            frame_features = frame_features[:, :, None]
+        elif frame_features is not None:
+            if frame_features.ndim not in (3, 4):
+                raise ValueError(
+                    "frame_features must be [batch, frames, width] or [batch, frames, tokens, width], got shape "
+                    f"{tuple(frame_features.shape)}."
+                )
+            if frame_features.ndim == 3:
+                frame_features = frame_features[:, :, None]
         if input_ids is not None:
             title_features = self.encode_text(input_ids, attention_mask)
         memory, memory_mask = self.multimodal_encoder(frame_features, frame_mask, title_features, attention_mask)
@@ -197,6 +227,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
         self.post_init()
+        # The one made from the model's configuration forgets fields it does not know when it is loaded again.
+        self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
 
     @classmethod
     def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
@@ -217,7 +249,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             tower_config = getattr(tower_config, f"{half}_config", tower_config)
             if tower_config.model_type == EfficientNetLiteConfig.model_type:
                 AutoModel.register(type(tower_config), EfficientNetLiteModel, exist_ok=True)
-            towers[half] = AutoModel.from_pretrained(name, config=tower_config)
+            # A tower saved in half precision would stay so inside a model of single precision.
+            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
         config = OPTSGConfig(
             vision_config=towers["vision"].config if "vision" in towers else None,
             text_config=towers["text"].config,
@@ -239,6 +272,14 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
 
     def set_output_embeddings(self, value):
         self.lm_head = value
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Resizes the tag vocabulary. The library would note the new size in the text tower's configuration."""
+        text_vocab_size = self.config.text_config.vocab_size
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.text_config.vocab_size = text_vocab_size
+        self.config.tag_vocab_size = embeddings.num_embeddings
+        return embeddings
 
     def forward(
         self,
@@ -270,6 +311,10 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 is none.
             decoding: attention mask of the decoder, "parallel" or "sequential"; by default items are divided at random
                 by `parallel_share` in training and all parallel in evaluation.
+
+        Raises:
+            ValueError: an item cannot be read (see [`OPTSGModel`]), `labels` come without their tags or name tags that
+                are not there, a tag is longer than `max_tag_tokens`, or an item has more tags than there are prompts.
         """
         outputs = self.model(
             pixel_values=pixel_values,
@@ -281,6 +326,11 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         )
         if labels is None:
             return OPTSGOutput(order_prompts=outputs.order_prompts)
+        tags = {"tag_input_ids": tag_input_ids, "tag_lengths": tag_lengths}
+        if tag_features is None:
+            tags["tag_text_input_ids (or tag_features)"] = tag_text_input_ids
+        if missing := [name for name, value in tags.items() if value is None]:
+            raise ValueError(f"labels need {', '.join(missing)} too; `processor(tags=...)` makes them.")
         if tag_features is None:
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
         alignment = self.tag_alignment(outputs.order_prompts, tag_features, labels)

@@ -1,9 +1,11 @@
 """Order-prompted `generate`: every prompt's tag, written slot after slot or all slots at once."""
 
 import copy
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
@@ -12,6 +14,14 @@ from transformers.utils import ModelOutput
 from .tag_decoder import SlotRows
 
 DECODINGS = ("parallel", "sequential")
+
+# What of `GenerationConfig` means something where every slot writes one tag; the rest would be ignored silently.
+SEARCH_SETTINGS = (
+    *("num_beams", "length_penalty", "num_return_sequences", "do_sample", "renormalize_logits", "remove_invalid_values"),
+    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"),
+)
 
 
 @dataclass
@@ -38,23 +48,45 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
     """Lets a slot write only tags of a given vocabulary (a prefix tree over their tokens), or [PAD].
 
     Args:
-        tags: token ids of each allowed tag, without [SEP].
+        tags: token ids of each allowed tag, without [SEP]; [PAD] at the end is filler.
         pad_token_id, sep_token_id: ids of [PAD] and [SEP].
+
+    Raises:
+        ValueError: there are no tags, or one is empty or not made of token ids.
     """
 
     def __init__(self, tags: Iterable[Sequence[int]], pad_token_id: int, sep_token_id: int):
         following = defaultdict(set)
         following[()].add(pad_token_id)
         for tag in tags:
-            tag = tuple(int(token) for token in tag)
-            if not tag:
-                raise ValueError("The tag vocabulary holds an empty tag.")
+            tag = self._token_ids(tag, pad_token_id, sep_token_id)
             for length, token in enumerate(tag):
                 following[tag[:length]].add(token)
             following[tag].add(sep_token_id)
         if len(following) == 1:
             raise ValueError("The tag vocabulary is empty; leave tag_vocabulary out to allow every tag.")
         self.following = {prefix: torch.tensor(sorted(tokens)) for prefix, tokens in following.items()}
+        self.longest = max(map(len, following))
+        self.largest_token = max(map(max, following.values()))
+
+    @staticmethod
+    def _token_ids(tag, pad_token_id: int, sep_token_id: int) -> tuple[int, ...]:
+        try:
+            tokens = [int(token) for token in tag] if not isinstance(tag, str) else None
+        except (TypeError, ValueError):
+            tokens = None
+        if tokens is None:
+            raise ValueError(f"The tag vocabulary holds {tag!r}; expected the token ids `processor.encode_tags` makes.")
+        while tokens and tokens[-1] == pad_token_id:
+            tokens.pop()
+        if not tokens:
+            raise ValueError("The tag vocabulary holds an empty tag.")
+        if min(tokens) < 0 or pad_token_id in tokens or sep_token_id in tokens:
+            raise ValueError(
+                f"The tag vocabulary holds {tokens}: a tag has neither [PAD]={pad_token_id} nor [SEP]={sep_token_id} "
+                "in it, nor negative ids."
+            )
+        return tuple(tokens)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if input_ids.shape[1] == 0:
@@ -86,9 +118,10 @@ class SlotState:
 
     Args:
         tokens: `[slots * hypotheses, written]`.
-        log_probs: the model's own log-probability of what is written.
+        log_probs: the model's own log-probability of what is written; -inf for a hypothesis that is no tag, because
+            it drew [PAD] or because processors left it without a token.
         ranking: the same under the processed scores, by which beams are ranked.
-        finished: whether [SEP] has been written.
+        finished: whether [SEP] has been written, or the hypothesis is no tag.
         lengths: tokens written, [SEP] not counted.
     """
 
@@ -143,31 +176,32 @@ class OrderPromptGenerationMixin(GenerationMixin):
             generation_config: instead of the model's. `threshold` and `pad_bias` there are a number or one for each
                 decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
-                `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and any other field of
-                `GenerationConfig` that concerns logits.
+                `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
+                `SEARCH_SETTINGS`, fields of `GenerationConfig`.
 
         Raises:
-            ValueError: an unknown setting or one out of range.
+            ValueError: an unknown setting, one out of range, or a tag vocabulary this model cannot write.
         """
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         own = {"decoding": decoding, "threshold": threshold, "pad_bias": pad_bias, "max_tags": max_tags}
         for name, value in own.items():
             setattr(config, name, value if value is not None else getattr(config, name, None))
-        if unknown := config.update(**kwargs):
-            raise ValueError(f"generate() does not know {sorted(unknown)}.")
+        if unknown := kwargs.keys() - set(SEARCH_SETTINGS):
+            raise ValueError(f"generate() does not know {sorted(unknown)}; it takes {sorted([*own, *SEARCH_SETTINGS])}.")
+        config.update(**kwargs)
         length_penalty = config.length_penalty or 0.0
         config.update(**config._get_default_generation_params(), defaults_only=True)
         decoding = config.decoding or "parallel"
         if decoding not in DECODINGS:
             raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
-        threshold, pad_bias = (
-            value.get(decoding, 0.0) if isinstance(value, dict) else value or 0.0
-            for value in (config.threshold, config.pad_bias)
-        )
+        threshold, pad_bias = (_number_for_decoding(config, name, decoding) for name in ("threshold", "pad_bias"))
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1.")
-        if config.max_tags is not None and config.max_tags < 1:
-            raise ValueError(f"max_tags={config.max_tags} must be at least 1.")
+        for name in ("max_tags", "num_beams", "num_return_sequences"):
+            if (value := getattr(config, name)) is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if config.num_beams > self.config.tag_vocab_size:
+            raise ValueError(f"num_beams={config.num_beams} exceeds tag_vocab_size={self.config.tag_vocab_size}.")
         if config.num_beams > 1 and config.do_sample:
             raise ValueError(f"num_beams={config.num_beams} with do_sample=True: sample, or search with beams, not both.")
         if not config.do_sample and config.num_return_sequences > config.num_beams:
@@ -186,6 +220,16 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 tag_vocabulary = TagVocabularyLogitsProcessor(
                     tag_vocabulary, self.config.tag_pad_token_id, self.config.tag_sep_token_id
                 )
+            if tag_vocabulary.longest > self.config.max_tag_tokens:
+                raise ValueError(
+                    f"tag_vocabulary holds a tag of {tag_vocabulary.longest} tokens; this model writes at most "
+                    f"max_tag_tokens={self.config.max_tag_tokens}."
+                )
+            if tag_vocabulary.largest_token >= self.config.tag_vocab_size:
+                raise ValueError(
+                    f"tag_vocabulary holds token {tag_vocabulary.largest_token}; this model has tag_vocab_size="
+                    f"{self.config.tag_vocab_size}. Was it made with another tokenizer?"
+                )
             processors.insert(0, tag_vocabulary)
         search = SlotSearch(
             processors=processors,
@@ -195,7 +239,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             length_penalty=length_penalty,
         )
 
-        was_training = self.training
+        # Not one flag for all: a frozen tower may be in evaluation mode inside a model in training.
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             outputs = self.model(
@@ -209,7 +254,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             write = self._write_parallel if decoding == "parallel" else self._write_sequential
             tokens, log_probs, pad_margins = write(outputs, search)
         finally:
-            self.train(was_training)
+            for module, training in modes:
+                module.training = training
         keep = config.num_return_sequences
         sequences, tag_scores, slots = collect_tags(
             tokens[:, :, :keep], log_probs[:, :, :keep], threshold, config.max_tags, self.config.tag_pad_token_id
@@ -271,7 +317,6 @@ class OrderPromptGenerationMixin(GenerationMixin):
         count, batch, seen = len(prompts), memory_mask.shape[0], 0 if context is None else context.mask.shape[1]
         out_tokens = torch.full((count, width, config.max_tag_tokens), pad, device=device)
         out_log_probs = torch.full((count, width), -torch.inf, device=device)
-        local = SlotContext.empty(count, decoder, config.max_tag_tokens + 1, prompts)
 
         # The prompts themselves: one row a slot, whatever the number of hypotheses.
         rows = SlotRows(items, batch)
@@ -287,8 +332,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         pad_margins = logits.amax(dim=-1) - pad_logits
         logits[:, pad] = pad_logits + search.pad_bias
         scores = search.processors(zeros.new_empty(count, 0), logits)
+        # Where processors forbid even [PAD], nothing is left to write.
+        scores[:, pad] = scores[:, pad].masked_fill(scores.isneginf().all(dim=-1), 0.0)
 
         every = torch.arange(count, device=device)
+        local = SlotContext.empty(cache, config.max_tag_tokens + 1)
         local.store(every, zeros, cache, seen)
         if search.sample:
             first = torch.multinomial(scores.softmax(dim=-1), width, replacement=True)
@@ -298,12 +346,13 @@ class OrderPromptGenerationMixin(GenerationMixin):
             alive = scores.argmax(dim=-1) != pad
             scores[:, pad] = -torch.inf
             ranking, first = scores.log_softmax(dim=-1).topk(width, dim=-1)
+        no_tag = (first[alive] == pad) | ranking[alive].isneginf()
         state = SlotState(
             slots=every[alive],
             tokens=first[alive].reshape(-1, 1),
-            log_probs=model_log_probs[alive].gather(1, first[alive]).flatten(),
+            log_probs=model_log_probs[alive].gather(1, first[alive]).masked_fill(no_tag, -torch.inf).flatten(),
             ranking=ranking[alive].flatten(),
-            finished=(first[alive] == pad).flatten(),
+            finished=no_tag.flatten(),
             lengths=torch.ones(int(alive.sum()) * width, dtype=torch.long, device=device),
         )
         parents = every[alive].repeat_interleave(width)
@@ -338,18 +387,18 @@ class OrderPromptGenerationMixin(GenerationMixin):
         """The next token of every hypothesis; with beams, the best continuations of each slot's hypotheses."""
         sep, width = self.config.tag_sep_token_id, search.hypotheses
         rows = torch.arange(len(scores), device=scores.device)
+        stuck = scores.isneginf().all(dim=-1) & ~state.finished
         if search.sample or width == 1:
-            # A row without any finite score is a hypothesis that has finished already; what it draws is not read.
-            scores = scores.masked_fill(state.finished[:, None], 0.0)
+            # What finished and stuck hypotheses draw is not read, but there must be something to draw from.
+            scores = scores.masked_fill((state.finished | stuck)[:, None], 0.0)
             if search.sample:
                 token = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
             else:
                 token = scores.argmax(dim=-1)
-            parent, ranking = rows, state.ranking
+            parent, ranking = rows, state.ranking.masked_fill(stuck, -torch.inf)
         else:
-            # Impossible hypotheses (all scores -inf) have no distribution: nan, ranked last.
-            continued = (state.ranking[:, None] + scores.log_softmax(dim=-1)).nan_to_num(nan=-torch.inf)
-            continued = continued.masked_fill(state.finished[:, None], -torch.inf)
+            continued = state.ranking[:, None] + scores.log_softmax(dim=-1)
+            continued = continued.masked_fill((state.finished | stuck)[:, None], -torch.inf)
             # A finished hypothesis stays in the beam as it is: its only continuation is itself, under [SEP].
             continued[:, sep] = torch.where(state.finished, state.ranking, continued[:, sep])
             lengths = (state.lengths[:, None] + 1).repeat(1, continued.shape[1])
@@ -363,7 +412,10 @@ class OrderPromptGenerationMixin(GenerationMixin):
             ranking = continued[parent, token]
         was_finished = state.finished[parent]
         log_probs = state.log_probs[parent] + torch.where(was_finished, 0.0, model_log_probs[parent, token])
-        finished = was_finished | (token == sep)
+        # Stuck, or taken into a beam for want of possible continuations.
+        impossible = ranking.isneginf()
+        log_probs = log_probs.masked_fill(impossible, -torch.inf)
+        finished = was_finished | impossible | (token == sep)
         return SlotState(
             slots=state.slots,
             tokens=torch.cat([state.tokens[parent], token.masked_fill(finished, self.config.tag_pad_token_id)[:, None]], 1),
@@ -387,21 +439,19 @@ class OrderPromptGenerationMixin(GenerationMixin):
         ranking = state.ranking[rows].view(len(slots), width)
         lengths = state.lengths[rows].view(len(slots), width)
         if not search.sample:
-            order = (ranking / lengths.clamp(min=1) ** search.length_penalty).argsort(dim=1, descending=True, stable=True)
+            order = (ranking / lengths**search.length_penalty).argsort(dim=1, descending=True, stable=True)
             tokens = tokens.gather(1, order[..., None].expand_as(tokens))
             log_probs = log_probs.gather(1, order)
             best = order[:, 0]
         else:
             best = torch.zeros_like(slots)
-        # A sampled [PAD] is an empty alternative; a beam that was never possible is none either.
-        empty = (tokens[..., 0] == pad) | ~torch.isfinite(ranking if search.sample else ranking.gather(1, order))
-        stored = tokens[..., : out_tokens.shape[-1]].masked_fill(empty[..., None], pad)
+        stored = tokens[..., : out_tokens.shape[-1]].masked_fill(log_probs.isneginf()[..., None], pad)
         out_tokens[slots, :, : stored.shape[-1]] = stored
-        out_log_probs[slots] = log_probs.masked_fill(empty, -torch.inf)
+        out_log_probs[slots] = log_probs
         first_row = torch.arange(len(done), device=done.device)[done] * width
         chosen = first_row + best
         cache = [(key[chosen], value[chosen]) for key, value in state.cache]
-        own_length = torch.where(state.tokens[chosen, 0] == pad, 0, state.lengths[chosen])
+        own_length = torch.where(state.log_probs[chosen].isneginf(), 0, state.lengths[chosen])
         local.store(slots, own_length, cache, seen)
         rows = ~rows
         return SlotState(
@@ -428,11 +478,11 @@ class SlotContext:
         self.mask = mask
 
     @classmethod
-    def empty(cls, rows: int, decoder, length: int, like: torch.Tensor) -> "SlotContext":
-        attention = decoder.layers[0].self_attention
-        shape = (rows, attention.num_heads, length, attention.head_size)
-        pairs = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in decoder.layers]
-        return cls(pairs, torch.zeros(rows, length, dtype=torch.bool, device=like.device))
+    def empty(cls, cache: list, length: int) -> "SlotContext":
+        """Room for `length` positions in every row of a cache, in the cache's own precision."""
+        pairs = [tuple(t.new_zeros(*t.shape[:2], length, t.shape[3]) for t in pair) for pair in cache]
+        key = cache[0][0]
+        return cls(pairs, torch.zeros(len(key), length, dtype=torch.bool, device=key.device))
 
     def store(self, rows, lengths, cache, seen: int) -> None:
         """Takes over a prompt and its first `lengths` tokens from a cache that begins with `seen` older positions."""
@@ -469,13 +519,14 @@ def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_
         `sequences`, `tag_scores` and `slots` of [`OPTSGGenerateOutput`].
     """
     batch, _, hypotheses, longest = tokens.shape
-    scores, order = log_probs.exp().flatten(1).sort(dim=1, descending=True, stable=True)
+    log_probs, order = log_probs.flatten(1).sort(dim=1, descending=True, stable=True)
+    present, scores = log_probs.isfinite(), log_probs.exp()
     tokens = tokens.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, longest))
     kept = []
-    for item_tokens, item_scores in zip(tokens.tolist(), scores.tolist()):
+    for item_tokens, item_kept in zip(tokens.tolist(), (present & (scores >= threshold)).tolist()):
         seen, places = set(), []
-        for place, (tag, score) in enumerate(zip(map(tuple, item_tokens), item_scores)):
-            if score > 0 and score >= threshold and tag not in seen:
+        for place, (tag, keep) in enumerate(zip(map(tuple, item_tokens), item_kept)):
+            if keep and tag not in seen:
                 seen.add(tag)
                 places.append(place)
         kept.append(places[:max_tags])
@@ -488,3 +539,17 @@ def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_
         tag_scores[item, : len(places)] = scores[item, places]
         slots[item, : len(places)] = order[item, places] // hypotheses
     return sequences, tag_scores, slots
+
+
+def _number_for_decoding(config: GenerationConfig, name: str, decoding: str) -> float:
+    """A setting that is one number, or one for each decoding; 0 where it is not given."""
+    value = getattr(config, name)
+    if isinstance(value, Mapping):
+        if unknown := set(value) - set(DECODINGS):
+            raise ValueError(f"{name} is given for {sorted(map(str, unknown))}; the decodings are {DECODINGS}.")
+        value = value.get(decoding)
+    if value is None:
+        return 0.0
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number, or one for each of {DECODINGS}.")
+    return float(value)

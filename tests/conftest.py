@@ -13,7 +13,7 @@ from modeling_optsg import (
     train_tag_tokenizer,
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 TRAIN_TAGS = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 TITLE_WORDS = ["a", "red", "blue", "green", "square", "dog", "e", "-", "mail", *"红色方块创意美食家常菜"]

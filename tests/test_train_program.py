@@ -1,0 +1,181 @@
+"""`examples/train.py`, `examples/score.py` and the model card, end to end on a folder of pictures drawn here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors import safe_open
+
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.hub import write_model_card
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def train():
+    spec = importlib.util.spec_from_file_location("train_program", EXAMPLES / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Plain pictures: the colour and the half it fills are the tags, one tag is 60 characters long."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 16), ("validation", 8), ("test", 8)):
+        (root / split).mkdir()
+        rows = []
+        for index in range(count):
+            colour, side = list(COLOURS)[index % 4], ("left", "right")[index // 4 % 2]
+            picture = Image.new("RGB", (48, 48), "black")
+            picture.paste(COLOURS[colour], (0, 0, 24, 48) if side == "left" else (24, 0, 48, 48))
+            picture.save(root / split / f"{index}.png")
+            rows.append({"file_name": f"{index}.png", "title": f"a {colour} picture", "tags": [colour, side]})
+        if split == "train":
+            rows[0]["tags"] = rows[0]["tags"] + ["qzxj" * 15]
+            rows[1]["tags"] = []
+        lines = (json.dumps(row) + "\n" for row in rows)
+        (root / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def towers(tiny_checkpoint, tmp_path_factory):
+    """The two towers of the tiny checkpoint, saved apart as pretrained towers are."""
+    root = tmp_path_factory.mktemp("towers")
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    model.model.vision_tower.save_pretrained(root / "vision")
+    processor.image_processor.save_pretrained(root / "vision")
+    model.model.text_tower.save_pretrained(root / "text")
+    processor.tokenizer.save_pretrained(root / "text")
+    return root
+
+
+def arguments(train, folder, output, cache, *more):
+    return train.parse_arguments(
+        ["--dataset", str(folder), "--output_dir", str(output), "--cache_dir", str(cache), *map(str, more)]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(train, folder, towers, tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 4}
+    preset = {"config": small, "batch_size": 8, "epochs": 2, "evaluations": 2, "learning_rate": 1e-3}
+    (root / "preset.json").write_text(json.dumps(preset), encoding="utf-8")
+    more = ("--preset", root / "preset.json", "--vision_tower", towers / "vision", "--text_tower", towers / "text")
+    more += ("--tag_vocab_size", 260, "--max_tag_tokens", 12, "--num_negatives", 3, "--half_precision_weights", True)
+    train.main(arguments(train, folder, root / "run", root / "cache", *more))
+    return root
+
+
+def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trained):
+    model = OPTSGForTagGeneration.from_pretrained(trained / "run")
+    processor = OPTSGProcessor.from_pretrained(trained / "run")
+    assert {*model.generation_config.pad_bias} == {*model.generation_config.threshold} == {"parallel", "sequential"}
+    assert set(processor.train_tags) >= {"red", "left"}
+    log = [json.loads(line) for line in (trained / "run/training_log.jsonl").read_text().splitlines()]
+    assert len(log) == 2 and {"generation_loss", "alignment_loss", "items_per_second", "validation"} <= set(log[0])
+    summary = json.loads((trained / "run/training_summary.json").read_text())
+    assert summary["items"] == {"train": 15, "validation": 8}
+    fit = summary["fits"]["parallel"]
+    assert fit["pad_bias"] == model.generation_config.pad_bias["parallel"]
+    assert fit["validation"]["full_f1"] == max(row["validation"]["full_f1"] for row in fit["tried"])
+
+
+def test_what_cannot_be_trained_on_is_left_out_and_said(train, trained, caplog):
+    processor = OPTSGProcessor.from_pretrained(trained / "run")
+    rows = {"tags": [["red", "qzxj" * 15], [], ["left", "right", "red", "blue", "green"]]}
+    kept = train.without_untrainable_tags(Dataset.from_dict(rows), processor)
+    assert kept["tags"] == [["red"], ["left", "right", "red", "blue", "green"]]
+    for said in ("1 of 6 training tags are longer", "1 of 3 training items have no tags", "more than num_prompts=4"):
+        assert said in caplog.text
+    with pytest.raises(ValueError, match="No training item has a tag"):
+        train.without_untrainable_tags(Dataset.from_dict({"tags": [[], []]}), processor)
+
+
+def test_half_precision_weights_are_half_on_disk_and_single_in_use(trained):
+    with safe_open(trained / "run/model.safetensors", "pt") as weights:
+        dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
+    assert dtypes["tag_decoder.token_embeddings.weight"] == "F16"
+    assert all(dtype == "F32" for name, dtype in dtypes.items() if "running_" in name)
+    assert OPTSGForTagGeneration.from_pretrained(trained / "run").dtype == torch.float32
+
+
+def test_frozen_towers_are_not_run_twice(train, trained, folder, towers, monkeypatch):
+    monkeypatch.setattr(
+        "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
+    )
+    more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
+    more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12)
+    train.main(arguments(train, folder, trained / "again", trained / "cache", *more))
+
+
+def test_fine_tuning_keeps_the_tokenizer_and_knows_the_tags_of_both(train, trained, folder, tmp_path):
+    (tmp_path / "mine").mkdir()
+    rows = [{"file_name": f"{i}.png", "title": "", "tags": ["gelb", "黄色"]} for i in range(6)]
+    for row in rows:
+        Image.new("RGB", (20, 20), "yellow").save(tmp_path / "mine" / row["file_name"])
+    lines = (json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "mine/metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    more = ("--checkpoint", trained / "run", "--epochs", 3, "--evaluations", 1, "--batch_size", 2)
+    more += ("--tune_vision", True, "--tune_text", True, "--validation_share", 0.34)
+    train.main(arguments(train, tmp_path / "mine", tmp_path / "tuned", tmp_path / "cache", *more))
+    before, after = (OPTSGProcessor.from_pretrained(f) for f in (trained / "run", tmp_path / "tuned"))
+    assert after.tag_tokenizer.get_vocab() == before.tag_tokenizer.get_vocab()
+    assert {"red", "gelb", "黄色"} <= set(after.train_tags)
+    old, new = (OPTSGForTagGeneration.from_pretrained(f).state_dict() for f in (trained / "run", tmp_path / "tuned"))
+    for tower in ("vision_tower", "text_tower"):
+        assert any(not torch.equal(old[n], new[n]) for n in old if tower in n and "running" not in n)
+
+
+def test_a_preset_with_an_unknown_argument_is_refused(train, tmp_path, capsys):
+    (tmp_path / "preset.json").write_text('{"epoch": 3}')
+    with pytest.raises(SystemExit):
+        train.parse_arguments(["--output_dir", "x", "--preset", str(tmp_path / "preset.json")])
+    assert "epoch" in capsys.readouterr().err
+
+
+def test_the_command_line_overrides_the_preset(train, tmp_path):
+    (tmp_path / "preset.json").write_text('{"epochs": 3, "config": {"num_prompts": 5}}')
+    parsed = train.parse_arguments(
+        ["--output_dir", "x", "--preset", str(tmp_path / "preset.json"), "--epochs", "7"]
+    )
+    assert parsed.epochs == 7 and json.loads(parsed.config) == {"num_prompts": 5}
+
+
+def test_score_writes_the_figures_and_the_model_card_repeats_them(trained, folder):
+    results = trained / "results.json"
+    subprocess.run(
+        [sys.executable, EXAMPLES / "score.py", "--checkpoint", trained / "run", "--dataset", folder]
+        + ["--output", results, "--cache_dir", trained / "cache"],
+        check=True,
+        capture_output=True,
+        cwd=EXAMPLES.parent,
+        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
+    )
+    scores = json.loads(results.read_text())
+    assert {"parallel", "sequential"} == set(scores["test"])
+    assert {"full_f1", "micro_f1", "tags_per_item", "reliability"} <= set(scores["test"]["parallel"])
+    assert {"picture", "title", "both"} == set(scores["modalities"])
+    assert scores["modalities"]["both"]["full_f1"] == scores["test"]["parallel"]["full_f1"]
+    write_model_card(
+        trained / "run", results, name="tiny", dataset_name="folder", train_command="train", score_command="score"
+    )
+    card = ModelCard.load(trained / "run/README.md")
+    assert {e.metric_type: e.metric_value for e in card.data.eval_results} == {
+        name: scores["test"]["parallel"][name] for name in ("full_f1", "rare_f1", "common_f1", "micro_f1")
+    }
