@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint format build clean
+.PHONY: help demo test test-slow lint format build code clean
 
 help:
 	@echo "make demo       tags for the pictures in examples/pictures"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make format     what ruff can mend by itself"
 	@echo "make build      wheel and sdist in dist/"
+	@echo "make code       the model's code beside the shipped weights, as it is in modeling_optsg"
 	@echo "make clean      removes the environment and everything built"
 
 # What these load lies in this repository: none needs a model hub.
@@ -43,6 +44,9 @@ format: $(VENV)/.installed-test
 
 build: $(VENV)/.installed-test
 	$(BIN)/python -m build
+
+code:
+	for file in checkpoints/*/*.py; do cp modeling_optsg/$$(basename $$file) $$file; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

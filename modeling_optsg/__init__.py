@@ -12,7 +12,7 @@ from .modeling_optsg import (
     OPTSGOutput,
     OPTSGPreTrainedModel,
 )
-from .processing_optsg import OPTSGProcessor
+from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
 from .tag_metrics import TagEvaluator
 from .tag_tokenizer import train_tag_tokenizer
@@ -29,6 +29,7 @@ __all__ = [
     "EfficientNetLiteModel",
     "OPTSGConfig",
     "OPTSGDataCollator",
+    "OPTSGFeatureProcessor",
     "OPTSGForTagGeneration",
     "OPTSGGenerateOutput",
     "OPTSGModel",

@@ -410,3 +410,7 @@ def _pad_frames(name: str, items: list[torch.Tensor | None]) -> dict[str, torch.
     padded = frames.new_zeros(*mask.shape, *frames.shape[1:])
     padded[mask] = frames
     return {name: padded, "frame_mask": mask.long()}
+
+
+OPTSGProcessor.register_for_auto_class()
+OPTSGFeatureProcessor.register_for_auto_class()

@@ -1,5 +1,7 @@
 """A tiny model and its processor, made without a network: random towers and weights, tokenizers trained on the spot."""
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -74,7 +76,9 @@ def make_model(tower_configs, tag_tokenizer):
             "initializer_range": 0.3,
         }
         vision_config = tower_configs[vision] if vision is not None else None
-        return OPTSGForTagGeneration(OPTSGConfig(vision_config=vision_config, **(defaults | config))).eval()
+        # Models write into their configurations.
+        config = copy.deepcopy({"vision_config": vision_config} | defaults | config)
+        return OPTSGForTagGeneration(OPTSGConfig(**config)).eval()
 
     return make
 

@@ -1,6 +1,7 @@
 """Saving, loading, auto classes, remote code, towers, and what a checkpoint that does not fit says."""
 
 import ast
+import copy
 import json
 import logging
 import os
@@ -222,8 +223,7 @@ def test_pretrained_towers_come_with_their_weights(tower_folders, tmp_path, inpu
 
 def test_towers_of_half_precision_become_part_of_a_single_precision_model(tower_folders, tmp_path):
     folder, towers = tower_folders
-    towers["bert"].half().save_pretrained(tmp_path / "half")
-    towers["bert"].float()
+    copy.deepcopy(towers["bert"]).half().save_pretrained(tmp_path / "half")
     model = OPTSGForTagGeneration.from_vision_text_pretrained(folder / "vit", tmp_path / "half", tag_vocab_size=50)
     model.save_pretrained(tmp_path / "model")
     for built in (model, OPTSGForTagGeneration.from_pretrained(tmp_path / "model")):
