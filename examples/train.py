@@ -82,6 +82,9 @@ class TrainArguments:
     num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
     evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
     objective: str = field(default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by."})
+    alternatives: int = field(
+        default=1, metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."}
+    )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     half_precision_weights: bool = field(
         default=False, metadata={"help": "Save 16-bit weights (they load as 32-bit; normalisation statistics stay so)."}
@@ -322,13 +325,14 @@ def main(arguments: TrainArguments) -> None:
 
     if accelerator.is_main_process:
         model = OPTSGForTagGeneration.from_pretrained(output_dir).to(accelerator.device)
+        model.generation_config.num_beams = arguments.alternatives
+        model.generation_config.num_return_sequences = arguments.alternatives
         fits = {
             decoding: fit_generation_config(
                 model, processor, validation_items, evaluator, decoding=decoding, objective=arguments.objective
             )
             for decoding in ("parallel", "sequential")
         }
-        model.generation_config.decoding = "parallel"
         model.generation_config.save_pretrained(output_dir)
         summary = {
             "arguments": vars(arguments),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -34,9 +35,10 @@ class OPTSGDataCollator:
     (with `remove_unused_columns=False`).
 
     An item is a mapping with any of `image`, `video` or `frame_features` (`[frames, width]` or
-    `[frames, tokens, width]`), `title` or `title_features` (`[length, text width]`), and `tags`. Of an item with more
-    tags than prompts a random `num_prompts` are taken each time; how often that happened is in `oversized_items` and
-    is logged.
+    `[frames, tokens, width]`), `title` or `title_features` (`[length, text width]`), and `tags`; `None`, or a blank
+    title, stands for what it does not have. Of an item with more tags than prompts a random `num_prompts` are taken
+    each time; how often that happened is in `oversized_items` (of the process at hand: workers of a data loader count
+    their own) and is logged.
 
     Args:
         processor: an [`OPTSGProcessor`].
@@ -44,6 +46,10 @@ class OPTSGDataCollator:
         num_negatives: with a table, so many random training tags are added to the batch's as
             negatives of the alignment.
         seed: of the sampling of tags and negatives.
+
+    Raises:
+        ValueError: an item has nothing to look at, or the tags of some are missing, empty or not in the table; some
+            items have features and others what they are made of; features differ in width.
     """
 
     def __init__(self, processor, tag_table: TagTable | None = None, num_negatives: int = 0, seed: int = 0):
@@ -52,27 +58,46 @@ class OPTSGDataCollator:
         self.processor = processor
         self.tag_table = tag_table
         self.num_negatives = num_negatives
+        self.seed = seed
         self.random = np.random.default_rng(seed)
         self.oversized_items = 0
+        self._worker_seed = None
 
     def __call__(self, items: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        tags = [self._sample(list(dict.fromkeys(item["tags"]))) for item in items] if "tags" in items[0] else None
+        self._seed_worker()
+        tags = self._tag_sets(items)
         batch = self._precomputed(items)
-        raw = {
-            "images": [item.get("image") for item in items] if "image" in items[0] else None,
-            "videos": [item.get("video") for item in items] if "video" in items[0] else None,
-            "titles": [item.get("title") for item in items]
-            if "title" in items[0] and "title_features" not in batch
-            else None,
-            "tags": tags if self.tag_table is None else None,
-        }
-        if "frame_features" in batch:
-            raw["images"] = raw["videos"] = None
-        if any(value is not None for value in raw.values()):
-            batch |= self.processor(**raw, return_tensors="pt")
-        if tags is not None and self.tag_table is not None:
-            batch |= self._tags_from_table(tags)
+        raw = self._raw(items, batch)
+        if not batch:
+            batch = dict(self.processor(**raw))
+        elif raw:
+            # The processor refuses an item that has nothing; here its features may be all it has.
+            rows = [row for row in range(len(items)) if any(_is_given(values[row]) for values in raw.values())]
+            encoded = self.processor(**{name: [values[row] for row in rows] for name, values in raw.items()})
+            for name, tensor in encoded.items():
+                batch[name] = tensor.new_zeros(len(items), *tensor.shape[1:])
+                batch[name][rows] = tensor
+        if tags is not None:
+            batch |= self._encode_tags(tags)
         return batch
+
+    def _seed_worker(self) -> None:
+        # Every epoch a loader's workers start from copies of this object, which would all draw the same.
+        worker = get_worker_info()
+        if worker is not None and worker.seed != self._worker_seed:
+            self._worker_seed = worker.seed
+            self.random = np.random.default_rng([self.seed, worker.seed])
+
+    def _tag_sets(self, items) -> list[list[str]] | None:
+        if not any("tags" in item for item in items):
+            return None
+        for index, item in enumerate(items):
+            if isinstance(item.get("tags"), str) or not item.get("tags"):
+                raise ValueError(
+                    f"Item {index} of the batch has tags={item.get('tags')!r}; expected a list of at least one. "
+                    "Leave items without tags out of the training data."
+                )
+        return [self._sample(list(dict.fromkeys(item["tags"]))) for item in items]
 
     def _sample(self, tags: list[str]) -> list[str]:
         most = self.processor.num_prompts
@@ -92,32 +117,58 @@ class OPTSGDataCollator:
             given = [item.get(name) for item in items]
             if all(features is None for features in given):
                 continue
-            tensors = [None if features is None else torch.as_tensor(features).float() for features in given]
+            # A copy: cached features are read-only views.
+            tensors = [None if f is None else torch.from_numpy(np.array(f, dtype=np.float32)) for f in given]
             if name == "frame_features":
                 tensors = [t[:, None] if t is not None and t.ndim == 2 else t for t in tensors]
-            width = next(t.shape[1:] for t in tensors if t is not None)
-            tensors = [torch.zeros(0, *width) if t is None else t for t in tensors]
+            shapes = {t.shape[1:] for t in tensors if t is not None}
+            if len(shapes) > 1:
+                raise ValueError(f"The {name} of a batch differ in shape: {sorted(map(tuple, shapes))}.")
+            tensors = [torch.zeros(0, *next(iter(shapes))) if t is None else t for t in tensors]
             batch[name] = pad_sequence(tensors, batch_first=True)
             batch[mask_name] = pad_sequence([torch.ones(len(t)) for t in tensors], batch_first=True).bool()
         return batch
 
-    def _tags_from_table(self, tags: list[list[str]]) -> dict[str, torch.Tensor]:
+    def _raw(self, items, precomputed) -> dict[str, list]:
+        """What the processor is to read, by the name of its argument."""
+        raw = {}
+        sources = {"images": ("image", "frame_features"), "videos": ("video", "frame_features")}
+        for argument, (name, features) in (sources | {"titles": ("title", "title_features")}).items():
+            values = [item.get(name) for item in items]
+            if features not in precomputed:
+                if any(map(_is_given, values)):
+                    raw[argument] = values
+                continue
+            for index, value in enumerate(values):
+                if _is_given(value) and items[index].get(features) is None:
+                    raise ValueError(
+                        f"Item {index} of the batch has {name}={value!r} but no {features}, which other items have."
+                    )
+        return raw
+
+    def _encode_tags(self, tags: list[list[str]]) -> dict[str, torch.Tensor]:
+        index = {}
+        labels = [torch.tensor([index.setdefault(tag, len(index)) for tag in item_tags]) for item_tags in tags]
+        encode = self.processor.encode_tags if self.tag_table is None else self._look_up_tags
+        return encode(list(index)) | {"labels": pad_sequence(labels, batch_first=True, padding_value=-100)}
+
+    def _look_up_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
         table = self.tag_table
-        rows = [[table.index[tag] for tag in item_tags] for item_tags in tags]
-        used = list(dict.fromkeys(row for item_rows in rows for row in item_rows))
-        place = {row: index for index, row in enumerate(used)}
-        candidates = used
+        if unknown := [tag for tag in tags if tag not in table.index]:
+            raise ValueError(f"The tag table lacks {unknown[:5]}; build it from all tags of the training items.")
+        rows = [table.index[tag] for tag in tags]
+        candidates = rows
         if self.num_negatives:
             drawn = self.random.choice(len(table.tags), min(self.num_negatives, len(table.tags)), replace=False)
-            candidates = used + [row for row in drawn.tolist() if row not in place]
-        input_ids = [torch.tensor(table.input_ids[row]) for row in used]
+            used = set(rows)
+            candidates = rows + [row for row in drawn.tolist() if row not in used]
+        input_ids = [torch.tensor(table.input_ids[row]) for row in rows]
         return {
             "tag_input_ids": pad_sequence(input_ids, batch_first=True),
             "tag_lengths": torch.tensor([len(ids) for ids in input_ids]),
             "tag_features": table.features[candidates].float(),
-            "labels": pad_sequence(
-                [torch.tensor([place[row] for row in item_rows]) for item_rows in rows],
-                batch_first=True,
-                padding_value=-100,
-            ),
         }
+
+
+def _is_given(value) -> bool:
+    return value is not None and not (isinstance(value, str) and not value.strip())

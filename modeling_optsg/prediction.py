@@ -9,6 +9,7 @@ from .data_collator import OPTSGDataCollator
 from .tag_metrics import TagEvaluator
 
 MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
+PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
 
 
 def predict_tags(
@@ -59,7 +60,7 @@ def fit_generation_config(
     *,
     decoding: str,
     objective: str = "full_f1",
-    pad_biases: Sequence[float] = (0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0),
+    pad_biases: Sequence[float] = PAD_BIASES,
     **predict_kwargs,
 ) -> dict:
     """Finds the `pad_bias` and the `threshold` with the largest validation figure and puts them into the model's

@@ -71,6 +71,7 @@ def write_model_card(
         template_path=str(TEMPLATE),
         model_name=name,
         dataset_name=dataset_name,
+        license=license,
         arguments=summary["arguments"],
         parameters=round(summary["parameters"] / 1e6, 1),
         trained_parameters=round(summary["trained_parameters"] / 1e6, 1),

@@ -1,0 +1,222 @@
+"""Batches for training: what the collator makes of items, and what it says of those it cannot use."""
+
+import logging
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling_optsg import OPTSGDataCollator, TagTable
+
+TAGS = ["red", "blue", "colour", "square", "e-mail", "创意美食", "家常菜"]
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def tag_table(tiny_processor):
+    torch.manual_seed(0)
+    ids = tiny_processor.tag_tokenizer(TAGS, add_special_tokens=False)["input_ids"]
+    return TagTable(TAGS, ids, torch.randn(len(TAGS), 16).half())
+
+
+@pytest.fixture
+def collate(tiny_processor):
+    return OPTSGDataCollator(tiny_processor)
+
+
+def assert_same_batch(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+
+
+# What is read
+
+
+def test_raw_items_are_what_the_processor_makes_of_them(collate, tiny_processor, picture):
+    items = [
+        {"image": picture, "title": "a red square", "tags": ["red", "square", "red"]},
+        {"image": None, "title": "创意美食", "tags": ["创意美食"]},
+        {"image": picture, "title": None, "tags": ["blue", "red"]},
+    ]
+    expected = tiny_processor(
+        images=[picture, None, picture],
+        titles=["a red square", "创意美食", None],
+        tags=[["red", "square"], ["创意美食"], ["blue", "red"]],
+    )
+    assert_same_batch(collate(items), dict(expected))
+    del items[1]["image"], items[2]["title"]
+    assert_same_batch(collate(items), dict(expected))
+    assert_same_batch(collate(items[::-1])["labels"].flip(0).shape and collate(items), dict(expected))
+
+
+def test_what_only_a_later_item_has_is_not_lost(collate, picture):
+    batch = collate([{"title": "red"}, {"title": "blue", "image": picture}, {"video": [picture, picture]}])
+    assert batch["frame_mask"].tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert batch["attention_mask"].any(1).tolist() == [True, True, False]
+
+
+def test_without_tags_a_batch_is_for_generation(collate, picture):
+    assert collate([{"image": picture}]).keys() == {"pixel_values", "frame_mask"}
+
+
+def test_precomputed_features_are_padded_and_masked(collate):
+    frames = [np.ones((2, 3, 16), np.float16), None, np.full((1, 3, 16), 2.0, np.float16)]
+    titles = [None, torch.ones(4, 16), np.ones((2, 16))]
+    batch = collate(
+        [{"frame_features": f, "title_features": t, "tags": ["red"]} for f, t in zip(frames, titles)]
+    )
+    assert batch["frame_features"].shape == (3, 2, 3, 16) and batch["frame_features"].dtype == torch.float32
+    assert batch["frame_mask"].tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert batch["frame_features"][2].sum() == 2 * 3 * 16
+    assert batch["title_features"].shape == (3, 4, 16)
+    assert batch["attention_mask"].int().tolist() == [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_vector_a_frame_is_one_token_a_frame(collate):
+    batch = collate([{"frame_features": np.ones((2, 16))}, {"frame_features": np.ones((1, 16))}])
+    assert batch["frame_features"].shape == (2, 2, 1, 16)
+
+
+@pytest.mark.parametrize("title", [None, "", "  "])
+def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_processor, picture, title):
+    """A frozen tower beside a tuned one; an item may lack either."""
+    frames = np.ones((1, 5, 16), np.float16)
+    batch = collate(
+        [
+            {"frame_features": frames, "title": title, "tags": ["red"]},
+            {"frame_features": None, "title": "a red square", "tags": ["blue", "square"]},
+        ]
+    )
+    title_ids = tiny_processor(titles="a red square")["input_ids"][0]
+    assert batch["frame_mask"].int().tolist() == [[1], [0]]
+    assert batch["attention_mask"].tolist() == [[0] * len(title_ids), [1] * len(title_ids)]
+    assert torch.equal(batch["input_ids"][1], title_ids)
+    assert batch["labels"].tolist() == [[0, -100], [1, 2]]
+
+    batch = collate([{"image": picture, "title_features": None}, {"title_features": np.ones((3, 16))}])
+    assert batch["frame_mask"].tolist() == [[1], [0]] and batch["attention_mask"].int().sum(1).tolist() == [0, 3]
+    assert torch.equal(batch["pixel_values"][0], tiny_processor(images=picture)["pixel_values"][0])
+
+
+def test_a_title_beside_its_features_is_not_read_again(collate):
+    item = {"frame_features": np.ones((1, 16)), "title": "red", "title_features": np.ones((2, 16))}
+    assert collate([item]).keys() == {"frame_features", "frame_mask", "title_features", "attention_mask"}
+
+
+def test_batches_with_blank_titles_alone_have_none(collate):
+    """A folder of pictures without titles, its frames precomputed."""
+    batch = collate([{"frame_features": np.ones((1, 16)), "title": "", "title_features": None}] * 2)
+    assert batch.keys() == {"frame_features", "frame_mask"}
+
+
+# Tags
+
+
+def test_a_tag_table_gives_what_the_processor_would(tiny_processor, tag_table):
+    items = [{"title": "red", "tags": ["blue", "e-mail"]}, {"title": "blue", "tags": ["家常菜", "blue", "red"]}]
+    known = OPTSGDataCollator(tiny_processor, tag_table)(items)
+    spelled = OPTSGDataCollator(tiny_processor)(items)
+    for name in ("tag_input_ids", "tag_lengths", "labels", "input_ids", "attention_mask"):
+        assert torch.equal(known[name], spelled[name]), name
+    rows = [TAGS.index(tag) for tag in ("blue", "e-mail", "家常菜", "red")]
+    assert torch.equal(known["tag_features"], tag_table.features[rows].float())
+    assert "tag_text_input_ids" not in known
+
+
+@pytest.mark.parametrize("num_negatives", [2, 5, 100])
+def test_negatives_are_other_tags_of_the_table_after_the_items_own(tiny_processor, tag_table, num_negatives):
+    collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=num_negatives, seed=1)
+    seen = Counter()
+    for _ in range(30):
+        batch = collate([{"title": "red", "tags": ["blue", "e-mail"]}])
+        rows = [tag_table.features.float().eq(row).all(1).nonzero().item() for row in batch["tag_features"]]
+        assert rows[:2] == [1, 4] and len(set(rows)) == len(rows)
+        assert len(batch["tag_input_ids"]) == 2 and batch["labels"].tolist() == [[0, 1]]
+        assert min(num_negatives, 7) - 2 <= len(rows) - 2 <= num_negatives
+        seen.update(rows[2:])
+    assert len(seen) == 5, "every other tag comes up"
+
+
+def test_of_too_many_tags_a_random_choice_is_used_and_counted(collate, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        item = {"title": "red", "tags": [*TAGS, "red"]}
+        batches = [collate([item, {"title": "blue", "tags": ["red"]}]) for _ in range(40)]
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert all(batch["labels"][0].tolist() == [0, 1, 2, 3] for batch in batches)
+    assert collate.oversized_items == 40
+    [warning] = [record.getMessage() for record in caplog.records if "more than the 4 prompts" in record.getMessage()]
+    assert "7 tags" in warning
+    chosen = Counter(tuple(ids) for batch in batches for ids in batch["tag_input_ids"][:4].tolist())
+    assert len(chosen) >= len(TAGS), "no tag is always left out"
+
+
+def test_sampling_is_reproducible_under_a_seed(tiny_processor, tag_table):
+    item = {"title": "red", "tags": TAGS}
+
+    def draws(seed):
+        collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=2, seed=seed)
+        return [collate([item])["tag_features"] for _ in range(3)]
+
+    same, other = draws(0), draws(1)
+    assert all(torch.equal(a, b) for a, b in zip(same, draws(0)))
+    assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(same, other))
+
+
+def test_workers_and_epochs_draw_differently(tiny_processor):
+    collate = OPTSGDataCollator(tiny_processor)
+    loader = DataLoader([{"title": "red", "tags": TAGS}] * 4, batch_size=1, collate_fn=collate, num_workers=2)
+    torch.manual_seed(0)
+    epochs = [[tuple(map(tuple, batch["tag_input_ids"].tolist())) for batch in loader] for _ in range(2)]
+    # Batches go to the two workers in turn: 0 and 1 are their first draws.
+    assert epochs[0][0] != epochs[0][1], "two workers"
+    assert epochs[0] != epochs[1], "two epochs"
+    torch.manual_seed(0)
+    again = [tuple(map(tuple, batch["tag_input_ids"].tolist())) for batch in loader]
+    assert again == epochs[0], "reproducible under torch's seed"
+
+
+# Bad items
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"title": "red", "tags": ["red"]}, {"title": "blue", "tags": []}], r"Item 1 .* tags=\[\]"),
+        ([{"title": "red", "tags": ["red"]}, {"title": "blue"}], "Item 1 .* tags=None"),
+        ([{"title": "red"}, {"title": "blue", "tags": ["blue"]}], "Item 0 .* tags=None"),
+        ([{"title": "red", "tags": "red"}], "Item 0 .* tags='red'"),
+        ([{"title": "red", "tags": ["red", " "]}], "tag ' ' is blank"),
+        ([{"title": "red", "tags": ["red " * 20]}], "max_tag_tokens = 8"),
+        ([{"title": "red"}, {"title": ""}], "item 1 has neither a picture nor a title"),
+        ([{"tags": ["red"]}], "there are no items"),
+        (
+            [{"frame_features": np.ones((1, 16))}, {"image": Image.new("RGB", (8, 8))}],
+            "Item 1 .* no frame_features, which other items have",
+        ),
+        ([{"title_features": np.ones((1, 16))}, {"title": "blue"}], "Item 1 .* title='blue' but no title_features"),
+        ([{"frame_features": np.ones((1, 16))}, {"frame_features": np.ones((1, 5))}], r"\(1, 5\), \(1, 16\)"),
+    ],
+)
+def test_what_makes_no_batch_is_named(collate, items, message):
+    with pytest.raises(ValueError, match=message):
+        collate(items)
+
+
+def test_a_tag_that_is_not_in_the_table_is_named(tiny_processor, tag_table):
+    with pytest.raises(ValueError, match=r"lacks \['green'\]"):
+        OPTSGDataCollator(tiny_processor, tag_table)([{"title": "red", "tags": ["red", "green"]}])
+
+
+def test_negatives_need_a_table(tiny_processor):
+    with pytest.raises(ValueError, match="num_negatives=5 needs a tag_table"):
+        OPTSGDataCollator(tiny_processor, num_negatives=5)
