@@ -28,7 +28,10 @@ setup(
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
     packages=find_packages(include=["modeling_optsg", "modeling_optsg.*", "dataset_scripts", "dataset_scripts.*"]),
-    package_data={"modeling_optsg": ["hub/*.md"], "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"]},
+    package_data={
+        "modeling_optsg": ["hub/*.md"],
+        "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.1",

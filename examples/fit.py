@@ -2,8 +2,8 @@
 
     python examples/fit.py --checkpoint runs/mine --dataset my_pictures --alternatives 3
 
-`examples/train.py` does this at its end; this program does it again, on other items, for another figure, or with several
-alternatives a slot (beam search inside each slot, whose best tags are all candidates).
+`examples/train.py` does this at its end; this program does it again, on other items, for another figure, or with
+several alternatives a slot (beam search inside each slot, whose best tags are all candidates).
 """
 
 import argparse

@@ -24,7 +24,10 @@ class KNNVote:
         self.items = items
         pictures = self._pooled(items, "frame_features")
         self.mean = pictures.mean(dim=0)
-        self.pictures, self.titles = F.normalize(pictures - self.mean), F.normalize(self._pooled(items, "title_features"))
+        self.pictures, self.titles = (
+            F.normalize(pictures - self.mean),
+            F.normalize(self._pooled(items, "title_features")),
+        )
 
     @staticmethod
     def _pooled(items, name: str) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""Scores a checkpoint on the test split of a tagging dataset and writes one JSON.
+r"""Scores a checkpoint on the test split of a tagging dataset and writes one JSON.
 
-    python examples/score.py --checkpoint checkpoints/optsg-icon-small --output results/icon_tagging/optsg-icon-small.json
+    python examples/score.py --checkpoint checkpoints/optsg-icon-small \
+        --output results/icon_tagging/optsg-icon-small.json
 
-`pad_bias` and `threshold` are those of the checkpoint, fitted on validation items when it was trained; those of the kNN
-vote are fitted on the same validation items here. Nothing is fitted on the test split.
+`pad_bias` and `threshold` are those of the checkpoint, fitted on validation items when it was trained; those of the
+kNN vote are fitted on the same validation items here. Nothing is fitted on the test split.
 """
 
 import argparse
@@ -95,13 +96,9 @@ def main() -> None:
     result |= {"evaluated_tags": len(evaluator.evaluated_tags), "test": {}}
 
     for decoding in ("parallel", "sequential"):
-        settings = {
-            name: getattr(model.generation_config, name, None)[decoding] for name in ("pad_bias", "threshold")
-        }
+        settings = {name: getattr(model.generation_config, name, None)[decoding] for name in ("pad_bias", "threshold")}
         before = time.perf_counter()
-        predictions = predict_tags(
-            model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size
-        )
+        predictions = predict_tags(model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size)
         seconds = time.perf_counter() - before
         result["test"][decoding] = evaluator.score(predictions) | settings
         result["test"][decoding] |= {

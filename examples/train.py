@@ -3,8 +3,8 @@
     accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --output_dir runs/icon
     accelerate launch examples/train.py --dataset my_pictures --checkpoint runs/icon --output_dir runs/mine
 
-A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 is kept
-in `--output_dir`; at the end `pad_bias` and `threshold` are fitted on the validation items, for both decodings.
+A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 is
+kept in `--output_dir`; at the end `pad_bias` and `threshold` are fitted on the validation items, for both decodings.
 """
 
 import itertools
@@ -45,17 +45,23 @@ logger = get_logger(__name__, log_level="INFO")
 @dataclass
 class TrainArguments:
     output_dir: str = field(metadata={"help": "Where the best checkpoint, its log and its summary go."})
-    preset: str | None = field(default=None, metadata={"help": "JSON file of arguments; the command line overrides it."})
+    preset: str | None = field(
+        default=None, metadata={"help": "JSON file of arguments; the command line overrides it."}
+    )
     dataset: str = field(
         default="icon_tagging",
         metadata={"help": "A benchmark, a folder with a metadata file or of Parquet, or a Hub name."},
     )
     dataset_dir: str | None = field(default=None, metadata={"help": "Where datasets are built and looked for."})
     cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Where tower outputs are kept."})
-    checkpoint: str | None = field(default=None, metadata={"help": "Fine-tune this checkpoint instead of starting anew."})
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Fine-tune this checkpoint instead of starting anew."}
+    )
     vision_tower: str = field(default="efficientnet-lite0", metadata={"help": "A packaged tower, folder or Hub name."})
     text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, folder or Hub name."})
-    image_size: int | None = field(default=None, metadata={"help": "Side of the pictures; the tower's own if not given."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the pictures; the tower's own if not given."}
+    )
     tune_vision: bool = field(default=False, metadata={"help": "Train the vision tower too."})
     tune_text: bool = field(default=False, metadata={"help": "Train the text tower too."})
     num_frames: int = field(default=8, metadata={"help": "Most frames of a clip."})
@@ -74,20 +80,25 @@ class TrainArguments:
         metadata={"help": "Spread of token embeddings begun from the text tower's features; 0 begins them at random."},
     )
     token_rate: float = field(
-        default=0.3, metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."}
+        default=0.3,
+        metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."},
     )
     weight_decay: float = 0.05
     warmup_share: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
     max_grad_norm: float = 1.0
     num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
     evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
-    objective: str = field(default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by."})
+    objective: str = field(
+        default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by."}
+    )
     alternatives: int = field(
-        default=1, metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."}
+        default=1,
+        metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."},
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     half_precision_weights: bool = field(
-        default=False, metadata={"help": "Save 16-bit weights (they load as 32-bit; normalisation statistics stay so)."}
+        default=False,
+        metadata={"help": "Save 16-bit weights (they load as 32-bit; normalisation statistics stay so)."},
     )
     num_workers: int = 0
     seed: int = 0
@@ -118,7 +129,9 @@ def load_splits(arguments: TrainArguments) -> tuple[Dataset, Dataset]:
 def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
     """Leaves out tags longer than the decoder allows and items without tags, and says how many."""
     tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
-    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
+    ids = (
+        processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
+    )
     too_long = {tag for tag, tokens in zip(tags, ids, strict=True) if len(tokens) > processor.max_tag_tokens}
     if too_long:
         logger.warning(
@@ -151,7 +164,8 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGenerat
         processor.train_tags = dict(Counter(processor.train_tags) + counts)
         return model, processor
     vision, text = (
-        tower_folder(name, Path(arguments.cache_dir) / "towers") for name in (arguments.vision_tower, arguments.text_tower)
+        tower_folder(name, Path(arguments.cache_dir) / "towers")
+        for name in (arguments.vision_tower, arguments.text_tower)
     )
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
     model = OPTSGForTagGeneration.from_vision_text_pretrained(
@@ -311,8 +325,9 @@ def main(arguments: TrainArguments) -> None:
                 with log_path.open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
                 progress.write(
-                    f"step {step}: generation {losses['generation_loss']:.3f}, alignment {losses['alignment_loss']:.3f}, "
-                    f"{rate:.0f} items/s; validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
+                    f"step {step}: generation {losses['generation_loss']:.3f}, "
+                    f"alignment {losses['alignment_loss']:.3f}, {rate:.0f} items/s; "
+                    f"validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
                     f"Common {figures['common_f1']:.1f}, micro {figures['micro_f1']:.1f}"
                 )
                 if figures[arguments.objective] > best:

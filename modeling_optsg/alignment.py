@@ -93,7 +93,9 @@ class TagAlignment(nn.Module):
         scale = self.log_scale.clamp(max=math.log(100)).exp()
         return scale * prompts @ F.normalize(tags, dim=-1).T
 
-    def forward(self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor) -> AlignmentOutput:
+    def forward(
+        self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor
+    ) -> AlignmentOutput:
         """
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.

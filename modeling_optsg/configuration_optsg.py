@@ -1,7 +1,5 @@
 """Configurations of OP-TSG and of the small convolutional vision tower that ships with it."""
 
-
-
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -123,7 +121,9 @@ class OPTSGConfig(PreTrainedConfig):
         if self.frame_feature_size is None:
             raise ValueError("frame_feature_size is needed when there is no vision_config: the width of the features.")
         if self.tag_pad_token_id == self.tag_sep_token_id:
-            raise ValueError(f"tag_pad_token_id and tag_sep_token_id are both {self.tag_pad_token_id}; they must differ.")
+            raise ValueError(
+                f"tag_pad_token_id and tag_sep_token_id are both {self.tag_pad_token_id}; they must differ."
+            )
         for name in ("num_prompts", "max_tag_tokens", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

@@ -117,8 +117,8 @@ class OPTSGDataCollator:
             given = [item.get(name) for item in items]
             if all(features is None for features in given):
                 continue
-            # A copy: cached features are read-only views.
-            tensors = [None if f is None else torch.from_numpy(np.array(f, dtype=np.float32)) for f in given]
+            # `torch.tensor` copies: cached features are read-only views.
+            tensors = [None if f is None else torch.tensor(np.asarray(f, dtype=np.float32)) for f in given]
             if name == "frame_features":
                 tensors = [t[:, None] if t is not None and t.ndim == 2 else t for t in tensors]
             shapes = {t.shape[1:] for t in tensors if t is not None}

@@ -67,7 +67,9 @@ class EfficientNetLiteModel(PreTrainedModel):
         for repeats, kernel_size, stride, expansion, out_channels in config.stages:
             for repeat in range(repeats):
                 blocks.append(
-                    InvertedResidual(config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion)
+                    InvertedResidual(
+                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
+                    )
                 )
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)

@@ -10,12 +10,13 @@ from datasets import Dataset, Features, Value
 from torch.utils.data import Dataset as TorchDataset
 
 from .data_collator import TagTable
+from .tag_generation import evaluation_mode
 
 TOKEN_DTYPE = np.float16
 
 
 def _digest(*parts) -> str:
-    """Hash of modules' weights and of anything JSON can write."""
+    """Hash of modules' weights, of tensors, and of anything JSON can write."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.nn.Module):
@@ -25,6 +26,14 @@ def _digest(*parts) -> str:
         else:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:32]
+
+
+def _tokenizer_settings(tokenizer) -> dict:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    settings = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
+    # Every call leaves its padding and truncation behind in the backend.
+    settings = {name: value for name, value in settings.items() if name not in ("padding", "truncation")}
+    return settings | {"model_max_length": tokenizer.model_max_length}
 
 
 def cache_tower_features(
@@ -58,7 +67,7 @@ def cache_tower_features(
     fingerprint = _digest(
         dataset._fingerprint,
         *([model.vision_tower, processor.image_processor.to_dict(), processor.num_frames] if frames else []),
-        *([model.text_tower] if titles else []),
+        *([model.text_tower, _tokenizer_settings(processor.tokenizer)] if titles else []),
     )
 
     @torch.no_grad()
@@ -97,9 +106,7 @@ def cache_tower_features(
         dataset = dataset.cast_column(visual, type(dataset.features[visual])(decode=False))
     if not frames and not titles:
         return dataset
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         return dataset.map(
             encode,
             batched=True,
@@ -110,8 +117,6 @@ def cache_tower_features(
             cache_file_name=os.path.join(cache_dir, f"towers-{fingerprint}.arrow"),
             desc="Tower features",
         )
-    finally:
-        model.train(was_training)
 
 
 def _to_columns(name: str, features: list) -> dict[str, list]:
@@ -137,25 +142,26 @@ class CachedFeatures(TorchDataset):
         row = self.dataset[index]
         for name in self.names:
             shape = row.pop(f"{name}_shape")
-            row[name] = None if shape is None else np.frombuffer(row[name], TOKEN_DTYPE).reshape(shape).astype(np.float32)
+            row[name] = (
+                None if shape is None else np.frombuffer(row[name], TOKEN_DTYPE).reshape(shape).astype(np.float32)
+            )
         return row
 
 
-def build_tag_table(tags: list[str], model, processor, cache_dir: str | os.PathLike, batch_size: int = 256) -> TagTable:
+def build_tag_table(
+    tags: list[str], model, processor, cache_dir: str | os.PathLike, batch_size: int = 256
+) -> TagTable:
     """The [`TagTable`] of training tags under a frozen text tower, kept in `cache_dir` likewise."""
-    fingerprint = _digest(tags, model.text_tower)
+    fingerprint = _digest(tags, model.text_tower, _tokenizer_settings(processor.tokenizer))
     path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
     if not os.path.exists(path):
         device = next(model.parameters()).device
-        was_training = model.training
-        model.eval()
         parts = []
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             for start in range(0, len(tags), batch_size):
                 batch = processor.encode_tags(tags[start : start + batch_size])
                 names = ("tag_text_input_ids", "tag_text_attention_mask")
                 parts.append(model.embed_tags(*(batch[name].to(device) for name in names)).cpu())
-        model.train(was_training)
         os.makedirs(cache_dir, exist_ok=True)
         unfinished = f"{path}.{os.getpid()}.npy"
         np.save(unfinished, torch.cat(parts).float().numpy().astype(TOKEN_DTYPE))

@@ -58,7 +58,7 @@ class MultimodalEncoder(nn.Module):
                 )
             if frames > self.config.max_frames:
                 raise ValueError(
-                    f"A clip of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer frames."
+                    f"A clip of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer."
                 )
             if frame_mask is None:
                 frame_mask = torch.ones(batch, frames, device=frame_features.device)

@@ -189,7 +189,9 @@ class TagDecoder(nn.Module):
             hidden_states = hidden_states + attended
 
             queries = layer.cross_attention.queries(rows.by_item(layer.cross_norm(hidden_states)[:, 0]))
-            attended, _ = layer.cross_attention.attend(queries, memory_key, memory_value, memory_mask[:, None, None, :])
+            attended, _ = layer.cross_attention.attend(
+                queries, memory_key, memory_value, memory_mask[:, None, None, :]
+            )
             hidden_states = hidden_states + rows.by_slot(attended)[:, None]
             hidden_states = hidden_states + layer.feed_forward(layer.feed_forward_norm(hidden_states))
         return self.norm(hidden_states)[:, 0]

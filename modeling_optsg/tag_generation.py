@@ -3,7 +3,8 @@
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -17,11 +18,11 @@ DECODINGS = ("parallel", "sequential")
 
 # What of `GenerationConfig` means something where every slot writes one tag; the rest would be ignored silently.
 SEARCH_SETTINGS = (
-    *("num_beams", "length_penalty", "num_return_sequences", "do_sample", "renormalize_logits", "remove_invalid_values"),
-    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("min_length", "min_new_tokens", "exponential_decay_length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
-    *("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens"),
-)
+    "num_beams length_penalty num_return_sequences do_sample temperature top_k top_p top_h min_p typical_p "
+    "epsilon_cutoff eta_cutoff min_length min_new_tokens exponential_decay_length_penalty repetition_penalty "
+    "no_repeat_ngram_size bad_words_ids sequence_bias suppress_tokens begin_suppress_tokens renormalize_logits "
+    "remove_invalid_values"
+).split()
 
 
 @dataclass
@@ -76,7 +77,9 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
         except (TypeError, ValueError):
             tokens = None
         if tokens is None:
-            raise ValueError(f"The tag vocabulary holds {tag!r}; expected the token ids `processor.encode_tags` makes.")
+            raise ValueError(
+                f"The tag vocabulary holds {tag!r}; expected the token ids `processor.encode_tags` makes."
+            )
         while tokens and tokens[-1] == pad_token_id:
             tokens.pop()
         if not tokens:
@@ -187,7 +190,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         for name, value in own.items():
             setattr(config, name, value if value is not None else getattr(config, name, None))
         if unknown := kwargs.keys() - set(SEARCH_SETTINGS):
-            raise ValueError(f"generate() does not know {sorted(unknown)}; it takes {sorted([*own, *SEARCH_SETTINGS])}.")
+            raise ValueError(
+                f"generate() does not know {sorted(unknown)}; it takes {sorted([*own, *SEARCH_SETTINGS])}."
+            )
         config.update(**kwargs)
         length_penalty = config.length_penalty or 0.0
         config.update(**config._get_default_generation_params(), defaults_only=True)
@@ -203,7 +208,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         if config.num_beams > self.config.tag_vocab_size:
             raise ValueError(f"num_beams={config.num_beams} exceeds tag_vocab_size={self.config.tag_vocab_size}.")
         if config.num_beams > 1 and config.do_sample:
-            raise ValueError(f"num_beams={config.num_beams} with do_sample=True: sample, or search with beams, not both.")
+            raise ValueError(
+                f"num_beams={config.num_beams} with do_sample=True: sample, or search with beams, not both."
+            )
         if not config.do_sample and config.num_return_sequences > config.num_beams:
             raise ValueError(
                 f"num_return_sequences={config.num_return_sequences} needs at least as many num_beams "
@@ -239,10 +246,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             length_penalty=length_penalty,
         )
 
-        # Not one flag for all: a frozen tower may be in evaluation mode inside a model in training.
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluation_mode(self):
             outputs = self.model(
                 pixel_values=pixel_values,
                 frame_features=frame_features,
@@ -253,9 +257,6 @@ class OrderPromptGenerationMixin(GenerationMixin):
             )
             write = self._write_parallel if decoding == "parallel" else self._write_sequential
             tokens, log_probs, pad_margins = write(outputs, search)
-        finally:
-            for module, training in modes:
-                module.training = training
         keep = config.num_return_sequences
         sequences, tag_scores, slots = collect_tags(
             tokens[:, :, :keep], log_probs[:, :, :keep], threshold, config.max_tags, self.config.tag_pad_token_id
@@ -418,7 +419,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         finished = was_finished | impossible | (token == sep)
         return SlotState(
             slots=state.slots,
-            tokens=torch.cat([state.tokens[parent], token.masked_fill(finished, self.config.tag_pad_token_id)[:, None]], 1),
+            tokens=torch.cat(
+                [state.tokens[parent], token.masked_fill(finished, self.config.tag_pad_token_id)[:, None]], 1
+            ),
             log_probs=log_probs,
             ranking=ranking,
             finished=finished,
@@ -506,6 +509,19 @@ class SlotContext:
             for (key, value), (other_key, other_value) in zip(self.keys_values, other.keys_values)
         ]
         return SlotContext(pairs, torch.cat([self.mask, other.mask], dim=1))
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode and afterwards every module back into its own: a frozen tower may be in
+    evaluation mode inside a model in training."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_token_id: int):

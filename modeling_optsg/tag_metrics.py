@@ -39,8 +39,12 @@ class TagEvaluator:
 
         Returns:
             `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `item_precision`,
-            `item_recall`, `item_f1` in percent, `tags_per_item`, and `novel_share`: percentage of predicted pairs whose
+            `item_recall`, `item_f1` in percent, `tags_per_item`, and `novel_share`: share of predicted pairs whose
             tag is not a training tag.
+
+        Raises:
+            ValueError: there are not as many predictions as references, a tag is listed twice for an item, or has no
+                score.
         """
         return self.sweep(predictions, [threshold])[0]
 
@@ -53,8 +57,13 @@ class TagEvaluator:
             for item, tags in enumerate(predictions)
             for p in tags
         ]
-        if len({(row[0], row[4]) for row in rows}) != len(rows):
-            raise ValueError("A predicted tag is listed twice for an item; list each once, with its largest score.")
+        seen = set()
+        for item, _, score, _, tag in rows:
+            if (item, tag) in seen:
+                raise ValueError(f"{tag!r} is listed twice for item {item}; list each once, with its largest score.")
+            seen.add((item, tag))
+            if score is None or score != score:
+                raise ValueError(f"{tag!r} of item {item} has the score {score}; a threshold cannot judge it.")
         items = np.array([row[0] for row in rows], dtype=int)
         tags = np.array([row[1] for row in rows], dtype=int)
         scores = np.array([row[2] for row in rows], dtype=float)
@@ -91,7 +100,10 @@ class TagEvaluator:
     ) -> tuple[float, dict[str, float]]:
         """The threshold with the largest `objective`, among `steps` even steps below 1 and as many below 0.1, and the
         figures there."""
-        thresholds = sorted({*np.linspace(0, 1, steps, endpoint=False), *np.linspace(0, 0.1, steps, endpoint=False)})
+        grid = np.concatenate([np.linspace(0, top, steps, endpoint=False) for top in (1, 0.1)])
+        thresholds = sorted({round(float(threshold), 4) for threshold in grid})
         figures = self.sweep(predictions, thresholds)
+        if objective not in figures[0]:
+            raise ValueError(f"objective={objective!r} is no figure; expected one of {sorted(figures[0])}.")
         best = max(range(len(figures)), key=lambda index: figures[index][objective])
-        return round(float(thresholds[best]), 4), figures[best]
+        return thresholds[best], figures[best]

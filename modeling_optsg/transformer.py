@@ -7,7 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention written out, with the weights returned. `attention_mask` is boolean, true where attention is allowed."""
+    """Attention written out, with the weights returned. `attention_mask` is boolean, true where it is allowed."""
     weights = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)

@@ -1,4 +1,4 @@
-"""A tiny model and its processor, made without a network: random towers and weights, tokenizers trained on the spot."""
+"""A tiny model and its processor, made without a network: random weights, tokenizers trained on the spot."""
 
 import copy
 

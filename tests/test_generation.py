@@ -64,7 +64,7 @@ class SlowWriter:
 
     @torch.no_grad()
     def logits(self, context, slot, prefix):
-        """Of the token after `prefix` in `slot`, seeing the `(slot, tag)` of `context`, an empty tag where [PAD] won."""
+        """Of the token after `prefix` in `slot`, seeing the `(slot, tag)` of `context`, empty where [PAD] won."""
         positions = [(s, p, t) for s, tag in [*context, (slot, prefix)] for p, t in enumerate([PAD, *tag])]
         slots, places, tokens = (torch.tensor([column]) for column in zip(*positions))
         sequence = SlotSequence(tokens, torch.full_like(tokens, -100), slots, places, torch.ones_like(slots).bool())
@@ -189,7 +189,7 @@ def test_greedy_decoding_equals_the_slow_search_token_for_token(model, inputs, d
 @BOTH
 @pytest.mark.parametrize("length_penalty", [None, 1.0, -0.5])
 def test_beam_search_equals_the_slow_search_token_for_token(model, inputs, decoding, length_penalty):
-    """Finished hypotheses stay in the beam; it is ranked by the sum of log-probabilities over length^length_penalty."""
+    """Finished hypotheses stay in the beam; it is ranked by summed log-probabilities over length^length_penalty."""
     outputs = model.generate(
         **inputs, decoding=decoding, num_beams=3, num_return_sequences=2, length_penalty=length_penalty
     )
@@ -210,7 +210,13 @@ def test_the_examples_cover_empty_slots_and_tags_of_every_length(model, inputs):
 
 @BOTH
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_beams": 3, "num_return_sequences": 3}, {"do_sample": True, "temperature": 2.0}]
+    "settings",
+    [
+        {},
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"do_sample": True, "temperature": 2.0},
+        {"do_sample": True, "num_return_sequences": 3, "pad_bias": 1.0},
+    ],
 )
 def test_a_score_is_the_models_own_probability_of_the_tag_in_its_slot(model, inputs, decoding, settings, written):
     """Before pad_bias, processors and temperature, [SEP] included; what later slots see is each slot's first tag."""
@@ -227,9 +233,7 @@ def test_a_score_is_the_models_own_probability_of_the_tag_in_its_slot(model, inp
                     assert log_prob == -math.inf
                     continue
                 seen = context if decoding == "sequential" else []
-                own = [
-                    writer.logits(seen, slot, tag[:n]).log_softmax(-1)[t].item() for n, t in enumerate([*tag, SEP])
-                ]
+                own = [writer.logits(seen, slot, tag[:n]).log_softmax(-1)[t].item() for n, t in enumerate([*tag, SEP])]
                 assert log_prob == pytest.approx(sum(own), abs=1e-4)
             context.append((slot, tags[0][0]))
 
@@ -350,7 +354,9 @@ def test_a_tag_of_several_slots_is_listed_once_with_the_larger_score():
 
 
 def test_a_tag_whose_probability_is_below_the_smallest_float_is_still_listed():
-    sequences, scores, slots = collect_tags(torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0)
+    sequences, scores, slots = collect_tags(
+        torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0
+    )
     assert sequences.tolist() == [[[6], [5]]]
     assert slots.tolist() == [[1, 0]]
     assert scores.tolist() == [[0, 0]]
@@ -399,9 +405,7 @@ def test_only_tags_of_the_vocabulary_are_written(model, inputs, decoding, settin
 def test_search_in_a_vocabulary_equals_the_slow_search(model, inputs, decoding):
     processor = TagVocabularyLogitsProcessor(TAGS, PAD, SEP)
     settings = {"num_beams": 4, "pad_bias": -1.0}
-    outputs = model.generate(
-        **inputs, decoding=decoding, num_return_sequences=3, tag_vocabulary=processor, **settings
-    )
+    outputs = model.generate(**inputs, decoding=decoding, num_return_sequences=3, tag_vocabulary=processor, **settings)
     for index in range(4):
         expected = write_slowly(model, item(inputs, index), decoding, keep=3, process=processor, **settings)
         assert_same_tags(tags_of(outputs, index), merged(expected))
@@ -500,9 +504,7 @@ def test_samples_that_processors_leave_without_a_token_are_left_out(model, input
 @BOTH
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_where_processors_forbid_everything_nothing_is_written(model, inputs, decoding, do_sample):
-    outputs = model.generate(
-        **inputs, decoding=decoding, suppress_tokens=list(range(VOCABULARY)), do_sample=do_sample
-    )
+    outputs = model.generate(**inputs, decoding=decoding, suppress_tokens=list(range(VOCABULARY)), do_sample=do_sample)
     assert outputs.slots.eq(-1).all()
 
 
@@ -568,7 +570,12 @@ def test_generation_config_is_saved_and_loaded_with_its_own_settings(model, inpu
     assert settings.items() <= saved.items()
     loaded = OPTSGForTagGeneration.from_pretrained(tmp_path)
     expected = model.generate(
-        **inputs, decoding="sequential", threshold=0.001, pad_bias=-2.0, max_tags=3, num_beams=2,
+        **inputs,
+        decoding="sequential",
+        threshold=0.001,
+        pad_bias=-2.0,
+        max_tags=3,
+        num_beams=2,
         generation_config=GenerationConfig(),
     )
     for outputs in (model.generate(**inputs), loaded.generate(**inputs)):

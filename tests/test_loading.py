@@ -107,11 +107,12 @@ def test_half_precision_weights_load_in_the_precision_the_configuration_names(ti
         tiny_checkpoint, tmp_path / "half", lambda weights: {name: tensor.half() for name, tensor in weights.items()}
     )
     assert json.loads((half / "config.json").read_text())["dtype"] == "float32"
-    model, expected = OPTSGForTagGeneration.from_pretrained(half), OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
-    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
-    torch.testing.assert_close(
-        model(**inputs).order_prompts, expected(**inputs).order_prompts, rtol=1e-2, atol=1e-2
+    model, expected = (
+        OPTSGForTagGeneration.from_pretrained(half),
+        OPTSGForTagGeneration.from_pretrained(tiny_checkpoint),
     )
+    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    torch.testing.assert_close(model(**inputs).order_prompts, expected(**inputs).order_prompts, rtol=1e-2, atol=1e-2)
 
 
 def test_a_checkpoint_of_another_shape_names_the_tensors(tiny_checkpoint):
@@ -322,9 +323,7 @@ def run_elsewhere(folder, saved, pixels, titles, tmp_path):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_saved_folder_writes_the_same_tags_where_the_package_is_not_installed(
-    make_model, tiny_processor, tmp_path
-):
+def test_a_saved_folder_writes_the_same_tags_where_the_package_is_not_installed(make_model, tiny_processor, tmp_path):
     """With the tower whose class is the package's own; a folder saved there again is complete too."""
     model = make_model("efficientnet_lite")
     model.generation_config.pad_bias = {"parallel": -5.0, "sequential": -4.0}

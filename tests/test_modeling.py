@@ -363,7 +363,10 @@ def test_frozen_towers_need_no_gradient(make_model, batch):
     [
         ({"frame_features": torch.zeros(5, 3, 16)}, "pixel_values or frame_features, not both"),
         ({"title_features": torch.zeros(5, 4, 16)}, "input_ids or title_features, not both"),
-        ({"pixel_values": torch.zeros(5, 3, 32, 32)}, r"must be \[batch, frames, 3, height, width\].*\(5, 3, 32, 32\)"),
+        (
+            {"pixel_values": torch.zeros(5, 3, 32, 32)},
+            r"must be \[batch, frames, 3, height, width\].*\(5, 3, 32, 32\)",
+        ),
         ({"pixel_values": None, "frame_features": torch.zeros(5, 16)}, r"frame_features.*\(5, 16\)"),
         ({"pixel_values": None, "frame_features": torch.zeros(5, 3, 7)}, "7 wide.*frame_feature_size=16"),
         ({"pixel_values": torch.zeros(5, 5, 3, 32, 32), "frame_mask": None}, "5 frames.*max_frames=4"),

@@ -1,4 +1,4 @@
-"""The checkpoint in the repository: what it weighs, what it says about itself, and that it tags the sample pictures."""
+"""The checkpoint in the repository: its size, what it says about itself, and that it tags the sample pictures."""
 
 import json
 import re
@@ -32,7 +32,9 @@ def test_the_code_beside_the_weights_is_the_package_s_own(tmp_path):
     saved, shipped = ({p.name: p.read_text(encoding="utf-8") for p in f.glob("*.py")} for f in (tmp_path, CHECKPOINT))
     assert saved.keys() == shipped.keys()
     for name, code in shipped.items():
-        assert code == (ROOT / "modeling_optsg" / name).read_text(encoding="utf-8"), f"run `make code`: {name} is stale"
+        assert code == (ROOT / "modeling_optsg" / name).read_text(encoding="utf-8"), (
+            f"run `make code`: {name} is stale"
+        )
 
 
 def test_its_half_precision_weights_are_used_in_single_precision():

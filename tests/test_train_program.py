@@ -152,9 +152,7 @@ def test_a_preset_with_an_unknown_argument_is_refused(train, tmp_path, capsys):
 
 def test_the_command_line_overrides_the_preset(train, tmp_path):
     (tmp_path / "preset.json").write_text('{"epochs": 3, "config": {"num_prompts": 5}}')
-    parsed = train.parse_arguments(
-        ["--output_dir", "x", "--preset", str(tmp_path / "preset.json"), "--epochs", "7"]
-    )
+    parsed = train.parse_arguments(["--output_dir", "x", "--preset", str(tmp_path / "preset.json"), "--epochs", "7"])
     assert parsed.epochs == 7 and json.loads(parsed.config) == {"num_prompts": 5}
 
 

@@ -1,0 +1,116 @@
+"""EfficientNet-Lite as a `transformers` vision tower: the small convolutional network of the shipped checkpoint."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_optsg import EfficientNetLiteConfig
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's `SAME`, with which the pretrained weights were made: a stride-2 convolution
+    pads more on the right and the bottom."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        padding = []
+        for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
+            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(hidden_states, padding) if any(padding) else hidden_states)
+
+
+class ConvNormAct(nn.Module):
+    def __init__(self, config, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=True):
+        super().__init__()
+        self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
+        self.activation = nn.ReLU6() if activation else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.norm(self.conv(hidden_states)))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, config, in_channels, out_channels, kernel_size, stride, expansion):
+        super().__init__()
+        width = in_channels * expansion
+        self.expand = ConvNormAct(config, in_channels, width, 1) if expansion != 1 else nn.Identity()
+        self.depthwise = ConvNormAct(config, width, width, kernel_size, stride, groups=width)
+        self.project = ConvNormAct(config, width, out_channels, 1, activation=False)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        output = self.project(self.depthwise(self.expand(hidden_states)))
+        return output + hidden_states if self.residual else output
+
+
+class EfficientNetLiteModel(PreTrainedModel):
+    """EfficientNet-Lite without its classifier.
+
+    Batch normalisation always uses the pretrained statistics, in training too: the batches of tagging are too small
+    and too unlike ImageNet to estimate them anew.
+    """
+
+    config_class = EfficientNetLiteConfig
+    base_model_prefix = "efficientnet_lite"
+    main_input_name = "pixel_values"
+    # There is no attention here; without the flag a model that asks for sdpa refuses the tower.
+    _supports_sdpa = True
+
+    def __init__(self, config: EfficientNetLiteConfig):
+        super().__init__(config)
+        self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
+        blocks, channels = [], config.stem_size
+        for repeats, kernel_size, stride, expansion, out_channels in config.stages:
+            for repeat in range(repeats):
+                blocks.append(
+                    InvertedResidual(
+                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
+                    )
+                )
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = ConvNormAct(config, channels, config.hidden_size, 1)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out")
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values: `[batch, 3, height, width]`.
+
+        Returns:
+            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]` and its mean over space,
+            `pooler_output` `[batch, hidden_size]`.
+        """
+        # Depthwise convolutions run about twice as fast on a CPU when channels lie innermost.
+        hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        hidden_states = self.head(hidden_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=(-2, -1))
+        )
+
+
+__all__ = ["EfficientNetLiteModel"]

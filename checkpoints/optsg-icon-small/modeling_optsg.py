@@ -1,0 +1,380 @@
+"""OP-TSG (Order-Prompted Tag Sequence Generation, ICCV 2023): wires the rooms."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .alignment import AlignmentOutput, TagAlignment
+from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
+from .efficientnet_lite import EfficientNetLiteModel
+from .multimodal_encoder import MultimodalEncoder
+from .order_prompts import OrderPromptEncoder
+from .tag_decoder import TagDecoder, lay_out_slots
+from .tag_generation import OrderPromptGenerationMixin
+
+
+@dataclass
+class OPTSGModelOutput(ModelOutput):
+    """
+    Args:
+        order_prompts: `[batch, num_prompts, hidden_size]`.
+        memory: `[batch, memory length, hidden_size]`, the fused tokens of frames and title.
+        memory_mask: `[batch, memory length]`, boolean, true for real tokens.
+        prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
+    """
+
+    order_prompts: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+    memory_mask: torch.Tensor | None = None
+    prompt_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class OPTSGOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, `generation_loss + alignment_weight * alignment_loss`.
+        logits: `[positions, tag_vocab_size]`, over the real positions of the batch's items one after the other, each
+            item's slots laid end to end in prompt order.
+        generation_loss: scalar, mean cross-entropy of the written tokens, [PAD] and [SEP] among them.
+        alignment_loss: scalar, cross-entropy of prompts over the candidate tags and [PAD].
+        assignment: `[batch, num_prompts]`, the index of the tag each prompt was matched to, -1 for [PAD].
+        targets: `[positions]`, the tokens that `logits` were to predict.
+        order_prompts: `[batch, num_prompts, hidden_size]`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    generation_loss: torch.Tensor | None = None
+    alignment_loss: torch.Tensor | None = None
+    assignment: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    order_prompts: torch.Tensor | None = None
+
+
+class OPTSGPreTrainedModel(PreTrainedModel):
+    config_class = OPTSGConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerLayer", "InvertedResidual"]
+    # `Trainer` would otherwise take the `**kwargs` of `forward` as a promise to divide the loss by the tokens of all
+    # accumulated batches, and leave it undivided.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls, *args, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs
+    ):
+        """As of [`PreTrainedModel`], with a `ValueError` that names the tensors of another shape than the model's:
+        the library's own error leaves them to its log."""
+        model, report = super().from_pretrained(
+            *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        if report["mismatched_keys"] and not ignore_mismatched_sizes:
+            shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
+            raise ValueError(
+                f"The weights do not fit the configuration: {', '.join(shapes[:5])}"
+                f"{f', and {len(shapes) - 5} more' if len(shapes) > 5 else ''}."
+            )
+        return (model, report) if output_loading_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, OrderPromptEncoder):
+            # Queries that start alike would be matched alike: they begin a unit apart, not 0.02.
+            init.normal_(module.queries, std=1.0)
+        elif isinstance(module, TagAlignment):
+            init.normal_(module.pad_embedding, std=self.config.initializer_range)
+            init.constant_(module.log_scale, module.initial_log_scale())
+
+
+class OPTSGModel(OPTSGPreTrainedModel):
+    """The towers, the multimodal encoder and the order prompt encoder: items in, order prompts out."""
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        # Loaded as remote code, this class's configuration is a different object from the one a registration at
+        # import time would name; the type is taken from the configuration at hand.
+        if config.vision_config is not None and config.vision_config.model_type == EfficientNetLiteConfig.model_type:
+            AutoModel.register(type(config.vision_config), EfficientNetLiteModel, exist_ok=True)
+        self.vision_tower = AutoModel.from_config(config.vision_config) if config.vision_config is not None else None
+        self.text_tower = AutoModel.from_config(config.text_config)
+        self.multimodal_encoder = MultimodalEncoder(config)
+        self.order_prompt_encoder = OrderPromptEncoder(config)
+        self.post_init()
+
+    def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Vision-tower tokens of frames.
+
+        Args:
+            pixel_values: `[batch, frames, 3, height, width]`.
+            frame_mask: `[batch, frames]`; the tower is not run on masked frames, whose tokens are zero.
+
+        Returns:
+            `[batch, frames, tokens, frame_feature_size]`, what `forward` takes as `frame_features`.
+        """
+        if self.vision_tower is None:
+            raise ValueError("This model has no vision tower: give frame_features instead of pixel_values.")
+        frames = pixel_values.flatten(0, 1)
+        # Towers do not run on an empty batch: with no real frame at all, none is left out.
+        masked = frame_mask is not None and frame_mask.any() and not frame_mask.all()
+        real = frame_mask.flatten().bool() if masked else None
+        tokens = self.vision_tower(pixel_values=frames if real is None else frames[real]).last_hidden_state
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(2).transpose(1, 2)
+        if real is not None:
+            tokens = tokens.new_zeros(len(frames), *tokens.shape[1:]).masked_scatter(real[:, None, None], tokens)
+        return tokens.unflatten(0, pixel_values.shape[:2])
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Text-tower tokens `[batch, length, text width]` of `input_ids` `[batch, length]`; rows without any text come
+        back as they are, to be masked by the caller."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        # A row that attends to nothing is NaN in some kernels; its first token is let in and masked out afterwards.
+        empty = attention_mask.any(dim=1, keepdim=True).logical_not()
+        first = torch.arange(attention_mask.shape[1], device=attention_mask.device) == 0
+        attention_mask = attention_mask.masked_fill(empty & first, 1)
+        return self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def embed_tags(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean-pooled text-tower features `[tags, text width]` of tags `[tags, length]`."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        tokens = self.encode_text(input_ids, attention_mask)
+        weights = attention_mask[..., None].to(tokens.dtype)
+        return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> OPTSGModelOutput:
+        """
+        Args:
+            pixel_values: `[batch, frames, 3, height, width]`; a picture is a clip of one frame.
+            frame_features: precomputed instead of pixels, `[batch, frames, frame_feature_size]` or
+                `[batch, frames, tokens, frame_feature_size]`.
+            frame_mask: `[batch, frames]`, true (1) for real frames; an item without a picture has none.
+            input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
+            title_features: precomputed instead of `input_ids`, `[batch, title length, text width]`.
+            attention_mask: `[batch, title length]`, true (1) for real tokens; an item without a title has none.
+
+        Raises:
+            ValueError: an item has nothing to look at, both pixels and features are given, or shapes do not fit.
+        """
+        if pixel_values is not None and frame_features is not None:
+            raise ValueError("Give pixel_values or frame_features, not both.")
+        if input_ids is not None and title_features is not None:
+            raise ValueError("Give input_ids or title_features, not both.")
+        if pixel_values is not None:
+            if pixel_values.ndim != 5:
+                raise ValueError(
+                    f"pixel_values must be [batch, frames, 3, height, width], got shape {tuple(pixel_values.shape)}."
+                )
+            frame_features = self.encode_frames(pixel_values, frame_mask)
+        elif frame_features is not None:
+            if frame_features.ndim not in (3, 4):
+                raise ValueError(
+                    "frame_features must be [batch, frames, width] or [batch, frames, tokens, width], got shape "
+                    f"{tuple(frame_features.shape)}."
+                )
+            if frame_features.ndim == 3:
+                frame_features = frame_features[:, :, None]
+        if input_ids is not None:
+            title_features = self.encode_text(input_ids, attention_mask)
+        memory, memory_mask = self.multimodal_encoder(frame_features, frame_mask, title_features, attention_mask)
+        order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask)
+        return OPTSGModelOutput(
+            order_prompts=order_prompts,
+            memory=memory,
+            memory_mask=memory_mask,
+            prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
+        )
+
+
+class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
+    """OP-TSG: order prompts matched one-to-one to an item's tags, and a decoder that writes each prompt's tag."""
+
+    _tied_weights_keys = {"lm_head.weight": "tag_decoder.token_embeddings.weight"}
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self.model = OPTSGModel(config)
+        self.tag_alignment = TagAlignment(config)
+        self.tag_decoder = TagDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
+        self.post_init()
+        # The one made from the model's configuration forgets fields it does not know when it is loaded again.
+        self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
+        """A new model on two pretrained towers.
+
+        Args:
+            vision_name_or_path: folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, …); of a two-tower
+                model such as CLIP the vision half is taken. `None` for a model that reads precomputed frame features
+                (give `frame_feature_size`).
+            text_name_or_path: folder or Hub name of the text tower; of a two-tower model the text half is taken.
+            config_kwargs: any argument of [`OPTSGConfig`].
+        """
+        towers = {}
+        for half, name in (("vision", vision_name_or_path), ("text", text_name_or_path)):
+            if name is None:
+                continue
+            tower_config = AutoConfig.from_pretrained(name)
+            tower_config = getattr(tower_config, f"{half}_config", tower_config)
+            if tower_config.model_type == EfficientNetLiteConfig.model_type:
+                AutoModel.register(type(tower_config), EfficientNetLiteModel, exist_ok=True)
+            # A tower saved in half precision would stay so inside a model of single precision.
+            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
+        config = OPTSGConfig(
+            vision_config=towers["vision"].config if "vision" in towers else None,
+            text_config=towers["text"].config,
+            **config_kwargs,
+        )
+        model = cls(config)
+        for half, tower in towers.items():
+            getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
+        return model
+
+    def get_input_embeddings(self):
+        return self.tag_decoder.token_embeddings
+
+    def set_input_embeddings(self, value):
+        self.tag_decoder.token_embeddings = value
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, value):
+        self.lm_head = value
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Resizes the tag vocabulary. The library would note the new size in the text tower's configuration."""
+        text_vocab_size = self.config.text_config.vocab_size
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.text_config.vocab_size = text_vocab_size
+        self.config.tag_vocab_size = embeddings.num_embeddings
+        return embeddings
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        tag_input_ids: torch.Tensor | None = None,
+        tag_lengths: torch.Tensor | None = None,
+        tag_text_input_ids: torch.Tensor | None = None,
+        tag_text_attention_mask: torch.Tensor | None = None,
+        tag_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        decoding: str | None = None,
+        **kwargs,
+    ) -> OPTSGOutput:
+        """The training losses; to write tags call `generate`.
+
+        Args:
+            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
+            tag_input_ids: `[tags, longest tag]`, the candidate tags' tokens without [SEP] (each tag of the batch once;
+                tags no item has are negatives of the alignment).
+            tag_lengths: `[tags]`, number of tokens of each.
+            tag_text_input_ids, tag_text_attention_mask: `[tags, length]`, the same tags for the text tower.
+            tag_features: `[tags, text width]`, precomputed instead of the text tower's.
+            labels: `[batch, most tags of an item]`, indices of each item's tags among the candidates, -100 where there
+                is none.
+            decoding: attention mask of the decoder, "parallel" or "sequential"; by default items are divided at random
+                by `parallel_share` in training and all parallel in evaluation.
+
+        Raises:
+            ValueError: an item cannot be read (see [`OPTSGModel`]), `labels` come without their tags or name tags that
+                are not there, a tag is longer than `max_tag_tokens`, or an item has more tags than there are prompts.
+        """
+        outputs = self.model(
+            pixel_values=pixel_values,
+            frame_features=frame_features,
+            frame_mask=frame_mask,
+            input_ids=input_ids,
+            title_features=title_features,
+            attention_mask=attention_mask,
+        )
+        if labels is None:
+            return OPTSGOutput(order_prompts=outputs.order_prompts)
+        tags = {"tag_input_ids": tag_input_ids, "tag_lengths": tag_lengths}
+        if tag_features is None:
+            tags["tag_text_input_ids (or tag_features)"] = tag_text_input_ids
+        if missing := [name for name, value in tags.items() if value is None]:
+            raise ValueError(f"labels need {', '.join(missing)} too; `processor(tags=...)` makes them.")
+        if tag_features is None:
+            tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
+        alignment = self.tag_alignment(outputs.order_prompts, tag_features, labels)
+        logits, targets, generation_loss = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        return OPTSGOutput(
+            loss=generation_loss + self.config.alignment_weight * alignment.loss,
+            logits=logits,
+            generation_loss=generation_loss,
+            alignment_loss=alignment.loss,
+            assignment=alignment.assignment,
+            targets=targets,
+            order_prompts=outputs.order_prompts,
+        )
+
+    def _write(
+        self, outputs: OPTSGModelOutput, alignment: AlignmentOutput, tag_input_ids, tag_lengths, decoding: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if tag_input_ids.shape[1] > self.config.max_tag_tokens:
+            raise ValueError(
+                f"A tag has {tag_input_ids.shape[1]} tokens; this model writes at most max_tag_tokens="
+                f"{self.config.max_tag_tokens}."
+            )
+        share = {None: self.config.parallel_share if self.training else 1.0, "parallel": 1.0, "sequential": 0.0}
+        if decoding not in share:
+            raise ValueError(f'decoding={decoding!r} must be "parallel" or "sequential".')
+        device = outputs.memory.device
+        parallel = torch.rand(outputs.memory.shape[0], device=device) < share[decoding]
+        sequence = lay_out_slots(
+            alignment.assignment,
+            tag_input_ids,
+            tag_lengths,
+            self.config.tag_pad_token_id,
+            self.config.tag_sep_token_id,
+        )
+        hidden_states = self.tag_decoder(
+            outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
+        )
+        # Only real positions go through the output layer, the widest of all.
+        logits = self.lm_head(hidden_states[sequence.valid])
+        targets = sequence.targets[sequence.valid]
+        return logits, targets, F.cross_entropy(logits.float(), targets)
+
+
+OPTSGConfig.register_for_auto_class()
+OPTSGForTagGeneration.register_for_auto_class("AutoModel")
+
+__all__ = ["OPTSGForTagGeneration", "OPTSGModel", "OPTSGModelOutput", "OPTSGOutput", "OPTSGPreTrainedModel"]

@@ -1,0 +1,99 @@
+"""Room 1: frames and title in, one memory out."""
+
+import torch
+from torch import nn
+
+from .transformer import TransformerLayer
+
+
+class MultimodalEncoder(nn.Module):
+    """Projects the towers' tokens to one width, marks their frame and modality, and fuses them.
+
+    The towers themselves belong to the model, so that they can be any `AutoModel`, frozen, cached or left out.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.frame_projection = nn.Sequential(
+            nn.LayerNorm(config.frame_feature_size), nn.Linear(config.frame_feature_size, config.hidden_size)
+        )
+        self.title_projection = nn.Sequential(
+            nn.LayerNorm(config.text_config.hidden_size), nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        )
+        self.frame_positions = nn.Embedding(config.max_frames, config.hidden_size)
+        self.modalities = nn.Embedding(2, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self,
+        frame_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            frame_features: `[batch, frames, tokens, frame_feature_size]`.
+            frame_mask: `[batch, frames]`, true for real frames; all real when left out.
+            title_features: `[batch, title length, text width]`.
+            attention_mask: `[batch, title length]`, true for real title tokens; all real when left out.
+
+        Returns:
+            The memory `[batch, memory length, hidden_size]` and its boolean mask `[batch, memory length]`.
+
+        Raises:
+            ValueError: neither frames nor title are given, a clip is longer than `max_frames`, or an item is left
+                with nothing to look at.
+        """
+        parts, masks = [], []
+        if frame_features is not None:
+            batch, frames, tokens, width = frame_features.shape
+            if width != self.config.frame_feature_size:
+                raise ValueError(
+                    f"frame_features are {width} wide; this model reads frame_feature_size="
+                    f"{self.config.frame_feature_size}."
+                )
+            if frames > self.config.max_frames:
+                raise ValueError(
+                    f"A clip of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer."
+                )
+            if frame_mask is None:
+                frame_mask = torch.ones(batch, frames, device=frame_features.device)
+            positions = self.frame_positions(torch.arange(frames, device=frame_features.device))
+            hidden_states = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
+            parts.append(hidden_states.flatten(1, 2))
+            masks.append(frame_mask.bool().repeat_interleave(tokens, dim=1))
+        if title_features is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones(title_features.shape[:2], device=title_features.device)
+            parts.append(self.title_projection(title_features) + self.modalities.weight[1])
+            masks.append(attention_mask.bool())
+        if not parts:
+            raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
+        if self.training:
+            masks = self._hide_at_random(masks)
+        memory, memory_mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
+        if not (present := memory_mask.any(dim=1)).all():
+            empty = (~present).nonzero().flatten().tolist()
+            raise ValueError(f"Items {empty} of the batch have neither a frame nor a title.")
+        memory = self.dropout(memory)
+        for layer in self.layers:
+            memory, _ = layer(memory, memory_mask[:, None, None, :])
+        return self.norm(memory), memory_mask
+
+    def _hide_at_random(self, masks: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens)."""
+        batch, device = masks[0].shape[0], masks[0].device
+        if len(masks) == 2 and self.config.modality_dropout > 0:
+            both = masks[0].any(dim=1) & masks[1].any(dim=1)
+            drop = both & (torch.rand(batch, device=device) < self.config.modality_dropout)
+            first = torch.rand(batch, device=device) < 0.5
+            masks = [masks[0] & ~(drop & first)[:, None], masks[1] & ~(drop & ~first)[:, None]]
+        if self.config.memory_token_dropout > 0:
+            kept = [m & (torch.rand(m.shape, device=device) >= self.config.memory_token_dropout) for m in masks]
+            some = torch.cat(kept, dim=1).any(dim=1)[:, None]
+            masks = [torch.where(some, k, m) for k, m in zip(kept, masks)]
+        return masks

@@ -1,0 +1,416 @@
+"""Pictures, clips, titles and tags to tensors, and what the model writes back to tags."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
+
+from .picture_reading import read_picture, unwrap_file
+from .video_reading import evenly_spaced, read_frames
+
+TRAIN_TAGS_NAME = "train_tags.json"
+# A tokenizer without a length limit says so with a number no text reaches.
+NO_MAX_LENGTH = 1_000_000
+
+
+class OPTSGProcessor(ProcessorMixin):
+    """Prepares items for [`OPTSGForTagGeneration`] and reads its tags back.
+
+    Args:
+        image_processor: the vision tower's; any that makes pictures of one size. See [`OPTSGFeatureProcessor`] for
+            models that read precomputed frame features only.
+        tokenizer: the text tower's, for titles and for the text of tags. Text longer than its `model_max_length` is
+            cut off there.
+        tag_tokenizer: the tag decoder's, made by `train_tag_tokenizer`.
+        num_frames: most frames of a clip; longer clips are sampled at the centres of `num_frames` equal segments.
+        num_prompts: K, the most tags an item can have.
+        max_tag_tokens: longest tag, in tokens of `tag_tokenizer`, its [SEP] not counted.
+        train_tags: the training tags and how often each occurred. A written tag that is not among them is novel;
+            without any, every tag is.
+
+    Raises:
+        TypeError: a component is not what its name says.
+        ValueError: a setting is not a positive whole number, or `tag_tokenizer` is not a tag tokenizer.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        tag_tokenizer,
+        num_frames: int = 8,
+        num_prompts: int = 20,
+        max_tag_tokens: int = 16,
+        train_tags: Mapping[str, int] | None = None,
+    ):
+        components = {"image_processor": image_processor, "tokenizer": tokenizer, "tag_tokenizer": tag_tokenizer}
+        super().__init__(**{name: components[name] for name in self.get_attributes()})
+        settings = {"num_frames": num_frames, "num_prompts": num_prompts, "max_tag_tokens": max_tag_tokens}
+        for name, value in settings.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+            setattr(self, name, value)
+        if (tag_tokenizer.pad_token_id, tag_tokenizer.sep_token_id) != (0, 1):
+            raise ValueError(
+                f"tag_tokenizer has [PAD] = {tag_tokenizer.pad_token_id} and [SEP] = {tag_tokenizer.sep_token_id}; "
+                "expected 0 and 1, as train_tag_tokenizer makes them. Is it the text tower's tokenizer?"
+            )
+        self.train_tags = dict(train_tags or {})
+
+    def __call__(
+        self,
+        images=None,
+        videos=None,
+        titles: str | list[str | None] | None = None,
+        tags: list[str] | list[list[str]] | None = None,
+        frame_features=None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Turns a batch of items, or a single one, into the model's inputs.
+
+        Every argument holds one entry per item, `None` where that item has none of it. An item has a picture, a clip
+        or frame features, or none of these, and a title or none; it must have something.
+
+        Args:
+            images: per item a path, the bytes of a file, a PIL picture, a `uint8` array `[height, width, channels]`,
+                `[channels, height, width]` or `[height, width]`, or what `datasets.Image(decode=False)` gives. A
+                picture is turned upright as its EXIF data says, and transparency becomes white.
+            videos: per item a path, the bytes of a file, what `datasets.Video(decode=False)` gives, or the list of a
+                clip's frames, each anything a picture can be.
+            titles: per item a title. An empty or blank one is a missing one.
+            tags: per item its ground-truth tags, for training. A tag repeated within an item counts once.
+            frame_features: per item precomputed features `[frames, width]` or `[frames, tokens, width]`, instead of
+                pixels for the whole batch.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            A `BatchFeature` with, for B items of at most T frames, at most M tags each, N different tags in all:
+
+            - `pixel_values` `[B, T, 3, height, width]` or `frame_features` `[B, T, …]`, zero where there is no frame;
+              absent if no item has a picture.
+            - `frame_mask` `[B, T]`, 1 for frames, 0 for padding; absent if no item has a picture.
+            - `input_ids`, `attention_mask` `[B, length]`, the titles. The mask of an item without a title is all zero.
+              Absent if no item has a title.
+            - with `tags`: what [`~OPTSGProcessor.encode_tags`] makes of the N different tags, and `labels` `[B, M]`,
+              the indices of each item's tags among them, filled up with -100.
+
+        Raises:
+            ValueError: naming the item and what is wrong with it: it has neither picture nor title; a file, clip or
+                array cannot be read; its tags are missing, blank, not text, too long or too many; or the arguments
+                differ in length.
+            ImportError: a clip is to be read and PyAV is not installed.
+        """
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
+        batch = _Batch(images, videos, titles, tags, frame_features)
+        data = {}
+        if batch.has("frame_features"):
+            data |= _pad_frames("frame_features", self._features(batch.frame_features))
+        elif batch.has("images") or batch.has("videos"):
+            data |= _pad_frames("pixel_values", [self._pixels(batch, i) for i in range(batch.size)])
+        if batch.has("titles"):
+            data |= self._encode_titles(batch.titles)
+        if tags is not None:
+            data |= self._encode_tag_sets(batch.tags)
+        return BatchFeature({name: value.numpy() for name, value in data.items()} if return_tensors == "np" else data)
+
+    def encode_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
+        """Encodes tags for the tag decoder and for the text tower.
+
+        Args:
+            tags: N tags.
+
+        Returns:
+            `tag_input_ids` `[N, longest tag]`, tokens of the tag tokenizer without [SEP], filled up with 0;
+            `tag_lengths` `[N]`; `tag_text_input_ids` and `tag_text_attention_mask` `[N, length]`, the same tags for
+            the text tower.
+
+        Raises:
+            ValueError: naming the tag, if it is blank, not text, or longer than `max_tag_tokens` tokens.
+        """
+        for tag in tags:
+            if not isinstance(tag, str):
+                raise ValueError(f"tag {tag!r} is of type {type(tag).__name__}; expected str")
+            if not tag.strip():
+                raise ValueError(f"tag {tag!r} is blank; leave it out")
+            _check_unicode(tag, f"tag {tag!r}")
+        if not tags:
+            raise ValueError("there are no tags to encode")
+        encoded = self.tag_tokenizer(list(tags), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for tag, ids in zip(tags, encoded, strict=True):
+            if len(ids) > self.max_tag_tokens:
+                raise ValueError(
+                    f"tag {tag!r} has {len(ids)} tokens, more than max_tag_tokens = {self.max_tag_tokens}; "
+                    "shorten it, leave it out, or train with a larger max_tag_tokens"
+                )
+        text = self._encode_text(tags)
+        return {
+            "tag_input_ids": torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in encoded], batch_first=True),
+            "tag_lengths": torch.tensor([len(ids) for ids in encoded]),
+            "tag_text_input_ids": text["input_ids"],
+            "tag_text_attention_mask": text["attention_mask"],
+        }
+
+    def batch_decode(self, outputs) -> list[list[dict[str, Any]]]:
+        """Reads the tags that `generate` wrote.
+
+        Args:
+            outputs: `generate`'s output, with `sequences` `[batch, tags, length]` (tokens of the tag tokenizer,
+                filled up with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
+
+        Returns:
+            Per item a list of `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None` where
+            there are no scores. A tag written twice is listed once, with the larger score. Blank tags are left out.
+
+        Raises:
+            ValueError: the sequences or the scores have another shape.
+        """
+        sequences = torch.as_tensor(getattr(outputs, "sequences", outputs))
+        scores = getattr(outputs, "tag_scores", None)
+        if sequences.ndim != 3:
+            raise ValueError(f"sequences have shape {tuple(sequences.shape)}; expected [batch, tags, length]")
+        if scores is None:
+            scores = [[None] * sequences.shape[1]] * sequences.shape[0]
+        elif tuple(scores.shape) != tuple(sequences.shape[:2]):
+            raise ValueError(
+                f"tag_scores have shape {tuple(scores.shape)}; expected {tuple(sequences.shape[:2])} as the sequences"
+            )
+        else:
+            scores = scores.tolist()
+        return [
+            self._rank(self.tag_tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else [], row_scores)
+            for rows, row_scores in zip(sequences.tolist(), scores, strict=True)
+        ]
+
+    def _rank(self, tags: list[str], scores: list[float | None]) -> list[dict[str, Any]]:
+        best = {}
+        for tag, score in zip(tags, scores, strict=True):
+            if tag.strip() and (tag not in best or (score is not None and score > best[tag])):
+                best[tag] = score
+        ranked = sorted(best.items(), key=lambda entry: 0 if entry[1] is None else -entry[1])
+        return [{"tag": tag, "score": score, "novel": tag not in self.train_tags} for tag, score in ranked]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "frame_features", "frame_mask", "input_ids", "attention_mask"]
+
+    def _features(self, features: list) -> list[torch.Tensor | None]:
+        tensors = []
+        for i, value in enumerate(features):
+            if value is not None:
+                value = torch.as_tensor(value, dtype=torch.float32)
+                if value.ndim not in (2, 3) or 0 in value.shape:
+                    raise ValueError(
+                        f"frame_features[{i}] has shape {list(value.shape)}; expected [frames, width] or "
+                        "[frames, tokens, width], none of them 0"
+                    )
+                value = value[evenly_spaced(len(value), self.num_frames)]
+            tensors.append(value)
+        return tensors
+
+    def _pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
+        """An item's frames `[frames, 3, height, width]`. One item at a time: full-size frames of a batch are large."""
+        image, video = batch.images[i], batch.videos[i]
+        if image is None and video is None:
+            return None
+        if self.image_processor is None:
+            raise ValueError(f"item {i} has a picture, but this processor takes frame features only")
+        pictures = [read_picture(image, f"images[{i}]")] if video is None else self._clip(video, f"videos[{i}]")
+        pixels = [torch.as_tensor(p) for p in self.image_processor(images=pictures)["pixel_values"]]
+        if len({p.shape for p in pixels}) > 1 or pixels[0].ndim != 3:
+            shapes = sorted({tuple(p.shape) for p in pixels})
+            raise ValueError(
+                f"{type(self.image_processor).__name__} made frames of shapes {shapes} of item {i}; "
+                "it must make [3, height, width] of one size: set a fixed size, or a centre crop"
+            )
+        return torch.stack(pixels)
+
+    def _clip(self, clip, name: str) -> list[Image.Image]:
+        clip, name = unwrap_file(clip, name)
+        if isinstance(clip, (str, os.PathLike, bytes)):
+            frames = read_frames(clip, self.num_frames, name=name)
+        elif isinstance(clip, Image.Image) or getattr(clip, "ndim", 4) != 4 or not isinstance(clip, Iterable):
+            raise ValueError(
+                f"{name} is one {type(clip).__name__}; expected a path, the bytes of a file, or the list of the "
+                "clip's frames. videos holds one entry per item: a single clip's frames are videos=[[frame, frame, …]]"
+            )
+        else:
+            frames = list(clip)
+        if not frames:
+            raise ValueError(f"{name} is a clip without frames")
+        return [read_picture(frames[j], f"{name}[{j}]") for j in evenly_spaced(len(frames), self.num_frames)]
+
+    def _encode_text(self, texts: list[str]) -> BatchFeature:
+        return self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=self.tokenizer.model_max_length < NO_MAX_LENGTH,
+            # A title that happens to spell "[MASK]" is text.
+            split_special_tokens=True,
+            return_token_type_ids=False,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+
+    def _encode_titles(self, titles: list[str | None]) -> dict[str, torch.Tensor]:
+        encoded = self._encode_text([title or "" for title in titles])
+        missing = torch.tensor([title is None for title in titles])[:, None]
+        return {
+            "input_ids": encoded["input_ids"].masked_fill(missing, self.tokenizer.pad_token_id),
+            "attention_mask": encoded["attention_mask"].masked_fill(missing, 0),
+        }
+
+    def _encode_tag_sets(self, tag_sets: list) -> dict[str, torch.Tensor]:
+        index, labels = {}, []
+        for i, tag_set in enumerate(tag_sets):
+            if isinstance(tag_set, (str, bytes)) or not isinstance(tag_set, Iterable):
+                raise ValueError(f"tags[{i}] is {tag_set!r}; expected the list of that item's tags")
+            tag_set = list(tag_set)
+            if not tag_set:
+                raise ValueError(f"tags[{i}] is empty; an item without tags cannot be trained on, leave it out")
+            for tag in tag_set:
+                if not isinstance(tag, str):
+                    raise ValueError(f"tags[{i}] holds {tag!r} of type {type(tag).__name__}; expected str")
+            unique = list(dict.fromkeys(tag_set))
+            if len(unique) > self.num_prompts:
+                raise ValueError(
+                    f"tags[{i}] holds {len(unique)} tags, more than num_prompts = {self.num_prompts}; "
+                    "give a sample of them, as the training collator does"
+                )
+            labels.append(torch.tensor([index.setdefault(tag, len(index)) for tag in unique]))
+        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
+        return {**self.encode_tags(list(index)), "labels": padded}
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output.pop("train_tags", None)
+        return output
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Saves everything [`~OPTSGProcessor.from_pretrained`] needs, the training tags in `train_tags.json`."""
+        files = super().save_pretrained(save_directory)
+        train_tags = Path(save_directory, TRAIN_TAGS_NAME)
+        train_tags.write_text(json.dumps(self.train_tags, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return [*files, str(train_tags)]
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "train_tags" not in kwargs:
+            where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+            train_tags = cached_file(
+                pretrained_model_name_or_path, TRAIN_TAGS_NAME, **{k: kwargs[k] for k in where if k in kwargs}
+            )
+            processor_dict["train_tags"] = json.loads(Path(train_tags).read_text(encoding="utf-8"))
+        return processor_dict, unused
+
+
+class OPTSGFeatureProcessor(OPTSGProcessor):
+    """[`OPTSGProcessor`] without an image processor, for models that read precomputed frame features only."""
+
+    image_processor = None
+
+    def __init__(
+        self,
+        tokenizer,
+        tag_tokenizer,
+        num_frames: int = 8,
+        num_prompts: int = 20,
+        max_tag_tokens: int = 16,
+        train_tags: Mapping[str, int] | None = None,
+    ):
+        super().__init__(None, tokenizer, tag_tokenizer, num_frames, num_prompts, max_tag_tokens, train_tags)
+
+
+class _Batch:
+    """The arguments of a call, as lists with one entry per item."""
+
+    def __init__(self, images, videos, titles, tags, frame_features):
+        is_file = isinstance(images, (str, os.PathLike, bytes, Mapping, Image.Image))
+        self.images = _per_item("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
+        is_file = isinstance(videos, (str, os.PathLike, bytes, Mapping))
+        self.videos = _per_item("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
+        self.titles = _per_item("titles", titles, single=isinstance(titles, str))
+        is_tag_set = isinstance(tags, (list, tuple, set)) and isinstance(next(iter(tags), ""), str)
+        self.tags = _per_item("tags", tags, single=is_tag_set)
+        is_clip = getattr(frame_features, "ndim", 3) < 3
+        self.frame_features = _per_item("frame_features", frame_features, single=is_clip)
+
+        columns = {name: values for name, values in vars(self).items() if values is not None}
+        if len({len(values) for values in columns.values()}) > 1:
+            counts = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
+            raise ValueError(f"got {counts}; expected one entry per item, None where an item has none of it")
+        self.size = len(next(iter(columns.values()), []))
+        if self.size == 0:
+            raise ValueError("there are no items; give images, videos, frame_features or titles")
+        for name in ("images", "videos", "titles", "tags", "frame_features"):
+            setattr(self, name, columns.get(name, [None] * self.size))
+        self.titles = [_title(title, i) for i, title in enumerate(self.titles)]
+        self._check_items()
+
+    def has(self, name: str) -> bool:
+        return any(value is not None for value in getattr(self, name))
+
+    def _check_items(self):
+        sights = ("images", "videos", "frame_features")
+        for i in range(self.size):
+            given = [f"{name}[{i}]" for name in sights if getattr(self, name)[i] is not None]
+            if len(given) > 1:
+                raise ValueError(f"item {i} has {' and '.join(given)}; expected one of them")
+            if not given and self.titles[i] is None:
+                raise ValueError(
+                    f"item {i} has neither a picture nor a title: images[{i}], videos[{i}], frame_features[{i}] and "
+                    f"titles[{i}] are all missing or empty"
+                )
+        if self.has("frame_features") and (self.has("images") or self.has("videos")):
+            raise ValueError("some items have frame features and others pixels; a batch has one or the other")
+
+
+def _per_item(name: str, values, single: bool) -> list | None:
+    if values is None:
+        return None
+    if single:
+        return [values]
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} is of type {type(values).__name__}; expected one entry per item")
+    return list(values)
+
+
+def _title(title, i: int) -> str | None:
+    if title is None:
+        return None
+    if not isinstance(title, str):
+        raise ValueError(f"titles[{i}] is {title!r} of type {type(title).__name__}; expected str or None")
+    _check_unicode(title, f"titles[{i}], {title!r},")
+    return title if title.strip() else None
+
+
+def _check_unicode(text: str, name: str):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode text ({error.reason})") from error
+
+
+def _pad_frames(name: str, items: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    shapes = {tuple(item.shape[1:]) for item in items if item is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"the frames of a batch have different shapes {sorted(shapes)} in {name}; expected one size")
+    lengths = torch.tensor([0 if item is None else len(item) for item in items])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    frames = torch.cat([item for item in items if item is not None])
+    padded = frames.new_zeros(*mask.shape, *frames.shape[1:])
+    padded[mask] = frames
+    return {name: padded, "frame_mask": mask.long()}
+
+
+OPTSGProcessor.register_for_auto_class()
+OPTSGFeatureProcessor.register_for_auto_class()

@@ -1,0 +1,144 @@
+"""F1 per tag, averaged over tags, against loops written from the definition."""
+
+import random
+
+import pytest
+
+from modeling_optsg import TagEvaluator
+
+TRAIN_COUNTS = {f"tag{n}": n * n for n in range(1, 12)}
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """References and predictions of 60 items; some tags are not training tags, some training tags no references."""
+    generator = random.Random(0)
+    tags = [f"tag{n}" for n in range(1, 15) if n != 4]
+    references = [generator.sample(tags, generator.randint(0, 5)) for _ in range(60)]
+    predictions = []
+    for reference in references:
+        wrong = generator.sample([*tags, "tag4", "unheard of"], 3)
+        predicted = {tag for tag in [*reference, *wrong] if generator.random() < 0.6}
+        predictions.append([{"tag": tag, "score": generator.random()} for tag in sorted(predicted)])
+    return references, predictions
+
+
+@pytest.fixture(scope="module")
+def evaluator(benchmark):
+    return TagEvaluator(benchmark[0], TRAIN_COUNTS, common_count=25)
+
+
+def f1(found, predicted, present):
+    precision, recall = found / predicted if predicted else 0, found / present if present else 0
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def score_plainly(references, predictions, threshold):
+    predicted = [{p["tag"] for p in tags if p["score"] >= threshold} for tags in predictions]
+    items = list(zip(map(set, references), predicted))
+    evaluated = {tag for tags in references for tag in tags} & TRAIN_COUNTS.keys()
+
+    def tag_f1(tag):
+        return f1(
+            sum(tag in truth and tag in guess for truth, guess in items),
+            sum(tag in guess for _, guess in items),
+            sum(tag in truth for truth, _ in items),
+        )
+
+    hits = sum(len(truth & guess) for truth, guess in items)
+    guesses, truths = sum(len(guess) for _, guess in items), sum(len(truth) for truth, _ in items)
+    return {
+        "full_f1": mean(tag_f1(tag) for tag in evaluated),
+        "rare_f1": mean(tag_f1(tag) for tag in evaluated if TRAIN_COUNTS[tag] < 25),
+        "common_f1": mean(tag_f1(tag) for tag in evaluated if TRAIN_COUNTS[tag] >= 25),
+        "micro_precision": hits / guesses if guesses else 0,
+        "micro_recall": hits / truths,
+        "micro_f1": f1(hits, guesses, truths),
+        "item_precision": mean(len(truth & guess) / len(guess) if guess else 0 for truth, guess in items),
+        "item_recall": mean(len(truth & guess) / len(truth) if truth else 0 for truth, guess in items),
+        "item_f1": mean(f1(len(truth & guess), len(guess), len(truth)) for truth, guess in items),
+        "novel_share": mean([tag not in TRAIN_COUNTS for _, guess in items for tag in guess] or [0]),
+    } | {"tags_per_item": guesses / len(items) / 100}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_every_figure_equals_the_plain_loop(benchmark, evaluator, threshold):
+    figures = evaluator.score(benchmark[1], threshold)
+    expected = score_plainly(*benchmark, threshold)
+    assert figures.keys() == expected.keys()
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(100 * value, abs=0.0051), name
+
+
+def test_full_is_the_average_of_rare_and_common_by_their_numbers_of_tags(benchmark, evaluator):
+    common = sum(TRAIN_COUNTS[tag] >= 25 for tag in evaluator.evaluated_tags)
+    rare = len(evaluator.evaluated_tags) - common
+    assert rare > 1 and common > 1
+    figures = evaluator.score(benchmark[1], 0.3)
+    weighted = (rare * figures["rare_f1"] + common * figures["common_f1"]) / (rare + common)
+    assert figures["full_f1"] == pytest.approx(weighted, abs=0.011)
+
+
+def test_evaluated_tags_are_training_tags_with_a_reference(benchmark, evaluator):
+    references = {tag for tags in benchmark[0] for tag in tags}
+    assert evaluator.evaluated_tags == sorted(references & TRAIN_COUNTS.keys())
+    assert TagEvaluator([["a", "b"]], {"a": 1, "b": 0, "c": 5}).evaluated_tags == ["a"], "a count of 0 is no training"
+
+
+def test_perfect_and_empty_predictions(benchmark, evaluator):
+    references = [tags for tags in benchmark[0] if tags]
+    evaluator = TagEvaluator(references, TRAIN_COUNTS, common_count=25)
+    perfect = evaluator.score([[{"tag": tag, "score": 1.0} for tag in tags] for tags in references])
+    nothing = evaluator.score([[] for _ in references])
+    for name in ("full_f1", "rare_f1", "common_f1", "micro_f1", "item_f1"):
+        assert (perfect[name], nothing[name]) == (100, 0)
+    assert nothing["micro_precision"] == nothing["novel_share"] == nothing["tags_per_item"] == 0
+
+
+def test_without_rare_or_common_tags_their_average_is_not_a_number():
+    figures = TagEvaluator([["a"]], {"a": 30}).score([[{"tag": "a", "score": 1.0}]])
+    assert figures["common_f1"] == 100 and figures["rare_f1"] != figures["rare_f1"]
+
+
+def test_a_sweep_is_the_score_at_every_threshold(benchmark, evaluator):
+    thresholds = [0.0, 0.1, 0.45, 0.7, 1.0]
+    assert evaluator.sweep(benchmark[1], thresholds) == [evaluator.score(benchmark[1], t) for t in thresholds]
+
+
+@pytest.mark.parametrize("objective", ["full_f1", "micro_f1", "micro_precision"])
+@pytest.mark.parametrize("steps", [50, 7])
+def test_the_best_threshold_is_the_best_of_the_grid(benchmark, evaluator, objective, steps):
+    threshold, figures = evaluator.best_threshold(benchmark[1], objective, steps)
+    grid = {round(top * step / steps, 4) for step in range(steps) for top in (1, 0.1)}
+    assert threshold in grid and figures == evaluator.score(benchmark[1], threshold)
+    best = max(evaluator.score(benchmark[1], t)[objective] for t in grid)
+    assert figures[objective] == best
+
+
+def test_the_figures_are_those_of_the_rounded_threshold():
+    """1 / 7 lies on the grid of sevenths, and just below what is returned for it."""
+    evaluator = TagEvaluator([["a"], ["b"]], {"a": 1, "b": 30})
+    predictions = [[{"tag": "a", "score": 1 / 7}, {"tag": "b", "score": 0.142}], [{"tag": "b", "score": 0.5}]]
+    threshold, figures = evaluator.best_threshold(predictions, "micro_precision", steps=7)
+    assert figures == evaluator.score(predictions, threshold)
+
+
+def test_bad_input_is_named(evaluator, benchmark):
+    with pytest.raises(ValueError, match="59 predictions for 60 reference items"):
+        evaluator.score(benchmark[1][1:])
+    twice = [[{"tag": "tag1", "score": 0.5}, {"tag": "tag1", "score": 0.4}], *benchmark[1][1:]]
+    with pytest.raises(ValueError, match="'tag1' is listed twice for item 0"):
+        evaluator.score(twice)
+    with pytest.raises(ValueError, match="'tag1' of item 0 has the score None"):
+        evaluator.score([[{"tag": "tag1", "score": None}], *benchmark[1][1:]])
+    with pytest.raises(ValueError, match="'tag1' of item 0 has the score nan"):
+        evaluator.score([[{"tag": "tag1", "score": float("nan")}], *benchmark[1][1:]])
+    with pytest.raises(ValueError, match="objective='full' is no figure.*full_f1"):
+        evaluator.best_threshold(benchmark[1], "full")
+    with pytest.raises(ValueError, match="No reference tag is a training tag"):
+        TagEvaluator([["a"], []], {"b": 3})

