@@ -439,20 +439,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         rows = done.repeat_interleave(width)
         tokens = state.tokens[rows].view(len(slots), width, -1)
         log_probs = state.log_probs[rows].view(len(slots), width)
-        ranking = state.ranking[rows].view(len(slots), width)
-        lengths = state.lengths[rows].view(len(slots), width)
-        if not search.sample:
-            order = (ranking / lengths**search.length_penalty).argsort(dim=1, descending=True, stable=True)
-            tokens = tokens.gather(1, order[..., None].expand_as(tokens))
-            log_probs = log_probs.gather(1, order)
-            best = order[:, 0]
-        else:
-            best = torch.zeros_like(slots)
         stored = tokens[..., : out_tokens.shape[-1]].masked_fill(log_probs.isneginf()[..., None], pad)
         out_tokens[slots, :, : stored.shape[-1]] = stored
         out_log_probs[slots] = log_probs
-        first_row = torch.arange(len(done), device=done.device)[done] * width
-        chosen = first_row + best
+        # Later slots see a slot's first hypothesis: of beams, which come ranked, the best.
+        chosen = torch.arange(len(done), device=done.device)[done] * width
         cache = [(key[chosen], value[chosen]) for key, value in state.cache]
         own_length = torch.where(state.log_probs[chosen].isneginf(), 0, state.lengths[chosen])
         local.store(slots, own_length, cache, seen)

@@ -20,7 +20,8 @@ def package_files():
     """Every module and data file of the packages, as it lies in the working tree."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
-            is_data = package == "dataset_scripts" and path.name in DATA_NAMES
+            is_data = package == "dataset_scripts" and path.name in DATA_NAMES or path.parent.name == "hub"
+            is_data = is_data and path.suffix != ".pyc" and path.is_file()
             if path.suffix == ".py" or is_data:
                 yield path.relative_to(ROOT).as_posix()
 
