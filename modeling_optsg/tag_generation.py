@@ -380,7 +380,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             else:
                 scores = search.processors(state.tokens, logits)
             state = self._choose(state, scores, model_log_probs, search)
-            state = self._release(state, width, search, out_tokens, out_log_probs, local, seen)
+            state = self._release(state, width, out_tokens, out_log_probs, local, seen)
         longest = max(int((out_tokens != pad).sum(dim=-1).max()), 1) if out_tokens.numel() else 1
         return out_tokens[..., :longest], out_log_probs, pad_margins, local.trimmed()
 
@@ -429,7 +429,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             cache=[(key[parent], value[parent]) for key, value in state.cache],
         )
 
-    def _release(self, state, width, search, out_tokens, out_log_probs, local, seen) -> SlotState:
+    def _release(self, state, width, out_tokens, out_log_probs, local, seen) -> SlotState:
         """Writes out the slots all of whose hypotheses are finished, and keeps the others."""
         pad = self.config.tag_pad_token_id
         done = state.finished.view(-1, width).all(dim=1)

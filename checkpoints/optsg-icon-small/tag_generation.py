@@ -380,7 +380,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             else:
                 scores = search.processors(state.tokens, logits)
             state = self._choose(state, scores, model_log_probs, search)
-            state = self._release(state, width, search, out_tokens, out_log_probs, local, seen)
+            state = self._release(state, width, out_tokens, out_log_probs, local, seen)
         longest = max(int((out_tokens != pad).sum(dim=-1).max()), 1) if out_tokens.numel() else 1
         return out_tokens[..., :longest], out_log_probs, pad_margins, local.trimmed()
 
@@ -429,7 +429,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             cache=[(key[parent], value[parent]) for key, value in state.cache],
         )
 
-    def _release(self, state, width, search, out_tokens, out_log_probs, local, seen) -> SlotState:
+    def _release(self, state, width, out_tokens, out_log_probs, local, seen) -> SlotState:
         """Writes out the slots all of whose hypotheses are finished, and keeps the others."""
         pad = self.config.tag_pad_token_id
         done = state.finished.view(-1, width).all(dim=1)
@@ -439,20 +439,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         rows = done.repeat_interleave(width)
         tokens = state.tokens[rows].view(len(slots), width, -1)
         log_probs = state.log_probs[rows].view(len(slots), width)
-        ranking = state.ranking[rows].view(len(slots), width)
-        lengths = state.lengths[rows].view(len(slots), width)
-        if not search.sample:
-            order = (ranking / lengths**search.length_penalty).argsort(dim=1, descending=True, stable=True)
-            tokens = tokens.gather(1, order[..., None].expand_as(tokens))
-            log_probs = log_probs.gather(1, order)
-            best = order[:, 0]
-        else:
-            best = torch.zeros_like(slots)
         stored = tokens[..., : out_tokens.shape[-1]].masked_fill(log_probs.isneginf()[..., None], pad)
         out_tokens[slots, :, : stored.shape[-1]] = stored
         out_log_probs[slots] = log_probs
-        first_row = torch.arange(len(done), device=done.device)[done] * width
-        chosen = first_row + best
+        # Later slots see a slot's first hypothesis: of beams, which come ranked, the best.
+        chosen = torch.arange(len(done), device=done.device)[done] * width
         cache = [(key[chosen], value[chosen]) for key, value in state.cache]
         own_length = torch.where(state.log_probs[chosen].isneginf(), 0, state.lengths[chosen])
         local.store(slots, own_length, cache, seen)
