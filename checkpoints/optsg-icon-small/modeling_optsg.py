@@ -251,6 +251,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 AutoModel.register(type(tower_config), EfficientNetLiteModel, exist_ok=True)
             # A tower saved in half precision would stay so inside a model of single precision.
             towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
+            # Where the tower lay on this machine is nobody else's business; `config.json` would tell.
+            towers[half].config._name_or_path = ""
         config = OPTSGConfig(
             vision_config=towers["vision"].config if "vision" in towers else None,
             text_config=towers["text"].config,
