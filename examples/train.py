@@ -11,7 +11,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -106,7 +105,7 @@ class TrainArguments:
 
 def parse_arguments(argv=None) -> TrainArguments:
     parser = HfArgumentParser(TrainArguments)
-    preset, _ = parser.parse_known_args([*(argv if argv is not None else os.sys.argv[1:])])
+    preset, _ = parser.parse_known_args(argv)
     if preset.preset:
         values = json.loads(Path(preset.preset).read_text(encoding="utf-8"))
         if unknown := set(values) - set(TrainArguments.__dataclass_fields__):

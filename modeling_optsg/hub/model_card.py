@@ -72,6 +72,7 @@ def write_model_card(
         model_name=name,
         dataset_name=dataset_name,
         license=license,
+        fitted_with=summary.get("fitted_with"),
         arguments=summary["arguments"],
         parameters=round(summary["parameters"] / 1e6, 1),
         trained_parameters=round(summary["trained_parameters"] / 1e6, 1),
