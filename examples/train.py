@@ -1,4 +1,5 @@
-"""Trains OP-TSG on a tagging benchmark or on a folder of one's own, or fine-tunes a checkpoint there.
+"""Trains OP-TSG, or another of the paper's systems, on a tagging benchmark or on a folder of one's own, or fine-tunes
+a checkpoint there.
 
     accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --output_dir runs/icon
     accelerate launch examples/train.py --dataset my_pictures --checkpoint runs/icon --output_dir runs/mine
@@ -28,7 +29,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, ge
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import (
     OPTSGDataCollator,
-    OPTSGForTagGeneration,
+    OPTSGPreTrainedModel,
     OPTSGProcessor,
     TagEvaluator,
     train_tag_tokenizer,
@@ -36,9 +37,15 @@ from modeling_optsg import (
 from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
 from modeling_optsg.prediction import fit_generation_config, predict_tags
 from modeling_optsg.pretrained_towers import tower_folder
+from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.tag_metrics import objective_value
 from modeling_optsg.token_initialization import initialize_token_embeddings
 
 logger = get_logger(__name__, log_level="INFO")
+
+MOST_TAGS = 100
+LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
+LOSS_PARTS = ("loss", "generation_loss", "alignment_loss")
 
 
 @dataclass
@@ -47,6 +54,7 @@ class TrainArguments:
     preset: str | None = field(
         default=None, metadata={"help": "JSON file of arguments; the command line overrides it."}
     )
+    system: str = field(default="op-tsg", metadata={"help": f"Which system: {', '.join(SYSTEMS)}."})
     dataset: str = field(
         default="icon_tagging",
         metadata={"help": "A benchmark, a folder with a metadata file or of Parquet, or a Hub name."},
@@ -88,7 +96,7 @@ class TrainArguments:
     num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
     evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
     objective: str = field(
-        default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by."}
+        default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by, or several: a+b."}
     )
     alternatives: int = field(
         default=1,
@@ -112,7 +120,10 @@ def parse_arguments(argv=None) -> TrainArguments:
             parser.error(f"{preset.preset} sets unknown arguments: {', '.join(sorted(unknown))}")
         values = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in values.items()}
         parser.set_defaults(**values)
-    return parser.parse_args_into_dataclasses(argv)[0]
+    arguments = parser.parse_args_into_dataclasses(argv)[0]
+    if arguments.system not in SYSTEMS:
+        parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    return arguments
 
 
 def load_splits(arguments: TrainArguments) -> tuple[Dataset, Dataset]:
@@ -153,11 +164,16 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
     return train
 
 
-def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGeneration, OPTSGProcessor]:
+def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+    system = SYSTEMS[arguments.system]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
-    config = json.loads(arguments.config)
+    config = dict(system.config) | json.loads(arguments.config)
     if arguments.checkpoint:
-        model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint, **config)
+        if system.needs_classes:
+            raise ValueError(
+                f"{arguments.system} knows its own training tags only: it cannot be fine-tuned on others."
+            )
+        model = system.model.from_pretrained(arguments.checkpoint, **config)
         processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
         # What the checkpoint was trained on stays known: a tag of it is no novelty of the fine-tuned model.
         processor.train_tags = dict(Counter(processor.train_tags) + counts)
@@ -167,9 +183,16 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGenerat
         for name in (arguments.vision_tower, arguments.text_tower)
     )
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
-    model = OPTSGForTagGeneration.from_vision_text_pretrained(
+    if system.needs_classes:
+        ids = tag_tokenizer(sorted(counts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # The tags `without_untrainable_tags` leaves in the training items.
+        ids = [tokens for tokens in ids if len(tokens) <= arguments.max_tag_tokens]
+        config["num_tag_classes"] = len(ids)
+    model = system.model.from_vision_text_pretrained(
         vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=arguments.max_tag_tokens, **config
     )
+    if system.needs_classes:
+        model.set_tag_classes(ids)
     image_processor = AutoImageProcessor.from_pretrained(vision)
     if arguments.image_size:
         image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
@@ -178,16 +201,17 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGForTagGenerat
         AutoTokenizer.from_pretrained(text),
         tag_tokenizer,
         num_frames=arguments.num_frames,
-        num_prompts=model.config.num_prompts,
+        # Most tags of an item in training, which is all that a system without slots needs it for.
+        num_prompts=model.config.num_prompts if model.config.num_prompts > 1 else MOST_TAGS,
         max_tag_tokens=arguments.max_tag_tokens,
         train_tags=dict(counts),
     )
-    if arguments.token_scale:
+    if arguments.token_scale and hasattr(model, "tag_decoder"):
         initialize_token_embeddings(model.eval(), processor, arguments.token_scale)
     return model, processor
 
 
-def parameter_groups(model: OPTSGForTagGeneration, arguments: TrainArguments) -> list[dict]:
+def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> list[dict]:
     """Towers and token embeddings have learning rates of their own; norms, biases and embeddings are not decayed."""
     groups = {}
     for name, parameter in model.named_parameters():
@@ -204,7 +228,7 @@ def parameter_groups(model: OPTSGForTagGeneration, arguments: TrainArguments) ->
     ]
 
 
-def save_checkpoint(model: OPTSGForTagGeneration, processor: OPTSGProcessor, folder: Path, half: bool) -> None:
+def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, half: bool) -> None:
     state_dict = None
     if half:
         # Buffers are batch-norm statistics, whose small variances 16 bits lose; `dtype` in config.json stays float32,
@@ -244,6 +268,7 @@ def main(arguments: TrainArguments) -> None:
         if not arguments.tune_text:
             tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
             tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
+    system = SYSTEMS[arguments.system]
     train_counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     evaluator = TagEvaluator(validation["tags"], train_counts)
     if accelerator.device.type == "cpu":
@@ -265,7 +290,7 @@ def main(arguments: TrainArguments) -> None:
         num_workers=arguments.num_workers,
     )
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98), fused=True)
     loader = accelerator.prepare(loader)
     total = max(1, round(arguments.epochs * len(loader)))
     # The scheduler is stepped by hand, once a step whatever the number of processes.
@@ -276,7 +301,8 @@ def main(arguments: TrainArguments) -> None:
     def validate() -> dict:
         mine = range(accelerator.process_index, len(validation_items), accelerator.num_processes)
         with accelerator.autocast():
-            tags = predict_tags(model, processor, torch.utils.data.Subset(validation_items, mine), pad_bias=-1.0)
+            subset = torch.utils.data.Subset(validation_items, mine)
+            tags = predict_tags(model, processor, subset, **({"pad_bias": -1.0} if system.has_pad else {}))
         pairs = gather_object(list(zip(mine, tags, strict=True)))
         predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
         threshold, figures = evaluator.best_threshold(predictions, arguments.objective)
@@ -302,10 +328,10 @@ def main(arguments: TrainArguments) -> None:
         scheduler.step()
         optimizer.zero_grad()
         seen += batch["labels"].shape[0] * accelerator.num_processes
-        sums.update(generation=outputs.generation_loss.item(), alignment=outputs.alignment_loss.item(), steps=1)
+        sums.update({part: outputs[part].item() for part in LOSS_PARTS if part in outputs}, steps=1)
         progress.update()
         if step % 20 == 0 or step in evaluate_at:
-            losses = {f"{part}_loss": round(sums[part] / sums["steps"], 4) for part in ("generation", "alignment")}
+            losses = {part: round(sums[part] / sums["steps"], 4) for part in LOSS_PARTS if part in outputs}
             rate = seen / (time.perf_counter() - since)
             progress.set_postfix({**losses, "items/s": f"{rate:.0f}"})
         if step in evaluate_at:
@@ -324,32 +350,39 @@ def main(arguments: TrainArguments) -> None:
                 with log_path.open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
                 progress.write(
-                    f"step {step}: generation {losses['generation_loss']:.3f}, "
-                    f"alignment {losses['alignment_loss']:.3f}, {rate:.0f} items/s; "
+                    f"step {step}: {', '.join(f'{part} {loss:.3f}' for part, loss in losses.items())}, "
+                    f"{rate:.0f} items/s; "
                     f"validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
                     f"Common {figures['common_f1']:.1f}, micro {figures['micro_f1']:.1f}"
                 )
-                if figures[arguments.objective] > best:
+                if objective_value(figures, arguments.objective) > best:
                     save_checkpoint(model, processor, output_dir, arguments.half_precision_weights)
-            best = max(best, figures[arguments.objective])
+            best = max(best, objective_value(figures, arguments.objective))
             sums.clear()
             seen, since = 0, time.perf_counter()
     progress.close()
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        model = OPTSGForTagGeneration.from_pretrained(output_dir).to(accelerator.device)
-        model.generation_config.num_beams = arguments.alternatives
-        model.generation_config.num_return_sequences = arguments.alternatives
+        model = system.model.from_pretrained(output_dir).to(accelerator.device)
+        for name, value in system.search(arguments.alternatives).items():
+            setattr(model.generation_config, name, value)
         fits = {
-            decoding: fit_generation_config(
-                model, processor, validation_items, evaluator, decoding=decoding, objective=arguments.objective
+            decoding or "only": fit_generation_config(
+                model,
+                processor,
+                validation_items,
+                evaluator,
+                decoding=decoding,
+                objective=arguments.objective,
+                grid=system.grid(),
             )
-            for decoding in ("parallel", "sequential")
+            for decoding in system.decodings
         }
         model.generation_config.save_pretrained(output_dir)
         summary = {
-            "arguments": vars(arguments),
+            # Where things lay on this machine is of no use to anybody else.
+            "arguments": {name: value for name, value in vars(arguments).items() if name not in LOCAL_ARGUMENTS},
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": trained_parameters,
             "items": {"train": len(train), "validation": len(validation)},
@@ -362,7 +395,7 @@ def main(arguments: TrainArguments) -> None:
         (output_dir / "training_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         for decoding, fit in fits.items():
             logger.info(
-                f"{decoding}: pad_bias {fit['pad_bias']}, threshold {fit['threshold']}, validation Full "
+                f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
                 f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
             )
     accelerator.end_training()

@@ -167,6 +167,7 @@ class OPTSGDataCollator:
             "tag_input_ids": pad_sequence(input_ids, batch_first=True),
             "tag_lengths": torch.tensor([len(ids) for ids in input_ids]),
             "tag_features": table.features[candidates].float(),
+            "tag_ids": torch.tensor(rows),
         }
 
 

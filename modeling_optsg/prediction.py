@@ -1,12 +1,13 @@
-"""Tags for many items, and the fit of `pad_bias` and `threshold` on validation items."""
+"""Tags for many items, and the fit of decoding settings on validation items."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm.auto import tqdm
 
 from .data_collator import OPTSGDataCollator
-from .tag_metrics import TagEvaluator
+from .tag_metrics import TagEvaluator, objective_value
 
 MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
 PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
@@ -58,34 +59,39 @@ def fit_generation_config(
     items: Sequence[Mapping],
     evaluator: TagEvaluator,
     *,
-    decoding: str,
+    decoding: str | None = None,
     objective: str = "full_f1",
-    pad_biases: Sequence[float] = PAD_BIASES,
+    grid: Mapping[str, Sequence] | None = None,
     **predict_kwargs,
 ) -> dict:
-    """Finds the `pad_bias` and the `threshold` with the largest validation figure and puts them into the model's
-    `generation_config`, for one decoding.
+    """Finds the settings with the largest validation figure, the threshold among them, and puts them into the model's
+    `generation_config`.
 
     Args:
         items: validation items; evaluator: a [`TagEvaluator`] made of their tags.
-        objective: a figure of [`TagEvaluator.score`].
-        pad_biases: the values tried, each with its own decoding of all items; for each every threshold is looked at.
+        decoding: the decoding they are fitted for and kept under; `None` for a model that knows only one.
+        objective: a figure of [`TagEvaluator.score`], or the mean of several, as in `"full_f1+micro_f1"`.
+        grid: the values of each argument of `generate` that are tried, every combination with its own prediction of
+            all items; `PAD_BIASES` of `pad_bias` if not given. For each, every threshold is looked at.
 
     Returns:
-        `pad_bias`, `threshold`, the validation figures there (`validation`), and the best of every `pad_bias`
-        (`tried`).
+        The best settings by name with `threshold`, the validation figures there (`validation`), and the best of every
+        combination (`tried`).
     """
+    grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
+    fixed = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
     tried = []
     with torch.no_grad():
-        for pad_bias in pad_biases:
-            predictions = predict_tags(
-                model, processor, items, decoding=decoding, pad_bias=pad_bias, threshold=0.0, **predict_kwargs
-            )
+        for values in itertools.product(*grid.values()):
+            settings = dict(zip(grid, values))
+            predictions = predict_tags(model, processor, items, threshold=0.0, **fixed, **settings)
             threshold, figures = evaluator.best_threshold(predictions, objective)
-            tried.append({"pad_bias": pad_bias, "threshold": threshold, "validation": figures})
-    best = max(tried, key=lambda row: row["validation"][objective])
-    for name in ("pad_bias", "threshold"):
-        fitted = getattr(model.generation_config, name, None)
-        fitted = fitted if isinstance(fitted, dict) else {}
-        setattr(model.generation_config, name, fitted | {decoding: best[name]})
+            tried.append(settings | {"threshold": threshold, "validation": figures})
+    best = max(tried, key=lambda row: objective_value(row["validation"], objective))
+    for name in (*grid, "threshold"):
+        value = best[name]
+        if decoding is not None:
+            fitted = getattr(model.generation_config, name, None)
+            value = (fitted if isinstance(fitted, dict) else {}) | {decoding: value}
+        setattr(model.generation_config, name, value)
     return best | {"tried": tried}

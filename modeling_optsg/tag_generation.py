@@ -163,7 +163,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
 
         A slot whose first token is [PAD] is empty; any other slot writes one tag. A tag's score is the model's own
         probability of writing it in its slot: the product of its tokens' probabilities, [SEP] among them, before
-        `pad_bias`, processors or temperature. A tag that several slots write is listed once, with the largest.
+        `pad_bias`, processors or temperature. A tag that several slots write is listed once, with the probability that
+        at least one of them does.
 
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
@@ -494,6 +495,13 @@ class SlotContext:
     def of_items(self, items: torch.Tensor) -> list:
         return [(key[items], value[items]) for key, value in self.keys_values]
 
+    def spread(self, rows: torch.Tensor, count: int) -> "SlotContext":
+        """The same rows at their places `rows` among `count`, the others with nothing written."""
+        pairs = [tuple(t.new_zeros(count, *t.shape[1:]).index_copy_(0, rows, t) for t in p) for p in self.keys_values]
+        mask = self.mask.new_zeros(count, self.mask.shape[1])
+        mask[rows] = self.mask
+        return SlotContext(pairs, mask)
+
     def followed_by(self, other: "SlotContext") -> "SlotContext":
         pairs = [
             (torch.cat([key, other_key], dim=2), torch.cat([value, other_value], dim=2))
@@ -518,6 +526,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_token_id: int):
     """Each item's tags by falling probability, each once.
 
+    A tag's probability is that at least one slot writes it, `1 - Π(1 - p)` over the slots that propose it: where the
+    matching has not settled which of several slots a tag goes to, its probability is shared out among them.
+
     Args:
         tokens: `[batch, slots, hypotheses, longest]`, filled up with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing is written.
@@ -526,26 +537,61 @@ def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_
         `sequences`, `tag_scores` and `slots` of [`OPTSGGenerateOutput`].
     """
     batch, _, hypotheses, longest = tokens.shape
-    log_probs, order = log_probs.flatten(1).sort(dim=1, descending=True, stable=True)
-    present, scores = log_probs.isfinite(), log_probs.exp()
-    tokens = tokens.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, longest))
     kept = []
-    for item_tokens, item_kept in zip(tokens.tolist(), (present & (scores >= threshold)).tolist()):
-        seen, places = set(), []
-        for place, (tag, keep) in enumerate(zip(map(tuple, item_tokens), item_kept)):
-            if keep and tag not in seen:
-                seen.add(tag)
-                places.append(place)
-        kept.append(places[:max_tags])
+    for item_tokens, item_log_probs in zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist()):
+        place_of, log_missed, written = {}, {}, set()
+        for place in sorted(range(len(item_log_probs)), key=lambda place: -item_log_probs[place]):
+            tag = tuple(item_tokens[place])
+            # Sampling may draw a tag several times in a slot, which makes it no likelier.
+            if item_log_probs[place] > -math.inf and (tag, place // hypotheses) not in written:
+                written.add((tag, place // hypotheses))
+                place_of.setdefault(tag, place)
+                # Logarithms keep the small probabilities that 1 - p would round away; rounding may leave a p past 1.
+                probability = min(math.exp(item_log_probs[place]), 1.0)
+                log_missed[tag] = log_missed.get(tag, 0.0) + (
+                    math.log1p(-probability) if probability < 1 else -math.inf
+                )
+        scored = sorted(
+            ((-math.expm1(log_missed[tag]), place) for tag, place in place_of.items()), key=lambda p: -p[0]
+        )
+        kept.append([(score, place) for score, place in scored if score >= threshold][:max_tags])
     most = max(max(map(len, kept)), 1)
     sequences = torch.full((batch, most, longest), pad_token_id, device=tokens.device)
     tag_scores = torch.zeros(batch, most, device=tokens.device)
     slots = torch.full((batch, most), -1, device=tokens.device)
-    for item, places in enumerate(kept):
-        sequences[item, : len(places)] = tokens[item, places]
-        tag_scores[item, : len(places)] = scores[item, places]
-        slots[item, : len(places)] = order[item, places] // hypotheses
+    for item, pairs in enumerate(kept):
+        for rank, (score, place) in enumerate(pairs):
+            sequences[item, rank] = tokens[item, place // hypotheses, place % hypotheses]
+            tag_scores[item, rank] = score
+            slots[item, rank] = place // hypotheses
     return sequences, tag_scores, slots
+
+
+def plain_settings(model, generation_config: GenerationConfig | None, **given) -> dict:
+    """The `threshold`, `max_tags` and `pad_bias` of a `generate` call that names tags instead of writing them: what is
+    given, else what the model's `generation_config` says.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    config = generation_config if generation_config is not None else model.generation_config
+    settings = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
+    for name in ("threshold", "pad_bias"):
+        if name in settings:
+            settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
+    if not 0 <= settings["threshold"] <= 1:
+        raise ValueError(f"threshold={settings['threshold']} is a probability and must lie between 0 and 1.")
+    for name in ("max_tags", "num_return_sequences"):
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+    return settings
+
+
+def _finite(name: str, value) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number.")
+    return float(value)
 
 
 def _number_for_decoding(config: GenerationConfig, name: str, decoding: str) -> float:

@@ -1,7 +1,9 @@
-"""Per-tag F1 averaged over tags (Full / Rare / Common), micro and per-item figures, and the fit of a threshold."""
+"""Per-tag F1 averaged over tags (Full / Rare / Common), micro and per-item figures, Tag Gain, and the fit of a
+threshold."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -103,7 +105,89 @@ class TagEvaluator:
         grid = np.concatenate([np.linspace(0, top, steps, endpoint=False) for top in (1, 0.1)])
         thresholds = sorted({round(float(threshold), 4) for threshold in grid})
         figures = self.sweep(predictions, thresholds)
-        if objective not in figures[0]:
-            raise ValueError(f"objective={objective!r} is no figure; expected one of {sorted(figures[0])}.")
-        best = max(range(len(figures)), key=lambda index: figures[index][objective])
+        best = max(range(len(figures)), key=lambda index: objective_value(figures[index], objective))
         return thresholds[best], figures[best]
+
+    def at_k(self, predictions: Sequence[Sequence[Mapping]], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+        """Precision and recall of each item's k best predictions, averaged over the items.
+
+        Args:
+            predictions: for each item its tags best first, each once.
+            ks: how many of them are looked at. An item with fewer predictions has the missing ones wrong.
+
+        Returns:
+            `precision_at_<k>` and `recall_at_<k>` in percent. An item without any ground truth has a recall of 0.
+        """
+        if len(predictions) != len(self.references):
+            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference items.")
+        if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
+            raise ValueError(f"ks={list(ks)} must be whole numbers of at least 1.")
+        longest = max(ks)
+        hits = np.zeros((len(predictions), longest), dtype=bool)
+        for item, (tags, reference) in enumerate(zip(predictions, self.references)):
+            found = [p["tag"] in reference for p in tags[:longest]]
+            hits[item, : len(found)] = found
+        correct = hits.cumsum(axis=1)
+        figures = {}
+        for k in sorted(set(ks)):
+            figures[f"precision_at_{k}"] = round(100 * float((correct[:, k - 1] / k).mean()), 2)
+            recall = correct[:, k - 1] / np.maximum(self._item_support, 1)
+            figures[f"recall_at_{k}"] = round(100 * float(recall.mean()), 2)
+        return figures
+
+
+def objective_value(figures: Mapping[str, float], objective: str) -> float:
+    """What a fit makes as large as it can: a figure by name, or the mean of several, as in `"full_f1+micro_f1"`.
+
+    Raises:
+        ValueError: one of them is no figure.
+    """
+    names = objective.split("+")
+    if unknown := [name for name in names if name not in figures]:
+        raise ValueError(f"objective={unknown[0]!r} is no figure; expected one of {sorted(figures)}.")
+    return sum(figures[name] for name in names) / len(names)
+
+
+def tag_gain(
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    train_tags,
+    relevant: Callable[[int, str], bool] | None = None,
+) -> dict[str, float]:
+    """Tag Gain: 100 · (novel predicted pairs judged relevant) / (ground-truth pairs).
+
+    Args:
+        predictions: each item's predicted tags, each once.
+        references: its ground-truth tags.
+        train_tags: the tags of the training items; a predicted tag outside them is novel.
+        relevant: says of an item's index and a novel tag whether the tag is relevant; by default it is when the item's
+            ground truth has it.
+
+    Returns:
+        `tag_gain` and `novel_share` (of the predicted pairs) in percent, and the counts `novel_pairs`,
+        `relevant_pairs`, `reference_pairs`.
+    """
+    references = [set(tags) for tags in references]
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for {len(references)} reference items.")
+    known = set(train_tags)
+    novel = [(item, tag) for item, tags in enumerate(predictions) for tag in tags if tag not in known]
+    if relevant is None:
+        found = sum(tag in references[item] for item, tag in novel)
+    else:
+        found = sum(bool(relevant(item, tag)) for item, tag in novel)
+    pairs, predicted = sum(map(len, references)), sum(map(len, predictions))
+    if not pairs:
+        raise ValueError("The references have no tags at all: there is nothing the gain could be a share of.")
+    return {
+        "tag_gain": round(100 * found / pairs, 3),
+        "novel_share": round(100 * len(novel) / max(predicted, 1), 2),
+        "novel_pairs": len(novel),
+        "relevant_pairs": found,
+        "reference_pairs": pairs,
+    }
+
+
+def normalize_tag(tag: str) -> str:
+    """A tag without differences of case, of width (full and half), and of surrounding or repeated spaces."""
+    return " ".join(unicodedata.normalize("NFKC", tag).casefold().split())

@@ -26,7 +26,7 @@ def model(make_model):
     """Writes short and long tags and leaves slots empty."""
     model = make_model(
         None,
-        seed=3,
+        seed=1,
         frame_feature_size=6,
         num_prompts=NUM_PROMPTS,
         max_tag_tokens=MAX_TAG_TOKENS,
@@ -141,11 +141,12 @@ def write_slowly(model, inputs, decoding, keep=1, **settings):
 
 
 def merged(written):
-    """Tags by falling probability, each once."""
-    best = {}
+    """Tags by falling probability of being written by at least one slot, each once, with its likeliest slot."""
+    best, missed = {}, {}
     for slot, tag, log_prob in sorted(written, key=lambda row: -row[2]):
-        best.setdefault(tag, (slot, math.exp(log_prob)))
-    return [(tag, slot, score) for tag, (slot, score) in best.items()]
+        best.setdefault(tag, slot)
+        missed[tag] = missed.get(tag, 1.0) * (1.0 - math.exp(log_prob))
+    return sorted(((tag, slot, 1.0 - missed[tag]) for tag, slot in best.items()), key=lambda row: -row[2])
 
 
 def tags_of(outputs, index):
@@ -344,13 +345,20 @@ def test_threshold_and_max_tags_keep_the_most_probable(model, inputs):
     assert outputs.sequences.shape[1] == 2
 
 
-def test_a_tag_of_several_slots_is_listed_once_with_the_larger_score():
+def test_a_tag_of_several_slots_is_listed_once_with_the_probability_that_one_of_them_writes_it():
     tokens = torch.tensor([[[[5, 6]], [[7, 0]], [[5, 6]], [[0, 0]]]])
     log_probs = torch.tensor([[[0.2], [0.3], [0.9], [0.0]]]).log()
     sequences, scores, slots = collect_tags(tokens, log_probs, 0.0, None, PAD)
     assert sequences.tolist() == [[[5, 6], [7, 0]]]
     assert slots.tolist() == [[2, 1]]
-    torch.testing.assert_close(scores, torch.tensor([[0.9, 0.3]]))
+    torch.testing.assert_close(scores, torch.tensor([[1 - 0.1 * 0.8, 0.3]]))
+
+
+def test_a_tag_drawn_twice_in_one_slot_counts_once():
+    tokens, log_probs = torch.tensor([[[[5], [5]], [[5], [6]]]]), torch.tensor([[[0.2, 0.2], [0.5, 0.1]]]).log()
+    sequences, scores, slots = collect_tags(tokens, log_probs, 0.0, None, PAD)
+    assert sequences.tolist() == [[[5], [6]]] and slots.tolist() == [[1, 1]]
+    torch.testing.assert_close(scores, torch.tensor([[1 - 0.8 * 0.5, 0.1]]))
 
 
 def test_a_tag_whose_probability_is_below_the_smallest_float_is_still_listed():

@@ -94,15 +94,23 @@ class TagAlignment(nn.Module):
         return scale * prompts @ F.normalize(tags, dim=-1).T
 
     def forward(
-        self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor
+        self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor, with_pad: bool = True
     ) -> AlignmentOutput:
         """
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
             tag_features: `[tags, text width]`; tags no item of the batch has serve as negatives.
             labels: `[batch, most tags of an item]`, indices into `tag_features`, -100 where there is none.
+            with_pad: whether there is a [PAD] tag. Without it prompts are compared with tags alone, and those that
+                are matched to none do not count.
         """
         logits = self.similarity(order_prompts, tag_features)
+        if not with_pad:
+            # Equal for all prompts, [PAD] cancels out of the matching; no probability is left for it.
+            assignment = match_prompts_to_tags(F.pad(logits[..., :-1], (0, 1)), labels)
+            matched = assignment >= 0
+            loss = F.cross_entropy(logits[..., :-1][matched].float(), assignment[matched])
+            return AlignmentOutput(loss=loss, logits=logits, assignment=assignment)
         assignment = match_prompts_to_tags(logits, labels)
         targets = assignment.where(assignment >= 0, logits.shape[-1] - 1)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")

@@ -14,7 +14,7 @@ from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
 from .multimodal_encoder import MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
-from .tag_decoder import TagDecoder, lay_out_slots
+from .tag_decoder import SlotSequence, TagDecoder, lay_out_slots
 from .tag_generation import OrderPromptGenerationMixin
 
 
@@ -86,6 +86,39 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             )
         return (model, report) if output_loading_info else model
 
+    @classmethod
+    def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
+        """A new model on two pretrained towers.
+
+        Args:
+            vision_name_or_path: folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, …); of a two-tower
+                model such as CLIP the vision half is taken. `None` for a model that reads precomputed frame features
+                (give `frame_feature_size`).
+            text_name_or_path: folder or Hub name of the text tower; of a two-tower model the text half is taken.
+            config_kwargs: any argument of the model's configuration.
+        """
+        towers = {}
+        for half, name in (("vision", vision_name_or_path), ("text", text_name_or_path)):
+            if name is None:
+                continue
+            tower_config = AutoConfig.from_pretrained(name)
+            tower_config = getattr(tower_config, f"{half}_config", tower_config)
+            if tower_config.model_type == EfficientNetLiteConfig.model_type:
+                AutoModel.register(type(tower_config), EfficientNetLiteModel, exist_ok=True)
+            # A tower saved in half precision would stay so inside a model of single precision.
+            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
+            # Where the tower lay on this machine is nobody else's business; `config.json` would tell.
+            towers[half].config._name_or_path = ""
+        config = cls.config_class(
+            vision_config=towers["vision"].config if "vision" in towers else None,
+            text_config=towers["text"].config,
+            **config_kwargs,
+        )
+        model = cls(config)
+        for half, tower in towers.items():
+            getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
+        return model
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
@@ -105,8 +138,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_scale, module.initial_log_scale())
 
 
-class OPTSGModel(OPTSGPreTrainedModel):
-    """The towers, the multimodal encoder and the order prompt encoder: items in, order prompts out."""
+class OPTSGTowers(OPTSGPreTrainedModel):
+    """The two towers, and how every system reads items with them."""
 
     def __init__(self, config: OPTSGConfig):
         super().__init__(config)
@@ -116,9 +149,6 @@ class OPTSGModel(OPTSGPreTrainedModel):
             AutoModel.register(type(config.vision_config), EfficientNetLiteModel, exist_ok=True)
         self.vision_tower = AutoModel.from_config(config.vision_config) if config.vision_config is not None else None
         self.text_tower = AutoModel.from_config(config.text_config)
-        self.multimodal_encoder = MultimodalEncoder(config)
-        self.order_prompt_encoder = OrderPromptEncoder(config)
-        self.post_init()
 
     def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Vision-tower tokens of frames.
@@ -162,6 +192,47 @@ class OPTSGModel(OPTSGPreTrainedModel):
         weights = attention_mask[..., None].to(tokens.dtype)
         return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
+    def read(
+        self, pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Tower tokens of a batch, whichever way it is given; arguments and errors are those of [`OPTSGModel`].
+
+        Returns:
+            `frame_features` `[batch, frames, tokens, frame_feature_size]` and `title_features`
+            `[batch, title length, text width]`, `None` where there is none.
+        """
+        if pixel_values is not None and frame_features is not None:
+            raise ValueError("Give pixel_values or frame_features, not both.")
+        if input_ids is not None and title_features is not None:
+            raise ValueError("Give input_ids or title_features, not both.")
+        if pixel_values is not None:
+            if pixel_values.ndim != 5:
+                raise ValueError(
+                    f"pixel_values must be [batch, frames, 3, height, width], got shape {tuple(pixel_values.shape)}."
+                )
+            frame_features = self.encode_frames(pixel_values, frame_mask)
+        elif frame_features is not None:
+            if frame_features.ndim not in (3, 4):
+                raise ValueError(
+                    "frame_features must be [batch, frames, width] or [batch, frames, tokens, width], got shape "
+                    f"{tuple(frame_features.shape)}."
+                )
+            if frame_features.ndim == 3:
+                frame_features = frame_features[:, :, None]
+        if input_ids is not None:
+            title_features = self.encode_text(input_ids, attention_mask)
+        return frame_features, title_features
+
+
+class OPTSGModel(OPTSGTowers):
+    """The towers, the multimodal encoder and the order prompt encoder: items in, order prompts out."""
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self.multimodal_encoder = MultimodalEncoder(config)
+        self.order_prompt_encoder = OrderPromptEncoder(config)
+        self.post_init()
+
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -185,26 +256,9 @@ class OPTSGModel(OPTSGPreTrainedModel):
         Raises:
             ValueError: an item has nothing to look at, both pixels and features are given, or shapes do not fit.
         """
-        if pixel_values is not None and frame_features is not None:
-            raise ValueError("Give pixel_values or frame_features, not both.")
-        if input_ids is not None and title_features is not None:
-            raise ValueError("Give input_ids or title_features, not both.")
-        if pixel_values is not None:
-            if pixel_values.ndim != 5:
-                raise ValueError(
-                    f"pixel_values must be [batch, frames, 3, height, width], got shape {tuple(pixel_values.shape)}."
-                )
-            frame_features = self.encode_frames(pixel_values, frame_mask)
-        elif frame_features is not None:
-            if frame_features.ndim not in (3, 4):
-                raise ValueError(
-                    "frame_features must be [batch, frames, width] or [batch, frames, tokens, width], got shape "
-                    f"{tuple(frame_features.shape)}."
-                )
-            if frame_features.ndim == 3:
-                frame_features = frame_features[:, :, None]
-        if input_ids is not None:
-            title_features = self.encode_text(input_ids, attention_mask)
+        frame_features, title_features = self.read(
+            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
+        )
         memory, memory_mask = self.multimodal_encoder(frame_features, frame_mask, title_features, attention_mask)
         order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask)
         return OPTSGModelOutput(
@@ -229,39 +283,6 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.post_init()
         # The one made from the model's configuration forgets fields it does not know when it is loaded again.
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
-
-    @classmethod
-    def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
-        """A new model on two pretrained towers.
-
-        Args:
-            vision_name_or_path: folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, …); of a two-tower
-                model such as CLIP the vision half is taken. `None` for a model that reads precomputed frame features
-                (give `frame_feature_size`).
-            text_name_or_path: folder or Hub name of the text tower; of a two-tower model the text half is taken.
-            config_kwargs: any argument of [`OPTSGConfig`].
-        """
-        towers = {}
-        for half, name in (("vision", vision_name_or_path), ("text", text_name_or_path)):
-            if name is None:
-                continue
-            tower_config = AutoConfig.from_pretrained(name)
-            tower_config = getattr(tower_config, f"{half}_config", tower_config)
-            if tower_config.model_type == EfficientNetLiteConfig.model_type:
-                AutoModel.register(type(tower_config), EfficientNetLiteModel, exist_ok=True)
-            # A tower saved in half precision would stay so inside a model of single precision.
-            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
-            # Where the tower lay on this machine is nobody else's business; `config.json` would tell.
-            towers[half].config._name_or_path = ""
-        config = OPTSGConfig(
-            vision_config=towers["vision"].config if "vision" in towers else None,
-            text_config=towers["text"].config,
-            **config_kwargs,
-        )
-        model = cls(config)
-        for half, tower in towers.items():
-            getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
-        return model
 
     def get_input_embeddings(self):
         return self.tag_decoder.token_embeddings
@@ -335,7 +356,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             raise ValueError(f"labels need {', '.join(missing)} too; `processor(tags=...)` makes them.")
         if tag_features is None:
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
-        alignment = self.tag_alignment(outputs.order_prompts, tag_features, labels)
+        alignment = self._align(outputs.order_prompts, tag_features, labels)
         logits, targets, generation_loss = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
         return OPTSGOutput(
             loss=generation_loss + self.config.alignment_weight * alignment.loss,
@@ -346,6 +367,13 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             targets=targets,
             order_prompts=outputs.order_prompts,
         )
+
+    def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
+        return self.tag_alignment(order_prompts, tag_features, labels)
+
+    def _lay_out(self, assignment, tag_input_ids, tag_lengths) -> SlotSequence:
+        config = self.config
+        return lay_out_slots(assignment, tag_input_ids, tag_lengths, config.tag_pad_token_id, config.tag_sep_token_id)
 
     def _write(
         self, outputs: OPTSGModelOutput, alignment: AlignmentOutput, tag_input_ids, tag_lengths, decoding: str | None
@@ -360,13 +388,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             raise ValueError(f'decoding={decoding!r} must be "parallel" or "sequential".')
         device = outputs.memory.device
         parallel = torch.rand(outputs.memory.shape[0], device=device) < share[decoding]
-        sequence = lay_out_slots(
-            alignment.assignment,
-            tag_input_ids,
-            tag_lengths,
-            self.config.tag_pad_token_id,
-            self.config.tag_sep_token_id,
-        )
+        sequence = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths)
         hidden_states = self.tag_decoder(
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )
@@ -379,4 +401,11 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
 OPTSGConfig.register_for_auto_class()
 OPTSGForTagGeneration.register_for_auto_class("AutoModel")
 
-__all__ = ["OPTSGForTagGeneration", "OPTSGModel", "OPTSGModelOutput", "OPTSGOutput", "OPTSGPreTrainedModel"]
+__all__ = [
+    "OPTSGForTagGeneration",
+    "OPTSGModel",
+    "OPTSGModelOutput",
+    "OPTSGOutput",
+    "OPTSGPreTrainedModel",
+    "OPTSGTowers",
+]

@@ -47,7 +47,9 @@ class SlotSequence:
         return (causal & (same_slot | ~parallel[:, None, None]))[:, None]
 
 
-def lay_out_slots(assignment, tag_input_ids, tag_lengths, pad_token_id, sep_token_id) -> SlotSequence:
+def lay_out_slots(
+    assignment, tag_input_ids, tag_lengths, pad_token_id, sep_token_id, empty_slots: bool = True
+) -> SlotSequence:
     """The decoder's inputs and targets for a matching.
 
     Args:
@@ -55,6 +57,7 @@ def lay_out_slots(assignment, tag_input_ids, tag_lengths, pad_token_id, sep_toke
         tag_input_ids: `[tags, longest tag]`, without [SEP], anything beyond a tag's length.
         tag_lengths: `[tags]`, tokens of each tag.
         pad_token_id, sep_token_id: ids of [PAD] and [SEP].
+        empty_slots: whether a [PAD]-aligned slot is laid out too, as its prompt alone.
     """
     batch, num_prompts = assignment.shape
     device = assignment.device
@@ -70,7 +73,7 @@ def lay_out_slots(assignment, tag_input_ids, tag_lengths, pad_token_id, sep_toke
     targets[..., 0] = torch.where(is_tag, targets[..., 0], pad_token_id)
     input_ids = torch.cat([torch.full_like(targets[..., :1], pad_token_id), tokens], dim=-1)
 
-    valid = (position <= lengths[..., None]).flatten(1)
+    valid = ((position <= lengths[..., None]) & (is_tag[..., None] | empty_slots)).flatten(1)
     # A stable sort by validity closes the gaps and keeps slots and tokens in order.
     order = torch.argsort((~valid).to(torch.int8), dim=1, stable=True)[:, : int(valid.sum(dim=1).max())]
     slot = torch.arange(num_prompts, device=device)[:, None].expand(-1, longest + 1).flatten().expand(batch, -1)
@@ -113,14 +116,18 @@ class SlotRows:
 
 
 class TagDecoder(nn.Module):
-    """Causal self-attention over the slots and cross-attention to the memory."""
+    """Causal self-attention over the slots and cross-attention to the memory.
 
-    def __init__(self, config):
+    Args:
+        longest_slot: most tokens of a slot, `max_tag_tokens` if not given.
+    """
+
+    def __init__(self, config, longest_slot: int | None = None):
         super().__init__()
         self.config = config
         self.token_embeddings = nn.Embedding(config.tag_vocab_size, config.hidden_size)
-        # One more place than the longest tag has tokens: the prompt's.
-        self.positions = nn.Embedding(config.max_tag_tokens + 1, config.hidden_size)
+        # One more place than the longest slot has tokens: the prompt's.
+        self.positions = nn.Embedding((longest_slot or config.max_tag_tokens) + 1, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(config, cross_attention=True) for _ in range(config.num_decoder_layers)
@@ -136,7 +143,9 @@ class TagDecoder(nn.Module):
             input_ids: `[...]`.
         """
         tokens = self.token_embeddings(input_ids) * (position > 0)[..., None]
-        return self.dropout(tokens + prompts + self.positions(position))
+        # Prompts come normalised, a unit an entry; embeddings tied to an output layer are far smaller, and unscaled
+        # they drown in the prompt: the second token of a tag would hardly know the first.
+        return self.dropout(prompts + self.config.hidden_size**0.5 * (tokens + self.positions(position)))
 
     def forward(self, order_prompts, sequence: SlotSequence, parallel, memory, memory_mask) -> torch.Tensor:
         """

@@ -1,0 +1,66 @@
+"""Per-tag F1 averaged over the evaluated tags (Full / Rare / Common), micro and per-item figures, and figures at k."""
+
+import datasets
+import evaluate
+
+from modeling_optsg.tag_metrics import TagEvaluator, normalize_tag
+
+_DESCRIPTION = """
+F1 of free-form tags as in the OP-TSG paper: computed per tag over the items, and averaged over the evaluated tags,
+those that training and reference items both have. Rare and common tags are told apart by their training count.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: for each item its predicted tags, a list of str, best first, each once.
+    references: for each item its ground-truth tags, a list of str, each once.
+    train_counts: dict from each training tag to its number of training items.
+    common_count: training count from which a tag is common (25).
+    ks: of the precision and recall at k ([1, 5, 10]).
+    normalize: compare tags without differences of case, width and spaces (False: exactly as they are written). Tags of
+        an item that become the same then count once, training counts of such tags are added up.
+
+Returns:
+    full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, item_precision, item_recall, item_f1,
+    novel_share, precision_at_k and recall_at_k in percent, tags_per_item, and evaluated_tags, their number.
+
+Raises:
+    ValueError: a tag is listed twice for an item; there are not as many predictions as references; no reference tag is
+        a training tag.
+"""
+
+_CITATION = """
+@inproceedings{optsg2023, title = {Order-Prompted Tag Sequence Generation for Video Tagging}, booktitle = {ICCV},
+year = {2023}}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class TagF1(evaluate.Metric):
+    def _info(self):
+        tags = datasets.List(datasets.Value("string"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": tags, "references": tags}),
+        )
+
+    def _compute(self, predictions, references, train_counts, common_count=25, ks=(1, 5, 10), normalize=False):
+        for kind, rows in (("predictions", predictions), ("references", references)):
+            for item, tags in enumerate(rows):
+                if len(set(tags)) < len(tags):
+                    twice = next(tag for tag in tags if tags.count(tag) > 1)
+                    raise ValueError(f"{kind} list {twice!r} twice for item {item}; list each tag of an item once.")
+        if normalize:
+            predictions, references = (
+                [list(dict.fromkeys(map(normalize_tag, tags))) for tags in rows] for rows in (predictions, references)
+            )
+            merged = {}
+            for tag, count in train_counts.items():
+                merged[normalize_tag(tag)] = merged.get(normalize_tag(tag), 0) + count
+            train_counts = merged
+        evaluator = TagEvaluator(references, train_counts, common_count)
+        scored = [[{"tag": tag, "score": 1.0} for tag in tags] for tags in predictions]
+        figures = evaluator.score(scored) | evaluator.at_k(scored, list(ks))
+        return figures | {"evaluated_tags": len(evaluator.evaluated_tags)}

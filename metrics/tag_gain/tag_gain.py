@@ -1,0 +1,102 @@
+"""Tag Gain: what novel tags, never seen in training, add to the ground truth."""
+
+import csv
+import json
+
+import datasets
+import evaluate
+
+from modeling_optsg.tag_metrics import normalize_tag, tag_gain
+
+_DESCRIPTION = """
+Tag Gain of the OP-TSG paper: 100 x (novel predicted pairs judged relevant) / (ground-truth pairs). A predicted tag is
+novel when no training item has it. The paper does not say who judged relevance; here it is an exact match with the
+item's ground truth, or a verdict file.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions: for each item its predicted tags, a list of str, each once.
+    references: for each item its ground-truth tags, a list of str, each once.
+    ids: for each item its identifier, a str; needed with verdicts.
+    train_tags: the training tags, any collection of str.
+    verdicts: path of a CSV or JSON-lines file with the fields item, tag and verdict (yes or no), or None to judge by
+        exact match.
+    normalize: compare tags without differences of case, width and spaces (False: exactly as they are written).
+
+Returns:
+    tag_gain and novel_share in percent; novel_pairs, relevant_pairs and reference_pairs; and unjudged_pairs, the novel
+    pairs the verdict file says nothing about, which count as not relevant.
+
+Raises:
+    ValueError: a tag is listed twice for an item; the verdict file names an item there is not, judges a pair twice
+        differently, or holds another verdict than yes or no.
+"""
+
+_CITATION = """
+@inproceedings{optsg2023, title = {Order-Prompted Tag Sequence Generation for Video Tagging}, booktitle = {ICCV},
+year = {2023}}
+"""
+
+
+def read_verdicts(path, ids):
+    """`{(item, tag): relevant}` of a verdict file whose items are all among `ids`."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        if str(path).endswith((".jsonl", ".json")):
+            rows = [json.loads(line) for line in file if line.strip()]
+        else:
+            rows = list(csv.DictReader(file))
+    verdicts, known = {}, set(ids)
+    for number, row in enumerate(rows, 1):
+        if missing := [name for name in ("item", "tag", "verdict") if row.get(name) is None]:
+            raise ValueError(f"Row {number} of {path} has no {', '.join(missing)}; it needs item, tag and verdict.")
+        item, tag, verdict = str(row["item"]), row["tag"], str(row["verdict"]).strip().lower()
+        if item not in known:
+            raise ValueError(f"Row {number} of {path} judges item {item!r}, which is not among the ids.")
+        if verdict not in ("yes", "no"):
+            raise ValueError(f"Row {number} of {path} has the verdict {row['verdict']!r}; expected yes or no.")
+        if verdicts.setdefault((item, tag), verdict == "yes") != (verdict == "yes"):
+            raise ValueError(f"{path} says both yes and no of {tag!r} for item {item!r}.")
+    return verdicts
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class TagGain(evaluate.Metric):
+    def _info(self):
+        tags = datasets.List(datasets.Value("string"))
+        pairs = {"predictions": tags, "references": tags}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=[datasets.Features(pairs), datasets.Features(pairs | {"ids": datasets.Value("string")})],
+        )
+
+    def _compute(self, predictions, references, train_tags, ids=None, verdicts=None, normalize=False):
+        for kind, rows in (("predictions", predictions), ("references", references)):
+            for item, tags in enumerate(rows):
+                if len(set(tags)) < len(tags):
+                    twice = next(tag for tag in tags if tags.count(tag) > 1)
+                    raise ValueError(f"{kind} list {twice!r} twice for item {item}; list each tag of an item once.")
+        if verdicts is not None:
+            if ids is None:
+                raise ValueError("verdicts need ids, the identifier of every item.")
+            if len(set(ids)) < len(ids):
+                raise ValueError("Two items have the same id; a verdict would not know which it judges.")
+            verdicts = read_verdicts(verdicts, ids)
+        if normalize:
+            predictions, references = (
+                [list(dict.fromkeys(map(normalize_tag, tags))) for tags in rows] for rows in (predictions, references)
+            )
+            train_tags = set(map(normalize_tag, train_tags))
+            verdicts = verdicts and {(item, normalize_tag(tag)): yes for (item, tag), yes in verdicts.items()}
+        if verdicts is None:
+            return tag_gain(predictions, references, train_tags) | {"unjudged_pairs": 0}
+        unjudged = []
+
+        def relevant(item, tag):
+            if (ids[item], tag) not in verdicts:
+                unjudged.append((item, tag))
+            return verdicts.get((ids[item], tag), False)
+
+        return tag_gain(predictions, references, train_tags, relevant) | {"unjudged_pairs": len(unjudged)}

@@ -1,0 +1,229 @@
+"""Models F and G of the paper's Figure 2: OP-TSG with other answers to "what if there is nothing left to say"."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput
+
+from .alignment import TagAlignment
+from .configuration_optsg import ModelFConfig, ModelGConfig
+from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGPreTrainedModel
+from .tag_classes import TagClasses, check_class_labels
+from .tag_decoder import lay_out_slots
+from .tag_generation import (
+    OPTSGGenerateOutput,
+    SlotContext,
+    collect_tags,
+    evaluation_mode,
+    plain_settings,
+)
+
+
+class ModelFForTagGeneration(OPTSGForTagGeneration):
+    """Model F (Figure 2b): no [PAD] tag. A binary head says which prompts are meaningful, and only those are decoded.
+
+    A tag's probability is that of its prompt being meaningful times that of its tokens. `pad_bias` is a threshold on
+    the head's logit, so that the two models are fitted alike.
+    """
+
+    config_class = ModelFConfig
+
+    def __init__(self, config: ModelFConfig):
+        super().__init__(config)
+        self.meaningful_head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+        self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
+
+    def _align(self, order_prompts, tag_features, labels):
+        # Without a [PAD] tag a prompt is compared with tags alone; one that is matched to none learns nothing here.
+        return self.tag_alignment(order_prompts, tag_features, labels, with_pad=False)
+
+    def _write(self, outputs, alignment, tag_input_ids, tag_lengths, decoding):
+        logits, targets, loss = super()._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        meaningful = self.meaningful_head(outputs.order_prompts)[..., 0].float()
+        matched = (alignment.assignment >= 0).float()
+        # Both stand for what OP-TSG's decoder would have predicted position by position, and count as positions.
+        head_loss = F.binary_cross_entropy_with_logits(meaningful, matched, reduction="sum")
+        return logits, targets, (loss * len(targets) + head_loss) / (len(targets) + meaningful.numel())
+
+    def _lay_out(self, assignment, tag_input_ids, tag_lengths):
+        config = self.config
+        return lay_out_slots(
+            assignment,
+            tag_input_ids,
+            tag_lengths,
+            config.tag_pad_token_id,
+            config.tag_sep_token_id,
+            empty_slots=False,
+        )
+
+    def _write_slots(self, prompts, items, memory, memory_mask, search, context=None):
+        config = self.config
+        logits = self.meaningful_head(prompts)[:, 0].float()
+        chosen = (logits > search.pad_bias).nonzero().flatten()
+        count, width = len(prompts), search.hypotheses
+        if not len(chosen):
+            tokens = torch.full((count, width, 1), config.tag_pad_token_id, device=prompts.device)
+            log_probs = torch.full((count, width), -torch.inf, device=prompts.device)
+            heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+            nothing = prompts.new_zeros(count, heads, 0, head_size)
+            mask = torch.zeros(count, 0, dtype=torch.bool, device=prompts.device)
+            return tokens, log_probs, logits, SlotContext([(nothing, nothing)] * config.num_decoder_layers, mask)
+        found, found_log_probs, _, local = super()._write_slots(
+            prompts[chosen], items[chosen], memory, memory_mask, _never_pad(search), context
+        )
+        tokens = found.new_full((count, *found.shape[1:]), config.tag_pad_token_id)
+        log_probs = found_log_probs.new_full((count, width), -torch.inf)
+        tokens[chosen] = found
+        log_probs[chosen] = found_log_probs + F.logsigmoid(logits[chosen])[:, None]
+        return tokens, log_probs, logits, local.spread(chosen, count)
+
+
+def _never_pad(search):
+    return dataclasses.replace(search, pad_bias=-torch.inf)
+
+
+@dataclass
+class ModelGOutput(ModelOutput):
+    """
+    Args:
+        loss: scalar, `classification_loss + alignment_weight * alignment_loss`.
+        logits: `[batch, num_prompts, num_tag_classes + 1]`; the last class is [PAD].
+        generation_loss: scalar, cross-entropy of the prompts over the classes; named as the decoder's it stands for.
+        alignment_loss: scalar, see [`TagAlignment`].
+        assignment: `[batch, num_prompts]`, the index of the tag each prompt was matched to, -1 for [PAD].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    generation_loss: torch.Tensor | None = None
+    alignment_loss: torch.Tensor | None = None
+    assignment: torch.Tensor | None = None
+
+
+class ModelGForTagClassification(OPTSGPreTrainedModel):
+    """Model G (Figure 2c): a multi-class head on each prompt names its tag; nothing is written."""
+
+    config_class = ModelGConfig
+
+    def __init__(self, config: ModelGConfig):
+        super().__init__(config)
+        self.model = OPTSGModel(config)
+        self.tag_alignment = TagAlignment(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes + 1)
+        self.tag_classes = TagClasses(config)
+        self.post_init()
+        self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
+
+    def set_tag_classes(self, input_ids) -> None:
+        """Says which tag each class is; see [`TagClasses.set_tags`]."""
+        self.tag_classes.set_tags(input_ids)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        tag_ids: torch.Tensor | None = None,
+        tag_text_input_ids: torch.Tensor | None = None,
+        tag_text_attention_mask: torch.Tensor | None = None,
+        tag_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ModelGOutput:
+        """
+        Args:
+            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
+            tag_ids: `[tags]`, the class of each tag of the batch.
+            tag_text_input_ids, tag_text_attention_mask, tag_features, labels: see [`OPTSGForTagGeneration.forward`].
+
+        Raises:
+            ValueError: an item cannot be read, or `labels` come without the classes or the texts of their tags.
+        """
+        prompts = self.model(
+            pixel_values=pixel_values,
+            frame_features=frame_features,
+            frame_mask=frame_mask,
+            input_ids=input_ids,
+            title_features=title_features,
+            attention_mask=attention_mask,
+        ).order_prompts
+        logits = self.classifier(self.dropout(prompts))
+        if labels is None:
+            return ModelGOutput(logits=logits)
+        check_class_labels(tag_ids, len(self.tag_classes))
+        if tag_features is None:
+            if tag_text_input_ids is None:
+                raise ValueError("labels need tag_text_input_ids (or tag_features) too; the data collator makes them.")
+            tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
+        alignment = self.tag_alignment(prompts, tag_features, labels)
+        assignment = alignment.assignment
+        targets = torch.where(assignment >= 0, tag_ids[assignment.clamp(min=0)], len(self.tag_classes))
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return ModelGOutput(
+            loss=loss + self.config.alignment_weight * alignment.loss,
+            logits=logits,
+            generation_loss=loss,
+            alignment_loss=alignment.loss,
+            assignment=assignment,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        *,
+        threshold: float | None = None,
+        pad_bias: float | None = None,
+        max_tags: int | None = None,
+        num_return_sequences: int | None = None,
+        generation_config=None,
+        **inputs,
+    ) -> OPTSGGenerateOutput:
+        """Each item's tags by falling probability.
+
+        Args:
+            threshold: tags with a smaller probability are left out.
+            pad_bias: added to the logit of [PAD]; a slot whose [PAD] wins names nothing.
+            max_tags: at most so many tags an item.
+            num_return_sequences: alternatives a slot, 1 if not given.
+            generation_config: instead of the model's.
+            inputs: of [`forward`], without labels.
+        """
+        settings = plain_settings(
+            self,
+            generation_config,
+            threshold=threshold,
+            pad_bias=pad_bias,
+            max_tags=max_tags,
+            num_return_sequences=num_return_sequences,
+        )
+        with evaluation_mode(self):
+            logits = self(**inputs).logits.float()
+        log_probs = logits.log_softmax(dim=-1)[..., :-1]
+        width = min(settings["num_return_sequences"] or 1, log_probs.shape[-1])
+        log_probs, classes = log_probs.topk(width, dim=-1)
+        pad_margins = logits[..., :-1].amax(dim=-1) - logits[..., -1]
+        log_probs = log_probs.masked_fill((pad_margins <= settings["pad_bias"])[..., None], -torch.inf)
+        sequences, tag_scores, slots = collect_tags(
+            self.tag_classes.of(classes),
+            log_probs,
+            settings["threshold"],
+            settings["max_tags"],
+            self.config.tag_pad_token_id,
+        )
+        return OPTSGGenerateOutput(sequences=sequences, tag_scores=tag_scores, slots=slots, pad_margins=pad_margins)
+
+
+for config, model in ((ModelFConfig, ModelFForTagGeneration), (ModelGConfig, ModelGForTagClassification)):
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModel")
+
+__all__ = ["ModelFForTagGeneration", "ModelGForTagClassification", "ModelGOutput"]
