@@ -58,9 +58,8 @@ def main() -> None:
     summary_path = arguments.checkpoint / "training_summary.json"
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     summary["fits"] = fits
-    summary["fitted_with"] = {
-        name: value for name, value in vars(arguments).items() if name in ("objective", "alternatives", "pad_biases", "dataset")
-    }
+    shown = ("objective", "alternatives", "pad_biases", "dataset")
+    summary["fitted_with"] = {name: value for name, value in vars(arguments).items() if name in shown}
     summary_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 

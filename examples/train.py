@@ -96,7 +96,8 @@ class TrainArguments:
     num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
     evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
     objective: str = field(
-        default="full_f1", metadata={"help": "Validation figure the best checkpoint and the fit go by, or several: a+b."}
+        default="full_f1",
+        metadata={"help": "Validation figure the best checkpoint and the fit go by; a+b: the mean."},
     )
     alternatives: int = field(
         default=1,

@@ -183,7 +183,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel):
         threshold: float | None = None,
         pad_bias: float | None = None,
         max_tags: int | None = None,
-        num_return_sequences: int | None = None,
+        alternatives: int | None = None,
         generation_config=None,
         **inputs,
     ) -> OPTSGGenerateOutput:
@@ -193,7 +193,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel):
             threshold: tags with a smaller probability are left out.
             pad_bias: added to the logit of [PAD]; a slot whose [PAD] wins names nothing.
             max_tags: at most so many tags an item.
-            num_return_sequences: alternatives a slot, 1 if not given.
+            alternatives: alternatives a slot, 1 if not given.
             generation_config: instead of the model's.
             inputs: of [`forward`], without labels.
         """
@@ -203,12 +203,12 @@ class ModelGForTagClassification(OPTSGPreTrainedModel):
             threshold=threshold,
             pad_bias=pad_bias,
             max_tags=max_tags,
-            num_return_sequences=num_return_sequences,
+            alternatives=alternatives,
         )
         with evaluation_mode(self):
             logits = self(**inputs).logits.float()
         log_probs = logits.log_softmax(dim=-1)[..., :-1]
-        width = min(settings["num_return_sequences"] or 1, log_probs.shape[-1])
+        width = min(settings["alternatives"] or 1, log_probs.shape[-1])
         log_probs, classes = log_probs.topk(width, dim=-1)
         pad_margins = logits[..., :-1].amax(dim=-1) - logits[..., -1]
         log_probs = log_probs.masked_fill((pad_margins <= settings["pad_bias"])[..., None], -torch.inf)

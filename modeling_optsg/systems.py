@@ -34,7 +34,7 @@ class System:
 
     def search(self, alternatives: int) -> dict[str, int]:
         """Arguments of `generate` for so many tags a slot."""
-        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("num_return_sequences",), None: ()}
+        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("alternatives",), None: ()}
         return dict.fromkeys(names[self.has_alternatives], alternatives)
 
 

@@ -551,9 +551,9 @@ def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_
                 log_missed[tag] = log_missed.get(tag, 0.0) + (
                     math.log1p(-probability) if probability < 1 else -math.inf
                 )
-        scored = sorted(
-            ((-math.expm1(log_missed[tag]), place) for tag, place in place_of.items()), key=lambda p: -p[0]
-        )
+        # Rounded as they are returned: a threshold equal to a returned score keeps its tag.
+        scores = torch.tensor([-math.expm1(log_missed[tag]) for tag in place_of]).tolist()
+        scored = sorted(zip(scores, place_of.values()), key=lambda pair: -pair[0])
         kept.append([(score, place) for score, place in scored if score >= threshold][:max_tags])
     most = max(max(map(len, kept)), 1)
     sequences = torch.full((batch, most, longest), pad_token_id, device=tokens.device)
@@ -581,7 +581,7 @@ def plain_settings(model, generation_config: GenerationConfig | None, **given) -
             settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
     if not 0 <= settings["threshold"] <= 1:
         raise ValueError(f"threshold={settings['threshold']} is a probability and must lie between 0 and 1.")
-    for name in ("max_tags", "num_return_sequences"):
+    for name in ("max_tags", "alternatives"):
         value = settings.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

@@ -26,7 +26,7 @@ def model(make_model):
     """Writes short and long tags and leaves slots empty."""
     model = make_model(
         None,
-        seed=1,
+        seed=7,
         frame_feature_size=6,
         num_prompts=NUM_PROMPTS,
         max_tag_tokens=MAX_TAG_TOKENS,

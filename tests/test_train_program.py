@@ -97,6 +97,22 @@ def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trai
     assert fit["validation"]["full_f1"] == max(row["validation"]["full_f1"] for row in fit["tried"])
 
 
+@pytest.mark.parametrize("system", ["asy", "model-f", "model-g", "sequence"])
+def test_other_systems_train_by_the_same_loop(train, trained, folder, towers, tmp_path, system):
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    small |= {"num_prompts": 4} if system.startswith("model") else {}
+    more = ("--system", system, "--config", json.dumps(small), "--vision_tower", towers / "vision")
+    more += ("--text_tower", towers / "text", "--tag_vocab_size", 260, "--max_tag_tokens", 12, "--epochs", 1)
+    more += ("--evaluations", 1, "--alternatives", 2, "--batch_size", 8)
+    train.main(arguments(train, folder, tmp_path / "run", trained / "cache", *more))
+    summary = json.loads((tmp_path / "run/training_summary.json").read_text())
+    assert summary["arguments"]["system"] == system and math.isfinite(summary["history"][0]["loss"])
+    assert "output_dir" not in summary["arguments"]
+    assert ("pad_bias" in next(iter(summary["fits"].values()))) == (system != "asy")
+    model = train.SYSTEMS[system].model.from_pretrained(tmp_path / "run")
+    assert model.generation_config.threshold is not None
+
+
 def test_what_cannot_be_trained_on_is_left_out_and_said(train, trained, caplog):
     processor = OPTSGProcessor.from_pretrained(trained / "run")
     rows = {"tags": [["red", "qzxj" * 15], [], ["left", "right", "red", "blue", "green"]]}
