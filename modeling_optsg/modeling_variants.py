@@ -74,17 +74,18 @@ class ModelFForTagGeneration(OPTSGForTagGeneration):
             mask = torch.zeros(count, 0, dtype=torch.bool, device=prompts.device)
             return tokens, log_probs, logits, SlotContext([(nothing, nothing)] * config.num_decoder_layers, mask)
         found, found_log_probs, _, local = super()._write_slots(
-            prompts[chosen], items[chosen], memory, memory_mask, _never_pad(search), context
+            prompts[chosen],
+            items[chosen],
+            memory,
+            memory_mask,
+            dataclasses.replace(search, pad_bias=-torch.inf),
+            context,
         )
         tokens = found.new_full((count, *found.shape[1:]), config.tag_pad_token_id)
         log_probs = found_log_probs.new_full((count, width), -torch.inf)
         tokens[chosen] = found
         log_probs[chosen] = found_log_probs + F.logsigmoid(logits[chosen])[:, None]
         return tokens, log_probs, logits, local.spread(chosen, count)
-
-
-def _never_pad(search):
-    return dataclasses.replace(search, pad_bias=-torch.inf)
 
 
 @dataclass

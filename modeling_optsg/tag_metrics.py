@@ -191,3 +191,19 @@ def tag_gain(
 def normalize_tag(tag: str) -> str:
     """A tag without differences of case, of width (full and half), and of surrounding or repeated spaces."""
     return " ".join(unicodedata.normalize("NFKC", tag).casefold().split())
+
+
+def checked_tag_sets(name: str, tag_sets: Sequence[Sequence[str]], normalize: bool = False) -> list[list[str]]:
+    """Tag sets in which every tag is listed once, normalised by [`normalize_tag`] if asked; tags of an item that
+    become the same then count once.
+
+    Raises:
+        ValueError: a tag is listed twice for an item as it is written; `name` is what the message calls the sets.
+    """
+    for item, tags in enumerate(tag_sets):
+        if len(set(tags)) < len(tags):
+            twice = next(tag for tag in tags if tags.count(tag) > 1)
+            raise ValueError(f"{name} list {twice!r} twice for item {item}; list each tag of an item once.")
+    if normalize:
+        return [list(dict.fromkeys(map(normalize_tag, tags))) for tags in tag_sets]
+    return list(tag_sets)

@@ -145,3 +145,12 @@ def test_tag_gain_by_verdicts(load, tmp_path):
         bad.write_text("item,tag,verdict\nx,weblink,no\n" + row + "\n", encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             load("tag_gain").compute(predictions=predictions, verdicts=str(bad), **arguments)
+
+
+def test_verdicts_that_disagree_once_normalised_are_an_error(load, tmp_path):
+    path = tmp_path / "verdicts.csv"
+    path.write_text("item,tag,verdict\nx,Kitten,yes\nx,kitten,no\n", encoding="utf-8")
+    arguments = {"predictions": [["kitten"]], "references": [["cat"]], "train_tags": ["cat"], "ids": ["x"]}
+    assert load("tag_gain").compute(**arguments, verdicts=str(path))["relevant_pairs"] == 0
+    with pytest.raises(ValueError, match="both yes and no of 'kitten'"):
+        load("tag_gain").compute(**arguments, verdicts=str(path), normalize=True)

@@ -80,3 +80,10 @@ def test_it_tags_the_sample_pictures_and_the_clip(capsys):
     tags = {name: [tag["tag"] for tag in row["tags"]] for name, row in rows.items()}
     assert all(tags.values())
     assert "vehicle" in tags["bus.png"] or "transportation" in tags["bus.png"]
+
+
+def test_most_training_tags_seen_twice_or_more_are_a_single_token():
+    processor = OPTSGProcessor.from_pretrained(CHECKPOINT)
+    tags = [tag for tag, count in processor.train_tags.items() if count > 1]
+    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert sum(len(tokens) == 1 for tokens in ids) > 0.8 * len(tags)

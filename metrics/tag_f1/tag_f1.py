@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from modeling_optsg.tag_metrics import TagEvaluator, normalize_tag
+from modeling_optsg.tag_metrics import TagEvaluator, checked_tag_sets, normalize_tag
 
 _DESCRIPTION = """
 F1 of free-form tags as in the OP-TSG paper: computed per tag over the items, and averaged over the evaluated tags,
@@ -47,15 +47,9 @@ class TagF1(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, train_counts, common_count=25, ks=(1, 5, 10), normalize=False):
-        for kind, rows in (("predictions", predictions), ("references", references)):
-            for item, tags in enumerate(rows):
-                if len(set(tags)) < len(tags):
-                    twice = next(tag for tag in tags if tags.count(tag) > 1)
-                    raise ValueError(f"{kind} list {twice!r} twice for item {item}; list each tag of an item once.")
+        predictions = checked_tag_sets("predictions", predictions, normalize)
+        references = checked_tag_sets("references", references, normalize)
         if normalize:
-            predictions, references = (
-                [list(dict.fromkeys(map(normalize_tag, tags))) for tags in rows] for rows in (predictions, references)
-            )
             merged = {}
             for tag, count in train_counts.items():
                 merged[normalize_tag(tag)] = merged.get(normalize_tag(tag), 0) + count

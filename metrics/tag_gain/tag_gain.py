@@ -6,7 +6,7 @@ import json
 import datasets
 import evaluate
 
-from modeling_optsg.tag_metrics import normalize_tag, tag_gain
+from modeling_optsg.tag_metrics import checked_tag_sets, normalize_tag, tag_gain
 
 _DESCRIPTION = """
 Tag Gain of the OP-TSG paper: 100 x (novel predicted pairs judged relevant) / (ground-truth pairs). A predicted tag is
@@ -39,8 +39,8 @@ year = {2023}}
 """
 
 
-def read_verdicts(path, ids):
-    """`{(item, tag): relevant}` of a verdict file whose items are all among `ids`."""
+def read_verdicts(path, ids, normalize=False):
+    """`{(item, tag): relevant}` of a verdict file whose items are all among `ids`, its tags normalised if asked."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         if str(path).endswith((".jsonl", ".json")):
             rows = [json.loads(line) for line in file if line.strip()]
@@ -51,6 +51,7 @@ def read_verdicts(path, ids):
         if missing := [name for name in ("item", "tag", "verdict") if row.get(name) is None]:
             raise ValueError(f"Row {number} of {path} has no {', '.join(missing)}; it needs item, tag and verdict.")
         item, tag, verdict = str(row["item"]), row["tag"], str(row["verdict"]).strip().lower()
+        tag = normalize_tag(tag) if normalize else tag
         if item not in known:
             raise ValueError(f"Row {number} of {path} judges item {item!r}, which is not among the ids.")
         if verdict not in ("yes", "no"):
@@ -73,23 +74,16 @@ class TagGain(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, train_tags, ids=None, verdicts=None, normalize=False):
-        for kind, rows in (("predictions", predictions), ("references", references)):
-            for item, tags in enumerate(rows):
-                if len(set(tags)) < len(tags):
-                    twice = next(tag for tag in tags if tags.count(tag) > 1)
-                    raise ValueError(f"{kind} list {twice!r} twice for item {item}; list each tag of an item once.")
+        predictions = checked_tag_sets("predictions", predictions, normalize)
+        references = checked_tag_sets("references", references, normalize)
         if verdicts is not None:
             if ids is None:
                 raise ValueError("verdicts need ids, the identifier of every item.")
             if len(set(ids)) < len(ids):
                 raise ValueError("Two items have the same id; a verdict would not know which it judges.")
-            verdicts = read_verdicts(verdicts, ids)
+            verdicts = read_verdicts(verdicts, ids, normalize)
         if normalize:
-            predictions, references = (
-                [list(dict.fromkeys(map(normalize_tag, tags))) for tags in rows] for rows in (predictions, references)
-            )
             train_tags = set(map(normalize_tag, train_tags))
-            verdicts = verdicts and {(item, normalize_tag(tag)): yes for (item, tag), yes in verdicts.items()}
         if verdicts is None:
             return tag_gain(predictions, references, train_tags) | {"unjudged_pairs": 0}
         unjudged = []
