@@ -35,9 +35,11 @@ from modeling_optsg import (
     train_tag_tokenizer,
 )
 from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
-from modeling_optsg.prediction import fit_generation_config, predict_tags
+from modeling_optsg.feature_pooling import pool_items
+from modeling_optsg.prediction import PAD_BIASES, fit_generation_config, predict_tags
 from modeling_optsg.pretrained_towers import tower_folder
 from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.tag_book import ItemsWithBook, TagBook
 from modeling_optsg.tag_metrics import objective_value
 from modeling_optsg.token_initialization import initialize_token_embeddings
 
@@ -102,6 +104,9 @@ class TrainArguments:
     alternatives: int = field(
         default=1,
         metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."},
+    )
+    pad_biases: list[float] = field(
+        default_factory=lambda: list(PAD_BIASES), metadata={"help": "Values of pad_bias the fit tries."}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     half_precision_weights: bool = field(
@@ -245,42 +250,17 @@ def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, fold
     processor.save_pretrained(folder)
 
 
-def main(arguments: TrainArguments) -> None:
-    started = time.perf_counter()
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    set_seed(arguments.seed)
-    output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir).expanduser()
-    arguments.cache_dir = str(cache_dir)
-
-    with accelerator.main_process_first():
-        train, validation = load_splits(arguments)
-        model, processor = build(arguments, train)
-        train = without_untrainable_tags(train, processor)
-        model.model.vision_tower and model.model.vision_tower.requires_grad_(arguments.tune_vision)
-        model.model.text_tower.requires_grad_(arguments.tune_text)
-        model.to(accelerator.device)
-        frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
-        train_items, validation_items = (
-            CachedFeatures(cache_tower_features(split, model.model, processor, cache_dir / "features", **frozen))
-            for split in (train, validation)
-        )
-        tag_table = None
-        if not arguments.tune_text:
-            tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
-            tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
-    system = SYSTEMS[arguments.system]
-    train_counts = Counter(tag for tags in train["tags"] for tag in set(tags))
-    evaluator = TagEvaluator(validation["tags"], train_counts)
-    if accelerator.device.type == "cpu":
-        # On a CPU plain attention trains a fifth faster than sdpa at these lengths.
-        model.set_attn_implementation("eager")
-
+def learn(
+    accelerator: Accelerator, model, processor, tag_table, train_items, validation_items, evaluator, arguments
+) -> dict:
+    """The training steps: the checkpoint with the best validation figure stays in `output_dir`."""
+    system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
     collator = OPTSGDataCollator(
         processor,
         tag_table,
         num_negatives=arguments.num_negatives if tag_table else 0,
         seed=arguments.seed + accelerator.process_index,
+        max_book_tokens=model.config.max_book_tokens if system.needs_book else None,
     )
     loader = DataLoader(
         train_items,
@@ -290,7 +270,6 @@ def main(arguments: TrainArguments) -> None:
         drop_last=len(train_items) > arguments.batch_size * accelerator.num_processes,
         num_workers=arguments.num_workers,
     )
-    trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98), fused=True)
     loader = accelerator.prepare(loader)
     total = max(1, round(arguments.epochs * len(loader)))
@@ -362,6 +341,62 @@ def main(arguments: TrainArguments) -> None:
             sums.clear()
             seen, since = 0, time.perf_counter()
     progress.close()
+    return {
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "oversized_items": collator.oversized_items,
+        "training_seconds": round(training_seconds, 1),
+        "history": history,
+    }
+
+
+def remember(model, processor, tag_table, train: Dataset, train_items, arguments) -> dict:
+    """What a system without steps does instead: it takes the training items in as they are."""
+    classes = [[tag_table.index[tag] for tag in dict.fromkeys(tags)] for tags in train["tags"]]
+    model.remember(*pool_items(train_items, model.config), classes)
+    save_checkpoint(model, processor, Path(arguments.output_dir), half=False)
+    return {"trained_parameters": 0, "training_seconds": 0.0, "history": []}
+
+
+def main(arguments: TrainArguments) -> None:
+    started = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_seed(arguments.seed)
+    output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir).expanduser()
+    arguments.cache_dir = str(cache_dir)
+
+    with accelerator.main_process_first():
+        train, validation = load_splits(arguments)
+        model, processor = build(arguments, train)
+        train = without_untrainable_tags(train, processor)
+        model.model.vision_tower and model.model.vision_tower.requires_grad_(arguments.tune_vision)
+        model.model.text_tower.requires_grad_(arguments.tune_text)
+        model.to(accelerator.device)
+        frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
+        train_items, validation_items = (
+            CachedFeatures(cache_tower_features(split, model.model, processor, cache_dir / "features", **frozen))
+            for split in (train, validation)
+        )
+        tag_table = None
+        if not arguments.tune_text:
+            tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+            tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
+    system = SYSTEMS[arguments.system]
+    book = None
+    if system.needs_book:
+        book = TagBook.of_items(train["title"], train["tags"], train_items, model.config)
+        train_items = ItemsWithBook(train_items, book, model.config, own_titles=train["title"])
+        validation_items = ItemsWithBook(validation_items, book, model.config)
+    train_counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+    evaluator = TagEvaluator(validation["tags"], train_counts)
+    if accelerator.device.type == "cpu":
+        # On a CPU plain attention trains a fifth faster than sdpa at these lengths.
+        model.set_attn_implementation("eager")
+
+    if system.learns:
+        trained = learn(accelerator, model, processor, tag_table, train_items, validation_items, evaluator, arguments)
+    elif accelerator.is_main_process:
+        trained = remember(model, processor, tag_table, train, train_items, arguments)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
@@ -376,21 +411,20 @@ def main(arguments: TrainArguments) -> None:
                 evaluator,
                 decoding=decoding,
                 objective=arguments.objective,
-                grid=system.grid(),
+                grid=system.grid(arguments.pad_biases),
             )
             for decoding in system.decodings
         }
         model.generation_config.save_pretrained(output_dir)
+        if book is not None:
+            book.save(output_dir / "book")
         summary = {
             # Where things lay on this machine is of no use to anybody else.
             "arguments": {name: value for name, value in vars(arguments).items() if name not in LOCAL_ARGUMENTS},
             "parameters": sum(p.numel() for p in model.parameters()),
-            "trained_parameters": trained_parameters,
             "items": {"train": len(train), "validation": len(validation)},
-            "oversized_items": collator.oversized_items,
-            "training_seconds": round(training_seconds, 1),
             "seconds": round(time.perf_counter() - started, 1),
-            "history": history,
+            **trained,
             "fits": fits,
         }
         (output_dir / "training_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -192,8 +192,8 @@ class OpenBookConfig(OPTSGConfig):
     model_type = "optsg_open_book"
 
     num_prompts: int = 1
-    num_book_items: int = 5
-    max_book_tokens: int = 96
+    num_book_items: int = 8
+    max_book_tokens: int = 128
     max_sequence_tokens: int = 96
     tag_order: str = "given"
 

@@ -9,6 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
+from .tag_book import encode_book
+
 logger = logging.get_logger(__name__)
 
 
@@ -46,13 +48,22 @@ class OPTSGDataCollator:
         num_negatives: with a table, so many random training tags are added to the batch's as
             negatives of the alignment.
         seed: of the sampling of tags and negatives.
+        max_book_tokens: most tokens of an item's `book_tags`, the tag lists of its neighbours, nearest first, for a
+            model with a book. Items without the column make batches without a book.
 
     Raises:
         ValueError: an item has nothing to look at, or the tags of some are missing, empty or not in the table; some
             items have features and others what they are made of; features differ in width.
     """
 
-    def __init__(self, processor, tag_table: TagTable | None = None, num_negatives: int = 0, seed: int = 0):
+    def __init__(
+        self,
+        processor,
+        tag_table: TagTable | None = None,
+        num_negatives: int = 0,
+        seed: int = 0,
+        max_book_tokens: int | None = None,
+    ):
         if num_negatives and tag_table is None:
             raise ValueError(f"num_negatives={num_negatives} needs a tag_table to take them from.")
         self.processor = processor
@@ -61,6 +72,7 @@ class OPTSGDataCollator:
         self.seed = seed
         self.random = np.random.default_rng(seed)
         self.oversized_items = 0
+        self.max_book_tokens = max_book_tokens
         self._worker_seed = None
 
     def __call__(self, items: Sequence[Mapping]) -> dict[str, torch.Tensor]:
@@ -79,6 +91,9 @@ class OPTSGDataCollator:
                 batch[name][rows] = tensor
         if tags is not None:
             batch |= self._encode_tags(tags)
+        if self.max_book_tokens is not None and any("book_tags" in item for item in items):
+            retrieved = [item.get("book_tags") or [] for item in items]
+            batch |= encode_book(retrieved, self.processor.tag_tokenizer, self.max_book_tokens)
         return batch
 
     def _seed_worker(self) -> None:

@@ -45,28 +45,28 @@ class KNNForTagVote(OPTSGPreTrainedModel):
         """Takes in the training items.
 
         Args:
-            pictures: `[num_items, frame_feature_size]`, mean-pooled; zero for an item without one.
-            titles: `[num_items, text width]`, likewise.
+            pictures: `[items, frame_feature_size]`, mean-pooled; zero for an item without one.
+            titles: `[items, text width]`, likewise.
             item_tags: the classes of each item's tags.
 
         Raises:
-            ValueError: there are not `num_items` of them, or one has more than `max_item_tags` tags.
+            ValueError: there are none, or not as many of one as of the others.
         """
-        counts = {len(pictures), len(titles), len(item_tags), self.config.num_items}
-        if len(counts) > 1:
+        if not len(pictures) == len(titles) == len(item_tags) > 0:
             raise ValueError(
-                f"{len(pictures)} pictures, {len(titles)} titles and {len(item_tags)} tag sets for num_items="
-                f"{self.config.num_items}."
+                f"{len(pictures)} pictures, {len(titles)} titles and {len(item_tags)} tag sets: there must be as "
+                "many of each, and at least one."
             )
-        most = max(map(len, item_tags))
-        if most > self.config.max_item_tags:
-            raise ValueError(f"An item has {most} tags, more than max_item_tags={self.config.max_item_tags}.")
+        config = self.config
+        config.num_items, config.max_item_tags = len(item_tags), max(1, *map(len, item_tags))
         seen = pictures.any(dim=1)
         self.picture_mean.copy_(pictures[seen].mean(dim=0) if seen.any() else torch.zeros_like(self.picture_mean))
-        self.pictures.copy_(F.normalize((pictures - self.picture_mean) * seen[:, None], dim=-1))
-        self.titles.copy_(F.normalize(titles, dim=-1))
+        device = self.picture_mean.device
+        self.pictures = F.normalize((pictures.to(device) - self.picture_mean) * seen.to(device)[:, None], dim=-1)
+        self.titles = F.normalize(titles.to(device), dim=-1)
+        shape = (config.num_items, config.max_item_tags)
+        self.item_tags = torch.full(shape, config.num_tag_classes, dtype=torch.int32, device=device)
         for row, classes in enumerate(item_tags):
-            self.item_tags[row] = self.config.num_tag_classes
             self.item_tags[row, : len(classes)] = torch.tensor(list(classes), dtype=torch.int32)
 
     def similarity(self, pictures: torch.Tensor | None, titles: torch.Tensor | None, picture_weight: float):

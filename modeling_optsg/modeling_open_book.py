@@ -20,14 +20,14 @@ class OpenBookOutput(ModelOutput):
     """
     Args:
         loss: scalar, cross-entropy of the sequence's tokens under the mixture of writing and copying.
-        log_probs: `[batch, length, tag_vocab_size]`.
-        targets: `[batch, length]`, -100 at filler.
+        target_log_probs: `[batch, length]`, log-probability of each token of the training sequence, 0 at filler.
+        targets: `[batch, length]`, those tokens, -100 at filler.
         copy_gate: `[batch, length]`, share of the probability that is copied; `None` without a book.
         generation_loss: `loss`, by the name other generators give it.
     """
 
     loss: torch.Tensor | None = None
-    log_probs: torch.Tensor | None = None
+    target_log_probs: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     copy_gate: torch.Tensor | None = None
     generation_loss: torch.Tensor | None = None
@@ -67,6 +67,15 @@ class TagCopier(nn.Module):
         hidden_states, _ = self.layer(hidden_states, visible[:, None, None, :])
         return self.norm(hidden_states)
 
+    def point(self, hidden_states, book, book_mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where to copy from, `[batch, length, book length]`, and how much, the gate `[batch, length]`; both 0 for an
+        item without a book. Arguments as in [`forward`]."""
+        scores = self.query(hidden_states) @ book.transpose(1, 2) * self.config.hidden_size**-0.5
+        scores = scores.float().masked_fill(~book_mask[:, None], torch.finfo(torch.float32).min)
+        has_book = book_mask.any(dim=1)[:, None]
+        pointer = scores.softmax(dim=-1) * has_book[..., None]
+        return pointer, self.gate(hidden_states)[..., 0].float().sigmoid() * has_book
+
     def forward(self, hidden_states, logits, book, book_input_ids, book_mask) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -76,10 +85,7 @@ class TagCopier(nn.Module):
         Returns:
             Log-probabilities `[batch, length, vocabulary]` of the mixture, and the gate `[batch, length]`.
         """
-        scores = self.query(hidden_states) @ book.transpose(1, 2) * self.config.hidden_size**-0.5
-        scores = scores.float().masked_fill(~book_mask[:, None], torch.finfo(torch.float32).min)
-        pointer = scores.softmax(dim=-1) * book_mask.any(dim=1)[:, None, None]
-        gate = self.gate(hidden_states)[..., 0].float().sigmoid() * book_mask.any(dim=1)[:, None]
+        pointer, gate = self.point(hidden_states, book, book_mask)
         copied = torch.zeros_like(logits, dtype=torch.float32)
         copied = copied.scatter_add(2, book_input_ids[:, None].expand(-1, logits.shape[1], -1), pointer)
         mixed = (1 - gate)[..., None] * logits.float().softmax(dim=-1) + gate[..., None] * copied
@@ -161,11 +167,28 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel):
         prompt = inputs.order_prompts.mean(dim=1, keepdim=True)
         one_slot = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         hidden_states = self.tag_decoder(prompt, sequence, one_slot, memory, memory_mask)
-        log_probs, gate = self._next_token(hidden_states, book)
-        loss = F.nll_loss(log_probs.flatten(0, 1), sequence.targets.flatten())
+        log_probs, gate = self._target_log_probs(hidden_states, sequence.targets, book)
+        loss = -log_probs.sum() / (sequence.targets >= 0).sum()
         return OpenBookOutput(
-            loss=loss, log_probs=log_probs, targets=sequence.targets, copy_gate=gate, generation_loss=loss.detach()
+            loss=loss,
+            target_log_probs=log_probs,
+            targets=sequence.targets,
+            copy_gate=gate,
+            generation_loss=loss.detach(),
         )
+
+    def _target_log_probs(self, hidden_states, targets, book):
+        # Sequences differ in length and the vocabulary is wide: the logits of filler, and the copied share of tokens
+        # that are not asked for, would be most of the work.
+        real = targets >= 0
+        written = -F.cross_entropy(self.lm_head(hidden_states[real]).float(), targets[real], reduction="none")
+        gate = None
+        if book is not None:
+            input_ids, mask, tokens = book
+            pointer, gate = self.copier.point(hidden_states, tokens, mask)
+            copied = (pointer * (input_ids[:, None] == targets[..., None])).sum(dim=-1)
+            written = ((1 - gate[real]) * written.exp() + (gate * copied)[real]).clamp(min=1e-20).log()
+        return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(real, written), gate
 
     def _open(self, book_input_ids, book_mask):
         """The retrieved tags as `(tokens, mask, what they mean)`, or `None`."""

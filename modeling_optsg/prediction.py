@@ -37,14 +37,15 @@ def predict_tags(
     if unknown := set(modalities) - set(MODALITY_COLUMNS):
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
     columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
-    collate = OPTSGDataCollator(processor)
+    collate = OPTSGDataCollator(processor, max_book_tokens=getattr(model.config, "max_book_tokens", None))
     predictions = [[] for _ in range(len(items))]
     for start in tqdm(range(0, len(items), batch_size), desc="Tagging", disable=not progress, leave=False):
         rows = {}
         for index in range(start, min(start + batch_size, len(items))):
             row = {name: value for name, value in items[index].items() if name in columns}
             if any(value is not None and not (isinstance(value, str) and not value.strip()) for value in row.values()):
-                rows[index] = row
+                # What neighbours have is no modality of the item's own.
+                rows[index] = row | {name: items[index][name] for name in ("book_tags",) if name in items[index]}
         if not rows:
             continue
         batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}

@@ -1,8 +1,10 @@
 """The systems of the paper by name, and what of each is fitted on validation items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .modeling_asy import ASYForTagClassification
+from .modeling_knn import KNNForTagVote
 from .modeling_open_book import OpenBookForTagGeneration
 from .modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
 from .modeling_variants import ModelFForTagGeneration, ModelGForTagClassification
@@ -18,7 +20,10 @@ class System:
         has_pad: whether [PAD], or the end of the sequence, competes with the tags, so that `pad_bias` is fitted.
         has_alternatives: how a slot contributes several tags: "beams", "classes", or not at all.
         needs_classes: whether train tags are classes of it.
+        needs_book: whether it looks into a [`TagBook`] of the training items.
+        learns: whether it has anything to train; what has not remembers the training items.
         config: what its configuration has beside the defaults.
+        fitted: further arguments of `generate` that are fitted, with the values tried.
     """
 
     model: type[OPTSGPreTrainedModel]
@@ -26,11 +31,14 @@ class System:
     has_pad: bool = True
     has_alternatives: str | None = None
     needs_classes: bool = False
+    needs_book: bool = False
+    learns: bool = True
     config: tuple[tuple[str, object], ...] = ()
+    fitted: tuple[tuple[str, tuple], ...] = ()
 
-    def grid(self) -> dict[str, tuple[float, ...]]:
+    def grid(self, pad_biases: Sequence[float] = PAD_BIASES) -> dict[str, Sequence]:
         """What `fit_generation_config` tries beside the threshold."""
-        return {"pad_bias": PAD_BIASES} if self.has_pad else {}
+        return dict(self.fitted) | ({"pad_bias": pad_biases} if self.has_pad else {})
 
     def search(self, alternatives: int) -> dict[str, int]:
         """Arguments of `generate` for so many tags a slot."""
@@ -44,4 +52,12 @@ SYSTEMS = {
     "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True),
     "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True),
     "sequence": System(OpenBookForTagGeneration, config=(("num_book_items", 0),)),
+    "open-book": System(OpenBookForTagGeneration, needs_book=True),
+    "knn": System(
+        KNNForTagVote,
+        has_pad=False,
+        needs_classes=True,
+        learns=False,
+        fitted=(("neighbours", (3, 5, 8, 10, 15)), ("picture_weight", (0.2, 0.4, 0.7, 1.0))),
+    ),
 }

@@ -172,7 +172,14 @@ def test_open_book_copies_what_it_has_never_written(make_system, batch, tag_toke
     outputs = model.generate(**inputs_of(batch), book_input_ids=book, book_mask=mask)
     assert outputs.copy_gate.shape == (4,) and (outputs.copy_gate > 0).all() and (outputs.copy_gate < 1).all()
     loss = model(**batch, book_input_ids=book, book_mask=mask)
-    torch.testing.assert_close(loss.log_probs.exp().sum(-1), torch.ones(loss.log_probs.shape[:2]))
+    # The training loss takes the target's share alone; it is that of the whole mixture, which sums to 1.
+    mixtures = []
+    hook = model.copier.register_forward_hook(lambda module, args, output: mixtures.append(output[0]))
+    model.generate(**inputs_of(batch), book_input_ids=book, book_mask=mask)
+    hook.remove()
+    torch.testing.assert_close(mixtures[0].exp().sum(-1), torch.ones(mixtures[0].shape[:2]))
+    first = mixtures[0][:, 0].gather(1, loss.targets[:, :1])[:, 0]
+    torch.testing.assert_close(loss.target_log_probs[:, 0], first, atol=1e-5, rtol=1e-5)
     # Items without a book are written by the vocabulary alone.
     nobody = model.generate(**inputs_of(batch), book_input_ids=book, book_mask=torch.zeros_like(mask))
     assert (nobody.copy_gate == 0).all()
@@ -252,11 +259,74 @@ def test_a_book_finds_neighbours_and_never_the_item_itself(tmp_path):
     pytest.importorskip("faiss")
     from modeling_optsg.tag_book import TagBook
 
-    embeddings = np.eye(4, dtype=np.float32) + 0.1
+    features, pictures = torch.eye(4), torch.zeros(4, 2)
     titles = ["arrow left", "Left-Arrow", "house", "tree"]
-    book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], embeddings)
-    assert book.retrieve(embeddings[:1], 1) == [[["a"]]]
-    others = book.retrieve(embeddings[:1], 4, own_titles=titles[:1])[0]
+    book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], pictures, features)
+    assert book.retrieve(pictures[:1], features[:1], 1) == [[["a"]]]
+    others = book.retrieve(pictures[:1], features[:1], 4, own_titles=titles[:1])[0]
     assert sorted(map(tuple, others)) == [("c",), ("d",)]
     book.save(tmp_path / "book")
-    assert TagBook.load(tmp_path / "book").retrieve(embeddings[2:3], 1) == [[["c"]]]
+    loaded = TagBook.load(tmp_path / "book")
+    assert loaded.retrieve(pictures[2:3], features[2:3], 1) == [[["c"]]]
+    with pytest.raises(ValueError, match="as many of each"):
+        TagBook(titles[:3], [["a"]] * 4, pictures, features)
+
+
+def test_the_likeness_of_a_book_is_that_of_the_vote(tower_configs):
+    """Its inner products rank training items as `KNNForTagVote.similarity` does, missing pictures included."""
+    pytest.importorskip("faiss")
+    from modeling_optsg.tag_book import TagBook
+
+    model = KNNForTagVote(
+        KNNConfig(text_config=copy.deepcopy(tower_configs["bert"]), frame_feature_size=6, num_tag_classes=1)
+    )
+    pictures, titles = torch.rand(9, 6), torch.randn(9, 16)
+    pictures[4] = 0
+    model.remember(pictures, titles, [[0]] * 9)
+    book = TagBook([f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], pictures, titles, picture_weight=0.7)
+    query_pictures, query_titles = torch.rand(3, 6), torch.randn(3, 16)
+    query_pictures[1] = 0
+    ranked = model.similarity(query_pictures, query_titles, 0.7).argsort(dim=1, descending=True)
+    found = book.retrieve(query_pictures, query_titles, 9)
+    assert [[int(tags[0]) for tags in row] for row in found] == ranked.tolist()
+
+
+def test_book_tokens_keep_votes_and_drop_the_farthest(tag_tokenizer):
+    from modeling_optsg.tag_book import encode_book
+
+    ids = tag_tokenizer(["cat", "left"], add_special_tokens=False)["input_ids"]
+    cat, left = (tokens + [tag_tokenizer.sep_token_id] for tokens in ids)
+    book = encode_book([[["cat", "left"], ["cat"]], []], tag_tokenizer, 100)
+    assert book["book_input_ids"][0].tolist() == cat + left + cat
+    assert book["book_mask"].sum(dim=1).tolist() == [len(cat + left + cat), 0]
+    short = encode_book([[["cat", "left"], ["cat"]]], tag_tokenizer, len(cat + left))
+    assert short["book_input_ids"][0].tolist() == cat + left
+
+
+def test_a_checkpoint_with_a_book_reads_a_picture(make_system, batch, tag_tokenizer, tiny_processor):
+    """`TagBook.open` gives `generate` what the collator gives it in training."""
+    pytest.importorskip("faiss")
+    from modeling_optsg.data_collator import OPTSGDataCollator
+    from modeling_optsg.feature_pooling import pool_items
+    from modeling_optsg.tag_book import ItemsWithBook, TagBook
+
+    model = make_system("open-book", num_book_items=2)
+    items = [
+        {"frame_features": np.random.rand(1, 3, 6).astype(np.float32), "title_features": None, "tags": tags}
+        for tags in (["cat"], ["left"], ["cat", "left"])
+    ]
+    titles = ["one", "two", "three"]
+    book = TagBook(titles, [item["tags"] for item in items], *pool_items(items, model.config))
+    with_book = ItemsWithBook(items, book, model.config, own_titles=titles)
+    assert all(items[n]["tags"] not in with_book[n]["book_tags"] for n in range(3))
+    collate = OPTSGDataCollator(tiny_processor, max_book_tokens=model.config.max_book_tokens)
+    queries = [{"frame_features": item["frame_features"]} for item in items]
+    collated = collate([dict(item) for item in ItemsWithBook(queries, book, model.config)])
+    opened = book.open(
+        model, tiny_processor, frame_features=collated["frame_features"], frame_mask=collated["frame_mask"]
+    )
+    assert torch.equal(opened["book_input_ids"], collated["book_input_ids"])
+    one, other = model.generate(**opened), model.generate(**collated)
+    assert torch.equal(one.sequences, other.sequences) and torch.equal(one.copy_gate, other.copy_gate)
+    with pytest.raises(ValueError, match="Nothing to look at"):
+        book.open(model, tiny_processor)
