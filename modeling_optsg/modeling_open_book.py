@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_optsg import OpenBookConfig
@@ -92,7 +92,7 @@ class TagCopier(nn.Module):
         return mixed.clamp(min=1e-20).log(), gate
 
 
-class OpenBookForTagGeneration(OPTSGPreTrainedModel):
+class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     """Retrieve-copy-generate on OP-TSG's own rooms: one slot holds the sequence `y_1 [SEP] y_2 [SEP] … [PAD]` of all
     tags, and a gate mixes the vocabulary with the tokens of the tags of similar training items. Without a book
     (`num_book_items=0`) it is the plain one-sequence generator.

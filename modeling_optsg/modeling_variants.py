@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .alignment import TagAlignment
@@ -106,7 +106,7 @@ class ModelGOutput(ModelOutput):
     assignment: torch.Tensor | None = None
 
 
-class ModelGForTagClassification(OPTSGPreTrainedModel):
+class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Model G (Figure 2c): a multi-class head on each prompt names its tag; nothing is written."""
 
     config_class = ModelGConfig

@@ -97,6 +97,42 @@ class TagEvaluator:
         figures = {name: round(100 * float(value), 2) for name, value in fractions.items()}
         return figures | {"tags_per_item": round(float(item_predicted.mean()), 2)}
 
+    def by_frequency(self, predictions: Sequence[Sequence[Mapping]], edges: Sequence[int]) -> list[dict[str, float]]:
+        """Per-tag F1 averaged over tags of like training frequency.
+
+        Args:
+            predictions: as in [`score`].
+            edges: training counts at which a new group begins, ascending; the last group has no end.
+
+        Returns:
+            For each group that has evaluated tags `{"from", "to", "tags", "f1"}`: its training counts, both included
+            (`to` is `None` for the last), the number of its tags and their mean F1 in percent.
+        """
+        if list(edges) != sorted(set(edges)) or not edges:
+            raise ValueError(f"edges={list(edges)} must rise.")
+        if len(predictions) != len(self.references):
+            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference items.")
+        predicted, correct = np.zeros((2, len(self._support)))
+        for tags, reference in zip(predictions, self.references):
+            for tag in (p["tag"] for p in tags if p["tag"] in self._index):
+                predicted[self._index[tag]] += 1
+                correct[self._index[tag]] += tag in reference
+        tag_f1 = 2 * correct / (predicted + self._support)
+        counts = np.array([self.train_counts[tag] for tag in self.evaluated_tags])
+        groups = []
+        for start, end in zip(edges, [*edges[1:], None]):
+            inside = (counts >= start) & (counts < (end if end is not None else np.inf))
+            if inside.any():
+                groups.append(
+                    {
+                        "from": start,
+                        "to": None if end is None else end - 1,
+                        "tags": int(inside.sum()),
+                        "f1": round(100 * float(tag_f1[inside].mean()), 2),
+                    }
+                )
+        return groups
+
     def best_threshold(
         self, predictions: Sequence[Sequence[Mapping]], objective: str = "full_f1", steps: int = 50
     ) -> tuple[float, dict[str, float]]:

@@ -23,6 +23,28 @@ def benchmark():
     return references, predictions
 
 
+def test_f1_by_frequency_against_a_loop(benchmark, evaluator):
+    references, predictions = benchmark
+    groups = evaluator.by_frequency(predictions, [1, 10, 50])
+    assert [(group["from"], group["to"]) for group in groups] == [(1, 9), (10, 49), (50, None)]
+    for group in groups:
+        tags = [
+            tag
+            for tag in evaluator.evaluated_tags
+            if group["from"] <= TRAIN_COUNTS[tag] <= (group["to"] or float("inf"))
+        ]
+        expected = []
+        for tag in tags:
+            predicted = [tag in {p["tag"] for p in row} for row in predictions]
+            present = [tag in row for row in references]
+            expected.append(f1(sum(a and b for a, b in zip(predicted, present)), sum(predicted), sum(present)))
+        assert group["tags"] == len(tags) and group["f1"] == pytest.approx(100 * mean(expected), abs=0.01)
+    whole = sum(group["tags"] * group["f1"] for group in groups) / sum(group["tags"] for group in groups)
+    assert whole == pytest.approx(evaluator.score(predictions)["full_f1"], abs=0.02)
+    with pytest.raises(ValueError, match="must rise"):
+        evaluator.by_frequency(predictions, [10, 1])
+
+
 @pytest.fixture(scope="module")
 def evaluator(benchmark):
     return TagEvaluator(benchmark[0], TRAIN_COUNTS, common_count=25)

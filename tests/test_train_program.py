@@ -97,7 +97,7 @@ def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trai
     assert fit["validation"]["full_f1"] == max(row["validation"]["full_f1"] for row in fit["tried"])
 
 
-@pytest.mark.parametrize("system", ["asy", "model-f", "model-g", "sequence"])
+@pytest.mark.parametrize("system", ["asy", "model-f", "model-g", "sequence", "open-book", "knn"])
 def test_other_systems_train_by_the_same_loop(train, trained, folder, towers, tmp_path, system):
     small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     small |= {"num_prompts": 4} if system.startswith("model") else {}
@@ -106,11 +106,17 @@ def test_other_systems_train_by_the_same_loop(train, trained, folder, towers, tm
     more += ("--evaluations", 1, "--alternatives", 2, "--batch_size", 8)
     train.main(arguments(train, folder, tmp_path / "run", trained / "cache", *more))
     summary = json.loads((tmp_path / "run/training_summary.json").read_text())
-    assert summary["arguments"]["system"] == system and math.isfinite(summary["history"][0]["loss"])
+    assert summary["arguments"]["system"] == system
+    assert all(math.isfinite(row["loss"]) for row in summary["history"]) and bool(summary["history"]) == (
+        system != "knn"
+    )
     assert "output_dir" not in summary["arguments"]
-    assert ("pad_bias" in next(iter(summary["fits"].values()))) == (system != "asy")
-    model = train.SYSTEMS[system].model.from_pretrained(tmp_path / "run")
-    assert model.generation_config.threshold is not None
+    fit = summary["fits"].get("only") or summary["fits"]["parallel"]
+    assert ("pad_bias" in fit) == (system not in ("asy", "knn"))
+    settings = train.SYSTEMS[system].model.from_pretrained(tmp_path / "run").generation_config
+    threshold = settings.threshold
+    assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
+    assert (tmp_path / "run/book").is_dir() == (system == "open-book")
 
 
 def test_what_cannot_be_trained_on_is_left_out_and_said(train, trained, caplog):
