@@ -96,7 +96,7 @@ class OPTSGConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
-    item_summary: bool = False
+    item_summary: bool = True
     alignment_size: int = 256
     alignment_weight: float = 1.0
     alignment_pad_weight: float = 0.1

@@ -33,6 +33,7 @@ def model(make_model):
         tag_vocab_size=VOCABULARY,
         # Tied, an untrained model repeats its first token.
         tie_word_embeddings=False,
+        item_summary=False,
     )
     with torch.no_grad():
         model.lm_head.bias.normal_(std=0.5)

@@ -270,6 +270,36 @@ def test_modality_dropout_never_takes_an_items_only_modality(make_model):
     assert 0.3 < lost_titles < 0.7, "either modality is taken as often"
 
 
+def test_the_summary_is_the_mean_of_what_may_be_looked_at(make_model, batch):
+    """What modality dropout hides from the memory is hidden from the summary too: the way is short, not secret."""
+    model = make_model(modality_dropout=1.0, dropout=0.0).model
+    frames, titles = model.read(
+        batch["pixel_values"], None, batch["frame_mask"], batch["input_ids"], None, batch["attention_mask"]
+    )
+    encoder = model.multimodal_encoder.train()
+    both = batch["frame_mask"].any(1) & batch["attention_mask"].any(1)
+    seen = {}
+    hook = encoder.summary.register_forward_hook(lambda module, args, output: seen.update(masks=args[1], out=output))
+    encoder(frames, batch["frame_mask"], titles, batch["attention_mask"])
+    hook.remove()
+    frame_mask, title_mask = seen["masks"]
+    assert both.any() and not (frame_mask.any(1) & title_mask.any(1)).any()
+    summary = encoder.summary
+    for item in range(len(frames)):
+        pooled = []
+        for tokens, mask, norm in zip((frames.flatten(1, 2), titles), (frame_mask, title_mask), summary.norms):
+            real = tokens[item][mask[item]]
+            pooled.append(norm(real.mean(0)) if len(real) else torch.zeros(tokens.shape[-1]))
+        expected = summary.outer(nn.functional.gelu(summary.inner(torch.cat(pooled))))
+        assert_close(seen["out"][item], expected)
+
+
+def test_without_a_summary_prompts_know_items_from_the_memory_alone(make_model, batch):
+    model = make_model(item_summary=False)
+    assert model.model.multimodal_encoder.summary is None
+    assert torch.isfinite(model(**batch).loss)
+
+
 def test_nothing_is_hidden_in_evaluation(make_model, batch):
     hiding = make_model(modality_dropout=1.0, memory_token_dropout=0.5)
     plain = make_model(modality_dropout=0.0)

@@ -60,6 +60,8 @@ class OPTSGConfig(PreTrainedConfig):
         tag_sep_token_id: token that ends a tag.
         dropout: dropout after attention and feed-forward blocks; `attention_dropout` that of attention weights.
         modality_dropout: in training, probability that an item with picture and title loses one of the two.
+        item_summary: whether the order prompts begin from the item's pooled tower features, beside what they find in
+            the memory.
         memory_token_dropout: in training, probability that a token of the memory is hidden from an item.
         alignment_size: width of the space in which prompts and tags are compared.
         alignment_weight: λ of `loss = generation_loss + λ * alignment_loss`.
@@ -94,6 +96,7 @@ class OPTSGConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
+    item_summary: bool = True
     alignment_size: int = 256
     alignment_weight: float = 1.0
     alignment_pad_weight: float = 0.1
@@ -192,8 +195,8 @@ class OpenBookConfig(OPTSGConfig):
     model_type = "optsg_open_book"
 
     num_prompts: int = 1
-    num_book_items: int = 5
-    max_book_tokens: int = 96
+    num_book_items: int = 8
+    max_book_tokens: int = 128
     max_sequence_tokens: int = 96
     tag_order: str = "given"
 

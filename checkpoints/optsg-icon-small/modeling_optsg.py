@@ -259,8 +259,10 @@ class OPTSGModel(OPTSGTowers):
         frame_features, title_features = self.read(
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
         )
-        memory, memory_mask = self.multimodal_encoder(frame_features, frame_mask, title_features, attention_mask)
-        order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask)
+        memory, memory_mask, summary = self.multimodal_encoder(
+            frame_features, frame_mask, title_features, attention_mask
+        )
+        order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask, summary)
         return OPTSGModelOutput(
             order_prompts=order_prompts,
             memory=memory,

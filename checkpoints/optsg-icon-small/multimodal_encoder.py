@@ -3,7 +3,40 @@
 import torch
 from torch import nn
 
+from .feature_pooling import pool_tokens
 from .transformer import TransformerLayer
+
+
+class ItemSummary(nn.Module):
+    """One vector an item from the towers' tokens, averaged by modality: a short way from towers to prompts. Attention
+    has to learn where to look before anything else can be learned; this is there from the first step."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.widths = (config.frame_feature_size, config.text_config.hidden_size)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.widths)
+        self.inner = nn.Linear(sum(self.widths), config.intermediate_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, parts: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
+        """
+        Args:
+            parts: tower tokens of frames and of titles, `[batch, length, width]` each, `None` where there are none.
+            masks: `[batch, length]` each, true for tokens that may be looked at.
+
+        Returns:
+            `[batch, hidden_size]`.
+        """
+        batch = next(part.shape[0] for part in parts if part is not None)
+        pooled = []
+        for part, mask, norm, width in zip(parts, masks, self.norms, self.widths):
+            if part is None:
+                pooled.append(norm.weight.new_zeros(batch, width))
+            else:
+                # What an item does not have says nothing, not even the norm's bias.
+                pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
+        return self.outer(self.dropout(nn.functional.gelu(self.inner(torch.cat(pooled, dim=-1)))))
 
 
 class MultimodalEncoder(nn.Module):
@@ -26,6 +59,7 @@ class MultimodalEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
+        self.summary = ItemSummary(config) if config.item_summary else None
 
     def forward(
         self,
@@ -33,7 +67,7 @@ class MultimodalEncoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
         Args:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
@@ -42,13 +76,14 @@ class MultimodalEncoder(nn.Module):
             attention_mask: `[batch, title length]`, true for real title tokens; all real when left out.
 
         Returns:
-            The memory `[batch, memory length, hidden_size]` and its boolean mask `[batch, memory length]`.
+            The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, and the item's
+            summary `[batch, hidden_size]`, `None` without `item_summary`.
 
         Raises:
             ValueError: neither frames nor title are given, a clip is longer than `max_frames`, or an item is left
                 with nothing to look at.
         """
-        parts, masks = [], []
+        parts, masks, tokens_of, given = [], [], [None, None], []
         if frame_features is not None:
             batch, frames, tokens, width = frame_features.shape
             if width != self.config.frame_feature_size:
@@ -66,11 +101,15 @@ class MultimodalEncoder(nn.Module):
             hidden_states = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
             parts.append(hidden_states.flatten(1, 2))
             masks.append(frame_mask.bool().repeat_interleave(tokens, dim=1))
+            tokens_of[0] = frame_features.flatten(1, 2)
+            given.append(0)
         if title_features is not None:
             if attention_mask is None:
                 attention_mask = torch.ones(title_features.shape[:2], device=title_features.device)
             parts.append(self.title_projection(title_features) + self.modalities.weight[1])
             masks.append(attention_mask.bool())
+            tokens_of[1] = title_features
+            given.append(1)
         if not parts:
             raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
         if self.training:
@@ -79,10 +118,14 @@ class MultimodalEncoder(nn.Module):
         if not (present := memory_mask.any(dim=1)).all():
             empty = (~present).nonzero().flatten().tolist()
             raise ValueError(f"Items {empty} of the batch have neither a frame nor a title.")
+        summary = None
+        if self.summary is not None:
+            shown = dict(zip(given, masks))
+            summary = self.summary(tokens_of, [shown.get(modality) for modality in (0, 1)])
         memory = self.dropout(memory)
         for layer in self.layers:
             memory, _ = layer(memory, memory_mask[:, None, None, :])
-        return self.norm(memory), memory_mask
+        return self.norm(memory), memory_mask, summary
 
     def _hide_at_random(self, masks: list[torch.Tensor]) -> list[torch.Tensor]:
         """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens)."""

@@ -18,18 +18,21 @@ class OrderPromptEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, memory: torch.Tensor, memory_mask: torch.Tensor
+        self, memory: torch.Tensor, memory_mask: torch.Tensor, summary: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         """
         Args:
             memory: `[batch, memory length, hidden_size]`.
             memory_mask: `[batch, memory length]`, boolean.
+            summary: `[batch, hidden_size]`, added to every query: prompts begin as the item's own.
 
         Returns:
             Order prompts `[batch, num_prompts, hidden_size]` and each layer's attention over the memory
             (`[batch, heads, num_prompts, memory length]`, `None` unless attention is eager).
         """
         hidden_states = self.queries.expand(memory.shape[0], -1, -1)
+        if summary is not None:
+            hidden_states = hidden_states + summary[:, None]
         attentions = []
         for layer in self.layers:
             hidden_states, weights = layer(hidden_states, None, memory, memory_mask[:, None, None, :])
