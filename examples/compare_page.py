@@ -92,11 +92,20 @@ def sort_into_cases(predicted, references, train_tags, most: int) -> dict[str, l
         else:
             continue
         cases[case].append(index)
+    hits = [
+        index
+        for index in cases["novel"]
+        if any(t not in partners and t in references[index] for t in predicted[index])
+    ]
     # Novel tags that hit the ground truth first: they are the ones that can be checked.
-    cases["novel"].sort(
-        key=lambda index: not any(t not in partners and t in references[index] for t in predicted[index])
-    )
-    return {case: indices[:most] for case, indices in cases.items()}
+    others = [index for index in cases["novel"] if index not in set(hits)]
+    spread = {case: spread_out(indices, most) for case, indices in cases.items()}
+    return spread | {"novel": (spread_out(hits, most) + spread_out(others, most))[:most]}
+
+
+def spread_out(indices: list[int], most: int) -> list[int]:
+    """So many of them, evenly over the whole list: neighbours in a data set are often variants of one thing."""
+    return indices if len(indices) <= most else [indices[place * len(indices) // most] for place in range(most)]
 
 
 def data_url(picture: Image.Image | None) -> str:

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 
 # Colours that stay apart for the colour-blind (Okabe and Ito), and a marker beside each.
 STYLES = {
@@ -68,6 +69,8 @@ def time_and_f1(comparison: Mapping, path: Path) -> None:
                 1000 * entry["seconds_per_item"], entry["full_f1"], color=colour, marker=marker, s=55, label=row
             )
     axes.set_xscale("log")
+    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
     axes.set(xlabel="milliseconds an item, towers included (batches of 8)", ylabel="Full F1, %")
     if axes.collections:
         axes.legend(frameon=False, fontsize=8)
