@@ -110,6 +110,8 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Model G (Figure 2c): a multi-class head on each prompt names its tag; nothing is written."""
 
     config_class = ModelGConfig
+    # It knows one way of naming tags, in which slots are independent.
+    independent_decodings = (None,)
 
     def __init__(self, config: ModelGConfig):
         super().__init__(config)
@@ -186,6 +188,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         max_tags: int | None = None,
         alternatives: int | None = None,
         generation_config=None,
+        output_slots: bool = False,
         **inputs,
     ) -> OPTSGGenerateOutput:
         """Each item's tags by falling probability.
@@ -196,6 +199,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             max_tags: at most so many tags an item.
             alternatives: alternatives a slot, 1 if not given.
             generation_config: instead of the model's.
+            output_slots: return what every slot proposes too.
             inputs: of [`forward`], without labels.
         """
         settings = plain_settings(
@@ -213,14 +217,22 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         log_probs, classes = log_probs.topk(width, dim=-1)
         pad_margins = logits[..., :-1].amax(dim=-1) - logits[..., -1]
         log_probs = log_probs.masked_fill((pad_margins <= settings["pad_bias"])[..., None], -torch.inf)
+        tokens = self.tag_classes.of(classes)
         sequences, tag_scores, slots = collect_tags(
-            self.tag_classes.of(classes),
+            tokens,
             log_probs,
             settings["threshold"],
             settings["max_tags"],
             self.config.tag_pad_token_id,
         )
-        return OPTSGGenerateOutput(sequences=sequences, tag_scores=tag_scores, slots=slots, pad_margins=pad_margins)
+        return OPTSGGenerateOutput(
+            sequences=sequences,
+            tag_scores=tag_scores,
+            slots=slots,
+            pad_margins=pad_margins,
+            slot_tokens=tokens if output_slots else None,
+            slot_log_probs=log_probs if output_slots else None,
+        )
 
 
 for config, model in ((ModelFConfig, ModelFForTagGeneration), (ModelGConfig, ModelGForTagClassification)):

@@ -1,7 +1,7 @@
 """Tags for many items, and the fit of decoding settings on validation items."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from tqdm.auto import tqdm
@@ -34,11 +34,19 @@ def predict_tags(
         For each item its tags as `{"tag", "score", "novel"}`, best first. An item that has none of the modalities gets
         no tags.
     """
+    predictions = [[] for _ in range(len(items))]
+    for rows, outputs in _generate(model, processor, items, batch_size, modalities, progress, generate_kwargs):
+        for index, tags in zip(rows, processor.batch_decode(outputs)):
+            predictions[index] = tags
+    return predictions
+
+
+def _generate(model, processor, items, batch_size, modalities, progress, generate_kwargs) -> Iterator[tuple]:
+    """Batch by batch the indices of the items that can be looked at, and `generate`'s output for them."""
     if unknown := set(modalities) - set(MODALITY_COLUMNS):
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
     columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
     collate = OPTSGDataCollator(processor, max_book_tokens=getattr(model.config, "max_book_tokens", None))
-    predictions = [[] for _ in range(len(items))]
     for start in tqdm(range(0, len(items), batch_size), desc="Tagging", disable=not progress, leave=False):
         rows = {}
         for index in range(start, min(start + batch_size, len(items))):
@@ -49,8 +57,21 @@ def predict_tags(
         if not rows:
             continue
         batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}
-        for index, tags in zip(rows, processor.batch_decode(model.generate(**batch, **generate_kwargs))):
-            predictions[index] = tags
+        yield list(rows), model.generate(**batch, **generate_kwargs)
+
+
+def _predict_at_pad_biases(model, processor, items, pad_biases, **generate_kwargs) -> list[list[list[dict]]]:
+    """[`predict_tags`] with each of several `pad_bias`, from one pass; only where slots do not see one another."""
+    predictions = [[[] for _ in range(len(items))] for _ in pad_biases]
+    kwargs = generate_kwargs | {"pad_bias": min(pad_biases), "output_slots": True}
+    batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
+    modalities = kwargs.pop("modalities", tuple(MODALITY_COLUMNS))
+    max_tags = kwargs.get("max_tags", getattr(model.generation_config, "max_tags", None))
+    for rows, outputs in _generate(model, processor, items, batch_size, modalities, progress, kwargs):
+        for place, pad_bias in enumerate(pad_biases):
+            biased = outputs.at_pad_bias(pad_bias, model.config.tag_pad_token_id, max_tags)
+            for index, tags in zip(rows, processor.batch_decode(biased)):
+                predictions[place][index] = tags
     return predictions
 
 
@@ -81,13 +102,21 @@ def fit_generation_config(
     """
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
     fixed = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
+    # A bias only says which slots are written; where no slot sees another, one pass shows what each would give.
+    pad_biases = grid.pop("pad_bias", None) if decoding in getattr(model, "independent_decodings", ()) else None
     tried = []
     with torch.no_grad():
         for values in itertools.product(*grid.values()):
-            settings = dict(zip(grid, values))
-            predictions = predict_tags(model, processor, items, threshold=0.0, **fixed, **settings)
-            threshold, figures = evaluator.best_threshold(predictions, objective)
-            tried.append(settings | {"threshold": threshold, "validation": figures})
+            settings = fixed | dict(zip(grid, values)) | {"threshold": 0.0}
+            if pad_biases:
+                passes = _predict_at_pad_biases(model, processor, items, pad_biases, **settings)
+                found = [({"pad_bias": bias}, predictions) for bias, predictions in zip(pad_biases, passes)]
+            else:
+                found = [({}, predict_tags(model, processor, items, **settings))]
+            for more, predictions in found:
+                threshold, figures = evaluator.best_threshold(predictions, objective)
+                tried.append(dict(zip(grid, values)) | more | {"threshold": threshold, "validation": figures})
+    grid |= {"pad_bias": pad_biases} if pad_biases else {}
     best = max(tried, key=lambda row: objective_value(row["validation"], objective))
     for name in (*grid, "threshold"):
         value = best[name]

@@ -202,6 +202,20 @@ def test_beam_search_equals_the_slow_search_token_for_token(model, inputs, decod
         assert_same_tags(tags_of(outputs, index), merged(expected))
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 3}], ids=["greedy", "beams"])
+def test_one_pass_shows_what_every_pad_bias_would_give(model, inputs, settings):
+    widest = model.generate(**inputs, decoding="parallel", pad_bias=-3.0, output_slots=True, **settings)
+    counts = set()
+    for pad_bias in (-3.0, -1.0, -0.2, 0.0, 0.3, 1.0, 9.0):
+        expected = model.generate(**inputs, decoding="parallel", pad_bias=pad_bias, threshold=0.0, **settings)
+        found = widest.at_pad_bias(pad_bias, PAD)
+        counts.add(int((expected.tag_scores > 0).sum()))
+        assert torch.equal(found.tag_scores, expected.tag_scores) and torch.equal(found.slots, expected.slots)
+        for index in range(4):
+            assert tags_of(found, index) == tags_of(expected, index)
+    assert len(counts) > 3, "the biases make a difference"
+
+
 def test_the_examples_cover_empty_slots_and_tags_of_every_length(model, inputs):
     for decoding in ("parallel", "sequential"):
         rows = [write_slowly(model, item(inputs, index), decoding) for index in range(4)]

@@ -125,6 +125,20 @@ def test_a_batch_equals_its_items_one_by_one(name, make_system, batch):
         torch.testing.assert_close(together.tag_scores[index][kept], alone.tag_scores[0][alone_kept])
 
 
+@pytest.mark.parametrize("name", ["model-f", "model-g"])
+def test_one_pass_shows_what_every_pad_bias_would_give(name, make_system, batch):
+    model = make_system(name).eval()
+    width = {"alternatives": 2} if name == "model-g" else {"num_beams": 2, "num_return_sequences": 2}
+    widest = model.generate(**inputs_of(batch), pad_bias=-9.0, output_slots=True, **width)
+    middle = widest.pad_margins.median().item()
+    for pad_bias in (-9.0, middle, 9.0):
+        expected = model.generate(**inputs_of(batch), pad_bias=pad_bias, threshold=0.0, **width)
+        found = widest.at_pad_bias(pad_bias, model.config.tag_pad_token_id)
+        kept = expected.tag_scores.shape[1]
+        torch.testing.assert_close(found.tag_scores[:, :kept], expected.tag_scores)
+        assert torch.equal(found.slots[:, :kept], expected.slots) and (found.tag_scores[:, kept:] == 0).all()
+
+
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])
 def test_model_f_decodes_only_prompts_its_head_calls_meaningful(make_system, batch, decoding):
     model = make_system("model-f").eval()

@@ -201,3 +201,19 @@ def test_score_writes_the_figures_and_the_model_card_repeats_them(trained, folde
     # None of the few tags is common.
     assert math.isnan(figures.pop("common_f1"))
     assert figures == {name: scores["test"]["parallel"][name] for name in ("full_f1", "rare_f1", "micro_f1")}
+
+
+def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, monkeypatch):
+    model = OPTSGForTagGeneration.from_pretrained(trained / "run").eval()
+    processor = OPTSGProcessor.from_pretrained(trained / "run")
+    validation = train.load_tagging_dataset(str(folder), cache_dir=str(trained / "cache"))["validation"]
+    evaluator = train.TagEvaluator(validation["tags"], processor.train_tags)
+    settings = {"decoding": "parallel", "grid": {"pad_bias": (50.0, 0.0, -1.0), "num_beams": (2, 3)}, "batch_size": 3}
+    once = train.fit_generation_config(model, processor, validation, evaluator, **settings)
+    monkeypatch.setattr(OPTSGForTagGeneration, "independent_decodings", ())
+    again = train.fit_generation_config(model, processor, validation, evaluator, **settings)
+
+    # As text: a figure over no tags is NaN, which equals nothing.
+    figures, expected = ({json.dumps(row, sort_keys=True) for row in fit["tried"]} for fit in (once, again))
+    assert figures == expected and len(figures) == 6
+    assert len({row["validation"]["tags_per_item"] for row in once["tried"]}) > 1

@@ -35,6 +35,9 @@ class OPTSGGenerateOutput(ModelOutput):
         slots: `[batch, most tags of an item]`, the prompt that wrote the tag, -1 where there is none.
         pad_margins: `[batch, num_prompts]`, in each slot the logit of the best first token less that of [PAD]: with
             greedy search or beams the slot is written where this exceeds `pad_bias`.
+        slot_tokens, slot_log_probs: with `output_slots`, what every slot proposes before `threshold` and `max_tags`:
+            `[batch, num_prompts, alternatives, longest tag]` and `[batch, num_prompts, alternatives]`, -inf where it
+            proposes nothing.
         prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
     """
 
@@ -42,7 +45,21 @@ class OPTSGGenerateOutput(ModelOutput):
     tag_scores: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     pad_margins: torch.Tensor | None = None
+    slot_tokens: torch.Tensor | None = None
+    slot_log_probs: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
+
+    def at_pad_bias(self, pad_bias: float, pad_token_id: int, max_tags: int | None = None) -> "OPTSGGenerateOutput":
+        """What `generate` would have returned with this `pad_bias`, at least the one it was called with, and a
+        `threshold` of 0, where slots do not see one another: a slot is then written or not, and the same if written.
+        Needs `output_slots`."""
+        dropped = (self.pad_margins <= pad_bias)[..., None]
+        sequences, tag_scores, slots = collect_tags(
+            self.slot_tokens, self.slot_log_probs.masked_fill(dropped, -torch.inf), 0.0, max_tags, pad_token_id
+        )
+        return OPTSGGenerateOutput(
+            sequences=sequences, tag_scores=tag_scores, slots=slots, pad_margins=self.pad_margins
+        )
 
 
 class TagVocabularyLogitsProcessor(LogitsProcessor):
@@ -140,6 +157,9 @@ class SlotState:
 class OrderPromptGenerationMixin(GenerationMixin):
     """`generate` for models with a `tag_decoder` that writes one tag an order prompt."""
 
+    # The decodings in which no slot sees another, so that `at_pad_bias` holds.
+    independent_decodings = ("parallel",)
+
     @torch.no_grad()
     def generate(
         self,
@@ -157,6 +177,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
+        output_slots: bool = False,
         **kwargs,
     ) -> OPTSGGenerateOutput:
         """Writes each item's tags.
@@ -179,6 +200,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             logits_processor: processors of `transformers`; they see a slot's own tokens as `input_ids`.
             generation_config: instead of the model's. `threshold` and `pad_bias` there are a number or one for each
                 decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
+            output_slots: return what every slot proposes too.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
                 `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
                 `SEARCH_SETTINGS`, fields of `GenerationConfig`.
@@ -267,6 +289,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             tag_scores=tag_scores,
             slots=slots,
             pad_margins=pad_margins,
+            slot_tokens=tokens[:, :, :keep] if output_slots else None,
+            slot_log_probs=log_probs[:, :, :keep] if output_slots else None,
             prompt_attentions=outputs.prompt_attentions,
         )
 
