@@ -173,7 +173,8 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
 def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
     system = SYSTEMS[arguments.system]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
-    config = dict(system.config) | json.loads(arguments.config)
+    # What makes a system what it is comes last: a preset for all of them may give the number of slots.
+    config = json.loads(arguments.config) | dict(system.config)
     if arguments.checkpoint:
         if system.needs_classes:
             raise ValueError(

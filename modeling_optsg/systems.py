@@ -22,7 +22,7 @@ class System:
         needs_classes: whether train tags are classes of it.
         needs_book: whether it looks into a [`TagBook`] of the training items.
         learns: whether it has anything to train; what has not remembers the training items.
-        config: what its configuration has beside the defaults.
+        config: what its configuration has whatever a preset says.
         fitted: further arguments of `generate` that are fitted, with the values tried.
     """
 
@@ -46,13 +46,16 @@ class System:
         return dict.fromkeys(names[self.has_alternatives], alternatives)
 
 
+# Systems without slots: one query pools the memory.
+ONE_QUERY = (("num_prompts", 1),)
+
 SYSTEMS = {
     "op-tsg": System(OPTSGForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
     "model-f": System(ModelFForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
     "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True),
-    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True),
-    "sequence": System(OpenBookForTagGeneration, config=(("num_book_items", 0),)),
-    "open-book": System(OpenBookForTagGeneration, needs_book=True),
+    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=ONE_QUERY),
+    "sequence": System(OpenBookForTagGeneration, config=(*ONE_QUERY, ("num_book_items", 0))),
+    "open-book": System(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
     "knn": System(
         KNNForTagVote,
         has_pad=False,

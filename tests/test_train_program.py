@@ -99,8 +99,7 @@ def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trai
 
 @pytest.mark.parametrize("system", ["asy", "model-f", "model-g", "sequence", "open-book", "knn"])
 def test_other_systems_train_by_the_same_loop(train, trained, folder, towers, tmp_path, system):
-    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-    small |= {"num_prompts": 4} if system.startswith("model") else {}
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 4}
     more = ("--system", system, "--config", json.dumps(small), "--vision_tower", towers / "vision")
     more += ("--text_tower", towers / "text", "--tag_vocab_size", 260, "--max_tag_tokens", 12, "--epochs", 1)
     more += ("--evaluations", 1, "--alternatives", 2, "--batch_size", 8)
@@ -114,6 +113,9 @@ def test_other_systems_train_by_the_same_loop(train, trained, folder, towers, tm
     fit = summary["fits"].get("only") or summary["fits"]["parallel"]
     assert ("pad_bias" in fit) == (system not in ("asy", "knn"))
     settings = train.SYSTEMS[system].model.from_pretrained(tmp_path / "run").generation_config
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    if system != "knn":
+        assert saved["num_prompts"] == (4 if system.startswith("model") else 1), "a preset's slots are not for all"
     threshold = settings.threshold
     assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
     assert (tmp_path / "run/book").is_dir() == (system == "open-book")
