@@ -182,6 +182,9 @@ def time_systems(arguments, benchmark: Benchmark, seed: int) -> dict:
         name for name in SYSTEMS if (checkpoint_folder(arguments, name, seed) / "training_summary.json").exists()
     ]
     loaded = {name: load(checkpoint_folder(arguments, name, seed))[1:] for name in systems}
+    batches_of_eight = min(arguments.timing_batches, len(benchmark.test) // 8)
+    if not batches_of_eight:
+        raise ValueError(f"{len(benchmark.test)} test items are too few to time batches of 8; give --skip_timing.")
     calls, seconds = {}, {}
     for row, (name, decoding) in ROWS.items():
         if name in loaded:
@@ -190,10 +193,10 @@ def time_systems(arguments, benchmark: Benchmark, seed: int) -> dict:
             for with_towers in (True, False):
                 calls[row, with_towers] = [
                     timed_call(benchmark, model, processor, book, items, batch, decoding, with_towers)
-                    for batch in range(arguments.timing_batches)
+                    for batch in range(batches_of_eight)
                 ]
     for round_number in range(arguments.timing_rounds + 1):
-        for batch in range(arguments.timing_batches if round_number else 1):
+        for batch in range(batches_of_eight if round_number else 1):
             for key, batches in calls.items():
                 started = time.perf_counter()
                 batches[batch]()
@@ -207,7 +210,7 @@ def time_systems(arguments, benchmark: Benchmark, seed: int) -> dict:
     return {
         "seed": seed,
         "batch_size": 8,
-        "batches": arguments.timing_batches,
+        "batches": batches_of_eight,
         "rounds": arguments.timing_rounds,
         "rows": figures,
     } | environment()
