@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
+from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, get_cosine_schedule_with_warmup
@@ -29,6 +30,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, ge
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import (
     OPTSGDataCollator,
+    OPTSGForTagGeneration,
     OPTSGPreTrainedModel,
     OPTSGProcessor,
     TagEvaluator,
@@ -41,13 +43,17 @@ from modeling_optsg.pretrained_towers import tower_folder
 from modeling_optsg.systems import SYSTEMS
 from modeling_optsg.tag_book import ItemsWithBook, TagBook
 from modeling_optsg.tag_metrics import objective_value
-from modeling_optsg.token_initialization import initialize_token_embeddings
+from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_tokens_to_text
 
 logger = get_logger(__name__, log_level="INFO")
 
 MOST_TAGS = 100
+# Alternatives of a slot below this probability are not worth their time: thresholds lie far above.
+ALTERNATIVE_FLOOR = 0.002
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
-LOSS_PARTS = ("loss", "generation_loss", "alignment_loss")
+# The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
+EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
+LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")
 
 
 @dataclass
@@ -86,11 +92,11 @@ class TrainArguments:
     tower_learning_rate: float = 2e-5
     token_scale: float = field(
         default=0.06,
-        metadata={"help": "Spread of token embeddings begun from the text tower's features; 0 begins them at random."},
+        metadata={"help": "Spread of token embeddings, tied to the text tower's features; 0: free, at random."},
     )
     token_rate: float = field(
         default=0.3,
-        metadata={"help": "Learning rate of the token embeddings, as a share: keeps what they begin with."},
+        metadata={"help": "Learning rate of token embeddings and classes, as a share: keeps what they begin with."},
     )
     weight_decay: float = 0.05
     warmup_share: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
@@ -105,13 +111,17 @@ class TrainArguments:
         default=1,
         metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."},
     )
+    proposals: int = field(
+        default=50,
+        metadata={"help": "Train tags that suit an item as a whole and are candidates beside what its slots write."},
+    )
     pad_biases: list[float] = field(
         default_factory=lambda: list(PAD_BIASES), metadata={"help": "Values of pad_bias the fit tries."}
     )
     mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16."})
     half_precision_weights: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights (they load as 32-bit; normalisation statistics stay so)."},
+        metadata={"help": "Save 16-bit weights, tables of tokens and tags 8-bit; they load as 32-bit."},
     )
     num_workers: int = 0
     seed: int = 0
@@ -184,21 +194,21 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
         processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
         # What the checkpoint was trained on stays known: a tag of it is no novelty of the fine-tuned model.
         processor.train_tags = dict(Counter(processor.train_tags) + counts)
+        if isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment:
+            model.set_tag_classes(tag_class_ids(processor.tag_tokenizer, counts, processor.max_tag_tokens))
         return model, processor
     vision, text = (
         tower_folder(name, Path(arguments.cache_dir) / "towers")
         for name in (arguments.vision_tower, arguments.text_tower)
     )
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
+    ids = tag_class_ids(tag_tokenizer, counts, arguments.max_tag_tokens)
     if system.needs_classes:
-        ids = tag_tokenizer(sorted(counts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # The tags `without_untrainable_tags` leaves in the training items.
-        ids = [tokens for tokens in ids if len(tokens) <= arguments.max_tag_tokens]
         config["num_tag_classes"] = len(ids)
     model = system.model.from_vision_text_pretrained(
         vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=arguments.max_tag_tokens, **config
     )
-    if system.needs_classes:
+    if system.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment):
         model.set_tag_classes(ids)
     image_processor = AutoImageProcessor.from_pretrained(vision)
     if arguments.image_size:
@@ -214,8 +224,14 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
         train_tags=dict(counts),
     )
     if arguments.token_scale and hasattr(model, "tag_decoder"):
-        initialize_token_embeddings(model.eval(), processor, arguments.token_scale)
+        tie_tokens_to_text(model.eval(), processor, arguments.token_scale)
     return model, processor
+
+
+def tag_class_ids(tag_tokenizer, counts: Counter, max_tag_tokens: int) -> list[list[int]]:
+    """Token ids of the train tags in the order of the tag table: those `without_untrainable_tags` leaves."""
+    ids = tag_tokenizer(sorted(counts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [tokens for tokens in ids if len(tokens) <= max_tag_tokens]
 
 
 def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> list[dict]:
@@ -226,7 +242,7 @@ def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> 
             tower = "_tower." in name
             decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries"))
             rate = arguments.tower_learning_rate if tower else arguments.learning_rate
-            if "token_embeddings" in name:
+            if "token_embeddings" in name or "classifier" in name:
                 rate, decayed = arguments.learning_rate * arguments.token_rate, False
             groups.setdefault((rate, decayed), []).append(parameter)
     return [
@@ -243,7 +259,9 @@ def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, fold
         buffers = {name for name, _ in model.named_buffers()}
         tied = set(model.all_tied_weights_keys)
         state_dict = {
-            name: tensor.half() if tensor.is_floating_point() and name not in buffers else tensor
+            name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_TABLES else torch.float16)
+            if tensor.is_floating_point() and name not in buffers
+            else tensor
             for name, tensor in model.state_dict().items()
             if name not in tied
         }
@@ -279,11 +297,11 @@ def learn(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
 
-    def validate() -> dict:
+    def validate(plain) -> dict:
         mine = range(accelerator.process_index, len(validation_items), accelerator.num_processes)
         with accelerator.autocast():
             subset = torch.utils.data.Subset(validation_items, mine)
-            tags = predict_tags(model, processor, subset, **({"pad_bias": -1.0} if system.has_pad else {}))
+            tags = predict_tags(plain, processor, subset, **({"pad_bias": -1.0} if system.has_pad else {}))
         pairs = gather_object(list(zip(mine, tags, strict=True)))
         predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
         threshold, figures = evaluator.best_threshold(predictions, arguments.objective)
@@ -300,7 +318,9 @@ def learn(
     for step in range(1, total + 1):
         wrapped.train()
         batch = next(batches)
-        outputs = wrapped(**batch)
+        # The tied embeddings are computed once a step.
+        with parametrize.cached():
+            outputs = wrapped(**batch)
         if not torch.isfinite(outputs.loss):
             raise FloatingPointError(f"The loss is {outputs.loss.item()} at step {step}; lower the learning rate.")
         accelerator.backward(outputs.loss)
@@ -309,15 +329,16 @@ def learn(
         scheduler.step()
         optimizer.zero_grad()
         seen += batch["labels"].shape[0] * accelerator.num_processes
-        sums.update({part: outputs[part].item() for part in LOSS_PARTS if part in outputs}, steps=1)
+        sums.update({part: outputs[part].item() for part in LOSS_PARTS if outputs.get(part) is not None}, steps=1)
         progress.update()
         if step % 20 == 0 or step in evaluate_at:
-            losses = {part: round(sums[part] / sums["steps"], 4) for part in LOSS_PARTS if part in outputs}
+            losses = {part: round(sums[part] / sums["steps"], 4) for part in LOSS_PARTS if part in sums}
             rate = seen / (time.perf_counter() - since)
             progress.set_postfix({**losses, "items/s": f"{rate:.0f}"})
         if step in evaluate_at:
             training_seconds += time.perf_counter() - since
-            figures = validate()
+            plain = plain_copy(model)
+            figures = validate(plain)
             row = {
                 "step": step,
                 "epoch": round(step / len(loader), 2),
@@ -337,7 +358,7 @@ def learn(
                     f"Common {figures['common_f1']:.1f}, micro {figures['micro_f1']:.1f}"
                 )
                 if objective_value(figures, arguments.objective) > best:
-                    save_checkpoint(model, processor, output_dir, arguments.half_precision_weights)
+                    save_checkpoint(plain, processor, output_dir, arguments.half_precision_weights)
             best = max(best, objective_value(figures, arguments.objective))
             sums.clear()
             seen, since = 0, time.perf_counter()
@@ -382,6 +403,9 @@ def main(arguments: TrainArguments) -> None:
         if not arguments.tune_text:
             tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
             tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
+            classes = getattr(model, "set_alignment", None) or getattr(model.config, "text_classes", False)
+            if classes and arguments.token_scale:
+                tie_classes_to_text(model, tag_table.features)
     system = SYSTEMS[arguments.system]
     book = None
     if system.needs_book:
@@ -404,6 +428,10 @@ def main(arguments: TrainArguments) -> None:
         model = system.model.from_pretrained(output_dir).to(accelerator.device)
         for name, value in system.search(arguments.alternatives).items():
             setattr(model.generation_config, name, value)
+        if getattr(model, "set_alignment", None) is not None:
+            model.generation_config.proposals = arguments.proposals
+        if system.has_alternatives == "beams":
+            model.generation_config.alternative_floor = ALTERNATIVE_FLOOR
         fits = {
             decoding or "only": fit_generation_config(
                 model,

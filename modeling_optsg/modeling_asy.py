@@ -10,9 +10,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_optsg import ASYConfig
-from .modeling_optsg import OPTSGModel, OPTSGPreTrainedModel
-from .tag_classes import TagClasses, check_class_labels
-from .tag_generation import OPTSGGenerateOutput, collect_tags, evaluation_mode, plain_settings
+from .modeling_optsg import ABSENT_BIAS, OPTSGModel, OPTSGPreTrainedModel
+from .set_alignment import asymmetric_loss, present_tags
+from .tag_classes import SimilarityClassifier, TagClasses, check_class_labels
+from .tag_generation import OPTSGGenerateOutput, evaluation_mode, plain_settings
+from .tag_scores import collect_tags
 
 
 @dataclass
@@ -27,39 +29,24 @@ class ASYOutput(ModelOutput):
     logits: torch.Tensor | None = None
 
 
-def asymmetric_loss(
-    logits: torch.Tensor, targets: torch.Tensor, gamma_negative: float, gamma_positive: float, probability_shift: float
-) -> torch.Tensor:
-    """Asymmetric loss of multi-label classification (arXiv 2009.14119, equations 5 to 7), summed over the classes.
-
-    Args:
-        logits: `[batch, classes]`.
-        targets: `[batch, classes]`, 1 where the class is present.
-        gamma_negative, gamma_positive, probability_shift: γ⁻, γ⁺ and m of the paper.
-
-    Returns:
-        Scalar, the mean over the batch.
-    """
-    probability = logits.sigmoid()
-    shifted = (probability - probability_shift).clamp(min=0)
-    present = targets * (1 - probability) ** gamma_positive * F.logsigmoid(logits)
-    # Without a shift log(1 - p) is taken from the logit: p itself rounds to 1.
-    log_absent = F.logsigmoid(-logits) if probability_shift == 0 else torch.log1p(-shifted)
-    absent = (1 - targets) * shifted**gamma_negative * log_absent
-    return -(present + absent).sum(dim=-1).mean()
-
-
 class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
-    """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and a
-    linear layer gives every tag a probability. It cannot write a tag it has not seen."""
+    """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and every
+    tag's weights give it a probability. It cannot write a tag it has not seen.
+
+    With `text_classes` what the queries find is added to the item's summary and compared with every tag
+    ([`SimilarityClassifier`]); without, a linear layer classifies what the queries find, as in the paper.
+    """
 
     config_class = ASYConfig
 
     def __init__(self, config: ASYConfig):
         super().__init__(config)
         self.model = OPTSGModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
+        self.dropout = nn.Dropout(config.set_dropout if config.text_classes else config.dropout)
+        if config.text_classes:
+            self.classifier = SimilarityClassifier(config, config.num_tag_classes)
+        else:
+            self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
         self.tag_classes = TagClasses(config)
         self.post_init()
         self.generation_config = GenerationConfig(threshold=0.0)
@@ -68,8 +55,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     def _init_weights(self, module):
         super()._init_weights(module)
         if module is getattr(self, "classifier", None):
-            # Most tags are absent from most items: at a half, the first steps would only teach that.
-            init.constant_(module.bias, -5.0)
+            init.constant_(module.bias, ABSENT_BIAS)
 
     def set_tag_classes(self, input_ids) -> None:
         """Says which tag each class is; see [`TagClasses.set_tags`]."""
@@ -96,22 +82,23 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: an item cannot be read, or `labels` come without `tag_ids` or name a class there is not.
         """
-        prompts = self.model(
+        outputs = self.model(
             pixel_values=pixel_values,
             frame_features=frame_features,
             frame_mask=frame_mask,
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
-        ).order_prompts
-        logits = self.classifier(self.dropout(prompts.mean(dim=1)))
+        )
+        found = outputs.order_prompts.mean(dim=1)
+        if self.config.text_classes and outputs.summary is not None:
+            found = found + outputs.summary
+        logits = self.classifier(self.dropout(found))
         if labels is None:
             return ASYOutput(logits=logits)
         check_class_labels(tag_ids, len(self.tag_classes))
-        targets = torch.zeros_like(logits, dtype=torch.float32)
-        items, places = (labels >= 0).nonzero(as_tuple=True)
-        targets[items, tag_ids[labels[items, places]]] = 1.0
         config = self.config
+        targets = present_tags(labels, tag_ids, logits.shape[1])
         loss = asymmetric_loss(
             logits.float(), targets, config.gamma_negative, config.gamma_positive, config.probability_shift
         )
@@ -134,13 +121,13 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             logits = self(**inputs).logits.float()
         log_probs, classes = F.logsigmoid(logits).topk(min(settings["max_tags"] or 100, logits.shape[1]), dim=1)
         tokens = self.tag_classes.of(classes)[:, :, None]
-        sequences, tag_scores, slots = collect_tags(
+        collected = collect_tags(
             tokens, log_probs[:, :, None], settings["threshold"], settings["max_tags"], self.config.tag_pad_token_id
         )
-        return OPTSGGenerateOutput(sequences=sequences, tag_scores=tag_scores)
+        return OPTSGGenerateOutput(sequences=collected.sequences, tag_scores=collected.tag_scores)
 
 
 ASYConfig.register_for_auto_class()
 ASYForTagClassification.register_for_auto_class("AutoModel")
 
-__all__ = ["ASYForTagClassification", "ASYOutput", "asymmetric_loss"]
+__all__ = ["ASYForTagClassification", "ASYOutput"]

@@ -10,7 +10,8 @@ from .configuration_optsg import KNNConfig
 from .feature_pooling import pool_frames, pool_tokens
 from .modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from .tag_classes import TagClasses
-from .tag_generation import OPTSGGenerateOutput, collect_tags, evaluation_mode, plain_settings
+from .tag_generation import OPTSGGenerateOutput, evaluation_mode, plain_settings
+from .tag_scores import collect_tags
 
 
 class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
@@ -140,10 +141,10 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         shares, classes = votes[:, :-1].topk(most, dim=1)
         log_probs = shares.clamp(max=1.0).log()
         tokens = self.tag_classes.of(classes)[:, :, None]
-        sequences, tag_scores, _ = collect_tags(
+        collected = collect_tags(
             tokens, log_probs[:, :, None], settings["threshold"], settings["max_tags"], self.config.tag_pad_token_id
         )
-        return OPTSGGenerateOutput(sequences=sequences, tag_scores=tag_scores)
+        return OPTSGGenerateOutput(sequences=collected.sequences, tag_scores=collected.tag_scores)
 
 
 KNNConfig.register_for_auto_class()

@@ -11,7 +11,8 @@ from transformers.utils import ModelOutput
 from .configuration_optsg import OpenBookConfig
 from .modeling_optsg import OPTSGModel, OPTSGPreTrainedModel
 from .tag_decoder import SlotRows, SlotSequence, TagDecoder
-from .tag_generation import OPTSGGenerateOutput, collect_tags, evaluation_mode, plain_settings
+from .tag_generation import OPTSGGenerateOutput, evaluation_mode, plain_settings
+from .tag_scores import collect_tags
 from .transformer import TransformerLayer
 
 
@@ -181,7 +182,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         # Sequences differ in length and the vocabulary is wide: the logits of filler, and the copied share of tokens
         # that are not asked for, would be most of the work.
         real = targets >= 0
-        written = -F.cross_entropy(self.lm_head(hidden_states[real]).float(), targets[real], reduction="none")
+        written = -F.cross_entropy(self._token_logits(hidden_states[real]).float(), targets[real], reduction="none")
         gate = None
         if book is not None:
             input_ids, mask, tokens = book
@@ -189,6 +190,10 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             copied = (pointer * (input_ids[:, None] == targets[..., None])).sum(dim=-1)
             written = ((1 - gate[real]) * written.exp() + (gate * copied)[real]).clamp(min=1e-20).log()
         return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(real, written), gate
+
+    def _token_logits(self, hidden_states):
+        # In training the embeddings may be tied to text; the output layer's own weight would be their offsets alone.
+        return F.linear(hidden_states, self.tag_decoder.token_embeddings.weight, self.lm_head.bias)
 
     def _open(self, book_input_ids, book_mask):
         """The retrieved tags as `(tokens, mask, what they mean)`, or `None`."""
@@ -214,7 +219,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         return torch.cat([inputs.memory, tokens], dim=1), torch.cat([inputs.memory_mask, mask], dim=1)
 
     def _next_token(self, hidden_states, book):
-        logits = self.lm_head(hidden_states)
+        logits = self._token_logits(hidden_states)
         if book is None:
             return logits.float().log_softmax(dim=-1), None
         input_ids, mask, tokens = book
@@ -293,14 +298,14 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
                 inputs.order_prompts.mean(dim=1), memory, memory_mask, book, settings["pad_bias"]
             )
         tokens, log_probs = self._pack(written, memory.device)
-        sequences, tag_scores, slots = collect_tags(
+        collected = collect_tags(
             tokens[:, None],
             log_probs[:, None],
             settings["threshold"],
             settings["max_tags"],
             self.config.tag_pad_token_id,
         )
-        return OpenBookGenerateOutput(sequences=sequences, tag_scores=tag_scores, slots=slots, copy_gate=gates)
+        return OpenBookGenerateOutput(**vars(collected), copy_gate=gates)
 
     def _write_sequences(self, prompts, memory, memory_mask, book, pad_bias):
         """For each item its tags as `(tokens, log-probability)`, and the mean copy gate."""

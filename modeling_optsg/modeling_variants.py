@@ -12,15 +12,15 @@ from transformers.utils import ModelOutput
 from .alignment import TagAlignment
 from .configuration_optsg import ModelFConfig, ModelGConfig
 from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGPreTrainedModel
-from .tag_classes import TagClasses, check_class_labels
+from .tag_classes import SimilarityClassifier, TagClasses, check_class_labels
 from .tag_decoder import lay_out_slots
 from .tag_generation import (
     OPTSGGenerateOutput,
     SlotContext,
-    collect_tags,
     evaluation_mode,
     plain_settings,
 )
+from .tag_scores import collect_tags
 
 
 class ModelFForTagGeneration(OPTSGForTagGeneration):
@@ -43,12 +43,14 @@ class ModelFForTagGeneration(OPTSGForTagGeneration):
         return self.tag_alignment(order_prompts, tag_features, labels, with_pad=False)
 
     def _write(self, outputs, alignment, tag_input_ids, tag_lengths, decoding):
-        logits, targets, loss = super()._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        written = super()._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
         meaningful = self.meaningful_head(outputs.order_prompts)[..., 0].float()
         matched = (alignment.assignment >= 0).float()
         # Both stand for what OP-TSG's decoder would have predicted position by position, and count as positions.
         head_loss = F.binary_cross_entropy_with_logits(meaningful, matched, reduction="sum")
-        return logits, targets, (loss * len(targets) + head_loss) / (len(targets) + meaningful.numel())
+        tokens = len(written["targets"])
+        loss = (written["generation_loss"] * tokens + head_loss) / (tokens + meaningful.numel())
+        return written | {"generation_loss": loss}
 
     def _lay_out(self, assignment, tag_input_ids, tag_lengths):
         config = self.config
@@ -118,7 +120,10 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.model = OPTSGModel(config)
         self.tag_alignment = TagAlignment(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes + 1)
+        if config.text_classes:
+            self.classifier = SimilarityClassifier(config, config.num_tag_classes + 1)
+        else:
+            self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes + 1)
         self.tag_classes = TagClasses(config)
         self.post_init()
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
@@ -218,7 +223,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         pad_margins = logits[..., :-1].amax(dim=-1) - logits[..., -1]
         log_probs = log_probs.masked_fill((pad_margins <= settings["pad_bias"])[..., None], -torch.inf)
         tokens = self.tag_classes.of(classes)
-        sequences, tag_scores, slots = collect_tags(
+        collected = collect_tags(
             tokens,
             log_probs,
             settings["threshold"],
@@ -226,9 +231,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             self.config.tag_pad_token_id,
         )
         return OPTSGGenerateOutput(
-            sequences=sequences,
-            tag_scores=tag_scores,
-            slots=slots,
+            **vars(collected),
             pad_margins=pad_margins,
             slot_tokens=tokens if output_slots else None,
             slot_log_probs=log_probs if output_slots else None,

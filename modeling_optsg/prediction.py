@@ -3,13 +3,19 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import expit
 from tqdm.auto import tqdm
 
 from .data_collator import OPTSGDataCollator
 from .tag_metrics import TagEvaluator, objective_value
+from .tag_scores import SLOT_FLOOR
 
 MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
+# What the slots may count for in a probability, the rest being for the item as a whole.
+SLOT_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
 
 
@@ -75,6 +81,67 @@ def _predict_at_pad_biases(model, processor, items, pad_biases, **generate_kwarg
     return predictions
 
 
+def fit_score_weights(
+    model, processor, items: Sequence[Mapping], evaluator: TagEvaluator, objective: str, **generate_kwargs
+) -> list[dict]:
+    """How much the slots and the item as a whole count in a tag's probability, from one pass over validation items.
+
+    For each of `SLOT_SHARES` the two logits are mixed, a logistic regression makes a probability of the mixture, and
+    every threshold is looked at. What is most likely would not do: the likelihood is that of common tags.
+
+    Returns:
+        For each share `{"slot_share", "score_weights", "threshold", "validation"}`, the weights as `generate` takes
+        them.
+    """
+    kwargs = generate_kwargs | {"threshold": 0.0, "score_weights": (1.0, 0.0, 0.0, 1.0, 0.0)}
+    batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
+    modalities, pad = kwargs.pop("modalities", tuple(MODALITY_COLUMNS)), model.config.tag_pad_token_id
+    tags, slots, wholes, novels = ([[] for _ in range(len(items))] for _ in range(4))
+    train_tags = model.set_alignment.tag_classes.index()
+    for rows, outputs in _generate(model, processor, items, batch_size, modalities, progress, kwargs):
+        written = outputs.sequences.ne(pad).any(dim=-1)
+        for place, row in enumerate(rows):
+            real = written[place]
+            tags[row] = processor.tag_tokenizer.batch_decode(outputs.sequences[place, real], skip_special_tokens=True)
+            slots[row] = outputs.slot_scores[place, real].double().clamp(SLOT_FLOOR, 1 - SLOT_FLOOR).logit()
+            wholes[row] = outputs.set_logits[place, real].double()
+            tokens = ([t for t in tag if t != pad] for tag in outputs.sequences[place, real].tolist())
+            novels[row] = torch.tensor([tuple(tag) not in train_tags for tag in tokens], dtype=torch.bool)
+    lengths = [len(row) for row in tags]
+    slot_logits, set_logits, novel = (
+        torch.cat([*map(torch.as_tensor, rows)]).cpu().numpy() for rows in (slots, wholes, novels)
+    )
+    novel = novel.astype(bool)
+    hits = np.array([tag in evaluator.references[row] for row, own in enumerate(tags) for tag in own], dtype=float)
+    fits = []
+    novel_weights = logistic_regression(slot_logits[novel], hits[novel]) if novel.any() else np.array([1.0, -1.0])
+    for share in SLOT_SHARES:
+        mixture = share * slot_logits + (1 - share) * set_logits
+        scale, bias = logistic_regression(mixture[~novel], hits[~novel])
+        weights = [scale * share, scale * (1 - share), bias, *novel_weights]
+        scores = expit(np.where(novel, weights[3] * slot_logits + weights[4], scale * mixture + bias))
+        predictions = []
+        for own, row_scores in zip(tags, np.split(scores, np.cumsum(lengths)[:-1])):
+            # Different tokens may write one tag.
+            best = dict(sorted(zip(own, row_scores.tolist()), key=lambda pair: pair[1]))
+            predictions.append([{"tag": tag, "score": score} for tag, score in best.items()])
+        threshold, figures = evaluator.best_threshold(predictions, objective)
+        weights = [round(float(weight), 4) for weight in weights]
+        fits.append({"slot_share": share, "score_weights": weights, "threshold": threshold, "validation": figures})
+    return fits
+
+
+def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """`[scale, bias]` under which `sigmoid(scale * inputs + bias)` makes `targets` (0 or 1) most likely."""
+
+    def loss(weights):
+        logits = weights[0] * inputs + weights[1]
+        slope = (expit(logits) - targets) / len(targets)
+        return np.mean(np.logaddexp(0, logits) - targets * logits), np.array([slope @ inputs, slope.sum()])
+
+    return minimize(loss, np.array([1.0, -1.0]), jac=True).x
+
+
 def fit_generation_config(
     model,
     processor,
@@ -96,12 +163,22 @@ def fit_generation_config(
         grid: the values of each argument of `generate` that are tried, every combination with its own prediction of
             all items; `PAD_BIASES` of `pad_bias` if not given. For each, every threshold is looked at.
 
+    For a model with `set_alignment` the smallest `pad_bias` is taken, and `score_weights` are fitted with the
+    threshold ([`fit_score_weights`]).
+
     Returns:
         The best settings by name with `threshold`, the validation figures there (`validation`), and the best of every
         combination (`tried`).
     """
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
     fixed = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
+    if getattr(model, "set_alignment", None) is not None:
+        # Whether an unlikely tag is kept is for its probability to say: the more slots are written the better.
+        grid["pad_bias"] = [min(grid["pad_bias"])]
+        settings = fixed | {"pad_bias": grid["pad_bias"][0]}
+        tried = fit_score_weights(model, processor, items, evaluator, objective, **settings)
+        tried = [{"pad_bias": settings["pad_bias"]} | row for row in tried]
+        return _keep_best(model, tried, ("pad_bias", "score_weights", "threshold"), decoding, objective)
     # A bias only says which slots are written; where no slot sees another, one pass shows what each would give.
     pad_biases = grid.pop("pad_bias", None) if decoding in getattr(model, "independent_decodings", ()) else None
     tried = []
@@ -117,8 +194,13 @@ def fit_generation_config(
                 threshold, figures = evaluator.best_threshold(predictions, objective)
                 tried.append(dict(zip(grid, values)) | more | {"threshold": threshold, "validation": figures})
     grid |= {"pad_bias": pad_biases} if pad_biases else {}
+    return _keep_best(model, tried, (*grid, "threshold"), decoding, objective)
+
+
+def _keep_best(model, tried: list[dict], names: Sequence[str], decoding: str | None, objective: str) -> dict:
+    """Puts the best settings that were tried into the model's `generation_config`."""
     best = max(tried, key=lambda row: objective_value(row["validation"], objective))
-    for name in (*grid, "threshold"):
+    for name in names:
         value = best[name]
         if decoding is not None:
             fitted = getattr(model.generation_config, name, None)

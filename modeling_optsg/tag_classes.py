@@ -1,9 +1,11 @@
 """Train tags as classes, for the systems that name tags instead of writing them."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class TagClasses(nn.Module):
@@ -18,6 +20,7 @@ class TagClasses(nn.Module):
         self.pad_token_id = config.tag_pad_token_id
         shape = (config.num_tag_classes, config.max_tag_tokens)
         self.register_buffer("tokens", torch.full(shape, self.pad_token_id, dtype=torch.int32))
+        self._index = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -42,11 +45,40 @@ class TagClasses(nn.Module):
         rows = [list(ids) + [self.pad_token_id] * (longest - len(ids)) for ids in input_ids]
         self.tokens.copy_(torch.tensor(rows, dtype=torch.int32))
 
+    def index(self) -> dict[tuple[int, ...], int]:
+        """The class of each tag, by its tokens."""
+        version = (self.tokens.data_ptr(), self.tokens._version)
+        if self._index is None or self._index[0] != version:
+            rows = self.tokens.tolist()
+            tags = {tuple(t for t in row if t != self.pad_token_id): place for place, row in enumerate(rows)}
+            self._index = (version, tags)
+        return self._index[1]
+
     def of(self, classes: torch.Tensor) -> torch.Tensor:
         """Tokens `[..., longest of them]` of the classes' tags `[...]`, filled up with [PAD]."""
         tokens = self.tokens[classes].long()
         longest = int((tokens != self.pad_token_id).sum(dim=-1).max()) if tokens.numel() else 1
         return tokens[..., : max(longest, 1)]
+
+
+class SimilarityClassifier(nn.Module):
+    """Logits of classes for an item: the item's direction times each class's weights, at a learned scale, and a bias.
+
+    The item is normalised and the classes are not: what is common may have larger weights. In training the weights
+    may be tied to the text tower's features of the tags (`text_tying.py`): a rare one is found from its neighbours.
+    """
+
+    def __init__(self, config, classes: int):
+        super().__init__()
+        self.weights = nn.Embedding(classes, config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.initial_log_scale = -math.log(config.alignment_temperature)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., hidden_size]` -> `[..., classes]`."""
+        direction = self.log_scale.exp() * F.normalize(hidden_states, dim=-1)
+        return F.linear(direction, self.weights.weight, self.bias)
 
 
 def check_class_labels(tag_ids: torch.Tensor | None, classes: int) -> None:

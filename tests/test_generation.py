@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 
 from modeling_optsg import OPTSGForTagGeneration, TagVocabularyLogitsProcessor, tag_generation
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence
-from modeling_optsg.tag_generation import collect_tags
+from modeling_optsg.tag_scores import collect_tags
 
 PAD, SEP = 0, 1
 VOCABULARY = 12
@@ -34,6 +34,7 @@ def model(make_model):
         # Tied, an untrained model repeats its first token.
         tie_word_embeddings=False,
         item_summary=False,
+        set_alignment=False,
     )
     with torch.no_grad():
         model.lm_head.bias.normal_(std=0.5)
@@ -363,26 +364,24 @@ def test_threshold_and_max_tags_keep_the_most_probable(model, inputs):
 def test_a_tag_of_several_slots_is_listed_once_with_the_probability_that_one_of_them_writes_it():
     tokens = torch.tensor([[[[5, 6]], [[7, 0]], [[5, 6]], [[0, 0]]]])
     log_probs = torch.tensor([[[0.2], [0.3], [0.9], [0.0]]]).log()
-    sequences, scores, slots = collect_tags(tokens, log_probs, 0.0, None, PAD)
-    assert sequences.tolist() == [[[5, 6], [7, 0]]]
-    assert slots.tolist() == [[2, 1]]
-    torch.testing.assert_close(scores, torch.tensor([[1 - 0.1 * 0.8, 0.3]]))
+    found = collect_tags(tokens, log_probs, 0.0, None, PAD)
+    assert found.sequences.tolist() == [[[5, 6], [7, 0]]]
+    assert found.slots.tolist() == [[2, 1]]
+    torch.testing.assert_close(found.tag_scores, torch.tensor([[1 - 0.1 * 0.8, 0.3]]))
 
 
 def test_a_tag_drawn_twice_in_one_slot_counts_once():
     tokens, log_probs = torch.tensor([[[[5], [5]], [[5], [6]]]]), torch.tensor([[[0.2, 0.2], [0.5, 0.1]]]).log()
-    sequences, scores, slots = collect_tags(tokens, log_probs, 0.0, None, PAD)
-    assert sequences.tolist() == [[[5], [6]]] and slots.tolist() == [[1, 1]]
-    torch.testing.assert_close(scores, torch.tensor([[1 - 0.8 * 0.5, 0.1]]))
+    found = collect_tags(tokens, log_probs, 0.0, None, PAD)
+    assert found.sequences.tolist() == [[[5], [6]]] and found.slots.tolist() == [[1, 1]]
+    torch.testing.assert_close(found.tag_scores, torch.tensor([[1 - 0.8 * 0.5, 0.1]]))
 
 
 def test_a_tag_whose_probability_is_below_the_smallest_float_is_still_listed():
-    sequences, scores, slots = collect_tags(
-        torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0
-    )
-    assert sequences.tolist() == [[[6], [5]]]
-    assert slots.tolist() == [[1, 0]]
-    assert scores.tolist() == [[0, 0]]
+    found = collect_tags(torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0)
+    assert found.sequences.tolist() == [[[6], [5]]]
+    assert found.slots.tolist() == [[1, 0]]
+    assert found.tag_scores.tolist() == [[0, 0]]
 
 
 @BOTH

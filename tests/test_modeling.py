@@ -291,11 +291,12 @@ def test_the_summary_is_the_mean_of_what_may_be_looked_at(make_model, batch):
             real = tokens[item][mask[item]]
             pooled.append(norm(real.mean(0)) if len(real) else torch.zeros(tokens.shape[-1]))
         expected = summary.outer(nn.functional.gelu(summary.inner(torch.cat(pooled))))
+        expected = expected + summary.title_projection(pooled[1])
         assert_close(seen["out"][item], expected)
 
 
 def test_without_a_summary_prompts_know_items_from_the_memory_alone(make_model, batch):
-    model = make_model(item_summary=False)
+    model = make_model(item_summary=False, set_alignment=False)
     assert model.model.multimodal_encoder.summary is None
     assert torch.isfinite(model(**batch).loss)
 
@@ -308,7 +309,7 @@ def test_nothing_is_hidden_in_evaluation(make_model, batch):
 
 
 def test_parallel_share_divides_the_items_in_training(make_model, batch):
-    still = {"dropout": 0.0, "modality_dropout": 0.0}
+    still = {"dropout": 0.0, "set_dropout": 0.0, "modality_dropout": 0.0}
     for share, decoding in ((0.0, "sequential"), (1.0, "parallel")):
         model = make_model(parallel_share=share, **still)
         expected = model(**batch, decoding=decoding).loss

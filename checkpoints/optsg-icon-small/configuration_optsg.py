@@ -62,12 +62,22 @@ class OPTSGConfig(PreTrainedConfig):
         modality_dropout: in training, probability that an item with picture and title loses one of the two.
         item_summary: whether the order prompts begin from the item's pooled tower features, beside what they find in
             the memory.
+        set_alignment: whether the item as a whole is compared with all train tags too, in training and for the
+            probability of a written tag; needs `item_summary`.
+        num_tag_classes: number of train tags it is compared with; with 0 there is no such comparison.
+        set_alignment_weight: its share in the loss; set_dropout: dropout of the summary there.
+        gamma_negative, gamma_positive, probability_shift: of its asymmetric loss: focusing exponents (γ⁻, γ⁺) for
+            absent and present tags, and by how much the probability of an absent tag is lowered (m).
         memory_token_dropout: in training, probability that a token of the memory is hidden from an item.
         alignment_size: width of the space in which prompts and tags are compared.
         alignment_weight: λ of `loss = generation_loss + λ * alignment_loss`.
         alignment_pad_weight: weight of a [PAD]-aligned prompt in the alignment loss.
         alignment_temperature: initial temperature of the alignment's softmax (learned).
         parallel_share: share of the items that train with the parallel attention mask; the rest are sequential.
+        pad_slot_share: in training, share of the [PAD]-aligned slots that are written, at random; their loss counts as
+            that of all.
+        num_sampled_tokens: in training, tokens drawn at random as negatives beside the batch's own in place of the
+            whole vocabulary; 0 for all of it.
         initializer_range: standard deviation of the weights' initialisation.
     """
 
@@ -97,11 +107,20 @@ class OPTSGConfig(PreTrainedConfig):
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
     item_summary: bool = True
+    set_alignment: bool = True
+    num_tag_classes: int = 0
+    set_alignment_weight: float = 0.3
+    set_dropout: float = 0.3
+    gamma_negative: float = 4.0
+    gamma_positive: float = 1.0
+    probability_shift: float = 0.05
     alignment_size: int = 256
     alignment_weight: float = 1.0
     alignment_pad_weight: float = 0.1
     alignment_temperature: float = 0.07
     parallel_share: float = 0.5
+    pad_slot_share: float = 1.0
+    num_sampled_tokens: int = 0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
@@ -130,9 +149,17 @@ class OPTSGConfig(PreTrainedConfig):
         for name in ("num_prompts", "max_tag_tokens", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("dropout", "attention_dropout", "modality_dropout", "memory_token_dropout", "parallel_share"):
+        shares = "dropout attention_dropout set_dropout modality_dropout memory_token_dropout parallel_share"
+        for name in (*shares.split(), "pad_slot_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
+        if self.set_alignment and not self.item_summary:
+            raise ValueError("set_alignment compares the item's summary with tags: it needs item_summary.")
+        for name in ("num_sampled_tokens", "gamma_negative", "gamma_positive"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 0 <= self.probability_shift < 1:
+            raise ValueError(f"probability_shift={self.probability_shift} must lie in [0, 1).")
 
 
 class ModelFConfig(OPTSGConfig):
@@ -146,11 +173,12 @@ class ModelGConfig(OPTSGConfig):
 
     Args:
         num_tag_classes: number of train tags, each a class beside [PAD].
+        text_classes: as in [`ASYConfig`].
     """
 
     model_type = "optsg_model_g"
 
-    num_tag_classes: int = 0
+    text_classes: bool = True
 
 
 class ASYConfig(OPTSGConfig):
@@ -159,25 +187,14 @@ class ASYConfig(OPTSGConfig):
     Args:
         num_prompts: queries that pool the memory; their outputs are averaged.
         num_tag_classes: number of train tags, each a class.
-        gamma_negative, gamma_positive: focusing exponents of the asymmetric loss (γ⁻, γ⁺) for absent and present tags.
-        probability_shift: by how much the probability of an absent tag is lowered before its loss (m), at least 0.
+        text_classes: whether classes are compared with the item's direction and may be tied to their tags' texts
+            ([`SimilarityClassifier`]); else a linear layer.
     """
 
     model_type = "optsg_asy"
 
     num_prompts: int = 1
-    num_tag_classes: int = 0
-    gamma_negative: float = 4.0
-    gamma_positive: float = 1.0
-    probability_shift: float = 0.05
-
-    def _check(self):
-        super()._check()
-        for name in ("gamma_negative", "gamma_positive"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if not 0 <= self.probability_shift < 1:
-            raise ValueError(f"probability_shift={self.probability_shift} must lie in [0, 1).")
+    text_classes: bool = True
 
 
 class OpenBookConfig(OPTSGConfig):
@@ -223,7 +240,6 @@ class KNNConfig(OPTSGConfig):
     model_type = "optsg_knn"
 
     num_items: int = 0
-    num_tag_classes: int = 0
     max_item_tags: int = 0
 
 

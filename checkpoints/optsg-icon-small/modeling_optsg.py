@@ -1,5 +1,6 @@
 """OP-TSG (Order-Prompted Tag Sequence Generation, ICCV 2023): wires the rooms."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
 from .multimodal_encoder import MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
+from .set_alignment import SetAlignment
+from .tag_classes import SimilarityClassifier
 from .tag_decoder import SlotSequence, TagDecoder, lay_out_slots
 from .tag_generation import OrderPromptGenerationMixin
 
@@ -25,12 +28,14 @@ class OPTSGModelOutput(ModelOutput):
         order_prompts: `[batch, num_prompts, hidden_size]`.
         memory: `[batch, memory length, hidden_size]`, the fused tokens of frames and title.
         memory_mask: `[batch, memory length]`, boolean, true for real tokens.
+        summary: `[batch, hidden_size]`, what the item is as a whole; `None` without `item_summary`.
         prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
     """
 
     order_prompts: torch.Tensor | None = None
     memory: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
+    summary: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
 
 
@@ -38,11 +43,15 @@ class OPTSGModelOutput(ModelOutput):
 class OPTSGOutput(ModelOutput):
     """
     Args:
-        loss: scalar, `generation_loss + alignment_weight * alignment_loss`.
+        loss: scalar, `generation_loss + alignment_weight * alignment_loss + set_alignment_weight * set_loss`.
         logits: `[positions, tag_vocab_size]`, over the real positions of the batch's items one after the other, each
-            item's slots laid end to end in prompt order.
+            item's slots laid end to end in prompt order. In training with `num_sampled_tokens`, a column for each of
+            `logit_tokens` only.
+        logit_tokens: `[columns]`, the tokens of the columns of `logits`; `None` where they are all there.
         generation_loss: scalar, mean cross-entropy of the written tokens, [PAD] and [SEP] among them.
         alignment_loss: scalar, cross-entropy of prompts over the candidate tags and [PAD].
+        set_loss: scalar, asymmetric loss of the item as a whole over the train tags; `None` without `set_alignment` or
+            `tag_ids`.
         assignment: `[batch, num_prompts]`, the index of the tag each prompt was matched to, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` were to predict.
         order_prompts: `[batch, num_prompts, hidden_size]`.
@@ -52,9 +61,15 @@ class OPTSGOutput(ModelOutput):
     logits: torch.Tensor | None = None
     generation_loss: torch.Tensor | None = None
     alignment_loss: torch.Tensor | None = None
+    set_loss: torch.Tensor | None = None
     assignment: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    logit_tokens: torch.Tensor | None = None
     order_prompts: torch.Tensor | None = None
+
+
+# Most tags are absent from most items: at a half, a classifier's first steps would only teach that.
+ABSENT_BIAS = -5.0
 
 
 class OPTSGPreTrainedModel(PreTrainedModel):
@@ -136,6 +151,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, TagAlignment):
             init.normal_(module.pad_embedding, std=self.config.initializer_range)
             init.constant_(module.log_scale, module.initial_log_scale())
+        elif isinstance(module, SimilarityClassifier):
+            init.constant_(module.bias, ABSENT_BIAS)
+            init.constant_(module.log_scale, module.initial_log_scale)
 
 
 class OPTSGTowers(OPTSGPreTrainedModel):
@@ -267,6 +285,7 @@ class OPTSGModel(OPTSGTowers):
             order_prompts=order_prompts,
             memory=memory,
             memory_mask=memory_mask,
+            summary=summary,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
         )
 
@@ -280,6 +299,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         super().__init__(config)
         self.model = OPTSGModel(config)
         self.tag_alignment = TagAlignment(config)
+        self.set_alignment = SetAlignment(config) if config.set_alignment and config.num_tag_classes else None
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
         self.post_init()
@@ -319,6 +339,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tag_text_input_ids: torch.Tensor | None = None,
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
+        tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         decoding: str | None = None,
         **kwargs,
@@ -332,6 +353,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             tag_lengths: `[tags]`, number of tokens of each.
             tag_text_input_ids, tag_text_attention_mask: `[tags, length]`, the same tags for the text tower.
             tag_features: `[tags, text width]`, precomputed instead of the text tower's.
+            tag_ids: `[tags of the batch]`, the class of each under [`set_tag_classes`]; without it there is no
+                `set_loss`.
             labels: `[batch, most tags of an item]`, indices of each item's tags among the candidates, -100 where there
                 is none.
             decoding: attention mask of the decoder, "parallel" or "sequential"; by default items are divided at random
@@ -359,27 +382,52 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         if tag_features is None:
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
         alignment = self._align(outputs.order_prompts, tag_features, labels)
-        logits, targets, generation_loss = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        written = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        loss = written["generation_loss"] + self.config.alignment_weight * alignment.loss
+        set_loss = None
+        if self.set_alignment is not None and tag_ids is not None:
+            set_loss = self.set_alignment(outputs.summary, labels, tag_ids)
+            loss = loss + self.config.set_alignment_weight * set_loss
         return OPTSGOutput(
-            loss=generation_loss + self.config.alignment_weight * alignment.loss,
-            logits=logits,
-            generation_loss=generation_loss,
+            loss=loss,
             alignment_loss=alignment.loss,
+            set_loss=set_loss,
             assignment=alignment.assignment,
-            targets=targets,
             order_prompts=outputs.order_prompts,
+            **written,
         )
+
+    def set_tag_classes(self, input_ids) -> None:
+        """Says which tag each class is: the train tags, which the item as a whole is compared with; token ids of each
+        without [SEP]. Replaces those of before and what was learned of them.
+
+        Raises:
+            ValueError: see [`TagClasses.set_tags`], or the model has no `set_alignment`.
+        """
+        if not self.config.set_alignment:
+            raise ValueError("This model has set_alignment=false: it is compared with no train tags.")
+        self.config.num_tag_classes = len(input_ids)
+        self.set_alignment = SetAlignment(self.config).to(self.lm_head.weight.device)
+        for module in self.set_alignment.modules():
+            self._init_weights(module)
+        self.set_alignment.tag_classes.set_tags(input_ids)
 
     def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
         return self.tag_alignment(order_prompts, tag_features, labels)
 
     def _lay_out(self, assignment, tag_input_ids, tag_lengths) -> SlotSequence:
         config = self.config
-        return lay_out_slots(assignment, tag_input_ids, tag_lengths, config.tag_pad_token_id, config.tag_sep_token_id)
+        written = True
+        if self.training and config.pad_slot_share < 1:
+            # Most slots are empty and say the same: some of them say it for all.
+            written = torch.rand(assignment.shape, device=assignment.device) < config.pad_slot_share
+        return lay_out_slots(
+            assignment, tag_input_ids, tag_lengths, config.tag_pad_token_id, config.tag_sep_token_id, written
+        )
 
     def _write(
         self, outputs: OPTSGModelOutput, alignment: AlignmentOutput, tag_input_ids, tag_lengths, decoding: str | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> dict[str, torch.Tensor | None]:
         if tag_input_ids.shape[1] > self.config.max_tag_tokens:
             raise ValueError(
                 f"A tag has {tag_input_ids.shape[1]} tokens; this model writes at most max_tag_tokens="
@@ -395,9 +443,33 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )
         # Only real positions go through the output layer, the widest of all.
-        logits = self.lm_head(hidden_states[sequence.valid])
-        targets = sequence.targets[sequence.valid]
-        return logits, targets, F.cross_entropy(logits.float(), targets)
+        hidden_states, targets = hidden_states[sequence.valid], sequence.targets[sequence.valid]
+        logits, columns, logit_tokens = self._token_logits(hidden_states, targets)
+        losses = F.cross_entropy(logits.float(), columns, reduction="none")
+        if self.training and 0 < self.config.pad_slot_share < 1:
+            weights = torch.where(targets == self.config.tag_pad_token_id, 1 / self.config.pad_slot_share, 1.0)
+            loss = (losses * weights).sum() / weights.sum()
+        else:
+            loss = losses.mean()
+        return {"logits": logits, "targets": targets, "logit_tokens": logit_tokens, "generation_loss": loss}
+
+    def _token_logits(self, hidden_states, targets) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Logits over the vocabulary, or in training over the targets and `num_sampled_tokens` others; the column of
+        each target; and the columns' tokens."""
+        # In training the embeddings may be tied to text; the output layer's own weight is then their offsets alone.
+        tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
+        weight, bias = tied.weight, self.lm_head.bias
+        vocabulary, sampled = self.config.tag_vocab_size, self.config.num_sampled_tokens
+        own, columns = targets.unique(return_inverse=True)
+        if not self.training or not 0 < sampled < vocabulary - len(own):
+            return F.linear(hidden_states, weight, bias), targets, None
+        others = torch.ones(vocabulary, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
+        drawn = others.float().multinomial(sampled)
+        tokens = torch.cat([own, drawn])
+        # Each drawn token stands for all that were not: the sum over the vocabulary keeps its expected value.
+        stands_for = bias.new_zeros(len(tokens))
+        stands_for[len(own) :] = math.log((vocabulary - len(own)) / sampled)
+        return F.linear(hidden_states, weight[tokens], bias[tokens] + stands_for), columns, tokens
 
 
 OPTSGConfig.register_for_auto_class()

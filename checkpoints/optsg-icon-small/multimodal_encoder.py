@@ -18,6 +18,8 @@ class ItemSummary(nn.Module):
         self.inner = nn.Linear(sum(self.widths), config.intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
         self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
+        # Titles and tags are read by one tower: an item begins near the tags that say what its title says.
+        self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, parts: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
         """
@@ -36,7 +38,8 @@ class ItemSummary(nn.Module):
             else:
                 # What an item does not have says nothing, not even the norm's bias.
                 pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
-        return self.outer(self.dropout(nn.functional.gelu(self.inner(torch.cat(pooled, dim=-1)))))
+        summary = self.outer(self.dropout(nn.functional.gelu(self.inner(torch.cat(pooled, dim=-1)))))
+        return summary + self.title_projection(pooled[1])
 
 
 class MultimodalEncoder(nn.Module):

@@ -48,7 +48,7 @@ class SlotSequence:
 
 
 def lay_out_slots(
-    assignment, tag_input_ids, tag_lengths, pad_token_id, sep_token_id, empty_slots: bool = True
+    assignment, tag_input_ids, tag_lengths, pad_token_id, sep_token_id, empty_slots: bool | torch.Tensor = True
 ) -> SlotSequence:
     """The decoder's inputs and targets for a matching.
 
@@ -57,7 +57,8 @@ def lay_out_slots(
         tag_input_ids: `[tags, longest tag]`, without [SEP], anything beyond a tag's length.
         tag_lengths: `[tags]`, tokens of each tag.
         pad_token_id, sep_token_id: ids of [PAD] and [SEP].
-        empty_slots: whether a [PAD]-aligned slot is laid out too, as its prompt alone.
+        empty_slots: whether a [PAD]-aligned slot is laid out too, as its prompt alone: all or none of them, or those
+            of a boolean `[batch, num_prompts]`.
     """
     batch, num_prompts = assignment.shape
     device = assignment.device
@@ -73,7 +74,7 @@ def lay_out_slots(
     targets[..., 0] = torch.where(is_tag, targets[..., 0], pad_token_id)
     input_ids = torch.cat([torch.full_like(targets[..., :1], pad_token_id), tokens], dim=-1)
 
-    valid = ((position <= lengths[..., None]) & (is_tag[..., None] | empty_slots)).flatten(1)
+    valid = ((position <= lengths[..., None]) & (is_tag | empty_slots)[..., None]).flatten(1)
     # A stable sort by validity closes the gaps and keeps slots and tokens in order.
     order = torch.argsort((~valid).to(torch.int8), dim=1, stable=True)[:, : int(valid.sum(dim=1).max())]
     slot = torch.arange(num_prompts, device=device)[:, None].expand(-1, longest + 1).flatten().expand(batch, -1)

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from transformers.utils import ModelOutput
 
 from .tag_decoder import SlotRows
+from .tag_scores import SetEvidence, collect_tags
 
 DECODINGS = ("parallel", "sequential")
 
@@ -32,21 +33,29 @@ class OPTSGGenerateOutput(ModelOutput):
         sequences: `[batch, most tags of an item, longest tag]`, tag tokens without [SEP], filled up with
             `tag_pad_token_id`; an item's tags by falling probability.
         tag_scores: `[batch, most tags of an item]`, each tag's probability, 0 where there is none.
-        slots: `[batch, most tags of an item]`, the prompt that wrote the tag, -1 where there is none.
+        slots: `[batch, most tags of an item]`, the prompt that wrote the tag, -1 where there is none or where the item
+            as a whole proposed it.
+        slot_scores: `[batch, most tags of an item]`, the slots' part of each probability: that at least one writes the
+            tag. This and the next of models with `set_alignment` only.
+        set_logits: `[batch, most tags of an item]`, the item's as a whole; 0 for a novel tag: it says nothing of one.
         pad_margins: `[batch, num_prompts]`, in each slot the logit of the best first token less that of [PAD]: with
             greedy search or beams the slot is written where this exceeds `pad_bias`.
         slot_tokens, slot_log_probs: with `output_slots`, what every slot proposes before `threshold` and `max_tags`:
             `[batch, num_prompts, alternatives, longest tag]` and `[batch, num_prompts, alternatives]`, -inf where it
             proposes nothing.
+        set_evidence: with `output_slots` and `set_alignment`, what the item as a whole says of them.
         prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
     """
 
     sequences: torch.Tensor | None = None
     tag_scores: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    slot_scores: torch.Tensor | None = None
+    set_logits: torch.Tensor | None = None
     pad_margins: torch.Tensor | None = None
     slot_tokens: torch.Tensor | None = None
     slot_log_probs: torch.Tensor | None = None
+    set_evidence: SetEvidence | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
 
     def at_pad_bias(self, pad_bias: float, pad_token_id: int, max_tags: int | None = None) -> "OPTSGGenerateOutput":
@@ -54,12 +63,15 @@ class OPTSGGenerateOutput(ModelOutput):
         `threshold` of 0, where slots do not see one another: a slot is then written or not, and the same if written.
         Needs `output_slots`."""
         dropped = (self.pad_margins <= pad_bias)[..., None]
-        sequences, tag_scores, slots = collect_tags(
-            self.slot_tokens, self.slot_log_probs.masked_fill(dropped, -torch.inf), 0.0, max_tags, pad_token_id
+        collected = collect_tags(
+            self.slot_tokens,
+            self.slot_log_probs.masked_fill(dropped, -torch.inf),
+            0.0,
+            max_tags,
+            pad_token_id,
+            self.set_evidence,
         )
-        return OPTSGGenerateOutput(
-            sequences=sequences, tag_scores=tag_scores, slots=slots, pad_margins=self.pad_margins
-        )
+        return OPTSGGenerateOutput(**vars(collected), pad_margins=self.pad_margins)
 
 
 class TagVocabularyLogitsProcessor(LogitsProcessor):
@@ -130,6 +142,7 @@ class SlotSearch:
     hypotheses: int
     sample: bool
     length_penalty: float
+    log_floor: float
 
 
 @dataclass
@@ -174,6 +187,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         threshold: float | None = None,
         pad_bias: float | None = None,
         max_tags: int | None = None,
+        proposals: int | None = None,
+        score_weights: Sequence[float] | None = None,
+        alternative_floor: float | None = None,
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
@@ -185,7 +201,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
         A slot whose first token is [PAD] is empty; any other slot writes one tag. A tag's score is the model's own
         probability of writing it in its slot: the product of its tokens' probabilities, [SEP] among them, before
         `pad_bias`, processors or temperature. A tag that several slots write is listed once, with the probability that
-        at least one of them does.
+        at least one of them does. With `score_weights`, that is weighed against what the item as a whole says of the
+        tag.
 
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
@@ -195,11 +212,18 @@ class OrderPromptGenerationMixin(GenerationMixin):
             pad_bias: added to the logit of [PAD]; a negative value makes the model write more tags. Where [PAD] wins,
                 no threshold brings a tag back.
             max_tags: at most so many tags an item, the most probable ones.
+            proposals: so many train tags that suit the item as a whole best are candidates too, whether a slot writes
+                them or not; 0 if not given. Not with sampling, a tag vocabulary or processors.
+            score_weights: five numbers: for a train tag the weight of the slots' logit, of the item's, and their bias;
+                for a novel tag the weight of the slots' logit and its bias. For models with `set_alignment`; fitted on
+                validation items.
+            alternative_floor: an alternative of a slot, beyond its first, is given up as soon as its probability is
+                smaller; 0 if not given, and the search is exhaustive.
             tag_vocabulary: token ids of the only tags allowed (`processor.encode_tags` makes them), or a
                 [`TagVocabularyLogitsProcessor`] built from them once.
             logits_processor: processors of `transformers`; they see a slot's own tokens as `input_ids`.
-            generation_config: instead of the model's. `threshold` and `pad_bias` there are a number or one for each
-                decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
+            generation_config: instead of the model's. `threshold`, `pad_bias` and `score_weights` there are as here or
+                one for each decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
             output_slots: return what every slot proposes too.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
                 `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
@@ -210,6 +234,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         """
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         own = {"decoding": decoding, "threshold": threshold, "pad_bias": pad_bias, "max_tags": max_tags}
+        own |= {"proposals": proposals, "score_weights": score_weights, "alternative_floor": alternative_floor}
         for name, value in own.items():
             setattr(config, name, value if value is not None else getattr(config, name, None))
         if unknown := kwargs.keys() - set(SEARCH_SETTINGS):
@@ -222,7 +247,22 @@ class OrderPromptGenerationMixin(GenerationMixin):
         decoding = config.decoding or "parallel"
         if decoding not in DECODINGS:
             raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
-        threshold, pad_bias = (_number_for_decoding(config, name, decoding) for name in ("threshold", "pad_bias"))
+        threshold, pad_bias = (
+            _finite(name, _for_decoding(config, name, decoding, 0.0)) for name in ("threshold", "pad_bias")
+        )
+        score_weights, proposals = _for_decoding(config, "score_weights", decoding), config.proposals or 0
+        if score_weights is not None:
+            score_weights = tuple(_finite("score_weights", weight) for weight in score_weights)
+            if len(score_weights) != 5 or self.set_alignment is None:
+                raise ValueError(
+                    f"score_weights={score_weights} must be five numbers, for a model with set_alignment."
+                )
+        if not 0 <= _finite("alternative_floor", config.alternative_floor or 0.0) < 1:
+            raise ValueError(f"alternative_floor={config.alternative_floor} must lie in [0, 1).")
+        if not isinstance(proposals, int) or proposals < 0:
+            raise ValueError(f"proposals={proposals!r} must be a whole number of at least 0.")
+        if proposals and score_weights is None:
+            raise ValueError(f"proposals={proposals} need score_weights: no slot gives them a probability.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1.")
         for name in ("max_tags", "num_beams", "num_return_sequences"):
@@ -267,6 +307,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             hypotheses=config.num_return_sequences if config.do_sample else config.num_beams,
             sample=config.do_sample,
             length_penalty=length_penalty,
+            log_floor=math.log(config.alternative_floor) if config.alternative_floor else -math.inf,
         )
 
         with evaluation_mode(self):
@@ -280,18 +321,31 @@ class OrderPromptGenerationMixin(GenerationMixin):
             )
             write = self._write_parallel if decoding == "parallel" else self._write_sequential
             tokens, log_probs, pad_margins = write(outputs, search)
-        keep = config.num_return_sequences
-        sequences, tag_scores, slots = collect_tags(
-            tokens[:, :, :keep], log_probs[:, :, :keep], threshold, config.max_tags, self.config.tag_pad_token_id
-        )
+            tokens, log_probs = (t[:, :, : config.num_return_sequences] for t in (tokens, log_probs))
+            evidence = None
+            if self.set_alignment is not None:
+                # Proposals are chosen among whole tags: what forbids tokens one by one could not forbid them.
+                free = not processors and not config.do_sample
+                evidence = self._set_evidence(outputs.summary, proposals if free else 0, score_weights)
+        collected = collect_tags(tokens, log_probs, threshold, config.max_tags, self.config.tag_pad_token_id, evidence)
         return OPTSGGenerateOutput(
-            sequences=sequences,
-            tag_scores=tag_scores,
-            slots=slots,
+            **vars(collected),
             pad_margins=pad_margins,
-            slot_tokens=tokens[:, :, :keep] if output_slots else None,
-            slot_log_probs=log_probs[:, :, :keep] if output_slots else None,
+            slot_tokens=tokens if output_slots else None,
+            slot_log_probs=log_probs if output_slots else None,
+            set_evidence=evidence if output_slots else None,
             prompt_attentions=outputs.prompt_attentions,
+        )
+
+    def _set_evidence(self, summary, proposals: int, weights) -> SetEvidence:
+        """What the item as a whole says of every train tag, and the ones that suit it best."""
+        logits = self.set_alignment.logits(summary).float()
+        best = logits.topk(min(proposals, logits.shape[1]), dim=1).indices
+        return SetEvidence(
+            logits=logits,
+            classes=self.set_alignment.tag_classes.index(),
+            proposals=self.set_alignment.tag_classes.of(best),
+            weights=weights,
         )
 
     def _write_parallel(self, outputs, search: SlotSearch):
@@ -349,7 +403,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
         cache = [None] * len(decoder.layers) if context is None else context.of_items(items)
         mask = None if context is None else torch.cat([context.mask[items], context.mask.new_ones(count, 1)], dim=1)
         zeros = torch.zeros(count, dtype=torch.long, device=device)
-        hidden_states = decoder.step(decoder.embed(prompts, zeros, zeros), cache, mask, rows, memory, memory_mask)
+        embedded = decoder.embed(prompts, zeros, zeros)
+        hidden_states = decoder.step(embedded, cache, mask, rows, memory, memory_mask)
         logits = self.lm_head(hidden_states).float()
         model_log_probs = logits.log_softmax(dim=-1)
         logits[:, sep] = -torch.inf
@@ -372,13 +427,16 @@ class OrderPromptGenerationMixin(GenerationMixin):
             alive = scores.argmax(dim=-1) != pad
             scores[:, pad] = -torch.inf
             ranking, first = scores.log_softmax(dim=-1).topk(width, dim=-1)
-        no_tag = (first[alive] == pad) | ranking[alive].isneginf()
+        no_tag = ((first[alive] == pad) | ranking[alive].isneginf()).flatten()
+        log_probs = model_log_probs[alive].gather(1, first[alive]).flatten()
+        if not search.sample:
+            no_tag |= self._too_unlikely(log_probs, width, search)
         state = SlotState(
             slots=every[alive],
             tokens=first[alive].reshape(-1, 1),
-            log_probs=model_log_probs[alive].gather(1, first[alive]).masked_fill(no_tag, -torch.inf).flatten(),
-            ranking=ranking[alive].flatten(),
-            finished=no_tag.flatten(),
+            log_probs=log_probs.masked_fill(no_tag, -torch.inf),
+            ranking=ranking[alive].flatten().masked_fill(no_tag, -torch.inf),
+            finished=no_tag,
             lengths=torch.ones(int(alive.sum()) * width, dtype=torch.long, device=device),
         )
         parents = every[alive].repeat_interleave(width)
@@ -387,15 +445,21 @@ class OrderPromptGenerationMixin(GenerationMixin):
         for written in range(1, config.max_tag_tokens + 1):
             if len(state.slots) == 0:
                 break
-            owner = state.slots.repeat_interleave(width)
+            # What is finished stays in its slot's beam but costs nothing more.
+            active = (~state.finished).nonzero().flatten()
+            owner = state.slots.repeat_interleave(width)[active]
             rows = SlotRows(items[owner], batch)
             mask = None
             if context is not None:
                 own = context.mask.new_ones(len(owner), written + 1)
                 mask = torch.cat([context.mask[items[owner]], own], dim=1)
             position = torch.full_like(owner, written)
-            embedded = decoder.embed(prompts[owner], position, state.tokens[:, -1])
-            hidden_states = decoder.step(embedded, state.cache, mask, rows, memory, memory_mask)
+            embedded = decoder.embed(prompts[owner], position, state.tokens[active, -1])
+            cache = [(key[active], value[active]) for key, value in state.cache]
+            hidden_states = decoder.step(embedded, cache, mask, rows, memory, memory_mask)
+            state.cache = [
+                tuple(_one_longer(old, active, new) for old, new in zip(*pairs)) for pairs in zip(state.cache, cache)
+            ]
             logits = self.lm_head(hidden_states).float()
             model_log_probs = logits.log_softmax(dim=-1)
             logits[:, pad] = -torch.inf
@@ -403,43 +467,60 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 logits[:, torch.arange(logits.shape[1], device=device) != sep] = -torch.inf
                 scores = logits
             else:
-                scores = search.processors(state.tokens, logits)
-            state = self._choose(state, scores, model_log_probs, search)
+                scores = search.processors(state.tokens[active], logits)
+            state = self._choose(state, active, scores, model_log_probs, search)
             state = self._release(state, width, out_tokens, out_log_probs, local, seen)
         longest = max(int((out_tokens != pad).sum(dim=-1).max()), 1) if out_tokens.numel() else 1
         return out_tokens[..., :longest], out_log_probs, pad_margins, local.trimmed()
 
-    def _choose(self, state: SlotState, scores, model_log_probs, search: SlotSearch) -> SlotState:
-        """The next token of every hypothesis; with beams, the best continuations of each slot's hypotheses."""
-        sep, width = self.config.tag_sep_token_id, search.hypotheses
-        rows = torch.arange(len(scores), device=scores.device)
-        stuck = scores.isneginf().all(dim=-1) & ~state.finished
-        if search.sample or width == 1:
-            # What finished and stuck hypotheses draw is not read, but there must be something to draw from.
-            scores = scores.masked_fill((state.finished | stuck)[:, None], 0.0)
-            if search.sample:
-                token = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
-            else:
-                token = scores.argmax(dim=-1)
-            parent, ranking = rows, state.ranking.masked_fill(stuck, -torch.inf)
+    def _choose(self, state: SlotState, active, scores, model_log_probs, search: SlotSearch) -> SlotState:
+        """The next token of every hypothesis; with beams, the best continuations of each slot's hypotheses.
+
+        Args:
+            active: `[active]`, which hypotheses are not finished; scores, model_log_probs: `[active, vocabulary]`.
+        """
+        sep, width, slots = self.config.tag_sep_token_id, search.hypotheses, len(state.slots)
+        stuck = scores.isneginf().all(dim=-1)
+        # What stuck hypotheses draw is not read, but there must be something to draw from.
+        scores = scores.masked_fill(stuck[:, None], 0.0)
+        beams = not search.sample and width > 1
+        if beams:
+            # Of each hypothesis the best tokens beside [SEP], and [SEP], whose length counts otherwise. A finished
+            # hypothesis stays in the beam as it is: its only continuation is itself, under [SEP].
+            following = scores.log_softmax(dim=-1)
+            ended = following[:, sep].clone()
+            following[:, sep] = -torch.inf
+            following, tokens = following.topk(min(width, following.shape[1]), dim=-1)
+            following = torch.cat([following, ended[:, None]], dim=-1)
+            following = (state.ranking[active, None] + following).masked_fill(stuck[:, None], -torch.inf)
+            choices = following.shape[1]
+            continued = following.new_full((slots * width, choices), -torch.inf)
+            continued[:, -1] = state.ranking.masked_fill(~state.finished, -torch.inf)
+            continued[active] = following
+            candidates = tokens.new_full((slots * width, choices), sep)
+            candidates[active, :-1] = tokens
+            log_probs = continued.new_zeros(continued.shape)
+            log_probs[active] = model_log_probs.gather(1, candidates[active])
+            lengths = (state.lengths[:, None] + 1).repeat(1, choices)
+            lengths[:, -1] -= 1
+            best = (continued / lengths**search.length_penalty).view(slots, -1).topk(width, dim=-1).indices
+            first_row = torch.arange(slots, device=scores.device)[:, None] * width
+            parent, place = (first_row + best // choices).flatten(), (best % choices).flatten()
+            token, ranking = candidates[parent, place], continued[parent, place]
+            log_probs = log_probs[parent, place]
         else:
-            continued = state.ranking[:, None] + scores.log_softmax(dim=-1)
-            continued = continued.masked_fill((state.finished | stuck)[:, None], -torch.inf)
-            # A finished hypothesis stays in the beam as it is: its only continuation is itself, under [SEP].
-            continued[:, sep] = torch.where(state.finished, state.ranking, continued[:, sep])
-            lengths = (state.lengths[:, None] + 1).repeat(1, continued.shape[1])
-            lengths[:, sep] -= 1
-            ranked = continued / lengths**search.length_penalty
-            best = ranked.view(len(state.slots), -1).topk(width, dim=-1).indices
-            vocabulary = scores.shape[1]
-            first_row = torch.arange(len(state.slots), device=scores.device)[:, None] * width
-            parent = (first_row + best // vocabulary).flatten()
-            token = (best % vocabulary).flatten()
-            ranking = continued[parent, token]
+            drawn = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0] if search.sample else scores.argmax(dim=-1)
+            parent = torch.arange(slots * width, device=scores.device)
+            token = drawn.new_full((slots * width,), sep).index_copy_(0, active, drawn)
+            log_probs = torch.zeros_like(state.log_probs)
+            log_probs[active] = model_log_probs.gather(1, drawn[:, None])[:, 0]
+            ranking = state.ranking.index_fill(0, active[stuck], -torch.inf)
         was_finished = state.finished[parent]
-        log_probs = state.log_probs[parent] + torch.where(was_finished, 0.0, model_log_probs[parent, token])
+        log_probs = state.log_probs[parent] + torch.where(was_finished, 0.0, log_probs)
         # Stuck, or taken into a beam for want of possible continuations.
         impossible = ranking.isneginf()
+        if beams:
+            impossible |= self._too_unlikely(log_probs, width, search)
         log_probs = log_probs.masked_fill(impossible, -torch.inf)
         finished = was_finished | impossible | (token == sep)
         return SlotState(
@@ -453,6 +534,12 @@ class OrderPromptGenerationMixin(GenerationMixin):
             lengths=state.lengths[parent] + (~finished).long(),
             cache=[(key[parent], value[parent]) for key, value in state.cache],
         )
+
+    @staticmethod
+    def _too_unlikely(log_probs: torch.Tensor, width: int, search: SlotSearch) -> torch.Tensor:
+        """Which of `[slots * width]` hypotheses are given up for `alternative_floor`; never the first of a slot."""
+        alternative = torch.arange(len(log_probs), device=log_probs.device) % width > 0
+        return alternative & (log_probs < search.log_floor)
 
     def _release(self, state, width, out_tokens, out_log_probs, local, seen) -> SlotState:
         """Writes out the slots all of whose hypotheses are finished, and keeps the others."""
@@ -547,50 +634,6 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def collect_tags(tokens, log_probs, threshold: float, max_tags: int | None, pad_token_id: int):
-    """Each item's tags by falling probability, each once.
-
-    A tag's probability is that at least one slot writes it, `1 - Π(1 - p)` over the slots that propose it: where the
-    matching has not settled which of several slots a tag goes to, its probability is shared out among them.
-
-    Args:
-        tokens: `[batch, slots, hypotheses, longest]`, filled up with `pad_token_id`.
-        log_probs: `[batch, slots, hypotheses]`, -inf where nothing is written.
-
-    Returns:
-        `sequences`, `tag_scores` and `slots` of [`OPTSGGenerateOutput`].
-    """
-    batch, _, hypotheses, longest = tokens.shape
-    kept = []
-    for item_tokens, item_log_probs in zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist()):
-        place_of, log_missed, written = {}, {}, set()
-        for place in sorted(range(len(item_log_probs)), key=lambda place: -item_log_probs[place]):
-            tag = tuple(item_tokens[place])
-            # Sampling may draw a tag several times in a slot, which makes it no likelier.
-            if item_log_probs[place] > -math.inf and (tag, place // hypotheses) not in written:
-                written.add((tag, place // hypotheses))
-                place_of.setdefault(tag, place)
-                # Logarithms keep the small probabilities that 1 - p would round away; rounding may leave a p past 1.
-                probability = min(math.exp(item_log_probs[place]), 1.0)
-                log_missed[tag] = log_missed.get(tag, 0.0) + (
-                    math.log1p(-probability) if probability < 1 else -math.inf
-                )
-        # Rounded as they are returned: a threshold equal to a returned score keeps its tag.
-        scores = torch.tensor([-math.expm1(log_missed[tag]) for tag in place_of]).tolist()
-        scored = sorted(zip(scores, place_of.values()), key=lambda pair: -pair[0])
-        kept.append([(score, place) for score, place in scored if score >= threshold][:max_tags])
-    most = max(max(map(len, kept)), 1)
-    sequences = torch.full((batch, most, longest), pad_token_id, device=tokens.device)
-    tag_scores = torch.zeros(batch, most, device=tokens.device)
-    slots = torch.full((batch, most), -1, device=tokens.device)
-    for item, pairs in enumerate(kept):
-        for rank, (score, place) in enumerate(pairs):
-            sequences[item, rank] = tokens[item, place // hypotheses, place % hypotheses]
-            tag_scores[item, rank] = score
-            slots[item, rank] = place // hypotheses
-    return sequences, tag_scores, slots
-
-
 def plain_settings(model, generation_config: GenerationConfig | None, **given) -> dict:
     """The `threshold`, `max_tags` and `pad_bias` of a `generate` call that names tags instead of writing them: what is
     given, else what the model's `generation_config` says.
@@ -618,15 +661,18 @@ def _finite(name: str, value) -> float:
     return float(value)
 
 
-def _number_for_decoding(config: GenerationConfig, name: str, decoding: str) -> float:
-    """A setting that is one number, or one for each decoding; 0 where it is not given."""
+def _for_decoding(config: GenerationConfig, name: str, decoding: str, default=None):
+    """A setting that is one for all, or one for each decoding."""
     value = getattr(config, name)
     if isinstance(value, Mapping):
         if unknown := set(value) - set(DECODINGS):
             raise ValueError(f"{name} is given for {sorted(map(str, unknown))}; the decodings are {DECODINGS}.")
         value = value.get(decoding)
-    if value is None:
-        return 0.0
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number, or one for each of {DECODINGS}.")
-    return float(value)
+    return default if value is None else value
+
+
+def _one_longer(old: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """A cache `[hypotheses, heads, length, width]` with one more position, known of some rows only."""
+    longer = torch.nn.functional.pad(old, (0, 0, 0, 1))
+    longer[rows, :, -1] = new[:, :, -1]
+    return longer

@@ -1,0 +1,94 @@
+"""Train tags as classes, for the systems that name tags instead of writing them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class TagClasses(nn.Module):
+    """The tokens of each class's tag, so that a class comes back from the processor as a written tag does.
+
+    They are a buffer of the model and are saved with its weights: class 0 is the first of the tags the model was
+    trained on, and a checkpoint needs no list beside it.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.pad_token_id = config.tag_pad_token_id
+        shape = (config.num_tag_classes, config.max_tag_tokens)
+        self.register_buffer("tokens", torch.full(shape, self.pad_token_id, dtype=torch.int32))
+        self._index = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def set_tags(self, input_ids: Sequence[Sequence[int]]) -> None:
+        """Says which tag each class is.
+
+        Args:
+            input_ids: token ids of each class's tag, without [SEP].
+
+        Raises:
+            ValueError: there are not as many tags as classes, one is empty or too long, or two are the same.
+        """
+        classes, longest = self.tokens.shape
+        if len(input_ids) != classes:
+            raise ValueError(f"{len(input_ids)} tags for {classes} classes; set num_tag_classes={len(input_ids)}.")
+        lengths = [len(ids) for ids in input_ids]
+        if not classes or min(lengths) < 1 or max(lengths) > longest:
+            raise ValueError(f"Tags of {sorted(set(lengths))} tokens; each must have 1 to max_tag_tokens={longest}.")
+        if len(set(map(tuple, input_ids))) < classes:
+            raise ValueError("Two classes have the same tag; list each once.")
+        rows = [list(ids) + [self.pad_token_id] * (longest - len(ids)) for ids in input_ids]
+        self.tokens.copy_(torch.tensor(rows, dtype=torch.int32))
+
+    def index(self) -> dict[tuple[int, ...], int]:
+        """The class of each tag, by its tokens."""
+        version = (self.tokens.data_ptr(), self.tokens._version)
+        if self._index is None or self._index[0] != version:
+            rows = self.tokens.tolist()
+            tags = {tuple(t for t in row if t != self.pad_token_id): place for place, row in enumerate(rows)}
+            self._index = (version, tags)
+        return self._index[1]
+
+    def of(self, classes: torch.Tensor) -> torch.Tensor:
+        """Tokens `[..., longest of them]` of the classes' tags `[...]`, filled up with [PAD]."""
+        tokens = self.tokens[classes].long()
+        longest = int((tokens != self.pad_token_id).sum(dim=-1).max()) if tokens.numel() else 1
+        return tokens[..., : max(longest, 1)]
+
+
+class SimilarityClassifier(nn.Module):
+    """Logits of classes for an item: the item's direction times each class's weights, at a learned scale, and a bias.
+
+    The item is normalised and the classes are not: what is common may have larger weights. In training the weights
+    may be tied to the text tower's features of the tags (`text_tying.py`): a rare one is found from its neighbours.
+    """
+
+    def __init__(self, config, classes: int):
+        super().__init__()
+        self.weights = nn.Embedding(classes, config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.initial_log_scale = -math.log(config.alignment_temperature)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., hidden_size]` -> `[..., classes]`."""
+        direction = self.log_scale.exp() * F.normalize(hidden_states, dim=-1)
+        return F.linear(direction, self.weights.weight, self.bias)
+
+
+def check_class_labels(tag_ids: torch.Tensor | None, classes: int) -> None:
+    """
+    Raises:
+        ValueError: the batch does not say which classes its tags are, or names one there is not.
+    """
+    if tag_ids is None:
+        raise ValueError(
+            "labels need tag_ids, the class of every tag of the batch: a data collator with a tag_table makes them."
+        )
+    if tag_ids.numel() and (tag_ids.min() < 0 or tag_ids.max() >= classes):
+        raise ValueError(f"tag_ids name class {int(tag_ids.max())}; this model has {classes} classes.")

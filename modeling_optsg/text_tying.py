@@ -1,0 +1,127 @@
+"""Where tags begin: tokens and classes stand where the text tower puts their texts, and move together."""
+
+import copy
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+class TiedToText(nn.Module):
+    """An embedding table in training: a learned projection of fixed text features, and an offset of each row's own.
+
+    What is learned of one token moves all that mean alike; a rare one is found from its neighbours. A parametrization
+    of `torch.nn.utils.parametrize`: the table itself holds the offsets, and [`plain_copy`] makes it a plain one.
+
+    Args:
+        features: `[rows, text width]`; zero for a row without text.
+        projection: `[text width, width]`, where it begins.
+    """
+
+    def __init__(self, features: torch.Tensor, projection: torch.Tensor):
+        super().__init__()
+        self.register_buffer("features", features)
+        self.projection = nn.Parameter(projection.clone())
+
+    def forward(self, offsets: torch.Tensor) -> torch.Tensor:
+        return offsets + (self.features @ self.projection).to(offsets.dtype)
+
+
+def text_directions(features: torch.Tensor, width: int) -> torch.Tensor:
+    """A projection `[text width, width]` of centred features `[texts, text width]` onto their principal components.
+
+    The components' standard deviations are drawn half-way (in logarithms) to equal ones, so that a few strong
+    components do not decide alone; projected features have entries of about one.
+    """
+    _, deviations, directions = torch.linalg.svd(features, full_matrices=False)
+    found = min(width, len(deviations))
+    projection = (directions[:found] / deviations[:found, None].clamp(min=1e-6).sqrt()).T
+    projection = projection / (features @ projection).std()
+    return nn.functional.pad(projection, (0, width - found))
+
+
+@torch.no_grad()
+def tie_tokens_to_text(model, processor, scale: float, batch_size: int = 256) -> None:
+    """Ties a model's token embeddings to what the text tower makes of each token; they are also the output layer's
+    weights.
+
+    Args:
+        model: one with a `tag_decoder`, in evaluation mode; processor: its [`OPTSGProcessor`].
+        scale: standard deviation of the embeddings' entries. Special tokens and pieces of characters stay random.
+    """
+    embedding = model.tag_decoder.token_embeddings
+    texts = token_texts(processor.tag_tokenizer)
+    known = [token for token, text in enumerate(texts) if text is not None]
+    found = []
+    for start in range(0, len(known), batch_size):
+        batch = processor.tokenizer(
+            [texts[token] for token in known[start : start + batch_size]],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
+        ).to(embedding.weight.device)
+        found.append(model.model.embed_tags(batch["input_ids"], batch["attention_mask"]))
+    found = torch.cat(found)
+    found = found - found.mean(dim=0)
+    projection = text_directions(found, embedding.embedding_dim)
+    features = found.new_zeros(embedding.num_embeddings, found.shape[1])
+    features[known] = found
+    offsets = torch.randn_like(embedding.weight) * scale
+    offsets[known] = 0.0
+    embedding.weight.copy_(offsets)
+    parametrize.register_parametrization(embedding, "weight", TiedToText(features, projection * scale))
+
+
+@torch.no_grad()
+def tie_classes_to_text(model, features: torch.Tensor) -> None:
+    """Ties the weights of a model's classes, one a train tag, to the tags' text-tower features `[tags, text width]`,
+    and begins the title's way into the item's summary with the same projection: an item begins near the tags that say
+    what its title says. Classes beyond the tags have no text."""
+    classifier = model.classifier if hasattr(model, "classifier") else model.set_alignment.classifier
+    width = classifier.weights.embedding_dim
+    features = features.float() - features.float().mean(dim=0)
+    projection = text_directions(features, width)
+    others = classifier.weights.num_embeddings - len(features)
+    features = nn.functional.pad(features, (0, 0, 0, others)).to(classifier.bias.device)
+    classifier.weights.weight.zero_()
+    # Rows of about unit length, as the normalised items have.
+    tie = TiedToText(features, projection * width**-0.5)
+    parametrize.register_parametrization(classifier.weights, "weight", tie)
+    summary = model.model.multimodal_encoder.summary
+    if summary is not None:
+        # A title's pooled features come normalised.
+        summary.title_projection.weight.copy_(projection.T * features.std())
+
+
+def plain_copy(model):
+    """A copy of a model as it is saved and as it writes: tied weights have become plain ones."""
+    tied = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and parametrize.is_parametrized(module)
+    }
+    output = getattr(model, "lm_head", None)
+    offsets = output.weight if output is not None else None
+    # Not `remove_parametrizations` on a copy: a copied module shares the class that carries the parametrization.
+    for name, module in tied.items():
+        plain = nn.Embedding.from_pretrained(module.weight.detach().clone(), freeze=False)
+        if output is not None and module.parametrizations.weight.original is offsets:
+            output.weight = plain.weight
+        model.set_submodule(name, plain)
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for name, module in tied.items():
+            model.set_submodule(name, module)
+        if output is not None:
+            output.weight = offsets
+
+
+def token_texts(tag_tokenizer) -> list[str | None]:
+    """The text of every token, `None` for special tokens and for pieces of characters."""
+    special = set(tag_tokenizer.all_special_ids)
+    texts = [tag_tokenizer.decode([token]).strip() for token in range(len(tag_tokenizer))]
+    return [
+        None if token in special or not text or "\N{REPLACEMENT CHARACTER}" in text else text
+        for token, text in enumerate(texts)
+    ]

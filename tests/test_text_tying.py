@@ -1,0 +1,92 @@
+"""Token embeddings and classes that stand where the text tower puts their texts."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_optsg import ASYForTagClassification
+from modeling_optsg.configuration_optsg import ASYConfig
+from modeling_optsg.text_tying import plain_copy, text_directions, tie_classes_to_text, tie_tokens_to_text
+
+
+def test_directions_are_principal_components_with_drawn_in_deviations():
+    torch.manual_seed(0)
+    features = torch.randn(200, 6) * torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.1])
+    features = features - features.mean(dim=0)
+    projected = features @ text_directions(features, 4)
+    assert projected.std().item() == pytest.approx(1.0, abs=0.01)
+    covariance = projected.T @ projected / len(projected)
+    deviations = covariance.diagonal().sqrt()
+    torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
+    expected = torch.linalg.svdvals(features)[:4].sqrt()
+    torch.testing.assert_close(deviations / deviations[0], expected / expected[0], atol=1e-3, rtol=0)
+    # There are no more components than features.
+    assert (features @ text_directions(features, 8))[:, 6:].eq(0).all()
+
+
+def test_tied_tokens_learn_together_and_become_plain_weights(make_model, tiny_processor, batch_of_one):
+    model = make_model()
+    tie_tokens_to_text(model, tiny_processor, 0.06)
+    embedding = model.tag_decoder.token_embeddings
+    before = embedding.weight.detach().clone()
+    tie = embedding.parametrizations.weight
+    torch.testing.assert_close(before, tie.original + tie[0].features @ tie[0].projection)
+    # Tokens without text stay at random, those with text begin without an offset.
+    texts = tie[0].features.any(dim=1)
+    assert texts.any() and not texts.all()
+    assert tie.original[texts].eq(0).all() and tie.original[~texts].ne(0).any(dim=1).all()
+
+    expected = model(**batch_of_one)
+    expected.loss.backward()
+    assert tie.original.grad.ne(0).any() and tie[0].projection.grad.ne(0).any()
+    plain = plain_copy(model)
+    torch.testing.assert_close(plain(**batch_of_one).loss, expected.loss)
+    assert plain.lm_head.weight is plain.tag_decoder.token_embeddings.weight
+    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in make_model().named_parameters()}
+    # The model in training is left as it was.
+    torch.testing.assert_close(embedding.weight, before)
+    assert model.tag_decoder.token_embeddings is embedding and model.lm_head.weight is tie.original
+    torch.testing.assert_close(model(**batch_of_one).loss, expected.loss)
+
+
+@pytest.fixture
+def batch_of_one(tiny_processor):
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return dict(tiny_processor(images=[picture], titles=["a red square"], tags=[["red", "square"]]))
+
+
+def test_a_plain_model_is_copied_as_it_is(make_model):
+    model = make_model()
+    copied = plain_copy(model).state_dict()
+    assert all(torch.equal(tensor, copied[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_class_begins_as_its_text_and_an_item_as_its_title(tower_configs, tag_tokenizer):
+    torch.manual_seed(0)
+    config = ASYConfig(
+        text_config=copy.deepcopy(tower_configs["bert"]),
+        frame_feature_size=6,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        tag_vocab_size=len(tag_tokenizer),
+        num_tag_classes=5,
+    )
+    model = ASYForTagClassification(config).eval()
+    features = torch.randn(5, 16)
+    tie_classes_to_text(model, features)
+    centred = features - features.mean(dim=0)
+    classifier = model.classifier
+    expected = centred @ text_directions(centred, 32) / 32**0.5
+    torch.testing.assert_close(classifier.weights.weight, expected, atol=1e-4, rtol=1e-4)
+    hidden_states = torch.randn(3, 32)
+    scale = 1 / config.alignment_temperature
+    logits = scale * torch.nn.functional.normalize(hidden_states, dim=1) @ expected.T + classifier.bias
+    torch.testing.assert_close(classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
+    assert classifier.bias.eq(-5).all()
+    title = model.model.multimodal_encoder.summary.title_projection.weight
+    torch.testing.assert_close(title.T / centred.std(), text_directions(centred, 32), atol=1e-3, rtol=1e-3)
+    # A plain copy classifies alike.
+    torch.testing.assert_close(plain_copy(model).classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
