@@ -665,3 +665,34 @@ def test_a_batch_equals_its_items_one_by_one(model, inputs, decoding, settings):
         alone = model.generate(**item(inputs, index), decoding=decoding, **settings)
         assert_same_tags(tags_of(outputs, index), tags_of(alone, 0))
         torch.testing.assert_close(outputs.pad_margins[index], alone.pad_margins[0], rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_unlikely_alternatives_are_given_up_and_the_others_stay(model, inputs, decoding):
+    settings = {
+        "decoding": decoding,
+        "num_beams": 4,
+        "num_return_sequences": 4,
+        "pad_bias": -5.0,
+        "output_slots": True,
+    }
+    everything = model.generate(**inputs, **settings)
+    likely = model.generate(**inputs, **settings, alternative_floor=0.02)
+
+    def proposed(outputs, item, slot, floor):
+        rows = zip(outputs.slot_tokens[item, slot].tolist(), outputs.slot_log_probs[item, slot].exp().tolist())
+        return {tuple(t for t in tag if t != PAD): round(p, 5) for tag, p in rows if p >= floor}
+
+    fewer = 0
+    for item_index in range(4):
+        for slot in range(NUM_PROMPTS):
+            expected = proposed(everything, item_index, slot, 0.02)
+            found = proposed(likely, item_index, slot, 0.02)
+            assert found.items() == expected.items()
+            fewer += len(proposed(everything, item_index, slot, 1e-12)) - len(
+                proposed(likely, item_index, slot, 1e-12)
+            )
+    assert fewer > 0
+    for floor in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="alternative_floor"):
+            model.generate(**inputs, alternative_floor=floor)

@@ -439,3 +439,46 @@ def test_a_model_without_a_vision_tower_says_what_it_reads(make_model):
 def test_a_configuration_that_makes_no_model_is_named(tower_configs, settings, message):
     with pytest.raises(ValueError, match=message):
         OPTSGConfig(**({"vision_config": tower_configs["vit"], "text_config": tower_configs["bert"]} | settings))
+
+
+# Cheap training
+
+
+def test_few_empty_slots_are_written_and_count_for_all(make_model, batch):
+    model = make_model(pad_slot_share=0.3, num_prompts=16).train()
+    full = make_model(num_prompts=16)(**batch)
+    written, empty = 0, 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        outputs = model(**batch)
+        pads = outputs.targets == model.config.tag_pad_token_id
+        losses = torch.nn.functional.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
+        expected = (losses[~pads].sum() + losses[pads].sum() / 0.3) / ((~pads).sum() + pads.sum() / 0.3)
+        assert_close(outputs.generation_loss, expected)
+        # Every tag is written all the same.
+        assert (~pads).sum() == (full.targets != model.config.tag_pad_token_id).sum()
+        written, empty = written + int(pads.sum()), empty + int((outputs.assignment < 0).sum())
+    assert written / empty == pytest.approx(0.3, abs=0.03)
+    # In evaluation all of them.
+    assert int((model.eval()(**batch).targets == 0).sum()) == int((outputs.assignment < 0).sum())
+
+
+@torch.no_grad()
+def test_sampled_tokens_stand_for_the_whole_vocabulary(make_model):
+    model = make_model(num_sampled_tokens=60).train()
+    vocabulary = model.config.tag_vocab_size
+    hidden_states, targets = torch.randn(5, 16), torch.tensor([7, 3, 7, 200, 12])
+    full = torch.nn.functional.linear(hidden_states, model.tag_decoder.token_embeddings.weight, model.lm_head.bias)
+    sums = []
+    for _ in range(600):
+        logits, columns, tokens = model._token_logits(hidden_states, targets)
+        assert logits.shape == (5, 4 + 60) and len(tokens.unique()) == 64
+        assert torch.equal(tokens[columns], targets)
+        # The targets' own logits are what they are.
+        assert_close(logits[torch.arange(5), columns], full[torch.arange(5), targets])
+        sums.append(logits.exp().sum(dim=1))
+    ratio = torch.stack(sums).mean(dim=0) / full.exp().sum(dim=1)
+    torch.testing.assert_close(ratio, torch.ones(5), atol=0.05, rtol=0)
+    model.eval()
+    logits, columns, tokens = model._token_logits(hidden_states, targets)
+    assert logits.shape == (5, vocabulary) and tokens is None and torch.equal(columns, targets)
