@@ -15,6 +15,7 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.prediction import PAD_BIASES, fit_generation_config
+from modeling_optsg.systems import SYSTEMS
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
     parser.add_argument("--objective", default="full_f1", help="a figure, or the mean of several: a+b")
     parser.add_argument("--alternatives", type=int, default=1, help="tags a slot may contribute")
+    parser.add_argument("--proposals", type=int, default=50, help="train tags that suit an item, candidates too")
     parser.add_argument("--pad_biases", type=float, nargs="+", default=PAD_BIASES)
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
@@ -38,8 +40,7 @@ def main() -> None:
     train_counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
     evaluator = TagEvaluator(dataset["validation"]["tags"], train_counts)
 
-    model.generation_config.num_beams = arguments.alternatives
-    model.generation_config.num_return_sequences = arguments.alternatives
+    SYSTEMS["op-tsg"].set_search(model, arguments.alternatives, arguments.proposals)
     fits = {}
     for decoding in ("parallel", "sequential"):
         fits[decoding] = fit_generation_config(
@@ -58,7 +59,7 @@ def main() -> None:
     summary_path = arguments.checkpoint / "training_summary.json"
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     summary["fits"] = fits
-    shown = ("objective", "alternatives", "pad_biases", "dataset")
+    shown = ("objective", "alternatives", "proposals", "pad_biases", "dataset")
     summary["fitted_with"] = {name: value for name, value in vars(arguments).items() if name in shown}
     summary_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 

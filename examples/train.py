@@ -48,8 +48,6 @@ from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_token
 logger = get_logger(__name__, log_level="INFO")
 
 MOST_TAGS = 100
-# Alternatives of a slot below this probability are not worth their time: thresholds lie far above.
-ALTERNATIVE_FLOOR = 0.002
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
 # The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
@@ -426,12 +424,7 @@ def main(arguments: TrainArguments) -> None:
 
     if accelerator.is_main_process:
         model = system.model.from_pretrained(output_dir).to(accelerator.device)
-        for name, value in system.search(arguments.alternatives).items():
-            setattr(model.generation_config, name, value)
-        if getattr(model, "set_alignment", None) is not None:
-            model.generation_config.proposals = arguments.proposals
-        if system.has_alternatives == "beams":
-            model.generation_config.alternative_floor = ALTERNATIVE_FLOOR
+        system.set_search(model, arguments.alternatives, arguments.proposals)
         fits = {
             decoding or "only": fit_generation_config(
                 model,

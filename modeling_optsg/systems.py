@@ -40,11 +40,25 @@ class System:
         """What `fit_generation_config` tries beside the threshold."""
         return dict(self.fitted) | ({"pad_bias": pad_biases} if self.has_pad else {})
 
-    def search(self, alternatives: int) -> dict[str, int]:
-        """Arguments of `generate` for so many tags a slot."""
-        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("alternatives",), None: ()}
-        return dict.fromkeys(names[self.has_alternatives], alternatives)
+    def set_search(self, model: OPTSGPreTrainedModel, alternatives: int, proposals: int) -> None:
+        """Puts into a model's `generation_config` how it looks for tags.
 
+        Args:
+            alternatives: tags a slot may contribute.
+            proposals: train tags that suit an item as a whole, candidates too; of models with `set_alignment`.
+        """
+        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("alternatives",), None: ()}
+        settings = dict.fromkeys(names[self.has_alternatives], alternatives)
+        if self.has_alternatives == "beams":
+            settings["alternative_floor"] = ALTERNATIVE_FLOOR
+        if getattr(model, "set_alignment", None) is not None:
+            settings["proposals"] = proposals
+        for name, value in settings.items():
+            setattr(model.generation_config, name, value)
+
+
+# Alternatives of a slot below this probability are not worth their time: thresholds lie far above.
+ALTERNATIVE_FLOOR = 0.002
 
 # Systems without slots: one query pools the memory.
 ONE_QUERY = (("num_prompts", 1),)
