@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_optsg import OpenBookConfig
 from .modeling_optsg import OPTSGModel, OPTSGPreTrainedModel
+from .sampled_softmax import sample_classes
 from .tag_decoder import SlotRows, SlotSequence, TagDecoder
 from .tag_generation import OPTSGGenerateOutput, evaluation_mode, plain_settings
 from .tag_scores import collect_tags
@@ -182,7 +183,10 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         # Sequences differ in length and the vocabulary is wide: the logits of filler, and the copied share of tokens
         # that are not asked for, would be most of the work.
         real = targets >= 0
-        written = -F.cross_entropy(self._token_logits(hidden_states[real]).float(), targets[real], reduction="none")
+        sampled = self.config.num_sampled_tokens if self.training else 0
+        tokens, columns, correction = sample_classes(targets[real], self.config.tag_vocab_size, sampled)
+        logits = self._token_logits(hidden_states[real], tokens) + correction
+        written = -F.cross_entropy(logits.float(), columns, reduction="none")
         gate = None
         if book is not None:
             input_ids, mask, tokens = book
@@ -191,9 +195,13 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             written = ((1 - gate[real]) * written.exp() + (gate * copied)[real]).clamp(min=1e-20).log()
         return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(real, written), gate
 
-    def _token_logits(self, hidden_states):
+    def _token_logits(self, hidden_states, tokens=None):
         # In training the embeddings may be tied to text; the output layer's own weight would be their offsets alone.
-        return F.linear(hidden_states, self.tag_decoder.token_embeddings.weight, self.lm_head.bias)
+        tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
+        weight, bias = tied.weight, self.lm_head.bias
+        if tokens is None or len(tokens) == len(weight):
+            return F.linear(hidden_states, weight, bias)
+        return F.linear(hidden_states, weight[tokens], bias[tokens])
 
     def _open(self, book_input_ids, book_mask):
         """The retrieved tags as `(tokens, mask, what they mean)`, or `None`."""

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 from .alignment import TagAlignment
 from .configuration_optsg import ModelFConfig, ModelGConfig
 from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGPreTrainedModel
+from .sampled_softmax import mean_with_rare_class, sample_classes
 from .tag_classes import SimilarityClassifier, TagClasses, check_class_labels
 from .tag_decoder import lay_out_slots
 from .tag_generation import (
@@ -95,7 +96,8 @@ class ModelGOutput(ModelOutput):
     """
     Args:
         loss: scalar, `classification_loss + alignment_weight * alignment_loss`.
-        logits: `[batch, num_prompts, num_tag_classes + 1]`; the last class is [PAD].
+        logits: `[batch, num_prompts, num_tag_classes + 1]`; the last class is [PAD]. `None` in training with labels,
+            where few of them are computed.
         generation_loss: scalar, cross-entropy of the prompts over the classes; named as the decoder's it stands for.
         alignment_loss: scalar, see [`TagAlignment`].
         assignment: `[batch, num_prompts]`, the index of the tag each prompt was matched to, -1 for [PAD].
@@ -164,9 +166,9 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             title_features=title_features,
             attention_mask=attention_mask,
         ).order_prompts
-        logits = self.classifier(self.dropout(prompts))
+        dropped = self.dropout(prompts)
         if labels is None:
-            return ModelGOutput(logits=logits)
+            return ModelGOutput(logits=self.classifier(dropped))
         check_class_labels(tag_ids, len(self.tag_classes))
         if tag_features is None:
             if tag_text_input_ids is None:
@@ -174,8 +176,21 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
         alignment = self.tag_alignment(prompts, tag_features, labels)
         assignment = alignment.assignment
-        targets = torch.where(assignment >= 0, tag_ids[assignment.clamp(min=0)], len(self.tag_classes))
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        pad = len(self.tag_classes)
+        targets = torch.where(assignment >= 0, tag_ids[assignment.clamp(min=0)], pad)
+        logits = None
+        if not self.training:
+            logits = self.classifier(dropped)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        else:
+            # As OP-TSG's decoder is trained: few of the empty slots, and a sample of the classes.
+            share = self.config.pad_slot_share
+            kept = (targets != pad) | (torch.rand(targets.shape, device=targets.device) < share)
+            targets = targets[kept]
+            classes, columns, correction = sample_classes(targets, pad + 1, self.config.num_sampled_tokens)
+            kept_logits = self._class_logits(dropped[kept], classes) + correction
+            losses = F.cross_entropy(kept_logits.float(), columns, reduction="none")
+            loss = mean_with_rare_class(losses, targets == pad, share)
         return ModelGOutput(
             loss=loss + self.config.alignment_weight * alignment.loss,
             logits=logits,
@@ -183,6 +198,11 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             alignment_loss=alignment.loss,
             assignment=assignment,
         )
+
+    def _class_logits(self, hidden_states, classes):
+        if self.config.text_classes:
+            return self.classifier(hidden_states, classes)
+        return F.linear(hidden_states, self.classifier.weight[classes], self.classifier.bias[classes])
 
     @torch.no_grad()
     def generate(
