@@ -1,6 +1,5 @@
 """OP-TSG (Order-Prompted Tag Sequence Generation, ICCV 2023): wires the rooms."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
 from .multimodal_encoder import MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
+from .sampled_softmax import mean_with_rare_class, sample_classes
 from .set_alignment import SetAlignment
 from .tag_classes import SimilarityClassifier
 from .tag_decoder import SlotSequence, TagDecoder, lay_out_slots
@@ -446,11 +446,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         hidden_states, targets = hidden_states[sequence.valid], sequence.targets[sequence.valid]
         logits, columns, logit_tokens = self._token_logits(hidden_states, targets)
         losses = F.cross_entropy(logits.float(), columns, reduction="none")
-        if self.training and 0 < self.config.pad_slot_share < 1:
-            weights = torch.where(targets == self.config.tag_pad_token_id, 1 / self.config.pad_slot_share, 1.0)
-            loss = (losses * weights).sum() / weights.sum()
-        else:
-            loss = losses.mean()
+        share = self.config.pad_slot_share if self.training else 1.0
+        loss = mean_with_rare_class(losses, targets == self.config.tag_pad_token_id, share)
         return {"logits": logits, "targets": targets, "logit_tokens": logit_tokens, "generation_loss": loss}
 
     def _token_logits(self, hidden_states, targets) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -459,17 +456,12 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         # In training the embeddings may be tied to text; the output layer's own weight is then their offsets alone.
         tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
         weight, bias = tied.weight, self.lm_head.bias
-        vocabulary, sampled = self.config.tag_vocab_size, self.config.num_sampled_tokens
-        own, columns = targets.unique(return_inverse=True)
-        if not self.training or not 0 < sampled < vocabulary - len(own):
+        if not self.training:
             return F.linear(hidden_states, weight, bias), targets, None
-        others = torch.ones(vocabulary, dtype=torch.bool, device=own.device).index_fill_(0, own, False)
-        drawn = others.float().multinomial(sampled)
-        tokens = torch.cat([own, drawn])
-        # Each drawn token stands for all that were not: the sum over the vocabulary keeps its expected value.
-        stands_for = bias.new_zeros(len(tokens))
-        stands_for[len(own) :] = math.log((vocabulary - len(own)) / sampled)
-        return F.linear(hidden_states, weight[tokens], bias[tokens] + stands_for), columns, tokens
+        tokens, columns, correction = sample_classes(targets, len(weight), self.config.num_sampled_tokens)
+        if len(tokens) == len(weight):
+            return F.linear(hidden_states, weight, bias), targets, None
+        return F.linear(hidden_states, weight[tokens], bias[tokens] + correction), columns, tokens
 
 
 OPTSGConfig.register_for_auto_class()

@@ -75,10 +75,11 @@ class SimilarityClassifier(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.initial_log_scale = -math.log(config.alignment_temperature)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., hidden_size]` -> `[..., classes]`."""
+    def forward(self, hidden_states: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
+        """`[..., hidden_size]` -> `[..., classes]`, of all classes or of those given."""
         direction = self.log_scale.exp() * F.normalize(hidden_states, dim=-1)
-        return F.linear(direction, self.weights.weight, self.bias)
+        weight, bias = self.weights.weight, self.bias
+        return F.linear(direction, *((weight, bias) if classes is None else (weight[classes], bias[classes])))
 
 
 def check_class_labels(tag_ids: torch.Tensor | None, classes: int) -> None:
