@@ -27,6 +27,7 @@ from modeling_optsg.feature_pooling import pool_items
 from modeling_optsg.prediction import fit_generation_config, predict_tags
 from modeling_optsg.systems import SYSTEMS
 
+FITTED = ("pad_bias", "score_weights", "threshold")
 MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 
@@ -116,7 +117,8 @@ def main() -> None:
     result |= {"evaluated_tags": len(evaluator.evaluated_tags), "test": {}}
 
     for decoding in ("parallel", "sequential"):
-        settings = {name: getattr(model.generation_config, name, None)[decoding] for name in ("pad_bias", "threshold")}
+        fitted = {name: getattr(model.generation_config, name, None) for name in FITTED}
+        settings = {name: value[decoding] for name, value in fitted.items() if value is not None}
         before = time.perf_counter()
         predictions = predict_tags(model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size)
         seconds = time.perf_counter() - before

@@ -4,8 +4,9 @@ a checkpoint there.
     accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --output_dir runs/icon
     accelerate launch examples/train.py --dataset my_pictures --checkpoint runs/icon --output_dir runs/mine
 
-A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 is
-kept in `--output_dir`; at the end `pad_bias` and `threshold` are fitted on the validation items, for both decodings.
+A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 of
+what slots write greedily is kept in `--output_dir`; at the end `pad_bias`, `score_weights` and `threshold` are fitted
+on the validation items, for both decodings.
 """
 
 import itertools
@@ -48,6 +49,7 @@ from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_token
 logger = get_logger(__name__, log_level="INFO")
 
 MOST_TAGS = 100
+UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "proposals": None}
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
 # The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
@@ -183,6 +185,9 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     # What makes a system what it is comes last: a preset for all of them may give the number of slots.
     config = json.loads(arguments.config) | dict(system.config)
+    if arguments.tune_text and not system.needs_classes:
+        # Train tags are compared with by features computed once; a tower that learns has none.
+        config["set_alignment"] = False
     if arguments.checkpoint:
         if system.needs_classes:
             raise ValueError(
@@ -192,6 +197,9 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
         processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
         # What the checkpoint was trained on stays known: a tag of it is no novelty of the fine-tuned model.
         processor.train_tags = dict(Counter(processor.train_tags) + counts)
+        # What was fitted is not what is to be trained.
+        for name, value in UNFITTED.items():
+            setattr(model.generation_config, name, value)
         if isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment:
             model.set_tag_classes(tag_class_ids(processor.tag_tokenizer, counts, processor.max_tag_tokens))
         return model, processor
@@ -240,7 +248,8 @@ def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> 
             tower = "_tower." in name
             decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries"))
             rate = arguments.tower_learning_rate if tower else arguments.learning_rate
-            if "token_embeddings" in name or "classifier" in name:
+            linear_head = isinstance(getattr(model, "classifier", None), torch.nn.Linear)
+            if "token_embeddings" in name or ("classifier" in name and not linear_head):
                 rate, decayed = arguments.learning_rate * arguments.token_rate, False
             groups.setdefault((rate, decayed), []).append(parameter)
     return [
@@ -403,7 +412,7 @@ def main(arguments: TrainArguments) -> None:
             tag_table = build_tag_table(tags, model.model, processor, cache_dir / "features")
             classes = getattr(model, "set_alignment", None) or getattr(model.config, "text_classes", False)
             if classes and arguments.token_scale:
-                tie_classes_to_text(model, tag_table.features)
+                tie_classes_to_text(model, tag_table.features, begin_title=not arguments.checkpoint)
     system = SYSTEMS[arguments.system]
     book = None
     if system.needs_book:

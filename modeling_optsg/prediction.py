@@ -16,6 +16,7 @@ from .tag_scores import SLOT_FLOOR
 MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
 # What the slots may count for in a probability, the rest being for the item as a whole.
 SLOT_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+EVERY_TAG = 1_000_000
 PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
 
 
@@ -93,7 +94,9 @@ def fit_score_weights(
         For each share `{"slot_share", "score_weights", "threshold", "validation"}`, the weights as `generate` takes
         them.
     """
-    kwargs = generate_kwargs | {"threshold": 0.0, "score_weights": (1.0, 0.0, 0.0, 1.0, 0.0)}
+    # Of so many tags as there may be: the best are not known before the weights are.
+    kwargs = {"max_tags": EVERY_TAG} | generate_kwargs
+    kwargs |= {"threshold": 0.0, "score_weights": (1.0, 0.0, 0.0, 1.0, 0.0)}
     batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
     modalities, pad = kwargs.pop("modalities", tuple(MODALITY_COLUMNS)), model.config.tag_pad_token_id
     tags, slots, wholes, novels = ([[] for _ in range(len(items))] for _ in range(4))
@@ -103,18 +106,18 @@ def fit_score_weights(
         for place, row in enumerate(rows):
             real = written[place]
             tags[row] = processor.tag_tokenizer.batch_decode(outputs.sequences[place, real], skip_special_tokens=True)
-            slots[row] = outputs.slot_scores[place, real].double().clamp(SLOT_FLOOR, 1 - SLOT_FLOOR).logit()
-            wholes[row] = outputs.set_logits[place, real].double()
+            slots[row] = outputs.slot_scores[place, real].cpu().double().clamp(SLOT_FLOOR, 1 - SLOT_FLOOR).logit()
+            wholes[row] = outputs.set_logits[place, real].cpu().double()
             tokens = ([t for t in tag if t != pad] for tag in outputs.sequences[place, real].tolist())
             novels[row] = torch.tensor([tuple(tag) not in train_tags for tag in tokens], dtype=torch.bool)
     lengths = [len(row) for row in tags]
     slot_logits, set_logits, novel = (
-        torch.cat([*map(torch.as_tensor, rows)]).cpu().numpy() for rows in (slots, wholes, novels)
+        torch.cat([*map(torch.as_tensor, rows)]).numpy() for rows in (slots, wholes, novels)
     )
     novel = novel.astype(bool)
     hits = np.array([tag in evaluator.references[row] for row, own in enumerate(tags) for tag in own], dtype=float)
     fits = []
-    novel_weights = logistic_regression(slot_logits[novel], hits[novel]) if novel.any() else np.array([1.0, -1.0])
+    novel_weights = logistic_regression(slot_logits[novel], hits[novel])
     for share in SLOT_SHARES:
         mixture = share * slot_logits + (1 - share) * set_logits
         scale, bias = logistic_regression(mixture[~novel], hits[~novel])
@@ -124,7 +127,7 @@ def fit_score_weights(
         for own, row_scores in zip(tags, np.split(scores, np.cumsum(lengths)[:-1])):
             # Different tokens may write one tag.
             best = dict(sorted(zip(own, row_scores.tolist()), key=lambda pair: pair[1]))
-            predictions.append([{"tag": tag, "score": score} for tag, score in best.items()])
+            predictions.append([{"tag": tag, "score": score} for tag, score in best.items() if tag.strip()])
         threshold, figures = evaluator.best_threshold(predictions, objective)
         weights = [round(float(weight), 4) for weight in weights]
         fits.append({"slot_share": share, "score_weights": weights, "threshold": threshold, "validation": figures})
@@ -132,7 +135,10 @@ def fit_score_weights(
 
 
 def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`[scale, bias]` under which `sigmoid(scale * inputs + bias)` makes `targets` (0 or 1) most likely."""
+    """`[scale, bias]` under which `sigmoid(scale * inputs + bias)` makes `targets` (0 or 1) most likely; `[1, -1]`
+    where there are none."""
+    if not len(targets):
+        return np.array([1.0, -1.0])
 
     def loss(weights):
         logits = weights[0] * inputs + weights[1]
@@ -174,11 +180,13 @@ def fit_generation_config(
     fixed = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
     if getattr(model, "set_alignment", None) is not None:
         # Whether an unlikely tag is kept is for its probability to say: the more slots are written the better.
-        grid["pad_bias"] = [min(grid["pad_bias"])]
-        settings = fixed | {"pad_bias": grid["pad_bias"][0]}
-        tried = fit_score_weights(model, processor, items, evaluator, objective, **settings)
-        tried = [{"pad_bias": settings["pad_bias"]} | row for row in tried]
-        return _keep_best(model, tried, ("pad_bias", "score_weights", "threshold"), decoding, objective)
+        grid["pad_bias"] = [min(grid.get("pad_bias", PAD_BIASES))]
+        tried = []
+        for values in itertools.product(*grid.values()):
+            settings = dict(zip(grid, values))
+            fits = fit_score_weights(model, processor, items, evaluator, objective, **fixed, **settings)
+            tried += [settings | row for row in fits]
+        return _keep_best(model, tried, (*grid, "score_weights", "threshold"), decoding, objective)
     # A bias only says which slots are written; where no slot sees another, one pass shows what each would give.
     pad_biases = grid.pop("pad_bias", None) if decoding in getattr(model, "independent_decodings", ()) else None
     tried = []

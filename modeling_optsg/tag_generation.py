@@ -521,6 +521,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
         impossible = ranking.isneginf()
         if beams:
             impossible |= self._too_unlikely(log_probs, width, search)
+            # What is given up must not stand before what is not, which would then be the alternative.
+            ranking = ranking.masked_fill(impossible, -torch.inf)
         log_probs = log_probs.masked_fill(impossible, -torch.inf)
         finished = was_finished | impossible | (token == sep)
         return SlotState(

@@ -34,8 +34,9 @@ def text_directions(features: torch.Tensor, width: int) -> torch.Tensor:
     components do not decide alone; projected features have entries of about one.
     """
     _, deviations, directions = torch.linalg.svd(features, full_matrices=False)
-    found = min(width, len(deviations))
-    projection = (directions[:found] / deviations[:found, None].clamp(min=1e-6).sqrt()).T
+    # Beyond the rank of the features there is only rounding, which the division would blow up.
+    found = min(width, int((deviations > 1e-4 * deviations[0]).sum()))
+    projection = (directions[:found] / deviations[:found, None].sqrt()).T
     projection = projection / (features @ projection).std()
     return nn.functional.pad(projection, (0, width - found))
 
@@ -73,22 +74,24 @@ def tie_tokens_to_text(model, processor, scale: float, batch_size: int = 256) ->
 
 
 @torch.no_grad()
-def tie_classes_to_text(model, features: torch.Tensor) -> None:
+def tie_classes_to_text(model, features: torch.Tensor, begin_title: bool = True) -> None:
     """Ties the weights of a model's classes, one a train tag, to the tags' text-tower features `[tags, text width]`,
     and begins the title's way into the item's summary with the same projection: an item begins near the tags that say
-    what its title says. Classes beyond the tags have no text."""
+    what its title says (not with `begin_title=False`, where the model has learned one). Classes beyond the tags have
+    no text."""
     classifier = model.classifier if hasattr(model, "classifier") else model.set_alignment.classifier
     width = classifier.weights.embedding_dim
-    features = features.float() - features.float().mean(dim=0)
+    features = features.float().to(classifier.bias.device)
+    features = features - features.mean(dim=0)
     projection = text_directions(features, width)
     others = classifier.weights.num_embeddings - len(features)
-    features = nn.functional.pad(features, (0, 0, 0, others)).to(classifier.bias.device)
+    features = nn.functional.pad(features, (0, 0, 0, others))
     classifier.weights.weight.zero_()
     # Rows of about unit length, as the normalised items have.
     tie = TiedToText(features, projection * width**-0.5)
     parametrize.register_parametrization(classifier.weights, "weight", tie)
     summary = model.model.multimodal_encoder.summary
-    if summary is not None:
+    if summary is not None and begin_title:
         # A title's pooled features come normalised.
         summary.title_projection.weight.copy_(projection.T * features.std())
 

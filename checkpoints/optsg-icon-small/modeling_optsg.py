@@ -1,5 +1,6 @@
 """OP-TSG (Order-Prompted Tag Sequence Generation, ICCV 2023): wires the rooms."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -406,11 +407,14 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         """
         if not self.config.set_alignment:
             raise ValueError("This model has set_alignment=false: it is compared with no train tags.")
-        self.config.num_tag_classes = len(input_ids)
-        self.set_alignment = SetAlignment(self.config).to(self.lm_head.weight.device)
-        for module in self.set_alignment.modules():
+        config = copy.deepcopy(self.config)
+        config.num_tag_classes = len(input_ids)
+        set_alignment = SetAlignment(config)
+        set_alignment.tag_classes.set_tags(input_ids)
+        self.config.num_tag_classes, set_alignment.config = len(input_ids), self.config
+        for module in set_alignment.modules():
             self._init_weights(module)
-        self.set_alignment.tag_classes.set_tags(input_ids)
+        self.set_alignment = set_alignment.to(self.lm_head.weight).train(self.training)
 
     def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
         return self.tag_alignment(order_prompts, tag_features, labels)
@@ -461,7 +465,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tokens, columns, correction = sample_classes(targets, len(weight), self.config.num_sampled_tokens)
         if len(tokens) == len(weight):
             return F.linear(hidden_states, weight, bias), targets, None
-        return F.linear(hidden_states, weight[tokens], bias[tokens] + correction), columns, tokens
+        return F.linear(hidden_states, weight[tokens], bias[tokens]).float() + correction, columns, tokens
 
 
 OPTSGConfig.register_for_auto_class()

@@ -33,7 +33,8 @@ class SetEvidence:
         slot_logit = math.log(bounded / (1 - bounded))
         slots, item, bias, novel, novel_bias = self.weights
         total = novel * slot_logit + novel_bias if logit is None else slots * slot_logit + item * logit + bias
-        return 1 / (1 + math.exp(-total))
+        # The logistic function, where its exponential would not overflow.
+        return 0.5 * (1 + math.tanh(total / 2))
 
 
 @dataclass
@@ -88,9 +89,9 @@ def collect_tags(
                 tag = _without_filler(row, pad_token_id)
                 if tag not in place_of:
                     found.append((tag, 0.0, -1))
-            logits = evidence.logits[item].tolist()
-            known = (evidence.classes.get(tag) for tag, _, _ in found)
-            found = [(*entry, None if k is None else logits[k]) for entry, k in zip(found, known)]
+            known = [evidence.classes.get(tag, -1) for tag, _, _ in found]
+            logits = evidence.logits[item, known].tolist() if known else []
+            found = [(*entry, None if k < 0 else logit) for entry, k, logit in zip(found, known, logits)]
         weighed = evidence is not None and evidence.weights is not None
         scores = [evidence.score(entry[1], entry[3]) if weighed else entry[1] for entry in found]
         # Rounded as they are returned: a threshold equal to a returned score keeps its tag.
