@@ -86,7 +86,12 @@ def trained(train, folder, towers, tmp_path_factory):
 def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trained):
     model = OPTSGForTagGeneration.from_pretrained(trained / "run")
     processor = OPTSGProcessor.from_pretrained(trained / "run")
-    assert {*model.generation_config.pad_bias} == {*model.generation_config.threshold} == {"parallel", "sequential"}
+    settings = model.generation_config
+    for fitted in (settings.pad_bias, settings.threshold, settings.score_weights):
+        assert {*fitted} == {"parallel", "sequential"}
+    assert settings.proposals == 50 and all(len(weights) == 5 for weights in settings.score_weights.values())
+    # The item as a whole knows the tags that are not too long.
+    assert model.config.num_tag_classes == len({"red", "green", "blue", "white", "left", "right"})
     assert set(processor.train_tags) >= {"red", "left"}
     log = [json.loads(line) for line in (trained / "run/training_log.jsonl").read_text().splitlines()]
     assert len(log) == 2 and {"generation_loss", "alignment_loss", "items_per_second", "validation"} <= set(log[0])
@@ -135,7 +140,9 @@ def test_what_cannot_be_trained_on_is_left_out_and_said(train, trained, caplog):
 def test_half_precision_weights_are_half_on_disk_and_single_in_use(trained):
     with safe_open(trained / "run/model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
-    assert dtypes["tag_decoder.token_embeddings.weight"] == "F16"
+    tables = {"tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight"}
+    assert {dtypes[name] for name in tables} == {"F8_E4M3"}
+    assert {dtype for name, dtype in dtypes.items() if name.endswith("weight") and name not in tables} == {"F16"}
     assert all(dtype == "F32" for name, dtype in dtypes.items() if "running_" in name)
     assert OPTSGForTagGeneration.from_pretrained(trained / "run").dtype == torch.float32
 

@@ -1,0 +1,58 @@
+"""The fit of the weights by which the slots and the item as a whole speak for a tag."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from modeling_optsg import TagEvaluator
+from modeling_optsg.prediction import SLOT_SHARES, fit_generation_config, logistic_regression, predict_tags
+from modeling_optsg.systems import SYSTEMS
+
+ITEMS = [
+    {"title": "a red square", "tags": ["red", "square"]},
+    {"title": "blue", "tags": ["blue", "colour"]},
+    {"title": "a dog", "tags": ["colour"]},
+]
+
+
+def test_a_logistic_regression_finds_the_weights_the_targets_were_drawn_with():
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=20_000)
+    targets = (random.random(20_000) < expit(1.7 * inputs - 0.8)).astype(float)
+    assert logistic_regression(inputs, targets) == pytest.approx([1.7, -0.8], abs=0.06)
+    assert logistic_regression(inputs[:0], targets[:0]).tolist() == [1, -1]
+
+
+def test_the_figures_of_the_fit_are_those_of_the_settings_it_leaves(make_model, tiny_processor):
+    model = make_model(num_prompts=4)
+    tags = sorted(tiny_processor.train_tags)
+    model.set_tag_classes(tiny_processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"])
+    with torch.no_grad():
+        model.set_alignment.classifier.weights.weight.normal_()
+    SYSTEMS["op-tsg"].set_search(model, alternatives=3, proposals=4)
+    assert model.generation_config.num_beams == 3 and model.generation_config.proposals == 4
+    evaluator = TagEvaluator([item["tags"] for item in ITEMS], tiny_processor.train_tags)
+    settings = {"decoding": "parallel", "objective": "micro_f1", "grid": {"pad_bias": (0.0, -3.0)}}
+    fit = fit_generation_config(model, tiny_processor, ITEMS, evaluator, **settings)
+    assert [row["slot_share"] for row in fit["tried"]] == list(SLOT_SHARES)
+    assert {row["pad_bias"] for row in fit["tried"]} == {-3.0}
+    assert fit["validation"]["micro_f1"] == max(row["validation"]["micro_f1"] for row in fit["tried"]) > 0
+    settings = model.generation_config
+    assert settings.score_weights == {"parallel": fit["score_weights"]}
+    assert (settings.threshold, settings.pad_bias) == ({"parallel": fit["threshold"]}, {"parallel": -3.0})
+    found = evaluator.score(predict_tags(model, tiny_processor, ITEMS, decoding="parallel"))
+    assert found["micro_f1"] == pytest.approx(fit["validation"]["micro_f1"], abs=0.5)
+
+
+def test_a_model_that_is_told_its_tags_anew_forgets_what_it_learned_of_others(make_model, tiny_processor):
+    model = make_model().train()
+    model.set_tag_classes([[5], [6, 7]])
+    assert model.set_alignment.training
+    with pytest.raises(ValueError, match="the same tag"):
+        model.set_tag_classes([[5], [5], [6]])
+    # A refused list changes nothing.
+    assert model.config.num_tag_classes == len(model.set_alignment.tag_classes) == 2
+    model.set_tag_classes([[8], [9], [10]])
+    assert model.set_alignment.tag_classes.index() == {(8,): 0, (9,): 1, (10,): 2}
+    assert model.set_alignment.classifier.bias.eq(-5).all() and model.config.num_tag_classes == 3
