@@ -27,7 +27,7 @@ from modeling_optsg.feature_pooling import pool_items
 from modeling_optsg.prediction import fit_generation_config, predict_tags
 from modeling_optsg.systems import SYSTEMS
 
-FITTED = ("pad_bias", "score_weights", "threshold")
+FITTED = ("pad_bias", "score_weights", "logit_adjustment", "threshold")
 MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 

@@ -49,7 +49,7 @@ from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_token
 logger = get_logger(__name__, log_level="INFO")
 
 MOST_TAGS = 100
-UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "proposals": None}
+UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "logit_adjustment": None, "proposals": None}
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
 # The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
@@ -201,21 +201,21 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
         for name, value in UNFITTED.items():
             setattr(model.generation_config, name, value)
         if isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment:
-            model.set_tag_classes(tag_class_ids(processor.tag_tokenizer, counts, processor.max_tag_tokens))
+            model.set_tag_classes(*tag_classes(processor.tag_tokenizer, counts, processor.max_tag_tokens))
         return model, processor
     vision, text = (
         tower_folder(name, Path(arguments.cache_dir) / "towers")
         for name in (arguments.vision_tower, arguments.text_tower)
     )
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
-    ids = tag_class_ids(tag_tokenizer, counts, arguments.max_tag_tokens)
+    ids, class_counts = tag_classes(tag_tokenizer, counts, arguments.max_tag_tokens)
     if system.needs_classes:
         config["num_tag_classes"] = len(ids)
     model = system.model.from_vision_text_pretrained(
         vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=arguments.max_tag_tokens, **config
     )
     if system.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment):
-        model.set_tag_classes(ids)
+        model.set_tag_classes(ids, class_counts)
     image_processor = AutoImageProcessor.from_pretrained(vision)
     if arguments.image_size:
         image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
@@ -234,10 +234,11 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
     return model, processor
 
 
-def tag_class_ids(tag_tokenizer, counts: Counter, max_tag_tokens: int) -> list[list[int]]:
-    """Token ids of the train tags in the order of the tag table: those `without_untrainable_tags` leaves."""
+def tag_classes(tag_tokenizer, counts: Counter, max_tag_tokens: int) -> tuple[list[list[int]], list[int]]:
+    """Token ids and counts of the train tags, in the order of the tag table: without those too long."""
     ids = tag_tokenizer(sorted(counts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [tokens for tokens in ids if len(tokens) <= max_tag_tokens]
+    kept = [(tokens, counts[tag]) for tag, tokens in zip(sorted(counts), ids) if len(tokens) <= max_tag_tokens]
+    return [tokens for tokens, _ in kept], [count for _, count in kept]
 
 
 def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> list[dict]:

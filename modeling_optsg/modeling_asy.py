@@ -57,9 +57,9 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         if module is getattr(self, "classifier", None):
             init.constant_(module.bias, ABSENT_BIAS)
 
-    def set_tag_classes(self, input_ids) -> None:
+    def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is; see [`TagClasses.set_tags`]."""
-        self.tag_classes.set_tags(input_ids)
+        self.tag_classes.set_tags(input_ids, counts)
 
     def forward(
         self,
@@ -106,19 +106,28 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(
-        self, *, threshold: float | None = None, max_tags: int | None = None, generation_config=None, **inputs
+        self,
+        *,
+        threshold: float | None = None,
+        max_tags: int | None = None,
+        logit_adjustment: float | None = None,
+        generation_config=None,
+        **inputs,
     ) -> OPTSGGenerateOutput:
         """Each item's tags by falling probability.
 
         Args:
             threshold: tags with a smaller probability are left out.
             max_tags: at most so many tags an item; 100 if not given, of which a threshold of any use keeps few.
+            logit_adjustment: see [`TagClasses.adjust`]; 0 if not given.
             generation_config: instead of the model's.
             inputs: of [`forward`], without labels.
         """
-        settings = plain_settings(self, generation_config, threshold=threshold, max_tags=max_tags)
+        settings = plain_settings(
+            self, generation_config, threshold=threshold, max_tags=max_tags, logit_adjustment=logit_adjustment
+        )
         with evaluation_mode(self):
-            logits = self(**inputs).logits.float()
+            logits = self.tag_classes.adjust(self(**inputs).logits.float(), settings["logit_adjustment"])
         log_probs, classes = F.logsigmoid(logits).topk(min(settings["max_tags"] or 100, logits.shape[1]), dim=1)
         tokens = self.tag_classes.of(classes)[:, :, None]
         collected = collect_tags(

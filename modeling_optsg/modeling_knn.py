@@ -38,9 +38,9 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
             threshold=0.0, neighbours=min(10, max(config.num_items, 1)), picture_weight=0.4
         )
 
-    def set_tag_classes(self, input_ids) -> None:
+    def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is; see [`TagClasses.set_tags`]."""
-        self.tag_classes.set_tags(input_ids)
+        self.tag_classes.set_tags(input_ids, counts)
 
     def remember(self, pictures: torch.Tensor, titles: torch.Tensor, item_tags: Sequence[Sequence[int]]) -> None:
         """Takes in the training items.

@@ -398,9 +398,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             **written,
         )
 
-    def set_tag_classes(self, input_ids) -> None:
+    def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is: the train tags, which the item as a whole is compared with; token ids of each
-        without [SEP]. Replaces those of before and what was learned of them.
+        without [SEP], and training counts. Replaces those of before and what was learned of them.
 
         Raises:
             ValueError: see [`TagClasses.set_tags`], or the model has no `set_alignment`.
@@ -410,7 +410,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
         set_alignment = SetAlignment(config)
-        set_alignment.tag_classes.set_tags(input_ids)
+        set_alignment.tag_classes.set_tags(input_ids, counts)
         self.config.num_tag_classes, set_alignment.config = len(input_ids), self.config
         for module in set_alignment.modules():
             self._init_weights(module)

@@ -130,9 +130,9 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.post_init()
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
 
-    def set_tag_classes(self, input_ids) -> None:
+    def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is; see [`TagClasses.set_tags`]."""
-        self.tag_classes.set_tags(input_ids)
+        self.tag_classes.set_tags(input_ids, counts)
 
     def forward(
         self,
@@ -212,6 +212,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         pad_bias: float | None = None,
         max_tags: int | None = None,
         alternatives: int | None = None,
+        logit_adjustment: float | None = None,
         generation_config=None,
         output_slots: bool = False,
         **inputs,
@@ -223,6 +224,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             pad_bias: added to the logit of [PAD]; a slot whose [PAD] wins names nothing.
             max_tags: at most so many tags an item.
             alternatives: alternatives a slot, 1 if not given.
+            logit_adjustment: see [`TagClasses.adjust`]; 0 if not given. [PAD] keeps its logit.
             generation_config: instead of the model's.
             output_slots: return what every slot proposes too.
             inputs: of [`forward`], without labels.
@@ -234,9 +236,11 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             pad_bias=pad_bias,
             max_tags=max_tags,
             alternatives=alternatives,
+            logit_adjustment=logit_adjustment,
         )
         with evaluation_mode(self):
             logits = self(**inputs).logits.float()
+            logits[..., :-1] = self.tag_classes.adjust(logits[..., :-1], settings["logit_adjustment"])
         log_probs = logits.log_softmax(dim=-1)[..., :-1]
         width = min(settings["alternatives"] or 1, log_probs.shape[-1])
         log_probs, classes = log_probs.topk(width, dim=-1)

@@ -38,7 +38,8 @@ class ItemSummary(nn.Module):
             else:
                 # What an item does not have says nothing, not even the norm's bias.
                 pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
-        summary = self.outer(self.dropout(nn.functional.gelu(self.inner(torch.cat(pooled, dim=-1)))))
+        hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
+        summary = self.outer(self.dropout(hidden_states))
         return summary + self.title_projection(pooled[1])
 
 

@@ -1,6 +1,7 @@
 """Tags for many items, and the fit of decoding settings on validation items."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ from .tag_scores import SLOT_FLOOR
 MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
 # What the slots may count for in a probability, the rest being for the item as a whole.
 SLOT_SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+# How much rare tags may be favoured ([`TagClasses.adjust`]).
+LOGIT_ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 EVERY_TAG = 1_000_000
 PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
 
@@ -87,20 +90,23 @@ def fit_score_weights(
 ) -> list[dict]:
     """How much the slots and the item as a whole count in a tag's probability, from one pass over validation items.
 
-    For each of `SLOT_SHARES` the two logits are mixed, a logistic regression makes a probability of the mixture, and
-    every threshold is looked at. What is most likely would not do: the likelihood is that of common tags.
+    For each of `SLOT_SHARES` and `LOGIT_ADJUSTMENTS` the two logits are mixed, a logistic regression makes a
+    probability of the mixture, and every threshold is looked at. What is most likely would not do: the likelihood is
+    that of common tags.
 
     Returns:
-        For each share `{"slot_share", "score_weights", "threshold", "validation"}`, the weights as `generate` takes
-        them.
+        For each of them `{"slot_share", "logit_adjustment", "score_weights", "threshold", "validation"}`, the weights
+        as `generate` takes them.
     """
     # Of so many tags as there may be: the best are not known before the weights are.
     kwargs = {"max_tags": EVERY_TAG} | generate_kwargs
-    kwargs |= {"threshold": 0.0, "score_weights": (1.0, 0.0, 0.0, 1.0, 0.0)}
+    middle = LOGIT_ADJUSTMENTS[len(LOGIT_ADJUSTMENTS) // 2]
+    kwargs |= {"threshold": 0.0, "score_weights": (1.0, 0.0, 0.0, 1.0, 0.0), "logit_adjustment": middle}
     batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
     modalities, pad = kwargs.pop("modalities", tuple(MODALITY_COLUMNS)), model.config.tag_pad_token_id
-    tags, slots, wholes, novels = ([[] for _ in range(len(items))] for _ in range(4))
-    train_tags = model.set_alignment.tag_classes.index()
+    tags, slots, wholes, log_counts = ([[] for _ in range(len(items))] for _ in range(4))
+    classes = model.set_alignment.tag_classes
+    train_tags, counts_of = classes.index(), classes.log_counts.tolist()
     for rows, outputs in _generate(model, processor, items, batch_size, modalities, progress, kwargs):
         written = outputs.sequences.ne(pad).any(dim=-1)
         for place, row in enumerate(rows):
@@ -109,17 +115,22 @@ def fit_score_weights(
             slots[row] = outputs.slot_scores[place, real].cpu().double().clamp(SLOT_FLOOR, 1 - SLOT_FLOOR).logit()
             wholes[row] = outputs.set_logits[place, real].cpu().double()
             tokens = ([t for t in tag if t != pad] for tag in outputs.sequences[place, real].tolist())
-            novels[row] = torch.tensor([tuple(tag) not in train_tags for tag in tokens], dtype=torch.bool)
+            known = [train_tags.get(tuple(tag)) for tag in tokens]
+            log_counts[row] = torch.tensor([math.nan if k is None else counts_of[k] for k in known]).double()
     lengths = [len(row) for row in tags]
-    slot_logits, set_logits, novel = (
-        torch.cat([*map(torch.as_tensor, rows)]).numpy() for rows in (slots, wholes, novels)
+    slot_logits, set_logits, log_counts = (
+        torch.cat([*map(torch.as_tensor, rows)]).numpy() for rows in (slots, wholes, log_counts)
     )
-    novel = novel.astype(bool)
+    novel = np.isnan(log_counts)
+    set_logits = set_logits + middle * np.nan_to_num(log_counts)
     hits = np.array([tag in evaluator.references[row] for row, own in enumerate(tags) for tag in own], dtype=float)
     fits = []
     novel_weights = logistic_regression(slot_logits[novel], hits[novel])
-    for share in SLOT_SHARES:
-        mixture = share * slot_logits + (1 - share) * set_logits
+    for share, adjustment in itertools.product(SLOT_SHARES, LOGIT_ADJUSTMENTS):
+        if share == 1 and adjustment:
+            # It has no say.
+            continue
+        mixture = share * slot_logits + (1 - share) * (set_logits - adjustment * np.nan_to_num(log_counts))
         scale, bias = logistic_regression(mixture[~novel], hits[~novel])
         weights = [scale * share, scale * (1 - share), bias, *novel_weights]
         scores = expit(np.where(novel, weights[3] * slot_logits + weights[4], scale * mixture + bias))
@@ -129,8 +140,15 @@ def fit_score_weights(
             best = dict(sorted(zip(own, row_scores.tolist()), key=lambda pair: pair[1]))
             predictions.append([{"tag": tag, "score": score} for tag, score in best.items() if tag.strip()])
         threshold, figures = evaluator.best_threshold(predictions, objective)
-        weights = [round(float(weight), 4) for weight in weights]
-        fits.append({"slot_share": share, "score_weights": weights, "threshold": threshold, "validation": figures})
+        fits.append(
+            {
+                "slot_share": share,
+                "logit_adjustment": adjustment,
+                "score_weights": [round(float(weight), 4) for weight in weights],
+                "threshold": threshold,
+                "validation": figures,
+            }
+        )
     return fits
 
 
@@ -169,8 +187,8 @@ def fit_generation_config(
         grid: the values of each argument of `generate` that are tried, every combination with its own prediction of
             all items; `PAD_BIASES` of `pad_bias` if not given. For each, every threshold is looked at.
 
-    For a model with `set_alignment` the smallest `pad_bias` is taken, and `score_weights` are fitted with the
-    threshold ([`fit_score_weights`]).
+    For a model with `set_alignment` the smallest `pad_bias` is taken, and `score_weights` and `logit_adjustment` are
+    fitted with the threshold ([`fit_score_weights`]).
 
     Returns:
         The best settings by name with `threshold`, the validation figures there (`validation`), and the best of every
@@ -186,7 +204,7 @@ def fit_generation_config(
             settings = dict(zip(grid, values))
             fits = fit_score_weights(model, processor, items, evaluator, objective, **fixed, **settings)
             tried += [settings | row for row in fits]
-        return _keep_best(model, tried, (*grid, "score_weights", "threshold"), decoding, objective)
+        return _keep_best(model, tried, (*grid, "score_weights", "logit_adjustment", "threshold"), decoding, objective)
     # A bias only says which slots are written; where no slot sees another, one pass shows what each would give.
     pad_biases = grid.pop("pad_bias", None) if decoding in getattr(model, "independent_decodings", ()) else None
     tried = []

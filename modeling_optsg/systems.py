@@ -8,7 +8,7 @@ from .modeling_knn import KNNForTagVote
 from .modeling_open_book import OpenBookForTagGeneration
 from .modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
 from .modeling_variants import ModelFForTagGeneration, ModelGForTagClassification
-from .prediction import PAD_BIASES
+from .prediction import LOGIT_ADJUSTMENTS, PAD_BIASES
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,16 @@ class System:
 # Alternatives of a slot below this probability are not worth their time: thresholds lie far above.
 ALTERNATIVE_FLOOR = 0.002
 
+RARER = (("logit_adjustment", LOGIT_ADJUSTMENTS),)
+
 # Systems without slots: one query pools the memory.
 ONE_QUERY = (("num_prompts", 1),)
 
 SYSTEMS = {
     "op-tsg": System(OPTSGForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
     "model-f": System(ModelFForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
-    "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True),
-    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=ONE_QUERY),
+    "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True, fitted=RARER),
+    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=ONE_QUERY, fitted=RARER),
     "sequence": System(OpenBookForTagGeneration, config=(*ONE_QUERY, ("num_book_items", 0))),
     "open-book": System(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
     "knn": System(

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 
@@ -16,15 +17,18 @@ class TiedToText(nn.Module):
     Args:
         features: `[rows, text width]`; zero for a row without text.
         projection: `[text width, width]`, where it begins.
+        normalize: whether projected features are made unit vectors, so that no text counts for more than another.
     """
 
-    def __init__(self, features: torch.Tensor, projection: torch.Tensor):
+    def __init__(self, features: torch.Tensor, projection: torch.Tensor, normalize: bool = False):
         super().__init__()
         self.register_buffer("features", features)
         self.projection = nn.Parameter(projection.clone())
+        self.normalize = normalize
 
     def forward(self, offsets: torch.Tensor) -> torch.Tensor:
-        return offsets + (self.features @ self.projection).to(offsets.dtype)
+        projected = (self.features @ self.projection).to(offsets.dtype)
+        return offsets + (F.normalize(projected, dim=-1) if self.normalize else projected)
 
 
 def text_directions(features: torch.Tensor, width: int) -> torch.Tensor:
@@ -38,7 +42,7 @@ def text_directions(features: torch.Tensor, width: int) -> torch.Tensor:
     found = min(width, int((deviations > 1e-4 * deviations[0]).sum()))
     projection = (directions[:found] / deviations[:found, None].sqrt()).T
     projection = projection / (features @ projection).std()
-    return nn.functional.pad(projection, (0, width - found))
+    return F.pad(projection, (0, width - found))
 
 
 @torch.no_grad()
@@ -82,18 +86,16 @@ def tie_classes_to_text(model, features: torch.Tensor, begin_title: bool = True)
     classifier = model.classifier if hasattr(model, "classifier") else model.set_alignment.classifier
     width = classifier.weights.embedding_dim
     features = features.float().to(classifier.bias.device)
-    features = features - features.mean(dim=0)
-    projection = text_directions(features, width)
+    features = F.layer_norm(features - features.mean(dim=0), features.shape[1:])
+    # A random projection keeps angles, and at first that is all there is to keep.
+    projection = torch.randn(features.shape[1], width).to(features) * features.shape[1] ** -0.5
     others = classifier.weights.num_embeddings - len(features)
-    features = nn.functional.pad(features, (0, 0, 0, others))
     classifier.weights.weight.zero_()
-    # Rows of about unit length, as the normalised items have.
-    tie = TiedToText(features, projection * width**-0.5)
+    tie = TiedToText(F.pad(features, (0, 0, 0, others)), projection, normalize=True)
     parametrize.register_parametrization(classifier.weights, "weight", tie)
     summary = model.model.multimodal_encoder.summary
     if summary is not None and begin_title:
-        # A title's pooled features come normalised.
-        summary.title_projection.weight.copy_(projection.T * features.std())
+        summary.title_projection.weight.copy_(projection.T)
 
 
 def plain_copy(model):

@@ -6,7 +6,13 @@ import torch
 from scipy.special import expit
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.prediction import SLOT_SHARES, fit_generation_config, logistic_regression, predict_tags
+from modeling_optsg.prediction import (
+    LOGIT_ADJUSTMENTS,
+    SLOT_SHARES,
+    fit_generation_config,
+    logistic_regression,
+    predict_tags,
+)
 from modeling_optsg.systems import SYSTEMS
 
 ITEMS = [
@@ -27,7 +33,8 @@ def test_a_logistic_regression_finds_the_weights_the_targets_were_drawn_with():
 def test_the_figures_of_the_fit_are_those_of_the_settings_it_leaves(make_model, tiny_processor):
     model = make_model(num_prompts=4)
     tags = sorted(tiny_processor.train_tags)
-    model.set_tag_classes(tiny_processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"])
+    ids = tiny_processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]
+    model.set_tag_classes(ids, [tiny_processor.train_tags[tag] for tag in tags])
     with torch.no_grad():
         model.set_alignment.classifier.weights.weight.normal_()
     SYSTEMS["op-tsg"].set_search(model, alternatives=3, proposals=4)
@@ -35,11 +42,14 @@ def test_the_figures_of_the_fit_are_those_of_the_settings_it_leaves(make_model, 
     evaluator = TagEvaluator([item["tags"] for item in ITEMS], tiny_processor.train_tags)
     settings = {"decoding": "parallel", "objective": "micro_f1", "grid": {"pad_bias": (0.0, -3.0)}}
     fit = fit_generation_config(model, tiny_processor, ITEMS, evaluator, **settings)
-    assert [row["slot_share"] for row in fit["tried"]] == list(SLOT_SHARES)
+    tried = [(row["slot_share"], row["logit_adjustment"]) for row in fit["tried"]]
+    # What slots alone say is not adjusted.
+    assert tried == [(s, a) for s in SLOT_SHARES for a in LOGIT_ADJUSTMENTS if s < 1 or a == 0]
     assert {row["pad_bias"] for row in fit["tried"]} == {-3.0}
     assert fit["validation"]["micro_f1"] == max(row["validation"]["micro_f1"] for row in fit["tried"]) > 0
     settings = model.generation_config
     assert settings.score_weights == {"parallel": fit["score_weights"]}
+    assert settings.logit_adjustment == {"parallel": fit["logit_adjustment"]}
     assert (settings.threshold, settings.pad_bias) == ({"parallel": fit["threshold"]}, {"parallel": -3.0})
     found = evaluator.score(predict_tags(model, tiny_processor, ITEMS, decoding="parallel"))
     assert found["micro_f1"] == pytest.approx(fit["validation"]["micro_f1"], abs=0.5)
