@@ -1,5 +1,5 @@
-"""Builds a folder of tagged pictures on which nothing was tuned: Carbon icons, Ionicons, and emoji drawn by Twemoji with
-the keywords of emojilib. None of them is in icon-tagging.
+"""Builds a folder of tagged pictures on which nothing was tuned: Carbon icons, Ionicons, and emoji drawn by Twemoji
+with the keywords of emojilib. None of them is in icon-tagging.
 
     python examples/second_dataset.py --output data/glyphs
     accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --dataset data/glyphs \\

@@ -86,6 +86,9 @@ class TrainArguments:
     validation_share: float = field(
         default=0.1, metadata={"help": "Share of the training items set aside where there is no validation split."}
     )
+    train_share: float = field(
+        default=1.0, metadata={"help": "Share of the training items that is used, the same ones whatever the seed."}
+    )
     epochs: float = 10.0
     batch_size: int = field(default=64, metadata={"help": "Items a step and process."})
     learning_rate: float = 6e-4
@@ -139,6 +142,8 @@ def parse_arguments(argv=None) -> TrainArguments:
     arguments = parser.parse_args_into_dataclasses(argv)[0]
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    if not 0 < arguments.train_share <= 1:
+        parser.error(f"--train_share {arguments.train_share} must be above 0 and at most 1")
     return arguments
 
 
@@ -149,6 +154,8 @@ def load_splits(arguments: TrainArguments) -> tuple[Dataset, Dataset]:
         parts = train.train_test_split(test_size=arguments.validation_share, seed=arguments.seed)
         train, validation = parts["train"], parts["test"]
         logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
+    if arguments.train_share < 1:
+        train = train.shuffle(seed=0).select(range(math.ceil(arguments.train_share * len(train))))
     return train, validation
 
 

@@ -1,0 +1,210 @@
+r"""Runs the ladder of changes, the learning curves, or a second data set: many trainings of one preset, each with one
+thing changed, gathered in one JSON and one table.
+
+    python examples/recipe.py ladder --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py curves --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py second --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe \
+        --dataset data/glyphs
+
+The ladder's rows are in `presets/recipe_rows.json`; they are trained on a share of the items and compared on the
+validation split alone. The curves and the second data set are scored on the test split too, with settings fitted on
+validation items. What is there already is not done again.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import torch
+from score import environment, novel_hits
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGProcessor, TagEvaluator
+from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
+from modeling_optsg.prediction import predict_tags
+from modeling_optsg.systems import SYSTEMS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+ROWS = Path(__file__).with_name("presets") / "recipe_rows.json"
+FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+SHARES = (0.125, 0.25, 0.5, 1.0)
+COMPARED = ("op-tsg", "asy")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ladder", "curves", "second"))
+    parser.add_argument("--preset", type=Path, required=True)
+    parser.add_argument("--work_dir", type=Path, required=True, help="where checkpoints are kept, or already lie")
+    parser.add_argument("--results_dir", type=Path, default=Path("results/icon_tagging/recipe"))
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
+    parser.add_argument("--dataset", help="of the second data set: a folder")
+    parser.add_argument("--rows", nargs="+", help="only these; all that there are if not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--train_share", type=float, default=0.25, help="of the ladder's items")
+    return parser.parse_args()
+
+
+def planned(arguments) -> dict[str, dict]:
+    """Each row's name -> what it is, arguments of `train.py` and changes of the configuration."""
+    if arguments.what == "ladder":
+        rows = json.loads(ROWS.read_text(encoding="utf-8"))
+        for row in rows.values():
+            row["arguments"] = {"train_share": arguments.train_share} | row.get("arguments", {})
+    elif arguments.what == "curves":
+        rows = {
+            f"{system}-{share}": {
+                "what": f"{system}, {100 * share:g} % of the items",
+                "arguments": {"system": system, "train_share": share},
+            }
+            for share in SHARES
+            for system in COMPARED
+        }
+    else:
+        if arguments.dataset is None:
+            raise SystemExit("second needs --dataset, the folder examples/second_dataset.py has built.")
+        rows = {
+            f"second-{system}": {
+                "what": f"{system} on another data set",
+                "arguments": {"system": system, "dataset": arguments.dataset},
+            }
+            for system in COMPARED
+        }
+    if unknown := set(arguments.rows or ()) - set(rows):
+        raise SystemExit(f"There are no rows {sorted(unknown)}; there are {list(rows)}.")
+    return {name: row for name, row in rows.items() if not arguments.rows or name in arguments.rows}
+
+
+def train(arguments, name: str, row: dict, seed: int) -> tuple[Path, str]:
+    """Trains a row unless it is trained; its folder, and the command as anybody would type it."""
+    folder = arguments.work_dir / f"{name}-seed{seed}"
+    command = ["--preset", arguments.preset, "--seed", seed]
+    for argument, value in row.get("arguments", {}).items():
+        command += [f"--{argument}", Path(value).name if argument == "dataset" else value]
+    if "config" in row:
+        config = json.loads(arguments.preset.read_text(encoding="utf-8"))["config"] | row["config"]
+        command += ["--config", json.dumps(config)]
+    shown = shlex.join(map(str, ["python", "examples/train.py", *command]))
+    if not (folder / "training_summary.json").exists():
+        if arguments.dataset:
+            command += ["--dataset", arguments.dataset]
+        program = [sys.executable, Path(__file__).with_name("train.py"), *command]
+        program += ["--output_dir", folder, "--cache_dir", arguments.cache_dir]
+        subprocess.run(list(map(str, program)), check=True)
+    return folder, shown
+
+
+def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
+    """A run's figures: those of the training summary, and for what is scored on test those of the test items."""
+    summary = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
+    fits = {decoding: dict(fit) for decoding, fit in summary["fits"].items()}
+    for fit in fits.values():
+        tried = fit.pop("tried")
+        # What the slots say alone, the item as a whole alone, and both with rare tags not favoured.
+        parts = {"slots": ("slot_share", 1.0), "item": ("slot_share", 0.0), "unadjusted": ("logit_adjustment", 0.0)}
+        for part, (setting, value) in parts.items():
+            own = [entry["validation"] for entry in tried if entry.get(setting) == value]
+            if own:
+                best = max(own, key=lambda f: f["full_f1"] + f["micro_f1"])
+                fit[part] = {name: best[name] for name in FIGURES}
+    history = summary["history"]
+    found = {
+        "seed": seed,
+        "items": summary["items"]["train"],
+        "epochs": summary["arguments"]["epochs"],
+        "seconds_per_epoch": round(summary["training_seconds"] / summary["arguments"]["epochs"], 1),
+        "losses": {name: value for name, value in history[-1].items() if name.endswith("loss")} if history else {},
+        "validation": {decoding: fit for decoding, fit in fits.items()},
+    }
+    if arguments.what == "ladder":
+        return found | environment()
+    system = SYSTEMS[row["arguments"]["system"]]
+    dataset = load_tagging_dataset(arguments.dataset or "icon_tagging")
+    model = system.model.from_pretrained(folder).eval()
+    processor = OPTSGProcessor.from_pretrained(folder)
+    cached = cache_tower_features(dataset["test"], model.model, processor, arguments.cache_dir / "features")
+    references = dataset["test"]["tags"]
+    # A share of the items knows a share of the tags; every row is judged on the tags of all training items.
+    counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
+    evaluator = TagEvaluator(references, counts)
+    found["test"] = {}
+    for decoding in system.decodings:
+        settings = {"decoding": decoding} if decoding else {}
+        predictions = predict_tags(model, processor, CachedFeatures(cached), progress=False, **settings)
+        found["test"][decoding or "only"] = evaluator.score(predictions) | {
+            "novel": novel_hits(predictions, references)
+        }
+    return found | environment()
+
+
+def table(rows: dict[str, dict], split: str) -> str:
+    heads = ["Row", "What", "Seeds", "Full", "Rare", "Common", "Micro", "s an epoch"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, row in rows.items():
+        runs = row["runs"]
+        decoding = next(iter(runs[0]["validation"]))
+        own = [
+            run["validation"][decoding]["validation"] if split == "validation" else run["test"][decoding]
+            for run in runs
+        ]
+        means = [f"{sum(f[figure] for f in own) / len(own):.1f}" for figure in FIGURES]
+        seconds = sum(run["seconds_per_epoch"] for run in runs) / len(runs)
+        cells = [name, row["what"], ", ".join(str(run["seed"]) for run in runs), *means, f"{seconds:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_curves(rows: dict[str, dict], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(FIGURES), figsize=(14, 3.4), sharex=True)
+    for axis, name in zip(axes, FIGURES):
+        for system in COMPARED:
+            own = [row["runs"] for key, row in rows.items() if key.startswith(f"{system}-")]
+            points = sorted(
+                (runs[0]["items"], sum(next(iter(run["test"].values()))[name] for run in runs) / len(runs))
+                for runs in own
+            )
+            axis.plot(*zip(*points), marker="o", label=system.upper())
+        axis.set(xscale="log", title=name.replace("_f1", " F1, test"), xlabel="training items")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_grad_enabled(False)
+    runs_dir = arguments.results_dir / "runs"
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    rows = planned(arguments)
+    for seed in arguments.seeds:
+        for name, row in rows.items():
+            path = runs_dir / f"{name}-seed{seed}.json"
+            if not path.exists():
+                folder, command = train(arguments, name, row, seed)
+                result = {"row": name, "command": command} | figures_of(arguments, folder, row, seed)
+                path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arguments.rows = None
+    gathered = {}
+    for name, row in planned(arguments).items():
+        if found := sorted(runs_dir.glob(f"{name}-seed*.json")):
+            gathered[name] = {"what": row["what"], "runs": [json.loads(p.read_text(encoding="utf-8")) for p in found]}
+    (arguments.results_dir / f"{arguments.what}.json").write_text(
+        json.dumps(gathered, indent=1) + "\n", encoding="utf-8"
+    )
+    text = table(gathered, "validation" if arguments.what == "ladder" else "test")
+    (arguments.results_dir / f"{arguments.what}.md").write_text(text, encoding="utf-8")
+    print(text)
+    if arguments.what == "curves":
+        draw_curves(gathered, arguments.results_dir / "learning_curves.png")
+
+
+if __name__ == "__main__":
+    main()
