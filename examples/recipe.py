@@ -49,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="only these; all that there are if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--train_share", type=float, default=0.25, help="of the ladder's items")
+    parser.add_argument("--epochs", type=float, default=10.0, help="of the ladder's rows")
     return parser.parse_args()
 
 
@@ -57,7 +58,8 @@ def planned(arguments) -> dict[str, dict]:
     if arguments.what == "ladder":
         rows = json.loads(ROWS.read_text(encoding="utf-8"))
         for row in rows.values():
-            row["arguments"] = {"train_share": arguments.train_share} | row.get("arguments", {})
+            shorter = {"train_share": arguments.train_share, "epochs": arguments.epochs}
+            row["arguments"] = shorter | row.get("arguments", {})
     elif arguments.what == "curves":
         rows = {
             f"{system}-{share}": {

@@ -90,13 +90,13 @@ def fit_score_weights(
 ) -> list[dict]:
     """How much the slots and the item as a whole count in a tag's probability, from one pass over validation items.
 
-    For each of `SLOT_SHARES` and `LOGIT_ADJUSTMENTS` the two logits are mixed, a logistic regression makes a
-    probability of the mixture, and every threshold is looked at. What is most likely would not do: the likelihood is
-    that of common tags.
+    For each of `SLOT_SHARES`, and around the best of `LOGIT_ADJUSTMENTS`, the two logits are mixed, a logistic
+    regression makes a probability of the mixture, and every threshold is looked at. What is most likely would not do:
+    the likelihood is that of common tags.
 
     Returns:
-        For each of them `{"slot_share", "logit_adjustment", "score_weights", "threshold", "validation"}`, the weights
-        as `generate` takes them.
+        For each that was tried `{"slot_share", "logit_adjustment", "score_weights", "threshold", "validation"}`, the
+        weights as `generate` takes them.
     """
     # Of so many tags as there may be: the best are not known before the weights are.
     kwargs = {"max_tags": EVERY_TAG} | generate_kwargs
@@ -124,12 +124,9 @@ def fit_score_weights(
     novel = np.isnan(log_counts)
     set_logits = set_logits + middle * np.nan_to_num(log_counts)
     hits = np.array([tag in evaluator.references[row] for row, own in enumerate(tags) for tag in own], dtype=float)
-    fits = []
     novel_weights = logistic_regression(slot_logits[novel], hits[novel])
-    for share, adjustment in itertools.product(SLOT_SHARES, LOGIT_ADJUSTMENTS):
-        if share == 1 and adjustment:
-            # It has no say.
-            continue
+
+    def fit(share: float, adjustment: float) -> dict:
         mixture = share * slot_logits + (1 - share) * (set_logits - adjustment * np.nan_to_num(log_counts))
         scale, bias = logistic_regression(mixture[~novel], hits[~novel])
         weights = [scale * share, scale * (1 - share), bias, *novel_weights]
@@ -140,15 +137,23 @@ def fit_score_weights(
             best = dict(sorted(zip(own, row_scores.tolist()), key=lambda pair: pair[1]))
             predictions.append([{"tag": tag, "score": score} for tag, score in best.items() if tag.strip()])
         threshold, figures = evaluator.best_threshold(predictions, objective)
-        fits.append(
-            {
-                "slot_share": share,
-                "logit_adjustment": adjustment,
-                "score_weights": [round(float(weight), 4) for weight in weights],
-                "threshold": threshold,
-                "validation": figures,
-            }
-        )
+        return {
+            "slot_share": share,
+            "logit_adjustment": adjustment,
+            "score_weights": [round(float(weight), 4) for weight in weights],
+            "threshold": threshold,
+            "validation": figures,
+        }
+
+    fits = [fit(share, LOGIT_ADJUSTMENTS[0]) for share in SLOT_SHARES]
+    for _ in range(2):
+        # One of the two after the other, each at the best of the other: a grid of both takes minutes.
+        best = max(fits, key=lambda row: objective_value(row["validation"], objective))
+        done = {(row["slot_share"], row["logit_adjustment"]) for row in fits}
+        if best["slot_share"] < 1:
+            more = {(best["slot_share"], adjustment) for adjustment in LOGIT_ADJUSTMENTS}
+            more |= {(share, best["logit_adjustment"]) for share in SLOT_SHARES if share < 1}
+            fits += [fit(*pair) for pair in sorted(more - done)]
     return fits
 
 

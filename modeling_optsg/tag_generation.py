@@ -332,7 +332,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 # Proposals are chosen among whole tags: what forbids tokens one by one could not forbid them.
                 free = not processors and not config.do_sample
                 proposals = proposals if free else 0
-                evidence = self._set_evidence(outputs.summary, proposals, score_weights, logit_adjustment)
+                evidence = self._set_evidence(outputs.set_summary, proposals, score_weights, logit_adjustment)
         collected = collect_tags(tokens, log_probs, threshold, config.max_tags, self.config.tag_pad_token_id, evidence)
         return OPTSGGenerateOutput(
             **vars(collected),

@@ -93,7 +93,8 @@ def tie_classes_to_text(model, features: torch.Tensor, begin_title: bool = True)
     classifier.weights.weight.zero_()
     tie = TiedToText(F.pad(features, (0, 0, 0, others)), projection, normalize=True)
     parametrize.register_parametrization(classifier.weights, "weight", tie)
-    summary = model.model.multimodal_encoder.summary
+    encoder = model.model.multimodal_encoder
+    summary = encoder.summary if encoder.set_summary is None else encoder.set_summary
     if summary is not None and begin_title:
         summary.title_projection.weight.copy_(projection.T)
 

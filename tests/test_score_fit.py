@@ -43,8 +43,11 @@ def test_the_figures_of_the_fit_are_those_of_the_settings_it_leaves(make_model, 
     settings = {"decoding": "parallel", "objective": "micro_f1", "grid": {"pad_bias": (0.0, -3.0)}}
     fit = fit_generation_config(model, tiny_processor, ITEMS, evaluator, **settings)
     tried = [(row["slot_share"], row["logit_adjustment"]) for row in fit["tried"]]
+    assert tried[: len(SLOT_SHARES)] == [(share, 0.0) for share in SLOT_SHARES] and len(tried) == len(set(tried))
     # What slots alone say is not adjusted.
-    assert tried == [(s, a) for s in SLOT_SHARES for a in LOGIT_ADJUSTMENTS if s < 1 or a == 0]
+    assert (1.0, LOGIT_ADJUSTMENTS[1]) not in tried
+    best = fit["slot_share"], fit["logit_adjustment"]
+    assert best[0] == 1 or {(best[0], adjustment) for adjustment in LOGIT_ADJUSTMENTS} <= set(tried)
     assert {row["pad_bias"] for row in fit["tried"]} == {-3.0}
     assert fit["validation"]["micro_f1"] == max(row["validation"]["micro_f1"] for row in fit["tried"]) > 0
     settings = model.generation_config

@@ -47,7 +47,7 @@ def test_the_loss_is_over_all_train_tags(model, inputs):
         "labels": torch.tensor([[1, -100], [1, 0]]),
     }
     with torch.no_grad():
-        logits = logits_by_hand(model, model.model(**inputs).summary)
+        logits = logits_by_hand(model, model.model(**inputs).set_summary)
         outputs = model(**batch, tag_ids=torch.tensor([3, 4]))
         present = torch.tensor([[0, 0, 0, 0, 1.0], [0, 0, 0, 1, 1]])
         torch.testing.assert_close(outputs.set_loss, asymmetric_loss(logits, present, 4.0, 1.0, 0.05))
@@ -99,7 +99,7 @@ def test_proposals_are_the_train_tags_that_suit_an_item_best(model, inputs, deco
     plain = model.generate(**inputs, decoding=decoding)
     outputs = model.generate(**inputs, decoding=decoding, proposals=2, score_weights=(1.0, 0.5, 0.0, 1.0, 0.0))
     with torch.no_grad():
-        logits = logits_by_hand(model, model.model(**inputs).summary)
+        logits = logits_by_hand(model, model.model(**inputs).set_summary)
     for index in range(2):
         best = {tuple(TAGS[tag]) for tag in logits[index].topk(2).indices.tolist()}
         assert set(written(outputs, index)) == set(written(plain, index)) | best
@@ -152,8 +152,6 @@ def test_a_model_without_it_takes_no_weights(make_model, inputs):
         model.generate(**inputs, score_weights=(1.0, 1.0, 0.0, 1.0, 0.0))
     with pytest.raises(ValueError, match="set_alignment=false"):
         model.set_tag_classes([[5]])
-    with pytest.raises(ValueError, match="needs item_summary"):
-        make_model(None, frame_feature_size=6, item_summary=False)
 
 
 def test_the_train_tags_are_saved_with_the_model(model, inputs, tmp_path):

@@ -77,16 +77,15 @@ def test_a_class_begins_as_its_text_and_an_item_as_its_title(tower_configs, tag_
     model = ASYForTagClassification(config).eval()
     features = torch.randn(5, 16)
     tie_classes_to_text(model, features)
-    centred = features - features.mean(dim=0)
-    classifier = model.classifier
-    expected = centred @ text_directions(centred, 32) / 32**0.5
+    centred = torch.nn.functional.layer_norm(features - features.mean(dim=0), (16,))
+    classifier, title = model.classifier, model.model.multimodal_encoder.summary.title_projection.weight
+    # Unit vectors; the title begins in the same space.
+    expected = torch.nn.functional.normalize(centred @ title.T, dim=1)
     torch.testing.assert_close(classifier.weights.weight, expected, atol=1e-4, rtol=1e-4)
     hidden_states = torch.randn(3, 32)
     scale = 1 / config.alignment_temperature
     logits = scale * torch.nn.functional.normalize(hidden_states, dim=1) @ expected.T + classifier.bias
     torch.testing.assert_close(classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
     assert classifier.bias.eq(-5).all()
-    title = model.model.multimodal_encoder.summary.title_projection.weight
-    torch.testing.assert_close(title.T / centred.std(), text_directions(centred, 32), atol=1e-3, rtol=1e-3)
     # A plain copy classifies alike.
     torch.testing.assert_close(plain_copy(model).classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
