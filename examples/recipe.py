@@ -99,10 +99,15 @@ def train(arguments, name: str, row: dict, seed: int) -> tuple[Path, str]:
             command += ["--dataset", arguments.dataset]
         program = [sys.executable, Path(__file__).with_name("train.py"), *command]
         program += ["--output_dir", folder, "--cache_dir", arguments.cache_dir]
-        subprocess.run(list(map(str, program)), check=True)
+        run(list(map(str, program)))
     return folder, shown
 
 
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True)
+
+
+@torch.no_grad()
 def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
     """A run's figures: those of the training summary, and for what is scored on test those of the test items."""
     summary = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
@@ -182,7 +187,6 @@ def draw_curves(rows: dict[str, dict], path: Path) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_grad_enabled(False)
     runs_dir = arguments.results_dir / "runs"
     runs_dir.mkdir(parents=True, exist_ok=True)
     rows = planned(arguments)

@@ -347,3 +347,21 @@ def test_a_checkpoint_with_a_book_reads_a_picture(make_system, batch, tag_tokeni
     assert torch.equal(one.sequences, other.sequences) and torch.equal(one.copy_gate, other.copy_gate)
     with pytest.raises(ValueError, match="Nothing to look at"):
         book.open(model, tiny_processor)
+
+
+def test_rare_classes_gain_by_what_is_taken_off_the_common_ones(make_system, batch, table):
+    model = make_system("asy").eval()
+    counts = [1 + 10 * place for place in range(len(table.tags))]
+    with pytest.raises(ValueError, match="counts"):
+        model.set_tag_classes(table.input_ids, counts[:-1])
+    with pytest.raises(ValueError, match="at least 1"):
+        model.set_tag_classes(table.input_ids, [0, *counts[1:]])
+    model.set_tag_classes(table.input_ids, counts)
+    logits = model(**inputs_of(batch)).logits
+    expected = logits - 0.3 * torch.tensor(counts).log()
+    torch.testing.assert_close(model.tag_classes.adjust(logits, 0.3), expected)
+    found = model.generate(**inputs_of(batch), logit_adjustment=0.3)
+    best = expected.sigmoid().max(dim=1).values
+    torch.testing.assert_close(found.tag_scores[:, 0], best)
+    with pytest.raises(ValueError, match="logit_adjustment"):
+        model.generate(**inputs_of(batch), logit_adjustment=float("nan"))

@@ -228,3 +228,15 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
     figures, expected = ({json.dumps(row, sort_keys=True) for row in fit["tried"]} for fit in (once, again))
     assert figures == expected and len(figures) == 6
     assert len({row["validation"]["tags_per_item"] for row in once["tried"]}) > 1
+
+
+def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_path):
+    def items(share, seed):
+        own = arguments(train, folder, tmp_path, tmp_path, "--train_share", share, "--seed", seed)
+        return train.load_splits(own)[0]["title"][:]
+
+    assert items(0.25, 0) == items(0.25, 1) and len(items(0.25, 0)) == 4
+    assert set(items(0.25, 0)) <= set(items(1.0, 0)) and len(items(1.0, 0)) == 16
+    for share in (0, 1.5):
+        with pytest.raises(SystemExit):
+            items(share, 0)

@@ -1,0 +1,171 @@
+"""The programs behind results/icon_tagging/recipe: second data set, ladder and curves, diagnosis."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="module")
+def program():
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_for_recipe", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    sys.path.insert(0, str(EXAMPLES))
+    yield load
+    sys.path.remove(str(EXAMPLES))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of one colour; one tag of the validation items is of no training item."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 16), ("validation", 8), ("test", 8)):
+        (root / split).mkdir()
+        rows = []
+        for index in range(count):
+            colour = list(COLOURS)[index % 4]
+            Image.new("RGB", (48, 48), COLOURS[colour]).save(root / split / f"{index}.png")
+            tags = [colour, "plain"] + (["unseen"] if split == "validation" and index == 0 else [])
+            rows.append({"file_name": f"{index}.png", "title": f"{colour} {split}{index}", "tags": tags})
+        lines = (json.dumps(row) + "\n" for row in rows)
+        (root / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def gathered(program, folder, tiny_checkpoint, tmp_path_factory):
+    """`recipe.py second` on the toy pictures, its trainings in this process."""
+    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+    root = tmp_path_factory.mktemp("recipe")
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    for name, tower, part in (
+        ("vision", model.model.vision_tower, processor.image_processor),
+        ("text", model.model.text_tower, processor.tokenizer),
+    ):
+        tower.save_pretrained(root / name)
+        part.save_pretrained(root / name)
+    preset = {
+        "vision_tower": str(root / "vision"),
+        "text_tower": str(root / "text"),
+        "tag_vocab_size": 270,
+        "config": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+        "epochs": 1,
+        "batch_size": 8,
+        "evaluations": 1,
+        "num_negatives": 0,
+        "pad_biases": [-1.0],
+    }
+    (root / "preset.json").write_text(json.dumps(preset), encoding="utf-8")
+    recipe, train = program("recipe"), program("train")
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        train.main(train.parse_arguments(command[2:]))
+
+    def go(what, *more):
+        arguments = [
+            what,
+            "--preset",
+            root / "preset.json",
+            "--work_dir",
+            root / "work",
+            "--cache_dir",
+            root / "cache",
+        ]
+        arguments += ["--results_dir", root / "results", *more]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe, "run", run)
+            patch.setattr(sys, "argv", ["recipe.py", *map(str, arguments)])
+            recipe.main()
+
+    go("second", "--dataset", folder)
+    return root, commands, go
+
+
+def test_each_row_says_how_it_was_trained_and_what_it_reached(gathered, folder):
+    root, commands, go = gathered
+    assert len(commands) == 2
+    rows = json.loads((root / "results/second.json").read_text())
+    assert list(rows) == ["second-op-tsg", "second-asy"]
+    for row, decodings in (("second-op-tsg", {"parallel", "sequential"}), ("second-asy", {"only"})):
+        (run,) = rows[row]["runs"]
+        assert set(run["test"]) == set(run["validation"]) == decodings
+        assert run["items"] == 16 and run["seconds_per_epoch"] > 0 and run["command"].startswith("python examples/")
+        # Where the pictures lay is nobody else's business.
+        assert str(folder) not in run["command"] and folder.name in run["command"]
+    fit = rows["second-op-tsg"]["runs"][0]["validation"]["parallel"]
+    assert {"slots", "item", "unadjusted", "score_weights"} <= set(fit) and "tried" not in fit
+    assert "| second-asy |" in (root / "results/second.md").read_text()
+    go("second", "--dataset", folder)
+    assert len(commands) == 2
+
+
+def test_a_row_of_the_ladder_changes_one_thing(program, gathered):
+    root, commands, go = gathered
+    with pytest.raises(SystemExit, match="no rows"):
+        go("ladder", "--rows", "nonsense")
+    recipe, train = program("recipe"), program("train")
+    preset = json.loads((EXAMPLES / "presets/optsg-icon-small.json").read_text())
+    for name, row in json.loads(recipe.ROWS.read_text()).items():
+        assert set(row) <= {"what", "config", "arguments"} and row["what"]
+        changed = {**row.get("config", {}), **row.get("arguments", {})}
+        same = {key for key, value in changed.items() if {**preset, **preset["config"]}.get(key) == value}
+        assert not same, f"{name} changes nothing by {same}"
+        assert set(row.get("arguments", {})) <= set(train.TrainArguments.__dataclass_fields__)
+
+
+def test_a_diagnosis_accounts_for_every_tag(program, gathered, folder, monkeypatch):
+    root, _, _ = gathered
+    diagnose = program("diagnose")
+    output = root / "diagnosis.json"
+    arguments = ["--checkpoint", root / "work/second-op-tsg-seed0", "--dataset", folder, "--output", output]
+    arguments += ["--cache_dir", root / "cache", "--train_items", 4]
+    monkeypatch.setattr(sys, "argv", ["diagnose.py", *map(str, arguments)])
+    diagnose.main()
+    found = json.loads(output.read_text())
+    assert sum(found["tags"].values()) == 17 and found["tags"]["novel"] == 1
+    for groups in (found["by_training_count"], found["by_tokens"]):
+        assert sum(sum(group.values()) for group in groups.values()) == 17
+    assert found["by_training_count"]["0"] == {"novel": 1}
+    assert found["validation"]["oracle: every tag of the training items"]["full_f1"] == 100
+    reached = found["validation"]["oracle: all candidates that are right"]["full_f1"]
+    assert reached >= found["validation"]["as it is"]["full_f1"]
+    assert set(found["losses"]["training items"]) == {"generation_loss", "alignment_loss", "set_loss"}
+    assert output.with_suffix(".png").stat().st_size > 1000
+
+
+def test_readers_of_the_second_data_set(program, tmp_path):
+    second = program("second_dataset")
+    carbon, ionicons = tmp_path / "@carbon/icons", tmp_path / "ionicons/dist"
+    emoji, twemoji = tmp_path / "emojilib/dist", tmp_path / "@twemoji/svg"
+    for directory in (carbon, ionicons, emoji, twemoji):
+        directory.mkdir(parents=True)
+    assets = [{"size": 16, "filepath": "16/add.svg"}, {"size": 32, "filepath": "32/add.svg"}]
+    entry = {"name": "add--alt", "friendlyName": "Add alt", "aliases": ["plus"], "assets": assets}
+    (carbon / "metadata.json").write_text(json.dumps({"icons": [entry]}))
+    icons = [{"name": name, "tags": ["plus"]} for name in ("add", "add-outline", "add-sharp", "cloud-outline")]
+    (ionicons / "ionicons.json").write_text(json.dumps({"icons": icons}))
+    keywords = {"\u2764\ufe0f": ["red_heart", "love"], "\U0001f600": ["grinning_face", "big_smile"]}
+    (emoji / "emoji-en-US.json").write_text(json.dumps(keywords))
+    (twemoji / "2764.svg").touch()
+    assert [(i.title, i.tags, i.svg) for i in second.read_carbon(tmp_path)] == [
+        ("add alt", ["plus"], carbon / "svg/32/add.svg")
+    ]
+    # Styles of one drawing are one item; what only looks like a style is not.
+    assert [i.name for i in second.read_ionicons(tmp_path)] == ["add", "cloud-outline"]
+    assert [(i.title, i.tags, i.name) for i in second.read_emoji(tmp_path)] == [("red heart", ["love"], "2764")]
