@@ -69,6 +69,11 @@ def planned(arguments) -> dict[str, dict]:
             for share in SHARES
             for system in COMPARED
         }
+        rows["linear-asy"] = {
+            "what": "asy as published: a linear layer, classes not tied to text",
+            "arguments": {"system": "asy"},
+            "config": {"text_classes": False},
+        }
     else:
         if arguments.dataset is None:
             raise SystemExit("second needs --dataset, the folder examples/second_dataset.py has built.")

@@ -80,6 +80,15 @@ def neighbours_vote(model, processor, items, tags: list[list[str]]) -> KNNForTag
     return knn
 
 
+def score_knn(model, processor, items, dataset, train_counts, evaluator) -> dict:
+    """The vote's figures on the test items, fitted on the validation items."""
+    knn = neighbours_vote(model, processor, items["train"], dataset["train"]["tags"])
+    validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
+    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=SYSTEMS["knn"].grid())
+    fit.pop("tried")
+    return evaluator.score(predict_tags(knn, processor, items["test"])) | fit
+
+
 def environment() -> dict:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return {
@@ -140,13 +149,8 @@ def main() -> None:
         for name, modalities in MODALITIES.items()
     }
 
-    knn = neighbours_vote(model, processor, items["train"], dataset["train"]["tags"])
-    validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
-    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=SYSTEMS["knn"].grid())
-    fit.pop("tried")
-    figures = evaluator.score(predict_tags(knn, processor, items["test"]))
-    result["knn"] = figures | fit
-    print("knn", json.dumps(figures))
+    result["knn"] = score_knn(model, processor, items, dataset, train_counts, evaluator)
+    print("knn", json.dumps(result["knn"]))
 
     summary_path = Path(arguments.checkpoint) / "training_summary.json"
     if summary_path.exists():
