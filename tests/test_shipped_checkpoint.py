@@ -86,4 +86,4 @@ def test_most_training_tags_seen_twice_or_more_are_a_single_token():
     processor = OPTSGProcessor.from_pretrained(CHECKPOINT)
     tags = [tag for tag, count in processor.train_tags.items() if count > 1]
     ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert sum(len(tokens) == 1 for tokens in ids) > 0.8 * len(tags)
+    assert sum(len(tokens) == 1 for tokens in ids) > 0.6 * len(tags)
