@@ -14,7 +14,11 @@ from .tagging_folder import METADATA_NAMES, has_metadata, load_tagging_folder
 __all__ = ["load_tagging_dataset", "tag_statistics"]
 
 # Benchmark -> its builder class, in the module of the same name.
-_BUILDERS = {"icon_tagging": "IconTagging"}
+_BUILDERS = {
+    "icon_tagging": "IconTagging",
+    "create_tagging": "CreateTagging",
+    "pexel_tagging": "PexelTagging",
+}
 
 
 def load_tagging_dataset(
@@ -29,7 +33,8 @@ def load_tagging_dataset(
 
     Args:
         name_or_path: the first of these that it is:
-            a benchmark built here, `"icon_tagging"` or `"icon-tagging"`;
+            a benchmark built here, `"icon_tagging"` or `"icon-tagging"`, or from files you hold (`data_dir`),
+            `"create_tagging"` and `"pexel_tagging"`;
             a local folder of pictures or clips with a metadata file (see [`tagging_folder.load_tagging_folder`]);
             a local folder of Parquet files with those columns, or the name of such a dataset on the Hub, `"org/name"`
             (see [`tagging_columns.with_tagging_columns`]).

@@ -1,0 +1,255 @@
+"""Benchmarks that are released as annotation files beside a folder of media or of their features."""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from .annotation_files import read_annotations
+
+logger = logging.getLogger(__name__)
+
+ROWS_A_TABLE = 2000
+COMPRESSIONS = ("", ".gz", ".zst")
+FEATURE_SUFFIXES = (".npy", ".npz", ".pt", ".h5")
+WHEN_MISSING = ("skip", "keep")
+
+
+@dataclass
+class AnnotatedMediaConfig(datasets.BuilderConfig):
+    """
+    Args:
+        files: of each split the annotation file's name, without a compression's suffix.
+        title_fields: fields of an annotation that may be its title, by the name under which `title` chooses one.
+        title: which of them.
+        visual: "video", "image" or "frame_features"; `None` for whichever folder `data_dir` holds.
+        missing: what becomes of an item whose media or feature file is not there: "skip" or "keep" it without.
+    """
+
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    title_fields: dict[str, str] = field(default_factory=dict)
+    title: str | None = None
+    visual: str | None = None
+    missing: str = "skip"
+
+
+class AnnotatedMedia(datasets.ArrowBasedBuilder):
+    """Reads annotations item by item, finds each item's file by its id, and writes rows of `id`, `title`, `tags`, and
+    `video`, `image` or `frame_features`.
+
+    In `data_dir` lie the annotation files (plain, `.gz` or `.zst`; a JSON list or JSON lines) and, where there are
+    any, the folders of `MEDIA`: a file in them is named by its item's id. Items that cannot be used are left out,
+    counted by reason, and logged; `left_out` holds the counts of each split.
+
+    Raises:
+        ValueError: an annotation file is broken, none of its items can be used, or a configuration's value is unknown.
+        FileNotFoundError: `data_dir`, an annotation file or the folder that `visual` asks for is not there.
+    """
+
+    BUILDER_CONFIG_CLASS = AnnotatedMediaConfig
+    ID_FIELD: str
+    # What may be looked at -> the folder it lies in and the suffixes of its files.
+    MEDIA: dict[str, tuple[str, tuple[str, ...]]]
+
+    def __init__(self, *args, **kwargs):
+        self.left_out: dict[str, dict[str, int]] = {}
+        super().__init__(*args, **kwargs)
+
+    def _create_builder_config(self, *args, **kwargs):
+        config, _ = super()._create_builder_config(*args, **kwargs)
+        if config.data_dir is None:
+            raise FileNotFoundError(f"{self.name} is not distributed openly: give data_dir, the folder of its files")
+        folder = Path(config.data_dir).expanduser().resolve()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"data_dir={folder} is no folder")
+        if config.missing not in WHEN_MISSING:
+            raise ValueError(f"missing={config.missing!r} must be one of {WHEN_MISSING}")
+        config.title = config.title or next(iter(config.title_fields))
+        if config.title not in config.title_fields:
+            raise ValueError(f"title={config.title!r} must be one of {sorted(config.title_fields)}")
+        present = [visual for visual, (name, _) in self.MEDIA.items() if (folder / name).is_dir()]
+        if config.visual is None:
+            config.visual = present[0] if present else "none"
+        elif config.visual not in (*self.MEDIA, "none"):
+            raise ValueError(f"visual={config.visual!r} must be one of {(*self.MEDIA, 'none')}")
+        elif config.visual != "none" and config.visual not in present:
+            raise FileNotFoundError(
+                f"visual={config.visual!r} needs the folder {folder / self.MEDIA[config.visual][0]}"
+            )
+        config.data_dir = str(folder)
+        # Without this a changed file would give the rows of the cache, made of the file as it was.
+        digest = hashlib.sha256(Path(__file__).read_bytes())
+        for path in self._annotation_files(config).values():
+            status = path.stat()
+            digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
+        if config.visual != "none":
+            digest.update(str((folder / self.MEDIA[config.visual][0]).stat().st_mtime_ns).encode())
+        choices = f"{config.title}-{config.visual}-{config.missing}"
+        return config, f"{config.name}-{choices}-{digest.hexdigest()[:16]}"
+
+    def _annotation_files(self, config) -> dict[str, Path]:
+        """The splits whose files are there; at least one must be."""
+        folder, found = Path(config.data_dir), {}
+        for split, names in config.files.items():
+            tried = [folder / f"{name}{compression}" for name in names for compression in COMPRESSIONS]
+            if there := [path for path in tried if path.is_file()]:
+                found[split] = there[0]
+        if not found:
+            wanted = sorted(name for names in config.files.values() for name in names)
+            raise FileNotFoundError(f"{folder} holds none of {', '.join(wanted)}, plain or as .gz or .zst")
+        return found
+
+    def _info(self):
+        text = datasets.Value("string")
+        features = {"id": text, "title": text, "tags": datasets.List(text), "category": datasets.Value("int32")}
+        visual = {
+            "video": datasets.Video(decode=False),
+            "image": datasets.Image(),
+            "frame_features": datasets.List(datasets.List(datasets.Value("float32"))),
+        }
+        if self.config.visual in visual:
+            features[self.config.visual] = visual[self.config.visual]
+        return datasets.DatasetInfo(features=datasets.Features(features))
+
+    def _split_generators(self, dl_manager):
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"path": str(path), "split": str(split)})
+            for split, path in self._annotation_files(self.config).items()
+        ]
+
+    def _generate_tables(self, path: str, split: str) -> Iterator[tuple[int, pa.Table]]:
+        left_out, rows, written = Counter(), [], 0
+        for row in self._rows(Path(path), left_out):
+            rows.append(row)
+            if len(rows) == ROWS_A_TABLE:
+                yield written, self._table(rows)
+                written, rows = written + len(rows), []
+        if rows:
+            yield written, self._table(rows)
+            written += len(rows)
+        self.left_out[split] = dict(left_out)
+        if left_out:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+            logger.warning("%s: %s rows; left out: %s", path, f"{written:,}", reasons)
+        if not written:
+            raise ValueError(f"{path}: none of its items can be used: {dict(left_out) or 'there are none'}")
+
+    def _table(self, rows: list[dict]) -> pa.Table:
+        return pa.Table.from_pylist(
+            [self.info.features.encode_example(row) for row in rows], schema=self.info.features.arrow_schema
+        )
+
+    def _rows(self, path: Path, left_out: Counter) -> Iterator[dict]:
+        seen, visual = set(), self.config.visual
+        title_field, find = self.config.title_fields[self.config.title], self._finder()
+        width = None
+        for item in read_annotations(path):
+            name = item.get(self.ID_FIELD)
+            if not isinstance(name, str) or not name.strip():
+                left_out[f"items without {self.ID_FIELD}"] += 1
+                continue
+            if name in seen:
+                left_out[f"items of a {self.ID_FIELD} that was there before"] += 1
+                continue
+            seen.add(name)
+            tags = self._tags(item.get("tag", item.get("tags")), left_out)
+            if not tags:
+                left_out["items without tags"] += 1
+                continue
+            title, category = item.get(title_field), item.get("category")
+            row = {
+                "id": name,
+                "title": title.strip() if isinstance(title, str) else "",
+                "tags": tags,
+                "category": category if isinstance(category, int) else None,
+            }
+            if visual != "none":
+                row[visual], problem = find(name, width)
+                if problem:
+                    left_out[f"items {problem}" if self.config.missing == "skip" else f"files {problem}"] += 1
+                    if self.config.missing == "skip":
+                        continue
+                if visual == "frame_features" and row[visual] is not None:
+                    width = row[visual].shape[1]
+            yield row
+
+    @staticmethod
+    def _tags(values, left_out: Counter) -> list[str]:
+        if not isinstance(values, list):
+            return []
+        texts = [value.strip() for value in values if isinstance(value, str)]
+        left_out["tags that are no text"] += len(values) - len(texts)
+        left_out["empty tags"] += texts.count("")
+        left_out += Counter()  # drops what is zero
+        return list(dict.fromkeys(text for text in texts if text))
+
+    def _finder(self) -> Callable[[str, int | None], tuple[object, str | None]]:
+        """A function from an id, and the width of features before it, to what is looked at and what is wrong."""
+        name, suffixes = self.MEDIA[self.config.visual] if self.config.visual != "none" else ("", ())
+        folder = Path(self.config.data_dir, name)
+
+        def find(item: str, width: int | None):
+            # An id is a file's name, never a way out of the folder.
+            if item in (".", "..") or "/" in item or os.sep in item or "\0" in item:
+                return None, "whose id is no file name"
+            path = next((p for suffix in suffixes if (p := folder / f"{item}{suffix}").exists()), None)
+            if path is None:
+                return None, f"whose file is not in {name}/"
+            if not path.resolve().is_relative_to(folder.resolve()):
+                return None, f"whose file is a link out of {name}/"
+            if self.config.visual != "frame_features":
+                return str(path), None
+            try:
+                features = read_features(path)
+            except (ValueError, OSError, KeyError, EOFError) as error:
+                logger.info("%s: %s", path, error)
+                return None, "whose features cannot be read"
+            if width is not None and features.shape[1] != width:
+                return None, f"whose features are not {width} wide, as those before"
+            return features, None
+
+        return find
+
+
+def read_features(path: Path) -> np.ndarray:
+    """Frame features `[frames, width]`, float32, of one item; of an archive the first array.
+
+    Raises:
+        ValueError: they have another number of dimensions, no frame, or are not finite.
+    """
+    if path.suffix == ".npy":
+        features = np.load(path, allow_pickle=False)
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            features = archive[archive.files[0]] if archive.files else np.zeros(0)
+    elif path.suffix == ".pt":
+        import pickle
+
+        import torch
+
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise ValueError(f"no tensor that is safe to load: {error}") from None
+        features = loaded.float().numpy() if isinstance(loaded, torch.Tensor) else np.zeros(0)
+    else:
+        try:
+            import h5py
+        except ImportError as error:
+            raise ModuleNotFoundError(f"{path} needs h5py: pip install h5py") from error
+
+        with h5py.File(path) as archive:
+            features = archive[next(iter(archive))][()]
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"features of shape {features.shape}; expected [frames, width]")
+    features = features.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise ValueError("features are not finite")
+    return features

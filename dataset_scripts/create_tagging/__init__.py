@@ -1,0 +1,3 @@
+from .create_tagging import CreateTagging
+
+__all__ = ["CreateTagging"]

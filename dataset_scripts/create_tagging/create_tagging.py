@@ -1,0 +1,41 @@
+"""CREATE-tagging: Chinese videos with titles and tags (section 1.1 of the supplement), from the released files."""
+
+from ..annotated_media import FEATURE_SUFFIXES, AnnotatedMedia, AnnotatedMediaConfig
+from ..tagging_folder import CLIP_SUFFIXES
+
+_RAW_TITLE = {"raw": "raw_title"}
+
+
+def _pretraining(size: str) -> AnnotatedMediaConfig:
+    return AnnotatedMediaConfig(
+        name=f"create_{size}", files={"train": (f"create_{size}_pretrain.json",)}, title_fields=_RAW_TITLE
+    )
+
+
+class CreateTagging(AnnotatedMedia):
+    """`CreateTagging("create_210k", data_dir=…).download_and_prepare()`, then `.as_dataset()`.
+
+    `data_dir` holds `create_210k_{train,val,test}.json` (or `create_3m_pretrain.json`, `create_10m_pretrain.json` for
+    the configurations of pre-training), and `videos/` or `features/` with a file for each `vid`. `title="raw"` takes
+    the title as it was uploaded instead of the annotated one. See [`AnnotatedMedia`].
+    """
+
+    ID_FIELD = "vid"
+    MEDIA = {
+        "video": ("videos", tuple(sorted(CLIP_SUFFIXES))),
+        "frame_features": ("features", FEATURE_SUFFIXES),
+    }
+    BUILDER_CONFIGS = [
+        AnnotatedMediaConfig(
+            name="create_210k",
+            files={
+                "train": ("create_210k_train.json",),
+                "validation": ("create_210k_val.json",),
+                "test": ("create_210k_test.json",),
+            },
+            title_fields={"annotated": "ann_title"} | _RAW_TITLE,
+        ),
+        _pretraining("3m"),
+        _pretraining("10m"),
+    ]
+    DEFAULT_CONFIG_NAME = "create_210k"

@@ -1,0 +1,3 @@
+from .pexel_tagging import PexelTagging
+
+__all__ = ["PexelTagging"]

@@ -1,0 +1,30 @@
+"""Pexel-tagging: English pictures with titles and tags (section 1.2 of the supplement), from files you hold."""
+
+from ..annotated_media import FEATURE_SUFFIXES, AnnotatedMedia, AnnotatedMediaConfig
+from ..tagging_folder import PICTURE_SUFFIXES
+
+
+class PexelTagging(AnnotatedMedia):
+    """`PexelTagging(data_dir=…).download_and_prepare()`, then `.as_dataset()`.
+
+    `data_dir` holds `pexel_{train,val,test}.json` of `{"id", "title", "tag"}`, and `images/` or `features/` with a
+    file for each `id`. See [`AnnotatedMedia`].
+    """
+
+    ID_FIELD = "id"
+    MEDIA = {
+        "image": ("images", tuple(sorted(PICTURE_SUFFIXES))),
+        "frame_features": ("features", FEATURE_SUFFIXES),
+    }
+    BUILDER_CONFIGS = [
+        AnnotatedMediaConfig(
+            name="pexel",
+            files={
+                "train": ("pexel_train.json", "pexel_train.jsonl"),
+                "validation": ("pexel_val.json", "pexel_val.jsonl"),
+                "test": ("pexel_test.json", "pexel_test.jsonl"),
+            },
+            title_fields={"title": "title"},
+        )
+    ]
+    DEFAULT_CONFIG_NAME = "pexel"

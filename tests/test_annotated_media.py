@@ -1,0 +1,171 @@
+"""CREATE-tagging and Pexel-tagging from files written as they are released."""
+
+import gzip
+import json
+import logging
+import os
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset_scripts import load_tagging_dataset
+from dataset_scripts.annotated_media import read_features
+from dataset_scripts.create_tagging import CreateTagging
+
+
+def annotation(index, **changes):
+    own = {"vid": f"v{index}", "ann_title": f" 夏日凉面{index}", "ann_caption": "…", "raw_title": f"原标题 {index}"}
+    return own | {"tag": ["美食", "凉面", f"标签{index}"], "category": index % 3} | changes
+
+
+def write(path, items):
+    path.write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.fixture
+def create(tmp_path):
+    folder = tmp_path / "create"
+    (folder / "features").mkdir(parents=True)
+    write(folder / "create_210k_train.json", [annotation(index) for index in range(6)])
+    write(folder / "create_210k_test.json", [annotation(index) for index in (6, 7)])
+    for index in range(8):
+        np.save(folder / "features" / f"v{index}.npy", np.full((2 + index % 2, 4), index, np.float16))
+    return folder
+
+
+@pytest.fixture
+def load(tmp_path):
+    return lambda name="create_tagging", **kwargs: load_tagging_dataset(name, cache_dir=tmp_path / "cache", **kwargs)
+
+
+def test_annotations_and_features_become_rows(create, load):
+    dataset = load(data_dir=str(create))
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 6, "test": 2}
+    row = dataset["train"][3]
+    assert (row["id"], row["title"], row["category"]) == ("v3", "夏日凉面3", 0)
+    assert row["tags"] == ["美食", "凉面", "标签3"]
+    assert np.array_equal(row["frame_features"], np.full((3, 4), 3.0))
+    assert load(data_dir=str(create), title="raw")["train"][0]["title"] == "原标题 0"
+    without = load(data_dir=str(create), visual="none")["train"]
+    assert without.column_names == ["id", "title", "tags", "category"]
+
+
+def test_a_stream_gives_the_same_rows(create, load):
+    expected = load(data_dir=str(create), split="train")
+    assert list(load(data_dir=str(create), split="train", streaming=True)) == list(expected)
+
+
+def test_a_changed_file_gives_its_own_rows_not_the_cache_s(create, load):
+    assert len(load(data_dir=str(create), split="train")) == 6
+    write(create / "create_210k_train.json", [annotation(index) for index in range(3)])
+    assert load(data_dir=str(create), split="train")["id"] == ["v0", "v1", "v2"]
+
+
+def test_pretraining_files_are_compressed_lines_without_annotated_titles(create, load):
+    lines = "".join(json.dumps({"vid": f"p{n}", "raw_title": "标题", "tag": ["美食"]}) + "\n" for n in range(5))
+    (create / "create_3m_pretrain.json.gz").write_bytes(gzip.compress(lines.encode()))
+    rows = load(config_name="create_3m", data_dir=str(create), visual="none", split="train")
+    assert len(rows) == 5 and rows[0]["title"] == "标题" and rows[0]["category"] is None
+    with pytest.raises(ValueError, match="annotated"):
+        load(config_name="create_3m", data_dir=str(create), title="annotated")
+    with pytest.raises(FileNotFoundError, match="create_10m_pretrain.json"):
+        load(config_name="create_10m", data_dir=str(create))
+
+
+def test_videos_are_found_by_name_and_pictures_likewise(create, load, tmp_path):
+    (create / "videos").mkdir()
+    for index in range(8):
+        (create / "videos" / f"v{index}.mp4").write_bytes(b"a clip")
+    # Where there are both, the videos are what the features were made of.
+    assert load(data_dir=str(create), split="train")[0]["video"]["path"].endswith("videos/v0.mp4")
+    pexel = tmp_path / "pexel"
+    (pexel / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(pexel / "images/p0.png")
+    write(pexel / "pexel_train.json", [{"id": "p0", "title": "a red square", "tag": ["red"]}])
+    row = load("pexel_tagging", data_dir=str(pexel), split="train")[0]
+    assert row["image"].getpixel((0, 0)) == (255, 0, 0) and row["tags"] == ["red"]
+
+
+def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
+    outside = tmp_path / "outside.npy"
+    np.save(outside, np.ones((2, 4)))
+    os.symlink(outside, create / "features/link.npy")
+    np.save(create / "features/wide.npy", np.ones((2, 5)))
+    np.save(create / "features/nan.npy", np.full((2, 4), np.nan))
+    (create / "features/broken.npy").write_bytes(b"no array")
+    items = [
+        annotation(0),
+        annotation(0, ann_title="again"),
+        annotation(1, tag=["  ", 7, "美食", "美食 "]),
+        annotation(2, tag=[]),
+        annotation(3, tag=[""]),
+        annotation(4, vid=None),
+        *(annotation(5, vid=vid) for vid in ("gone", "wide", "nan", "broken", "link", "../features/v5")),
+    ]
+    write(create / "create_210k_train.json", items)
+    builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
+    with caplog.at_level(logging.WARNING):
+        builder.download_and_prepare()
+    rows = builder.as_dataset(split="train")
+    assert rows["id"] == ["v0", "v1"] and rows[1]["tags"] == ["美食"]
+    assert builder.left_out["train"] == {
+        "items of a vid that was there before": 1,
+        "items without tags": 2,
+        "items without vid": 1,
+        "tags that are no text": 1,
+        "empty tags": 2,
+        "items whose file is not in features/": 1,
+        "items whose features are not 4 wide, as those before": 1,
+        "items whose features cannot be read": 2,
+        "items whose file is a link out of features/": 1,
+        "items whose id is no file name": 1,
+    }
+    assert "1 items whose id is no file name" in caplog.text
+    kept = CreateTagging(data_dir=str(create), missing="keep", cache_dir=str(tmp_path / "cache"))
+    kept.download_and_prepare()
+    assert len(kept.as_dataset(split="train")) == 8
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({}, FileNotFoundError, "give data_dir"),
+        ({"data_dir": "nowhere"}, FileNotFoundError, "is no folder"),
+        ({"visual": "video"}, FileNotFoundError, "videos"),
+        ({"visual": "sound"}, ValueError, "visual='sound'"),
+        ({"missing": "guess"}, ValueError, "missing='guess'"),
+        ({"title": "none"}, ValueError, "title='none'"),
+    ],
+)
+def test_bad_arguments_are_named(create, load, arguments, error, message):
+    if arguments:
+        arguments = {"data_dir": str(create)} | arguments
+    with pytest.raises(error, match=message):
+        load(**arguments)
+
+
+def test_a_truncated_file_is_an_error_that_names_it(create, tmp_path):
+    text = (create / "create_210k_train.json").read_text(encoding="utf-8")
+    (create / "create_210k_train.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(datasets.exceptions.DatasetGenerationError) as caught:
+        builder.download_and_prepare()
+    assert "create_210k_train.json, after" in f"{caught.value}{caught.value.__cause__}"
+
+
+def test_feature_files_of_every_kind_read_alike(tmp_path):
+    expected = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.save(tmp_path / "a.npy", expected)
+    np.savez(tmp_path / "a.npz", features=expected)
+    torch.save(torch.from_numpy(expected).half(), tmp_path / "a.pt")
+    for suffix in ("npy", "npz", "pt"):
+        assert np.array_equal(read_features(tmp_path / f"a.{suffix}"), expected)
+    torch.save({"not": os.system}, tmp_path / "code.pt")
+    with pytest.raises(ValueError, match="safe to load"):
+        read_features(tmp_path / "code.pt")
+    np.save(tmp_path / "flat.npy", expected[0])
+    with pytest.raises(ValueError, match=r"\[frames, width\]"):
+        read_features(tmp_path / "flat.npy")

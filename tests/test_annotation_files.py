@@ -1,0 +1,95 @@
+"""Annotation files are read item by item, whole or not at all."""
+
+import gzip
+import itertools
+import json
+import tracemalloc
+
+import pytest
+
+from dataset_scripts import annotation_files
+from dataset_scripts.annotation_files import read_annotations
+
+ITEMS = [
+    {"vid": f"v{index}", "raw_title": '创意美食 "教程" [1, {2}]', "tag": ["美食", "e-mail", "a\\b"], "category": index}
+    for index in range(50)
+]
+
+
+def forms():
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in ITEMS)
+    yield "list.json", json.dumps(ITEMS, ensure_ascii=False)
+    yield "pretty.json", json.dumps(ITEMS, indent=1)
+    yield "lines.jsonl", lines
+    yield "blank lines.jsonl", "\ufeff\n" + lines.replace("\n", "\r\n\r\n")
+
+
+@pytest.mark.parametrize("name, text", list(forms()))
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_lists_and_lines_read_alike_wherever_a_chunk_ends(tmp_path, monkeypatch, name, text, chunk):
+    monkeypatch.setattr(annotation_files, "CHUNK", chunk)
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert list(read_annotations(tmp_path / name)) == ITEMS
+
+
+def test_compressed_files_read_alike(tmp_path):
+    data = json.dumps(ITEMS, ensure_ascii=False).encode()
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(data))
+    assert list(read_annotations(tmp_path / "a.json.gz")) == ITEMS
+    zstandard = pytest.importorskip("zstandard")
+    (tmp_path / "a.json.zst").write_bytes(zstandard.compress(data))
+    assert list(read_annotations(tmp_path / "a.json.zst")) == ITEMS
+
+
+def test_empty_files_and_lists_have_no_items(tmp_path):
+    for text in ("", "[]", " [ ] \n", "\n\n"):
+        (tmp_path / "a.json").write_text(text)
+        assert list(read_annotations(tmp_path / "a.json")) == []
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (json.dumps(ITEMS)[:-40], "the file ends in the middle of an item"),
+        (json.dumps(ITEMS)[:-1], "the file ends in the middle of its list"),
+        (json.dumps(ITEMS) + "]", "after the end of its list"),
+        ('[{"vid": "v0"} {"vid": "v1"}]', "where a comma should be"),
+        ('[{"vid": "v0"},]', "a comma before the end"),
+        ('[{"vid": "v0"}, 17]', "holds 17 where an object should be"),
+        ('{"vid": "v0"}\n"text"\n', 'holds "text" where an object should be'),
+        ('[{"vid": nonsense}]', "no JSON"),
+        ('{"vid": "v0"}\n{"vid": "v1', "the file ends in the middle of an item"),
+    ],
+)
+def test_a_broken_file_is_named_with_the_items_before(tmp_path, text, message):
+    path = tmp_path / "broken.json"
+    path.write_text(text, encoding="utf-8")
+    found = []
+    with pytest.raises(ValueError, match=r"broken\.json, after \d+ items: ") as caught:
+        found.extend(item for item in read_annotations(path))
+    assert message in str(caught.value) and f"after {len(found)} items" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_and_archives_cut_short_are_named(tmp_path):
+    (tmp_path / "latin.json").write_bytes('[{"vid": "caf\xe9"}]'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.json, after 0 items: not UTF-8"):
+        list(read_annotations(tmp_path / "latin.json"))
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps(ITEMS).encode())[:-30])
+    with pytest.raises(ValueError, match=r"cut\.json\.gz, after \d+ items"):
+        list(read_annotations(tmp_path / "cut.json.gz"))
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "large.json"
+    with path.open("w", encoding="utf-8") as file:
+        file.write(
+            "["
+            + ",".join(json.dumps(item | {"vid": f"v{n}"}) for n, item in zip(range(60_000), itertools.cycle(ITEMS)))
+        )
+        file.write("]")
+    assert path.stat().st_size > 8e6
+    tracemalloc.start()
+    count = sum(1 for _ in read_annotations(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 60_000 and peak < 8e6
