@@ -7,8 +7,9 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.ticker import ScalarFormatter
+
+from dataset_scripts.frequency_picture import tag_frequencies
 
 # Colours that stay apart for the colour-blind (Okabe and Ito), and a marker beside each.
 STYLES = {
@@ -74,18 +75,4 @@ def time_and_f1(comparison: Mapping, path: Path) -> None:
     axes.set(xlabel="milliseconds an item, towers included (batches of 8)", ylabel="Full F1, %")
     if axes.collections:
         axes.legend(frameon=False, fontsize=8)
-    save(figure, path)
-
-
-def tag_frequencies(train_counts: Mapping[str, int], test_counts: Mapping[str, int], path: Path) -> None:
-    """Figure 1 of the supplement: how often the evaluated tags occur, by falling training frequency, on a square-root
-    axis."""
-    tags = sorted((tag for tag in test_counts if tag in train_counts), key=lambda tag: -train_counts[tag])
-    figure, axes = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True)
-    for ax, counts, split, colour in zip(axes, (train_counts, test_counts), ("train", "test"), ("#0072B2", "#D55E00")):
-        ax.bar(np.arange(len(tags)), [counts[tag] for tag in tags], width=1.0, color=colour)
-        ax.set_yscale("function", functions=(np.sqrt, np.square))
-        ax.set_ylim(0, None)
-        ax.set_ylabel(f"{split} items")
-    axes[1].set_xlabel(f"the {len(tags)} tags that training and test items share, most frequent first")
     save(figure, path)

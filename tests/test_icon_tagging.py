@@ -384,6 +384,7 @@ def test_statistics_count_items_and_tags():
         "tags_per_item": 1.33,
         "train_tags": 3,
         "test_tags": 3,
+        "union": 4,
         "evaluated_tags": 2,
         "common_tags": 1,
         "rare_tags": 1,

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from . import tag
+from . import stats, tag
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"optsg {version}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     tag.add_command(commands)
+    stats.add_command(commands)
     args = parser.parse_args(argv)
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,0 +1,104 @@
+"""`optsg stats`: how many items and tags a tagging dataset has, beside what the paper says of it."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add_command(commands):
+    parser = commands.add_parser(
+        "stats",
+        help="items and tags of a dataset",
+        description="Counts items and tags of a tagging dataset: Tables 1 and 3 of the paper's supplement.\n"
+        "Where the paper has figures of it, they stand beside what is counted.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", metavar="NAME", help="a benchmark, a folder, or a dataset on the Hub")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark's own files")
+    parser.add_argument("--config-name", metavar="NAME", help="which configuration of the benchmark")
+    parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
+    common = parser.add_mutually_exclusive_group()
+    common.add_argument(
+        "--common", type=int, default=25, metavar="N", help="a tag of so many training items is common"
+    )
+    common.add_argument(
+        "--match-published",
+        action="store_true",
+        help="take the N whose common and rare tags come nearest to the paper's",
+    )
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the tags' frequencies (Figure 1) there")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.set_defaults(run=_run)
+
+
+def _run(args) -> int:
+    from dataset_scripts import load_tagging_dataset
+    from dataset_scripts.published_statistics import COMPARED_DATASETS, PUBLISHED, identities
+    from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, tag_statistics
+
+    given = {"data_dir": args.data_dir, "config_name": args.config_name}
+    try:
+        if args.common < 1:
+            raise ValueError(f"--common {args.common} must be at least 1")
+        dataset = load_tagging_dataset(
+            args.dataset,
+            cache_dir=args.cache_dir,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
+        published = PUBLISHED.get(args.dataset.replace("-", "_"))
+        common = args.common
+        if args.match_published:
+            if published is None:
+                raise ValueError(f"the paper says nothing of {args.dataset}; it has {', '.join(PUBLISHED)}")
+            common, *_ = nearest_common_count(
+                counts["train"], counts["test"], published["common_tags"], published["rare_tags"]
+            )
+        # A benchmark of training items alone has no split to compare.
+        figures = tag_statistics(counts, common) if {"train", "test"} <= counts.keys() else _alone(counts)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        print(f"optsg stats: {error}", file=sys.stderr)
+        return 2
+    checks = identities(figures) if "union" in figures else []
+    if args.json:
+        print(json.dumps({"common_count": common, "counted": figures, "published": published}))
+    else:
+        _show(args.dataset, figures, published, common)
+        for name, of in (("counted", figures), ("published", published)):
+            for text, holds in identities(of) if of and "union" in of else ():
+                print(f"{name}: {text}: {'holds' if holds else 'does NOT hold'}")
+        print("\nBeside other datasets (Table 3):")
+        own = (args.dataset, "", f"{figures['items']:,}", figures["unique_tags"], "")
+        for name, kind, items, tags, domain in (own, *COMPARED_DATASETS):
+            print(f"  {name:<24}{kind:<12}{items:>10}{tags:>10,}  {domain}".rstrip())
+    if args.picture:
+        if "union" not in figures:
+            print("optsg stats: a picture needs the splits train and test", file=sys.stderr)
+            return 2
+        try:
+            from dataset_scripts.frequency_picture import tag_frequencies
+
+            tag_frequencies(counts["train"].counts, counts["test"].counts, args.picture)
+        except ImportError:
+            print("optsg stats: --picture needs matplotlib: pip install 'optsg[compare]'", file=sys.stderr)
+            return 2
+    return 0 if all(holds for _, holds in checks) else 1
+
+
+def _alone(counts) -> dict:
+    items = sum(own.items for own in counts.values())
+    return {
+        **{f"{split}_items": own.items for split, own in counts.items()},
+        "items": items,
+        "unique_tags": len(set().union(*(own.counts for own in counts.values()))),
+        "tags_per_item": round(sum(own.counts.total() for own in counts.values()) / max(items, 1), 2),
+    }
+
+
+def _show(name: str, figures: dict, published: dict | None, common: int) -> None:
+    print(f"{name}, a tag is common from {common} training items on:")
+    print(f"  {'':<18}{'counted':>12}" + (f"{'published':>12}" if published else ""))
+    for key, value in figures.items():
+        beside = f"{published[key]:>12,}" if published and key in published else ""
+        print(f"  {key.replace('_', ' '):<18}{value:>12,}{beside}")
