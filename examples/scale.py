@@ -92,8 +92,6 @@ def main() -> None:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"items": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}))
         return
-    from score import environment
-
     found = {"items": arguments.items, "unique_tags": UNIQUE_TAGS, "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
@@ -106,6 +104,9 @@ def main() -> None:
             found["steps"][step] = row
             print(step, row, flush=True)
     if arguments.output:
+        # Only now: a process begins with the largest memory of the one that started it.
+        from score import environment
+
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(found | environment(), indent=1) + "\n", encoding="utf-8")
 
