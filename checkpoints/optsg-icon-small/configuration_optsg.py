@@ -63,7 +63,7 @@ class OPTSGConfig(PreTrainedConfig):
         item_summary: whether the order prompts begin from the item's pooled tower features, beside what they find in
             the memory.
         set_alignment: whether the item as a whole is compared with all train tags too, in training and for the
-            probability of a written tag; needs `item_summary`.
+            probability of a written tag.
         num_tag_classes: number of train tags it is compared with; with 0 there is no such comparison.
         set_alignment_weight: its share in the loss; set_dropout: dropout of the summary there.
         gamma_negative, gamma_positive, probability_shift: of its asymmetric loss: focusing exponents (γ⁻, γ⁺) for
@@ -153,8 +153,6 @@ class OPTSGConfig(PreTrainedConfig):
         for name in (*shares.split(), "pad_slot_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        if self.set_alignment and not self.item_summary:
-            raise ValueError("set_alignment compares the item's summary with tags: it needs item_summary.")
         for name in ("num_sampled_tokens", "gamma_negative", "gamma_positive"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
@@ -178,6 +176,7 @@ class ModelGConfig(OPTSGConfig):
 
     model_type = "optsg_model_g"
 
+    set_alignment: bool = False
     text_classes: bool = True
 
 
@@ -193,6 +192,7 @@ class ASYConfig(OPTSGConfig):
 
     model_type = "optsg_asy"
 
+    set_alignment: bool = False
     num_prompts: int = 1
     text_classes: bool = True
 
@@ -211,6 +211,7 @@ class OpenBookConfig(OPTSGConfig):
 
     model_type = "optsg_open_book"
 
+    set_alignment: bool = False
     num_prompts: int = 1
     num_book_items: int = 8
     max_book_tokens: int = 128
@@ -239,6 +240,7 @@ class KNNConfig(OPTSGConfig):
 
     model_type = "optsg_knn"
 
+    set_alignment: bool = False
     num_items: int = 0
     max_item_tags: int = 0
 

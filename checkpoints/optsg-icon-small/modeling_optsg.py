@@ -30,6 +30,8 @@ class OPTSGModelOutput(ModelOutput):
         memory: `[batch, memory length, hidden_size]`, the fused tokens of frames and title.
         memory_mask: `[batch, memory length]`, boolean, true for real tokens.
         summary: `[batch, hidden_size]`, what the item is as a whole; `None` without `item_summary`.
+        set_summary: `[batch, hidden_size]`, the same for the comparison with train tags; `None` without
+            `set_alignment`.
         prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
     """
 
@@ -37,6 +39,7 @@ class OPTSGModelOutput(ModelOutput):
     memory: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
     summary: torch.Tensor | None = None
+    set_summary: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
 
 
@@ -278,7 +281,7 @@ class OPTSGModel(OPTSGTowers):
         frame_features, title_features = self.read(
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
         )
-        memory, memory_mask, summary = self.multimodal_encoder(
+        memory, memory_mask, summary, set_summary = self.multimodal_encoder(
             frame_features, frame_mask, title_features, attention_mask
         )
         order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask, summary)
@@ -287,6 +290,7 @@ class OPTSGModel(OPTSGTowers):
             memory=memory,
             memory_mask=memory_mask,
             summary=summary,
+            set_summary=set_summary,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
         )
 
@@ -387,7 +391,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         loss = written["generation_loss"] + self.config.alignment_weight * alignment.loss
         set_loss = None
         if self.set_alignment is not None and tag_ids is not None:
-            set_loss = self.set_alignment(outputs.summary, labels, tag_ids)
+            set_loss = self.set_alignment(outputs.set_summary, labels, tag_ids)
             loss = loss + self.config.set_alignment_weight * set_loss
         return OPTSGOutput(
             loss=loss,
@@ -398,9 +402,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             **written,
         )
 
-    def set_tag_classes(self, input_ids) -> None:
+    def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is: the train tags, which the item as a whole is compared with; token ids of each
-        without [SEP]. Replaces those of before and what was learned of them.
+        without [SEP], and training counts. Replaces those of before and what was learned of them.
 
         Raises:
             ValueError: see [`TagClasses.set_tags`], or the model has no `set_alignment`.
@@ -410,7 +414,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
         set_alignment = SetAlignment(config)
-        set_alignment.tag_classes.set_tags(input_ids)
+        set_alignment.tag_classes.set_tags(input_ids, counts)
         self.config.num_tag_classes, set_alignment.config = len(input_ids), self.config
         for module in set_alignment.modules():
             self._init_weights(module)

@@ -38,7 +38,8 @@ class ItemSummary(nn.Module):
             else:
                 # What an item does not have says nothing, not even the norm's bias.
                 pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
-        summary = self.outer(self.dropout(nn.functional.gelu(self.inner(torch.cat(pooled, dim=-1)))))
+        hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
+        summary = self.outer(self.dropout(hidden_states))
         return summary + self.title_projection(pooled[1])
 
 
@@ -63,6 +64,8 @@ class MultimodalEncoder(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.summary = ItemSummary(config) if config.item_summary else None
+        # What is compared with all train tags is learned apart: two that err differently know more than one.
+        self.set_summary = ItemSummary(config) if config.set_alignment else None
 
     def forward(
         self,
@@ -70,7 +73,7 @@ class MultimodalEncoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
@@ -79,8 +82,9 @@ class MultimodalEncoder(nn.Module):
             attention_mask: `[batch, title length]`, true for real title tokens; all real when left out.
 
         Returns:
-            The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, and the item's
-            summary `[batch, hidden_size]`, `None` without `item_summary`.
+            The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, and two
+            summaries of the item, `[batch, hidden_size]`: where the order prompts begin (`None` without
+            `item_summary`), and what is compared with the train tags (`None` without `set_alignment`).
 
         Raises:
             ValueError: neither frames nor title are given, a clip is longer than `max_frames`, or an item is left
@@ -121,14 +125,15 @@ class MultimodalEncoder(nn.Module):
         if not (present := memory_mask.any(dim=1)).all():
             empty = (~present).nonzero().flatten().tolist()
             raise ValueError(f"Items {empty} of the batch have neither a frame nor a title.")
-        summary = None
-        if self.summary is not None:
-            shown = dict(zip(given, masks))
-            summary = self.summary(tokens_of, [shown.get(modality) for modality in (0, 1)])
+        shown = dict(zip(given, masks))
+        summary, set_summary = (
+            None if module is None else module(tokens_of, [shown.get(modality) for modality in (0, 1)])
+            for module in (self.summary, self.set_summary)
+        )
         memory = self.dropout(memory)
         for layer in self.layers:
             memory, _ = layer(memory, memory_mask[:, None, None, :])
-        return self.norm(memory), memory_mask, summary
+        return self.norm(memory), memory_mask, summary, set_summary
 
     def _hide_at_random(self, masks: list[torch.Tensor]) -> list[torch.Tensor]:
         """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens)."""

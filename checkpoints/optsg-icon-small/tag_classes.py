@@ -12,7 +12,7 @@ class TagClasses(nn.Module):
     """The tokens of each class's tag, so that a class comes back from the processor as a written tag does.
 
     They are a buffer of the model and are saved with its weights: class 0 is the first of the tags the model was
-    trained on, and a checkpoint needs no list beside it.
+    trained on, and a checkpoint needs no list beside it. So are the tags' training counts, as logarithms.
     """
 
     def __init__(self, config):
@@ -20,19 +20,22 @@ class TagClasses(nn.Module):
         self.pad_token_id = config.tag_pad_token_id
         shape = (config.num_tag_classes, config.max_tag_tokens)
         self.register_buffer("tokens", torch.full(shape, self.pad_token_id, dtype=torch.int32))
+        self.register_buffer("log_counts", torch.zeros(config.num_tag_classes))
         self._index = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def set_tags(self, input_ids: Sequence[Sequence[int]]) -> None:
+    def set_tags(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
         """Says which tag each class is.
 
         Args:
             input_ids: token ids of each class's tag, without [SEP].
+            counts: training items of each tag; without them no tag is rarer than another.
 
         Raises:
-            ValueError: there are not as many tags as classes, one is empty or too long, or two are the same.
+            ValueError: there are not as many tags as classes, one is empty or too long, two are the same, or the
+                counts are not as many or below one.
         """
         classes, longest = self.tokens.shape
         if len(input_ids) != classes:
@@ -42,6 +45,9 @@ class TagClasses(nn.Module):
             raise ValueError(f"Tags of {sorted(set(lengths))} tokens; each must have 1 to max_tag_tokens={longest}.")
         if len(set(map(tuple, input_ids))) < classes:
             raise ValueError("Two classes have the same tag; list each once.")
+        if counts is not None and (len(counts) != classes or min(counts) < 1):
+            raise ValueError(f"{len(counts)} counts for {classes} classes; each must have one, of at least 1.")
+        self.log_counts.copy_(torch.tensor(counts or [1] * classes).log())
         rows = [list(ids) + [self.pad_token_id] * (longest - len(ids)) for ids in input_ids]
         self.tokens.copy_(torch.tensor(rows, dtype=torch.int32))
 
@@ -53,6 +59,11 @@ class TagClasses(nn.Module):
             tags = {tuple(t for t in row if t != self.pad_token_id): place for place, row in enumerate(rows)}
             self._index = (version, tags)
         return self._index[1]
+
+    def adjust(self, logits: torch.Tensor, logit_adjustment: float) -> torch.Tensor:
+        """Logits `[..., classes]` less `logit_adjustment` times the logarithm of each tag's training count (Menon et
+        al., arXiv 2007.07314, section 4.1): an average over tags asks for more rare ones than are likely."""
+        return logits - logit_adjustment * self.log_counts if logit_adjustment else logits
 
     def of(self, classes: torch.Tensor) -> torch.Tensor:
         """Tokens `[..., longest of them]` of the classes' tags `[...]`, filled up with [PAD]."""

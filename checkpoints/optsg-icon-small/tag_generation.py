@@ -189,6 +189,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         max_tags: int | None = None,
         proposals: int | None = None,
         score_weights: Sequence[float] | None = None,
+        logit_adjustment: float | None = None,
         alternative_floor: float | None = None,
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None = None,
         logits_processor: LogitsProcessorList | None = None,
@@ -217,13 +218,15 @@ class OrderPromptGenerationMixin(GenerationMixin):
             score_weights: five numbers: for a train tag the weight of the slots' logit, of the item's, and their bias;
                 for a novel tag the weight of the slots' logit and its bias. For models with `set_alignment`; fitted on
                 validation items.
+            logit_adjustment: so many times the logarithm of a train tag's training count is taken off what the item as
+                a whole says of it ([`TagClasses.adjust`]); 0 if not given.
             alternative_floor: an alternative of a slot, beyond its first, is given up as soon as its probability is
                 smaller; 0 if not given, and the search is exhaustive.
             tag_vocabulary: token ids of the only tags allowed (`processor.encode_tags` makes them), or a
                 [`TagVocabularyLogitsProcessor`] built from them once.
             logits_processor: processors of `transformers`; they see a slot's own tokens as `input_ids`.
-            generation_config: instead of the model's. `threshold`, `pad_bias` and `score_weights` there are as here or
-                one for each decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
+            generation_config: instead of the model's. `threshold`, `pad_bias`, `score_weights` and `logit_adjustment`
+                there are as here or one for each decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
             output_slots: return what every slot proposes too.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
                 `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
@@ -235,6 +238,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         own = {"decoding": decoding, "threshold": threshold, "pad_bias": pad_bias, "max_tags": max_tags}
         own |= {"proposals": proposals, "score_weights": score_weights, "alternative_floor": alternative_floor}
+        own |= {"logit_adjustment": logit_adjustment}
         for name, value in own.items():
             setattr(config, name, value if value is not None else getattr(config, name, None))
         if unknown := kwargs.keys() - set(SEARCH_SETTINGS):
@@ -247,8 +251,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         decoding = config.decoding or "parallel"
         if decoding not in DECODINGS:
             raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
-        threshold, pad_bias = (
-            _finite(name, _for_decoding(config, name, decoding, 0.0)) for name in ("threshold", "pad_bias")
+        threshold, pad_bias, logit_adjustment = (
+            _finite(name, _for_decoding(config, name, decoding, 0.0))
+            for name in ("threshold", "pad_bias", "logit_adjustment")
         )
         score_weights, proposals = _for_decoding(config, "score_weights", decoding), config.proposals or 0
         if score_weights is not None:
@@ -326,7 +331,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             if self.set_alignment is not None:
                 # Proposals are chosen among whole tags: what forbids tokens one by one could not forbid them.
                 free = not processors and not config.do_sample
-                evidence = self._set_evidence(outputs.summary, proposals if free else 0, score_weights)
+                proposals = proposals if free else 0
+                evidence = self._set_evidence(outputs.set_summary, proposals, score_weights, logit_adjustment)
         collected = collect_tags(tokens, log_probs, threshold, config.max_tags, self.config.tag_pad_token_id, evidence)
         return OPTSGGenerateOutput(
             **vars(collected),
@@ -337,14 +343,15 @@ class OrderPromptGenerationMixin(GenerationMixin):
             prompt_attentions=outputs.prompt_attentions,
         )
 
-    def _set_evidence(self, summary, proposals: int, weights) -> SetEvidence:
+    def _set_evidence(self, summary, proposals: int, weights, logit_adjustment: float) -> SetEvidence:
         """What the item as a whole says of every train tag, and the ones that suit it best."""
-        logits = self.set_alignment.logits(summary).float()
+        classes = self.set_alignment.tag_classes
+        logits = classes.adjust(self.set_alignment.logits(summary).float(), logit_adjustment)
         best = logits.topk(min(proposals, logits.shape[1]), dim=1).indices
         return SetEvidence(
             logits=logits,
-            classes=self.set_alignment.tag_classes.index(),
-            proposals=self.set_alignment.tag_classes.of(best),
+            classes=classes.index(),
+            proposals=classes.of(best),
             weights=weights,
         )
 
@@ -637,15 +644,15 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def plain_settings(model, generation_config: GenerationConfig | None, **given) -> dict:
-    """The `threshold`, `max_tags` and `pad_bias` of a `generate` call that names tags instead of writing them: what is
-    given, else what the model's `generation_config` says.
+    """The `threshold`, `max_tags`, … of a `generate` call that names tags instead of writing them: what is given, else
+    what the model's `generation_config` says.
 
     Raises:
         ValueError: one of them is out of range.
     """
     config = generation_config if generation_config is not None else model.generation_config
     settings = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
-    for name in ("threshold", "pad_bias"):
+    for name in ("threshold", "pad_bias", "logit_adjustment"):
         if name in settings:
             settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
     if not 0 <= settings["threshold"] <= 1:
