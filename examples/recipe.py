@@ -137,6 +137,13 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
     }
     if arguments.what == "ladder":
         return found | environment()
+    # The classifier inside OP-TSG, its slots ignored: it has parameters of its own, so this is ASY with every
+    # improvement that applies to it, at the same length.
+    alone = {}
+    for decoding, fit in summary["fits"].items():
+        if own := [entry for entry in fit["tried"] if entry.get("slot_share") == 0.0]:
+            best = max(own, key=lambda e: e["validation"]["full_f1"] + e["validation"]["micro_f1"])
+            alone[decoding] = {name: best[name] for name in ("score_weights", "logit_adjustment", "threshold")}
     system = SYSTEMS[row["arguments"]["system"]]
     dataset = load_tagging_dataset(arguments.dataset or "icon_tagging")
     model = system.model.from_pretrained(folder).eval()
@@ -153,6 +160,14 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
         found["test"][decoding or "only"] = evaluator.score(predictions) | {
             "novel": novel_hits(predictions, references)
         }
+        if decoding in alone:
+            known = {name for name, count in counts.items() if count}
+            predictions = predict_tags(
+                model, processor, CachedFeatures(cached), progress=False, **settings, **alone[decoding]
+            )
+            predictions = [[tag for tag in tags if tag["tag"] in known] for tags in predictions]
+            found["test"][f"{decoding}, item alone"] = evaluator.score(predictions) | {"settings": alone[decoding]}
+            alone.clear()
     return found | environment()
 
 

@@ -33,8 +33,9 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and every
     tag's weights give it a probability. It cannot write a tag it has not seen.
 
-    With `text_classes` what the queries find is added to the item's summary and compared with every tag
-    ([`SimilarityClassifier`]); without, a linear layer classifies what the queries find, as in the paper.
+    With `text_classes` the item's summary is compared with every tag ([`SimilarityClassifier`]), and what the queries
+    find is added by a share that is learned and begins at none; without, a linear layer classifies what the queries
+    find, as in the paper.
     """
 
     config_class = ASYConfig
@@ -45,6 +46,8 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.dropout = nn.Dropout(config.set_dropout if config.text_classes else config.dropout)
         if config.text_classes:
             self.classifier = SimilarityClassifier(config, config.num_tag_classes)
+            # Normalised, what the queries find is far larger than the summary, and at first it says nothing.
+            self.found_share = nn.Parameter(torch.zeros(()))
         else:
             self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
         self.tag_classes = TagClasses(config)
@@ -56,6 +59,8 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is getattr(self, "classifier", None):
             init.constant_(module.bias, ABSENT_BIAS)
+        if module is self and self.config.text_classes:
+            init.zeros_(self.found_share)
 
     def set_tag_classes(self, input_ids, counts=None) -> None:
         """Says which tag each class is; see [`TagClasses.set_tags`]."""
@@ -92,7 +97,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         )
         found = outputs.order_prompts.mean(dim=1)
         if self.config.text_classes and outputs.summary is not None:
-            found = found + outputs.summary
+            found = self.found_share * found + outputs.summary
         logits = self.classifier(self.dropout(found))
         if labels is None:
             return ASYOutput(logits=logits)
