@@ -36,6 +36,12 @@ ROWS = Path(__file__).with_name("presets") / "recipe_rows.json"
 FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 SHARES = (0.125, 0.25, 0.5, 1.0)
 COMPARED = ("op-tsg", "asy")
+LINES = (
+    ("OP-TSG", "op-tsg", "parallel"),
+    ("its classifier alone", "op-tsg", "parallel, item alone"),
+    ("ASY", "asy", "only"),
+)
+ITEMS = (2000, 4000, 8000, 16000)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -191,14 +197,18 @@ def table(rows: dict[str, dict], split: str) -> str:
 def draw_curves(rows: dict[str, dict], path: Path) -> None:
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(14, 3.4), sharex=True)
     for axis, name in zip(axes, FIGURES):
-        for system in COMPARED:
+        for label, system, decoding in LINES:
             own = [row["runs"] for key, row in rows.items() if key.startswith(f"{system}-")]
             points = sorted(
-                (runs[0]["items"], sum(next(iter(run["test"].values()))[name] for run in runs) / len(runs))
+                (runs[0]["items"], sum(run["test"][decoding][name] for run in runs) / len(runs))
                 for runs in own
+                if all(decoding in run["test"] for run in runs)
             )
-            axis.plot(*zip(*points), marker="o", label=system.upper())
+            if points:
+                axis.plot(*zip(*points), marker="o", label=label)
         axis.set(xscale="log", title=name.replace("_f1", " F1, test"), xlabel="training items")
+        axis.set_xticks(ITEMS, labels=[f"{items // 1000}k" for items in ITEMS], minor=False)
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.tight_layout()
