@@ -242,7 +242,7 @@ def test_an_unknown_split_is_named_beside_those_there_are(folder):
 
 @pytest.mark.parametrize("name", ["icontagging", "no/such/folder", "../nowhere", ""])
 def test_an_unknown_name_lists_what_is_accepted(name):
-    with pytest.raises(FileNotFoundError, match="Accepted: icon_tagging; a local folder .* on the Hub"):
+    with pytest.raises(FileNotFoundError, match="Accepted: icon_tagging, .*; a local folder .* on the Hub"):
         load_tagging_dataset(name)
 
 
