@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from .alignment import AlignmentOutput, TagAlignment
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
-from .multimodal_encoder import MultimodalEncoder
+from .multimodal_encoder import ItemSummary, MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
 from .sampled_softmax import mean_with_rare_class, sample_classes
 from .set_alignment import SetAlignment
@@ -416,9 +416,13 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         set_alignment = SetAlignment(config)
         set_alignment.tag_classes.set_tags(input_ids, counts)
         self.config.num_tag_classes, set_alignment.config = len(input_ids), self.config
-        for module in set_alignment.modules():
+        summary = ItemSummary(config)
+        for module in (*set_alignment.modules(), *summary.modules()):
             self._init_weights(module)
         self.set_alignment = set_alignment.to(self.lm_head.weight).train(self.training)
+        encoder = self.model.multimodal_encoder
+        if encoder.set_summary is None:
+            encoder.set_summary = summary.to(self.lm_head.weight).train(self.training)
 
     def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
         return self.tag_alignment(order_prompts, tag_features, labels)

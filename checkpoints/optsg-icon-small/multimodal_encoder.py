@@ -65,7 +65,7 @@ class MultimodalEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
         self.summary = ItemSummary(config) if config.item_summary else None
         # What is compared with all train tags is learned apart: two that err differently know more than one.
-        self.set_summary = ItemSummary(config) if config.set_alignment else None
+        self.set_summary = ItemSummary(config) if config.set_alignment and config.num_tag_classes else None
 
     def forward(
         self,
