@@ -64,12 +64,14 @@ RARER = (("logit_adjustment", LOGIT_ADJUSTMENTS),)
 
 # Systems without slots: one query pools the memory.
 ONE_QUERY = (("num_prompts", 1),)
+# Whatever OP-TSG's prompts begin from, a classifier has the item's summary.
+SUMMARISED = (*ONE_QUERY, ("item_summary", True))
 
 SYSTEMS = {
     "op-tsg": System(OPTSGForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
     "model-f": System(ModelFForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
     "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True, fitted=RARER),
-    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=ONE_QUERY, fitted=RARER),
+    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=SUMMARISED, fitted=RARER),
     "sequence": System(OpenBookForTagGeneration, config=(*ONE_QUERY, ("num_book_items", 0))),
     "open-book": System(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
     "knn": System(
