@@ -73,18 +73,24 @@ def tag_statistics(
     train, test = found["train"].counts, found["test"].counts
     evaluated = train.keys() & test.keys()
     common = sum(train[tag] >= common_count for tag in evaluated)
-    items = sum(split.items for split in found.values())
-    return {
-        **{f"{split}_items": own.items for split, own in found.items()},
-        "items": items,
-        "unique_tags": len(set().union(*(own.counts for own in found.values()))),
-        "tags_per_item": round(sum(own.counts.total() for own in found.values()) / max(items, 1), 2),
+    return size_statistics(found) | {
         "train_tags": len(train),
         "test_tags": len(test),
         "union": len(train.keys() | test.keys()),
         "evaluated_tags": len(evaluated),
         "common_tags": common,
         "rare_tags": len(evaluated) - common,
+    }
+
+
+def size_statistics(counts: Mapping[str, TagCounts]) -> dict[str, int | float]:
+    """The figures of [`tag_statistics`] that need no two splits."""
+    items = sum(own.items for own in counts.values())
+    return {
+        **{f"{split}_items": own.items for split, own in counts.items()},
+        "items": items,
+        "unique_tags": len(set().union(*(own.counts for own in counts.values()))),
+        "tags_per_item": round(sum(own.counts.total() for own in counts.values()) / max(items, 1), 2),
     }
 
 

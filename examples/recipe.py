@@ -28,6 +28,7 @@ from modeling_optsg import OPTSGProcessor, TagEvaluator
 from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.prediction import predict_tags
 from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.tag_metrics import objective_value
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -100,14 +101,14 @@ def train(arguments, name: str, row: dict, seed: int) -> tuple[Path, str]:
     folder = arguments.work_dir / f"{name}-seed{seed}"
     command = ["--preset", arguments.preset, "--seed", seed]
     for argument, value in row.get("arguments", {}).items():
-        command += [f"--{argument}", Path(value).name if argument == "dataset" else value]
+        command += [f"--{argument}", value]
     if "config" in row:
         config = json.loads(arguments.preset.read_text(encoding="utf-8"))["config"] | row["config"]
         command += ["--config", json.dumps(config)]
-    shown = shlex.join(map(str, ["python", "examples/train.py", *command]))
+    # Where the pictures lay is nobody else's business.
+    names = [Path(part).name if part == arguments.dataset else part for part in command]
+    shown = shlex.join(map(str, ["python", "examples/train.py", *names]))
     if not (folder / "training_summary.json").exists():
-        if arguments.dataset:
-            command += ["--dataset", arguments.dataset]
         program = [sys.executable, Path(__file__).with_name("train.py"), *command]
         program += ["--output_dir", folder, "--cache_dir", arguments.cache_dir]
         run(list(map(str, program)))
@@ -118,20 +119,29 @@ def run(command: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
+def best_of(tried: list[dict], setting: str, value: float) -> dict | None:
+    """The best of the fits that had a setting, `None` where none had."""
+    own = [entry for entry in tried if entry.get(setting) == value]
+    return max(own, key=lambda entry: objective_value(entry["validation"], "full_f1+micro_f1"), default=None)
+
+
 @torch.no_grad()
 def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
     """A run's figures: those of the training summary, and for what is scored on test those of the test items."""
     summary = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
-    fits = {decoding: dict(fit) for decoding, fit in summary["fits"].items()}
-    for fit in fits.values():
+    fits, alone = summary["fits"], {}
+    for decoding, fit in fits.items():
         tried = fit.pop("tried")
         # What the slots say alone, the item as a whole alone, and both with rare tags not favoured.
         parts = {"slots": ("slot_share", 1.0), "item": ("slot_share", 0.0), "unadjusted": ("logit_adjustment", 0.0)}
         for part, (setting, value) in parts.items():
-            own = [entry["validation"] for entry in tried if entry.get(setting) == value]
-            if own:
-                best = max(own, key=lambda f: f["full_f1"] + f["micro_f1"])
-                fit[part] = {name: best[name] for name in FIGURES}
+            if best := best_of(tried, setting, value):
+                fit[part] = {name: best["validation"][name] for name in FIGURES}
+        # The classifier inside OP-TSG, its slots ignored: it has parameters of its own, so this is ASY with every
+        # improvement that applies to it, at the same length. The decoding makes no difference to it.
+        if not alone and (best := best_of(tried, "slot_share", 0.0)):
+            settings = ("score_weights", "logit_adjustment", "threshold")
+            alone = {"decoding": decoding} | {name: best[name] for name in settings}
     history = summary["history"]
     found = {
         "seed": seed,
@@ -139,17 +149,10 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
         "epochs": summary["arguments"]["epochs"],
         "seconds_per_epoch": round(summary["training_seconds"] / summary["arguments"]["epochs"], 1),
         "losses": {name: value for name, value in history[-1].items() if name.endswith("loss")} if history else {},
-        "validation": {decoding: fit for decoding, fit in fits.items()},
+        "validation": fits,
     }
     if arguments.what == "ladder":
         return found | environment()
-    # The classifier inside OP-TSG, its slots ignored: it has parameters of its own, so this is ASY with every
-    # improvement that applies to it, at the same length.
-    alone = {}
-    for decoding, fit in summary["fits"].items():
-        if own := [entry for entry in fit["tried"] if entry.get("slot_share") == 0.0]:
-            best = max(own, key=lambda e: e["validation"]["full_f1"] + e["validation"]["micro_f1"])
-            alone[decoding] = {name: best[name] for name in ("score_weights", "logit_adjustment", "threshold")}
     system = SYSTEMS[row["arguments"]["system"]]
     dataset = load_tagging_dataset(arguments.dataset or "icon_tagging")
     model = system.model.from_pretrained(folder).eval()
@@ -166,14 +169,10 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
         found["test"][decoding or "only"] = evaluator.score(predictions) | {
             "novel": novel_hits(predictions, references)
         }
-        if decoding in alone:
-            known = {name for name, count in counts.items() if count}
-            predictions = predict_tags(
-                model, processor, CachedFeatures(cached), progress=False, **settings, **alone[decoding]
-            )
-            predictions = [[tag for tag in tags if tag["tag"] in known] for tags in predictions]
-            found["test"][f"{decoding}, item alone"] = evaluator.score(predictions) | {"settings": alone[decoding]}
-            alone.clear()
+    if alone:
+        predictions = predict_tags(model, processor, CachedFeatures(cached), progress=False, **alone)
+        predictions = [[tag for tag in tags if not tag["novel"]] for tags in predictions]
+        found["test"][f"{alone['decoding']}, item alone"] = evaluator.score(predictions) | {"settings": alone}
     return found | environment()
 
 

@@ -111,3 +111,16 @@ def tiny_checkpoint(tmp_path_factory, make_model, tiny_processor):
     model.save_pretrained(folder)
     tiny_processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def towers(tiny_checkpoint, tmp_path_factory):
+    """The two towers of the tiny checkpoint, saved apart as pretrained towers are."""
+    root = tmp_path_factory.mktemp("towers")
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    model.model.vision_tower.save_pretrained(root / "vision")
+    processor.image_processor.save_pretrained(root / "vision")
+    model.model.text_tower.save_pretrained(root / "text")
+    processor.tokenizer.save_pretrained(root / "text")
+    return root

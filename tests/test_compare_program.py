@@ -47,23 +47,13 @@ def benchmark_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gathered(compare, benchmark_folder, tiny_checkpoint, tmp_path_factory):
+def gathered(compare, benchmark_folder, towers, tmp_path_factory):
     """All systems with one seed, asy with two; trained in this process."""
-    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-
     root = tmp_path_factory.mktemp("compare")
-    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
-    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
-    for name, tower, part in (
-        ("vision", model.model.vision_tower, processor.image_processor),
-        ("text", model.model.text_tower, processor.tokenizer),
-    ):
-        tower.save_pretrained(root / name)
-        part.save_pretrained(root / name)
     preset = {
         "dataset": str(benchmark_folder),
-        "vision_tower": str(root / "vision"),
-        "text_tower": str(root / "text"),
+        "vision_tower": str(towers / "vision"),
+        "text_tower": str(towers / "text"),
         "tag_vocab_size": 270,
         "max_tag_tokens": 16,
         "config": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},

@@ -52,19 +52,6 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def towers(tiny_checkpoint, tmp_path_factory):
-    """The two towers of the tiny checkpoint, saved apart as pretrained towers are."""
-    root = tmp_path_factory.mktemp("towers")
-    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
-    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
-    model.model.vision_tower.save_pretrained(root / "vision")
-    processor.image_processor.save_pretrained(root / "vision")
-    model.model.text_tower.save_pretrained(root / "text")
-    processor.tokenizer.save_pretrained(root / "text")
-    return root
-
-
 def arguments(train, folder, output, cache, *more):
     return train.parse_arguments(
         ["--dataset", str(folder), "--output_dir", str(output), "--cache_dir", str(cache), *map(str, more)]

@@ -35,7 +35,7 @@ def add_command(commands):
 def _run(args) -> int:
     from dataset_scripts import load_tagging_dataset
     from dataset_scripts.published_statistics import COMPARED_DATASETS, PUBLISHED, identities
-    from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, tag_statistics
+    from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, size_statistics, tag_statistics
 
     given = {"data_dir": args.data_dir, "config_name": args.config_name}
     try:
@@ -56,7 +56,7 @@ def _run(args) -> int:
                 counts["train"], counts["test"], published["common_tags"], published["rare_tags"]
             )
         # A benchmark of training items alone has no split to compare.
-        figures = tag_statistics(counts, common) if {"train", "test"} <= counts.keys() else _alone(counts)
+        figures = tag_statistics(counts, common) if {"train", "test"} <= counts.keys() else size_statistics(counts)
     except (FileNotFoundError, ValueError, KeyError) as error:
         print(f"optsg stats: {error}", file=sys.stderr)
         return 2
@@ -84,16 +84,6 @@ def _run(args) -> int:
             print("optsg stats: --picture needs matplotlib: pip install 'optsg[compare]'", file=sys.stderr)
             return 2
     return 0 if all(holds for _, holds in checks) else 1
-
-
-def _alone(counts) -> dict:
-    items = sum(own.items for own in counts.values())
-    return {
-        **{f"{split}_items": own.items for split, own in counts.items()},
-        "items": items,
-        "unique_tags": len(set().union(*(own.counts for own in counts.values()))),
-        "tags_per_item": round(sum(own.counts.total() for own in counts.values()) / max(items, 1), 2),
-    }
 
 
 def _show(name: str, figures: dict, published: dict | None, common: int) -> None:
