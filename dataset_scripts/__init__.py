@@ -11,7 +11,7 @@ from .tag_statistics import tag_statistics
 from .tagging_columns import with_tagging_columns
 from .tagging_folder import METADATA_NAMES, has_metadata, load_tagging_folder
 
-__all__ = ["load_tagging_dataset", "tag_statistics"]
+__all__ = ["benchmark_card", "load_tagging_dataset", "tag_statistics"]
 
 # Benchmark -> its builder class, in the module of the same name.
 _BUILDERS = {
@@ -80,6 +80,12 @@ def load_tagging_dataset(
     if isinstance(loaded, dict):
         return type(loaded)({part: with_tagging_columns(rows, f"{name} ({part})") for part, rows in loaded.items()})
     return with_tagging_columns(loaded, name)
+
+
+def benchmark_card(name: str) -> Path | None:
+    """The dataset card of a benchmark built here; `None` for any other name."""
+    benchmark = name.replace("-", "_")
+    return Path(__file__).with_name(benchmark) / "README.md" if benchmark in _BUILDERS else None
 
 
 def _accepted() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from .annotation_files import read_annotations
 
@@ -31,6 +32,7 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
         title: which of them.
         visual: "video", "image" or "frame_features"; `None` for whichever folder `data_dir` holds.
         missing: what becomes of an item whose media or feature file is not there: "skip" or "keep" it without.
+        check_media: whether pictures and clips are opened (not decoded) to see that they are such; milliseconds each.
     """
 
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -38,6 +40,7 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
     title: str | None = None
     visual: str | None = None
     missing: str = "skip"
+    check_media: bool = True
 
 
 class AnnotatedMedia(datasets.ArrowBasedBuilder):
@@ -90,8 +93,11 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             status = path.stat()
             digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
         if config.visual != "none":
-            digest.update(str((folder / self.MEDIA[config.visual][0]).stat().st_mtime_ns).encode())
-        choices = f"{config.title}-{config.visual}-{config.missing}"
+            with os.scandir(folder / self.MEDIA[config.visual][0]) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    digest.update(f"{entry.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+        choices = f"{config.title}-{config.visual}-{config.missing}-{config.check_media}"
         return config, f"{config.name}-{choices}-{digest.hexdigest()[:16]}"
 
     def _annotation_files(self, config) -> dict[str, Path]:
@@ -205,6 +211,9 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             if not path.resolve().is_relative_to(folder.resolve()):
                 return None, f"whose file is a link out of {name}/"
             if self.config.visual != "frame_features":
+                if self.config.check_media and (problem := _problem(path, self.config.visual)):
+                    logger.info("%s: %s", path, problem)
+                    return None, f"whose {self.config.visual} cannot be opened"
                 return {"bytes": None, "path": str(path)}, None
             try:
                 features = read_features(path)
@@ -216,6 +225,20 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             return features, None
 
         return find
+
+
+def _problem(path: Path, visual: str) -> str | None:
+    """What is wrong with a picture or clip as far as opening it tells."""
+    try:
+        if visual == "image":
+            Image.open(path).close()
+        else:
+            from modeling_optsg.video_reading import check_clip
+
+            check_clip(path)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return str(error)
+    return None
 
 
 def read_features(path: Path) -> np.ndarray:
@@ -243,7 +266,7 @@ def read_features(path: Path) -> np.ndarray:
         try:
             import h5py
         except ImportError as error:
-            raise ModuleNotFoundError(f"{path} needs h5py: pip install h5py") from error
+            raise ModuleNotFoundError(f"{path} needs h5py: pip install 'optsg[h5]'") from error
 
         with h5py.File(path) as archive:
             features = archive[next(iter(archive))][()]

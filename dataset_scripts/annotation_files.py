@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 CHUNK = 1 << 20
 LONGEST_ITEM = 1 << 24
 _DECODER = json.JSONDecoder()
@@ -23,7 +25,6 @@ def read_annotations(path: str | os.PathLike) -> Iterator[dict]:
     Raises:
         ValueError: the file ends in the middle, holds something that is no object, or is no JSON or UTF-8; names the
             file and the number of items read until then.
-        ModuleNotFoundError: the file is `.zst` and the package `zstandard` is missing.
     """
     path, count = Path(path), 0
     with _open(path) as raw:
@@ -50,11 +51,7 @@ def _open(path: Path) -> io.BufferedIOBase:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError as error:
-            raise ModuleNotFoundError(f"{path} is compressed with zstd: pip install zstandard") from error
-        return zstandard.open(path, "rb")
+        return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
     return open(path, "rb")
 
 

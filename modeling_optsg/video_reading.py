@@ -57,6 +57,27 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
         raise ValueError(f"{name} is not a clip that can be read: {reason}") from error
 
 
+def check_clip(source: str | os.PathLike) -> None:
+    """Opens a clip without decoding it: milliseconds.
+
+    Raises:
+        ValueError: it is no file that FFmpeg knows, or has no video stream with a decoder.
+        ImportError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading clips needs PyAV: pip install av") from error
+
+    try:
+        with open(source, "rb") as file:
+            clip = _Clip(av, file, os.fspath(source))
+            with clip._open() as container:
+                clip._video_stream(container)
+    except Exception as error:  # As in `read_frames`.
+        raise ValueError(f"{source} is not a clip that can be read: {error}") from error
+
+
 class _Clip:
     def __init__(self, av, file, name: str):
         self.av, self.file, self.name = av, file, name

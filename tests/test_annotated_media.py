@@ -6,14 +6,17 @@ import logging
 import os
 
 import datasets
+import h5py
 import numpy as np
 import pytest
 import torch
+from numbered_clips import number_of, write_clip
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.annotated_media import read_features
 from dataset_scripts.create_tagging import CreateTagging
+from modeling_optsg.video_reading import read_frames
 
 
 def annotation(index, **changes):
@@ -64,6 +67,12 @@ def test_a_changed_file_gives_its_own_rows_not_the_cache_s(create, load):
     assert load(data_dir=str(create), split="train")["id"] == ["v0", "v1", "v2"]
 
 
+def test_changed_features_are_read_anew(create, load):
+    assert load(data_dir=str(create), split="train")[1]["frame_features"][0][0] == 1.0
+    np.save(create / "features/v1.npy", np.full((5, 4), 9, np.float16))
+    assert load(data_dir=str(create), split="train")[1]["frame_features"][4][0] == 9.0
+
+
 def test_pretraining_files_are_compressed_lines_without_annotated_titles(create, load):
     lines = "".join(json.dumps({"vid": f"p{n}", "raw_title": "标题", "tag": ["美食"]}) + "\n" for n in range(5))
     (create / "create_3m_pretrain.json.gz").write_bytes(gzip.compress(lines.encode()))
@@ -78,9 +87,11 @@ def test_pretraining_files_are_compressed_lines_without_annotated_titles(create,
 def test_videos_are_found_by_name_and_pictures_likewise(create, load, tmp_path):
     (create / "videos").mkdir()
     for index in range(8):
-        (create / "videos" / f"v{index}.mp4").write_bytes(b"a clip")
+        write_clip(create / "videos" / f"v{index}.mp4", 10 + index)
     # Where there are both, the videos are what the features were made of.
     assert load(data_dir=str(create), split="train")[0]["video"]["path"].endswith("videos/v0.mp4")
+    clips = [row["video"]["path"] for row in load(data_dir=str(create), split="test")]
+    assert [[number_of(frame) for frame in read_frames(clip, 2)] for clip in clips] == [[4, 12], [4, 12]]
     pexel = tmp_path / "pexel"
     (pexel / "images").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(pexel / "images/p0.png")
@@ -129,6 +140,27 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
     assert len(kept.as_dataset(split="train")) == 8
 
 
+def test_what_is_no_clip_or_picture_is_left_out_and_counted(create, tmp_path):
+    (create / "videos").mkdir()
+    write_clip(create / "videos/v0.mp4", 4)
+    (create / "videos/v1.mp4").write_bytes(b"not a clip at all")
+    (create / "videos/v2.mp4").write_bytes((create / "videos/v0.mp4").read_bytes()[:200])
+    Image.new("RGB", (8, 8)).save(create / "videos/v3.webm", "JPEG")
+    os.symlink(create / "videos/v0.mp4", create / "videos/v4.mp4")
+    os.symlink(create / "features/v5.npy", create / "videos/v5.mp4")
+    builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"), visual="video")
+    write(create / "create_210k_test.json", [annotation(0)])
+    builder.download_and_prepare()
+    assert builder.as_dataset(split="train")["id"] == ["v0", "v3", "v4"]
+    assert builder.left_out["train"] == {
+        "items whose video cannot be opened": 2,
+        "items whose file is a link out of videos/": 1,
+    }
+    unchecked = CreateTagging(data_dir=str(create), visual="video", check_media=False, cache_dir=str(tmp_path / "c"))
+    unchecked.download_and_prepare()
+    assert unchecked.as_dataset(split="train").num_rows == 5
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -161,7 +193,9 @@ def test_feature_files_of_every_kind_read_alike(tmp_path):
     np.save(tmp_path / "a.npy", expected)
     np.savez(tmp_path / "a.npz", features=expected)
     torch.save(torch.from_numpy(expected).half(), tmp_path / "a.pt")
-    for suffix in ("npy", "npz", "pt"):
+    with h5py.File(tmp_path / "a.h5", "w") as archive:
+        archive["features"] = expected
+    for suffix in ("npy", "npz", "pt", "h5"):
         assert np.array_equal(read_features(tmp_path / f"a.{suffix}"), expected)
     torch.save({"not": os.system}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="safe to load"):

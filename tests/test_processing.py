@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from numbered_clips import number_of, numbered_frame, write_clip
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor
@@ -76,29 +77,6 @@ def pixels(processor, image):
 
 def reference(processor, image):
     return processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
-
-
-def numbered_frame(number):
-    """A frame that carries its number as seven black or white bars, which survive any codec."""
-    bars = [255 * (number >> bit & 1) for bit in range(7)]
-    return np.repeat(np.repeat(np.array([[bars]], dtype=np.uint8).reshape(1, 7, 1), 16, 1), 64, 0).repeat(3, 2)
-
-
-def number_of(frame):
-    grey = np.asarray(frame.convert("L"), dtype=int)
-    return sum((grey[32, 16 * bit + 8] > 127) << bit for bit in range(7))
-
-
-def write_clip(path, num_frames, codec="libx264", rotation=0, container_options=None, **options):
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=10, options=options)
-        stream.width, stream.height, stream.pix_fmt = 112, 64, "yuv420p"
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for number in range(num_frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def write_tone(path):

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from . import stats, tag
+from . import export, stats, tag
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 
@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     tag.add_command(commands)
     stats.add_command(commands)
+    export.add_command(commands)
     args = parser.parse_args(argv)
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from .dataset_arguments import add_dataset_arguments, load_dataset_of
+
 
 def add_command(commands):
     parser = commands.add_parser(
@@ -14,10 +16,7 @@ def add_command(commands):
         "Where the paper has figures of it, they stand beside what is counted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("dataset", metavar="NAME", help="a benchmark, a folder, or a dataset on the Hub")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark's own files")
-    parser.add_argument("--config-name", metavar="NAME", help="which configuration of the benchmark")
-    parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
+    add_dataset_arguments(parser)
     common = parser.add_mutually_exclusive_group()
     common.add_argument(
         "--common", type=int, default=25, metavar="N", help="a tag of so many training items is common"
@@ -33,19 +32,13 @@ def add_command(commands):
 
 
 def _run(args) -> int:
-    from dataset_scripts import load_tagging_dataset
     from dataset_scripts.published_statistics import COMPARED_DATASETS, PUBLISHED, identities
     from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, size_statistics, tag_statistics
 
-    given = {"data_dir": args.data_dir, "config_name": args.config_name}
     try:
         if args.common < 1:
             raise ValueError(f"--common {args.common} must be at least 1")
-        dataset = load_tagging_dataset(
-            args.dataset,
-            cache_dir=args.cache_dir,
-            **{name: value for name, value in given.items() if value is not None},
-        )
+        dataset = load_dataset_of(args)
         counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
         published = PUBLISHED.get(args.dataset.replace("-", "_"))
         common = args.common

@@ -1,0 +1,185 @@
+"""`optsg export`: what is written loads with plain `datasets`, where this package is not installed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard
+from numbered_clips import write_clip
+from PIL import Image
+
+from dataset_scripts import load_tagging_dataset
+from dataset_scripts.parquet_export import write_parquet
+from modeling_optsg.cli import main
+
+# Loads a folder in a process that cannot import this package, and prints each item as text.
+ELSEWHERE = """
+import hashlib, json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling_optsg", "dataset_scripts"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Absent())
+import datasets
+loaded = datasets.load_dataset(sys.argv[1], cache_dir=sys.argv[2])
+def shown(value):
+    if hasattr(value, "tobytes"):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, dict) and "path" in value:
+        return hashlib.sha256(value["bytes"] or open(value["path"], "rb").read()).hexdigest()
+    return value
+for split, rows in loaded.items():
+    if "video" in rows.features:
+        rows = rows.cast_column("video", datasets.Video(decode=False))
+    for row in rows:
+        print(json.dumps([split, {name: shown(value) for name, value in sorted(row.items())}]))
+"""
+shown = {}
+exec(ELSEWHERE[ELSEWHERE.index("def shown") : ELSEWHERE.index("for split")], {"hashlib": __import__("hashlib")}, shown)
+
+
+def items_elsewhere(folder, tmp_path):
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "elsewhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def items_here(dataset):
+    return [
+        [split, {name: shown["shown"](value) for name, value in sorted(row.items())}]
+        for split, rows in dataset.items()
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def export(capsys, tmp_path):
+    def run(*arguments):
+        status = main(["export", *map(str, arguments), "--cache-dir", str(tmp_path / "cache")])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    random = np.random.default_rng(0)
+    for split, count in (("train", 9), ("test", 2)):
+        (folder / split).mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+                folder / split / f"{number}.png"
+            )
+            rows.append({"file_name": f"{number}.png", "title": f"凉面 {number}", "tags": ["美食", f"tag {number}"]})
+        (folder / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def create(tmp_path):
+    folder = tmp_path / "create"
+    (folder / "features").mkdir(parents=True)
+    items = [
+        {"vid": f"v{n}", "ann_title": f"标题{n}", "raw_title": "", "tag": ["美食"], "category": n} for n in range(5)
+    ]
+    for split in ("train", "test"):
+        (folder / f"create_210k_{split}.json").write_text(json.dumps(items), encoding="utf-8")
+    for number in range(5):
+        np.save(folder / "features" / f"v{number}.npy", np.random.default_rng(number).normal(size=(number + 1, 4)))
+    return folder
+
+
+def test_pictures_are_embedded_in_shards(pictures, export, tmp_path):
+    status, output, _ = export(pictures, tmp_path / "out", "--max-shard-size", "20KB", "--license", "cc0-1.0")
+    assert status == 0 and "unique tags" in output
+    assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        "README.md",
+        "test-00000-of-00001.parquet",
+        *(f"train-{number:05d}-of-00003.parquet" for number in range(3)),
+    ]
+    found = items_elsewhere(tmp_path / "out", tmp_path)
+    assert found == items_here(load_tagging_dataset(pictures)) and len(found) == 11
+    card = DatasetCard.load(tmp_path / "out/README.md").data
+    assert (card.license, card.size_categories, card.pretty_name) == ("cc0-1.0", ["n<1K"], "out")
+    assert [(split["name"], split["num_examples"]) for split in card.dataset_info["splits"]] == [
+        ("train", 9),
+        ("test", 2),
+    ]
+    assert card.dataset_info["features"][1] == {"name": "image", "dtype": "image"}
+
+
+def test_frame_features_are_embedded(create, export, tmp_path):
+    status, _, problems = export("create_tagging", tmp_path / "out", "--data-dir", create)
+    assert status == 0, problems
+    built = load_tagging_dataset("create_tagging", data_dir=str(create), cache_dir=tmp_path / "cache")
+    assert items_elsewhere(tmp_path / "out", tmp_path) == items_here(built)
+    card = DatasetCard.load(tmp_path / "out/README.md")
+    assert card.data.language == ["zh"] and "| train items | 5 |" in card.text
+
+
+def test_clips_are_files_beside_their_rows(create, export, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset_scripts.parquet_export.CLIPS_A_FOLDER", 2)
+    (create / "videos").mkdir()
+    for number in range(4):
+        write_clip(create / "videos" / f"v{number}.mp4", 3 + number)
+    arguments = ("create_tagging", tmp_path / "out", "--data-dir", create, "--visual", "video", "--missing", "keep")
+    assert export(*arguments)[0] == 0
+    built = load_tagging_dataset(
+        "create_tagging", data_dir=str(create), visual="video", missing="keep", cache_dir=tmp_path / "cache"
+    )
+    expected = items_here(built)
+    assert expected[4][1]["video"] is None and len(expected) == 10
+    assert items_elsewhere(tmp_path / "out", tmp_path) == expected
+    assert sorted(path.name for path in (tmp_path / "out/data/train/00001").iterdir()) == ["00000.mp4", "00001.mp4"]
+    # And the one way in reads them too.
+    again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")
+    assert items_here(again) == expected
+
+
+def test_pictures_and_clips_in_one_dataset(tmp_path, export):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    write_clip(folder / "a.mp4", 3)
+    Image.new("RGB", (8, 8), "red").save(folder / "b.png")
+    (folder / "metadata.csv").write_text("file_name,title,tags\na.mp4,a,x|y\nb.png,b,z\n")
+    assert export(folder, tmp_path / "out")[0] == 0
+    assert items_elsewhere(tmp_path / "out", tmp_path) == items_here(load_tagging_dataset(folder))
+
+
+def test_a_second_run_replaces_the_first_and_nothing_else(pictures, export, tmp_path):
+    assert export(pictures, tmp_path / "out", "--max-shard-size", "10KB")[0] == 0
+    assert export(pictures, tmp_path / "out")[0] == 0
+    assert len(list((tmp_path / "out").glob("train-*.parquet"))) == 1
+    (tmp_path / "out/other.parquet").write_bytes(b"")
+    status, _, problems = export(pictures, tmp_path / "out")
+    assert status == 2 and "other.parquet" in problems
+    assert (tmp_path / "out/README.md").exists() and (tmp_path / "out/train-00000-of-00001.parquet").exists()
+
+
+def test_an_interrupted_run_is_not_taken_for_a_finished_one(pictures, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    dataset = load_tagging_dataset(pictures)
+    write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# cards\n"))
+    monkeypatch.setattr(datasets.Dataset, "to_parquet", full)
+    with pytest.raises(OSError, match="No space"):
+        write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# cards\n"))
+    assert not (tmp_path / "out/README.md").exists()
+
+
+def test_what_cannot_be_exported_is_said(tmp_path, export):
+    assert "nothing is called" in export("nonsense", tmp_path / "out")[2]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "metadata.jsonl").write_text('{"file_name": "gone.png"}')
+    status, _, problems = export(folder, tmp_path / "out")
+    assert status == 2 and "gone.png" in problems
+    assert not Path(tmp_path / "out").exists()
