@@ -31,6 +31,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, HfArgumentParser, ge
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import (
     OPTSGDataCollator,
+    OPTSGFeatureProcessor,
     OPTSGForTagGeneration,
     OPTSGPreTrainedModel,
     OPTSGProcessor,
@@ -72,7 +73,10 @@ class TrainArguments:
     checkpoint: str | None = field(
         default=None, metadata={"help": "Fine-tune this checkpoint instead of starting anew."}
     )
-    vision_tower: str = field(default="efficientnet-lite0", metadata={"help": "A packaged tower, folder or Hub name."})
+    vision_tower: str = field(
+        default="efficientnet-lite0",
+        metadata={"help": "A packaged tower, folder or Hub name; none: the dataset has frame features."},
+    )
     text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, folder or Hub name."})
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the pictures; the tower's own if not given."}
@@ -211,9 +215,11 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
             model.set_tag_classes(*tag_classes(processor.tag_tokenizer, counts, processor.max_tag_tokens))
         return model, processor
     vision, text = (
-        tower_folder(name, Path(arguments.cache_dir) / "towers")
+        None if name == "none" else tower_folder(name, Path(arguments.cache_dir) / "towers")
         for name in (arguments.vision_tower, arguments.text_tower)
     )
+    if vision is None:
+        config["frame_feature_size"] = feature_width(train)
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
     ids, class_counts = tag_classes(tag_tokenizer, counts, arguments.max_tag_tokens)
     if system.needs_classes:
@@ -223,22 +229,37 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
     )
     if system.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.set_alignment):
         model.set_tag_classes(ids, class_counts)
-    image_processor = AutoImageProcessor.from_pretrained(vision)
-    if arguments.image_size:
-        image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
-    processor = OPTSGProcessor(
-        image_processor,
-        AutoTokenizer.from_pretrained(text),
-        tag_tokenizer,
-        num_frames=arguments.num_frames,
+    settings = {
+        "num_frames": arguments.num_frames,
         # Most tags of an item in training, which is all that a system without slots needs it for.
-        num_prompts=model.config.num_prompts if model.config.num_prompts > 1 else MOST_TAGS,
-        max_tag_tokens=arguments.max_tag_tokens,
-        train_tags=dict(counts),
-    )
+        "num_prompts": model.config.num_prompts if model.config.num_prompts > 1 else MOST_TAGS,
+        "max_tag_tokens": arguments.max_tag_tokens,
+        "train_tags": dict(counts),
+    }
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    if vision is None:
+        processor = OPTSGFeatureProcessor(tokenizer, tag_tokenizer, **settings)
+    else:
+        image_processor = AutoImageProcessor.from_pretrained(vision)
+        if arguments.image_size:
+            image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+        processor = OPTSGProcessor(image_processor, tokenizer, tag_tokenizer, **settings)
     if arguments.token_scale and hasattr(model, "tag_decoder"):
         tie_tokens_to_text(model.eval(), processor, arguments.token_scale)
     return model, processor
+
+
+def feature_width(train: Dataset) -> int:
+    """Width of a dataset's own frame features."""
+    if "frame_features" not in train.column_names:
+        raise ValueError(f"--vision_tower none needs a column frame_features; there are {train.column_names}.")
+    given = next(
+        (f for f in train.select_columns("frame_features").with_format("numpy") if f["frame_features"] is not None),
+        None,
+    )
+    if given is None:
+        raise ValueError("--vision_tower none: no training item has frame features.")
+    return given["frame_features"].shape[-1]
 
 
 def tag_classes(tag_tokenizer, counts: Counter, max_tag_tokens: int) -> tuple[list[list[int]], list[int]]:

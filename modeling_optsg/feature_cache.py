@@ -52,7 +52,7 @@ def cache_tower_features(
     a second call reads it, a change of any of them makes a new one.
 
     Args:
-        dataset: rows with `title`, and `image` or `video`.
+        dataset: rows with `title`, and `image`, `video` or their `frame_features`.
         model: an [`OPTSGModel`], or any module with its `encode_frames` and `encode_text`.
         processor: its [`OPTSGProcessor`].
         frames, titles: which of the two towers is frozen.
@@ -63,10 +63,12 @@ def cache_tower_features(
     """
     device = next(model.parameters()).device
     visual = next((name for name in ("image", "video") if name in dataset.column_names), None)
+    given = visual is None and "frame_features" in dataset.column_names
     frames, titles = frames and visual is not None, titles and "title" in dataset.column_names
     fingerprint = _digest(
         dataset._fingerprint,
         *([model.vision_tower, processor.image_processor.to_dict(), processor.num_frames] if frames else []),
+        *([processor.num_frames] if given else []),
         *([model.text_tower, _tokenizer_settings(processor.tokenizer)] if titles else []),
     )
 
@@ -74,14 +76,15 @@ def cache_tower_features(
     def encode(rows):
         out = {}
         count = len(next(iter(rows.values())))
-        if frames:
-            present = [value is not None for value in rows[visual]]
+        if frames or given:
+            column, argument = (visual, f"{visual}s") if frames else ("frame_features", "frame_features")
+            present = [value is not None for value in rows[column]]
             features = [None] * count
             if any(present):
-                batch = processor(**{f"{visual}s": [v for v in rows[visual] if v is not None]})
-                tokens = model.encode_frames(batch["pixel_values"].to(device)).cpu()
+                batch = processor(**{argument: [v for v in rows[column] if v is not None]})
+                tokens = model.encode_frames(batch["pixel_values"].to(device)) if frames else batch["frame_features"]
                 lengths = batch["frame_mask"].sum(dim=1).tolist()
-                encoded = iter(item[:length] for item, length in zip(tokens, lengths))
+                encoded = iter(item[:length] for item, length in zip(tokens.cpu(), lengths))
                 features = [next(encoded) if p else None for p in present]
             out |= _to_columns("frame_features", features)
         if titles:
@@ -98,13 +101,13 @@ def cache_tower_features(
 
     columns = [name for name, replaced in ((visual, frames),) if replaced]
     features = Features({name: feature for name, feature in dataset.features.items() if name not in columns})
-    for name in [n for n, made in (("frame_features", frames), ("title_features", titles)) if made]:
+    for name in [n for n, made in (("frame_features", frames or given), ("title_features", titles)) if made]:
         features |= {name: Value("binary"), f"{name}_shape": [Value("int32")]}
     os.makedirs(cache_dir, exist_ok=True)
     # Bytes as stored: the processor opens them itself and names the row when one is broken.
     if visual is not None:
         dataset = dataset.cast_column(visual, type(dataset.features[visual])(decode=False))
-    if not frames and not titles:
+    if not frames and not given and not titles:
         return dataset
     with evaluation_mode(model):
         return dataset.map(
@@ -128,12 +131,13 @@ def _to_columns(name: str, features: list) -> dict[str, list]:
 
 
 class CachedFeatures(TorchDataset):
-    """Rows of [`cache_tower_features`] with their features as arrays: `frame_features` `[frames, tokens, width]` and
-    `title_features` `[length, width]`, `None` for an item that has none."""
+    """Rows of [`cache_tower_features`] with their features as arrays: `frame_features` `[frames, tokens, width]`
+    (`[frames, width]` if they are the dataset's own) and `title_features` `[length, width]`, `None` for an item that
+    has none."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
-        self.names = [n for n in ("frame_features", "title_features") if n in dataset.column_names]
+        self.names = [n for n in ("frame_features", "title_features") if f"{n}_shape" in dataset.column_names]
 
     def __len__(self):
         return len(self.dataset)

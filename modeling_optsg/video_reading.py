@@ -141,7 +141,7 @@ class _Clip:
                     return []
                 if position is None or keyframes[keyframe] > position:
                     container.seek(timestamp, stream=stream)
-                    decoded = container.decode(stream)
+                    decoded = self._needed(container, stream, set(wanted))
                 frame = next((f for f in decoded if f.pts is None or f.pts >= timestamp), None)
                 if frame is None or frame.pts != timestamp or frame.is_corrupt:
                     return []
@@ -150,6 +150,14 @@ class _Clip:
         except self.av.FFmpegError:
             return []
         return pictures
+
+    @staticmethod
+    def _needed(container, stream, wanted: set[int]) -> Iterator:
+        """Frames from where the container stands; those that are not wanted and of no use to others may be missing."""
+        for packet in container.demux(stream):
+            # The codec itself knows which frames no other one depends on: half of them, with x264's settings.
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from packet.decode()
 
     def _decode_through(self, num_frames: int) -> list[Image.Image]:
         count = sum(1 for _ in self._decoded())
