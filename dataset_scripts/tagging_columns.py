@@ -1,12 +1,12 @@
 """Gives a dataset loaded from Parquet or from the Hub the columns that every tagging dataset has."""
 
-from collections.abc import Mapping
-
 import datasets
+import pyarrow as pa
 
 _TEXT = datasets.Value("string")
 _TEXT_COLUMNS = datasets.Features({"id": _TEXT, "title": _TEXT, "tags": datasets.List(_TEXT)})
 _MEDIA_FEATURES = {"image": datasets.Image(), "video": datasets.Video(decode=False)}
+STREAM_BATCH = 100
 _STRING_TYPES = ("string", "large_string", "null")
 
 
@@ -66,12 +66,20 @@ def _fill(column: str, value, number: int):
 
 def _fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     features = datasets.Features({**rows.features, **_TEXT_COLUMNS})
-    # Undecoded until the text is filled in: a picture would otherwise be decoded and encoded again for every row.
-    if "image" in features:
-        rows = rows.cast_column("image", datasets.Image(decode=False))
+    schema = features.arrow_schema
 
-    def fill(row: Mapping, number: int) -> dict:
-        return {column: _fill(column, row.get(column), number) for column in _TEXT_COLUMNS}
+    # As Arrow tables: what is in the other columns, pictures and features, is neither decoded nor copied.
+    def fill(table: pa.Table, numbers: list[int]) -> pa.Table:
+        for column in _TEXT_COLUMNS:
+            there = column in table.column_names
+            if there and table.schema.field(column).type == schema.field(column).type and not table[column].null_count:
+                continue
+            values = table[column].to_pylist() if there else [None] * len(numbers)
+            filled = [_fill(column, *each) for each in zip(values, numbers)]
+            table = table.drop_columns(column) if there else table
+            table = table.append_column(schema.field(column), pa.array(filled, schema.field(column).type))
+        return table.select(schema.names).cast(schema)
 
-    # The features are cast to afterwards: given to map, they would be taken as applied and pictures stay undecoded.
-    return rows.map(fill, with_indices=True).cast(features)
+    rows = rows.with_format("arrow")
+    filled = rows.map(fill, with_indices=True, batched=True, batch_size=STREAM_BATCH, features=features)
+    return filled.with_format(None)

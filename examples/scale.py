@@ -59,22 +59,32 @@ def build(folder: Path, items: int) -> int:
     return len(_load(folder))
 
 
-def to_parquet(folder: Path, items: int) -> int:
-    rows = _load(folder)
-    rows.to_parquet(str(folder / "train.parquet"))
-    return len(rows)
+def export(folder: Path, items: int) -> int:
+    from modeling_optsg.cli import main as optsg
+
+    arguments = ["--config-name", "create_3m", "--data-dir", folder, "--cache-dir", folder / "cache"]
+    if optsg(["export", "create_tagging", str(folder / "parquet"), *map(str, arguments)]):
+        raise SystemExit("export failed")
+    return items
 
 
-def count(folder: Path, items: int) -> int:
-    import datasets
+def stats(folder: Path, items: int) -> int:
+    """`optsg stats` of the Parquet files."""
+    from modeling_optsg.cli import main as optsg
 
-    from dataset_scripts.tag_statistics import TagCounts
+    if optsg(["stats", str(folder / "parquet"), "--cache-dir", str(folder / "stats_cache")]):
+        raise SystemExit("stats failed")
+    return items
 
-    rows = datasets.load_dataset("parquet", data_files=str(folder / "train.parquet"), split="train", streaming=True)
-    return TagCounts.of(rows).items
+
+def iterate(folder: Path, items: int) -> int:
+    """The Parquet files as a stream of rows."""
+    from dataset_scripts import load_tagging_dataset
+
+    return sum(1 for _ in load_tagging_dataset(folder / "parquet", split="train", streaming=True))
 
 
-STEPS = {step.__name__: step for step in (make, read, build, to_parquet, count)}
+STEPS = {step.__name__: step for step in (make, read, build, export, stats, iterate)}
 
 
 def main() -> None:
@@ -103,6 +113,8 @@ def main() -> None:
             row["items_per_second"] = round(row.pop("items") / max(row["seconds"], 0.1))
             found["steps"][step] = row
             print(step, row, flush=True)
+    seconds = found["steps"]["build"]["seconds"] + found["steps"]["export"]["seconds"]
+    found["json_to_parquet_items_per_second"] = round(arguments.items / seconds)
     if arguments.output:
         # Only now: a process begins with the largest memory of the one that started it.
         from score import environment
