@@ -4,24 +4,30 @@ a checkpoint there.
     accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --output_dir runs/icon
     accelerate launch examples/train.py --dataset my_pictures --checkpoint runs/icon --output_dir runs/mine
 
-A frozen tower's outputs are computed once and kept in `--cache_dir`. The checkpoint with the best validation F1 of
-what slots write greedily is kept in `--output_dir`; at the end `pad_bias`, `score_weights` and `threshold` are fitted
+A frozen tower's outputs are computed once and kept in `--cache_dir`. A step sees `--batch_size` items whatever the
+number of processes. The state of the run is kept in `--output_dir`/state: started again with the same arguments after
+it was stopped at any moment, it goes on, and ends with the same weights. SIGTERM writes the state, says "interrupted"
+in state/status.json and ends the program. The checkpoint with the best validation F1 of what slots write greedily is
+kept in `--output_dir`; at the end `pad_bias`, `score_weights` and `threshold` are fitted
 on the validation items, for both decodings.
 """
 
-import itertools
+import contextlib
 import json
 import logging
 import math
+import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device, set_seed
 from datasets import Dataset
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
@@ -46,6 +52,18 @@ from modeling_optsg.systems import SYSTEMS
 from modeling_optsg.tag_book import ItemsWithBook, TagBook
 from modeling_optsg.tag_metrics import objective_value
 from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_tokens_to_text
+from modeling_optsg.training import (
+    GlobalBatches,
+    MatchingMoves,
+    RunState,
+    SeededItems,
+    TrainingLog,
+    micro_batches,
+    share_candidates,
+    weigh_losses,
+    weighted_losses,
+)
+from modeling_optsg.training.run_state import write_json
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -54,7 +72,20 @@ UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "logit_adj
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
 # The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
+# Below the output folder: what a run goes on from, and how it is.
+STATE = "state"
 LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")
+# What a run may be resumed with other values of: nothing it ends with depends on them.
+FREE_ARGUMENTS = (
+    *LOCAL_ARGUMENTS,
+    "preset",
+    "process_batch_size",
+    "num_workers",
+    "save_every",
+    "resume",
+    "log_every",
+    "trackers",
+)
 
 
 @dataclass
@@ -94,7 +125,10 @@ class TrainArguments:
         default=1.0, metadata={"help": "Share of the training items that is used, the same ones whatever the seed."}
     )
     epochs: float = 10.0
-    batch_size: int = field(default=64, metadata={"help": "Items a step and process."})
+    batch_size: int = field(default=64, metadata={"help": "Items a step, over all processes."})
+    process_batch_size: int | None = field(
+        default=None, metadata={"help": "Most items a process computes at once; the rest of its share follows."}
+    )
     learning_rate: float = 6e-4
     tower_learning_rate: float = 2e-5
     token_scale: float = field(
@@ -131,6 +165,12 @@ class TrainArguments:
         metadata={"help": "Save 16-bit weights, tables of tokens and tags 8-bit; they load as 32-bit."},
     )
     num_workers: int = 0
+    save_every: int = field(default=500, metadata={"help": "Steps between two states of the run; 0: none."})
+    resume: str = field(
+        default="auto", metadata={"help": "auto: where the run was stopped; never: anew; or a state's folder."}
+    )
+    log_every: int = field(default=100, metadata={"help": "Steps between two rows of training_log.jsonl."})
+    trackers: list[str] = field(default_factory=list, metadata={"help": "Of accelerate, such as tensorboard."})
     seed: int = 0
 
 
@@ -288,6 +328,7 @@ def parameter_groups(model: OPTSGPreTrainedModel, arguments: TrainArguments) -> 
 
 
 def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, half: bool) -> None:
+    """File by file, each there as a whole: only the weights differ from one checkpoint of a run to the next."""
     state_dict = None
     if half:
         # Buffers are batch-norm statistics, whose small variances 16 bits lose; `dtype` in config.json stays float32,
@@ -301,37 +342,75 @@ def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, fold
             for name, tensor in model.state_dict().items()
             if name not in tied
         }
-    model.save_pretrained(folder, state_dict=state_dict)
-    processor.save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        model.save_pretrained(partial, state_dict=state_dict)
+        processor.save_pretrained(partial)
+        for path in Path(partial).iterdir():
+            os.replace(path, folder / path.name)
+
+
+class Interrupted(Exception):
+    """The program was asked to stop; the state of the run is saved."""
 
 
 def learn(
-    accelerator: Accelerator, model, processor, tag_table, train_items, validation_items, evaluator, arguments
+    accelerator: Accelerator,
+    model,
+    processor,
+    tag_table,
+    train_items,
+    validation_items,
+    evaluator,
+    arguments,
 ) -> dict:
     """The training steps: the checkpoint with the best validation figure stays in `output_dir`."""
     system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
+    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98), fused=True)
+    total = max(1, round(arguments.epochs * len(train_items) / arguments.batch_size))
+    scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(arguments.warmup_share * total), total)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # The scheduler is stepped by hand, once a step whatever the number of processes.
+    accelerator.register_for_checkpointing(scheduler)
+    evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
+
+    own_arguments = {name: value for name, value in vars(arguments).items() if name not in FREE_ARGUMENTS}
+    state = RunState(accelerator, output_dir / STATE, own_arguments)
+    state.listen()
+    parts = micro_batches(arguments.batch_size, accelerator.num_processes, arguments.process_batch_size)
+    logger.info(
+        f"{arguments.batch_size} items a step: {accelerator.num_processes} processes, each in {parts} parts of about "
+        f"{arguments.batch_size / accelerator.num_processes / parts:.0f} items; {total} steps."
+    )
+    # Processes differ in what dropout hides, and in nothing else.
+    set_seed(arguments.seed, device_specific=True)
+    progress = state.load(arguments.resume)
+    if progress is None:
+        state.clear()
+        progress = {"step": 0, "history": [], "best": -math.inf, "training_seconds": 0.0, "sums": {}}
+    else:
+        logger.info(f"Going on after step {progress['step']} of {total}.")
+    start, history, best = progress["step"], progress["history"], progress["best"]
+    training_seconds, sums = progress["training_seconds"], Counter(progress["sums"])
+
+    place = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
+    order = GlobalBatches(len(train_items), arguments.batch_size, total, arguments.seed, start=start, **place)
     collator = OPTSGDataCollator(
         processor,
         tag_table,
         num_negatives=arguments.num_negatives if tag_table else 0,
-        seed=arguments.seed + accelerator.process_index,
         max_book_tokens=model.config.max_book_tokens if system.needs_book else None,
     )
     loader = DataLoader(
-        train_items,
-        batch_size=arguments.batch_size,
-        shuffle=True,
+        SeededItems(train_items),
+        batch_sampler=order,
         collate_fn=collator,
-        drop_last=len(train_items) > arguments.batch_size * accelerator.num_processes,
         num_workers=arguments.num_workers,
+        # A loader draws its workers' seeds: not from the state that dropout goes on from.
+        generator=torch.Generator().manual_seed(arguments.seed),
     )
-    optimizer = torch.optim.AdamW(parameter_groups(model, arguments), betas=(0.9, 0.98), fused=True)
-    loader = accelerator.prepare(loader)
-    total = max(1, round(arguments.epochs * len(loader)))
-    # The scheduler is stepped by hand, once a step whatever the number of processes.
-    scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(arguments.warmup_share * total), total)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
+    log = TrainingLog(accelerator, output_dir / "training_log.jsonl", start)
+    moves = MatchingMoves(len(train_items))
 
     def validate(plain) -> dict:
         mine = range(accelerator.process_index, len(validation_items), accelerator.num_processes)
@@ -343,62 +422,81 @@ def learn(
         threshold, figures = evaluator.best_threshold(predictions, arguments.objective)
         return {"threshold": threshold} | figures
 
-    progress = tqdm(total=total, desc="Training", disable=not accelerator.is_local_main_process)
-    history, best, sums, seen, since = [], -math.inf, Counter(), 0, time.perf_counter()
-    log_path = output_dir / "training_log.jsonl"
+    def save(step: int) -> None:
+        seconds = training_seconds + time.perf_counter() - since
+        own = {"history": history, "best": best, "training_seconds": seconds, "sums": dict(sums)}
+        state.save(step, own)
+
+    bar = tqdm(total=total, initial=start, desc="Training", disable=not accelerator.is_local_main_process)
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        log_path.write_text("", encoding="utf-8")
-    batches = itertools.chain.from_iterable(itertools.repeat(loader))
-    training_seconds = 0.0
-    for step in range(1, total + 1):
+        set_status(output_dir, "running", step=start, steps=total)
+    batches, items_of = iter(loader), iter(order)
+    seen, since = 0, time.perf_counter()
+    for step in range(start + 1, total + 1):
         wrapped.train()
-        batch = next(batches)
-        # The tied embeddings are computed once a step.
-        with parametrize.cached():
-            outputs = wrapped(**batch)
-        if not torch.isfinite(outputs.loss):
-            raise FloatingPointError(f"The loss is {outputs.loss.item()} at step {step}; lower the learning rate.")
-        accelerator.backward(outputs.loss)
+        step_batches = [next(batches) for _ in range(parts)]
+        share_candidates(accelerator, step_batches, tag_table)
+        shares = weigh_losses(accelerator, model.config, step_batches)
+        step_losses = Counter()
+        for part, (batch, own_shares) in enumerate(zip(step_batches, shares)):
+            last = part == parts - 1
+            # The tied embeddings are computed once a part.
+            with contextlib.nullcontext() if last else accelerator.no_sync(wrapped), parametrize.cached():
+                outputs = wrapped(**send_to_device(batch, accelerator.device))
+                losses = weighted_losses(model.config, outputs, own_shares)
+                # Gradients are averaged over the processes; the losses here add up.
+                accelerator.backward(losses["loss"] * accelerator.num_processes)
+            step_losses.update({name: loss.item() for name, loss in losses.items()})
+            items = [item for item, _ in next(items_of)]
+            if outputs.get("assignment") is not None and "tag_ids" in batch:
+                moves.note(items, outputs.assignment, batch["tag_ids"])
+        summed = accelerator.reduce(torch.tensor(list(step_losses.values()), device=accelerator.device), "sum")
+        step_losses = dict(zip(step_losses, summed.tolist()))
+        if not math.isfinite(step_losses["loss"]):
+            raise FloatingPointError(
+                f"The loss is {step_losses['loss']} at step {step}; lower the learning rate. The last state of the "
+                "run is kept; --resume never begins anew."
+            )
         accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        seen += batch["labels"].shape[0] * accelerator.num_processes
-        sums.update({part: outputs[part].item() for part in LOSS_PARTS if outputs.get(part) is not None}, steps=1)
-        progress.update()
-        if step % 20 == 0 or step in evaluate_at:
-            losses = {part: round(sums[part] / sums["steps"], 4) for part in LOSS_PARTS if part in sums}
-            rate = seen / (time.perf_counter() - since)
-            progress.set_postfix({**losses, "items/s": f"{rate:.0f}"})
-        if step in evaluate_at:
-            training_seconds += time.perf_counter() - since
-            plain = plain_copy(model)
-            figures = validate(plain)
-            row = {
-                "step": step,
-                "epoch": round(step / len(loader), 2),
-                **losses,
-                "items_per_second": round(rate, 1),
-                "training_seconds": round(training_seconds, 1),
-                "validation": figures,
-            }
-            history.append(row)
-            if accelerator.is_main_process:
-                with log_path.open("a", encoding="utf-8") as log:
-                    log.write(json.dumps(row) + "\n")
-                progress.write(
-                    f"step {step}: {', '.join(f'{part} {loss:.3f}' for part, loss in losses.items())}, "
-                    f"{rate:.0f} items/s; "
-                    f"validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
+        seen += arguments.batch_size
+        sums.update(step_losses, steps=1)
+        bar.update()
+        rate = seen / (time.perf_counter() - since)
+        if step % arguments.log_every == 0 or step in evaluate_at:
+            means = {part: round(sums[part] / sums["steps"], 6) for part in LOSS_PARTS if part in sums}
+            sums.clear()
+            bar.set_postfix({part: f"{loss:.3g}" for part, loss in means.items()} | {"items/s": f"{rate:.0f}"})
+            row = {"step": step, "epoch": round(step * arguments.batch_size / len(train_items), 3), **means}
+            row |= {"items_per_second": round(rate, 1), "learning_rate": scheduler.get_last_lr()[0]}
+            if (moved := moves.share()) is not None:
+                row["matching_moved"] = round(moved, 4)
+            if step in evaluate_at:
+                training_seconds += time.perf_counter() - since
+                plain = plain_copy(model)
+                figures = validate(plain)
+                row |= {"training_seconds": round(training_seconds, 1), "validation": figures}
+                history.append(row)
+                bar.write(
+                    f"step {step}: {', '.join(f'{part} {loss:.3f}' for part, loss in means.items())}, "
+                    f"{rate:.0f} items/s; validation Full {figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / "
                     f"Common {figures['common_f1']:.1f}, micro {figures['micro_f1']:.1f}"
                 )
                 if objective_value(figures, arguments.objective) > best:
-                    save_checkpoint(plain, processor, output_dir, arguments.half_precision_weights)
-            best = max(best, objective_value(figures, arguments.objective))
-            sums.clear()
-            seen, since = 0, time.perf_counter()
-    progress.close()
+                    best = objective_value(figures, arguments.objective)
+                    if accelerator.is_main_process:
+                        save_checkpoint(plain, processor, output_dir, arguments.half_precision_weights)
+                seen, since = 0, time.perf_counter()
+            log.write(row)
+        if stop := state.stop_asked():
+            logger.warning(f"Asked to stop after step {step} of {total}.")
+        if stop or step == total or (arguments.save_every and step % arguments.save_every == 0):
+            save(step)
+        if stop and step < total:
+            raise Interrupted(step)
+    bar.close()
     return {
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "oversized_items": collator.oversized_items,
@@ -417,7 +515,17 @@ def remember(model, processor, tag_table, train: Dataset, train_items, arguments
 
 def main(arguments: TrainArguments) -> None:
     started = time.perf_counter()
-    accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+    accelerator = Accelerator(
+        mixed_precision=arguments.mixed_precision,
+        log_with=arguments.trackers or None,
+        project_dir=arguments.output_dir,
+        # Buffers, such as what is tied to text, are the same in all processes and stay so.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+    )
+    if arguments.trackers:
+        accelerator.init_trackers(
+            "optsg", {k: v for k, v in vars(arguments).items() if isinstance(v, str | int | float)}
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(arguments.seed)
     output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir).expanduser()
@@ -488,6 +596,9 @@ def main(arguments: TrainArguments) -> None:
             "fits": fits,
         }
         (output_dir / "training_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        for step in (output_dir / STATE).glob("step-*"):
+            shutil.rmtree(step)
+        set_status(output_dir, "finished")
         for decoding, fit in fits.items():
             logger.info(
                 f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
@@ -496,5 +607,27 @@ def main(arguments: TrainArguments) -> None:
     accelerator.end_training()
 
 
+def set_status(output_dir: Path, status: str, **details) -> None:
+    """Says in state/status.json how the run is, for those who see no exit code: "running", "interrupted" (started
+    again it goes on), "failed" or "finished"."""
+    (output_dir / STATE).mkdir(parents=True, exist_ok=True)
+    write_json(output_dir / STATE / "status.json", {"status": status, **details})
+
+
+def run(arguments: TrainArguments) -> None:
+    """Like `main`, but says what became of it."""
+    output_dir = Path(arguments.output_dir)
+    try:
+        main(arguments)
+    except Interrupted as stop:
+        if PartialState().is_main_process:
+            set_status(output_dir, "interrupted", step=stop.args[0])
+        logger.info("Stopped; the same command goes on from here.")
+    except BaseException as error:
+        if PartialState().is_main_process:
+            set_status(output_dir, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
 if __name__ == "__main__":
-    main(parse_arguments())
+    run(parse_arguments())

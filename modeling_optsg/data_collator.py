@@ -40,6 +40,9 @@ class OPTSGDataCollator:
     each time; how often that happened is in `oversized_items` (of the process at hand: workers of a data loader count
     their own) and is logged.
 
+    Where every item has an `item_seed` (a whole number), its tags are chosen by that, and the batch's negatives by the
+    first one's: the same whatever the process or worker.
+
     Args:
         processor: an [`OPTSGProcessor`].
         tag_table: tags known in advance; without it tags are tokenised batch by batch.
@@ -74,8 +77,14 @@ class OPTSGDataCollator:
         self._worker_seed = None
 
     def __call__(self, items: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        self._seed_worker()
-        tags = self._tag_sets(items)
+        seeds = [item.get("item_seed") for item in items]
+        if None in seeds:
+            self._seed_worker()
+            randoms = [self.random] * len(items)
+        else:
+            randoms = [np.random.default_rng(seed) for seed in seeds]
+            self.random = randoms[0]
+        tags = self._tag_sets(items, randoms)
         batch = self._precomputed(items)
         raw = self._raw(items, batch)
         if not batch:
@@ -101,7 +110,7 @@ class OPTSGDataCollator:
             self._worker_seed = worker.seed
             self.random = np.random.default_rng([self.seed, worker.seed])
 
-    def _tag_sets(self, items) -> list[list[str]] | None:
+    def _tag_sets(self, items, randoms) -> list[list[str]] | None:
         if not any("tags" in item for item in items):
             return None
         for index, item in enumerate(items):
@@ -110,9 +119,9 @@ class OPTSGDataCollator:
                     f"Item {index} of the batch has tags={item.get('tags')!r}; expected a list of at least one. "
                     "Leave items without tags out of the training data."
                 )
-        return [self._sample(list(dict.fromkeys(item["tags"]))) for item in items]
+        return [self._sample(list(dict.fromkeys(item["tags"])), random) for item, random in zip(items, randoms)]
 
-    def _sample(self, tags: list[str]) -> list[str]:
+    def _sample(self, tags: list[str], random: np.random.Generator) -> list[str]:
         most = self.processor.num_prompts
         if len(tags) <= most:
             return tags
@@ -122,7 +131,7 @@ class OPTSGDataCollator:
                 f"An item has {len(tags)} tags, more than the {most} prompts: a random {most} are used each time. "
                 "Further ones are counted in `oversized_items`."
             )
-        return [tags[index] for index in self.random.choice(len(tags), most, replace=False)]
+        return [tags[index] for index in random.choice(len(tags), most, replace=False)]
 
     def _precomputed(self, items) -> dict[str, torch.Tensor]:
         batch = {}

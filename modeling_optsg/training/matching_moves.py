@@ -1,0 +1,42 @@
+"""How much the matching of prompts and tags still changes from epoch to epoch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+class MatchingMoves:
+    """Remembers in which slot each item's tags were, and counts those that are in another one now.
+
+    Args:
+        items: number of training items.
+    """
+
+    def __init__(self, items: int):
+        self.slots: list[dict[int, int] | None] = [None] * items
+        self.moved = self.seen = 0
+
+    def note(self, items: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
+        """
+        Args:
+            items: the batch's items.
+            assignment: `[batch, num_prompts]`, the candidate of each prompt, -1 for [PAD].
+            tag_ids: `[tags]`, what each candidate is called from batch to batch.
+        """
+        assignment, tag_ids = assignment.cpu().numpy(), tag_ids.cpu().numpy()
+        for item, row in zip(items, assignment, strict=True):
+            places = np.flatnonzero(row >= 0)
+            now = dict(zip(tag_ids[row[places]].tolist(), places.tolist()))
+            before = self.slots[item]
+            if before is not None:
+                again = now.keys() & before.keys()
+                self.seen += len(again)
+                self.moved += sum(now[tag] != before[tag] for tag in again)
+            self.slots[item] = now
+
+    def share(self) -> float | None:
+        """Share of the tags seen again since the last call that have changed slots; `None` if there were none."""
+        share = self.moved / self.seen if self.seen else None
+        self.moved = self.seen = 0
+        return share

@@ -1,0 +1,167 @@
+"""Checkpoints of a running training: complete or not there at all."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+PARTIAL = ".partial"
+PROGRESS = "progress.json"
+
+
+class RunState:
+    """Keeps a training's state in `folder`, so that it can go on after it was stopped at any moment.
+
+    A checkpoint is written beside the last one under another name and then renamed; only after that are older ones
+    taken away. It holds what `accelerate` saves of what was prepared (model, optimiser, scaler, each process's random
+    states), the schedule, and `progress`: the step and whatever else the loop needs. Parameters that are not trained
+    are left out.
+
+    Args:
+        accelerator: after `prepare`.
+        folder: made if it is not there.
+        arguments: what the run was started with; a checkpoint of another run is refused.
+        keep: how many checkpoints are kept.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: str | os.PathLike, arguments: dict, keep: int = 2):
+        self.accelerator, self.folder, self.keep = accelerator, Path(folder), keep
+        self.arguments = json.loads(json.dumps(arguments))
+        self.asked_to_stop = False
+        accelerator.register_save_state_pre_hook(self._leave_out_frozen)
+        accelerator.register_load_state_pre_hook(self._load_trained)
+
+    # Signals
+
+    def listen(self) -> None:
+        """From now on SIGTERM is noted instead of ending the process; see [`stop_asked`]."""
+
+        def note(signum, frame):
+            self.asked_to_stop = True
+
+        signal.signal(signal.SIGTERM, note)
+
+    def stop_asked(self) -> bool:
+        """Whether any process was asked to stop; all processes must ask in the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.asked_to_stop
+        noted = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(noted, "sum").item())
+
+    # Checkpoints
+
+    def save(self, step: int, progress: dict) -> None:
+        """Writes the checkpoint of a step. All processes call it.
+
+        Raises:
+            OSError: the disk is full or not to be written on; earlier checkpoints stay.
+        """
+        final = self.folder / f"step-{step:08d}"
+        partial = final.with_name(final.name + PARTIAL)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial), safe_serialization=False)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_json(partial / PROGRESS, {"step": step, "arguments": self.arguments, **progress})
+            # In this order: a name must not stand for bytes that are not on the disk yet.
+            for path in partial.iterdir():
+                _sync(path)
+            _sync(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            _sync(self.folder)
+            for old in self.checkpoints()[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def checkpoints(self) -> list[Path]:
+        """The complete ones, oldest first."""
+        found = self.folder.glob("step-*") if self.folder.is_dir() else ()
+        return sorted(path for path in found if path.suffix != PARTIAL and (path / PROGRESS).is_file())
+
+    def load(self, resume: str) -> dict | None:
+        """Goes back to a checkpoint and returns its progress.
+
+        Args:
+            resume: "auto", the last complete one or `None`; "never"; or a checkpoint's folder.
+
+        Raises:
+            FileNotFoundError: the folder is no checkpoint.
+            ValueError: it belongs to a run with other arguments.
+        """
+        if resume == "never":
+            return None
+        if resume == "auto":
+            if not (found := self.checkpoints()):
+                return None
+            path = found[-1]
+        else:
+            path = Path(resume)
+            if not (path / PROGRESS).is_file():
+                raise FileNotFoundError(f"{path} is no checkpoint of a running training: it has no {PROGRESS}.")
+        progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+        saved = progress.pop("arguments")
+        if other := sorted(k for k in saved.keys() | self.arguments.keys() if saved.get(k) != self.arguments.get(k)):
+            changed = ", ".join(f"{name} {saved.get(name)!r} (now {self.arguments.get(name)!r})" for name in other)
+            raise ValueError(
+                f"{path} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
+                "--resume never."
+            )
+        self.accelerator.load_state(str(path))
+        return progress
+
+    def clear(self) -> None:
+        """Takes all checkpoints away: the training is finished, or begins anew."""
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process and self.folder.is_dir():
+            for path in self.folder.glob("step-*"):
+                shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+
+    # Frozen towers, many times larger than what is trained, come from the base they were taken from.
+
+    def _leave_out_frozen(self, models, weights, output_dir) -> None:
+        # Sharded models are saved by `accelerate` itself, and come without weights here.
+        for model, state in zip(models, weights):
+            frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+            for name in frozen & state.keys():
+                del state[name]
+
+    def _load_trained(self, models, input_dir) -> None:
+        # What is left in the list `accelerate` would load by itself, and miss what was left out.
+        while models:
+            model = models.pop()
+            name = "pytorch_model.bin" if not models else f"pytorch_model_{len(models)}.bin"
+            state = torch.load(Path(input_dir, name), map_location="cpu", weights_only=True)
+            # Names as they are without the wrapper of several processes: their number may have changed.
+            state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+            plain = self.accelerator.unwrap_model(model)
+            missing, unexpected = plain.load_state_dict(state, strict=False)
+            trained = {name for name, parameter in plain.named_parameters() if parameter.requires_grad}
+            if lacking := sorted(trained & set(missing)) + sorted(unexpected):
+                raise ValueError(f"{input_dir} does not fit this model: {', '.join(lacking[:5])} …")
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes a JSON file that is there as a whole or as it was before."""
+    partial = path.with_name(path.name + PARTIAL)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
