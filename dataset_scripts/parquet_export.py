@@ -1,5 +1,7 @@
 """Writes a tagging dataset as Parquet files, clips beside them, with its card: the form that everyone else loads."""
 
+import glob
+import json
 import math
 import os
 import re
@@ -17,6 +19,10 @@ from .tag_statistics import TagCounts, size_statistics, tag_statistics
 
 # The Hub asks for no more than 10,000 files in a folder.
 CLIPS_A_FOLDER = 5000
+CLIP_FILE_SUFFIXES = frozenset(".avi .mkv .mov .mp4 .mpeg".split())
+TEXT_ROW_GROUP = 100_000
+# Lists what an export has written, so that another one takes away that and nothing else.
+MANIFEST = ".optsg-export.json"
 _STATISTICS = re.compile(r"(<!-- statistics -->\n).*?(<!-- /statistics -->)", re.DOTALL)
 _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 _TEXT = """
@@ -69,12 +75,13 @@ def write_parquet(
     """Writes every split as `<split>-00000-of-00003.parquet`, …, and the card with its sizes and statistics.
 
     Pictures and features are embedded. A dataset with clips is written as a `videofolder` instead: the clips' files as
-    they are, five thousand a folder, and `data/<split>/metadata.parquet`. Either way `datasets.load_dataset(folder)`
-    gives the dataset back. The card comes last: a folder without `README.md` was not finished.
+    they are, five thousand a folder, and `data/<split>/metadata.parquet`; unless a split has no clip, when clips are
+    embedded too. Either way `datasets.load_dataset(folder)` gives the dataset back. Everything is written beside the
+    folder first; the card comes last: a folder without `README.md` was not finished.
 
     Args:
         dataset: splits with the columns of [`load_tagging_dataset`].
-        folder: made if it is not there; files of an earlier run are replaced.
+        folder: empty, made if it is not there, or that of an earlier export, whose files are replaced.
         card: a dataset card, or its path. Statistics go into its `<!-- statistics -->` … `<!-- /statistics -->`
             section, or to the end of one that has none.
         max_shard_size: of a Parquet file before compression, in bytes or as `"500MB"`.
@@ -83,29 +90,39 @@ def write_parquet(
         the statistics that the card shows.
 
     Raises:
-        ValueError: `folder` holds other Parquet files, which would be loaded as part of the dataset.
+        ValueError: `folder` holds anything that no export has written; a Parquet dataset names files instead of
+            holding them; or `max_shard_size` is no size.
         FileNotFoundError: a picture or clip the dataset names is not there.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, largest = Path(folder), convert_file_size_to_int(max_shard_size)
+    if largest < 1:
+        raise ValueError(f"max_shard_size={max_shard_size!r} must be at least a byte")
+    for split, rows in dataset.items():
+        _check_files(rows, split)
+    earlier = _written_before(folder)
     filled = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
-    _remove_earlier(folder, dataset)
-    largest = convert_file_size_to_int(max_shard_size)
-    written = {
-        split: list(
-            _write_clips(rows, folder / "data" / split)
-            if "video" in rows.features
-            else _write_shards(rows, folder, split, largest)
-        )
-        for split, rows in dataset.items()
-    }
-    counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
-    statistics = tag_statistics(counts) if {"train", "test"} <= counts.keys() else size_statistics(counts)
-    DatasetInfosDict(default=_info(dataset, written)).to_dataset_card_data(filled.data)
-    filled.data.size_categories = [_size_category(statistics["items"])]
-    if not _STATISTICS.search(filled.text):
-        filled.text += "\n<!-- statistics -->\n<!-- /statistics -->\n"
-    filled.text = _STATISTICS.sub(lambda found: found[1] + _as_table(statistics) + found[2], filled.text)
+    # A split of no clips would not be taken for a part of a folder of clips.
+    as_files = all("video" in rows.features and _has_clips(rows) for rows in dataset.values())
+
+    partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        written = {
+            split: list(
+                _write_clips(rows, partial / "data" / split)
+                if as_files
+                else _write_shards(rows, partial, split, largest)
+            )
+            for split, rows in dataset.items()
+        }
+        counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
+        statistics = tag_statistics(counts) if {"train", "test"} <= counts.keys() else size_statistics(counts)
+        _fill_card(filled, dataset, written, statistics, as_files)
+        files = [path.relative_to(partial).as_posix() for paths in written.values() for path in paths]
+        _put_in_place(partial, folder, files, earlier)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     filled.save(folder / "README.md")
     return statistics
 
@@ -114,25 +131,75 @@ def push_folder(folder: str | os.PathLike, repo_id: str, private: bool = False) 
     """Uploads what [`write_parquet`] wrote as the Hub dataset `repo_id`, made if need be, and returns its address."""
     api = HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    # Without the deletion, files of an earlier upload under other names would stay part of the dataset.
-    api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=str(folder), delete_patterns="*.parquet")
+    files = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    api.upload_folder(
+        repo_id=repo_id,
+        repo_type="dataset",
+        folder_path=str(folder),
+        # Whatever else lies in the folder is not ours to publish.
+        allow_patterns=[*map(glob.escape, files), "README.md"],
+        # Without the deletion, files of an earlier upload under other names would stay part of the dataset.
+        delete_patterns=["*.parquet", "data/*"],
+    )
     return f"{api.endpoint}/datasets/{repo_id}"
 
 
-def _remove_earlier(folder: Path, dataset: DatasetDict) -> None:
-    """Takes away what an earlier run wrote for these splits, which may have been of more files."""
-    splits = "|".join(map(re.escape, dataset))
-    ours = re.compile(rf"(?:{splits})-\d{{5}}-of-\d{{5}}\.parquet|data/(?:{splits})/metadata\.parquet")
-    earlier = sorted(folder.rglob("*.parquet"))
-    if others := [path for path in earlier if not ours.fullmatch(path.relative_to(folder).as_posix())]:
-        raise ValueError(f"{folder} holds other Parquet files, such as {others[0].name}; give an empty folder")
-    # The card first: without it nobody takes what is left for finished.
+def _written_before(folder: Path) -> list[str]:
+    """What an earlier run has written into `folder`, which must hold nothing if none has."""
+    if (folder / MANIFEST).is_file():
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    if folder.is_dir() and (others := sorted(folder.iterdir())):
+        raise ValueError(
+            f"{folder} holds files that no export has written, such as {others[0].name}; give an empty or a new folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder")
+    return []
+
+
+def _put_in_place(partial: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
+    """Moves what is written to where it belongs, in place of what was there. At any moment the manifest names all that
+    may lie there, and the card is missing until everything does."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
-    for path in earlier:
-        if path.name == "metadata.parquet":
-            shutil.rmtree(path.parent)
-        else:
-            path.unlink()
+    (folder / MANIFEST).write_text(json.dumps(sorted({*files, *earlier}), indent=0), encoding="utf-8")
+    for name in earlier:
+        (folder / name).unlink(missing_ok=True)
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / name, folder / name)
+    (folder / MANIFEST).write_text(json.dumps(files, indent=0), encoding="utf-8")
+
+
+def _check_files(rows: Dataset, split: str) -> None:
+    """Refuses what a stranger's rows could make of this computer's files, and names that would be lost."""
+    if "video" in rows.features and "file_name" in rows.features:
+        raise ValueError("a dataset of clips cannot have a column file_name: the clips' names go there; rename it")
+    # These builders take a cell as it is written; all others have made the path themselves.
+    foreign = rows.info.builder_name in ("parquet", "json", "csv", "arrow", "text")
+    for column in _media_columns(rows):
+        undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
+        for number, row in enumerate(undecoded):
+            cell = row[column]
+            if cell is None or cell["bytes"] is not None:
+                continue
+            if cell["path"] is None:
+                raise ValueError(f"{split}, row {number}: {column} has neither bytes nor a path")
+            if foreign:
+                raise ValueError(
+                    f"{split}, row {number}: {column} is the path {cell['path']!r}, not the file itself. What lies "
+                    "under that name here is not copied."
+                )
+            if not os.path.isfile(cell["path"]):
+                raise FileNotFoundError(f"{split}, row {number}: there is no file {cell['path']}")
+
+
+def _has_clips(rows: Dataset) -> bool:
+    clips = rows.select_columns("video").cast_column("video", Video(decode=False))
+    return any(row["video"] is not None for row in clips)
 
 
 def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iterator[Path]:
@@ -150,8 +217,10 @@ def _write_clips(rows: Dataset, folder: Path) -> Iterator[Path]:
         if clip is None:
             names.append(None)
             continue
-        # Numbered: an id need not be a file name, and two clips may have one name in different folders.
-        suffix = Path(clip["path"] or "").suffix.lower() or ".mp4"
+        # Numbered: an id need not be a file name, and two clips may have one name in different folders. By other
+        # suffixes `datasets` takes a clip for sound or a picture; FFmpeg looks at what is in the file.
+        suffix = Path(clip["path"] or "").suffix.lower()
+        suffix = suffix if suffix in CLIP_FILE_SUFFIXES else ".mp4"
         names.append(f"{number // CLIPS_A_FOLDER:05d}/{number % CLIPS_A_FOLDER:05d}{suffix}")
         path = folder / names[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,31 +236,50 @@ def _write_clips(rows: Dataset, folder: Path) -> Iterator[Path]:
 
 
 def _write(rows: Dataset, path: Path) -> Path:
-    unfinished = path.with_name(f"{path.name}.part")
-    rows.to_parquet(str(unfinished))
-    os.replace(unfinished, path)
+    # The library's row groups are of a hundred megabytes, which is a million items where there is nothing but text.
+    only_text = not rows.features.keys() & {"image", "video", "frame_features"}
+    rows.to_parquet(str(path), batch_size=TEXT_ROW_GROUP if only_text else None)
     return path
 
 
 def _embedded(rows: Dataset) -> Dataset:
-    """With the bytes of pictures that are files."""
-    if not _picture_columns(rows):
+    """With the bytes of pictures and clips that are files."""
+    if not _media_columns(rows):
         return rows
     return rows.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True).with_format(None)
 
 
 def _outside_bytes(rows: Dataset) -> int:
-    """Bytes of the pictures that are files."""
+    """Bytes of the pictures and clips that are files."""
     size = 0
-    for column in _picture_columns(rows):
-        for picture in rows.cast_column(column, Image(decode=False))[column]:
-            if picture is not None and picture["bytes"] is None:
-                size += os.path.getsize(picture["path"])
+    for column in _media_columns(rows):
+        undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
+        for row in undecoded:
+            if row[column] is not None and row[column]["bytes"] is None:
+                size += os.path.getsize(row[column]["path"])
     return size
 
 
-def _picture_columns(rows: Dataset) -> list[str]:
-    return [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+def _media_columns(rows: Dataset) -> list[str]:
+    return [column for column, feature in rows.features.items() if isinstance(feature, (Image, Video))]
+
+
+def _fill_card(filled: DatasetCard, dataset: DatasetDict, written: dict, statistics: dict, as_files: bool) -> None:
+    DatasetInfosDict(default=_info(dataset, written)).to_dataset_card_data(filled.data)
+    # By these, not by the files' names: a split may have any name.
+    filled.data.configs = [
+        {
+            "config_name": "default",
+            "data_files": [
+                {"split": str(split), "path": f"data/{split}/**" if as_files else f"{split}-*-of-*.parquet"}
+                for split in dataset
+            ],
+        }
+    ]
+    filled.data.size_categories = [_size_category(statistics["items"])]
+    if not _STATISTICS.search(filled.text):
+        filled.text += "\n<!-- statistics -->\n<!-- /statistics -->\n"
+    filled.text = _STATISTICS.sub(lambda found: found[1] + _as_table(statistics) + found[2], filled.text)
 
 
 def _info(dataset: DatasetDict, written: dict[str, list[Path]]) -> DatasetInfo:

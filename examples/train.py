@@ -346,8 +346,10 @@ def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, fold
     with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         model.save_pretrained(partial, state_dict=state_dict)
         processor.save_pretrained(partial)
-        for path in Path(partial).iterdir():
-            os.replace(path, folder / path.name)
+        for path in (path for path in Path(partial).rglob("*") if path.is_file()):
+            final = folder / path.relative_to(partial)
+            final.parent.mkdir(exist_ok=True)
+            os.replace(path, final)
 
 
 class Interrupted(Exception):
@@ -527,6 +529,8 @@ def main(arguments: TrainArguments) -> None:
             "optsg", {k: v for k, v in vars(arguments).items() if isinstance(v, str | int | float)}
         )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # It tells of every file of every state.
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     set_seed(arguments.seed)
     output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir).expanduser()
     arguments.cache_dir = str(cache_dir)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.parquet_export import write_parquet
+from dataset_scripts.tagging_folder import CLIP_SUFFIXES
 from modeling_optsg.cli import main
 
 # Loads a folder in a process that cannot import this package, and prints each item as text.
@@ -100,6 +101,7 @@ def test_pictures_are_embedded_in_shards(pictures, export, tmp_path):
     status, output, _ = export(pictures, tmp_path / "out", "--max-shard-size", "20KB", "--license", "cc0-1.0")
     assert status == 0 and "unique tags" in output
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
+        ".optsg-export.json",
         "README.md",
         "test-00000-of-00001.parquet",
         *(f"train-{number:05d}-of-00003.parquet" for number in range(3)),
@@ -157,13 +159,72 @@ def test_a_second_run_replaces_the_first_and_nothing_else(pictures, export, tmp_
     assert export(pictures, tmp_path / "out", "--max-shard-size", "10KB")[0] == 0
     assert export(pictures, tmp_path / "out")[0] == 0
     assert len(list((tmp_path / "out").glob("train-*.parquet"))) == 1
-    (tmp_path / "out/other.parquet").write_bytes(b"")
-    status, _, problems = export(pictures, tmp_path / "out")
-    assert status == 2 and "other.parquet" in problems
-    assert (tmp_path / "out/README.md").exists() and (tmp_path / "out/train-00000-of-00001.parquet").exists()
+    (tmp_path / "out/mine.txt").write_text("a note")
+    assert export(pictures, tmp_path / "out", "--max-shard-size", "15KB")[0] == 0
+    assert (tmp_path / "out/mine.txt").read_text() == "a note"
+    before = sorted(path.name for path in (tmp_path / "out").iterdir())
+    for size in ("banana", "0"):
+        assert export(pictures, tmp_path / "out", "--max-shard-size", size)[0] == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
+    assert load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"].num_rows == 9
 
 
-def test_an_interrupted_run_is_not_taken_for_a_finished_one(pictures, tmp_path, monkeypatch):
+def test_a_folder_of_somebody_s_files_is_not_written_into(pictures, export, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "README.md").write_text("PROJECT")
+    for output in (own, pictures, pictures.parent):
+        status, _, problems = export(pictures, output)
+        assert status == 2 and "no export has written" in problems
+    assert (own / "README.md").read_text() == "PROJECT" and (pictures / "train/0.png").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+@pytest.mark.parametrize("suffix", sorted(CLIP_SUFFIXES))
+def test_clips_of_every_suffix_load_again(tmp_path, suffix):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    # What is in it does not matter to how it is stored.
+    write_clip(tmp_path / "a.mp4", 3).rename(folder / f"a{suffix}")
+    (folder / "metadata.jsonl").write_text(json.dumps({"file_name": f"a{suffix}", "title": "a", "tags": ["x"]}))
+    dataset = load_tagging_dataset(folder)
+    write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# clips\n"))
+    again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")
+    assert items_here(again) == items_here(dataset)
+
+
+def test_splits_of_any_name_with_and_without_clips(create, tmp_path):
+    (create / "videos").mkdir()
+    write_clip(create / "videos/v1.mp4", 3)
+    built = load_tagging_dataset(
+        "create_tagging", data_dir=str(create), visual="video", missing="keep", cache_dir=tmp_path / "cache"
+    )
+    renamed = datasets.DatasetDict({"pretrain": built["train"], "gold": built["test"].select([0, 2])})
+    write_parquet(renamed, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# clips\n"))
+    found = items_elsewhere(tmp_path / "out", tmp_path)
+    assert found == items_here(renamed) and [split for split, _ in found] == ["pretrain"] * 5 + ["gold"] * 2
+
+
+def test_files_that_strangers_rows_name_are_not_copied(tmp_path):
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (4, 4)).save(secret)
+    rows = {"id": ["a"], "title": [""], "tags": [["x"]], "image": [{"bytes": None, "path": str(secret)}]}
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "title": datasets.Value("string"),
+            "tags": datasets.List(datasets.Value("string")),
+        }
+        | {"image": datasets.Image()}
+    )
+    (tmp_path / "evil").mkdir()
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "evil/train-00000-of-00001.parquet")
+    dataset = load_tagging_dataset(tmp_path / "evil", cache_dir=tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"secret\.png.*not the file itself"):
+        write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# x\n"))
+
+
+def test_a_run_that_fails_leaves_the_one_before(pictures, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -172,7 +233,7 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(pictures, tmp_path, 
     monkeypatch.setattr(datasets.Dataset, "to_parquet", full)
     with pytest.raises(OSError, match="No space"):
         write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# cards\n"))
-    assert not (tmp_path / "out/README.md").exists()
+    assert load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"].num_rows == 9
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, export):

@@ -363,11 +363,15 @@ def test_pushing_uploads_the_written_folder(tmp_path, monkeypatch):
             calls.append(("create", repo_id, kwargs["private"]))
 
         def upload_folder(self, **kwargs):
-            calls.append(("upload", kwargs["repo_id"], kwargs["folder_path"]))
+            calls.append(("upload", kwargs["repo_id"], kwargs["folder_path"], kwargs["allow_patterns"]))
 
     monkeypatch.setattr(parquet_export, "HfApi", Api)
+    (tmp_path / parquet_export.MANIFEST).write_text('["train.parquet"]')
     assert parquet_export.push_folder(tmp_path, "org/icons", private=True) == "https://hub/datasets/org/icons"
-    assert calls == [("create", "org/icons", True), ("upload", "org/icons", str(tmp_path))]
+    assert calls == [
+        ("create", "org/icons", True),
+        ("upload", "org/icons", str(tmp_path), ["train.parquet", "README.md"]),
+    ]
 
 
 def test_statistics_count_items_and_tags():
