@@ -2,7 +2,7 @@ r"""Measures reading 8 frames of a two-minute clip by seeking, against decoding 
 
     python benchmarks/video_seeking.py --output results/video/seeking.json
 
-The clips are made here: a moving picture, H.264, with the distance between key frames of a phone (1 s), of x264's
+The clips are made here: a moving picture, H.264, with the distance between key frames of a phone (1 s), of streaming (2 s), of x264's
 default (250 frames) and with one key frame alone. Both ways are run in turn; times are medians. The naive way decodes
 all frames and turns those wanted into pictures. `largest_error` is the distance, in frames, of a frame's time from the
 time asked for, the centre of its eighth of the clip.
@@ -26,7 +26,12 @@ from modeling_optsg.video_reading import evenly_spaced, read_frames  # noqa: E40
 
 SECONDS, RATE, WIDTH, HEIGHT, FRAMES = 120, 25, 640, 360, 8
 BITS = 12
-KEY_FRAMES = {"a key frame every second": 25, "x264's default, every 250 frames": 250, "one key frame alone": 10_000}
+KEY_FRAMES = {
+    "a key frame every second": 25,
+    "every two seconds": 50,
+    "x264's default, every 250 frames": 250,
+    "one key frame alone": 10_000,
+}
 
 
 def drawn(number: int, ground: np.ndarray) -> np.ndarray:

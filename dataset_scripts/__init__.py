@@ -52,10 +52,16 @@ def load_tagging_dataset(
     cache_dir = None if cache_dir is None else os.fspath(cache_dir)
     if (benchmark := name.replace("-", "_")) in _BUILDERS:
         module = importlib.import_module(f"{__name__}.{benchmark}")
-        builder = getattr(module, _BUILDERS[benchmark])(cache_dir=cache_dir, **kwargs)
-        if streaming:
-            return builder.as_streaming_dataset(split=split)
-        builder.download_and_prepare()
+        try:
+            builder = getattr(module, _BUILDERS[benchmark])(cache_dir=cache_dir, **kwargs)
+            if streaming:
+                return builder.as_streaming_dataset(split=split)
+            builder.download_and_prepare()
+        except TypeError as error:
+            raise ValueError(f"{name} does not take the arguments {kwargs}: {error}") from error
+        except datasets.exceptions.DatasetGenerationError as error:
+            # What is wrong stands in its cause alone.
+            raise ValueError(f"{name}: {error.__cause__ or error}") from error
         return builder.as_dataset(split=split)
 
     if not name:
@@ -63,7 +69,7 @@ def load_tagging_dataset(
     folder = Path(name).expanduser()
     if folder.is_dir() and has_metadata(folder):
         if kwargs:
-            raise TypeError(f"a folder with a metadata file takes no further arguments; got {', '.join(kwargs)}")
+            raise ValueError(f"a folder with a metadata file takes no further arguments; got {', '.join(kwargs)}")
         return _select(load_tagging_folder(folder), split, streaming, name)
     if folder.is_dir():
         if not any(folder.rglob("*.parquet")):
@@ -73,8 +79,14 @@ def load_tagging_dataset(
         raise ValueError(f"{folder} is a file; give the folder that holds it")
     elif not _can_be_on_hub(name):
         raise FileNotFoundError(f"nothing is called {name!r}. {_accepted()}")
+    if "config_name" in kwargs:
+        kwargs["name"] = kwargs.pop("config_name")
     try:
         loaded = datasets.load_dataset(name, split=split, cache_dir=cache_dir, streaming=streaming, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take the arguments {kwargs}: {error}") from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name}: {error.__cause__ or error}") from error
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{name!r} is no local folder, and on the Hub: {error}. {_accepted()}") from error
     if isinstance(loaded, dict):

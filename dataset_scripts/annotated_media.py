@@ -1,10 +1,12 @@
 """Benchmarks that are released as annotation files beside a folder of media or of their features."""
 
 import hashlib
+import inspect
+import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from . import annotation_files
 from .annotation_files import read_annotations
 
 logger = logging.getLogger(__name__)
 
 ROWS_A_TABLE = 2000
 COMPRESSIONS = ("", ".gz", ".zst")
+WIDTH_SAMPLE = 50
 FEATURE_SUFFIXES = (".npy", ".npz", ".pt", ".h5")
 WHEN_MISSING = ("skip", "keep")
 
@@ -33,6 +37,7 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
         visual: "video", "image" or "frame_features"; `None` for whichever folder `data_dir` holds.
         missing: what becomes of an item whose media or feature file is not there: "skip" or "keep" it without.
         check_media: whether pictures and clips are opened (not decoded) to see that they are such; milliseconds each.
+        categories: whether annotations have a `category`.
     """
 
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -41,6 +46,7 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
     visual: str | None = None
     missing: str = "skip"
     check_media: bool = True
+    categories: bool = False
 
 
 class AnnotatedMedia(datasets.ArrowBasedBuilder):
@@ -88,7 +94,9 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             )
         config.data_dir = str(folder)
         # Without this a changed file would give the rows of the cache, made of the file as it was.
-        digest = hashlib.sha256(Path(__file__).read_bytes())
+        digest = hashlib.sha256()
+        for module in (__file__, annotation_files.__file__, inspect.getfile(type(self))):
+            digest.update(Path(module).read_bytes())
         for path in self._annotation_files(config).values():
             status = path.stat()
             digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
@@ -114,7 +122,9 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
 
     def _info(self):
         text = datasets.Value("string")
-        features = {"id": text, "title": text, "tags": datasets.List(text), "category": datasets.Value("int32")}
+        features = {"id": text, "title": text, "tags": datasets.List(text)}
+        if self.config.categories:
+            features["category"] = datasets.Value("int32")
         visual = {
             "video": datasets.Video(decode=False),
             "image": datasets.Image(),
@@ -123,6 +133,18 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         if self.config.visual in visual:
             features[self.config.visual] = visual[self.config.visual]
         return datasets.DatasetInfo(features=datasets.Features(features))
+
+    def download_and_prepare(self, *args, **kwargs):
+        super().download_and_prepare(*args, **kwargs)
+        # Beside the rows: who loads them from the cache is to know too what they lack.
+        path = Path(self.cache_dir, "left_out.json")
+        if self.left_out:
+            path.write_text(json.dumps(self.left_out, indent=1), encoding="utf-8")
+        elif path.is_file():
+            self.left_out = json.loads(path.read_text(encoding="utf-8"))
+            for split, reasons in self.left_out.items():
+                if reasons:
+                    logger.warning("%s %s: left out: %s", self.name, split, _listed(reasons))
 
     def _split_generators(self, dl_manager):
         return [
@@ -142,8 +164,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             written += len(rows)
         self.left_out[split] = dict(left_out)
         if left_out:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-            logger.warning("%s: %s rows; left out: %s", path, f"{written:,}", reasons)
+            logger.warning("%s: %s rows; left out: %s", path, f"{written:,}", _listed(left_out))
         if not written:
             raise ValueError(f"{path}: none of its items can be used: {dict(left_out) or 'there are none'}")
 
@@ -154,10 +175,11 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
     def _rows(self, path: Path, left_out: Counter) -> Iterator[dict]:
         seen, visual = set(), self.config.visual
         title_field, find = self.config.title_fields[self.config.title], self._finder()
-        width = None
         for item in read_annotations(path):
             name = item.get(self.ID_FIELD)
-            if not isinstance(name, str) or not name.strip():
+            if isinstance(name, int) and not isinstance(name, bool):
+                name = str(name)
+            if not _is_text(name) or not name.strip():
                 left_out[f"items without {self.ID_FIELD}"] += 1
                 continue
             if name in seen:
@@ -168,21 +190,19 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             if not tags:
                 left_out["items without tags"] += 1
                 continue
-            title, category = item.get(title_field), item.get("category")
-            row = {
-                "id": name,
-                "title": title.strip() if isinstance(title, str) else "",
-                "tags": tags,
-                "category": category if isinstance(category, int) else None,
-            }
+            title = item.get(title_field)
+            row = {"id": name, "title": title.strip() if _is_text(title) else "", "tags": tags}
+            if self.config.categories:
+                category = item.get("category")
+                known = isinstance(category, int) and not isinstance(category, bool) and abs(category) < 2**31
+                row["category"] = category if known else None
             if visual != "none":
-                row[visual], problem = find(name, width)
+                row[visual], problem = find(name)
                 if problem:
                     left_out[f"items {problem}" if self.config.missing == "skip" else f"files {problem}"] += 1
                     if self.config.missing == "skip":
                         continue
                 if visual == "frame_features" and row[visual] is not None:
-                    width = row[visual].shape[1]
                     row[visual] = list(row[visual])
             yield row
 
@@ -190,25 +210,37 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
     def _tags(values, left_out: Counter) -> list[str]:
         if not isinstance(values, list):
             return []
-        texts = [value.strip() for value in values if isinstance(value, str)]
+        texts = [value.strip() for value in values if _is_text(value)]
+        tags = list(dict.fromkeys(text for text in texts if text))
         left_out["tags that are no text"] += len(values) - len(texts)
         left_out["empty tags"] += texts.count("")
-        left_out += Counter()  # drops what is zero
-        return list(dict.fromkeys(text for text in texts if text))
+        left_out["tags an item has twice"] += len(texts) - texts.count("") - len(tags)
+        for reason in [reason for reason, count in left_out.items() if not count]:
+            del left_out[reason]
+        return tags
 
-    def _finder(self) -> Callable[[str, int | None], tuple[object, str | None]]:
-        """A function from an id, and the width of features before it, to what is looked at and what is wrong."""
-        name, suffixes = self.MEDIA[self.config.visual] if self.config.visual != "none" else ("", ())
-        folder = Path(self.config.data_dir, name)
+    def _finder(self) -> Callable[[str], tuple[object, str | None]]:
+        """A function from an id to what is looked at and what is wrong with it."""
+        if self.config.visual == "none":
+            return lambda item: (None, None)
+        name, suffixes = self.MEDIA[self.config.visual]
+        folder = Path(self.config.data_dir, name).resolve()
+        # One look at the folder instead of one for each suffix of each item; of two files the earlier suffix.
+        files: dict[str, str] = {}
+        with os.scandir(folder) as entries:
+            named = [entry.name for entry in entries if entry.name.lower().endswith(suffixes)]
+        for file in sorted(named, key=lambda file: suffixes.index(os.path.splitext(file)[1].lower()), reverse=True):
+            files[os.path.splitext(file)[0]] = file
+        width = _usual_width(folder, files) if self.config.visual == "frame_features" else None
 
-        def find(item: str, width: int | None):
+        def find(item: str):
             # An id is a file's name, never a way out of the folder.
             if item in (".", "..") or "/" in item or os.sep in item or "\0" in item:
                 return None, "whose id is no file name"
-            path = next((p for suffix in suffixes if (p := folder / f"{item}{suffix}").exists()), None)
-            if path is None:
+            path = folder / files[item] if item in files else None
+            if path is None or not path.exists():
                 return None, f"whose file is not in {name}/"
-            if not path.resolve().is_relative_to(folder.resolve()):
+            if not path.resolve().is_relative_to(folder):
                 return None, f"whose file is a link out of {name}/"
             if self.config.visual != "frame_features":
                 if self.config.check_media and (problem := _problem(path, self.config.visual)):
@@ -217,14 +249,44 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
                 return {"bytes": None, "path": str(path)}, None
             try:
                 features = read_features(path)
-            except (ValueError, OSError, KeyError, EOFError) as error:
+            except ImportError:
+                raise
+            except Exception as error:  # Each format has its own for a file that is damaged.
                 logger.info("%s: %s", path, error)
                 return None, "whose features cannot be read"
-            if width is not None and features.shape[1] != width:
-                return None, f"whose features are not {width} wide, as those before"
+            if features.shape[1] != width:
+                return None, f"whose features are not {width} wide, as most are"
             return features, None
 
         return find
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda own: -own[1]))
+
+
+def _is_text(value) -> bool:
+    """Whether a value is text that can be written: JSON can spell half a character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _usual_width(folder: Path, files: Mapping[str, str]) -> int | None:
+    """The width that most of some feature files have: one file of another must not decide for all."""
+    widths = Counter()
+    for name in sorted(files)[:: max(1, len(files) // WIDTH_SAMPLE)]:
+        try:
+            widths[read_features(folder / files[name]).shape[1]] += 1
+        except ImportError:
+            raise
+        except Exception:
+            continue
+    return widths.most_common(1)[0][0] if widths else None
 
 
 def _problem(path: Path, visual: str) -> str | None:
@@ -247,12 +309,13 @@ def read_features(path: Path) -> np.ndarray:
     Raises:
         ValueError: they have another number of dimensions, no frame, or are not finite.
     """
-    if path.suffix == ".npy":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
         features = np.load(path, allow_pickle=False)
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
             features = archive[archive.files[0]] if archive.files else np.zeros(0)
-    elif path.suffix == ".pt":
+    elif suffix == ".pt":
         import pickle
 
         import torch
@@ -261,7 +324,7 @@ def read_features(path: Path) -> np.ndarray:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise ValueError(f"no tensor that is safe to load: {error}") from None
-        features = loaded.float().numpy() if isinstance(loaded, torch.Tensor) else np.zeros(0)
+        features = loaded.detach().float().numpy() if isinstance(loaded, torch.Tensor) else np.zeros(0)
     else:
         try:
             import h5py
@@ -269,10 +332,12 @@ def read_features(path: Path) -> np.ndarray:
             raise ModuleNotFoundError(f"{path} needs h5py: pip install 'optsg[h5]'") from error
 
         with h5py.File(path) as archive:
-            features = archive[next(iter(archive))][()]
-    if features.ndim != 2 or not len(features):
+            found = next((entry for entry in archive.values() if isinstance(entry, h5py.Dataset)), None)
+            features = np.zeros(0) if found is None else found[()]
+    if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"features of shape {features.shape}; expected [frames, width]")
     features = features.astype(np.float32)
-    if not np.isfinite(features).all():
-        raise ValueError("features are not finite")
+    # What is cached in training has 16 bits.
+    if not (np.abs(features) <= np.finfo(np.float16).max).all():
+        raise ValueError("features are not finite, or beyond 65,504")
     return features

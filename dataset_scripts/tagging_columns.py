@@ -1,7 +1,13 @@
 """Gives a dataset loaded from Parquet or from the Hub the columns that every tagging dataset has."""
 
+import logging
+
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+logger = logging.getLogger(__name__)
 
 _TEXT = datasets.Value("string")
 _TEXT_COLUMNS = datasets.Features({"id": _TEXT, "title": _TEXT, "tags": datasets.List(_TEXT)})
@@ -15,8 +21,10 @@ def with_tagging_columns(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Returns `rows` with `id`, `title` and `tags` as text, and `image` and `video` (undecoded) as such.
 
-    A missing `id` becomes the row's number; a missing `title` or `tags`, or a null in them, becomes `""` or `[]`.
-    Other columns stay as they are.
+    A missing `id` becomes the row's number (of what is loaded: a part of a split begins at 0 again, and a stream that
+    several workers read gives each number more than once; give items that are to be found again an `id`); a missing
+    `title` or `tags`, or a null in them, becomes `""` or `[]`. Tags are stripped; empty ones and repeats are left out,
+    and counted in a warning where the whole split is at hand. Other columns stay as they are.
 
     Args:
         rows: one split.
@@ -39,6 +47,12 @@ def with_tagging_columns(
             rows = rows.cast_column(column, feature)
     if isinstance(rows, datasets.IterableDataset):
         return _fill_stream(rows)
+    if "tags" in features and _unclean(rows.data.column("tags")):
+        before = sum(map(len, filter(None, rows["tags"])))
+        cleaned = [_fill("tags", tags, 0) for tags in rows["tags"]]
+        rows = rows.remove_columns("tags").add_column("tags", cleaned, feature=_TEXT_COLUMNS["tags"])
+        left_out = before - sum(map(len, cleaned))
+        logger.warning("%s: left out %s empty or repeated tags", origin, f"{left_out:,}")
     for column, feature in _TEXT_COLUMNS.items():
         if column not in features or features[column] != feature or rows.data.column(column).null_count:
             values = rows[column] if column in features else [None] * rows.num_rows
@@ -61,7 +75,28 @@ def _check_types(features: datasets.Features, origin: str):
 def _fill(column: str, value, number: int):
     if column == "id":
         return str(number if value is None else value)
-    return value or ("" if column == "title" else [])
+    if column == "tags":
+        return list(dict.fromkeys(tag.strip() for tag in value or () if tag and tag.strip()))
+    return value or ""
+
+
+def _unclean(tags: pa.ChunkedArray | pa.Array) -> bool:
+    """Whether some tag is null, empty, not stripped, or in one list twice."""
+    for chunk in tags.chunks if isinstance(tags, pa.ChunkedArray) else [tags]:
+        values = chunk.flatten()
+        if values.null_count or pa.types.is_null(values.type):
+            return True
+        kept = pc.utf8_trim_whitespace(values)
+        if pc.any(pc.or_(pc.equal(kept, ""), pc.not_equal(kept, values))).as_py():
+            return True
+        codes = pc.dictionary_encode(values)
+        pairs = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False).astype(np.int64) * (
+            len(codes.dictionary) + 1
+        )
+        pairs = pairs + codes.indices.to_numpy(zero_copy_only=False)
+        if len(np.unique(pairs)) < len(pairs):
+            return True
+    return False
 
 
 def _fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
@@ -72,7 +107,8 @@ def _fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
     def fill(table: pa.Table, numbers: list[int]) -> pa.Table:
         for column in _TEXT_COLUMNS:
             there = column in table.column_names
-            if there and table.schema.field(column).type == schema.field(column).type and not table[column].null_count:
+            as_is = there and table.schema.field(column).type == schema.field(column).type
+            if as_is and not table[column].null_count and (column != "tags" or not _unclean(table[column])):
                 continue
             values = table[column].to_pylist() if there else [None] * len(numbers)
             filled = [_fill(column, *each) for each in zip(values, numbers)]

@@ -77,7 +77,7 @@ def test_pretraining_files_are_compressed_lines_without_annotated_titles(create,
     lines = "".join(json.dumps({"vid": f"p{n}", "raw_title": "标题", "tag": ["美食"]}) + "\n" for n in range(5))
     (create / "create_3m_pretrain.json.gz").write_bytes(gzip.compress(lines.encode()))
     rows = load(config_name="create_3m", data_dir=str(create), visual="none", split="train")
-    assert len(rows) == 5 and rows[0]["title"] == "标题" and rows[0]["category"] is None
+    assert len(rows) == 5 and rows[0]["title"] == "标题" and "category" not in rows[0]
     with pytest.raises(ValueError, match="annotated"):
         load(config_name="create_3m", data_dir=str(create), title="annotated")
     with pytest.raises(FileNotFoundError, match="create_10m_pretrain.json"):
@@ -128,8 +128,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
         "items without vid": 1,
         "tags that are no text": 1,
         "empty tags": 2,
+        "tags an item has twice": 1,
         "items whose file is not in features/": 1,
-        "items whose features are not 4 wide, as those before": 1,
+        "items whose features are not 4 wide, as most are": 1,
         "items whose features cannot be read": 2,
         "items whose file is a link out of features/": 1,
         "items whose id is no file name": 1,
@@ -138,6 +139,50 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
     kept = CreateTagging(data_dir=str(create), missing="keep", cache_dir=str(tmp_path / "cache"))
     kept.download_and_prepare()
     assert len(kept.as_dataset(split="train")) == 8
+
+
+def test_odd_files_and_values_are_left_out_one_by_one(create, tmp_path, caplog):
+    features = create / "features"
+    np.save(features / "v0.npy", np.ones((2, 7)))  # The first of all is another width than the others.
+    for name in ("v1", "v2", "v3", "v4"):
+        (features / f"{name}.npy").unlink()
+    np.savez(features / "v1.npz", np.ones((2, 4)))
+    (features / "v1.npz").write_bytes((features / "v1.npz").read_bytes()[:60])
+    with h5py.File(features / "v2.h5", "w"):
+        pass
+    with h5py.File(features / "v3.h5", "w") as archive:
+        archive.create_group("a")["inner"] = np.ones((2, 4))
+        archive["features"] = np.ones((2, 4))
+    torch.save(torch.nn.Parameter(torch.ones(2, 4)), features / "v4.pt")
+    os.rename(features / "v7.npy", features / "v7.NPY")
+    np.save(features / "17.npy", np.ones((2, 4)))
+    odd = json.dumps(
+        [
+            *(annotation(index) for index in range(6)),
+            annotation(6, category=2**31),
+            annotation(7, category=True, tag=["美食", "\ud83d"]),
+            annotation(8, vid=17),
+            annotation(10, vid="\ud83d"),
+        ]
+    )
+    (create / "create_210k_train.json").write_text(odd, encoding="utf-8")
+    builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
+    builder.download_and_prepare()
+    rows = builder.as_dataset(split="train")
+    assert rows["id"] == ["v3", "v4", "v5", "v6", "v7", "17"]
+    assert rows["category"][3:5] == [None, None] and rows[4]["tags"] == ["美食"]
+    left_out = {
+        "items whose features are not 4 wide, as most are": 1,
+        "items whose features cannot be read": 2,
+        "items without vid": 1,
+        "tags that are no text": 1,
+    }
+    assert builder.left_out["train"] == left_out
+    # And who loads it from the cache hears of it too.
+    again = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
+    caplog.clear()
+    again.download_and_prepare()
+    assert again.left_out["train"] == left_out and "1 items without vid" in caplog.text
 
 
 def test_what_is_no_clip_or_picture_is_left_out_and_counted(create, tmp_path):

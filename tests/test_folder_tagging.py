@@ -268,7 +268,7 @@ def test_a_file_is_refused(folder):
 
 def test_an_argument_that_has_no_meaning_is_refused(folder):
     write_metadata(folder, ROWS)
-    with pytest.raises(TypeError, match="revision"):
+    with pytest.raises(ValueError, match="revision"):
         load_tagging_dataset(folder, revision="main")
 
 
@@ -351,3 +351,14 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
     rows = load_tagging_dataset("org/clips", cache_dir="cache", revision="main")["train"]
     assert asked == [("org/clips", {"split": None, "cache_dir": "cache", "streaming": False, "revision": "main"})]
     assert rows[0] == {"video": {"path": "a.mp4", "bytes": b"1"}, "title": "x", "tags": ["y"], "id": "3"}
+
+
+def test_tags_from_parquet_are_cleaned_as_everywhere(tmp_path, caplog):
+    rows = {"title": ["a", "b"], "tags": [["x", None, " y", "x"], ["", "z"]]}
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+    with caplog.at_level(logging.WARNING):
+        loaded = load_tagging_dataset(tmp_path / "data", split="train", cache_dir=tmp_path / "cache")
+    assert loaded["tags"] == [["x", "y"], ["z"]] and "left out 3 empty or repeated tags" in caplog.text
+    stream = load_tagging_dataset(tmp_path / "data", split="train", cache_dir=tmp_path / "cache", streaming=True)
+    assert [row["tags"] for row in stream] == [["x", "y"], ["z"]]

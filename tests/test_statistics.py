@@ -80,3 +80,24 @@ def test_what_cannot_be_counted_is_said(pexel, capsys, tmp_path):
     assert main(["stats", "icon-tagging", "--data-dir", "nowhere"]) == 2
     with pytest.raises(ValueError, match="'test'"):
         tag_statistics({"train": TagCounts()})
+    for arguments, message in (
+        (["--picture", str(tmp_path / "no/f.png")], "no such folder"),
+        (["--picture", str(tmp_path / "f.xyz")], "must end with"),
+        (["--published", "imagenet"], "pexel_tagging"),
+    ):
+        assert main([*pexel, *arguments]) == 2 and message in capsys.readouterr().err
+    (tmp_path / "pexel_train.json").write_text('[{"id": "a", "tag": ["x"]}, {"id"')
+    assert main(pexel) == 2 and "pexel_train.json, after 1 items" in capsys.readouterr().err
+    assert main(["stats", "icon_tagging", "--title", "raw"]) == 2 and "title" in capsys.readouterr().err
+
+
+def test_an_export_is_counted_as_a_stream_and_published_figures_found_by_its_name(pexel, capsys, tmp_path):
+    assert main(["export", *pexel[1:2], str(tmp_path / "pexel-tagging"), *pexel[2:]]) == 0
+    capsys.readouterr()
+    exported = ["stats", str(tmp_path / "pexel-tagging"), "--cache-dir", str(tmp_path / "empty")]
+    assert main([*exported, "--match-published"]) == 0
+    out = capsys.readouterr().out
+    assert "1,627" in out and "5,660" in out and not list(tmp_path.glob("empty/**/*.arrow"))
+    assert main([*exported[:1], str(tmp_path / "pexel-tagging"), "--published", "create_tagging", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["published"]["common_tags"] == 705 and found["identities"]["published"][0]["holds"]

@@ -6,9 +6,13 @@ from ..tagging_folder import CLIP_SUFFIXES
 _RAW_TITLE = {"raw": "raw_title"}
 
 
+def _names(name: str) -> tuple[str, ...]:
+    return f"{name}.json", f"{name}.jsonl"
+
+
 def _pretraining(size: str) -> AnnotatedMediaConfig:
     return AnnotatedMediaConfig(
-        name=f"create_{size}", files={"train": (f"create_{size}_pretrain.json",)}, title_fields=_RAW_TITLE
+        name=f"create_{size}", files={"train": _names(f"create_{size}_pretrain")}, title_fields=_RAW_TITLE
     )
 
 
@@ -29,11 +33,12 @@ class CreateTagging(AnnotatedMedia):
         AnnotatedMediaConfig(
             name="create_210k",
             files={
-                "train": ("create_210k_train.json",),
-                "validation": ("create_210k_val.json",),
-                "test": ("create_210k_test.json",),
+                "train": _names("create_210k_train"),
+                "validation": _names("create_210k_val"),
+                "test": _names("create_210k_test"),
             },
             title_fields={"annotated": "ann_title"} | _RAW_TITLE,
+            categories=True,
         ),
         _pretraining("3m"),
         _pretraining("10m"),

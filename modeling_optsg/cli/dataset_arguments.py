@@ -11,11 +11,23 @@ def add_dataset_arguments(parser) -> None:
     parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
 
 
-def load_dataset_of(args):
-    """All splits of what the arguments name."""
-    from dataset_scripts import load_tagging_dataset
+def load_dataset_of(args, for_tags: bool = False):
+    """All splits of what the arguments name.
+
+    Args:
+        for_tags: whether only tags are wanted: nothing is copied into a cache that is not there yet, and of a
+            benchmark no picture or clip is looked for.
+
+    Raises:
+        ValueError, FileNotFoundError: see [`load_tagging_dataset`].
+    """
+    from dataset_scripts import benchmark_card, load_tagging_dataset
 
     choices = ("data_dir", "config_name", "title", "visual", "missing")
     given = {name: getattr(args, name) for name in choices}
     given = {name: value for name, value in given.items() if value is not None}
+    if for_tags and "data_dir" in given:
+        given.setdefault("visual", "none")
+    elif for_tags and benchmark_card(args.dataset) is None:
+        given["streaming"] = True
     return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **given)

@@ -36,7 +36,11 @@ def _run(args) -> int:
         dataset = load_dataset_of(args)
         if (path := benchmark_card(args.dataset)) is not None:
             card = DatasetCard.load(path)
-            card.data.license = args.license or card.data.license
+            if args.license:
+                card.data.license = args.license
+                # These are for a licence that has no identifier.
+                for detail in ("license_name", "license_link"):
+                    card.data.pop(detail, None)
             card.data.language = args.language or card.data.language
         else:
             name = args.push_to_hub or args.output.resolve().name

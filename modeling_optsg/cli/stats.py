@@ -26,25 +26,43 @@ def add_command(commands):
         action="store_true",
         help="take the N whose common and rare tags come nearest to the paper's",
     )
+    parser.add_argument(
+        "--published",
+        metavar="NAME",
+        help="set the paper's figures of this benchmark beside them (default: those of the dataset's own name)",
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the tags' frequencies (Figure 1) there")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.set_defaults(run=_run)
 
 
 def _run(args) -> int:
-    from dataset_scripts.published_statistics import COMPARED_DATASETS, PUBLISHED, identities
+    from dataset_scripts.published_statistics import COMPARED_DATASETS, NOTES, PUBLISHED, identities
     from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, size_statistics, tag_statistics
 
+    # The paper counts one configuration; the others of a benchmark are something else.
+    named = (args.published or Path(args.dataset).name).replace("-", "_")
+    published = PUBLISHED.get(named) if args.published or args.config_name in (None, "create_210k") else None
     try:
         if args.common < 1:
             raise ValueError(f"--common {args.common} must be at least 1")
-        dataset = load_dataset_of(args)
+        if args.published and published is None:
+            raise ValueError(f"--published {args.published}: the paper has figures of {', '.join(PUBLISHED)}")
+        if args.match_published and published is None:
+            raise ValueError(
+                f"--match-published: the paper says nothing of {args.dataset}; name one of {', '.join(PUBLISHED)} by "
+                "--published"
+            )
+        if args.picture and not args.picture.resolve().parent.is_dir():
+            raise ValueError(f"--picture {args.picture}: there is no such folder")
+        if args.picture and args.picture.suffix not in (".png", ".svg", ".pdf", ".jpg"):
+            raise ValueError(f"--picture {args.picture} must end with .png, .svg, .pdf or .jpg")
+        dataset = load_dataset_of(args, for_tags=True)
         counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
-        published = PUBLISHED.get(args.dataset.replace("-", "_"))
         common = args.common
         if args.match_published:
-            if published is None:
-                raise ValueError(f"the paper says nothing of {args.dataset}; it has {', '.join(PUBLISHED)}")
+            if missing := {"train", "test"} - counts.keys():
+                raise ValueError(f"--match-published needs the splits train and test; {sorted(missing)} missing")
             common, *_ = nearest_common_count(
                 counts["train"], counts["test"], published["common_tags"], published["rare_tags"]
             )
@@ -55,12 +73,18 @@ def _run(args) -> int:
         return 2
     checks = identities(figures) if "union" in figures else []
     if args.json:
-        print(json.dumps({"common_count": common, "counted": figures, "published": published}))
+        told = {}
+        for name, of in (("counted", figures), ("published", published)):
+            both = identities(of) if of and "union" in of else []
+            told[name] = [{"identity": text, "holds": holds} for text, holds in both]
+        print(json.dumps({"common_count": common, "counted": figures, "published": published, "identities": told}))
     else:
         _show(args.dataset, figures, published, common)
         for name, of in (("counted", figures), ("published", published)):
             for text, holds in identities(of) if of and "union" in of else ():
                 print(f"{name}: {text}: {'holds' if holds else 'does NOT hold'}")
+        for note in NOTES.get(named, ()) if published else ():
+            print(f"published: {note}")
         print("\nBeside other datasets (Table 3):")
         own = (args.dataset, "", f"{figures['items']:,}", figures["unique_tags"], "")
         for name, kind, items, tags, domain in (own, *COMPARED_DATASETS):
