@@ -2,10 +2,10 @@ r"""Measures reading 8 frames of a two-minute clip by seeking, against decoding 
 
     python benchmarks/video_seeking.py --output results/video/seeking.json
 
-The clips are made here: a moving picture, H.264, with the distance between key frames of a phone (1 s), of streaming (2 s), of x264's
-default (250 frames) and with one key frame alone. Both ways are run in turn; times are medians. The naive way decodes
-all frames and turns those wanted into pictures. `largest_error` is the distance, in frames, of a frame's time from the
-time asked for, the centre of its eighth of the clip.
+The clips are made here: a moving picture, H.264, with key frames as far apart as a phone (1 s), streaming (2 s) and
+x264's default (250 frames) have them, and with one key frame alone. Both ways are run in turn; times are medians. The
+naive way decodes all frames and turns those wanted into pictures. `largest_error` is the distance, in frames, of a
+frame's time from the time asked for, the centre of its eighth of the clip.
 """
 
 import argparse

@@ -302,6 +302,15 @@ class OPTSGProcessor(ProcessorMixin):
         return [*files, str(train_tags)]
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """The saved processor; where it has no image processor, an [`OPTSGFeatureProcessor`]."""
+        if cls is OPTSGProcessor:
+            saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+            if saved.get("processor_class") == OPTSGFeatureProcessor.__name__:
+                return OPTSGFeatureProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "train_tags" not in kwargs:

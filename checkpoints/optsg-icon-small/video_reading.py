@@ -57,6 +57,27 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
         raise ValueError(f"{name} is not a clip that can be read: {reason}") from error
 
 
+def check_clip(source: str | os.PathLike) -> None:
+    """Opens a clip without decoding it: milliseconds.
+
+    Raises:
+        ValueError: it is no file that FFmpeg knows, or has no video stream with a decoder.
+        ImportError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading clips needs PyAV: pip install av") from error
+
+    try:
+        with open(source, "rb") as file:
+            clip = _Clip(av, file, os.fspath(source))
+            with clip._open() as container:
+                clip._video_stream(container)
+    except Exception as error:  # As in `read_frames`.
+        raise ValueError(f"{source} is not a clip that can be read: {error}") from error
+
+
 class _Clip:
     def __init__(self, av, file, name: str):
         self.av, self.file, self.name = av, file, name
@@ -120,7 +141,7 @@ class _Clip:
                     return []
                 if position is None or keyframes[keyframe] > position:
                     container.seek(timestamp, stream=stream)
-                    decoded = container.decode(stream)
+                    decoded = self._needed(container, stream, set(wanted))
                 frame = next((f for f in decoded if f.pts is None or f.pts >= timestamp), None)
                 if frame is None or frame.pts != timestamp or frame.is_corrupt:
                     return []
@@ -129,6 +150,14 @@ class _Clip:
         except self.av.FFmpegError:
             return []
         return pictures
+
+    @staticmethod
+    def _needed(container, stream, wanted: set[int]) -> Iterator:
+        """Frames from where the container stands; those that are not wanted and of no use to others may be missing."""
+        for packet in container.demux(stream):
+            # The codec itself knows which frames no other one depends on: half of them, with x264's settings.
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from packet.decode()
 
     def _decode_through(self, num_frames: int) -> list[Image.Image]:
         count = sum(1 for _ in self._decoded())

@@ -1,0 +1,105 @@
+r"""Trains the same run with one, two and four processes, and in parts, and compares their losses step by step.
+
+    python benchmarks/processes.py --output results/training/processes.json
+
+The global batch is the same each time. fp32, no dropout and nothing else that is drawn inside the model (all empty
+slots and tokens, every item parallel); what is drawn of an item's tags, more than there are prompts, follows from the
+item's own seed. Processes talk by gloo. Rates are of two cores that all processes share, so they say nothing of speed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import small_run
+
+sys.path.insert(0, str(small_run.TRAIN.parent))
+from score import environment  # noqa: E402
+
+PLAIN = {
+    "dropout": 0.0, "attention_dropout": 0.0, "set_dropout": 0.0, "modality_dropout": 0.0, "parallel_share": 1.0,
+    "pad_slot_share": 1.0, "num_sampled_tokens": 0,
+}  # fmt: skip
+# Name -> processes, and most items a process computes at once.
+RUNS = {
+    "one": (1, None),
+    "one, in parts of 5": (1, 5),
+    "two": (2, None),
+    "two, in parts of 3": (2, 3),
+    "four": (4, None),
+}
+TOLERANCE = 1e-4
+
+
+def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> list[dict]:
+    processes, most = RUNS[name]
+    launcher = ()
+    if processes > 1:
+        launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes)
+        launcher += (
+            "--num_machines",
+            1,
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            0,
+        )
+    settings = {"batch_size": batch_size, "epochs": steps * batch_size / items, "log_every": 1, "evaluations": 1}
+    settings["learning_rate"] = 2e-3
+    settings |= {"process_batch_size": most} if most else {}
+    output = folder / name.replace(" ", "_")
+    command = small_run.command(folder, output, tuple(map(str, launcher)), PLAIN, **settings)
+    own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=own, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    return [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+
+
+def differences(expected: list[dict], found: list[dict]) -> dict[str, float]:
+    """The largest relative difference of each loss part over the steps."""
+    if len(expected) != len(found):
+        raise SystemExit(f"{len(found)} steps instead of {len(expected)}.")
+    names = [name for name in expected[0] if name.endswith("loss")]
+    return {name: max(abs(f[name] / e[name] - 1) for e, f in zip(expected, found)) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    arguments = parser.parse_args()
+    # Sixteen items a step and an epoch that they do not divide; the last of an epoch shares a step with the next.
+    items, batch_size = 150, 16
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small_run.make(folder, items, most_tags=12)
+        expected = losses(folder, "one", arguments.steps, batch_size, items)
+        found = {
+            run: differences(expected, losses(folder, run, arguments.steps, batch_size, items))
+            for run in arguments.runs
+            if run != "one"
+        }
+    result = {
+        "steps": arguments.steps,
+        "batch_size": batch_size,
+        "items": items,
+        "first_and_last_loss": [expected[0]["loss"], expected[-1]["loss"]],
+        "largest_relative_difference": found,
+    }
+    print(json.dumps(result, indent=1))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    if any(value > TOLERANCE for run in found.values() for value in run.values()):
+        raise SystemExit(f"Losses differ by more than {TOLERANCE}.")
+
+
+if __name__ == "__main__":
+    main()

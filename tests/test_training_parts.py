@@ -1,0 +1,211 @@
+"""A step's items whatever the number of processes, and runs that go on where they were stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from modeling_optsg.training import (
+    GlobalBatches,
+    MatchingMoves,
+    RunState,
+    SeededItems,
+    TrainingLog,
+    micro_batches,
+)
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import small_run  # noqa: E402
+
+
+@pytest.mark.parametrize("processes, parts", [(1, 1), (2, 1), (3, 2), (4, 1)])
+def test_a_step_s_items_do_not_depend_on_processes_and_parts(processes, parts):
+    whole = list(GlobalBatches(23, 12, 8, seed=3))
+    shares = [
+        list(GlobalBatches(23, 12, 8, seed=3, process=process, num_processes=processes, parts=parts))
+        for process in range(processes)
+    ]
+    for step, expected in enumerate(whole):
+        found = [pair for own in shares for part in range(parts) for pair in own[step * parts + part]]
+        assert found == expected
+        assert all(own[step * parts + part] for own in shares for part in range(parts))
+
+
+def test_every_item_is_seen_once_an_epoch_in_another_order_each_time():
+    order = [item for batch in GlobalBatches(23, 5, 14, seed=0) for item, _ in batch]
+    epochs = [order[:23], order[23:46], order[46:69]]
+    assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert order != [item for batch in GlobalBatches(23, 5, 14, seed=1) for item, _ in batch]
+
+
+def test_going_on_gives_the_batches_that_were_left():
+    whole = list(GlobalBatches(23, 5, 14, seed=0, parts=2))
+    rest = GlobalBatches(23, 5, 14, seed=0, parts=2, start=6)
+    assert list(rest) == whole[12:] and len(rest) == 16
+
+
+def test_items_have_seeds_of_their_epoch():
+    pairs = [pair for batch in GlobalBatches(4, 4, 2, seed=0) for pair in batch]
+    assert len({seed for _, seed in pairs}) == 8
+    assert SeededItems([{"a": 1}])[(0, 17)] == {"a": 1, "item_seed": 17}
+
+
+def test_the_rest_of_a_process_s_share_follows():
+    assert micro_batches(512, 8, None) == 1 and micro_batches(512, 8, 64) == 1
+    assert micro_batches(512, 8, 30) == 3 and micro_batches(1024, 16, 64) == 1
+    with pytest.raises(ValueError, match="4 items cannot be shared by 8"):
+        micro_batches(4, 8, None)
+    with pytest.raises(ValueError, match="at least one item"):
+        micro_batches(4, 2, 0)
+    with pytest.raises(ValueError, match="no items"):
+        GlobalBatches(0, 4, 2, seed=0)
+
+
+def test_tags_that_change_slots_are_counted():
+    moves, ids = MatchingMoves(2), torch.tensor([10, 20, 30])
+    moves.note([0, 1], torch.tensor([[0, 1, -1], [2, -1, -1]]), ids)
+    assert moves.share() is None
+    moves.note([0, 1], torch.tensor([[0, -1, 1], [2, 0, -1]]), ids)
+    assert moves.share() == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def state(tmp_path):
+    """A run of one linear layer, half of it frozen."""
+
+    def make(arguments=None, keep=2):
+        accelerator = Accelerator(cpu=True)
+        accelerator.free_memory()
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"frozen": torch.nn.Linear(3, 3), "trained": torch.nn.Linear(3, 3)})
+        model["frozen"].requires_grad_(False)
+        optimizer = torch.optim.AdamW(model["trained"].parameters())
+        model, optimizer = accelerator.prepare(model, optimizer)
+        return RunState(accelerator, tmp_path / "state", arguments or {"seed": 0}, keep), model
+
+    return make
+
+
+def test_a_state_is_complete_or_not_there(state, tmp_path, monkeypatch):
+    run, model = state()
+    run.save(5, {"best": 1.5})
+    with torch.no_grad():
+        model["trained"].weight.fill_(7.0)
+    (tmp_path / "state/step-00000010.partial").mkdir()
+    (tmp_path / "state/step-00000011").mkdir()  # without its progress: not complete
+    again, fresh = state()
+    assert again.load("auto") == {"step": 5, "best": 1.5}
+    assert not (fresh["trained"].weight == 7.0).any()
+    saved = torch.load(tmp_path / "state/step-00000005/pytorch_model.bin", weights_only=True)
+    assert set(saved) == {"trained.weight", "trained.bias"}
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        again.save(15, {})
+    assert [path.name for path in again.checkpoints()] == ["step-00000005"]
+
+
+def test_old_states_go_only_when_the_new_one_is_there(state):
+    run, _ = state()
+    for step in (1, 2, 3, 4):
+        run.save(step, {})
+    assert [path.name for path in run.checkpoints()] == ["step-00000003", "step-00000004"]
+    run.clear()
+    assert run.checkpoints() == [] and run.load("auto") is None
+
+
+def test_a_state_of_another_run_or_model_is_refused(state, tmp_path):
+    run, model = state({"seed": 0, "epochs": 3})
+    run.save(1, {})
+    other, _ = state({"seed": 0, "epochs": 4})
+    with pytest.raises(ValueError, match=r"epochs 3 \(now 4\)"):
+        other.load("auto")
+    assert other.load("never") is None
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        other.load(str(tmp_path))
+    path = tmp_path / "state/step-00000001/pytorch_model.bin"
+    torch.save({"else": torch.zeros(1)}, path)
+    same, _ = state({"seed": 0, "epochs": 3})
+    with pytest.raises(ValueError, match="does not fit this model"):
+        same.load(str(path.parent))
+
+
+def test_rows_of_steps_that_are_done_again_are_forgotten(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    log = TrainingLog(Accelerator(cpu=True), path, start=2)
+    log.write({"step": 3, "loss": 1.0})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    small_run.make(folder, items=96)
+    return folder
+
+
+def test_sigterm_saves_and_says_so_and_the_run_goes_on(small, tmp_path):
+    command = small_run.command(small, tmp_path / "run", epochs=40, save_every=1000, log_every=1)
+    process = subprocess.Popen(
+        command, env=small_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    status, log = tmp_path / "run/state/status.json", tmp_path / "run/training_log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert json.loads(status.read_text())["status"] == "running"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    told = json.loads(status.read_text())
+    assert told["status"] == "interrupted" and 0 < told["step"] < 240
+    assert (
+        os.listdir(tmp_path / "run/state") and (tmp_path / f"run/state/step-{told['step']:08d}/progress.json").exists()
+    )
+    done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and f"Going on after step {told['step']} of 240" in done.stderr
+    assert json.loads(status.read_text())["status"] == "finished"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, 241))
+
+
+def test_kills_change_nothing(tmp_path):
+    program = [sys.executable, BENCHMARKS / "kill_training.py", "--kills", "3", "--epochs", "12", "--longest", "0.3"]
+    done = subprocess.run(list(map(str, program)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    assert found["kills"] == 3 and found["equal"] == {"weights": True, "losses": True, "fits": True}
+
+
+def test_two_processes_learn_as_one(tmp_path):
+    program = [sys.executable, BENCHMARKS / "processes.py", "--steps", "12", "--runs", "two", "one, in parts of 5"]
+    done = subprocess.run(list(map(str, program)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])["largest_relative_difference"]
+    assert set(found) == {"two", "one, in parts of 5"}
+    assert all(value < 1e-4 for run in found.values() for value in run.values())
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_path):
+    settings = {"epochs": 20, "save_every": 2, "learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_share": 0.5}
+    command = small_run.command(small, tmp_path / "run", **settings)
+    done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "lower the learning rate" in done.stderr
+    told = json.loads((tmp_path / "run/state/status.json").read_text())
+    assert told["status"] == "failed" and "FloatingPointError" in told["error"]
+
+
+def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):
+    command = small_run.command(small, tmp_path / "run", process_batch_size=0)
+    done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
+    assert done.returncode != 0 and "at least one item at once" in done.stderr
