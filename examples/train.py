@@ -139,6 +139,9 @@ class TrainArguments:
         default=0.3,
         metadata={"help": "Learning rate of token embeddings and classes, as a share: keeps what they begin with."},
     )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute layers anew in the backward pass: less memory, more time."}
+    )
     weight_decay: float = 0.05
     warmup_share: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
     max_grad_norm: float = 1.0
@@ -554,6 +557,8 @@ def main(arguments: TrainArguments) -> None:
             classes = getattr(model, "set_alignment", None) or getattr(model.config, "text_classes", False)
             if classes and arguments.token_scale:
                 tie_classes_to_text(model, tag_table.features, begin_title=not arguments.checkpoint)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     system = SYSTEMS[arguments.system]
     book = None
     if system.needs_book:

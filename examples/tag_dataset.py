@@ -1,0 +1,150 @@
+r"""Tags a dataset of any size, on as many processes or machines as there are, into Parquet files.
+
+    accelerate launch examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags
+    python examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags --ray 2
+
+Items are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
+Started again with the same arguments, in either way, it makes the shards that are missing. Rows are the items' `id`,
+their `tags` (`tag`, `score`, `novel`; best first) and, where an item cannot be read, an `error`. With `--ray N` shards
+are the input of a `ray.data` job with N workers, on the Ray cluster at `RAY_ADDRESS` or on one made here; all must see
+the same files.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import load_dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGProcessor
+from modeling_optsg.dataset_tagging import shard_path, shards_of, write_shard
+from modeling_optsg.systems import SYSTEMS
+
+
+def parse_arguments(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a folder or a Hub name")
+    parser.add_argument("--dataset", required=True, help="a benchmark, a folder or a Hub name")
+    parser.add_argument("--dataset_dir", help="where datasets are built and looked for")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files")
+    parser.add_argument("--shard_size", type=int, default=1000, help="items of a shard")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--decoding", help="parallel or sequential; the checkpoint's own if not given")
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--max_tags", type=int)
+    parser.add_argument("--ray", type=int, metavar="N", help="so many workers of a Ray cluster")
+    arguments = parser.parse_args(argv)
+    # Workers of a cluster begin in other folders.
+    arguments.output = arguments.output.resolve()
+    for name in ("checkpoint", "dataset", "dataset_dir"):
+        if getattr(arguments, name) and Path(getattr(arguments, name)).exists():
+            setattr(arguments, name, str(Path(getattr(arguments, name)).resolve()))
+    return arguments
+
+
+class ShardTagger:
+    """Loads model and items once, and makes shards."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments = arguments
+        kind = AutoConfig.from_pretrained(arguments.checkpoint).model_type
+        model = next(system.model for system in SYSTEMS.values() if system.model.config_class.model_type == kind)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.model = model.from_pretrained(arguments.checkpoint).to(device).eval()
+        self.processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
+        self.dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, cache_dir=arguments.dataset_dir)
+        self.shards = shards_of(len(self.dataset), arguments.shard_size)
+        settings = {name: getattr(arguments, name) for name in ("decoding", "threshold", "max_tags")}
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.settings["batch_size"] = arguments.batch_size
+
+    def __call__(self, row: dict) -> dict:
+        index = int(row["shard"])
+        items = self.shards[index]
+        place = (self.arguments.output, index, len(self.shards), items)
+        write_shard(self.model, self.processor, self.dataset, *place, **self.settings)
+        return {"shard": index, "items": len(items)}
+
+
+def check_output(arguments: argparse.Namespace, num_shards: int) -> None:
+    """Refuses to mix shards of other arguments into a folder.
+
+    Raises:
+        ValueError: the folder's shards were made with other arguments.
+    """
+    free = ("output", "dataset_dir", "ray")
+    own = {name: value for name, value in vars(arguments).items() if name not in free} | {"shards": num_shards}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / "arguments.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if other := sorted(name for name in own if before.get(name) != own[name]):
+            raise ValueError(
+                f"{arguments.output} holds shards made with another {', '.join(other)}; give another folder."
+            )
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def with_accelerate(arguments: argparse.Namespace) -> None:
+    accelerator = Accelerator()
+    with accelerator.main_process_first():
+        tagger = ShardTagger(arguments)
+        if accelerator.is_main_process:
+            check_output(arguments, len(tagger.shards))
+    mine = range(accelerator.process_index, len(tagger.shards), accelerator.num_processes)
+    for index in tqdm(mine, desc="Shards", disable=not accelerator.is_main_process):
+        tagger({"shard": index})
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        report(arguments, len(tagger.shards))
+    accelerator.end_training()
+
+
+def with_ray(arguments: argparse.Namespace) -> None:
+    import ray
+
+    dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, cache_dir=arguments.dataset_dir)
+    num_shards = len(shards_of(len(dataset), arguments.shard_size))
+    check_output(arguments, num_shards)
+    if not ray.is_initialized():
+        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
+        ray.init(log_to_driver=False, **own)
+    missing = [{"shard": i} for i in range(num_shards) if not shard_path(arguments.output, i, num_shards).exists()]
+    if missing:
+        rows = ray.data.from_items(missing, override_num_blocks=len(missing))
+        done = rows.map(
+            ShardTagger, fn_constructor_args=(arguments,), concurrency=arguments.ray, num_cpus=1, max_restarts=-1
+        )
+        done.materialize()
+    report(arguments, num_shards)
+
+
+def report(arguments: argparse.Namespace, num_shards: int) -> None:
+    """Counts what is there; all of it must be."""
+    files = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
+    if missing := [path.name for path in files if not path.exists()]:
+        raise RuntimeError(f"{len(missing)} shards are missing, such as {missing[0]}; the same command makes them.")
+    rows = load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
+    count, failed = 0, Counter()
+    for row in rows:
+        count += 1
+        failed[row["error"]] += row["error"] is not None
+    print(f"{count:,} items in {num_shards:,} files in {arguments.output}; {failed.total():,} could not be read")
+    for reason, number in failed.most_common(5):
+        if number:
+            print(f"  {number:,}: {reason}")
+
+
+if __name__ == "__main__":
+    given = parse_arguments()
+    with_ray(given) if given.ray else with_accelerate(given)
