@@ -1,10 +1,10 @@
-r"""Tags the same items with one process, two processes, and two workers of Ray, and with kills on the way; the files must
-hold the same.
+r"""Tags the same items with one process, two processes and two workers of Ray, and with kills on the way, and compares
+the files.
 
     python benchmarks/tag_everywhere.py --output results/training/tagging.json
 
-Two of the items cannot be read. The killed runs lose all their processes (accelerate), and one worker (Ray), after some
-of the shards are there; the first is started again with the same command, the second goes on by itself.
+Two of the items cannot be read. The killed runs lose all their processes (accelerate), and one worker (Ray), after
+some of the shards are there; the first is started again with the same command, the second goes on by itself.
 """
 
 import argparse
