@@ -1,4 +1,4 @@
-r"""Trains the same run with one, two and four processes, and in parts, and compares their losses step by step.
+r"""Trains the same run with one, two and four processes, in parts, and streamed, and compares losses step by step.
 
     python benchmarks/processes.py --output results/training/processes.json
 
@@ -23,19 +23,23 @@ PLAIN = {
     "dropout": 0.0, "attention_dropout": 0.0, "set_dropout": 0.0, "modality_dropout": 0.0, "parallel_share": 1.0,
     "pad_slot_share": 1.0, "num_sampled_tokens": 0,
 }  # fmt: skip
-# Name -> processes, and most items a process computes at once.
+# Name -> processes, and arguments.
 RUNS = {
-    "one": (1, None),
-    "one, in parts of 5": (1, 5),
-    "two": (2, None),
-    "two, in parts of 3": (2, 3),
-    "four": (4, None),
+    "one": (1, {}),
+    "one, in parts of 5": (1, {"process_batch_size": 5}),
+    "two": (2, {}),
+    "two, in parts of 3": (2, {"process_batch_size": 3}),
+    "four": (4, {}),
+    "streamed, one": (1, {"streaming": True}),
+    "streamed, two": (2, {"streaming": True}),
 }
+# What each is compared with.
+EXPECTED = {run: "streamed, one" if run.startswith("streamed") else "one" for run in RUNS}
 TOLERANCE = 1e-4
 
 
 def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> list[dict]:
-    processes, most = RUNS[name]
+    processes, more = RUNS[name]
     launcher = ()
     if processes > 1:
         launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes)
@@ -51,9 +55,8 @@ def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> 
         )
     settings = {"batch_size": batch_size, "epochs": steps * batch_size / items, "log_every": 1, "evaluations": 1}
     settings["learning_rate"] = 2e-3
-    settings |= {"process_batch_size": most} if most else {}
     output = folder / name.replace(" ", "_")
-    command = small_run.command(folder, output, tuple(map(str, launcher)), PLAIN, **settings)
+    command = small_run.command(folder, output, tuple(map(str, launcher)), PLAIN, **settings, **more)
     own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=own, capture_output=True, text=True)
     if done.returncode:
@@ -80,17 +83,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small_run.make(folder, items, most_tags=12)
-        expected = losses(folder, "one", arguments.steps, batch_size, items)
-        found = {
-            run: differences(expected, losses(folder, run, arguments.steps, batch_size, items))
-            for run in arguments.runs
-            if run != "one"
-        }
+        wanted = dict.fromkeys([*(EXPECTED[run] for run in arguments.runs), *arguments.runs])
+        rows = {run: losses(folder, run, arguments.steps, batch_size, items) for run in wanted}
+    found = {run: differences(rows[EXPECTED[run]], own) for run, own in rows.items() if run != EXPECTED[run]}
     result = {
         "steps": arguments.steps,
         "batch_size": batch_size,
         "items": items,
-        "first_and_last_loss": [expected[0]["loss"], expected[-1]["loss"]],
+        "first_and_last_loss": {run: [own[0]["loss"], own[-1]["loss"]] for run, own in rows.items()},
         "largest_relative_difference": found,
     }
     print(json.dumps(result, indent=1))

@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device, set_seed
-from datasets import Dataset
+from datasets import Dataset, Image, IterableDataset, Video
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -53,11 +53,15 @@ from modeling_optsg.tag_book import ItemsWithBook, TagBook
 from modeling_optsg.tag_metrics import objective_value
 from modeling_optsg.text_tying import plain_copy, tie_classes_to_text, tie_tokens_to_text
 from modeling_optsg.training import (
+    CollateReadable,
     GlobalBatches,
     MatchingMoves,
     RunState,
     SeededItems,
+    StreamBatches,
+    TaggedStream,
     TrainingLog,
+    Unreadable,
     micro_batches,
     share_candidates,
     weigh_losses,
@@ -167,6 +171,14 @@ class TrainArguments:
         default=False,
         metadata={"help": "Save 16-bit weights, tables of tokens and tags 8-bit; they load as 32-bit."},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read items as a stream instead of building them and caching what frozen towers make of them."
+        },
+    )
+    shuffle_buffer: int = field(default=1000, metadata={"help": "Streamed items among which the next is drawn."})
+    most_unreadable: int = field(default=100, metadata={"help": "Items that cannot be read, before the run stops."})
     num_workers: int = 0
     save_every: int = field(default=500, metadata={"help": "Steps between two states of the run; 0: none."})
     resume: str = field(
@@ -192,6 +204,24 @@ def parse_arguments(argv=None) -> TrainArguments:
     if not 0 < arguments.train_share <= 1:
         parser.error(f"--train_share {arguments.train_share} must be above 0 and at most 1")
     return arguments
+
+
+def load_streams(arguments: TrainArguments) -> tuple[IterableDataset, Dataset, Dataset]:
+    """The training items as a stream, the tags of all of them, and the validation items."""
+    if arguments.train_share < 1 or SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
+        raise ValueError(
+            f"--streaming goes with whole splits and no book; not with {arguments.system} or --train_share."
+        )
+    streams = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
+    if "validation" not in streams:
+        raise ValueError(f"--streaming needs a validation split; {arguments.dataset} has {list(streams)}.")
+    tags = [item_tags for table in streams["train"].select_columns(["tags"]).iter(1000) for item_tags in table["tags"]]
+    known = Dataset.from_dict({"tags": tags})
+    validation = streams["validation"]
+    for column, feature in validation.features.items():
+        if isinstance(feature, (Image, Video)):
+            validation = validation.cast_column(column, type(feature)(decode=False))
+    return streams["train"], known, Dataset.from_list(list(validation), features=validation.features)
 
 
 def load_splits(arguments: TrainArguments) -> tuple[Dataset, Dataset]:
@@ -234,7 +264,9 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
     return train
 
 
-def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+def build(
+    arguments: TrainArguments, train: Dataset, validation: Dataset
+) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
     system = SYSTEMS[arguments.system]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     # What makes a system what it is comes last: a preset for all of them may give the number of slots.
@@ -262,7 +294,7 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
         for name in (arguments.vision_tower, arguments.text_tower)
     )
     if vision is None:
-        config["frame_feature_size"] = feature_width(train)
+        config["frame_feature_size"] = feature_width(validation)
     tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
     ids, class_counts = tag_classes(tag_tokenizer, counts, arguments.max_tag_tokens)
     if system.needs_classes:
@@ -292,16 +324,16 @@ def build(arguments: TrainArguments, train: Dataset) -> tuple[OPTSGPreTrainedMod
     return model, processor
 
 
-def feature_width(train: Dataset) -> int:
+def feature_width(rows: Dataset) -> int:
     """Width of a dataset's own frame features."""
-    if "frame_features" not in train.column_names:
-        raise ValueError(f"--vision_tower none needs a column frame_features; there are {train.column_names}.")
+    if "frame_features" not in rows.column_names:
+        raise ValueError(f"--vision_tower none needs a column frame_features; there are {rows.column_names}.")
     given = next(
-        (f for f in train.select_columns("frame_features").with_format("numpy") if f["frame_features"] is not None),
+        (f for f in rows.select_columns("frame_features").with_format("numpy") if f["frame_features"] is not None),
         None,
     )
     if given is None:
-        raise ValueError("--vision_tower none: no training item has frame features.")
+        raise ValueError("--vision_tower none: no item has frame features.")
     return given["frame_features"].shape[-1]
 
 
@@ -398,24 +430,26 @@ def learn(
     start, history, best = progress["step"], progress["history"], progress["best"]
     training_seconds, sums = progress["training_seconds"], Counter(progress["sums"])
 
-    place = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
-    order = GlobalBatches(len(train_items), arguments.batch_size, total, arguments.seed, start=start, **place)
+    share = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
     collator = OPTSGDataCollator(
         processor,
         tag_table,
         num_negatives=arguments.num_negatives if tag_table else 0,
         max_book_tokens=model.config.max_book_tokens if system.needs_book else None,
     )
-    loader = DataLoader(
-        SeededItems(train_items),
-        batch_sampler=order,
-        collate_fn=collator,
-        num_workers=arguments.num_workers,
-        # A loader draws its workers' seeds: not from the state that dropout goes on from.
-        generator=torch.Generator().manual_seed(arguments.seed),
-    )
+    # A loader draws its workers' seeds: not from the state that dropout goes on from.
+    settings = {"collate_fn": CollateReadable(collator), "generator": torch.Generator().manual_seed(arguments.seed)}
+    place = (len(train_items), arguments.batch_size, total, arguments.seed)
+    if isinstance(train_items, TaggedStream):
+        order = StreamBatches(train_items, *place[1:], start=start, **share)
+        # One worker, whatever is asked: several would divide the stream, and none shuffles in another order.
+        loader = DataLoader(order, batch_size=None, num_workers=1, **settings)
+    else:
+        order = GlobalBatches(*place, start=start, **share)
+        items = SeededItems(train_items)
+        loader = DataLoader(items, batch_sampler=order, num_workers=arguments.num_workers, **settings)
     log = TrainingLog(accelerator, output_dir / "training_log.jsonl", start)
-    moves = MatchingMoves(len(train_items))
+    moves, unreadable = MatchingMoves(), Unreadable(arguments.most_unreadable)
 
     def validate(plain) -> dict:
         mine = range(accelerator.process_index, len(validation_items), accelerator.num_processes)
@@ -435,11 +469,14 @@ def learn(
     bar = tqdm(total=total, initial=start, desc="Training", disable=not accelerator.is_local_main_process)
     if accelerator.is_main_process:
         set_status(output_dir, "running", step=start, steps=total)
-    batches, items_of = iter(loader), iter(order)
+    batches = iter(loader)
     seen, since = 0, time.perf_counter()
     for step in range(start + 1, total + 1):
         wrapped.train()
-        step_batches = [next(batches) for _ in range(parts)]
+        collated = [next(batches) for _ in range(parts)]
+        for part in collated:
+            unreadable.note(part.unreadable)
+        step_batches = [part.batch for part in collated]
         share_candidates(accelerator, step_batches, tag_table)
         shares = weigh_losses(accelerator, model.config, step_batches)
         step_losses = Counter()
@@ -452,9 +489,8 @@ def learn(
                 # Gradients are averaged over the processes; the losses here add up.
                 accelerator.backward(losses["loss"] * accelerator.num_processes)
             step_losses.update({name: loss.item() for name, loss in losses.items()})
-            items = [item for item, _ in next(items_of)]
             if outputs.get("assignment") is not None and "tag_ids" in batch:
-                moves.note(items, outputs.assignment, batch["tag_ids"])
+                moves.note(collated[part].items, outputs.assignment, batch["tag_ids"])
         summed = accelerator.reduce(torch.tensor(list(step_losses.values()), device=accelerator.device), "sum")
         step_losses = dict(zip(step_losses, summed.tolist()))
         if not math.isfinite(step_losses["loss"]):
@@ -505,6 +541,7 @@ def learn(
     return {
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "oversized_items": collator.oversized_items,
+        "unreadable_items": dict(unreadable.reasons),
         "training_seconds": round(training_seconds, 1),
         "history": history,
     }
@@ -539,17 +576,26 @@ def main(arguments: TrainArguments) -> None:
     arguments.cache_dir = str(cache_dir)
 
     with accelerator.main_process_first():
-        train, validation = load_splits(arguments)
-        model, processor = build(arguments, train)
+        if arguments.streaming:
+            stream, train, validation = load_streams(arguments)
+        else:
+            train, validation = load_splits(arguments)
+        model, processor = build(arguments, train, validation)
         train = without_untrainable_tags(train, processor)
         model.model.vision_tower and model.model.vision_tower.requires_grad_(arguments.tune_vision)
         model.model.text_tower.requires_grad_(arguments.tune_text)
         model.to(accelerator.device)
         frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
-        train_items, validation_items = (
+        cached = [validation] if arguments.streaming else [train, validation]
+        *train_items, validation_items = (
             CachedFeatures(cache_tower_features(split, model.model, processor, cache_dir / "features", **frozen))
-            for split in (train, validation)
+            for split in cached
         )
+        if arguments.streaming:
+            tags = {tag for item_tags in train["tags"] for tag in item_tags}
+            train_items = TaggedStream(stream, tags, len(train), arguments.shuffle_buffer)
+        else:
+            (train_items,) = train_items
         tag_table = None
         if not arguments.tune_text:
             tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})

@@ -80,13 +80,13 @@ class GlobalBatches(Sampler):
                 yield [pairs[place] for place in own]
 
 
-def item_seed(seed: int, epoch: int, item: int) -> int:
+def item_seed(seed: int, epoch: int, item: int | str) -> int:
     """The seed of an item's random choices in an epoch."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{item}".encode(), digest_size=7).digest(), "big")
 
 
 class SeededItems(Dataset):
-    """Items of a map-style dataset with the seed that [`GlobalBatches`] gives them, as `item_seed`."""
+    """Items of a map-style dataset with what [`GlobalBatches`] says of them, as `item_index` and `item_seed`."""
 
     def __init__(self, items):
         self.items = items
@@ -96,7 +96,7 @@ class SeededItems(Dataset):
 
     def __getitem__(self, pair: tuple[int, int]) -> dict:
         item, seed = pair
-        return {**self.items[item], "item_seed": seed}
+        return {**self.items[item], "item_index": item, "item_seed": seed}
 
 
 def share_candidates(accelerator: Accelerator, batches: Sequence[dict], tag_table) -> None:

@@ -7,14 +7,10 @@ import torch
 
 
 class MatchingMoves:
-    """Remembers in which slot each item's tags were, and counts those that are in another one now.
+    """Remembers in which slot each item's tags were, and counts those that are in another one now."""
 
-    Args:
-        items: number of training items.
-    """
-
-    def __init__(self, items: int):
-        self.slots: list[dict[int, int] | None] = [None] * items
+    def __init__(self):
+        self.slots: dict[int, dict[int, int]] = {}
         self.moved = self.seen = 0
 
     def note(self, items: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
@@ -28,7 +24,7 @@ class MatchingMoves:
         for item, row in zip(items, assignment, strict=True):
             places = np.flatnonzero(row >= 0)
             now = dict(zip(tag_ids[row[places]].tolist(), places.tolist()))
-            before = self.slots[item]
+            before = self.slots.get(item)
             if before is not None:
                 again = now.keys() & before.keys()
                 self.seen += len(again)

@@ -1,0 +1,97 @@
+"""Training items that are read as a stream, in the order and by the processes that map-style ones would be."""
+
+from collections.abc import Collection, Iterator
+
+import datasets
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from .batches import item_seed
+
+
+class TaggedStream:
+    """A stream of items, of which some tags are trained on.
+
+    Args:
+        rows: of [`load_tagging_dataset`] with `streaming=True`; items are told apart by their `id`.
+        tags: those trained on. Items without any are left out.
+        items: how many items have one.
+        buffer_size: rows among which the next one is drawn.
+
+    Raises:
+        ValueError: no row is trained on.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, tags: Collection[str], items: int, buffer_size: int = 1000):
+        if not items:
+            raise ValueError("There are no items to train on.")
+        for column, feature in (rows.features or {}).items():
+            # Rows of other processes are passed over; nothing of them is decoded.
+            if isinstance(feature, (datasets.Image, datasets.Video)):
+                rows = rows.cast_column(column, type(feature)(decode=False))
+        self.rows, self.tags, self.items, self.buffer_size = rows, frozenset(tags), items, buffer_size
+        self.indices: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self.items
+
+    def epoch(self, epoch: int, seed: int) -> Iterator[dict]:
+        """Each item once, in an order of the epoch's own."""
+        rows = self.rows.shuffle(seed=seed, buffer_size=self.buffer_size)
+        rows.set_epoch(epoch)
+        for row in rows:
+            if tags := [tag for tag in row["tags"] if tag in self.tags]:
+                index = self.indices.setdefault(row["id"], len(self.indices))
+                yield {**row, "tags": tags, "item_index": index, "item_seed": item_seed(seed, epoch, row["id"])}
+
+
+class StreamBatches(IterableDataset):
+    """What [`GlobalBatches`] is for map-style items: this process's items of each step, from the step asked for on.
+
+    Every process reads the whole stream and keeps its share, so that a step's items are the same for any number of
+    processes, none is seen twice or missed in an epoch, and none waits for another at an uneven end. Read it with one
+    worker: several would divide the stream among them, and with none `datasets` shuffles in another order.
+
+    Args:
+        stream: the items; the others: see [`GlobalBatches`].
+
+    Yields:
+        lists of items with `item_index` and `item_seed`.
+    """
+
+    def __init__(
+        self,
+        stream: TaggedStream,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        process: int = 0,
+        num_processes: int = 1,
+        parts: int = 1,
+        start: int = 0,
+    ):
+        self.stream, self.batch_size, self.steps, self.seed = stream, batch_size, steps, seed
+        self.process, self.num_processes, self.parts, self.start = process, num_processes, parts, start
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        shares = np.array_split(np.arange(self.batch_size), self.num_processes * self.parts)
+        first = self.process * self.parts
+        own = np.concatenate(shares[first : first + self.parts])
+        begin, end = int(own[0]), int(own[-1]) + 1
+        cuts = [len(part) for part in shares[first : first + self.parts]]
+        epoch, passed = divmod(self.start * self.batch_size, len(self.stream))
+        kept, place, step = [], 0, self.start
+        while True:
+            for number, row in enumerate(self.stream.epoch(epoch, self.seed)):
+                if number < passed:
+                    continue
+                if begin <= place < end:
+                    kept.append(row)
+                place += 1
+                if place == self.batch_size:
+                    taken = iter(kept)
+                    yield from ([next(taken) for _ in range(count)] for count in cuts)
+                    kept, place, step = [], 0, step + 1
+                    if step == self.steps:
+                        return
+            epoch, passed = epoch + 1, 0
