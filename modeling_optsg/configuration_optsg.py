@@ -62,6 +62,7 @@ class OPTSGConfig(PreTrainedConfig):
         modality_dropout: in training, probability that an item with picture and title loses one of the two.
         item_summary: whether the order prompts begin from the item's pooled tower features, beside what they find in
             the memory.
+        item_query: whether one more query, unseen by the prompts, looks at prompts and memory for `set_alignment`.
         set_alignment: whether the item as a whole is compared with all train tags too, in training and for the
             probability of a written tag.
         num_tag_classes: number of train tags it is compared with; with 0 there is no such comparison.
@@ -107,6 +108,7 @@ class OPTSGConfig(PreTrainedConfig):
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
     item_summary: bool = True
+    item_query: bool = False
     set_alignment: bool = True
     num_tag_classes: int = 0
     set_alignment_weight: float = 0.3

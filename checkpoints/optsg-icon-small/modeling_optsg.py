@@ -152,6 +152,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, OrderPromptEncoder):
             # Queries that start alike would be matched alike: they begin a unit apart, not 0.02.
             init.normal_(module.queries, std=1.0)
+            if module.item_query is not None:
+                init.normal_(module.item_query, std=1.0)
+                init.zeros_(module.found_share)
         elif isinstance(module, TagAlignment):
             init.normal_(module.pad_embedding, std=self.config.initializer_range)
             init.constant_(module.log_scale, module.initial_log_scale())
@@ -284,7 +287,9 @@ class OPTSGModel(OPTSGTowers):
         memory, memory_mask, summary, set_summary = self.multimodal_encoder(
             frame_features, frame_mask, title_features, attention_mask
         )
-        order_prompts, attentions = self.order_prompt_encoder(memory, memory_mask, summary)
+        order_prompts, attentions, found = self.order_prompt_encoder(memory, memory_mask, summary)
+        if found is not None and set_summary is not None:
+            set_summary = set_summary + found
         return OPTSGModelOutput(
             order_prompts=order_prompts,
             memory=memory,
