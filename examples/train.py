@@ -74,8 +74,12 @@ logger = get_logger(__name__, log_level="INFO")
 MOST_TAGS = 100
 UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "logit_adjustment": None, "proposals": None}
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
-# The two widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
-EIGHT_BIT_TABLES = ("tag_decoder.token_embeddings.weight", "set_alignment.classifier.weights.weight")
+# The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
+EIGHT_BIT_TABLES = (
+    "tag_decoder.token_embeddings.weight",
+    "set_alignment.classifier.weights.weight",
+    "model.text_tower.embeddings.word_embeddings.weight",
+)
 # Below the output folder: what a run goes on from, and how it is.
 STATE = "state"
 LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.hub import write_model_card
+from modeling_optsg.training import micro_batches
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
@@ -227,3 +229,47 @@ def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_p
     for share in (0, 1.5):
         with pytest.raises(SystemExit):
             items(share, 0)
+
+
+@pytest.mark.parametrize(
+    "preset, epochs, batch_size",
+    [
+        ("optsg-create-pretrain", 20, 1024),
+        ("optsg-create", 30, 512),
+        ("optsg-pexel", 20, 512),
+        ("optsg-icon-small", 20, 64),
+    ],
+)
+def test_presets_have_the_supplement_s_schedules_and_can_be_built(train, preset, epochs, batch_size):
+    path = EXAMPLES / f"presets/{preset}.json"
+    given = train.parse_arguments(["--preset", str(path), "--output_dir", "run"])
+    assert (given.epochs, given.batch_size) == (epochs, batch_size)
+    OPTSGConfig(**json.loads(given.config), frame_feature_size=512)
+    processes = 16 if "pretrain" in preset else 8
+    if batch_size > 64:
+        assert micro_batches(given.batch_size, processes, given.process_batch_size) == 1
+
+
+def test_configurations_of_accelerate_are_read():
+    paths = sorted((EXAMPLES / "accelerate").glob("*.yaml"))
+    assert len(paths) == 4
+    for path in paths:
+        config = load_config_from_file(str(path))
+        assert config.num_processes in (8, 16) and config.mixed_precision == "bf16"
+
+
+def test_layers_computed_anew_give_the_same_gradients(make_model, tiny_processor):
+    batch = tiny_processor(
+        images=[Image.new("RGB", (32, 32), "red")] * 2, titles=["a red square"] * 2, tags=[["red"], ["blue"]]
+    )
+    gradients = []
+    for anew in (False, True):
+        model = make_model(dropout=0.0, attention_dropout=0.0).train()
+        if anew:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.manual_seed(0)
+        model(**batch, decoding="parallel").loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected)
