@@ -1,0 +1,165 @@
+r"""Measures training: items a second, how much of a step is forward and backward alone, the matching's share, and how
+near the step comes to the machine's matrix products; over batch sizes and numbers of prompts.
+
+    python benchmarks/training_throughput.py --output results/training/throughput.json
+
+The model has the shape of `optsg-icon-small` and reads made-up tower features of icon-tagging's shape, as a training
+with cached towers does. A step is what `examples/train.py` does in one: fetching and collating, sharing candidates,
+forward and backward, clipping and the optimiser. The first steps, which compile, are not counted; times are medians.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+from score import environment  # noqa: E402
+
+from modeling_optsg import (  # noqa: E402
+    OPTSGConfig,
+    OPTSGDataCollator,
+    OPTSGFeatureProcessor,
+    OPTSGForTagGeneration,
+    TagTable,
+    alignment,
+    train_tag_tokenizer,
+)
+from modeling_optsg.training import (  # noqa: E402
+    CollateReadable,
+    GlobalBatches,
+    SeededItems,
+    share_candidates,
+    weigh_losses,
+    weighted_losses,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+TAGS, ITEMS, SKIPPED = 8000, 512, 3
+CASES = ((32, 20), (64, 20), (128, 20), (64, 10), (64, 40))
+
+
+def make_items() -> list[dict]:
+    """16 tokens of a picture and some of a title, and about seven tags with a long tail."""
+    random = np.random.default_rng(0)
+    chances = 1 / np.arange(1, TAGS + 1)
+    chances /= chances.sum()
+    return [
+        {
+            "frame_features": random.normal(size=(1, 16, 1280)).astype(np.float32),
+            "title_features": random.normal(size=(random.integers(3, 9), 384)).astype(np.float32),
+            "tags": [f"tag {t}" for t in random.choice(TAGS, size=random.integers(2, 12), replace=False, p=chances)],
+        }
+        for _ in range(ITEMS)
+    ]
+
+
+def matrix_rate() -> float:
+    """Products of bf16 matrices of the model's width, in GFLOP/s."""
+    a, b = torch.randn(2048, 256).bfloat16(), torch.randn(256, 1024).bfloat16()
+    times = []
+    for _ in range(200):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * 2048 * 256 * 1024 / statistics.median(times) / 1e9
+
+
+class Timer:
+    """Stands in for a function and adds up its time."""
+
+    def __init__(self, function):
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args, **kwargs):
+        start = time.perf_counter()
+        result = self.function(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+def measure(batch_size: int, num_prompts: int, steps: int, items: list[dict], tokenizer) -> dict:
+    preset = json.loads((ROOT / "examples/presets/optsg-icon-small.json").read_text())["config"]
+    torch.manual_seed(0)
+    model = OPTSGForTagGeneration(
+        OPTSGConfig(
+            **(preset | {"num_prompts": num_prompts}),
+            text_config=BertConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64),
+            frame_feature_size=1280,
+            tag_vocab_size=len(tokenizer),
+        )
+    )
+    names = [f"tag {tag}" for tag in range(TAGS)]
+    ids = tokenizer(names, add_special_tokens=False)["input_ids"]
+    model.set_tag_classes(ids, [1] * TAGS)
+    model.set_attn_implementation("eager")
+    model.model.text_tower.requires_grad_(False)
+    table = TagTable(names, ids, torch.randn(TAGS, 384))
+    processor = OPTSGFeatureProcessor(tokenizer, tokenizer, num_prompts=num_prompts, max_tag_tokens=16)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    accelerator.free_memory()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
+    order = GlobalBatches(len(items), batch_size, steps + SKIPPED, seed=0)
+    loader = iter(
+        DataLoader(
+            SeededItems(items), batch_sampler=order, collate_fn=CollateReadable(OPTSGDataCollator(processor, table))
+        )
+    )
+    matching = alignment.match_prompts_to_tags = Timer(alignment.match_prompts_to_tags)
+    whole, bare, matched = [], [], []
+    for _ in range(steps + SKIPPED):
+        start = time.perf_counter()
+        batches = [next(loader).batch]
+        share_candidates(accelerator, batches, table)
+        (shares,) = weigh_losses(accelerator, model.config, batches)
+        matching.seconds, before = 0.0, time.perf_counter()
+        loss = weighted_losses(model.config, model(**batches[0]), shares)["loss"]
+        accelerator.backward(loss)
+        bare.append(time.perf_counter() - before)
+        matched.append(matching.seconds)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        whole.append(time.perf_counter() - start)
+    alignment.match_prompts_to_tags = matching.function
+    with FlopCounterMode(display=False) as flops:
+        accelerator.backward(model(**batches[0]).loss)
+    step = statistics.median(whole[SKIPPED:])
+    return {
+        "items_per_second": round(batch_size / step, 1),
+        "step_seconds": round(step, 4),
+        "of_forward_and_backward_alone": round(statistics.median(bare[SKIPPED:]) / step, 3),
+        "matching_share": round(statistics.median(matched[SKIPPED:]) / step, 4),
+        "gflops": round(flops.get_total_flops() / step / 1e9, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=12)
+    arguments = parser.parse_args()
+    items = make_items()
+    tokenizer = train_tag_tokenizer((tag for item in items for tag in item["tags"]), 4000)
+    found = {}
+    for batch_size, num_prompts in CASES:
+        name = f"batch {batch_size}, {num_prompts} prompts"
+        found[name] = measure(batch_size, num_prompts, arguments.steps, items, tokenizer)
+        print(name, found[name], flush=True)
+    result = {"steps": arguments.steps, "matrix_products_gflops": round(matrix_rate(), 1), "cases": found}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
