@@ -30,11 +30,15 @@ RUNS = {
     "two": (2, {}),
     "two, in parts of 3": (2, {"process_batch_size": 3}),
     "four": (4, {}),
+    "with negatives, one": (1, {"num_negatives": 20}),
+    "with negatives, two, in parts of 3": (2, {"num_negatives": 20, "process_batch_size": 3}),
     "streamed, one": (1, {"streaming": True}),
     "streamed, two": (2, {"streaming": True}),
 }
 # What each is compared with.
-EXPECTED = {run: "streamed, one" if run.startswith("streamed") else "one" for run in RUNS}
+EXPECTED = {
+    run: next((f"{way}, one" for way in ("streamed", "with negatives") if run.startswith(way)), "one") for run in RUNS
+}
 TOLERANCE = 1e-4
 
 

@@ -14,10 +14,12 @@ import argparse
 import json
 import os
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from datasets import load_dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
@@ -37,7 +39,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files")
     parser.add_argument("--shard_size", type=int, default=1000, help="items of a shard")
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--decoding", help="parallel or sequential; the checkpoint's own if not given")
+    parser.add_argument("--decoding", choices=("parallel", "sequential"), help="the checkpoint's own if not given")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--max_tags", type=int)
     parser.add_argument("--ray", type=int, metavar="N", help="so many workers of a Ray cluster")
@@ -96,7 +98,7 @@ def check_output(arguments: argparse.Namespace, num_shards: int) -> None:
 
 
 def with_accelerate(arguments: argparse.Namespace) -> None:
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     with accelerator.main_process_first():
         tagger = ShardTagger(arguments)
         if accelerator.is_main_process:
@@ -123,7 +125,13 @@ def with_ray(arguments: argparse.Namespace) -> None:
     if missing:
         rows = ray.data.from_items(missing, override_num_blocks=len(missing))
         done = rows.map(
-            ShardTagger, fn_constructor_args=(arguments,), concurrency=arguments.ray, num_cpus=1, max_restarts=-1
+            ShardTagger,
+            fn_constructor_args=(arguments,),
+            concurrency=arguments.ray,
+            num_cpus=1,
+            # Ray hides the GPUs that an actor did not ask for.
+            num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+            max_restarts=-1,
         )
         done.materialize()
     report(arguments, num_shards)

@@ -21,13 +21,21 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, send_to_device, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    gather_object,
+    send_to_device,
+    set_seed,
+)
 from datasets import Dataset, Image, IterableDataset, Video
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
@@ -62,6 +70,7 @@ from modeling_optsg.training import (
     TaggedStream,
     TrainingLog,
     Unreadable,
+    ignore_sigterm,
     micro_batches,
     share_candidates,
     weigh_losses,
@@ -382,6 +391,8 @@ def save_checkpoint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, fold
             if name not in tied
         }
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".partial-*"):
+        shutil.rmtree(left)
     with TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         model.save_pretrained(partial, state_dict=state_dict)
         processor.save_pretrained(partial)
@@ -438,11 +449,11 @@ def learn(
     collator = OPTSGDataCollator(
         processor,
         tag_table,
-        num_negatives=arguments.num_negatives if tag_table else 0,
         max_book_tokens=model.config.max_book_tokens if system.needs_book else None,
     )
     # A loader draws its workers' seeds: not from the state that dropout goes on from.
     settings = {"collate_fn": CollateReadable(collator), "generator": torch.Generator().manual_seed(arguments.seed)}
+    settings["worker_init_fn"] = ignore_sigterm
     place = (len(train_items), arguments.batch_size, total, arguments.seed)
     if isinstance(train_items, TaggedStream):
         order = StreamBatches(train_items, *place[1:], start=start, **share)
@@ -481,8 +492,9 @@ def learn(
         for part in collated:
             unreadable.note(part.unreadable)
         step_batches = [part.batch for part in collated]
-        share_candidates(accelerator, step_batches, tag_table)
-        shares = weigh_losses(accelerator, model.config, step_batches)
+        negatives = (arguments.num_negatives, (arguments.seed, step))
+        share_candidates(accelerator, step_batches, tag_table, *negatives)
+        shares = weigh_losses(accelerator, model.config, step_batches, [part.weight for part in collated])
         step_losses = Counter()
         for part, (batch, own_shares) in enumerate(zip(step_batches, shares)):
             last = part == parts - 1
@@ -493,7 +505,8 @@ def learn(
                 # Gradients are averaged over the processes; the losses here add up.
                 accelerator.backward(losses["loss"] * accelerator.num_processes)
             step_losses.update({name: loss.item() for name, loss in losses.items()})
-            if outputs.get("assignment") is not None and "tag_ids" in batch:
+            followed = accelerator.is_main_process and collated[part].weight
+            if followed and outputs.get("assignment") is not None and "tag_ids" in batch:
                 moves.note(collated[part].items, outputs.assignment, batch["tag_ids"])
         summed = accelerator.reduce(torch.tensor(list(step_losses.values()), device=accelerator.device), "sum")
         step_losses = dict(zip(step_losses, summed.tolist()))
@@ -502,7 +515,9 @@ def learn(
                 f"The loss is {step_losses['loss']} at step {step}; lower the learning rate. The last state of the "
                 "run is kept; --resume never begins anew."
             )
-        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+        if accelerator.scaler is None and not torch.isfinite(norm):
+            raise FloatingPointError(f"The gradient is no number at step {step}; lower the learning rate.")
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -542,6 +557,7 @@ def learn(
         if stop and step < total:
             raise Interrupted(step)
     bar.close()
+    state.stop_listening()
     return {
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "oversized_items": collator.oversized_items,
@@ -566,8 +582,14 @@ def main(arguments: TrainArguments) -> None:
         log_with=arguments.trackers or None,
         project_dir=arguments.output_dir,
         # Buffers, such as what is tied to text, are the same in all processes and stay so.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+            # The others wait while the first builds the dataset and looks at every picture.
+            InitProcessGroupKwargs(timeout=timedelta(days=2)),
+        ],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(f"{accelerator.distributed_type.value}: models are not divided here yet; use MULTI_GPU.")
     if arguments.trackers:
         accelerator.init_trackers(
             "optsg", {k: v for k, v in vars(arguments).items() if isinstance(v, str | int | float)}
@@ -655,9 +677,9 @@ def main(arguments: TrainArguments) -> None:
             "fits": fits,
         }
         (output_dir / "training_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        set_status(output_dir, "finished")
         for step in (output_dir / STATE).glob("step-*"):
             shutil.rmtree(step)
-        set_status(output_dir, "finished")
         for decoding, fit in fits.items():
             logger.info(
                 f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
@@ -683,8 +705,10 @@ def run(arguments: TrainArguments) -> None:
             set_status(output_dir, "interrupted", step=stop.args[0])
         logger.info("Stopped; the same command goes on from here.")
     except BaseException as error:
-        if PartialState().is_main_process:
-            set_status(output_dir, "failed", error=f"{type(error).__name__}: {error}")
+        # Not to hide it behind another one: the disk may be full.
+        with contextlib.suppress(OSError):
+            if PartialState().is_main_process:
+                set_status(output_dir, "failed", error=f"{type(error).__name__}: {error}")
         raise
 
 

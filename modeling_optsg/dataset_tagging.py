@@ -78,6 +78,9 @@ def write_shard(
 
     Returns:
         The shard's Parquet file, with the columns of `FEATURES`.
+
+    Raises:
+        ValueError: all its items fail for one reason, such as a wrong setting.
     """
     path = shard_path(folder, index, num_shards)
     if path.exists():
@@ -87,7 +90,10 @@ def write_shard(
         # The processor opens them, and can say which one is broken.
         if isinstance(feature, (Image, Video)):
             rows = rows.cast_column(column, type(feature)(decode=False))
-    tagged = Dataset.from_list(tag_items(model, processor, rows, **settings), features=FEATURES)
+    found = tag_items(model, processor, rows, **settings)
+    if len(found) > 1 and len({row["error"] for row in found}) == 1 and found[0]["error"] is not None:
+        raise ValueError(f"All {len(found)} items of a shard fail alike: {found[0]['error']}")
+    tagged = Dataset.from_list(found, features=FEATURES)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     tagged.to_parquet(str(partial))
     os.replace(partial, path)

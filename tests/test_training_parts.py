@@ -1,6 +1,7 @@
 """A step's items whatever the number of processes, and runs that go on where they were stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,8 +123,11 @@ def test_items_that_cannot_be_read_are_left_out_counted_and_limited():
     collate = CollateReadable(collator)
     found = collate([{"item_index": index} for index in range(5)])
     assert (found.items, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, ["item 3 is broken"])
+    # Nothing left: an item that could be read before stands in, and does not count.
+    stand_in = collate([{"item_index": 3}, {"item_index": 8}])
+    assert (stand_in.items, stand_in.weight, len(stand_in.unreadable)) == ([], 0.0, 2)
     with pytest.raises(ValueError, match="None of the 2 items"):
-        collate([{"item_index": 3}, {"item_index": 8}])
+        CollateReadable(collator)([{"item_index": 3}, {"item_index": 8}])
     counted = Unreadable(2)
     counted.note(["a", "b"])
     with pytest.raises(ValueError, match="3 training items could not be read, such as: a"):
@@ -137,6 +141,8 @@ def test_the_rest_of_a_process_s_share_follows():
         micro_batches(4, 8, None)
     with pytest.raises(ValueError, match="at least one item"):
         micro_batches(4, 2, 0)
+    with pytest.raises(ValueError, match="5 items cannot be shared by 4 processes in 2 parts"):
+        micro_batches(5, 4, 1)
     with pytest.raises(ValueError, match="no items"):
         GlobalBatches(0, 4, 2, seed=0)
 
@@ -193,6 +199,10 @@ def test_old_states_go_only_when_the_new_one_is_there(state):
     for step in (1, 2, 3, 4):
         run.save(step, {})
     assert [path.name for path in run.checkpoints()] == ["step-00000003", "step-00000004"]
+    # Going back to an earlier one gives up those after it.
+    assert run.load(str(run.checkpoints()[0]))["step"] == 3
+    run.save(3, {})
+    assert [path.name for path in run.checkpoints()] == ["step-00000003"]
     run.clear()
     assert run.checkpoints() == [] and run.load("auto") is None
 
@@ -229,16 +239,16 @@ def small(tmp_path_factory):
 
 
 def test_sigterm_saves_and_says_so_and_the_run_goes_on(small, tmp_path):
-    command = small_run.command(small, tmp_path / "run", epochs=40, save_every=1000, log_every=1)
-    process = subprocess.Popen(
-        command, env=small_run.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = small_run.command(small, tmp_path / "run", epochs=40, save_every=1000, log_every=1, num_workers=1)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(command, env=small_run.environment(), **quiet)
     status, log = tmp_path / "run/state/status.json", tmp_path / "run/training_log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert json.loads(status.read_text())["status"] == "running"
-    process.send_signal(signal.SIGTERM)
+    # The whole group, its worker too, as schedulers do.
+    os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 0
     told = json.loads(status.read_text())
     assert told["status"] == "interrupted" and 0 < told["step"] < 240

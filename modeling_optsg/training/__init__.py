@@ -3,7 +3,7 @@
 from .batches import GlobalBatches, SeededItems, micro_batches, share_candidates, weigh_losses, weighted_losses
 from .collation import CollatedItems, CollateReadable, Unreadable
 from .matching_moves import MatchingMoves
-from .run_state import RunState
+from .run_state import RunState, ignore_sigterm
 from .streams import StreamBatches, TaggedStream
 from .training_log import TrainingLog
 
@@ -18,6 +18,7 @@ __all__ = [
     "TaggedStream",
     "TrainingLog",
     "Unreadable",
+    "ignore_sigterm",
     "micro_batches",
     "share_candidates",
     "weigh_losses",

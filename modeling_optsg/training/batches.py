@@ -19,14 +19,19 @@ def micro_batches(batch_size: int, num_processes: int, most_items: int | None) -
         most_items: most items that fit a process at once; no limit if not given.
 
     Raises:
-        ValueError: there are more processes than items.
+        ValueError: a process's part would have no item.
     """
     if batch_size < num_processes:
         raise ValueError(f"A batch of {batch_size} items cannot be shared by {num_processes} processes.")
     if most_items is not None and most_items < 1:
         raise ValueError(f"A process computes at least one item at once, not {most_items}.")
-    share = math.ceil(batch_size / num_processes)
-    return 1 if most_items is None else math.ceil(share / most_items)
+    parts = 1 if most_items is None else math.ceil(math.ceil(batch_size / num_processes) / most_items)
+    if parts * num_processes > batch_size:
+        raise ValueError(
+            f"{batch_size} items cannot be shared by {num_processes} processes in {parts} parts each; choose a batch "
+            "that they divide, or a larger process_batch_size."
+        )
+    return parts
 
 
 class GlobalBatches(Sampler):
@@ -99,11 +104,17 @@ class SeededItems(Dataset):
         return {**self.items[item], "item_index": item, "item_seed": seed}
 
 
-def share_candidates(accelerator: Accelerator, batches: Sequence[dict], tag_table) -> None:
+def share_candidates(
+    accelerator: Accelerator, batches: Sequence[dict], tag_table, num_negatives: int = 0, seed: Sequence[int] = (0,)
+) -> None:
     """Makes every tag of a global batch a candidate of every prompt's alignment, in all its parts and processes.
 
     Changes `tag_features` of the batches of [`OPTSGDataCollator`] with a [`TagTable`]; without one, tags are embedded
     where they are and each part has its own.
+
+    Args:
+        num_negatives: so many random tags of the table are candidates too, those that are not yet.
+        seed: of their choice, the same in all processes.
     """
     if tag_table is None or not all("tag_ids" in batch for batch in batches):
         return
@@ -112,13 +123,19 @@ def share_candidates(accelerator: Accelerator, batches: Sequence[dict], tag_tabl
         own = gather(pad_across_processes(own, dim=0, pad_index=-1))
     everybody = own.unique().cpu()
     everybody = everybody[everybody >= 0]
+    if num_negatives:
+        tags = len(tag_table.tags)
+        drawn = np.random.default_rng(seed).choice(tags, min(num_negatives, tags), replace=False)
+        everybody = torch.cat([everybody, torch.from_numpy(drawn)]).unique()
     for batch in batches:
         others = everybody[~torch.isin(everybody, batch["tag_ids"].cpu())]
         features = tag_table.features[others].to(batch["tag_features"])
         batch["tag_features"] = torch.cat([batch["tag_features"], features])
 
 
-def weigh_losses(accelerator: Accelerator, config, batches: Sequence[Mapping]) -> list[dict[str, float]]:
+def weigh_losses(
+    accelerator: Accelerator, config, batches: Sequence[Mapping], weights: Sequence[float] | None = None
+) -> list[dict[str, float]]:
     """What each part of a global batch must multiply its mean losses with, so that their sum over parts and processes
     is the mean over the global batch's tokens, prompts and items.
 
@@ -128,12 +145,15 @@ def weigh_losses(accelerator: Accelerator, config, batches: Sequence[Mapping]) -
     Args:
         config: the model's.
         batches: this process's parts, of [`OPTSGDataCollator`].
+        weights: 0 for a part that does not count.
 
     Returns:
         For each part its share of the written tokens (`generation_loss`), prompts (`alignment_loss`) and items
         (`set_loss`).
     """
     counts = torch.tensor([_counts(config, batch) for batch in batches])
+    if weights is not None:
+        counts = counts * torch.tensor(weights)[:, None]
     totals = accelerator.reduce(counts.sum(dim=0).to(accelerator.device), "sum").cpu()
     shares = (counts / totals.clamp(min=1e-9)).tolist()
     return [dict(zip(("generation_loss", "alignment_loss", "set_loss"), row)) for row in shares]

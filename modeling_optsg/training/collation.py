@@ -12,25 +12,29 @@ class CollatedItems:
         items: index of each item of the batch.
         batch: what the collator made of them.
         unreadable: why items were left out.
+        weight: 0 where the batch stands in for one of which nothing could be read.
     """
 
     items: list[int]
     batch: dict
     unreadable: list[str] = field(default_factory=list)
+    weight: float = 1.0
 
 
 class CollateReadable:
-    """Collates items with `item_index`; those that the collator refuses are left out.
+    """Collates items with `item_index`; those that the collator refuses are left out. A batch that loses all of them
+    is made of the last item that could be read, whose `weight` is then 0: other processes wait for this one's part.
 
     Args:
         collator: an [`OPTSGDataCollator`].
 
     Raises:
-        ValueError: none of the items can be read.
+        ValueError: none of a batch's items can be read, and none could before.
     """
 
     def __init__(self, collator: Callable[[Sequence[Mapping]], dict]):
         self.collator = collator
+        self.spare = None
 
     def __call__(self, items: Sequence[Mapping]) -> CollatedItems:
         readable, unreadable = list(items), []
@@ -39,14 +43,19 @@ class CollateReadable:
         except (ValueError, OSError):
             readable = []
             for item in items:
+                # Beside one that is known to be good: features of another width are wrong only in company.
+                company = readable[-1:] or ([self.spare] if self.spare is not None else [])
                 try:
-                    self.collator([item])
+                    self.collator([*company, item])
                     readable.append(item)
                 except (ValueError, OSError) as error:
                     unreadable.append(str(error))
-            if not readable:
+            if not readable and self.spare is None:
                 raise ValueError(f"None of the {len(items)} items of a batch can be read: {unreadable[0]}") from None
+            if not readable:
+                return CollatedItems([], self.collator([self.spare]), unreadable, weight=0.0)
             batch = self.collator(readable)
+        self.spare = readable[0]
         return CollatedItems([item["item_index"] for item in readable], batch, unreadable)
 
 

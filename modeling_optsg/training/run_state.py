@@ -45,6 +45,11 @@ class RunState:
 
         signal.signal(signal.SIGTERM, note)
 
+    @staticmethod
+    def stop_listening() -> None:
+        """From now on SIGTERM ends the process again."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     def stop_asked(self) -> bool:
         """Whether any process was asked to stop; all processes must ask in the same step."""
         if self.accelerator.num_processes == 1:
@@ -66,7 +71,12 @@ class RunState:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(partial), safe_serialization=False)
+        try:
+            self.accelerator.save_state(str(partial), safe_serialization=False)
+        except OSError:
+            # A full disk is not to stay full of this.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(partial / PROGRESS, {"step": step, "arguments": self.arguments, **progress})
@@ -77,8 +87,11 @@ class RunState:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             _sync(self.folder)
-            for old in self.checkpoints()[: -self.keep]:
-                shutil.rmtree(old)
+            others = [path for path in self.checkpoints() if path != final]
+            for path in others:
+                # Later ones are of what was gone back from.
+                if path.name > final.name or path in others[: len(others) - self.keep + 1]:
+                    shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
 
     def checkpoints(self) -> list[Path]:
@@ -147,6 +160,11 @@ class RunState:
             trained = {name for name, parameter in plain.named_parameters() if parameter.requires_grad}
             if lacking := sorted(trained & set(missing)) + sorted(unexpected):
                 raise ValueError(f"{input_dir} does not fit this model: {', '.join(lacking[:5])} …")
+
+
+def ignore_sigterm(worker: int) -> None:
+    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def write_json(path: Path, value: dict) -> None:
