@@ -173,14 +173,20 @@ class TagEvaluator:
 
 
 def objective_value(figures: Mapping[str, float], objective: str) -> float:
-    """What a fit makes as large as it can: a figure by name, or the mean of several, as in `"full_f1+micro_f1"`.
+    """What a fit makes as large as it can: a figure by name, or the mean of several, as in `"full_f1+micro_f1"`; with
+    `"full_f1@micro_f1>=52"`, the figure among the settings that keep the other one above a floor. What lies below it
+    counts by how far, and less than anything above.
 
     Raises:
-        ValueError: one of them is no figure.
+        ValueError: one of them is no figure, or the floor no number.
     """
+    objective, _, condition = objective.partition("@")
+    floored, _, floor = condition.partition(">=")
     names = objective.split("+")
-    if unknown := [name for name in names if name not in figures]:
+    if unknown := [name for name in [*names, *filter(None, [floored])] if name not in figures]:
         raise ValueError(f"objective={unknown[0]!r} is no figure; expected one of {sorted(figures)}.")
+    if condition and figures[floored] < float(floor):
+        return figures[floored] - float(floor) - 100.0
     return sum(figures[name] for name in names) / len(names)
 
 

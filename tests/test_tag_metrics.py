@@ -5,6 +5,7 @@ import random
 import pytest
 
 from modeling_optsg import TagEvaluator
+from modeling_optsg.tag_metrics import objective_value
 
 TRAIN_COUNTS = {f"tag{n}": n * n for n in range(1, 12)}
 
@@ -164,3 +165,13 @@ def test_bad_input_is_named(evaluator, benchmark):
         evaluator.best_threshold(benchmark[1], "full")
     with pytest.raises(ValueError, match="No reference tag is a training tag"):
         TagEvaluator([["a"], []], {"b": 3})
+
+
+def test_an_objective_may_have_a_floor():
+    figures = {"full_f1": 40.0, "micro_f1": 51.0}
+    assert objective_value(figures, "full_f1+micro_f1") == 45.5
+    assert objective_value(figures, "full_f1@micro_f1>=51") == 40.0
+    below = [objective_value({"full_f1": 90.0, "micro_f1": micro}, "full_f1@micro_f1>=51") for micro in (50.0, 20.0)]
+    assert 0.0 > below[0] > below[1]
+    with pytest.raises(ValueError, match="'macro' is no figure"):
+        objective_value(figures, "full_f1@macro>=3")
