@@ -485,9 +485,14 @@ def learn(
     if accelerator.is_main_process:
         set_status(output_dir, "running", step=start, steps=total)
     batches = iter(loader)
+    towers = (model.model.vision_tower, model.model.text_tower)
+    frozen_towers = [t for t in towers if t is not None and not any(p.requires_grad for p in t.parameters())]
     seen, since = 0, time.perf_counter()
     for step in range(start + 1, total + 1):
         wrapped.train()
+        for tower in frozen_towers:
+            # No dropout in it, and the statistics it came with.
+            tower.eval()
         collated = [next(batches) for _ in range(parts)]
         for part in collated:
             unreadable.note(part.unreadable)
