@@ -20,7 +20,7 @@ from .tag_statistics import TagCounts, size_statistics, tag_statistics
 # The Hub asks for no more than 10,000 files in a folder.
 CLIPS_A_FOLDER = 5000
 CLIP_FILE_SUFFIXES = frozenset(".avi .mkv .mov .mp4 .mpeg".split())
-TEXT_ROW_GROUP = 100_000
+TEXT_ROW_GROUP = 20_000
 # Lists what an export has written, so that another one takes away that and nothing else.
 MANIFEST = ".optsg-export.json"
 _STATISTICS = re.compile(r"(<!-- statistics -->\n).*?(<!-- /statistics -->)", re.DOTALL)

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-BATCH = 50_000
+BATCH = 20_000
 
 
 @dataclass
