@@ -4,6 +4,8 @@
 """
 
 import os
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -21,6 +23,8 @@ SHIPPED, PUBLISHED = HERE.parent / "checkpoints" / "optsg-icon-small", "org/opts
 
 def main() -> None:
     limits = Limits()
+    # Stopped by its host it cleans up as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     model = os.environ.get("OPTSG_MODEL") or (str(SHIPPED) if SHIPPED.is_dir() else PUBLISHED)
     uploads = UploadFolder(keep_seconds=60 * limits.keep_minutes + 120)
     tagger = Tagger(model, limits)

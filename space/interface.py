@@ -168,12 +168,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
                     gr.HTML("<h3>Or try one of these</h3>")
                     with gr.Row(elem_id="examples"):
                         samples = [
-                            (
-                                row,
-                                gr.Button(
-                                    row["title"], icon=_icon(examples / row["file_name"]), size="sm", min_width=90
-                                ),
-                            )
+                            (row, _sample_button(examples / row["file_name"], row["title"]))
                             for row in map(json.loads, (examples / "metadata.jsonl").read_text().splitlines())
                         ]
                 with gr.Column(scale=3, min_width=300):
@@ -231,8 +226,9 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
     return demo
 
 
-def _icon(path: Path) -> str | None:
-    return str(path) if path.suffix == ".png" else None
+def _sample_button(path: Path, title: str) -> gr.Button:
+    moves = path.suffix != ".png"
+    return gr.Button(f"▶ {title}" if moves else title, icon=None if moves else str(path), size="sm", min_width=90)
 
 
 def launch_settings(limits: Limits, uploads, here: Path) -> dict:

@@ -53,7 +53,8 @@ def tags(tagged: Tagged, threshold: float) -> str:
     heading = f"<h3>{len(rows)} tag{'' if len(rows) == 1 else 's'} <small>{escape(where)}</small></h3>"
     if not rows:
         best = f" The most probable is at {percent(tagged.tags[0]['score'])}." if tagged.tags else ""
-        return f'{heading}<p class="quiet">None reaches the threshold of {percent(threshold)}.{best}</p>'
+        hint = "" if tagged.title else " A title helps: the model reads it beside the picture."
+        return f'{heading}<p class="quiet">None reaches the threshold of {percent(threshold)}.{best}{hint}</p>'
     return f'{heading}<ol class="tags" aria-label="Tags">{"".join(map(_tag, rows))}</ol>'
 
 
@@ -145,7 +146,8 @@ def table(rows: list[dict], total: int) -> str:
         for row in rows
     )
     return (
-        f'<p role="status">{done}{failed}</p><div class="scroll" tabindex="0" role="region" aria-label="Tags of all files">'
+        f'<p role="status">{done}{failed}</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Tags of all files">'
         f"<table><thead><tr><th scope='col'>File</th><th scope='col'>Title</th><th scope='col'>Tags</th></tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
@@ -153,8 +155,9 @@ def table(rows: list[dict], total: int) -> str:
 
 def _chips(rows: list[dict]) -> str:
     chips = (
-        f'<span class="chip {row["mark"]}" title="{row["mark"]}"><span aria-hidden="true">{MARKS[row["mark"]]}</span>'
-        f'<span class="hidden">{row["mark"]}</span> {escape(row["tag"])} <small>{percent(row["score"])}</small></span> '
+        f'<span class="chip {row["mark"]}" title="{row["mark"]}">'
+        f'<span aria-hidden="true">{MARKS[row["mark"]]}</span><span class="hidden">{row["mark"]}</span> '
+        f"{escape(row['tag'])} <small>{percent(row['score'])}</small></span> "
         for row in rows
     )
     return "".join(chips) or '<span class="quiet">none reaches the threshold</span>'

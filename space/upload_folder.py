@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 class UploadFolder:
-    """A folder of this process alone. Gradio's `delete_cache` deletes what it knows of; an upload that breaks off leaves
-    a file it does not, and every file a folder of its own."""
+    """A folder of this process alone. Gradio's `delete_cache` deletes what it knows of; an upload that breaks off
+    leaves a file it does not, and every file a folder of its own."""
 
     def __init__(self, keep_seconds: float, every_seconds: float = 60):
         self.path = tempfile.mkdtemp(prefix="optsg-space-")
