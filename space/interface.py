@@ -15,11 +15,12 @@ from tagging import DECODINGS, Tagged, Tagger
 INTRODUCTION = """# Tags, slot by slot
 Drop a picture or a clip. The model writes its tags from *order prompts*, each made for this item: what every prompt
 proposes, and where it looked, is shown below. Order-Prompted Tag Sequence Generation (ICCV 2023), model `{model}`."""
-ATTENTION = """Each card is one order prompt and the tag it would write in its slot, with the slot's own probability.
-**The heat is attention**: how the prompt's look at the item was shared out over patches and title words, the mean over
-layers and heads. It says where the prompt looked. It is no proof of why it wrote what it wrote: patches and words have
-seen one another before the prompt looks at them, and the strongest colour is this card's largest share, however small.
-The frames are what the model sees, and `[CLS]` and `[SEP]` stand at the title's ends."""
+ATTENTION = """Each card is one order prompt and the tags it would write in its slot, with the slot's own probability;
+those with a mark are in the list above, where the item as a whole had its say too. **The heat is attention**: how the
+prompt's look at the item was shared out over patches and title words, the mean over layers and heads. It says where
+the prompt looked. It is no proof of why it wrote what it wrote: patches and words have seen one another before the
+prompt looks at them, and the strongest colour is this card's largest share, however small. The frames are what the
+model sees, and `[CLS]` and `[SEP]` stand at the title's ends."""
 LIMITS = """### Call it from a program
 ```python
 from gradio_client import Client, handle_file

@@ -21,7 +21,9 @@ HEAT = (230, 97, 0)
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.095 or share == 0 else f"{100 * share:.1f} %"
+    """With a space that no line breaks at."""
+    digits = 0 if share >= 0.095 or not share else 1
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def message(text: str) -> str:
@@ -74,35 +76,37 @@ def _tag(row: dict) -> str:
 
 def slots(tagged: Tagged, threshold: float) -> str:
     """A card a slot; those that say nothing folded away."""
-    written = {row["slot"]: row for row in reversed(tagged.at(threshold)) if row["slot"] is not None}
+    shown = {row["tag"]: row for row in tagged.at(threshold)}
     speaking = sorted((s for s in tagged.slots if not s.silent), key=lambda slot: -slot.proposals[0][1])
     silent = [slot for slot in tagged.slots if slot.silent]
-    style = "".join(
-        f".seen-{index}{{background-image:url({_jpeg(frame)})}}" for index, frame in enumerate(tagged.frames)
-    )
-    cards = "".join(_card(tagged, slot, written.get(slot.number)) for slot in speaking)
-    rest = "".join(_card(tagged, slot, None) for slot in silent)
+    frames = enumerate(tagged.frames)
+    style = "".join(f".seen-{index}{{background-image:url({_jpeg(frame)})}}" for index, frame in frames)
+    cards = "".join(_card(tagged, slot, shown) for slot in speaking)
+    rest = "".join(_card(tagged, slot, shown) for slot in silent)
     if rest:
-        rest = (
-            f"<details><summary>{len(silent)} slots are left empty ([PAD])</summary>"
-            f'<div class="cards">{rest}</div></details>'
-        )
+        count = "1 slot is" if len(silent) == 1 else f"{len(silent)} slots are"
+        rest = f'<details><summary>{count} left empty ([PAD])</summary><div class="cards">{rest}</div></details>'
     return f'<style>{style}</style><div class="cards">{cards}</div>{rest}'
 
 
-def _card(tagged: Tagged, slot: Slot, row: dict | None) -> str:
-    proposals = ", ".join(f"<b>{escape(tag)}</b> {percent(share)}" for tag, share in slot.proposals[:3])
-    if row is None:
-        shown = '<span class="quiet">below the threshold</span>' if not slot.silent else ""
-    else:
-        shown = f'<span class="{row["mark"]} chosen"><span aria-hidden="true">{MARKS[row["mark"]]}</span> shown</span>'
+def _card(tagged: Tagged, slot: Slot, shown: dict[str, dict]) -> str:
+    """A slot's three best proposals and those it is named for in the list of tags; what is in that list is marked."""
+    proposals = []
+    for place, (tag, share) in enumerate(slot.proposals):
+        row = shown.get(tag)
+        if place >= 3 and (row is None or row["slot"] != slot.number):
+            continue
+        sign = "" if row is None else f'<span class="mark" aria-hidden="true">{MARKS[row["mark"]]}</span> '
+        kind = "quiet" if row is None else row["mark"]
+        proposals.append(f'<li class="{kind}">{sign}<b>{escape(tag)}</b> {percent(share)}</li>')
+    proposals = "".join(proposals) or '<li class="quiet">[PAD]</li>'
     looked = f"{percent(slot.frames)} {'frames' if tagged.kind == 'clip' else 'picture'}"
     if slot.words:
         looked += f" · {percent(1 - slot.frames)} title"
     return (
-        f'<article class="slot" id="slot-{slot.number + 1}"><h4>Slot {slot.number + 1} {shown}</h4>'
-        f'<p class="proposals" dir="auto">{proposals or "[PAD]"}</p>{_heat(tagged, slot)}{_words(slot)}'
-        f'<p class="quiet">looked at: {looked}</p></article>'
+        f'<article class="slot" id="slot-{slot.number + 1}"><h4>Slot {slot.number + 1}</h4>'
+        f'<ul class="proposals" dir="auto">{proposals}</ul>{_heat(tagged, slot)}{_words(slot)}'
+        f'<p class="quiet">{looked}</p></article>'
     )
 
 
