@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..video_reading import CLIP_SUFFIXES
+
 PICTURE_SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
-CLIP_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 
 
