@@ -2,7 +2,8 @@
 
 On record in the sidecar, in a namespace of our own, are lists of text only, the one form that every XMP library leaves
 as it is: `Tags` (what is ours in `dc:subject`), `Probabilities` (of each), `Novel` (those of them not among the
-training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what a person deleted), `Run` (stamp, model).
+training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what a person deleted), `Run` (stamp and
+model).
 """
 
 import os
