@@ -149,7 +149,7 @@ def test_exiftool_reads_our_tags_and_everything_else_as_before(tmp_path, write, 
     before = exiftool_reads(sidecar)
     write("dog", "novel", "a <b> & 'c'", "创意美食")
     after = exiftool_reads(sidecar)
-    subject = before.pop("XMP-dc:Subject", [])
+    subject = before.pop("XMP-dc:Subject", None) or []
     assert after.pop("XMP-dc:Subject") == subject + ["dog", "novel", "a <b> & 'c'", "创意美食"]
     assert after.pop("XMP-optsg:Probabilities") == [0.5] * 4 and after["XMP-optsg:Novel"] == ["novel"]
     ours = {name for name in after if name.startswith(("XMP-optsg:", "XMP-digiKam:TagsList"))}

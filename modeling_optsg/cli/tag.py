@@ -35,6 +35,10 @@ terminated.
 """
 
 
+class Terminated(SystemExit):
+    """SIGTERM came."""
+
+
 def add_command(commands):
     parser = commands.add_parser(
         "tag",
@@ -144,14 +148,18 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     with _terminable() if args.write else contextlib.nullcontext():
         writers = _writers(parser, args, name, settings) if found.files else []
         report = TagReport([file.path for file in found.files], args.json, writers, args.dry_run)
-        for note in found.notes:
-            report.note(note)
-        for path, reason in found.failures:
-            report.failure(path, None, reason)
-        todo = report.pending(found.files, args.redo)
-        if todo:
-            _tag(parser, args, name, settings, todo, report)
-        return report.close()
+        try:
+            for note in found.notes:
+                report.note(note)
+            for path, reason in found.failures:
+                report.failure(path, None, reason)
+            todo = report.pending(found.files, args.redo)
+            if todo:
+                _tag(parser, args, name, settings, todo, report)
+            return report.close()
+        except (KeyboardInterrupt, Terminated):
+            report.interrupted()
+            raise
 
 
 def _writers(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, settings: TagSettings) -> list:
@@ -171,19 +179,13 @@ def _tag(parser, args, name: str, settings: TagSettings, todo: list[tuple[MediaF
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
     with _usable(parser, name):
         tagger = Tagger(name, settings)
-    pending = len(todo)
-    several = pending > args.batch_size
-    try:
-        with tqdm(total=pending, unit="file", disable=None if several else True) as progress:
-            wanting = iter(todo)
-            for batch in batches([file for file, _ in todo], args.batch_size):
-                for outcome, (file, writers) in zip(tagger(batch), wanting):
-                    report.outcome(file, outcome, writers)
-                    pending -= 1
-                progress.update(len(batch))
-    except (KeyboardInterrupt, SystemExit):
-        report.interrupted(pending)
-        raise
+    several = len(todo) > args.batch_size
+    with tqdm(total=len(todo), unit="file", disable=None if several else True) as progress:
+        wanting = iter(todo)
+        for batch in batches([file for file, _ in todo], args.batch_size):
+            for outcome, (file, writers) in zip(tagger(batch), wanting):
+                report.outcome(file, outcome, writers)
+            progress.update(len(batch))
 
 
 @contextlib.contextmanager
@@ -201,7 +203,7 @@ def _terminable() -> Iterator[None]:
     """Lets SIGTERM end the program in order, as Ctrl-C does."""
 
     def end(*_):
-        raise SystemExit(TERMINATED)
+        raise Terminated(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -74,9 +74,9 @@ class TagReport:
     def note(self, text: str):
         say(f"optsg tag: {printable(text)}", file=sys.stderr)
 
-    def interrupted(self, pending: int):
-        if self.writers:
-            self.note(f"stopped with {pending} files to go; the same command goes on from here")
+    def interrupted(self):
+        if self.writers and not self.dry_run:
+            self.note(f"stopped after {self.tagged} files; the same command goes on from here")
 
     def close(self) -> int:
         for writer in self.writers:

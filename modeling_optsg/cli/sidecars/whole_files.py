@@ -53,7 +53,7 @@ def write_whole(path: str, data: bytes):
         if before is not None and not before.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
             raise SidecarError(f"{path} is write-protected; it is left as it is")
         try:
-            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb") as file:
+            with open(partial, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -81,9 +81,15 @@ def only_here(folder: str) -> Iterator[None]:
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
     # Not in the folder itself: people look into it.
     locks = os.path.join(tempfile.gettempdir(), f"optsg-locks-{os.getuid() if hasattr(os, 'getuid') else ''}")
-    os.makedirs(locks, mode=0o700, exist_ok=True)
+    lock = FileLock(os.path.join(locks, f"{name}.lock"), timeout=LOCK_SECONDS)
     try:
-        with FileLock(os.path.join(locks, f"{name}.lock"), timeout=LOCK_SECONDS):
-            yield
+        os.makedirs(locks, mode=0o700, exist_ok=True)
+        lock.acquire()
     except Timeout as error:
         raise SidecarError(f"{folder} is being written to by another run") from error
+    except OSError as error:
+        raise SidecarError(f"{locks} cannot hold locks: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -2,8 +2,8 @@
 
 On record in the sidecar, in a namespace of our own, are lists of text only, the one form that every XMP library leaves
 as it is: `Tags` (what is ours in `dc:subject`), `Probabilities` (of each), `Novel` (those of them not among the
-training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what a person deleted), `Run` (stamp and
-model).
+training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what of ours a person deleted), `Unlisted`
+(what a person took out of `digiKam:TagsList` only), `Run` (stamp and model).
 """
 
 import os
@@ -77,35 +77,36 @@ class XmpSidecars:
             return _items(packet, path, name)
 
         subject, listed, hierarchy = items(*SUBJECT) or [], items(*TAGS_LIST), _leaves(items(*HIERARCHY), "|")
-        ours, ours_listed, declined = (items(*RECORD, name) or [] for name in ("Tags", "Listed", "Declined"))
+        record_names = ("Tags", "Listed", "Declined", "Unlisted")
+        ours, ours_listed, declined, unlisted = (items(*RECORD, name) or [] for name in record_names)
         scores = {tag["tag"].strip(): tag for tag in tags if is_xml_text(tag["tag"])}
         theirs_listed = [tag for tag in listed or [] if tag not in ours_listed]
         # Other programs copy our tags into fields of theirs: that alone makes no person's tag of them.
         elsewhere = (hierarchy | _leaves(theirs_listed, "/")) - {key(tag) for tag in ours}
-        unlisted = {key(tag) for tag in ours_listed} - {key(tag) for tag in listed or []}
-        was_ours = {key(tag) for tag in ours}
-        owned = reconcile(subject, ours, declined, list(scores), elsewhere, unlisted & was_ours)
+        gone = {key(tag) for tag in ours_listed} - {key(tag) for tag in listed or []}
+        owned = reconcile(subject, ours, declined, list(scores), elsewhere, gone & {key(tag) for tag in ours})
         packet.change(*SUBJECT, owned.added, owned.removed)
 
         # Who reads digiKam:TagsList reads no other list, so it must have the person's tags too. A list that others
         # write to is theirs to complete; and to make one beside a hierarchy would hide the hierarchy.
-        refused = set(owned.declined) | (unlisted - was_ours) | (set(declined) & {key(tag) for tag in subject})
         theirs = [tag for tag in subject if tag not in ours]
+        refused = {key(tag) for tag in theirs} & (gone | set(unlisted))
         mirrored = [t for t in theirs if key(t) not in refused and (t in ours_listed or not theirs_listed)]
         wanted = [*mirrored, *owned.ours] if listed is not None or ours_listed or not hierarchy else []
         taken = {key(tag) for tag in theirs_listed}
         wanted = [tag for tag in dict.fromkeys(wanted) if key(tag) not in taken]
         wanted = wanted if owned.ours or listed is not None else []
         current = listed or []
-        gone = [tag for tag in current if tag in ours_listed and tag not in wanted]
-        packet.change(*TAGS_LIST, [tag for tag in wanted if tag not in current], gone, kind="Seq")
+        removed = [tag for tag in current if tag in ours_listed and tag not in wanted]
+        packet.change(*TAGS_LIST, [tag for tag in wanted if tag not in current], removed, kind="Seq")
 
         record = {
             "Tags": owned.ours,
             "Probabilities": [f"{scores[tag]['score']:.4f}" for tag in owned.ours],
             "Novel": [tag for tag in owned.ours if scores[tag]["novel"]],
             "Listed": wanted,
-            "Declined": sorted(refused),
+            "Declined": owned.declined,
+            "Unlisted": sorted(refused),
             "Run": [stamp, self.model],
         }
         if any(record[name] != (items(*RECORD, name) or []) for name in record):
