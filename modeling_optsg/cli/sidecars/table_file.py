@@ -60,7 +60,8 @@ class TableFile:
         after = [tag["tag"] for tag in tags]
         tags = [{**tag, "score": round(tag["score"], 4)} for tag in tags]
         if not self.dry_run:
-            self.journal.add(file.path, {"stamp": self.stamps(file), "tags": tags})
+            with only_here(str(self.path.parent)):
+                self.journal.add(file.path, {"stamp": self.stamps(file), "tags": tags})
         self._take(file, tags)
         added, removed = ([t for t in one if t not in other] for one, other in ((after, before), (before, after)))
         return Change(str(self.path), added, removed, written=True)

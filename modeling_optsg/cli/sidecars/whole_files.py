@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 from .change import SidecarError
 
 LOCK_SECONDS = 60
+# Not through a link that somebody has put there under the unfinished file's name.
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_whole(path: str) -> bytes | None:
@@ -53,7 +55,7 @@ def write_whole(path: str, data: bytes):
         if before is not None and not before.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
             raise SidecarError(f"{path} is write-protected; it is left as it is")
         try:
-            with open(partial, "wb") as file:
+            with open(os.open(partial, _WRITE, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
