@@ -41,6 +41,7 @@ setup(
         "accelerate>=1.1",
         "datasets>=4",
         "evaluate>=0.4.6",
+        "filelock",
         "huggingface-hub>=1",
         "numpy",
         "pillow>=10.1",

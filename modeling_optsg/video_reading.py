@@ -13,9 +13,6 @@ from .picture_reading import is_url
 
 logger = logging.getLogger(__name__)
 
-# Files that are clips by their names.
-CLIP_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
-
 
 def evenly_spaced(count: int, num: int) -> list[int]:
     """The indices at the centres of `num` equal segments of `count` frames; all of them if there are no more."""

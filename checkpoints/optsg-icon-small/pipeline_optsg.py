@@ -12,8 +12,8 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .media_suffixes import CLIP_SUFFIXES
 from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
-from .video_reading import CLIP_SUFFIXES
 
 TASK = "tag-generation"
 # An item's parts -> what the processor calls them.

@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..video_reading import CLIP_SUFFIXES
+from ..media_suffixes import CLIP_SUFFIXES, PICTURE_SUFFIXES
 
-PICTURE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
 # Files of cameras' own kinds: Pillow takes some for TIFF and gives the thumbnail in them.
 RAW_SUFFIXES = frozenset(
     ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 "

@@ -35,7 +35,7 @@ def write_model_card(
     *,
     name: str,
     dataset_name: str,
-    train_command: str,
+    train_command: str | None = None,
     score_command: str | None = None,
     license: str | None = None,
     language: str | list[str] | None = None,
@@ -50,7 +50,8 @@ def write_model_card(
         checkpoint: folder with `training_summary.json`, as `examples/train.py` leaves it.
         results: what `examples/score.py` wrote for it; without, the card has the validation figures of the training.
         name: the model's name, or the repository's as `org/name`; dataset_name: the benchmark's.
-        train_command, score_command: the commands that made the two.
+        train_command, score_command: the commands that made the two; the training's is told by its arguments if not
+            given.
         license, language: as the Hub names them.
         examples: pictures for the widget, named as their files are. One that gets no tags is left out, with a warning.
         use: what the model is for and what its limits are, in Markdown; a general text if not given.
@@ -121,13 +122,21 @@ def write_model_card(
         results=figures,
         scores=scores,
         figures=FIGURES,
-        train_command=train_command,
+        train_command=train_command or _train_command(arguments, checkpoint),
         score_command=score_command,
         use=use,
         licences=licences,
     )
     card.save(checkpoint / "README.md")
     return card
+
+
+def _train_command(arguments: dict, checkpoint: Path) -> str:
+    chosen = {name: arguments.get(name) for name in ("preset", "system", "dataset", "checkpoint", "seed")}
+    if chosen["preset"]:
+        chosen = {"preset": chosen["preset"]}
+    given = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
+    return f"accelerate launch examples/train.py {' '.join(given)} --output_dir {checkpoint.as_posix()}"
 
 
 def _widget(checkpoint: Path, examples: Sequence[str | os.PathLike]) -> list[dict]:
