@@ -4,7 +4,9 @@ import json
 import re
 import socket
 import socketserver
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -29,6 +31,7 @@ class Fault:
         drop_after: the connection is closed after so many bytes of the body that is sent, or that is answered if
             none is sent.
         alter: a bit of the body that is sent is changed on the way.
+        lose_answer: what is asked for is done, but the connection is closed before that is said.
         action: called first; for what happens elsewhere meanwhile.
     """
 
@@ -37,6 +40,7 @@ class Fault:
     status: int | None = None
     drop_after: int | None = None
     alter: bool = False
+    lose_answer: bool = False
     action: Callable[[], object] | None = None
 
 
@@ -83,6 +87,8 @@ class Listener(socketserver.ThreadingTCPServer):
         # "METHOD path" of all that was asked for, in order, and of what has no answer here.
         self.requests: list[str] = []
         self.unknown: list[str] = []
+        # What went wrong here that was not meant to.
+        self.errors: list[str] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
@@ -93,7 +99,9 @@ class Listener(socketserver.ThreadingTCPServer):
         self.thread.join(10)
 
     def handle_error(self, request, client_address) -> None:
-        pass  # A client that has gone away is none of a test's business.
+        # Clients may go away whenever they like.
+        if not isinstance(sys.exc_info()[1], OSError):
+            self.errors.append(traceback.format_exc())
 
     def note(self, asked: str) -> Fault | None:
         """Keeps a request in `requests` and takes the fault that is to happen to it."""
@@ -141,6 +149,8 @@ class Handler(BaseHTTPRequestHandler):
             # What nobody wanted to read is in the way of the next request.
             for _ in self.pieces:
                 pass
+            if self.fault and self.fault.lose_answer:
+                raise Dropped
             self._send(answer)
         except Dropped:
             self._drop()

@@ -74,9 +74,15 @@ class HubServer:
             self.pages.close()
             self.storage.close()
 
-    @property
-    def requests(self) -> list[str]:
-        return self.pages.requests + self.storage.requests
+    def asked(self, pattern: str) -> list[str]:
+        """The requests that match, in order."""
+        return [r for r in self.pages.requests + self.storage.requests if re.search(pattern, r)]
+
+    def problems(self) -> list[str]:
+        """What was asked for and is not spoken here, and what went wrong here that was not meant to."""
+        # Asked of every Hub by a client that an assistant calls.
+        unknown = [request for request in self.pages.unknown if "/api/agent-harnesses" not in request]
+        return [*unknown, *self.storage.unknown, *self.pages.errors, *self.storage.errors]
 
     def repository(self, repo: str, kind: str = "models") -> Repository:
         if (kind, repo) not in self.repositories:

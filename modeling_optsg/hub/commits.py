@@ -19,7 +19,7 @@ HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HT
 
 
 class PublishingError(RuntimeError):
-    """Nothing was published. The message says why and what can be done."""
+    """It was not published. The message says why and what can be done."""
 
 
 @dataclass
@@ -112,6 +112,7 @@ def push_files(
         raise PublishingError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     where = {"repo_id": repo_id, "repo_type": repo_type}
+    outcome = "nothing was published"
     try:
         with warnings.catch_warnings():
             # Of a book of training items, which belongs to its model.
@@ -137,6 +138,8 @@ def push_files(
                 **where, additions=additions, revision=revision, create_pr=create_pr, free_memory=False
             )
             _refuse_changed(files)
+            # The answer may be lost when it is done.
+            outcome = "whether it was published is not known, pushing again will tell"
             commit = api.create_commit(
                 **where,
                 operations=[*deletions, *additions],
@@ -148,9 +151,12 @@ def push_files(
     except PublishingError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # Then it is the cause, whatever came of it.
+        # Then that is the cause, whatever came of it.
         _refuse_changed(files)
-        raise PublishingError(f"{_reason(error, repo_id)}; nothing was published") from error
+        refused = (_status(error) or 500) < 500
+        raise PublishingError(
+            f"{_reason(error, repo_id)}; {'nothing was published' if refused else outcome}"
+        ) from error
     return Published(commit.pr_url or commit.commit_url, commit.oid, commit.oid != head)
 
 
@@ -170,6 +176,10 @@ def _refuse_changed(files: LocalFiles) -> None:
         )
 
 
+def _status(error: Exception) -> int | None:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+
+
 def _reason(error: Exception, repo_id: str) -> str:
     """One line."""
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
@@ -177,7 +187,7 @@ def _reason(error: Exception, repo_id: str) -> str:
         return f"{str(error).rstrip('.')}: {_reason(error.__cause__, repo_id)}"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    status = _status(error)
     # Of a repository that one may not see the Hub says 401 too, but only to those without a token.
     if status == 401:
         return "the Hub does not know this token: log in with `hf auth login`, or set another HF_TOKEN"
@@ -191,5 +201,5 @@ def _reason(error: Exception, repo_id: str) -> str:
         return f"the Hub answers {status}; push again later, what has arrived is not sent again"
     if isinstance(error, HTTPError) and status is None:
         lost = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-        return f"the connection was lost ({lost}); push again, what has arrived is not sent again"
+        return f"the connection was lost ({lost}); what has arrived is not sent again by the next push"
     return " ".join(str(error).split()) or type(error).__name__

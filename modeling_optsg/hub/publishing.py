@@ -1,9 +1,11 @@
 """A checkpoint's folder to the Hub: what of it is published, whether it is complete, and the upload."""
 
 import ast
+import contextlib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,9 @@ SUMMARY = "training_summary.json"
 REPLACED = ("*.safetensors", "*.safetensors.index.json")
 # Tags and tokens may look like anything.
 WORD_LISTS = frozenset("tokenizer.json train_tags.json vocab.json".split())
-MACHINE_PATH = re.compile(r"(?<![\w./:~-])(?:(?:/[\w.@+ -]+){2,}|~/[\w.@+/ -]+|[A-Za-z]:\\[^\"'<>|]+)")
+MACHINE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
+# In a longer text, where a space ends it, and neither `org/name` nor an address is one.
+MACHINE_PATH_INSIDE = re.compile(r"(?<![\w./:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"'<>|]+){2,}[/\\]?")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 
@@ -213,16 +217,30 @@ def _relative_imports(tree: ast.AST) -> list[str]:
 
 def _shortened_summary(chosen: dict[str, Path]) -> tuple[bytes, list[str]]:
     """The training's summary without paths of this computer, and these. Nothing that loads a model reads it."""
-    if SUMMARY not in chosen:
+    try:
+        summary = json.loads(chosen[SUMMARY].read_text(encoding="utf-8"))
+    except (KeyError, ValueError):
         return b"", []
     found = []
 
-    def shorten(match: re.Match) -> str:
-        found.append(match[0])
-        return re.split(r"[/\\]", match[0].rstrip("/\\"))[-1]
+    def shorten(path: re.Match) -> str:
+        found.append(path[0])
+        return re.split(r"[/\\]", path[0].rstrip("/\\"))[-1]
 
-    text = MACHINE_PATH.sub(shorten, chosen[SUMMARY].read_text(encoding="utf-8"))
-    return text.encode(), sorted(set(found))
+    shortened = _with_paths(summary, shorten)
+    return (json.dumps(shortened, indent=1) + "\n").encode(), sorted(set(found))
+
+
+def _with_paths(settings, replace: Callable[[re.Match], str]):
+    """A copy of a JSON value with what `replace` makes of each path of this computer."""
+    if isinstance(settings, dict):
+        return {key: _with_paths(value, replace) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_with_paths(value, replace) for value in settings]
+    if isinstance(settings, str):
+        whole = MACHINE_PATH.fullmatch(settings)
+        return replace(whole) if whole else MACHINE_PATH_INSIDE.sub(replace, settings)
+    return settings
 
 
 def _private_matters(chosen: dict[str, Path]) -> list[str]:
@@ -230,11 +248,14 @@ def _private_matters(chosen: dict[str, Path]) -> list[str]:
     for name, path in chosen.items():
         if path.suffix not in TEXT_SUFFIXES:
             continue
-        if TOKEN.search(path.read_bytes()):
+        content = path.read_bytes()
+        if TOKEN.search(content):
             problems.append(f"{name} holds a token of the Hub")
-        settings = path.suffix == ".json" and path.name not in WORD_LISTS and name != SUMMARY
-        if settings and (found := MACHINE_PATH.search(path.read_text(encoding="utf-8"))):
-            problems.append(f"{name} names {found[0]}, a path of this computer")
+        if path.suffix == ".json" and path.name not in WORD_LISTS and name != SUMMARY:
+            found = []
+            with contextlib.suppress(ValueError):
+                _with_paths(json.loads(content), lambda path, found=found: found.append(path[0]) or "")
+            problems += [f"{name} names {path}, a path of this computer" for path in sorted(set(found))]
     return problems
 
 
