@@ -65,6 +65,10 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
+    @property
+    def owner(self) -> str:
+        return f"{self.kind}/{self.id}"
+
     def resolve(self, revision: str) -> Commit:
         names = (revision, f"refs/heads/{revision}", f"refs/tags/{revision}")
         found = next((self.refs[name] for name in names if name in self.refs), revision)
@@ -98,19 +102,21 @@ class Repository:
 
 
 class ObjectStore:
-    """Files by the hash of what is in them. One appears only as a whole and only under its true name."""
+    """Files by the hash of what is in them. One appears only as a whole and only under its true name.
+
+    LFS objects belong to a repository, as on the Hub: `owner` is its kind, organisation and name, joined by slashes.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for kind in ("regular", "lfs", "parts"):
-            (folder / kind).mkdir(parents=True)
+        (folder / "regular").mkdir(parents=True)
 
     def add_regular(self, content: bytes) -> File:
         oid = blob_id(content)
         self._place(self.folder / "regular" / oid, content)
         return File(len(content), oid)
 
-    def receive(self, sha256: str, write: Callable) -> None:
+    def receive(self, owner: str, sha256: str, write: Callable) -> None:
         """Takes in an LFS object.
 
         Args:
@@ -126,35 +132,43 @@ class ObjectStore:
                 file.flush()
                 if (found := hashlib.sha256(Path(file.name).read_bytes()).hexdigest()) != sha256:
                     raise Refusal(400, f"the content's SHA-256 is {found}, not {sha256}")
-                os.replace(file.name, self.folder / "lfs" / sha256)
+                os.replace(file.name, self._made(self.lfs_path(owner, sha256)))
             except BaseException:
                 os.unlink(file.name)
                 raise
 
-    def receive_part(self, sha256: str, number: int, write: Callable) -> str:
-        path = self.folder / "parts" / f"{sha256}-{number:05d}"
+    def receive_part(self, owner: str, sha256: str, number: int, write: Callable) -> str:
+        path = self._made(self._part_path(owner, sha256, number))
         with path.open("wb") as file:
             write(file)
         return hashlib.md5(path.read_bytes()).hexdigest()
 
-    def join_parts(self, sha256: str, etags: list[str]) -> None:
-        paths = [self.folder / "parts" / f"{sha256}-{number:05d}" for number in range(1, len(etags) + 1)]
+    def join_parts(self, owner: str, sha256: str, etags: list[str]) -> None:
+        paths = [self._part_path(owner, sha256, number) for number in range(1, len(etags) + 1)]
         for path, etag in zip(paths, etags, strict=True):
             if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != etag:
                 raise Refusal(400, f"part {path.name} did not arrive as {etag}")
-        self.receive(sha256, lambda file: [file.write(path.read_bytes()) for path in paths])
+        self.receive(owner, sha256, lambda file: [file.write(path.read_bytes()) for path in paths])
 
-    def lfs_path(self, sha256: str) -> Path:
-        return self.folder / "lfs" / sha256
+    def lfs_path(self, owner: str, sha256: str) -> Path:
+        return self.folder / "lfs" / owner / sha256
 
-    def lfs_file(self, sha256: str, size: int) -> File:
-        path = self.lfs_path(sha256)
+    def lfs_file(self, owner: str, sha256: str, size: int) -> File:
+        path = self.lfs_path(owner, sha256)
         if not path.is_file() or path.stat().st_size != size:
             raise Refusal(400, f"Your push was rejected because an LFS pointer pointed to no file: {sha256}")
         return File(size, blob_id(pointer(sha256, size)), sha256)
 
-    def path(self, file: File) -> Path:
-        return self.lfs_path(file.sha256) if file.sha256 else self.folder / "regular" / file.oid
+    def path(self, owner: str, file: File) -> Path:
+        return self.lfs_path(owner, file.sha256) if file.sha256 else self.folder / "regular" / file.oid
+
+    def _part_path(self, owner: str, sha256: str, number: int) -> Path:
+        return self.folder / "parts" / owner / f"{sha256}-{number:05d}"
+
+    @staticmethod
+    def _made(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _place(self, path: Path, content: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:

@@ -26,7 +26,7 @@ REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 API = rf"/api/(?P<kind>models|datasets|spaces)/{REPO}"
 PAGES = rf"/(?:(?P<kind>datasets|spaces)/)?{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
-OBJECT = r"/objects/(?P<sha256>[0-9a-f]{64})"
+OBJECT = r"/objects/(?P<owner>(?:models|datasets|spaces)/[\w.-]+/[\w.-]+)/(?P<sha256>[0-9a-f]{64})"
 
 
 @dataclass
@@ -90,8 +90,10 @@ class HubServer:
         return self.repositories[kind, repo]
 
     def contents(self, repo: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
-        files = self.repository(repo, kind).resolve(revision).files
-        return {path: self.store.path(file).read_bytes() for path, file in files.items() if path != ".gitattributes"}
+        repository = self.repository(repo, kind)
+        files = repository.resolve(revision).files.items()
+        store, owner = self.store, repository.owner
+        return {path: store.path(owner, file).read_bytes() for path, file in files if path != ".gitattributes"}
 
     def create(self, repo: str, kind: str = "models", private: bool = False) -> Repository:
         created = Repository(repo, kind, private)
@@ -126,20 +128,20 @@ class StorageHandler(Handler):
             file.write(piece)
 
     @route("PUT", OBJECT)
-    def put(self, sha256: str) -> Answer:
+    def put(self, owner: str, sha256: str) -> Answer:
         self._signed()
-        self.state.store.receive(sha256, self._write)
+        self.state.store.receive(owner, sha256, self._write)
         return Answer()
 
     @route("PUT", OBJECT + r"/(?P<number>\d+)")
-    def put_part(self, sha256: str, number: str) -> Answer:
+    def put_part(self, owner: str, sha256: str, number: str) -> Answer:
         self._signed()
-        return Answer(headers={"ETag": self.state.store.receive_part(sha256, int(number), self._write)})
+        return Answer(headers={"ETag": self.state.store.receive_part(owner, sha256, int(number), self._write)})
 
     @route("GET", OBJECT)
-    def get(self, sha256: str) -> Answer:
+    def get(self, owner: str, sha256: str) -> Answer:
         self._signed()
-        return Answer(self.state.store.lfs_path(sha256), headers={"ETag": f'"{sha256}"'})
+        return Answer(self.state.store.lfs_path(owner, sha256), headers={"ETag": f'"{sha256}"'})
 
 
 class HubHandler(Handler):
@@ -215,7 +217,7 @@ class HubHandler(Handler):
         commit = repository.resolve(revision)
         card = {}
         if "README.md" in commit.files:
-            text = self.state.store.path(commit.files["README.md"]).read_text(encoding="utf-8")
+            text = self.state.store.path(repository.owner, commit.files["README.md"]).read_text(encoding="utf-8")
             card = yaml.safe_load(found[1]) if (found := METADATA.match(text)) else {}
         described = {
             "_id": commit.id[:24],
@@ -311,39 +313,44 @@ class HubHandler(Handler):
         asked = json.loads(self.body())
         self._account()
         # Without a branch it is for a pull request, which whoever may read may make.
-        (self._writable if "ref" in asked else self._readable)(repo, kind)
-        return as_json({"transfer": "basic", "objects": [self._upload_of(wanted) for wanted in asked["objects"]]})
+        repository = (self._writable if "ref" in asked else self._readable)(repo, kind)
+        wanted = [self._upload_of(repository.owner, each["oid"], each["size"]) for each in asked["objects"]]
+        return as_json({"transfer": "basic", "objects": wanted})
 
-    def _upload_of(self, wanted: dict) -> dict:
-        sha256, size = wanted["oid"], wanted["size"]
-        if self.state.store.lfs_path(sha256).is_file():
+    def _upload_of(self, owner: str, sha256: str, size: int) -> dict:
+        if self.state.store.lfs_path(owner, sha256).is_file():
             return {"oid": sha256, "size": size}
-        upload = {"href": self.state.signed(f"/objects/{sha256}")}
+        address, query = f"/objects/{owner}/{sha256}", f"owner={owner}&signature={self.state.signature}"
+        upload = {"href": self.state.signed(address)}
         if size > self.state.part_size:
             numbers = range(1, math.ceil(size / self.state.part_size) + 1)
             upload = {
-                "href": f"{self.state.endpoint}/api/complete_multipart?signature={self.state.signature}",
+                "href": f"{self.state.endpoint}/api/complete_multipart?{query}",
                 "header": {"chunk_size": str(self.state.part_size)}
-                | {str(number): self.state.signed(f"/objects/{sha256}/{number}") for number in numbers},
+                | {str(number): self.state.signed(f"{address}/{number}") for number in numbers},
             }
-        verify = {"href": f"{self.state.endpoint}/api/lfs_verify"}
+        verify = {"href": f"{self.state.endpoint}/api/lfs_verify?{query}"}
         return {"oid": sha256, "size": size, "actions": {"upload": upload, "verify": verify}}
 
     @route("POST", "/api/complete_multipart")
     def complete_multipart(self) -> Answer:
-        if self.query.get("signature") != self.state.signature:
-            raise Refusal(403, "SignatureDoesNotMatch")
+        self._signed()
         asked = json.loads(self.body())
         parts = sorted(asked["parts"], key=lambda part: part["partNumber"])
-        self.state.store.join_parts(asked["oid"], [part["etag"] for part in parts])
+        self.state.store.join_parts(self.query["owner"], asked["oid"], [part["etag"] for part in parts])
         return as_json({})
 
     @route("POST", "/api/lfs_verify")
     def lfs_verify(self) -> Answer:
+        self._signed()
         self._account()
         asked = json.loads(self.body())
-        self.state.store.lfs_file(asked["oid"], asked["size"])
+        self.state.store.lfs_file(self.query["owner"], asked["oid"], asked["size"])
         return as_json({})
+
+    def _signed(self) -> None:
+        if self.query.get("signature") != self.state.signature:
+            raise Refusal(403, "SignatureDoesNotMatch")
 
     @route("POST", f"{API}/commit/{REVISION}")
     def commit(self, repo: str, kind: str, revision: str) -> Answer:
@@ -356,7 +363,7 @@ class HubHandler(Handler):
             parent = header["value"].get("parentCommit")
             if parent and not head.id.startswith(parent) and not as_pull_request:
                 raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-            files = self._changed(dict(head.files), lines)
+            files = self._changed(repository.owner, dict(head.files), lines)
             ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
             if not as_pull_request and ref not in repository.refs:
                 raise Refusal(404, f"{revision} is no branch", "RevisionNotFound")
@@ -367,14 +374,14 @@ class HubHandler(Handler):
         told = {"success": True, "commitOid": made.id, "commitUrl": f"{page}/commit/{made.id}"}
         return as_json(told | ({"pullRequestUrl": f"{page}/discussions/{number}"} if as_pull_request else {}))
 
-    def _changed(self, files: dict[str, File], lines: list[dict]) -> dict[str, File]:
+    def _changed(self, owner: str, files: dict[str, File], lines: list[dict]) -> dict[str, File]:
         for line in lines:
             value = line["value"]
             path = value["path"]
             if line["key"] == "file":
                 files[path] = self.state.store.add_regular(base64.b64decode(value["content"]))
             elif line["key"] == "lfsFile":
-                files[path] = self.state.store.lfs_file(value["oid"], value["size"])
+                files[path] = self.state.store.lfs_file(owner, value["oid"], value["size"])
             elif path in files:
                 del files[path]
             else:
@@ -385,16 +392,18 @@ class HubHandler(Handler):
 
     @route("GET", rf"{PAGES}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, repo: str, revision: str, path: str, kind: str = "models") -> Answer:
-        commit = self._readable(repo, kind).resolve(revision)
+        repository = self._readable(repo, kind)
+        commit = repository.resolve(revision)
         headers = {"X-Repo-Commit": commit.id, "Accept-Ranges": "bytes"}
         if path not in commit.files:
             message = {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
             return Answer(b"Entry not found", 404, headers | message)
         file = commit.files[path]
         if file.sha256 is None:
-            return Answer(self.state.store.path(file), headers=headers | {"ETag": f'"{file.oid}"'})
+            return Answer(self.state.store.path(repository.owner, file), headers=headers | {"ETag": f'"{file.oid}"'})
         linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
-        return Answer(b"", 302, headers | linked | {"Location": self.state.signed(f"/objects/{file.sha256}")})
+        location = self.state.signed(f"/objects/{repository.owner}/{file.sha256}")
+        return Answer(b"", 302, headers | linked | {"Location": location})
 
 
 def _member(account: Account, repo: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def first_card(folder: Path, repo_id: str) -> ModelCard:
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     rows = [f"| | {' | '.join(FIGURES.values())} |", "|---" * (len(FIGURES) + 1) + "|"]
     for decoding, fit in summary["fits"].items():
-        cells = [decoding, *(str(fit["validation"][figure]) for figure in FIGURES)]
+        # There may be no common or no rare tag.
+        found = (fit["validation"][figure] for figure in FIGURES)
+        cells = [decoding, *("–" if math.isnan(figure) else str(figure) for figure in found)]
         rows.append(f"| {' | '.join(cells)} |")
     data = ModelCardData(
         library_name="transformers",
