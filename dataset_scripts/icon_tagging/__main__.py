@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None):
     for name, value in statistics.items():
         print(f"{name.replace('_', ' '):15} {value:>9,}")
     if args.push_to_hub:
-        print(push_folder(args.output, args.push_to_hub, args.private))
+        print(push_folder(args.output, args.push_to_hub, args.private).url)
 
 
 if __name__ == "__main__":
