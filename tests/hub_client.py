@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CARD = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: image-classification\n---\n# A card\n"
 
 # Where it is is read when the library is imported; and it would send large files by Xet.
 SERVED = """
@@ -41,6 +43,13 @@ class Absent:
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
 """
+
+
+def copy_with_card(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint that may be published, as a folder that a test may spoil."""
+    shutil.copytree(checkpoint, folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
 
 
 def environment(endpoint: str, home: Path, token: str) -> dict[str, str]:
@@ -97,5 +106,5 @@ class Client:
         return tuple(json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
+        self.process.kill()
+        self.process.communicate()

@@ -29,6 +29,27 @@ class Refusal(Exception):
         self.status, self.message, self.code = status, message, code
 
 
+@dataclass
+class Account:
+    """Whose a token is.
+
+    Args:
+        organisations: namespaces, beside its own, that it may write to.
+        role: "write", or "read" for a token that may only look.
+    """
+
+    name: str
+    organisations: tuple[str, ...] = ()
+    role: str = "write"
+
+    def reads(self, repo: str) -> bool:
+        """Whether it sees a private repository."""
+        return repo.partition("/")[0] in (self.name, *self.organisations)
+
+    def writes(self, repo: str) -> bool:
+        return self.role == "write" and self.reads(repo)
+
+
 @dataclass(frozen=True)
 class File:
     """

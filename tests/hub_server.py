@@ -12,13 +12,12 @@ import re
 import secrets
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import yaml
 from hub_http import Answer, Fault, Handler, Listener, as_json, route
-from hub_repositories import LFS_PATTERNS, Commit, File, ObjectStore, Refusal, Repository, listing
+from hub_repositories import LFS_PATTERNS, Account, Commit, File, ObjectStore, Refusal, Repository, listing
 
 ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS).encode()
 METADATA = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
@@ -27,23 +26,6 @@ API = rf"/api/(?P<kind>models|datasets|spaces)/{REPO}"
 PAGES = rf"/(?:(?P<kind>datasets|spaces)/)?{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
 OBJECT = r"/objects/(?P<owner>(?:models|datasets|spaces)/[\w.-]+/[\w.-]+)/(?P<sha256>[0-9a-f]{64})"
-
-
-@dataclass
-class Account:
-    """Whose a token is.
-
-    Args:
-        organisations: namespaces, beside its own, that it may write to.
-        role: "write", or "read" for a token that may only look.
-    """
-
-    name: str
-    organisations: tuple[str, ...] = ()
-    role: str = "write"
-
-    def writes(self, repo: str) -> bool:
-        return self.role == "write" and repo.partition("/")[0] in (self.name, *self.organisations)
 
 
 class HubServer:
@@ -160,7 +142,7 @@ class HubHandler(Handler):
     def _readable(self, repo: str, kind: str) -> Repository:
         account = self._account(needed=False)
         found = self.state.repositories.get((kind, repo))
-        if found is None or (found.private and not (account and _member(account, repo))):
+        if found is None or (found.private and not (account and account.reads(repo))):
             # That there is a private one is nobody's business, so the two say the same.
             status, message = (404, "Repository not found") if account else (401, "Invalid username or password.")
             raise Refusal(status, message, "RepoNotFound")
@@ -404,7 +386,3 @@ class HubHandler(Handler):
         linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
         location = self.state.signed(f"/objects/{repository.owner}/{file.sha256}")
         return Answer(b"", 302, headers | linked | {"Location": location})
-
-
-def _member(account: Account, repo: str) -> bool:
-    return repo.partition("/")[0] in (account.name, *account.organisations)

@@ -3,10 +3,9 @@
 import hashlib
 import json
 import re
-import shutil
 
 import pytest
-from hub_client import ROOT, Client, run_elsewhere
+from hub_client import ROOT, Client, copy_with_card, run_elsewhere
 from hub_http import Fault
 from hub_server import Account, HubServer
 from PIL import Image
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.hub.publishing import read_checkpoint
 
 SHIPPED = ROOT / "checkpoints/optsg-icon-small"
 PICTURE, TITLE = ROOT / "examples/pictures/baby-bottle.png", "baby bottle"
@@ -23,7 +21,6 @@ TOKENS = {
     "hf_reads": Account("ann", ("org",), role="read"),
     "hf_stranger": Account("bob"),
 }
-CARD = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: image-classification\n---\n# A card\n"
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +51,12 @@ def fault(hub):
 
 @pytest.fixture
 def folder(tiny_checkpoint, tmp_path):
-    """A tiny checkpoint with its card, as a folder that a test may spoil."""
-    shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
-    (tmp_path / "tiny/README.md").write_text(CARD)
-    return tmp_path / "tiny"
+    return copy_with_card(tiny_checkpoint, tmp_path / "tiny")
 
 
 @pytest.fixture
 def sharded(folder, make_model):
-    """The same in two files of weights."""
+    """The same in several files of weights."""
     (folder / "model.safetensors").unlink()
     model = make_model()
     model.save_pretrained(folder, max_shard_size="20KB")
@@ -114,11 +108,9 @@ print(json.dumps(found))
 def elsewhere(hub, optsg, shipped, pictures, tiny_checkpoint, tmp_path_factory):
     """What a process finds that has no token, an empty cache and not this package."""
     root = tmp_path_factory.mktemp("elsewhere")
-    shutil.copytree(tiny_checkpoint, root / "tiny")
-    (root / "tiny/README.md").write_text(CARD)
     done = [
         optsg.python(PUSHES.format(str(tiny_checkpoint))),
-        optsg("push", root / "tiny", "org/private", "--private"),
+        optsg("push", copy_with_card(tiny_checkpoint, root / "tiny"), "org/private", "--private"),
         optsg("export", pictures, root / "exported", "--push-to-hub", "org/pictures"),
         optsg("export", pictures, root / "exported", "--push-to-hub", "org/private", "--private"),
     ]
@@ -267,7 +259,37 @@ for revision in ("main", "v2", "refs/pr/1"):
     assert status == 0, error
     name = "tag_decoder.token_embeddings.weight"
     expected = [load_of(hub, folder.parent, r)[name].sum().item() for r in ("main", "v2", "refs/pr/1")]
-    assert len(set(expected)) == 3 and [float(line) for line in output.split()] == pytest.approx(expected)
+    assert len(set(expected)) == 3
+    assert [float(line) for line in output.split()] == pytest.approx(expected)
+
+
+def test_a_pull_request_is_pushed_to_again_by_its_revision(hub, optsg, folder):
+    hub.create("org/proposed")
+    assert optsg("push", folder, "org/proposed", "--create-pr")[0] == 0
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "More.\n")
+    status, _, error = optsg("push", folder, "org/proposed", "--revision", "refs/pr/1")
+    assert status == 0, error
+    assert len(history(hub, "org/proposed", "refs/pr/1")) == 2 and hub.contents("org/proposed") == {}
+
+
+def test_the_hub_on_loopback_answers_what_else_the_client_may_ask(hub, optsg, shipped):
+    code = """
+from huggingface_hub import HfApi
+api = HfApi()
+assert api.whoami()["name"] == "ann"
+api.create_tag("org/optsg-icon-small", tag="v1.0")
+refs = api.list_repo_refs("org/optsg-icon-small", include_pull_requests=True)
+assert [tag.name for tag in refs.tags] == ["v1.0"] and [branch.name for branch in refs.branches] == ["main"]
+assert [c.title for c in api.list_repo_commits("org/optsg-icon-small", revision="v1.0")][-1] == "initial commit"
+[info] = api.get_paths_info("org/optsg-icon-small", ["model.safetensors", "nothing"])
+assert info.lfs.size == info.size and api.model_info("org/optsg-icon-small").pipeline_tag == "image-classification"
+api.create_repo("org/demo", repo_type="space", space_sdk="gradio")
+api.upload_file(path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space")
+api.delete_file("app.py", "org/demo", repo_type="space")
+"""
+    status, _, error = optsg.python(code)
+    assert status == 0, error
+    assert len(history(hub, "org/demo", kind="spaces")) == 2 and hub.contents("org/demo", kind="spaces") == {}
 
 
 def load_of(hub, tmp_path, revision):
@@ -328,13 +350,13 @@ def test_a_lost_connection_publishes_nothing_and_the_next_push_sends_what_is_mis
     assert (status, output) == (1, ""), error
     assert "connection was lost" in one_line(error) and "nothing was published" in one_line(error)
     assert re.search(r"uploading 'model-0000\d-of-0000\d\.safetensors'", error)
-    assert len(hub.asked(f"PUT /objects/models/org/lost/{lost}")) == 6, "the client has tried again by itself"
-    assert hub.contents("org/lost") == {} and history(hub, "org/lost") == []
+    sent = {shard: len(hub.asked(f"PUT /objects/models/org/lost/{shard}")) for shard in shards}
+    assert sent[lost] == 6, "the client has tried again by itself"
+    arrived = {shard for shard in shards - {lost} if sent[shard]}
+    assert arrived and hub.contents("org/lost") == {} and history(hub, "org/lost") == []
     broken.times = 0
     assert optsg("push", sharded, "org/lost")[0] == 0
-    assert [len(hub.asked(f"PUT /objects/models/org/lost/{shard}")) for shard in sorted(shards - {lost})] == [1] * (
-        len(shards) - 1
-    )
+    assert all(len(hub.asked(f"PUT /objects/models/org/lost/{shard}")) == 1 for shard in arrived)
     for path in sharded.glob("*.safetensors"):
         assert hub.contents("org/lost")[path.name] == path.read_bytes()
 
@@ -391,6 +413,16 @@ def test_somebody_else_s_commit_meanwhile_is_not_overwritten(hub, optsg, folder,
     assert optsg("push", folder, "org/shared")[0] == 0
 
 
+def test_other_shards_of_a_dataset_take_the_place_of_those_before(hub, optsg, pictures, tmp_path):
+    for size in ("100", "500MB"):
+        arguments = ("export", pictures, tmp_path / "out", "--max-shard-size", size, "--push-to-hub", "org/resized")
+        status, _, error = optsg(*arguments)
+        assert status == 0, error
+        written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+        assert hub.contents("org/resized", kind="datasets").keys() == written
+    assert len(written) == 3 and len(history(hub, "org/resized", kind="datasets")) == 2
+
+
 def test_a_dataset_that_cannot_be_published_stays_written(hub, optsg, pictures, tmp_path):
     arguments = ("export", pictures, tmp_path / "out", "--push-to-hub")
     status, _, error = optsg(*arguments, "pictures")
@@ -428,81 +460,3 @@ train.run(train.parse_arguments({list(map(str, arguments))!r}))
     assert str(tmp_path) not in b"".join(published.values()).decode("utf-8", "ignore")
     assert json.loads(published["training_summary.json"])["arguments"]["vision_tower"] == "vision"
     assert b'from_pretrained("org/trained"' in published["README.md"] and b"**validation**" in published["README.md"]
-
-
-# What is refused before the Hub is asked
-
-
-def cut(name, size):
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-
-def write(name, text):
-    return lambda folder: (folder / name).write_text(text)
-
-
-def with_setting(name, **settings):
-    def change(folder):
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        *(
-            (lambda folder, name=name: (folder / name).unlink(), f"{name} is missing")
-            for name in (
-                "config.json",
-                "generation_config.json",
-                "model.safetensors",
-                "processor_config.json",
-                "train_tags.json",
-                "README.md",
-                "tag_decoder.py",
-                "modeling_optsg.py",
-            )
-        ),
-        (cut("model.safetensors", -100), "model.safetensors is not whole"),
-        (cut("tag_decoder.py", 900), "tag_decoder.py is not Python"),
-        (cut("config.json", -3), "config.json is not JSON"),
-        (with_setting("config.json", model_type="bert"), "model_type is 'bert'"),
-        (with_setting("config.json", hidden_size=8), "do not fit"),
-        (
-            with_setting("config.json", auto_map={"AutoConfig": "configuration_optsg.OPTSGConfig"}),
-            "AutoModel in auto_map",
-        ),
-        (with_setting("config.json", custom_pipelines={"a": {"impl": "gone.Pipe"}}), "gone.py is missing"),
-        (with_setting("config.json", custom_pipelines={"a": {"impl": "alignment.Pipe"}}), "no class Pipe"),
-        (with_setting("config.json", came_from="/home/me/runs/1"), "names /home/me/runs/1, a path of this computer"),
-        (write("notes.md", "hf_" + 34 * "a"), "notes.md holds a token"),
-        (write("README.md", "# no metadata"), "does not begin with metadata"),
-        (write("README.md", "---\nlicense: mit\nlicense: gpl\n---\n"), "license is there twice"),
-        (write("README.md", "---\ntags: [a\n---\n"), "metadata cannot be read"),
-        (write("README.md", "---\nmodel-index:\n- results: 3\n---\n"), "metadata cannot be read"),
-        (lambda folder: shutil.rmtree(folder / "tag_tokenizer"), "cannot be loaded"),
-    ],
-)
-def test_a_folder_that_nobody_could_use_is_refused(folder, spoil, said):
-    spoil(folder)
-    with pytest.raises(ValueError, match=f"cannot be published: .*{re.escape(said)}"):
-        read_checkpoint(folder)
-
-
-def test_what_does_not_belong_to_the_model_is_left_out(folder):
-    others = (
-        "state/status.json state/step-1/optimizer.bin training_log.jsonl .git/config .env events.out.tfevents.1 "
-        "best/config.json best/model.safetensors __pycache__/x.py notes.bak my_script.py pytorch_model.bin"
-    )
-    for name in others.split():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("{}")
-    own = ("handler.py", "LICENSE", "pictures/example.png")
-    for name in own:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"")
-    checkpoint = read_checkpoint(folder)
-    assert set(own) <= checkpoint.files.paths.keys()
-    assert checkpoint.left_out.keys() == {name.partition("/")[0] + "/" * ("/" in name) for name in others.split()}

@@ -107,7 +107,7 @@ def push_files(
             f"{len(files.paths)} files are more than one commit may have ({MOST_FILES}); upload them in several by "
             f"`hf upload {repo_id} FOLDER --repo-type {repo_type}`"
         )
-    # Asked of each call, it would be a warning and a refusal of another name every time.
+    # Without one, each call below fails in words of its own.
     if get_token() is None:
         raise PublishingError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
     api = HfApi()

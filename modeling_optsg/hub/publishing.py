@@ -130,6 +130,8 @@ def _choose(folder: Path) -> tuple[dict[str, Path], dict[str, str], list[str]]:
         inside = parent.relative_to(folder)
         for name in sorted(folders):
             reason = OTHER_FOLDERS.get(name) or ("hidden" if name.startswith(".") else None)
+            if reason is None and (parent / name).is_symlink():
+                reason = "link to another folder"
             if reason is None and (parent / name / "config.json").is_file():
                 reason = "another checkpoint"
             if reason is not None:
