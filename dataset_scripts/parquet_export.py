@@ -213,7 +213,8 @@ def _has_clips(rows: Dataset) -> bool:
 
 def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iterator[Path]:
     size = rows.data.nbytes * len(rows) / max(rows.data.num_rows, 1) + _outside_bytes(rows)
-    num_shards = max(1, math.ceil(size / largest))
+    # No more of them than rows, however large a row is.
+    num_shards = max(1, min(math.ceil(size / largest), len(rows)))
     for index in range(num_shards):
         shard = _embedded(rows.shard(num_shards, index, contiguous=True))
         yield _write(shard, folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet")

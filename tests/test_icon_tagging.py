@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars, load_dataset
+from datasets import disable_progress_bars, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from dataset_scripts import load_tagging_dataset, parquet_export, tag_statistics
+from dataset_scripts import load_tagging_dataset, parquet_export
 from dataset_scripts.icon_tagging import IconTagging, npm_packages, split_of
 from dataset_scripts.icon_tagging.__main__ import main
 from dataset_scripts.icon_tagging.icon_tagging import clean_tags

@@ -107,7 +107,7 @@ def write_model_card(
         fitted_with=summary.get("fitted_with"),
         arguments=arguments,
         towers=[
-            (os.path.basename(str(arguments[tower]).rstrip("/")), role, arguments.get(tuned))
+            (_public(arguments[tower]), role, arguments.get(tuned))
             for tower, role, tuned in (
                 ("vision_tower", "pictures", "tune_vision"),
                 ("text_tower", "titles and, in training, the text of tags", "tune_text"),
@@ -132,11 +132,16 @@ def write_model_card(
 
 
 def _train_command(arguments: dict, checkpoint: Path) -> str:
-    chosen = {name: arguments.get(name) for name in ("preset", "system", "dataset", "checkpoint", "seed")}
-    if chosen["preset"]:
-        chosen = {"preset": chosen["preset"]}
-    given = [f"--{name} {value}" for name, value in chosen.items() if value is not None]
-    return f"accelerate launch examples/train.py {' '.join(given)} --output_dir {checkpoint.as_posix()}"
+    names = ("preset",) if arguments.get("preset") else ("system", "dataset", "checkpoint", "seed")
+    chosen = {name: arguments.get(name) for name in names} | {"output_dir": checkpoint}
+    given = [f"--{name} {_public(value)}" for name, value in chosen.items() if value is not None]
+    return f"accelerate launch examples/train.py {' '.join(given)}"
+
+
+def _public(path) -> str:
+    """A name or relative path as it is; of another the last part: where it lay is nobody else's business."""
+    path = str(path).rstrip("/")
+    return os.path.basename(path) if os.path.isabs(path) else path
 
 
 def _widget(checkpoint: Path, examples: Sequence[str | os.PathLike]) -> list[dict]:
