@@ -46,7 +46,7 @@ build: $(VENV)/.installed-test
 	$(BIN)/python -m build
 
 code:
-	for file in checkpoints/*/*.py; do cp modeling_optsg/$$(basename $$file) $$file; done
+	for file in checkpoints/*/*.py; do cp $$(find modeling_optsg -maxdepth 2 -name $$(basename $$file)) $$file; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -33,7 +33,7 @@ setup(
     ],
     packages=find_packages(include=["modeling_optsg", "modeling_optsg.*", "dataset_scripts", "dataset_scripts.*"]),
     package_data={
-        "modeling_optsg": ["hub/*.md"],
+        "modeling_optsg": ["hub/*.md", "hub/requirements.txt"],
         "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"],
     },
     python_requires=">=3.10",
@@ -41,6 +41,7 @@ setup(
         "accelerate>=1.1",
         "datasets>=4",
         "evaluate>=0.4.6",
+        "filelock",
         "huggingface-hub>=1",
         "numpy",
         "pillow>=10.1",

@@ -54,6 +54,8 @@ from modeling_optsg import (
 )
 from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
 from modeling_optsg.feature_pooling import pool_items
+from modeling_optsg.hub.commits import check_repo_id
+from modeling_optsg.hub.trained import push_trained
 from modeling_optsg.prediction import PAD_BIASES, fit_generation_config, predict_tags
 from modeling_optsg.pretrained_towers import tower_folder
 from modeling_optsg.systems import SYSTEMS
@@ -82,7 +84,7 @@ logger = get_logger(__name__, log_level="INFO")
 
 MOST_TAGS = 100
 UNFITTED = {"pad_bias": 0.0, "threshold": 0.0, "score_weights": None, "logit_adjustment": None, "proposals": None}
-LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
+LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private", "hub_revision")
 # The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (
     "tag_decoder.token_embeddings.weight",
@@ -199,6 +201,9 @@ class TrainArguments:
     )
     log_every: int = field(default=100, metadata={"help": "Steps between two rows of training_log.jsonl."})
     trackers: list[str] = field(default_factory=list, metadata={"help": "Of accelerate, such as tensorboard."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "At the end, publish it as this model, org/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Make a new model on the Hub private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Publish on this branch, not on main."})
     seed: int = 0
 
 
@@ -214,6 +219,11 @@ def parse_arguments(argv=None) -> TrainArguments:
     arguments = parser.parse_args_into_dataclasses(argv)[0]
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    if arguments.push_to_hub:
+        try:
+            check_repo_id(arguments.push_to_hub)
+        except ValueError as error:
+            parser.error(f"--push_to_hub: {error}")
     if not 0 < arguments.train_share <= 1:
         parser.error(f"--train_share {arguments.train_share} must be above 0 and at most 1")
     return arguments
@@ -690,6 +700,9 @@ def main(arguments: TrainArguments) -> None:
                 f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
                 f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
             )
+        if arguments.push_to_hub:
+            where = {"private": arguments.hub_private, "revision": arguments.hub_revision}
+            push_trained(output_dir, arguments.push_to_hub, **where)
     accelerator.end_training()
 
 

@@ -141,6 +141,14 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
         return model
 
+    def save_pretrained(self, *args, **kwargs):
+        """As of [`PreTrainedModel`]; the folder also gets the code of `pipeline("tag-generation")`."""
+        # The library copies the files that are imported, wherever in the code; this one would load all its pipelines.
+        from .pipeline_optsg import CUSTOM_PIPELINES
+
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):

@@ -111,7 +111,7 @@ class ItemSummary(nn.Module):
                 pooled.append(norm.weight.new_zeros(batch, width))
             else:
                 # What an item does not have says nothing, not even the norm's bias.
-                pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
+                pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
         hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
         summary = self.outer(self.dropout(hidden_states))
         return summary + self.title_projection(pooled[1])

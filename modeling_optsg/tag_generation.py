@@ -296,7 +296,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             config, input_ids_seq_length=0, logits_processor=logits_processor, device=device
         )
         if tag_vocabulary is not None:
-            if not isinstance(tag_vocabulary, TagVocabularyLogitsProcessor):
+            # Of remote code there may be several copies of a class, but one of what it inherits from.
+            if not isinstance(tag_vocabulary, LogitsProcessor):
                 tag_vocabulary = TagVocabularyLogitsProcessor(
                     tag_vocabulary, self.config.tag_pad_token_id, self.config.tag_sep_token_id
                 )
