@@ -1,0 +1,245 @@
+"""The Space as it runs: for programs by its API, for people in a real browser."""
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+import struct
+import sys
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "examples/pictures"
+SCRIPT = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>"
+
+missing = [name for name in ("gradio", "gradio_client", "playwright") if importlib.util.find_spec(name) is None]
+if missing:
+    pytest.skip(f"the Space is not tested: {', '.join(missing)} not installed", allow_module_level=True)
+
+from gradio_client import Client, handle_file  # noqa: E402
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from space_load import running_space  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def address():
+    with running_space(OMP_NUM_THREADS="1") as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return Client(address, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def direct():
+    """What the model says of a file when nobody is between."""
+    folder = ROOT / "checkpoints/optsg-icon-small"
+    processor = OPTSGProcessor.from_pretrained(folder)
+    model = OPTSGForTagGeneration.from_pretrained(folder)
+
+    def tags(path, title=None, **settings):
+        kind = "videos" if path.suffix == ".mp4" else "images"
+        with torch.no_grad():
+            outputs = model.generate(**processor(**{kind: [path]}, titles=[title]), **settings)
+        return {tag["tag"]: tag["score"] for tag in processor.batch_decode(outputs)[0]}
+
+    return tags
+
+
+def png_header(width, height):
+    """A PNG that claims so many pixels and holds none."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"\0" * 100)
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# For programs
+
+
+@pytest.mark.parametrize("name, title", [("bus.png", "bus"), ("ship-wheel.mp4", "ship wheel")])
+def test_the_api_answers_as_the_model_does(client, direct, name, title):
+    path = PICTURES / name
+    for decoding in ("parallel", "sequential"):
+        answer = client.predict(handle_file(path), title=title, decoding=decoding, api_name="/tag")
+        wanted = direct(path, title, decoding=decoding)
+        assert {row["tag"]: row["score"] for row in answer["tags"]} == pytest.approx(wanted, abs=2e-3) and wanted
+        assert {row["mark"] for row in answer["tags"]} <= {"common", "rare", "novel"}
+        assert len(answer["slots"]) == 20
+
+
+def test_many_files_come_as_rows_and_csv(client, direct):
+    files = [PICTURES / "tent-tree.png", PICTURES / "tea-bag.png"]
+    answer = client.predict([handle_file(path) for path in files], threshold=0.2, api_name="/tag_many")
+    rows = list(csv.DictReader(io.StringIO(answer["csv"].lstrip("\ufeff"))))
+    for path in files:
+        wanted = direct(path, path.stem.replace("-", " "), threshold=0.2)
+        assert {row["tag"] for row in rows if row["file"] == path.name} == set(wanted) and wanted
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("notes.jpg", b"not a picture", "neither a picture nor a clip"),
+        ("bomb.png", png_header(60_000, 60_000), "million pixels"),
+        ("empty.png", b"", "empty|neither"),
+    ],
+)
+def test_files_that_are_not_taken_get_a_message(client, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Exception, match=message) as error:
+        client.predict(handle_file(tmp_path / name), api_name="/tag")
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file", [{"path": "/etc/passwd"}, {"path": str(PICTURES / "bus.png")}, {"path": "http://127.0.0.1:9/x.png"}]
+)
+def test_nothing_of_the_server_or_of_other_hosts_is_read_by_name(address, file):
+    data = {"data": [file | {"meta": {"_type": "gradio.FileData"}}, "", "parallel", 0.1, False]}
+    request = urllib.request.Request(
+        f"{address}gradio_api/call/tag", json.dumps(data).encode(), {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=20)
+    assert refused.value.code == 403 and "was not sent to this Space" in refused.value.read().decode()
+    for name in ("/etc/passwd", "../../etc/passwd", "http://127.0.0.1:9/x"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{address}gradio_api/file={name}", timeout=20)
+        assert refused.value.code in (403, 404)
+
+
+# For people
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("the page is not tested: there is no Chromium (Debian: chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page, loaded; asked nothing of other hosts and told nothing of errors at the end."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    expect(page.locator("#tag-it")).to_be_visible()
+    yield page
+    context.close()
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert errors == []
+
+
+def drop(page, path, where="#file"):
+    page.locator(f"{where} input[type=file]").first.set_input_files(path)
+
+
+def names(page):
+    return page.locator("#tags .name").all_inner_texts()
+
+
+def test_a_picture_is_dropped_its_tags_read_and_the_threshold_moved(page, direct):
+    page.get_by_label("Title").first.fill("swimming pool")
+    drop(page, PICTURES / "swimming-pool.png")
+    expect(page.locator("#tags .name").first).to_be_visible()
+    wanted = direct(PICTURES / "swimming-pool.png", "swimming pool")
+    assert set(names(page)) == set(wanted)
+    assert page.locator("#tags li").first.inner_text().count("%") == 1
+    marks = set(page.locator("#tags .known b").all_inner_texts())
+    assert marks and marks <= {"common", "rare", "novel"}, "told by words, not by colour alone"
+    assert page.locator("#slots .slot").count() == 20 and page.locator("#slots .frame img").count() >= 1
+
+    number = page.locator("input[type=number]").first
+    number.fill("0.5")
+    number.press("Enter")
+    fewer = {tag for tag, score in wanted.items() if score >= 0.5}
+    assert 0 < len(fewer) < len(wanted)
+    expect(page.locator("#tags .name")).to_have_count(len(fewer))
+    assert set(names(page)) == fewer
+
+
+def test_a_clip_shows_every_frame_that_was_looked_at(page):
+    drop(page, PICTURES / "ship-wheel.mp4")
+    expect(page.locator("#preview video")).to_be_visible()
+    expect(page.locator("#slots .slot").first.locator(".frame")).to_have_count(8)
+
+
+def test_a_folder_s_tags_are_downloaded_as_csv(page, direct):
+    page.get_by_role("tab", name="A whole folder").click()
+    drop(page, [PICTURES / "bus.png", PICTURES / "tea-bag.png"], "#files")
+    link = page.get_by_role("link", name="Download tags.csv")
+    expect(link).to_be_visible()
+    with page.expect_download() as download:
+        link.click()
+    rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8-sig"))))
+    assert {row["tag"] for row in rows if row["file"] == "bus.png"} == set(direct(PICTURES / "bus.png", "bus"))
+
+
+def test_markup_in_a_title_is_shown_as_text(page):
+    page.get_by_label("Title").first.fill(SCRIPT)
+    drop(page, PICTURES / "bus.png")
+    expect(page.locator("#tags h3 small")).to_contain_text(SCRIPT)
+    assert page.evaluate("window.hit") is None
+    assert page.locator("#tags script, #slots script, #tags img").count() == 0
+
+
+def test_a_file_that_is_no_picture_gets_a_message(page, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a picture")
+    drop(page, tmp_path / "notes.txt")
+    expect(page.get_by_role("alert").first).to_contain_text("neither a picture nor a clip")
+
+
+def test_it_fits_a_phone_and_goes_dark(page, browser, address):
+    page.set_viewport_size({"width": 360, "height": 740})
+    drop(page, PICTURES / "bus.png")
+    expect(page.locator("#slots .slot").first).to_be_visible()
+    width = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth]")
+    assert max(width[:2]) <= 360 and width[2] == 360
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="dark")
+    page.goto(address)
+    expect(page.locator("body.dark #tag-it")).to_be_visible()
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert dark != light and brightness(dark) < 60 < brightness(light)
+    assert brightness(page.evaluate("getComputedStyle(document.querySelector('#introduction p')).color")) > 150
+
+
+def brightness(colour: str) -> float:
+    numbers = [float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    return sum(numbers) / 3
+
+
+def test_the_keyboard_is_enough(page):
+    """From an example's button, which holds a file, to the tags, without a pointer."""
+    focused = "document.activeElement"
+    reached = []
+    while "bus" not in reached:
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(f"({focused}.innerText ?? '').trim()"))
+        assert len(reached) < 40, f"no example is reached by the keyboard, only {reached}"
+    page.keyboard.press("Enter")
+    expect(page.locator("#tags .name").first).to_be_visible()
+    outline = page.evaluate(f"getComputedStyle({focused}).outlineStyle + getComputedStyle({focused}).boxShadow")
+    assert outline != "nonenone", "where the keyboard is must be seen"
