@@ -1,9 +1,6 @@
 """A dataset tagged in shards: each as a whole or not at all, whoever makes it."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,16 +10,10 @@ from PIL import Image as PILImage
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.dataset_tagging import shard_path, shards_of, tag_items, write_shard
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("tag_dataset_program", EXAMPLES / "tag_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("tag_dataset")
 
 
 @pytest.fixture(scope="module")

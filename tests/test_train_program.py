@@ -1,6 +1,5 @@
 """`examples/train.py`, `examples/score.py` and the model card, end to end on a folder of pictures drawn here."""
 
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 
+from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.hub import write_model_card
 from modeling_optsg.training import micro_batches
@@ -25,12 +25,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), 
 
 
 @pytest.fixture(scope="module")
-def train():
-    spec = importlib.util.spec_from_file_location("train_program", EXAMPLES / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def train(load_program):
+    return load_program("train")
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +203,7 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
     # With it, thresholds and not biases decide, and there is one pass anyway.
     model.set_alignment = model.generation_config.score_weights = model.generation_config.proposals = None
     processor = OPTSGProcessor.from_pretrained(trained / "run")
-    validation = train.load_tagging_dataset(str(folder), cache_dir=str(trained / "cache"))["validation"]
+    validation = load_tagging_dataset(str(folder), cache_dir=str(trained / "cache"))["validation"]
     evaluator = train.TagEvaluator(validation["tags"], processor.train_tags)
     settings = {"decoding": "parallel", "grid": {"pad_bias": (50.0, 0.0, -1.0), "num_beams": (2, 3)}, "batch_size": 3}
     once = train.fit_generation_config(model, processor, validation, evaluator, **settings)
@@ -223,7 +219,7 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
 def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_path):
     def items(share, seed):
         own = arguments(train, folder, tmp_path, tmp_path, "--train_share", share, "--seed", seed)
-        return train.load_splits(own)[0]["title"][:]
+        return train.load_splits(own)[1]["title"][:]
 
     assert items(0.25, 0) == items(0.25, 1) and len(items(0.25, 0)) == 4
     assert set(items(0.25, 0)) <= set(items(1.0, 0)) and len(items(1.0, 0)) == 16

@@ -4,11 +4,12 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
 
 from .alignment import AlignmentOutput, TagAlignment
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
@@ -83,7 +84,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["TransformerLayer", "InvertedResidual"]
+    _no_split_modules = ["TransformerLayer"]
     # `Trainer` would otherwise take the `**kwargs` of `forward` as a promise to divide the loss by the tokens of all
     # accumulated batches, and leave it undivided.
     accepts_loss_kwargs = False
@@ -97,6 +98,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         model, report = super().from_pretrained(
             *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
+        report["mismatched_keys"] = model._read_single_entries(report["mismatched_keys"], *args, **kwargs)
         if report["mismatched_keys"] and not ignore_mismatched_sizes:
             shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
             raise ValueError(
@@ -104,6 +106,21 @@ class OPTSGPreTrainedModel(PreTrainedModel):
                 f"{f', and {len(shapes) - 5} more' if len(shapes) > 5 else ''}."
             )
         return (model, report) if output_loading_info else model
+
+    @torch.no_grad()
+    def _read_single_entries(self, mismatched, folder, *args, **kwargs) -> set[tuple]:
+        """Reads parameters of one entry that a folder has without a dimension, as all were saved once; returns the
+        other mismatches."""
+        scalars = {(name, saved, own) for name, saved, own in mismatched if len(saved) == 0 and tuple(own) == (1,)}
+        hub = {n: v for n, v in kwargs.items() if n in ("cache_dir", "revision", "subfolder", "token") and v}
+        path = cached_file(folder, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub)
+        if not scalars or path is None:
+            return mismatched
+        with safe_open(path, "pt") as weights:
+            for name, _, _ in scalars:
+                own = next(n for n in (name, f"{self.base_model_prefix}.{name}") if n in weights.keys())
+                self.get_parameter(name).copy_(weights.get_tensor(own))
+        return mismatched - scalars
 
     @classmethod
     def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
