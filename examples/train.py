@@ -61,10 +61,10 @@ from modeling_optsg.training import (
     parameter_groups,
     parse_arguments,
     prepare_model,
+    prepare_training,
     refuse_other_run,
     samples,
     save_checkpoint,
-    settle_deepspeed,
     share_candidates,
     validate,
     weigh_losses,
@@ -107,8 +107,14 @@ def learn(
     groups = parameter_groups(model, **rates, weight_decay=arguments.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(arguments.warmup_share * total), total)
-    settle_deepspeed(accelerator, at_once, arguments.max_grad_norm, arguments.mixed_precision)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    wrapped, optimizer = prepare_training(
+        accelerator,
+        model,
+        optimizer,
+        micro_batch_size=at_once,
+        max_grad_norm=arguments.max_grad_norm,
+        mixed_precision=arguments.mixed_precision,
+    )
     # The scheduler is stepped by hand, once a step whatever the number of processes.
     accelerator.register_for_checkpointing(scheduler)
 

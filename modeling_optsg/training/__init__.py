@@ -7,7 +7,7 @@ from .collation import CollatedItems, CollateReadable, Unreadable
 from .matching_moves import MatchingMoves
 from .model_building import build
 from .optimization import parameter_groups
-from .processes import make_accelerator, prepare_model, settle_deepspeed
+from .processes import make_accelerator, prepare_model, prepare_training
 from .run_state import RunState, refuse_other_run
 from .run_status import Interrupted, RunStatus, StopSignal, ignore_sigterm
 from .sharding import shard_model, whole_state
@@ -41,10 +41,10 @@ __all__ = [
     "parameter_groups",
     "parse_arguments",
     "prepare_model",
+    "prepare_training",
     "refuse_other_run",
     "samples",
     "save_checkpoint",
-    "settle_deepspeed",
     "shard_model",
     "share_candidates",
     "validate",

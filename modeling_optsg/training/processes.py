@@ -4,6 +4,7 @@ alone (DeepSpeed)."""
 import os
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 
@@ -26,7 +27,7 @@ def make_accelerator(mixed_precision: str | None, **settings) -> tuple[Accelerat
         raise ValueError("fp16 with DeepSpeed is not supported; give --mixed_precision bf16.")
     accelerator = Accelerator(
         # DeepSpeed's own bf16 would round weights, and what frozen towers and tag features hold; see
-        # `settle_deepspeed`.
+        # `prepare_training`.
         mixed_precision="no" if deepspeed else mixed_precision,
         kwargs_handlers=[
             # Buffers, such as what is tied to text, are the same in all processes and stay so.
@@ -59,6 +60,8 @@ def prepare_model(accelerator: Accelerator, model):
         if plugin.cpu_ram_efficient_loading:
             raise ValueError("Every process builds the model; set fsdp_cpu_ram_efficient_loading: false.")
         offload = {"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}
+        # It looks for classes that have another name once they are divided.
+        plugin.auto_wrap_policy = None
         shard_model(model, bool(plugin.reshard_after_forward), **offload)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         if accelerator.state.deepspeed_plugin.zero_stage > 2:
@@ -66,21 +69,35 @@ def prepare_model(accelerator: Accelerator, model):
     return model
 
 
-def settle_deepspeed(
-    accelerator: Accelerator, micro_batch_size: int, max_grad_norm: float, mixed_precision: str
-) -> None:
-    """Tells DeepSpeed, if it is asked for, what this loop decides; before `prepare`.
+def prepare_training(
+    accelerator: Accelerator,
+    model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    micro_batch_size: int,
+    max_grad_norm: float,
+    mixed_precision: str,
+):
+    """`accelerator.prepare` of a model and its optimiser.
 
     Args:
-        micro_batch_size: items that a process computes at once. Parts of a step are not divided by their number here:
-            losses are weighted already.
+        model: of [`prepare_model`].
+        micro_batch_size: most items that a process computes at once.
+        mixed_precision: of [`make_accelerator`].
     """
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return
-    accelerator.state.deepspeed_plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": max_grad_norm,
-        # As with the other ways weights stay in 32 bits and operations choose.
-        "torch_autocast": {"enabled": mixed_precision == "bf16", "dtype": "bfloat16"},
-    }
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            # It would divide a part's loss by their number; losses are weighted already.
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm,
+            # As with the other ways weights stay in 32 bits and operations choose.
+            "torch_autocast": {"enabled": mixed_precision == "bf16", "dtype": "bfloat16"},
+        }
+    trained = [list(group["params"]) for group in optimizer.param_groups]
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # `accelerate` tells parameters apart by where they lie in memory, and empty parts of several lie nowhere.
+        for group, parameters in zip(optimizer.param_groups, trained):
+            group["params"] = parameters
+    return wrapped, prepared
