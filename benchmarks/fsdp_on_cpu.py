@@ -24,6 +24,7 @@ from pathlib import Path
 
 import small_run
 from processes import PLAIN, TOLERANCE, differences
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(small_run.TRAIN.parent))
 from score import environment  # noqa: E402
@@ -63,7 +64,7 @@ def tell_accelerate() -> None:
 
 
 def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
-    """The log of a run, and the step after which it went on."""
+    """The log of a run, and the step after which it went on; its checkpoint stays in the folder."""
     configuration, more, stopped = RUNS[name]
     own, launcher = small_run.environment(), ()
     if configuration is not None:
@@ -107,9 +108,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         small_run.make(folder, ITEMS, most_tags=12)
-        rows, after = {}, {}
+        rows, after, weights = {}, {}, {}
         for way in wanted:
             rows[way], after[way] = run(folder, way, arguments.steps)
+            weights[way] = load_file(folder / way.replace(" ", "_") / "model.safetensors")
     expected = rows["one"]
     result = {
         "steps": arguments.steps,
@@ -118,7 +120,11 @@ def main() -> None:
         "first_and_last_loss": {way: [own[0]["loss"], own[-1]["loss"]] for way, own in rows.items()},
         "gone_on_after_step": {way: step for way, step in after.items() if step is not None},
         "largest_relative_difference": {way: differences(expected, rows[way]) for way in rows if way != "one"},
-        "validation_full_f1": {way: own[-1]["validation"]["full_f1"] for way, own in rows.items()},
+        "largest_difference_of_a_weight": {
+            way: max((weights["one"][name] - tensor).abs().max().item() for name, tensor in own.items())
+            for way, own in weights.items()
+            if way != "one"
+        },
     }
     print(json.dumps(result, indent=1))
     if arguments.output:

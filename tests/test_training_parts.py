@@ -300,6 +300,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_p
     assert told["status"] == "failed" and "FloatingPointError" in told["error"]
 
 
+def test_a_run_that_goes_on_in_another_folder_ends_with_a_checkpoint(small, tmp_path):
+    command = small_run.command(small, tmp_path / "run", epochs=2, save_every=6, evaluations=1)
+    done = subprocess.run(command, env=small_run.environment() | {"PYTHONINSPECT": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):
     command = small_run.command(small, tmp_path / "run", process_batch_size=0)
     done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
