@@ -4,12 +4,13 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, cached_file
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.utils import ModelOutput
 
 from .alignment import AlignmentOutput, TagAlignment
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
@@ -77,6 +78,20 @@ class OPTSGOutput(ModelOutput):
 ABSENT_BIAS = -5.0
 
 
+class _WithDimension(ConversionOps):
+    """Reads parameters of one entry that were saved without a dimension, as all were before models could be divided
+    among processes."""
+
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        (tensors,) = input_dict.values()
+        return {target_patterns[0]: torch.atleast_1d(tensors[0])}
+
+    @property
+    def reverse_op(self):
+        # What is saved stays as it is.
+        return self
+
+
 class OPTSGPreTrainedModel(PreTrainedModel):
     config_class = OPTSGConfig
     base_model_prefix = "model"
@@ -89,6 +104,11 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     # accumulated batches, and leave it undivided.
     accepts_loss_kwargs = False
 
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        converters = [WeightConverter(name, name, [_WithDimension()]) for name in ("log_scale", "found_share")]
+        register_checkpoint_conversion_mapping(cls.config_class.model_type, converters, overwrite=True)
+
     @classmethod
     def from_pretrained(
         cls, *args, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs
@@ -98,7 +118,6 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         model, report = super().from_pretrained(
             *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
         )
-        report["mismatched_keys"] = model._read_single_entries(report["mismatched_keys"], *args, **kwargs)
         if report["mismatched_keys"] and not ignore_mismatched_sizes:
             shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
             raise ValueError(
@@ -106,21 +125,6 @@ class OPTSGPreTrainedModel(PreTrainedModel):
                 f"{f', and {len(shapes) - 5} more' if len(shapes) > 5 else ''}."
             )
         return (model, report) if output_loading_info else model
-
-    @torch.no_grad()
-    def _read_single_entries(self, mismatched, folder, *args, **kwargs) -> set[tuple]:
-        """Reads parameters of one entry that a folder has without a dimension, as all were saved once; returns the
-        other mismatches."""
-        scalars = {(name, saved, own) for name, saved, own in mismatched if len(saved) == 0 and tuple(own) == (1,)}
-        hub = {n: v for n, v in kwargs.items() if n in ("cache_dir", "revision", "subfolder", "token") and v}
-        path = cached_file(folder, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub)
-        if not scalars or path is None:
-            return mismatched
-        with safe_open(path, "pt") as weights:
-            for name, _, _ in scalars:
-                own = next(n for n in (name, f"{self.base_model_prefix}.{name}") if n in weights.keys())
-                self.get_parameter(name).copy_(weights.get_tensor(own))
-        return mismatched - scalars
 
     @classmethod
     def from_vision_text_pretrained(cls, vision_name_or_path, text_name_or_path, **config_kwargs):
