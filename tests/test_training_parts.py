@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -19,8 +19,10 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
+    Interrupted,
     MatchingMoves,
     RunState,
+    RunStatus,
     SeededItems,
     StreamBatches,
     TaggedStream,
@@ -298,6 +300,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_p
     assert done.returncode != 0 and "lower the learning rate" in done.stderr
     told = json.loads((tmp_path / "run/state/status.json").read_text())
     assert told["status"] == "failed" and "FloatingPointError" in told["error"]
+
+
+def test_a_failed_process_is_not_forgotten_when_the_others_are_stopped(tmp_path):
+    PartialState()
+    status = RunStatus(tmp_path / "status.json")
+    status.set("preparing")
+    with pytest.raises(ValueError), status.follow():
+        raise ValueError("a broken disk")
+    with status.follow():
+        raise Interrupted(3)
+    assert status.read() == {"status": "failed", "error": "ValueError: a broken disk", "process": 0}
+    status.set("preparing")
+    with status.follow():
+        raise Interrupted(3)
+    assert status.read() == {"status": "interrupted", "step": 3}
 
 
 def test_a_run_that_goes_on_in_another_folder_ends_with_a_checkpoint(small, tmp_path):

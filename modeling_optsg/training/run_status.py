@@ -39,8 +39,10 @@ class RunStatus:
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
     def set(self, status: str, **details) -> None:
-        """Writes the file; of several processes the first one does."""
-        if PartialState().is_main_process:
+        """Writes the file; of several processes the first one does. "failed" stays until the run is prepared again: a
+        launcher asks the others to stop because one has failed."""
+        failed = status != "preparing" and self.read().get("status") == "failed"
+        if PartialState().is_main_process and not failed:
             self._write(status, details)
 
     @contextlib.contextmanager
