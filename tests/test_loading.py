@@ -291,7 +291,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 torch.set_num_threads(1)
 folder, saved, pixels, *titles = sys.argv[1:]
@@ -304,6 +304,10 @@ inputs = processor(images=[*torch.load(pixels).numpy(), None], titles=titles)
 tags = {d: processor.batch_decode(model.generate(**inputs, decoding=d)) for d in ("parallel", "sequential")}
 model.save_pretrained(saved)
 processor.save_pretrained(saved)
+tagger = pipeline("tag-generation", model=saved, trust_remote_code=True)
+assert type(tagger).__module__.startswith("transformers_modules"), type(tagger)
+written = tagger({"title": titles[-1]}, tag_vocabulary=["red", "blue"])
+assert {tag["label"] for tag in written} <= {"red", "blue"}, written
 assert not any(name.startswith("modeling_optsg") for name in sys.modules)
 print(json.dumps(tags))
 """

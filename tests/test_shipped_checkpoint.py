@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors import safe_open
+from transformers import pipeline
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.cli import main
+from modeling_optsg.hub.model_card import FIGURES
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"
@@ -31,6 +35,7 @@ def test_the_code_beside_the_weights_is_the_package_s_own(tmp_path):
     OPTSGForTagGeneration.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
     OPTSGProcessor.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
     saved, shipped = ({p.name: p.read_text(encoding="utf-8") for p in f.glob("*.py")} for f in (tmp_path, CHECKPOINT))
+    assert shipped.pop("handler.py") == (ROOT / "modeling_optsg/hub/handler.py").read_text(encoding="utf-8")
     assert saved.keys() == shipped.keys()
     for name, code in shipped.items():
         assert code == (ROOT / "modeling_optsg" / name).read_text(encoding="utf-8"), (
@@ -49,12 +54,54 @@ def test_its_half_precision_weights_are_used_in_single_precision():
     assert {dtype for name, dtype in stored.items() if name.endswith("weight")} <= {"F16", "F8_E4M3"}
 
 
+def strict_card():
+    """The card's metadata, refusing what a lenient reader would let pass: two entries of one name, unknown types."""
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"twice: {keys}"
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    _, metadata, text = (CHECKPOINT / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.load(metadata, Strict), text
+
+
+def test_its_card_parses_strictly_and_goes_through_the_hubs_classes_unchanged():
+    metadata, text = strict_card()
+    assert text.startswith("\n# optsg-icon-small\n") and "{{" not in text and "{%" not in text
+    card = ModelCard.load(CHECKPOINT / "README.md")
+    assert yaml.safe_load(card.data.to_yaml()) == metadata
+    results = model_index_to_eval_results(metadata["model-index"])
+    assert eval_results_to_model_index(*results) == metadata["model-index"]
+    assert metadata["pipeline_tag"] == "image-classification" and metadata["library_name"] == "transformers"
+    assert "tag-generation" in metadata["tags"] and metadata["metrics"] == ["f1"]
+    assert (metadata["license"], metadata["language"], metadata["datasets"]) == ("apache-2.0", "en", ["icon-tagging"])
+
+
 def test_its_card_repeats_the_result_file(scores):
     card = ModelCard.load(CHECKPOINT / "README.md")
-    assert card.data.pipeline_tag == "image-classification" and card.data.library_name == "transformers"
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
         name: scores["test"]["parallel"][name] for name in ("full_f1", "rare_f1", "common_f1", "micro_f1")
     }
+    _, text = strict_card()
+    for decoding in ("parallel", "sequential"):
+        figures = " | ".join(str(scores["test"][decoding][name]) for name in FIGURES)
+        assert f"| {decoding} | {figures} |" in text
+
+
+def test_its_widget_shows_what_the_pipeline_gives():
+    metadata, _ = strict_card()
+    tagger = pipeline("tag-generation", model=str(CHECKPOINT), trust_remote_code=True)
+    assert len(metadata["widget"]) >= 3
+    for example in metadata["widget"]:
+        tags = tagger(CHECKPOINT / example["src"], top_k=5)
+        assert [tag["label"] for tag in tags] == [tag["label"] for tag in example["output"]]
+        scores = [tag["score"] for tag in example["output"]]
+        assert [tag["score"] for tag in tags] == pytest.approx(scores, abs=2e-4)
 
 
 def test_the_readme_repeats_the_result_file(scores):

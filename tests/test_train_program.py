@@ -225,6 +225,20 @@ def test_score_writes_the_figures_and_the_model_card_repeats_them(trained, folde
     assert figures == {name: scores["test"]["parallel"][name] for name in ("full_f1", "rare_f1", "micro_f1")}
 
 
+def test_without_a_result_file_the_card_has_the_validation_figures(trained):
+    write_model_card(trained / "run", name="org/tiny", dataset_name="folder", train_command="the command of training")
+    card = ModelCard.load(trained / "run/README.md")
+    summary = json.loads((trained / "run/training_summary.json").read_text())
+    measured = summary["fits"]["parallel"]["validation"]
+    figures = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert figures["micro_f1"] == measured["micro_f1"] and figures["full_f1"] == measured["full_f1"]
+    assert card.data.model_name == "tiny" and card.data.license is None
+    assert 'model="org/tiny"' in card.text and "the command of training" in card.text
+    assert "better than new items will show" in card.text and "No licence was named" in card.text
+    assert (trained / "run/handler.py").exists() and (trained / "run/requirements.txt").exists()
+
+
 def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, monkeypatch):
     model = OPTSGForTagGeneration.from_pretrained(trained / "run").eval()
     # With it, thresholds and not biases decide, and there is one pass anyway.

@@ -23,18 +23,23 @@ class OrderPromptEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self, memory: torch.Tensor, memory_mask: torch.Tensor, summary: torch.Tensor | None = None
+        self,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor,
+        summary: torch.Tensor | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor | None], torch.Tensor | None]:
         """
         Args:
             memory: `[batch, memory length, hidden_size]`.
             memory_mask: `[batch, memory length]`, boolean.
             summary: `[batch, hidden_size]`, added to every query: prompts begin as the item's own.
+            output_attentions: return where prompts look whatever the attention's implementation.
 
         Returns:
             Order prompts `[batch, num_prompts, hidden_size]`, each layer's attention over the memory
-            (`[batch, heads, num_prompts, memory length]`, `None` unless attention is eager), and what the item's query
-            has found, `[batch, hidden_size]` or `None`.
+            (`[batch, heads, num_prompts, memory length]`, `None` unless asked for or attention is eager), and what the
+            item's query has found, `[batch, hidden_size]` or `None`.
         """
         queries, prompts, mask = self.queries, len(self.queries), None
         if self.item_query is not None:
@@ -46,7 +51,9 @@ class OrderPromptEncoder(nn.Module):
             hidden_states = hidden_states + summary[:, None]
         attentions = []
         for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, mask, memory, memory_mask[:, None, None, :])
+            hidden_states, weights = layer(
+                hidden_states, mask, memory, memory_mask[:, None, None, :], output_attentions
+            )
             attentions.append(None if weights is None else weights[:, :, :prompts])
         hidden_states = self.norm(hidden_states)
         found = self.found_share * hidden_states[:, prompts] if self.item_query is not None else None

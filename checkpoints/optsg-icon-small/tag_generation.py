@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
+from .multimodal_encoder import MemoryLayout
 from .tag_decoder import SlotRows
 from .tag_scores import SetEvidence, collect_tags
 
@@ -44,7 +45,8 @@ class OPTSGGenerateOutput(ModelOutput):
             `[batch, num_prompts, alternatives, longest tag]` and `[batch, num_prompts, alternatives]`, -inf where it
             proposes nothing.
         set_evidence: with `output_slots` and `set_alignment`, what the item as a whole says of them.
-        prompt_attentions: with eager attention, one `[batch, heads, num_prompts, memory length]` a prompt layer.
+        prompt_attentions, memory_layout: with `output_attentions`, where each prompt looks and what is there; see
+            [`OPTSGModelOutput`].
     """
 
     sequences: torch.Tensor | None = None
@@ -57,6 +59,7 @@ class OPTSGGenerateOutput(ModelOutput):
     slot_log_probs: torch.Tensor | None = None
     set_evidence: SetEvidence | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
+    memory_layout: MemoryLayout | None = None
 
     def at_pad_bias(self, pad_bias: float, pad_token_id: int, max_tags: int | None = None) -> "OPTSGGenerateOutput":
         """What `generate` would have returned with this `pad_bias`, at least the one it was called with, and a
@@ -195,6 +198,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
         output_slots: bool = False,
+        output_attentions: bool = False,
         **kwargs,
     ) -> OPTSGGenerateOutput:
         """Writes each item's tags.
@@ -228,6 +232,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             generation_config: instead of the model's. `threshold`, `pad_bias`, `score_weights` and `logit_adjustment`
                 there are as here or one for each decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
             output_slots: return what every slot proposes too.
+            output_attentions: return where each order prompt looks. What is written stays the same.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
                 `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
                 `SEARCH_SETTINGS`, fields of `GenerationConfig`.
@@ -291,7 +296,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             config, input_ids_seq_length=0, logits_processor=logits_processor, device=device
         )
         if tag_vocabulary is not None:
-            if not isinstance(tag_vocabulary, TagVocabularyLogitsProcessor):
+            # Of remote code there may be several copies of a class, but one of what it inherits from.
+            if not isinstance(tag_vocabulary, LogitsProcessor):
                 tag_vocabulary = TagVocabularyLogitsProcessor(
                     tag_vocabulary, self.config.tag_pad_token_id, self.config.tag_sep_token_id
                 )
@@ -323,6 +329,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 input_ids=input_ids,
                 title_features=title_features,
                 attention_mask=attention_mask,
+                output_attentions=output_attentions,
             )
             write = self._write_parallel if decoding == "parallel" else self._write_sequential
             tokens, log_probs, pad_margins = write(outputs, search)
@@ -341,6 +348,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             slot_log_probs=log_probs if output_slots else None,
             set_evidence=evidence if output_slots else None,
             prompt_attentions=outputs.prompt_attentions,
+            memory_layout=outputs.memory_layout,
         )
 
     def _set_evidence(self, summary, proposals: int, weights, logit_adjustment: float) -> SetEvidence:

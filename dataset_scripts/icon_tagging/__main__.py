@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None):
     for name, value in statistics.items():
         print(f"{name.replace('_', ' '):15} {value:>9,}")
     if args.push_to_hub:
-        print(push_folder(args.output, args.push_to_hub, args.private))
+        try:
+            print(push_folder(args.output, args.push_to_hub, args.private).url)
+        except (RuntimeError, ValueError) as error:
+            sys.exit(f"error: {args.output} is written, but not published: {error}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from . import export, stats, tag
+from . import export, push, stats, tag
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     tag.add_command(commands)
     stats.add_command(commands)
     export.add_command(commands)
+    push.add_command(commands)
     args = parser.parse_args(argv)
 
     if isinstance(sys.stdout, io.TextIOWrapper):

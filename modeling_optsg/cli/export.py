@@ -27,12 +27,14 @@ def add_command(commands):
 
 def _run(args) -> int:
     from huggingface_hub import DatasetCard
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     from dataset_scripts import benchmark_card
     from dataset_scripts.parquet_export import new_card, push_folder, write_parquet
+    from modeling_optsg.hub.commits import PublishingError, check_repo_id
 
     try:
+        if args.push_to_hub:
+            check_repo_id(args.push_to_hub)
         dataset = load_dataset_of(args)
         if (path := benchmark_card(args.dataset)) is not None:
             card = DatasetCard.load(path)
@@ -53,8 +55,11 @@ def _run(args) -> int:
         print(f"{name.replace('_', ' '):<18}{value:>12,}")
     if args.push_to_hub:
         try:
-            print(push_folder(args.output, args.push_to_hub, args.private))
-        except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-            print(f"optsg export: {args.output} is written, but not uploaded: {error}", file=sys.stderr)
+            published = push_folder(args.output, args.push_to_hub, args.private)
+        except (PublishingError, ValueError) as error:
+            print(f"optsg export: {args.output} is written, but not published: {error}", file=sys.stderr)
             return 1
+        if not published.changed:
+            print("optsg export: nothing to change: the Hub has all of it", file=sys.stderr)
+        print(published.url)
     return 0

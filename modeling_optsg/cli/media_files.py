@@ -8,18 +8,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PICTURE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+from ..media_suffixes import CLIP_SUFFIXES, PICTURE_SUFFIXES
+
+# Files of cameras' own kinds: Pillow takes some for TIFF and gives the thumbnail in them.
+RAW_SUFFIXES = frozenset(
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 "
+    ".srf .srw .x3f".split()
 )
-CLIP_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
+SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
 METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
 
 
 @dataclass(frozen=True)
 class MediaFile:
+    """
+    Args:
+        root: the folder that was named and in which the file was found; empty for a file that was named itself.
+    """
+
     path: str
     title: str | None
     is_clip: bool
+    root: str = ""
 
 
 @dataclass
@@ -39,8 +49,9 @@ class MediaFiles:
 def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
     """Pictures and clips among `names` and, for folders, everywhere below them.
 
-    A file that is named is always taken, as a clip if its suffix says so and else as a picture. In a folder the suffix
-    decides, and a `metadata.jsonl`, `.csv` or `.parquet` with the columns `file_name` and `title` gives the titles.
+    A file that is named is taken, as a clip if its suffix says so and else as a picture, unless it is a raw file:
+    these are left alone. In a folder the suffix decides, and a `metadata.jsonl`, `.csv` or `.parquet` with the columns
+    `file_name` and `title` gives the titles.
 
     Args:
         names: paths of files and folders.
@@ -51,6 +62,8 @@ def find_media_files(names: list[str], title: str | None = None, title_from_name
     for name in names:
         if os.path.isdir(name):
             _search_folder(name, found, title_from_name)
+        elif os.path.isfile(name) and _suffix(name) in RAW_SUFFIXES:
+            found.failures.append((name, "a raw file, which is not read here; tag the JPEG beside it, or export one"))
         elif os.path.isfile(name):
             found.files.append(MediaFile(name, _name_as_title(name) if title_from_name else title, _is_clip(name)))
         else:
@@ -59,23 +72,23 @@ def find_media_files(names: list[str], title: str | None = None, title_from_name
 
 
 def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
-    files, skipped = [], Counter()
+    files, others, skipped = [], [], Counter()
     titles: dict[str, str | None] = {}
 
     def unreadable(error: OSError):
         found.failures.append((str(error.filename), error.strerror))
 
     for parent, folders, names in os.walk(folder, onerror=unreadable):
-        skipped["hidden"] += sum(name.startswith(".") for name in folders + names)
+        skipped["hidden"] += sum(name.startswith(".") and not _is_own(name) for name in folders + names)
         skipped["linked folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not name.startswith(".")):
-            path, suffix = os.path.join(parent, name), Path(name).suffix.lower()
+            path, suffix = os.path.join(parent, name), _suffix(name)
             if name in METADATA_NAMES:
                 if not title_from_name:
                     titles.update(_read_titles(path, found))
             elif suffix not in PICTURE_SUFFIXES | CLIP_SUFFIXES:
-                skipped[suffix or "no suffix"] += 1
+                others.append(path)
             elif os.path.isfile(path):
                 files.append(path)
             else:
@@ -83,10 +96,25 @@ def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
 
     found.files += [
         MediaFile(
-            path, _name_as_title(path) if title_from_name else titles.get(os.path.normpath(path)), _is_clip(path)
+            path,
+            _name_as_title(path) if title_from_name else titles.get(os.path.normpath(path)),
+            _is_clip(path),
+            root=folder,
         )
         for path in files
     ]
+    raw = [path for path in others if _suffix(path) in RAW_SUFFIXES]
+    described = {name for path in files + raw for name in (path, os.path.splitext(path)[0])}
+    sidecars = sum(_described(path) in described for path in others)
+    skipped.update(
+        _suffix(path) or "no suffix" for path in others if path not in set(raw) and _described(path) not in described
+    )
+    if raw:
+        found.notes.append(
+            f"{folder}: {len(raw)} raw files are left alone; of a raw file and its JPEG the JPEG is tagged"
+        )
+    if sidecars:
+        found.notes.append(f"{folder}: {sidecars} sidecars are beside these files")
     if not files:
         found.failures.append((folder, "no picture or clip in this folder"))
     if skipped.total():
@@ -137,8 +165,23 @@ def _path_and_title(row: dict | str) -> tuple[str, str | None]:
     return row["file_name"], title or None
 
 
+def _described(path: str) -> str | None:
+    """What `path` would be a sidecar of, with or without a suffix; `None` if it is not named like a sidecar."""
+    suffix = next((suffix for suffix in SIDECAR_SUFFIXES if path.lower().endswith(suffix)), None)
+    return path[: -len(suffix)] if suffix else None
+
+
+def _is_own(name: str) -> bool:
+    """Whether a hidden file is this program's record or unfinished file."""
+    return name.startswith(".optsg-")
+
+
+def _suffix(path: str) -> str:
+    return Path(path).suffix.lower()
+
+
 def _is_clip(path: str) -> bool:
-    return Path(path).suffix.lower() in CLIP_SUFFIXES
+    return _suffix(path) in CLIP_SUFFIXES
 
 
 def _name_as_title(path: str) -> str | None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from ..hub.commits import check_repo_id
 from ..prediction import PAD_BIASES
 from ..systems import SYSTEMS
 
-LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir")
+LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private", "hub_revision")
 # What a run may be resumed with other values of: nothing it ends with depends on them.
 FREE_ARGUMENTS = (
     *LOCAL_ARGUMENTS,
@@ -123,6 +124,9 @@ class TrainArguments:
     )
     log_every: int = field(default=100, metadata={"help": "Steps between two rows of training_log.jsonl."})
     trackers: list[str] = field(default_factory=list, metadata={"help": "Of accelerate, such as tensorboard."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "At the end, publish it as this model, org/name."})
+    hub_private: bool = field(default=False, metadata={"help": "Make a new model on the Hub private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Publish on this branch, not on main."})
     seed: int = 0
 
     def settled(self) -> dict:
@@ -146,6 +150,11 @@ def parse_arguments(argv=None) -> TrainArguments:
     arguments = parser.parse_args_into_dataclasses(argv)[0]
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    if arguments.push_to_hub:
+        try:
+            check_repo_id(arguments.push_to_hub)
+        except ValueError as error:
+            parser.error(f"--push_to_hub: {error}")
     if not 0 < arguments.train_share <= 1:
         parser.error(f"--train_share {arguments.train_share} must be above 0 and at most 1")
     return arguments

@@ -1,0 +1,97 @@
+"""Where a picture's sidecar is: beside it or in a tree like its own, under either of the two names in use."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..media_files import CLIP_SUFFIXES, PICTURE_SUFFIXES, RAW_SUFFIXES, MediaFile
+from .change import SidecarError
+
+NAMES = ("full", "stem")
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    Args:
+        path: the sidecar.
+        begin_from: another file whose content the sidecar starts with, if it is not there yet.
+        note: what is to be said of the choice.
+    """
+
+    path: str
+    begin_from: str | None = None
+    note: str | None = None
+
+
+@dataclass
+class SidecarPlaces:
+    """
+    Args:
+        output: folder of a tree like the pictures'; beside the pictures if not given.
+        names: "full" (`photo.jpg.xmp`: darktable, digiKam, Immich) or "stem" (`photo.xmp`: Lightroom).
+    """
+
+    output: str | None = None
+    names: str = "full"
+    _owners: dict[str, str] = field(default_factory=dict)
+    _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def of(self, file: MediaFile, suffix: str, names: str, either: bool = False) -> Place:
+        """The place of a picture's sidecar.
+
+        Args:
+            suffix: with its dot.
+            names: as above.
+            either: an existing sidecar under the other name is used, unless it may belong to another file.
+
+        Raises:
+            SidecarError: another picture would have the same sidecar.
+        """
+        beside = place = self._choose(file.path, file.path, suffix, names, either)
+        if self.output is not None:
+            base = os.path.join(self.output, os.path.relpath(file.path, file.root or os.path.dirname(file.path)))
+            place = self._choose(file.path, base, suffix, names, either)
+            if not os.path.lexists(place.path) and os.path.lexists(beside.path):
+                place = Place(place.path, begin_from=beside.path, note=place.note)
+        name = os.path.basename(place.path)
+        if os.path.splitext(name)[0] == Path(file.path).stem and (twins := self._twins(file.path, raw=False)):
+            raise SidecarError(
+                f"{file.path}: its sidecar {name} would be that of {twins[0]} too; rename one of the two"
+            )
+        picture = os.path.realpath(file.path)
+        owner = self._owners.setdefault(os.path.realpath(place.path), picture)
+        if owner != picture:
+            raise SidecarError(
+                f"{file.path}: {place.path} is the sidecar of {owner} already; tag them into two folders"
+            )
+        return place
+
+    def _choose(self, picture: str, base: str, suffix: str, names: str, either: bool) -> Place:
+        paths = {"full": base + suffix, "stem": os.path.splitext(base)[0] + suffix}
+        wanted, other = paths[names], paths["stem" if names == "full" else "full"]
+        if not either:
+            return Place(wanted)
+        for path in (wanted, wanted[: -len(suffix)] + suffix.upper()):
+            if os.path.lexists(path):
+                return Place(path)
+        for path in (other, other[: -len(suffix)] + suffix.upper()):
+            if os.path.lexists(path):
+                if names == "full" and self._twins(picture, raw=True):
+                    return Place(
+                        wanted, note=f"{suffix} files without the picture's own suffix are another file's too"
+                    )
+                return Place(path, note=f"existing {suffix} files under the other name are used")
+        return Place(wanted)
+
+    def _twins(self, path: str, raw: bool) -> list[str]:
+        """Other pictures and clips (and raw files) in the folder that differ from `path` by their suffix only."""
+        folder, name = os.path.split(path)
+        if folder not in self._stems:
+            stems = self._stems[folder] = {}
+            for other in sorted(os.listdir(folder or ".")):
+                stem, suffix = os.path.splitext(other)
+                if suffix.lower() in PICTURE_SUFFIXES | CLIP_SUFFIXES | RAW_SUFFIXES:
+                    stems.setdefault(stem.casefold(), []).append(other)
+        same = self._stems[folder].get(os.path.splitext(name)[0].casefold(), ())
+        return [o for o in same if o != name and (raw or os.path.splitext(o)[1].lower() not in RAW_SUFFIXES)]

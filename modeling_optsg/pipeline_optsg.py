@@ -1,0 +1,181 @@
+"""`pipeline("tag-generation")`: pictures and clips in, tags out, in the shape of image classification."""
+
+import inspect
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Subset
+from transformers import Pipeline
+from transformers.image_utils import load_image
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+
+from .media_suffixes import CLIP_SUFFIXES
+from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
+
+TASK = "tag-generation"
+# An item's parts -> what the processor calls them.
+PARTS = {
+    "image": "images",
+    "video": "videos",
+    "frames": "videos",
+    "frame_features": "frame_features",
+    "title": "titles",
+}
+# As `config.json` names it: a file beside it and a class in it, and the class that loads the model.
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
+
+
+class TagGenerationPipeline(Pipeline):
+    """Tags for pictures and clips, each with its probability.
+
+        tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small", trust_remote_code=True)
+        tagger("photo.jpg", top_k=5)
+        tagger({"video": "clip.mp4", "title": "a walk along the harbour"})
+
+    Reading and preparing is done by the data loader's `num_workers` processes, for a whole batch at a time: the items
+    of a batch may be pictures, clips of any length and titles in any mixture.
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError("a tag-generation pipeline needs a processor; give `processor=` beside a model object")
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
+        """Tags an item, or many.
+
+        Args:
+            inputs: an item, a list of items, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
+                generator. An item is a picture (path, http(s) address, bytes of a file, PIL picture or array), the
+                path of a clip (by its suffix), or a dictionary of some of
+
+                - `"image"`: a picture; or `"video"`: path or bytes of a clip; or `"frames"`: the list of a clip's
+                  frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
+                - `"title"`: text.
+
+                Of a dataset's columns, those are read which are called so.
+            top_k: at most so many tags an item, the most probable ones.
+            threshold: tags with a smaller probability are left out; the model's own if not given.
+            decoding: "parallel" or "sequential"; the model's own if not given.
+            tag_vocabulary: the only tags allowed, as text.
+            timeout: seconds to wait for a picture's address.
+            batch_size, num_workers: items at a time (1), and processes that read them (0, in this process).
+            kwargs: other settings of the model's `generate`.
+
+        Returns:
+            Per item `[{"label": str, "score": float, "novel": bool}]` by falling score, `novel` where no training item
+            has the tag. Of one item its tags, of a list a list; of a dataset or generator an iterator.
+
+        Raises:
+            ValueError: an item cannot be read, or is not an item; or an unknown or impossible setting.
+        """
+        # Whoever has a dataset has imported the library; the others need not have it.
+        datasets = sys.modules.get("datasets")
+        if datasets is not None and isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
+            inputs = self._readable(inputs, datasets)
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    @staticmethod
+    def _readable(dataset, datasets):
+        """A dataset's columns that are parts of an item, files in them undecoded, as the base class takes datasets."""
+        names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
+        columns = [part for part in PARTS if part in names]
+        if not columns:
+            raise ValueError(f"the dataset has the columns {names}; expected some of {list(PARTS)}")
+        dataset = dataset.select_columns(columns)
+        for column in columns:
+            feature = (dataset.features or {}).get(column)
+            if isinstance(feature, datasets.Image | datasets.Video):
+                dataset = dataset.cast_column(column, type(feature)(decode=False))
+        if isinstance(dataset, datasets.IterableDataset):
+            return (item for item in dataset)
+        return Subset(dataset, range(len(dataset)))
+
+    def _sanitize_parameters(
+        self, top_k=None, threshold=None, decoding=None, tag_vocabulary=None, timeout=None, **generate_kwargs
+    ):
+        if top_k is not None:
+            if "max_tags" in generate_kwargs:
+                raise ValueError("top_k and max_tags are the same; give one of them")
+            generate_kwargs["max_tags"] = top_k
+        if threshold is not None:
+            generate_kwargs["threshold"] = threshold
+        if decoding is not None:
+            generate_kwargs["decoding"] = decoding
+        if tag_vocabulary is not None:
+            generate_kwargs["tag_vocabulary"] = self._prefix_tree(tag_vocabulary)
+        # The other systems' `generate` would hand what it does not know to `forward`, which ignores it.
+        taken = inspect.signature(self.model.generate).parameters
+        if "decoding" not in taken and (unknown := generate_kwargs.keys() - taken.keys()):
+            raise ValueError(f"{type(self.model).__name__} has no {sorted(unknown)}; leave them out")
+        return {} if timeout is None else {"timeout": timeout}, generate_kwargs, {}
+
+    def _prefix_tree(self, tags) -> TagVocabularyLogitsProcessor:
+        if isinstance(tags, str) or not isinstance(tags, Iterable):
+            raise ValueError(f"tag_vocabulary is {tags!r}; expected a list of tags")
+        tokens = self.processor.encode_tags(list(dict.fromkeys(tags)))["tag_input_ids"]
+        config = self.model.config
+        return TagVocabularyLogitsProcessor(tokens.tolist(), config.tag_pad_token_id, config.tag_sep_token_id)
+
+    def preprocess(self, item, timeout: float | None = None) -> dict:
+        """An item's parts by the processor's names for them; nothing is opened yet but addresses."""
+        if not isinstance(item, Mapping):
+            is_clip = isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in CLIP_SUFFIXES
+            item = {"video" if is_clip else "image": item}
+        elif "bytes" in item and item.keys() <= {"bytes", "path"}:
+            item = {"image": item}
+        given = {part: value for part, value in item.items() if value is not None}
+        if unknown := item.keys() - PARTS.keys():
+            raise ValueError(f"an item has {sorted(map(str, unknown))}; expected some of {list(PARTS)}")
+        if {"video", "frames"} <= given.keys():
+            raise ValueError("an item has both a video and frames; expected one of them")
+        if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://")):
+            given["image"] = load_image(image, timeout=timeout)
+        return {PARTS[part]: value for part, value in given.items()}
+
+    def _collate(self, items: list[dict]):
+        names = dict.fromkeys(name for item in items for name in item)
+        return self.processor(**{name: [item.get(name) for item in items] for name in names}, return_tensors="pt")
+
+    def _forward(self, model_inputs, **generate_kwargs) -> dict:
+        outputs = self.model.generate(**model_inputs, **generate_kwargs)
+        return {"sequences": outputs.sequences, "tag_scores": outputs.tag_scores}
+
+    def postprocess(self, model_outputs) -> list[dict]:
+        (tags,) = self.processor.batch_decode(OPTSGGenerateOutput(**model_outputs))
+        return [{"label": tag["tag"], "score": tag["score"], "novel": tag["novel"]} for tag in tags]
+
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+    ):
+        # The base class would join the tensors of items prepared one by one, which must then have the same parts and
+        # equally many frames.
+        kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
+        loader = DataLoader(
+            kind(inputs, self.preprocess, preprocess_params),
+            num_workers=num_workers if isinstance(inputs, Sized) else min(num_workers, 1),
+            batch_size=batch_size,
+            collate_fn=self._collate,
+        )
+        batches = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
+        return PipelineIterator(batches, self.postprocess, postprocess_params)
+
+    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+        iterator = self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)
+        return next(iter(iterator))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+        """Saves the model, this code and, which the base class leaves out, the processor."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)

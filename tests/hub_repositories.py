@@ -1,0 +1,227 @@
+"""What a Hub keeps: repositories of commits whose files are named by their contents, in a folder."""
+
+import fnmatch
+import hashlib
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LFS_PATTERNS = "*.arrow *.bin *.faiss *.h5 *.mp4 *.npz *.onnx *.parquet *.pt *.safetensors *.tflite *.zip".split()
+# The Hub asks for LFS above this size whatever the name.
+LARGEST_REGULAR_FILE = 10 * 2**20
+
+
+class Refusal(Exception):
+    """An answer that is not what was asked for.
+
+    Args:
+        status: of HTTP.
+        message: what is wrong.
+        code: the Hub's name for it, by which its client chooses the exception.
+    """
+
+    def __init__(self, status: int, message: str, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+@dataclass
+class Account:
+    """Whose a token is.
+
+    Args:
+        organisations: namespaces, beside its own, that it may write to.
+        role: "write", or "read" for a token that may only look.
+    """
+
+    name: str
+    organisations: tuple[str, ...] = ()
+    role: str = "write"
+
+    def reads(self, repo: str) -> bool:
+        """Whether it sees a private repository."""
+        return repo.partition("/")[0] in (self.name, *self.organisations)
+
+    def writes(self, repo: str) -> bool:
+        return self.role == "write" and self.reads(repo)
+
+
+@dataclass(frozen=True)
+class File:
+    """
+    Args:
+        oid: git's id of the blob; of an LFS file, of its pointer.
+        sha256: of the contents of an LFS file.
+    """
+
+    size: int
+    oid: str
+    sha256: str | None = None
+
+    def described(self, path: str) -> dict:
+        lfs = {"oid": self.sha256, "size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
+        return {"type": "file", "path": path, "size": self.size, "oid": self.oid} | (
+            {"lfs": lfs} if self.sha256 else {}
+        )
+
+
+@dataclass(frozen=True)
+class Commit:
+    id: str
+    parent: str | None
+    title: str
+    files: dict[str, File]
+    date: str
+
+
+@dataclass
+class Repository:
+    id: str
+    kind: str
+    private: bool
+    refs: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, Commit] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        return f"{self.kind}/{self.id}"
+
+    def resolve(self, revision: str) -> Commit:
+        names = (revision, f"refs/heads/{revision}", f"refs/tags/{revision}")
+        found = next((self.refs[name] for name in names if name in self.refs), revision)
+        if found not in self.commits:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return self.commits[found]
+
+    def history(self, revision: str) -> list[Commit]:
+        commits = [self.resolve(revision)]
+        while commits[-1].parent:
+            commits.append(self.commits[commits[-1].parent])
+        return commits
+
+    def add_commit(self, ref: str, parent: Commit | None, title: str, files: dict[str, File]) -> Commit:
+        """The one line in which anything of a commit begins to be seen is the last."""
+        listing = "".join(f"{path}\0{file.oid}\n" for path, file in sorted(files.items()))
+        lineage = f"{parent.id if parent else ''}\n{title}\n{time.time_ns()}\n{listing}"
+        date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+        commit = Commit(_sha1(lineage.encode()), parent.id if parent else None, title, dict(files), date)
+        self.commits[commit.id] = commit
+        self.refs[ref] = commit.id
+        return commit
+
+    @staticmethod
+    def uses_lfs(path: str, size: int) -> bool:
+        name = path.rpartition("/")[2]
+        return size > LARGEST_REGULAR_FILE or any(fnmatch.fnmatchcase(name, pattern) for pattern in LFS_PATTERNS)
+
+    def next_pull_request(self) -> int:
+        return next(n for n in itertools.count(1) if f"refs/pr/{n}" not in self.refs)
+
+
+class ObjectStore:
+    """Files by the hash of what is in them. One appears only as a whole and only under its true name.
+
+    LFS objects belong to a repository, as on the Hub: `owner` is its kind, organisation and name, joined by slashes.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "regular").mkdir(parents=True)
+
+    def add_regular(self, content: bytes) -> File:
+        oid = blob_id(content)
+        self._place(self.folder / "regular" / oid, content)
+        return File(len(content), oid)
+
+    def receive(self, owner: str, sha256: str, write: Callable) -> None:
+        """Takes in an LFS object.
+
+        Args:
+            sha256: what its contents must have.
+            write: called with an open file that it writes the contents into.
+
+        Raises:
+            Refusal: the contents have another hash.
+        """
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            try:
+                write(file)
+                file.flush()
+                if (found := hashlib.sha256(Path(file.name).read_bytes()).hexdigest()) != sha256:
+                    raise Refusal(400, f"the content's SHA-256 is {found}, not {sha256}")
+                os.replace(file.name, self._made(self.lfs_path(owner, sha256)))
+            except BaseException:
+                os.unlink(file.name)
+                raise
+
+    def receive_part(self, owner: str, sha256: str, number: int, write: Callable) -> str:
+        path = self._made(self._part_path(owner, sha256, number))
+        with path.open("wb") as file:
+            write(file)
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    def join_parts(self, owner: str, sha256: str, etags: list[str]) -> None:
+        paths = [self._part_path(owner, sha256, number) for number in range(1, len(etags) + 1)]
+        for path, etag in zip(paths, etags, strict=True):
+            if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != etag:
+                raise Refusal(400, f"part {path.name} did not arrive as {etag}")
+        self.receive(owner, sha256, lambda file: [file.write(path.read_bytes()) for path in paths])
+
+    def lfs_path(self, owner: str, sha256: str) -> Path:
+        return self.folder / "lfs" / owner / sha256
+
+    def lfs_file(self, owner: str, sha256: str, size: int) -> File:
+        path = self.lfs_path(owner, sha256)
+        if not path.is_file() or path.stat().st_size != size:
+            raise Refusal(400, f"Your push was rejected because an LFS pointer pointed to no file: {sha256}")
+        return File(size, blob_id(pointer(sha256, size)), sha256)
+
+    def path(self, owner: str, file: File) -> Path:
+        return self.lfs_path(owner, file.sha256) if file.sha256 else self.folder / "regular" / file.oid
+
+    def _part_path(self, owner: str, sha256: str, number: int) -> Path:
+        return self.folder / "parts" / owner / f"{sha256}-{number:05d}"
+
+    @staticmethod
+    def _made(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _place(self, path: Path, content: bytes) -> None:
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+
+
+def pointer(sha256: str | None, size: int) -> bytes:
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def blob_id(content: bytes) -> str:
+    return _sha1(b"blob %d\0" % len(content) + content)
+
+
+def listing(commit: Commit, folder: str, recursive: bool) -> list[dict]:
+    """Files and folders below `folder`, as the Hub describes them."""
+    prefix = f"{folder.strip('/')}/" if folder else ""
+    below = {path: file for path, file in commit.files.items() if path.startswith(prefix)}
+    if prefix and not below:
+        raise Refusal(404, f"{folder} does not exist on {commit.id}", "EntryNotFound")
+    entries = {}
+    for path, file in below.items():
+        *folders, _ = path[len(prefix) :].split("/")
+        for depth in range(1, len(folders) + 1):
+            if recursive or depth == 1:
+                name = prefix + "/".join(folders[:depth])
+                entries[name] = {"type": "directory", "path": name, "size": 0, "oid": _sha1(name.encode())}
+        if recursive or not folders:
+            entries[path] = file.described(path)
+    return [entries[path] for path in sorted(entries)]
+
+
+def _sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()

@@ -1,0 +1,53 @@
+"""A published checkpoint in an environment that has nothing but its own `requirements.txt` and torch."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+
+import hub_client
+import pytest
+from hub_server import Account, HubServer
+
+PROGRAM = """
+import importlib.util, json, sys
+from transformers import AutoModel, AutoProcessor, pipeline
+
+for package in ("modeling_optsg", "datasets", "accelerate", "evaluate"):
+    assert importlib.util.find_spec(package) is None, package
+name, picture, clip = sys.argv[1:]
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+model = AutoModel.from_pretrained(name, trust_remote_code=True)
+inputs = processor(images=[picture, None], videos=[None, clip], titles=["bus", "ship wheel"])
+tagger = pipeline("tag-generation", model=name, trust_remote_code=True)
+items = [{"image": picture, "title": "bus"}, {"video": clip, "title": "ship wheel"}]
+print(json.dumps([processor.batch_decode(model.generate(**inputs)), tagger(items, batch_size=2)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_tags_with_its_public_requirements_alone(tmp_path):
+    checkpoint = hub_client.ROOT / "checkpoints/optsg-icon-small"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
+    install = [python, "-m", "pip", "install", "--quiet", torch, "-r", checkpoint / "requirements.txt"]
+    subprocess.run(install, check=True)
+    pictures = hub_client.ROOT / "examples/pictures"
+    with HubServer(tmp_path / "hub", {"hf_writes": Account("ann", ("org",))}).running() as hub:
+        client = hub_client.Client(hub.endpoint, tmp_path / "client", "hf_writes")
+        try:
+            status, _, error = client("push", checkpoint, "org/optsg-icon-small")
+        finally:
+            client.close()
+        assert status == 0, error
+        environment = hub_client.environment(hub.endpoint, tmp_path / "home", "")
+        del environment["PYTHONPATH"]
+        command = [python, "-c", PROGRAM, "org/optsg-icon-small", pictures / "bus.png", pictures / "ship-wheel.mp4"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    by_model, by_pipeline = json.loads(done.stdout.splitlines()[-1])
+    assert all(by_model)
+    for tags, others in zip(by_model, by_pipeline, strict=True):
+        assert [tag["tag"] for tag in tags] == [tag["label"] for tag in others]
+        assert [tag["score"] for tag in tags] == pytest.approx([tag["score"] for tag in others], abs=1e-4)

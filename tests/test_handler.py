@@ -1,0 +1,107 @@
+"""The handler for Inference Endpoints, loaded as the toolkit does: from the folder, without the package."""
+
+import base64
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from numbered_clips import write_clip
+from PIL import Image
+from transformers import pipeline
+
+from modeling_optsg.hub import handler as packaged
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("endpoint") / "repository"
+    shutil.copytree(tiny_checkpoint, folder)
+    shutil.copy(packaged.__file__, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder):
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.EndpointHandler(path=str(folder))
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("picture") / "red.png"
+    Image.new("RGB", (40, 30), (250, 20, 20)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tagger(folder):
+    return pipeline("tag-generation", model=str(folder), trust_remote_code=True)
+
+
+def test_a_picture_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, picture):
+    content = picture.read_bytes()
+    text = base64.b64encode(content).decode()
+    wanted = tagger(picture)
+    assert wanted
+    for inputs in (content, text, f"data:image/png;base64,{text}", Image.open(picture), {"image": text}):
+        assert endpoint({"inputs": inputs}) == wanted
+    wrapped = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    assert endpoint({"inputs": {"image": wrapped}}) == wanted
+
+
+def test_requests_and_answers_are_json(endpoint, tagger, picture, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", num_frames=5)
+    encoded = {path: base64.b64encode(path.read_bytes()).decode() for path in (picture, clip)}
+    inputs = [{"video": encoded[clip], "title": "a dog"}, {"frames": [encoded[picture]] * 2}, {"title": "blue"}]
+    body = json.loads(json.dumps({"inputs": inputs, "parameters": {"top_k": 2, "decoding": "sequential"}}))
+    items = [{"video": clip, "title": "a dog"}, {"frames": [picture] * 2}, {"title": "blue"}]
+    answer = json.loads(json.dumps(endpoint(body)))
+    for tags, alone in zip(answer, (tagger(item, top_k=2, decoding="sequential") for item in items), strict=True):
+        assert tags == [tag | {"score": pytest.approx(tag["score"], abs=1e-5)} for tag in alone]
+
+
+def test_parameters_reach_the_pipeline(endpoint):
+    only = endpoint({"inputs": {"title": "red"}, "parameters": {"tag_vocabulary": ["blue"], "threshold": 0}})
+    assert [tag["label"] for tag in only] == ["blue"]
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"abc", "expected"),
+        ({}, "expected"),
+        ({"inputs": {"title": "a"}, "parameters": [1]}, "parameters"),
+        ({"inputs": {"title": "a"}, "parameters": {"num_workers": 9}}, "no parameters"),
+        ({"inputs": {"imge": "AAAA"}}, "'imge'"),
+        ({"inputs": {"frames": "AAAA"}}, "not a list of pictures"),
+        ({"inputs": {"title": 3}}, "expected str"),
+        ({"inputs": {"image": 3}}, "type int"),
+        ({"inputs": "AAAA"}, "not a picture"),
+        ({"inputs": {"video": "AAAA"}}, "not a clip"),
+    ],
+)
+def test_errors_say_what_is_wrong_with_the_request(endpoint, data, message):
+    with pytest.raises(ValueError, match=message):
+        endpoint(data)
+
+
+@pytest.mark.parametrize("wrap", [lambda name: name, lambda name: {"image": name}, lambda name: {"video": name}])
+def test_nothing_of_the_server_is_read_by_name(endpoint, picture, wrap):
+    for name in (str(picture), f"file://{picture}", "http://127.0.0.1:1/x.png", f"data:image/png,{picture}"):
+        with pytest.raises(ValueError, match="not base64"):
+            endpoint({"inputs": wrap(name)})
+    for inputs in (
+        {"path": str(picture), "bytes": None},
+        {"image": {"path": str(picture)}},
+        {"frames": [{"path": "a"}]},
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            endpoint({"inputs": inputs})
+
+
+def test_the_packaged_handler_imports_nothing_of_the_package():
+    assert "modeling_optsg" not in Path(packaged.__file__).read_text(encoding="utf-8")

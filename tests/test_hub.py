@@ -1,0 +1,468 @@
+"""Publishing and loading by the real `huggingface_hub`, `transformers` and `datasets`, from a Hub on loopback."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from hub_client import ROOT, Client, copy_with_card, run_elsewhere
+from hub_http import Fault
+from hub_server import Account, HubServer
+from PIL import Image
+from safetensors.torch import load_file
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+SHIPPED = ROOT / "checkpoints/optsg-icon-small"
+PICTURE, TITLE = ROOT / "examples/pictures/baby-bottle.png", "baby bottle"
+TOKENS = {
+    "hf_writes": Account("ann", ("org",)),
+    "hf_reads": Account("ann", ("org",), role="read"),
+    "hf_stranger": Account("bob"),
+}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with HubServer(tmp_path_factory.mktemp("hub") / "files", TOKENS).running() as hub:
+        yield hub
+        assert hub.problems() == []
+
+
+@pytest.fixture(scope="module")
+def optsg(hub, tmp_path_factory):
+    client = Client(hub.endpoint, tmp_path_factory.mktemp("client") / "home", "hf_writes")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def fault(hub):
+    """Makes things go wrong until the end of the test."""
+
+    def make(*arguments, **settings):
+        hub.faults.append(Fault(*arguments, **settings))
+        return hub.faults[-1]
+
+    yield make
+    hub.faults.clear()
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    return copy_with_card(tiny_checkpoint, tmp_path / "tiny")
+
+
+@pytest.fixture
+def sharded(folder, make_model):
+    """The same in several files of weights."""
+    (folder / "model.safetensors").unlink()
+    model = make_model()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+PUSHES = """
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+OPTSGForTagGeneration.from_pretrained({0!r}).push_to_hub("org/own")
+OPTSGProcessor.from_pretrained({0!r}).push_to_hub("org/own")
+"""
+LOADS = """
+import hashlib, json, sys
+from pathlib import Path
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoProcessor, pipeline
+
+def tags(name, **item):
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    model = AutoModel.from_pretrained(name, trust_remote_code=True)
+    return type(model).__module__, processor.batch_decode(model.generate(**processor(**item)))[0]
+
+picture, title = sys.argv[1:]
+found = {}
+found["code"], found["tags"] = tags("org/optsg-icon-small", images=[picture], titles=[title])
+tagger = pipeline("tag-generation", model="org/optsg-icon-small", trust_remote_code=True)
+found["pipeline"] = tagger({"image": picture, "title": title})
+_, found["own"] = tags("org/own", titles=["a red square"])
+folder = Path(snapshot_download("org/optsg-icon-small", cache_dir="downloaded"))
+files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".gitattributes")
+found["files"] = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+found["rows"] = [
+    [split, row["title"], row["tags"], list(row["image"].getpixel((0, 0)))]
+    for split, rows in load_dataset("org/pictures").items()
+    for row in rows
+]
+found["refused"] = []
+for load, more in ((AutoModel.from_pretrained, {"trust_remote_code": True}), (load_dataset, {})):
+    try:
+        load("org/private", **more)
+    except Exception as error:
+        found["refused"].append(f"{type(error).__name__}: {error}")
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(hub, optsg, shipped, pictures, tiny_checkpoint, tmp_path_factory):
+    """What a process finds that has no token, an empty cache and not this package."""
+    root = tmp_path_factory.mktemp("elsewhere")
+    done = [
+        optsg.python(PUSHES.format(str(tiny_checkpoint))),
+        optsg("push", copy_with_card(tiny_checkpoint, root / "tiny"), "org/private", "--private"),
+        optsg("export", pictures, root / "exported", "--push-to-hub", "org/pictures"),
+        optsg("export", pictures, root / "exported", "--push-to-hub", "org/private", "--private"),
+    ]
+    assert [status for status, _, _ in done] == [0] * 4, done
+    hub.faults.append(Fault("GET /objects/", times=1, drop_after=10_000_000))
+    found = run_elsewhere(LOADS, [PICTURE, TITLE], hub.endpoint, root / "home", token="")
+    assert hub.faults.pop().times == 0, "nothing was cut off"
+    return found
+
+
+@pytest.fixture(scope="module")
+def shipped(hub, optsg):
+    """The shipped checkpoint, published; exit status and outputs of the command."""
+    return optsg("push", SHIPPED, "org/optsg-icon-small")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 3), ("test", 2)):
+        (root / split).mkdir()
+        rows = []
+        for number in range(count):
+            # Noise, which PNG cannot make smaller.
+            Image.effect_noise((32, 32), 80 + number).convert("RGB").save(root / split / f"{number}.png")
+            rows.append({"file_name": f"{number}.png", "title": f"凉面 {number}", "tags": ["美食", f"tag {number}"]})
+        (root / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return root
+
+
+def history(hub, repo, revision="main", kind="models"):
+    """Titles of the commits, the latest first, without the one that makes a repository."""
+    return [commit.title for commit in hub.repository(repo, kind).history(revision)][:-1]
+
+
+def tags_here():
+    processor = OPTSGProcessor.from_pretrained(SHIPPED)
+    model = OPTSGForTagGeneration.from_pretrained(SHIPPED)
+    return processor.batch_decode(model.generate(**processor(images=[PICTURE], titles=[TITLE])))[0]
+
+
+def same_tags(found, expected):
+    assert [tag["tag"] for tag in found] == [tag["tag"] for tag in expected] and len(expected) > 1
+    assert [tag["score"] for tag in found] == pytest.approx([tag["score"] for tag in expected], rel=1e-3)
+
+
+def one_line(error):
+    """The message of the command, which must be all that it says beside what the libraries warn of."""
+    assert "Traceback" not in error
+    [line] = [line for line in error.splitlines() if line.startswith("optsg ") and "left out" not in line]
+    return line
+
+
+# What is published is what loads
+
+
+def test_the_shipped_checkpoint_is_published_as_it_is_by_one_commit(hub, shipped):
+    status, output, error = shipped
+    assert status == 0, error
+    assert re.fullmatch(rf"{hub.endpoint}/org/optsg-icon-small/commit/[0-9a-f]{{40}}\n", output)
+    names = {path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
+    published = hub.contents("org/optsg-icon-small")
+    assert names - published.keys() == {"training_log.jsonl"} and "left out: training_log.jsonl" in error
+    assert all((SHIPPED / name).read_bytes() == content for name, content in published.items())
+    assert history(hub, "org/optsg-icon-small") == ["Upload model, processor and code"]
+    # In parts, as it is larger than what this Hub takes at once.
+    assert len(hub.asked(r"PUT /objects/models/org/optsg-icon-small/\w{64}/\d+")) == 4
+
+
+def test_it_loads_with_this_package(optsg, shipped):
+    status, output, error = optsg("tag", PICTURE, "--title", TITLE, "--model", "org/optsg-icon-small", "--json")
+    assert status == 0, error
+    same_tags(json.loads(output)["tags"], tags_here())
+
+
+def test_it_loads_by_auto_classes_where_this_package_is_not_installed(elsewhere):
+    same_tags(elsewhere["tags"], tags_here())
+    same_tags([tag | {"tag": tag.pop("label")} for tag in elsewhere["pipeline"]], tags_here())
+    assert elsewhere["code"].startswith("transformers_modules.org.")
+
+
+def test_a_download_is_the_same_bytes_even_if_it_is_cut_off(hub, elsewhere):
+    published = hub.contents("org/optsg-icon-small")
+    assert elsewhere["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in published.items()}
+
+
+def test_what_transformers_pushes_by_itself_loads(hub, elsewhere, tiny_checkpoint):
+    saved = {path.relative_to(tiny_checkpoint).as_posix() for path in tiny_checkpoint.rglob("*") if path.is_file()}
+    assert saved <= hub.contents("org/own").keys()
+    processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
+    model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
+    same_tags(elsewhere["own"], processor.batch_decode(model.generate(**processor(titles=["a red square"])))[0])
+
+
+def test_an_exported_dataset_loads_by_its_name(hub, elsewhere, pictures):
+    expected = [
+        [split, row["title"], row["tags"], list(row["image"].getpixel((0, 0)))]
+        for split, rows in load_tagging_dataset(pictures).items()
+        for row in rows
+    ]
+    assert elsewhere["rows"] == expected and len(expected) == 5
+    assert history(hub, "org/pictures", kind="datasets") == ["Upload dataset"]
+
+
+def test_what_is_private_is_not_there_for_others(hub, elsewhere):
+    assert hub.repository("org/private").private and hub.repository("org/private", "datasets").private
+    assert len(elsewhere["refused"]) == 2
+    for message in elsewhere["refused"]:
+        assert "org/private" in message and re.search("private|doesn't exist", message)
+
+
+def test_pushing_the_same_again_makes_no_commit(hub, optsg, folder):
+    assert optsg("push", folder, "org/same")[0] == 0
+    sent = len(hub.asked("PUT"))
+    status, output, error = optsg("push", folder, "org/same")
+    assert status == 0 and "nothing to change" in error
+    assert hub.repository("org/same").refs["refs/heads/main"] in output
+    assert len(history(hub, "org/same")) == 1 and len(hub.asked("PUT")) == sent
+
+
+def test_a_dry_run_asks_the_hub_nothing(hub, optsg, folder):
+    before = len(hub.asked(""))
+    status, output, _ = optsg("push", folder, "org/dry", "--dry-run", token="")
+    listed = {line.split()[1] for line in output.splitlines()}
+    assert status == 0 and {"config.json", "model.safetensors", "tag_tokenizer/tokenizer.json"} <= listed
+    assert len(hub.asked("")) == before
+
+
+def test_branches_and_pull_requests_leave_main_alone(hub, optsg, folder, make_model):
+    assert optsg("push", folder, "org/revised")[0] == 0
+    main = hub.contents("org/revised")
+    make_model(seed=1).save_pretrained(folder)
+    status, _, error = optsg("push", folder, "org/revised", "--revision", "v2", "--commit-message", "Second seed")
+    assert status == 0, error
+    assert history(hub, "org/revised", "v2")[0] == "Second seed"
+    make_model(seed=2).save_pretrained(folder)
+    # Who may not write may still propose.
+    status, output, error = optsg("push", folder, "org/revised", "--create-pr", token="hf_stranger")
+    assert (status, output) == (0, f"{hub.endpoint}/org/revised/discussions/1\n"), error
+    assert hub.contents("org/revised") == main
+    code = """
+from modeling_optsg import OPTSGForTagGeneration
+for revision in ("main", "v2", "refs/pr/1"):
+    model = OPTSGForTagGeneration.from_pretrained("org/revised", revision=revision)
+    print(model.tag_decoder.token_embeddings.weight.sum().item())
+"""
+    status, output, error = optsg.python(code)
+    assert status == 0, error
+    name = "tag_decoder.token_embeddings.weight"
+    expected = [load_of(hub, folder.parent, r)[name].sum().item() for r in ("main", "v2", "refs/pr/1")]
+    assert len(set(expected)) == 3
+    assert [float(line) for line in output.split()] == pytest.approx(expected)
+
+
+def test_a_pull_request_is_pushed_to_again_by_its_revision(hub, optsg, folder):
+    hub.create("org/proposed")
+    assert optsg("push", folder, "org/proposed", "--create-pr")[0] == 0
+    (folder / "README.md").write_text((folder / "README.md").read_text() + "More.\n")
+    status, _, error = optsg("push", folder, "org/proposed", "--revision", "refs/pr/1")
+    assert status == 0, error
+    assert len(history(hub, "org/proposed", "refs/pr/1")) == 2 and hub.contents("org/proposed") == {}
+
+
+def test_the_hub_on_loopback_answers_what_else_the_client_may_ask(hub, optsg, shipped):
+    code = """
+from huggingface_hub import HfApi
+api = HfApi()
+assert api.whoami()["name"] == "ann"
+api.create_tag("org/optsg-icon-small", tag="v1.0")
+refs = api.list_repo_refs("org/optsg-icon-small", include_pull_requests=True)
+assert [tag.name for tag in refs.tags] == ["v1.0"] and [branch.name for branch in refs.branches] == ["main"]
+assert [c.title for c in api.list_repo_commits("org/optsg-icon-small", revision="v1.0")][-1] == "initial commit"
+[info] = api.get_paths_info("org/optsg-icon-small", ["model.safetensors", "nothing"])
+assert info.lfs.size == info.size and api.model_info("org/optsg-icon-small").pipeline_tag == "image-classification"
+api.create_repo("org/demo", repo_type="space", space_sdk="gradio")
+api.upload_file(path_or_fileobj=b"print()", path_in_repo="app.py", repo_id="org/demo", repo_type="space")
+api.delete_file("app.py", "org/demo", repo_type="space")
+"""
+    status, _, error = optsg.python(code)
+    assert status == 0, error
+    assert len(history(hub, "org/demo", kind="spaces")) == 2 and hub.contents("org/demo", kind="spaces") == {}
+
+
+def load_of(hub, tmp_path, revision):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(hub.contents("org/revised", revision)["model.safetensors"])
+    return load_file(path)
+
+
+def test_weights_in_other_files_take_the_place_of_those_before(hub, optsg, sharded, make_model):
+    assert optsg("push", sharded, "org/shards")[0] == 0
+    hub.change("org/shards", "NOTES.md", b"of somebody else")
+    for path in [*sharded.glob("model-*"), sharded / "model.safetensors.index.json"]:
+        path.unlink()
+    make_model().save_pretrained(sharded)
+    assert optsg("push", sharded, "org/shards")[0] == 0
+    weights = {name for name in hub.contents("org/shards") if "safetensors" in name}
+    assert weights == {"model.safetensors"} and "NOTES.md" in hub.contents("org/shards")
+
+
+# What goes wrong is said in a line, and nothing is half there
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "status", "said"),
+    [
+        ("", "org/a", 1, "hf auth login"),
+        ("hf_wrong", "org/a", 1, "does not know this token"),
+        ("hf_reads", "org/a", 1, "may not write to org/a"),
+        ("hf_stranger", "org/a", 1, 'under the namespace "org"'),
+        ("hf_writes", "nobody/a", 1, 'under the namespace "nobody"'),
+        ("hf_writes", "a", 2, "give org/name"),
+        ("hf_writes", "org/a/b", 2, "no name of a repository"),
+        ("hf_writes", "org/-a..", 2, "no name of a repository"),
+    ],
+)
+def test_who_may_not_push_is_told_why(hub, optsg, folder, token, name, status, said):
+    found, output, error = optsg("push", folder, name, token=token)
+    assert (found, output) == (status, "") and said in one_line(error)
+    assert not {"org/a", "nobody/a"} & {repo for _, repo in hub.repositories}
+
+
+def test_nothing_private_goes_to_a_public_repository(hub, optsg, folder):
+    hub.create("org/public")
+    status, _, error = optsg("push", folder, "org/public", "--private")
+    assert status == 1 and "there already and public" in one_line(error) and not hub.contents("org/public")
+
+
+def test_a_pull_request_needs_a_repository(optsg, folder):
+    status, _, error = optsg("push", folder, "org/nothing", "--create-pr")
+    assert status == 1 and "no repository org/nothing" in one_line(error)
+
+
+def test_a_lost_connection_publishes_nothing_and_the_next_push_sends_what_is_missing(hub, optsg, sharded, fault):
+    shards = {hashlib.sha256(path.read_bytes()).hexdigest() for path in sharded.glob("*.safetensors")}
+    lost = max(shards)
+    broken = fault(f"PUT /objects/.*/{lost}", drop_after=5_000)
+    status, output, error = optsg("push", sharded, "org/lost")
+    assert (status, output) == (1, ""), error
+    assert "connection was lost" in one_line(error) and "nothing was published" in one_line(error)
+    assert re.search(r"uploading 'model-0000\d-of-0000\d\.safetensors'", error)
+    sent = {shard: len(hub.asked(f"PUT /objects/models/org/lost/{shard}")) for shard in shards}
+    assert sent[lost] == 6, "the client has tried again by itself"
+    arrived = {shard for shard in shards - {lost} if sent[shard]}
+    assert arrived and hub.contents("org/lost") == {} and history(hub, "org/lost") == []
+    broken.times = 0
+    assert optsg("push", sharded, "org/lost")[0] == 0
+    assert all(len(hub.asked(f"PUT /objects/models/org/lost/{shard}")) == 1 for shard in arrived)
+    for path in sharded.glob("*.safetensors"):
+        assert hub.contents("org/lost")[path.name] == path.read_bytes()
+
+
+def test_an_answer_lost_after_the_commit_is_told_as_it_is(hub, optsg, folder, fault):
+    fault("POST .*/commit/", times=1, lose_answer=True)
+    status, _, error = optsg("push", folder, "org/unknown")
+    assert status == 1 and "whether it was published is not known" in one_line(error)
+    status, _, error = optsg("push", folder, "org/unknown")
+    assert status == 0 and "nothing to change" in error and len(history(hub, "org/unknown")) == 1
+
+
+def test_a_hub_out_of_order_for_a_moment_is_waited_for(hub, optsg, folder, fault):
+    fault("PUT /objects", times=2, status=503)
+    assert optsg("push", folder, "org/moment")[0] == 0
+    fault("/preupload/", status=500)
+    status, _, error = optsg("push", folder, "org/moment")
+    assert status == 1 and "the Hub answers 500" in one_line(error)
+
+
+def test_bytes_altered_on_the_way_are_refused(hub, optsg, folder, fault):
+    broken = fault("PUT /objects", alter=True)
+    status, _, error = optsg("push", folder, "org/altered")
+    assert status == 1 and "'model.safetensors'" in one_line(error) and "SHA-256" in one_line(error)
+    assert hub.contents("org/altered") == {}
+    broken.times = 0
+    assert optsg("push", folder, "org/altered")[0] == 0
+    assert hub.contents("org/altered")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [("model.safetensors", "/lfs/objects/batch"), ("config.json", "PUT /objects"), ("README.md", "/preupload/")],
+)
+def test_a_file_that_changes_on_the_way_is_named(hub, optsg, folder, fault, name, when):
+    def write():
+        with (folder / name).open("ab") as file:
+            file.write(b"\n")
+
+    changes = fault(when, times=1, action=write)
+    repo = f"org/changed-{name.partition('.')[0]}"
+    status, _, error = optsg("push", folder, repo)
+    assert changes.times == 0 and status == 1, error
+    assert f"{name} changed while it was uploaded; nothing was published" in one_line(error)
+    assert hub.contents(repo) == {}
+
+
+def test_somebody_else_s_commit_meanwhile_is_not_overwritten(hub, optsg, folder, fault):
+    hub.create("org/shared")
+    fault("/preupload/", times=1, action=lambda: hub.change("org/shared", "config.json", b"theirs"))
+    status, _, error = optsg("push", folder, "org/shared")
+    assert status == 1 and "somebody else has changed org/shared meanwhile" in one_line(error)
+    assert hub.contents("org/shared") == {"config.json": b"theirs"}
+    assert optsg("push", folder, "org/shared")[0] == 0
+
+
+def test_other_shards_of_a_dataset_take_the_place_of_those_before(hub, optsg, pictures, tmp_path):
+    for size in ("1KB", "500MB"):
+        arguments = ("export", pictures, tmp_path / "out", "--max-shard-size", size, "--push-to-hub", "org/resized")
+        status, _, error = optsg(*arguments)
+        assert status == 0, error
+        written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+        assert hub.contents("org/resized", kind="datasets").keys() == written
+    assert len(written) == 3 and len(history(hub, "org/resized", kind="datasets")) == 2
+
+
+def test_a_dataset_that_cannot_be_published_stays_written(hub, optsg, pictures, tmp_path):
+    arguments = ("export", pictures, tmp_path / "out", "--push-to-hub")
+    status, _, error = optsg(*arguments, "pictures")
+    assert status == 2 and "give org/name" in one_line(error) and not (tmp_path / "out").exists()
+    status, _, error = optsg(*arguments, "org/no", token="hf_wrong")
+    assert status == 1 and "is written, but not published: the Hub does not know this token" in one_line(error)
+    assert (tmp_path / "out/README.md").is_file()
+
+
+# Training
+
+
+def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, pictures, towers, tmp_path):
+    small = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_prompts": 3}
+    arguments = ["--dataset", pictures, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    arguments += ["--vision_tower", towers / "vision", "--text_tower", towers / "text", "--config", json.dumps(small)]
+    arguments += ["--tag_vocab_size", 260, "--epochs", 1, "--evaluations", 1, "--validation_share", 0.4]
+    arguments += ["--batch_size", 2, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "examples")!r})
+import train
+train.run(train.parse_arguments({list(map(str, arguments))!r}))
+"""
+    status, _, error = optsg.python(code, token="hf_stranger")
+    assert status == 0, error
+    command = f"optsg push {tmp_path / 'run'} org/trained --private"
+    assert "The training is finished, but not published" in error and command in error
+    assert json.loads((tmp_path / "run/state/status.json").read_text())["status"] == "finished"
+    status, _, error = optsg(*command.split()[1:])
+    assert status == 0, error
+    published = hub.contents("org/trained")
+    assert hub.repository("org/trained").private
+    assert not [name for name in published if "state" in name or "log" in name]
+    assert str(tmp_path) not in b"".join(published.values()).decode("utf-8", "ignore")
+    assert json.loads(published["training_summary.json"])["arguments"]["vision_tower"] == "vision"
+    assert (
+        b'from_pretrained("org/trained"' in published["README.md"]
+        and b"On the validation split" in published["README.md"]
+    )

@@ -1,0 +1,197 @@
+"""`pipeline("tag-generation")`: what goes in, what comes out, and that the saved folder carries it."""
+
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from numbered_clips import write_clip
+from PIL import Image
+from transformers import pipeline
+
+from modeling_optsg import TagGenerationPipeline
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in {"red": (255, 0, 0), "blue": (0, 0, 255), "grey": (99, 99, 99)}.items():
+        Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", num_frames=6)
+
+
+@pytest.fixture(scope="module")
+def tagger(tiny_checkpoint):
+    return pipeline("tag-generation", model=str(tiny_checkpoint), trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def expected(tagger):
+    """What the model and the processor say without a pipeline."""
+
+    def tags(generate_kwargs=None, **item):
+        inputs = tagger.processor(**{name: [value] for name, value in item.items()})
+        (tags,) = tagger.processor.batch_decode(tagger.model.generate(**inputs, **(generate_kwargs or {})))
+        return [
+            {"label": tag["tag"], "score": pytest.approx(tag["score"], abs=1e-5), "novel": tag["novel"]}
+            for tag in tags
+        ]
+
+    return tags
+
+
+def test_a_picture_gives_labels_as_image_classification_does(tagger, expected, pictures):
+    tags = tagger(str(pictures / "red.png"))
+    assert tags == expected(images=str(pictures / "red.png")) and tags
+    assert [tag["score"] for tag in tags] == sorted((tag["score"] for tag in tags), reverse=True)
+
+
+def test_every_way_of_giving_a_picture_is_the_same(tagger, pictures):
+    path = pictures / "blue.png"
+    ways = [path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path))]
+    ways += [
+        {"image": path},
+        {"bytes": path.read_bytes(), "path": "blue.png"},
+        {"image": {"bytes": path.read_bytes()}},
+    ]
+    first, *others = [tagger(way) for way in ways]
+    assert first and all(other == first for other in others)
+
+
+def test_a_picture_s_address_is_fetched(tagger, pictures):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=pictures))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/red.png"
+        assert tagger({"image": address, "title": "a red dog"}, timeout=5) == tagger(
+            {"image": pictures / "red.png", "title": "a red dog"}
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_clips_come_by_suffix_as_bytes_or_as_frames(tagger, expected, clip):
+    tags = tagger(str(clip))
+    assert tags == expected(videos=str(clip)) and tags
+    assert tagger({"video": clip.read_bytes()}) == tags
+    frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 90, 180)]
+    assert tagger({"frames": frames, "title": "red"}) == expected(videos=frames, titles="red")
+
+
+@pytest.mark.parametrize("batch_size, num_workers", [(1, 0), (3, 0), (2, 2)])
+def test_a_mixed_list_is_tagged_in_batches_by_workers_in_order(tagger, pictures, clip, batch_size, num_workers):
+    items = [pictures / "red.png", {"video": clip, "title": "a dog"}, {"title": "blue square"}, clip]
+    items += [{"image": pictures / "grey.png", "title": "e-mail"}]
+    one_by_one = [tagger(item) for item in items]
+    together = tagger(items, batch_size=batch_size, num_workers=num_workers)
+    for tags, alone in zip(together, one_by_one, strict=True):
+        assert tags == [tag | {"score": pytest.approx(tag["score"], abs=1e-5)} for tag in alone]
+
+
+def test_an_empty_list_gives_an_empty_list(tagger):
+    assert tagger([]) == []
+
+
+def test_generators_are_read_as_they_are_consumed(tagger, pictures):
+    read = []
+
+    def items():
+        for name in ("red", "blue", "grey"):
+            read.append(name)
+            yield {"image": pictures / f"{name}.png"}
+
+    results = iter(tagger(items()))
+    next(results)
+    assert len(read) < 3
+    assert len(list(results)) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_give_their_columns_of_those_names(tagger, pictures, streaming):
+    paths = sorted(map(str, pictures.glob("*.png")))
+    rows = {"id": ["1", "2", "3"], "image": paths, "title": ["red", None, "dog"], "tags": [["a"]] * 3}
+    dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    results = tagger(dataset.to_iterable_dataset() if streaming else dataset, batch_size=2)
+    wanted = tagger([{"image": path, "title": title} for path, title in zip(paths, rows["title"])])
+    for tags, alone in zip(results, wanted, strict=True):
+        assert tags == [tag | {"score": pytest.approx(tag["score"], abs=1e-5)} for tag in alone]
+    if not streaming:
+        assert len(tagger(dataset)) == 3
+
+
+def test_a_dataset_without_pictures_or_titles_is_named(tagger):
+    with pytest.raises(ValueError, match=r"columns \['id'\]; expected some of"):
+        tagger(datasets.Dataset.from_dict({"id": [1]}))
+
+
+def test_settings_reach_generate(tagger, expected, pictures):
+    path = str(pictures / "red.png")
+    assert len(tagger(path, top_k=1)) == 1
+    assert tagger(path, threshold=1.0) == []
+    assert tagger(path, decoding="sequential") == expected({"decoding": "sequential"}, images=path)
+    assert tagger(path, num_beams=2, pad_bias=-9.0) == expected({"num_beams": 2, "pad_bias": -9.0}, images=path)
+    only = tagger(path, tag_vocabulary=["blue", "creative"], threshold=0.0)
+    assert only and {tag["label"] for tag in only} <= {"blue", "creative"}
+
+
+def test_settings_can_be_given_once_for_all(tiny_checkpoint, tagger, pictures):
+    once = pipeline(model=str(tiny_checkpoint), trust_remote_code=True, top_k=1, decoding="sequential")
+    assert once(pictures / "red.png") == tagger(pictures / "red.png", top_k=1, decoding="sequential")
+    assert len(once(pictures / "red.png", top_k=3)) > 1
+
+
+@pytest.mark.parametrize(
+    "item, settings, message",
+    [
+        ({"imge": "x.png"}, {}, r"'imge'.*expected some of"),
+        ({}, {}, "no items|neither"),
+        ({"video": "a.mp4", "frames": []}, {}, "both a video and frames"),
+        ("nowhere.png", {}, "nowhere.png is not a picture that can be read: No such file"),
+        ({"title": " "}, {}, "neither a picture nor a title"),
+        ({"title": "red"}, {"top_k": 0}, "max_tags"),
+        ({"title": "red"}, {"top_k": 1, "max_tags": 2}, "the same"),
+        ({"title": "red"}, {"tresh": 0.5}, "does not know.*tresh"),
+        ({"title": "red"}, {"decoding": "both"}, "decoding='both'"),
+        ({"title": "red"}, {"tag_vocabulary": "dog"}, "expected a list of tags"),
+        ({"title": "red"}, {"tag_vocabulary": [" "]}, "is blank"),
+    ],
+)
+def test_errors_name_what_is_wrong(tagger, item, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tagger(item, **settings)
+
+
+def test_a_model_object_needs_a_processor(tagger):
+    with pytest.raises((ValueError, Exception), match="processor"):
+        pipeline("tag-generation", model=tagger.model)
+
+
+def test_a_saved_pipeline_loads_again_with_its_processor(tagger, tmp_path, pictures):
+    tagger.save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline_optsg.py").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["tag-generation"]["pt"] == [
+        "AutoModel"
+    ]
+    again = pipeline("tag-generation", model=str(tmp_path), trust_remote_code=True)
+    assert again(pictures / "red.png") == tagger(pictures / "red.png")
+
+
+def test_model_objects_of_the_package_take_the_registered_pipeline(tiny_model, tiny_processor, pictures):
+    tagger = pipeline("tag-generation", model=tiny_model, processor=tiny_processor)
+    assert isinstance(tagger, TagGenerationPipeline)
+    assert isinstance(tagger(pictures / "red.png"), list)
+
+
+def test_in_half_precision_pictures_are_tagged_too(tiny_checkpoint, pictures):
+    tagger = pipeline("tag-generation", model=str(tiny_checkpoint), trust_remote_code=True, dtype=torch.bfloat16)
+    assert tagger(pictures / "red.png")
