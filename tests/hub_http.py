@@ -218,6 +218,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _drop(self) -> None:
-        # Reset, not closed in order: a cable that is pulled says no goodbye.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        # Of an upload reset, not closed in order: a cable that is pulled says no goodbye. A download that is reset the
+        # client gives up; one that ends too soon it takes up again.
+        if self.received:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.close_connection = True

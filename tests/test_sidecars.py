@@ -448,9 +448,14 @@ def test_a_run_killed_anywhere_goes_on_and_ends_the_same(tmp_path, how):
 
     shutil.copytree(original, tmp_path / "whole")
     assert start(tmp_path / "whole").wait(60) == 0
-    shutil.copytree(original, tmp_path / "killed")
     kills = 0
-    for _ in range(7 if how == signal.SIGKILL else 1):
+    for _ in range(7):
+        # On a busy machine a run may be over before the signal is sent.
+        if not kills:
+            shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+            shutil.copytree(original, tmp_path / "killed")
+        elif how != signal.SIGKILL:
+            break
         process = start(tmp_path / "killed")
         for _ in range(draw.randint(1, 6)):
             process.stdout.readline()
