@@ -40,7 +40,8 @@ def killed_run(command: list[str], output: Path, kills: int, longest: float, log
     state, chance, found = output / "state", random.Random(0), []
     while True:
         status = state / "status.json"
-        before = status.stat().st_mtime_ns if status.exists() else None
+        # What the run before has left there.
+        status.unlink(missing_ok=True)
         process = subprocess.Popen(
             command, env=small_run.environment(), stdout=log, stderr=log, start_new_session=True
         )
@@ -49,7 +50,7 @@ def killed_run(command: list[str], output: Path, kills: int, longest: float, log
                 raise SystemExit(f"The run that was let go ended with {process.returncode}.")
             return found
         # What is before the first step is not what is to be tested.
-        while process.poll() is None and (not status.exists() or status.stat().st_mtime_ns == before):
+        while process.poll() is None and not (status.exists() and "running" in status.read_text()):
             time.sleep(0.01)
         wait_for_state = len(found) % 4 == 3
         deadline = time.monotonic() + (30 if wait_for_state else chance.uniform(0, longest))

@@ -65,5 +65,5 @@ def command(folder: Path, output: Path, launcher: tuple[str, ...] = (), config: 
 
 def environment() -> dict[str, str]:
     """One thread: sums are then made in one order."""
-    root = str(TRAIN.parent.parent)
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
+    paths = [str(TRAIN.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}

@@ -4,13 +4,14 @@ r"""Tags a dataset of any size, on as many processes or machines as there are, i
     python examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags --ray 2
 
 Items are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
-Started again with the same arguments, in either way, it makes the shards that are missing. Rows are the items' `id`,
-their `tags` (`tag`, `score`, `novel`; best first) and, where an item cannot be read, an `error`. With `--ray N` shards
-are the input of a `ray.data` job with N workers, on the Ray cluster at `RAY_ADDRESS` or on one made here; all must see
-the same files.
+Started again with the same arguments, in either way, it makes the shards that are missing; other weights or items
+under the same names are refused. Rows are the items' `id`, their `tags` (`tag`, `score`, `novel`; best first) and,
+where an item cannot be read, an `error`. With `--ray N` shards are the input of a `ray.data` job with N workers, on
+the Ray cluster at `RAY_ADDRESS` or on one made here; all must see the same files.
 """
 
 import argparse
+import hashlib
 import json
 import os
 from collections import Counter
@@ -27,7 +28,9 @@ from transformers import AutoConfig
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor
 from modeling_optsg.dataset_tagging import shard_path, shards_of, write_shard
+from modeling_optsg.feature_cache import digest
 from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.training.durable_files import write_json
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -68,6 +71,19 @@ class ShardTagger:
         self.settings = {name: value for name, value in settings.items() if value is not None}
         self.settings["batch_size"] = arguments.batch_size
 
+    def weights(self) -> str:
+        """Changes with whatever the model's answers depend on."""
+        settings = self.model.generation_config.to_dict() | {"transformers_version": None}
+        return digest(self.model, settings, self.processor.tag_tokenizer.get_vocab())
+
+    def items(self) -> str:
+        """Changes with the items and their order."""
+        names = [name for name in ("id", "title") if name in self.dataset.column_names]
+        hashed = hashlib.sha256()
+        for rows in self.dataset.select_columns(names).with_format("arrow").iter(10_000):
+            hashed.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
+        return hashed.hexdigest()[:32]
+
     def __call__(self, row: dict) -> dict:
         index = int(row["shard"])
         items = self.shards[index]
@@ -76,15 +92,20 @@ class ShardTagger:
         return {"shard": index, "items": len(items)}
 
 
-def check_output(arguments: argparse.Namespace, num_shards: int) -> None:
-    """Refuses to mix shards of other arguments into a folder.
+def check_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
+    """Refuses to mix shards of other arguments, weights or items into a folder, and takes away what killed processes
+    have left there.
 
     Raises:
-        ValueError: the folder's shards were made with other arguments.
+        ValueError: the folder's shards were made otherwise.
     """
     free = ("output", "dataset_dir", "ray")
-    own = {name: value for name, value in vars(arguments).items() if name not in free} | {"shards": num_shards}
+    own = {name: value for name, value in vars(arguments).items() if name not in free}
+    # Names stay the same when what they stand for changes.
+    own |= {"shards": len(tagger.shards), "weights": tagger.weights(), "items": tagger.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
+    for left in arguments.output.glob(".tags-*.parquet.*"):
+        left.unlink()
     path = arguments.output / "arguments.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -92,9 +113,7 @@ def check_output(arguments: argparse.Namespace, num_shards: int) -> None:
             raise ValueError(
                 f"{arguments.output} holds shards made with another {', '.join(other)}; give another folder."
             )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(own, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, own)
 
 
 def with_accelerate(arguments: argparse.Namespace) -> None:
@@ -102,7 +121,7 @@ def with_accelerate(arguments: argparse.Namespace) -> None:
     with accelerator.main_process_first():
         tagger = ShardTagger(arguments)
         if accelerator.is_main_process:
-            check_output(arguments, len(tagger.shards))
+            check_output(arguments, tagger)
     mine = range(accelerator.process_index, len(tagger.shards), accelerator.num_processes)
     for index in tqdm(mine, desc="Shards", disable=not accelerator.is_main_process):
         tagger({"shard": index})
@@ -115,9 +134,10 @@ def with_accelerate(arguments: argparse.Namespace) -> None:
 def with_ray(arguments: argparse.Namespace) -> None:
     import ray
 
-    dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, cache_dir=arguments.dataset_dir)
-    num_shards = len(shards_of(len(dataset), arguments.shard_size))
-    check_output(arguments, num_shards)
+    tagger = ShardTagger(arguments)
+    check_output(arguments, tagger)
+    num_shards = len(tagger.shards)
+    del tagger
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
         ray.init(log_to_driver=False, **own)

@@ -59,6 +59,7 @@ class EfficientNetLiteModel(PreTrainedModel):
     main_input_name = "pixel_values"
     # There is no attention here; without the flag a model that asks for sdpa refuses the tower.
     _supports_sdpa = True
+    _no_split_modules = ["InvertedResidual"]
 
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)

@@ -47,7 +47,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         if config.text_classes:
             self.classifier = SimilarityClassifier(config, config.num_tag_classes)
             # Normalised, what the queries find is far larger than the summary, and at first it says nothing.
-            self.found_share = nn.Parameter(torch.zeros(()))
+            self.found_share = nn.Parameter(torch.zeros(1))
         else:
             self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
         self.tag_classes = TagClasses(config)

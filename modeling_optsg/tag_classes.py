@@ -83,7 +83,7 @@ class SimilarityClassifier(nn.Module):
         super().__init__()
         self.weights = nn.Embedding(classes, config.hidden_size)
         self.bias = nn.Parameter(torch.zeros(classes))
-        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.log_scale = nn.Parameter(torch.zeros(1))
         self.initial_log_scale = -math.log(config.alignment_temperature)
 
     def forward(self, hidden_states: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:

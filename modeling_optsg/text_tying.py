@@ -4,8 +4,10 @@ import copy
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from transformers.initialization import no_init_weights
 
 
 class TiedToText(nn.Module):
@@ -99,28 +101,32 @@ def tie_classes_to_text(model, features: torch.Tensor, begin_title: bool = True)
         summary.title_projection.weight.copy_(projection.T)
 
 
-def plain_copy(model):
-    """A copy of a model as it is saved and as it writes: tied weights have become plain ones."""
-    tied = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and parametrize.is_parametrized(module)
-    }
-    output = getattr(model, "lm_head", None)
-    offsets = output.weight if output is not None else None
-    # Not `remove_parametrizations` on a copy: a copied module shares the class that carries the parametrization.
-    for name, module in tied.items():
-        plain = nn.Embedding.from_pretrained(module.weight.detach().clone(), freeze=False)
-        if output is not None and module.parametrizations.weight.original is offsets:
-            output.weight = plain.weight
-        model.set_submodule(name, plain)
-    try:
-        return copy.deepcopy(model)
-    finally:
-        for name, module in tied.items():
-            model.set_submodule(name, module)
-        if output is not None:
-            output.weight = offsets
+@torch.no_grad()
+def plain_copy(model, state_dict: dict[str, torch.Tensor] | None = None):
+    """A copy of a model as it is saved and as it writes: tied weights have become plain ones.
+
+    Args:
+        state_dict: the model's, where its own is divided among processes.
+    """
+    state_dict = dict(model.state_dict() if state_dict is None else state_dict)
+    for name, module in model.named_modules():
+        if not (isinstance(module, nn.Embedding) and parametrize.is_parametrized(module)):
+            continue
+        prefix = f"{name}.parametrizations.weight."
+        own = {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+        offsets = own.pop("original")
+        own = {key.removeprefix("0."): tensor for key, tensor in own.items()}
+        state_dict[f"{name}.weight"] = functional_call(module.parametrizations.weight[0], own, (offsets,))
+    # What is drawn here is overwritten, and is not to change what the training draws next.
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        copied = type(model)(copy.deepcopy(model.config))
+    copied.tie_weights()
+    tied = copied.all_tied_weights_keys
+    copied.load_state_dict({name: tensor for name, tensor in state_dict.items() if name not in tied}, strict=False)
+    if lacking := copied.state_dict().keys() - state_dict.keys():
+        raise ValueError(f"The state lacks {', '.join(sorted(lacking)[:5])}.")
+    copied.generation_config = copy.deepcopy(model.generation_config)
+    return copied.to(next(iter(state_dict.values())).device).train(model.training)
 
 
 def token_texts(tag_tokenizer) -> list[str | None]:

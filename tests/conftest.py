@@ -1,6 +1,9 @@
 """A tiny model and its processor, made without a network: random weights, tokenizers trained on the spot."""
 
 import copy
+import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +20,28 @@ from modeling_optsg import (
 
 torch.set_num_threads(1)
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
 TRAIN_TAGS = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 TITLE_WORDS = ["a", "red", "blue", "green", "square", "dog", "e", "-", "mail", *"红色方块创意美食家常菜"]
 TEXT_SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+@pytest.fixture(scope="session")
+def load_program():
+    """Loads a program of `examples/` by its name, as a module, anew each time."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_program", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    # Programs import their neighbours.
+    sys.path.insert(0, str(EXAMPLES))
+    yield load
+    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture(scope="session")

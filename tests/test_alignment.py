@@ -93,7 +93,7 @@ def test_similarity_is_the_cosine_over_the_temperature(alignment):
     for item, prompt, column in itertools.product(range(2), range(NUM_PROMPTS), range(7)):
         projected = alignment.prompt_projection(prompts[item, prompt])
         cosine = torch.cosine_similarity(projected, candidates[column], dim=0)
-        torch.testing.assert_close(similarity[item, prompt, column], cosine / alignment.log_scale.neg().exp())
+        torch.testing.assert_close(similarity[item, prompt, column], cosine / alignment.log_scale[0].neg().exp())
     assert alignment.log_scale.exp().item() == pytest.approx(1 / 0.07)
 
 

@@ -1,8 +1,6 @@
 """Chinese titles and tags, from released files to exact tag sets: the preset for CREATE-tagging on a small fixture."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +59,8 @@ def exported(tmp_path_factory):
     return folder / "parquet"
 
 
-def test_the_preset_learns_chinese_tags_to_exact_sets(exported, text_tower, tmp_path):
-    spec = importlib.util.spec_from_file_location("train_program", ROOT / "examples/train.py")
-    train = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = train
-    spec.loader.exec_module(train)
+def test_the_preset_learns_chinese_tags_to_exact_sets(load_program, exported, text_tower, tmp_path):
+    train = load_program("train")
     preset = ROOT / "examples/presets/optsg-create.json"
     # The preset as it is, but for its size: towers and width of a fixture, and a schedule of seconds.
     config = json.loads(preset.read_text())["config"] | {"hidden_size": 48, "intermediate_size": 96}

@@ -1,31 +1,17 @@
 """`examples/compare.py`: every system on a folder of plain pictures, and what it writes about them."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
 
 
-def load_program(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def compare():
-    sys.path.insert(0, str(EXAMPLES))
-    yield load_program("compare")
-    sys.path.remove(str(EXAMPLES))
+def compare(load_program):
+    return load_program("compare")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +33,7 @@ def benchmark_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gathered(compare, benchmark_folder, towers, tmp_path_factory):
+def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
     """All systems with one seed, asy with two; trained in this process."""
     root = tmp_path_factory.mktemp("compare")
     preset = {
@@ -135,10 +121,8 @@ def test_the_page_escapes_what_comes_from_data(gathered):
     assert "http" not in page, "self-contained"
 
 
-def test_items_are_sorted_into_the_cases_of_the_paper():
-    sys.path.insert(0, str(EXAMPLES))
+def test_items_are_sorted_into_the_cases_of_the_paper(load_program):
     page = load_program("compare_page")
-    sys.path.remove(str(EXAMPLES))
     train_tags = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
     references = [["cat", "pet", "animal"]] * 6
     predicted = [
@@ -158,7 +142,7 @@ def test_items_are_sorted_into_the_cases_of_the_paper():
     }
 
 
-def test_the_command_of_a_training_can_be_run(compare, tmp_path, monkeypatch):
+def test_the_command_of_a_training_can_be_run(load_program, tmp_path, monkeypatch):
     fresh, called = load_program("compare"), []
     monkeypatch.setattr(fresh.subprocess, "run", lambda command, check: called.append(command))
     line = ["--preset", str(tmp_path / "p.json"), "--work_dir", str(tmp_path / "work")]

@@ -1,28 +1,21 @@
 """A dataset tagged in shards: each as a whole or not at all, whoever makes it."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.dataset_tagging import shard_path, shards_of, tag_items, write_shard
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
 
 @pytest.fixture(scope="module")
-def program():
-    spec = importlib.util.spec_from_file_location("tag_dataset_program", EXAMPLES / "tag_dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def program(load_program):
+    return load_program("tag_dataset")
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +78,33 @@ def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
     files[2].unlink()
     with pytest.raises(RuntimeError, match="1 shards are missing, such as tags-00002-of-00003"):
         program.report(arguments, 3)
+
+
+def test_shards_of_other_weights_or_items_are_not_mixed_and_nothing_is_left_behind(
+    program, folder, tiny_checkpoint, tmp_path
+):
+    checkpoint, pictures = tmp_path / "model", tmp_path / "pictures"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    shutil.copytree(folder, pictures)
+    given = ["--checkpoint", checkpoint, "--dataset", pictures, "--output", tmp_path / "tags"]
+    given += ["--dataset_dir", tmp_path / "hf"]
+    program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    killed = tmp_path / "tags/.tags-00000-of-00001.parquet.123"
+    killed.write_text("half of it")
+    program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    assert sorted(path.name for path in (tmp_path / "tags").iterdir()) == [
+        "arguments.json",
+        "tags-00000-of-00001.parquet",
+    ]
+    model = OPTSGForTagGeneration.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.lm_head.bias[3] += 1
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ValueError, match="made with another weights"):
+        program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    shutil.rmtree(checkpoint)
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    lines = (pictures / "metadata.jsonl").read_text()
+    (pictures / "metadata.jsonl").write_text(lines.replace("a red square", "a blue square"))
+    with pytest.raises(ValueError, match="made with another items"):
+        program.with_accelerate(program.parse_arguments(list(map(str, given))))

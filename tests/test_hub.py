@@ -448,7 +448,7 @@ def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, 
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})
 import train
-train.run(train.parse_arguments({list(map(str, arguments))!r}))
+train.main(train.parse_arguments({list(map(str, arguments))!r}))
 """
     status, _, error = optsg.python(code, token="hf_stranger")
     assert status == 0, error

@@ -329,11 +329,22 @@ def run_elsewhere(folder, saved, pixels, titles, tmp_path):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def without_dimensions(folder: Path) -> set[str]:
+    """Writes parameters of one entry as they once were; returns their names."""
+    single = set()
+    for file in folder.glob("*.safetensors"):
+        state = load_file(file)
+        single |= {name for name, tensor in state.items() if tensor.shape == (1,)}
+        save_file({n: t[0].clone() if n in single else t for n, t in state.items()}, file, {"format": "pt"})
+    return single
+
+
 def test_a_saved_folder_writes_the_same_tags_where_the_package_is_not_installed(make_model, tiny_processor, tmp_path):
-    """With the tower whose class is the package's own; a folder saved there again is complete too."""
+    """With the tower whose class is the package's own, and older weights; a folder saved there again is complete."""
     model = make_model("efficientnet_lite")
     model.generation_config.pad_bias = {"parallel": -5.0, "sequential": -4.0}
     model.save_pretrained(tmp_path / "saved")
+    assert without_dimensions(tmp_path / "saved")
     tiny_processor.save_pretrained(tmp_path / "saved")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     titles = ["a red square", "", "创意美食"]
@@ -352,3 +363,28 @@ def test_a_saved_folder_writes_the_same_tags_where_the_package_is_not_installed(
     assert again >= saved
     for path in (tmp_path / "again").glob("*.py"):
         assert path.read_bytes() == (PACKAGE / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("way", ["path", "keyword", "subfolder", "shards"])
+def test_parameters_of_one_entry_that_were_saved_without_a_dimension_are_read(make_model, tmp_path, way):
+    model = make_model(num_tag_classes=2, item_query=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.shape == (1,):
+                parameter.fill_(2.5)
+    folder = tmp_path / "model"
+    model.save_pretrained(folder, max_shard_size="20KB" if way == "shards" else "1GB")
+    assert (len(list(folder.glob("*.safetensors"))) > 1) == (way == "shards")
+    single = without_dimensions(folder)
+    assert {name.rsplit(".", 1)[1] for name in single} == {"log_scale", "found_share"}
+    loaded = {
+        "path": lambda: OPTSGForTagGeneration.from_pretrained(folder),
+        "keyword": lambda: OPTSGForTagGeneration.from_pretrained(pretrained_model_name_or_path=folder),
+        "subfolder": lambda: OPTSGForTagGeneration.from_pretrained(tmp_path, subfolder="model"),
+        "shards": lambda: OPTSGForTagGeneration.from_pretrained(folder),
+    }[way]()
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    loaded.save_pretrained(tmp_path / "again")
+    saved = load_file(tmp_path / "again/model.safetensors")
+    assert all(saved[name].shape == (1,) for name in single)

@@ -1,6 +1,5 @@
 """The programs behind results/icon_tagging/recipe: second data set, ladder and curves, diagnosis."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,20 +10,6 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
-
-
-@pytest.fixture(scope="module")
-def program():
-    def load(name):
-        spec = importlib.util.spec_from_file_location(f"{name}_for_recipe", EXAMPLES / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-
-    sys.path.insert(0, str(EXAMPLES))
-    yield load
-    sys.path.remove(str(EXAMPLES))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gathered(program, folder, towers, tmp_path_factory):
+def gathered(load_program, folder, towers, tmp_path_factory):
     """`recipe.py second` on the toy pictures, its trainings in this process."""
     root = tmp_path_factory.mktemp("recipe")
     preset = {
@@ -60,7 +45,7 @@ def gathered(program, folder, towers, tmp_path_factory):
         "pad_biases": [-1.0],
     }
     (root / "preset.json").write_text(json.dumps(preset), encoding="utf-8")
-    recipe, train = program("recipe"), program("train")
+    recipe, train = load_program("recipe"), load_program("train")
     commands = []
 
     def run(command):
@@ -106,11 +91,11 @@ def test_each_row_says_how_it_was_trained_and_what_it_reached(gathered, folder):
     assert len(commands) == 2
 
 
-def test_a_row_of_the_ladder_changes_one_thing(program, gathered):
+def test_a_row_of_the_ladder_changes_one_thing(load_program, gathered):
     root, commands, go = gathered
     with pytest.raises(SystemExit, match="no rows"):
         go("ladder", "--rows", "nonsense")
-    recipe, train = program("recipe"), program("train")
+    recipe, train = load_program("recipe"), load_program("train")
     preset = json.loads((EXAMPLES / "presets/optsg-icon-small.json").read_text())
     for name, row in json.loads(recipe.ROWS.read_text()).items():
         assert set(row) <= {"what", "config", "arguments"} and row["what"]
@@ -120,9 +105,9 @@ def test_a_row_of_the_ladder_changes_one_thing(program, gathered):
         assert set(row.get("arguments", {})) <= set(train.TrainArguments.__dataclass_fields__)
 
 
-def test_a_diagnosis_accounts_for_every_tag(program, gathered, folder, monkeypatch):
+def test_a_diagnosis_accounts_for_every_tag(load_program, gathered, folder, monkeypatch):
     root, _, _ = gathered
-    diagnose = program("diagnose")
+    diagnose = load_program("diagnose")
     output = root / "diagnosis.json"
     arguments = ["--checkpoint", root / "work/second-op-tsg-seed0", "--dataset", folder, "--output", output]
     arguments += ["--cache_dir", root / "cache", "--train_items", 4]
@@ -140,8 +125,8 @@ def test_a_diagnosis_accounts_for_every_tag(program, gathered, folder, monkeypat
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
-def test_readers_of_the_second_data_set(program, tmp_path):
-    second = program("second_dataset")
+def test_readers_of_the_second_data_set(load_program, tmp_path):
+    second = load_program("second_dataset")
     carbon, ionicons = tmp_path / "@carbon/icons", tmp_path / "ionicons/dist"
     emoji, twemoji = tmp_path / "emojilib/dist", tmp_path / "@twemoji/svg"
     for directory in (carbon, ionicons, emoji, twemoji):

@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
 
-from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator
+from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator, OPTSGModel
 from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
 from modeling_optsg.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
+from modeling_optsg.training import without_unreadable
 
 # EfficientNet-Lite
 
@@ -144,8 +146,6 @@ def rows(pictures):
 @pytest.fixture
 def calls(monkeypatch):
     """How often each tower has been run."""
-    from modeling_optsg import OPTSGModel
-
     counts = {"encode_frames": 0, "encode_text": 0}
 
     def counting(name, method):
@@ -251,6 +251,47 @@ def test_whatever_changes_the_outputs_makes_a_new_file(make_model, tiny_processo
         change(model, processor)
     cached(rows(pictures), model, processor, tmp_path)
     assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+
+
+def test_caching_that_was_killed_goes_on(tiny_model, tiny_processor, pictures, tmp_path, calls, monkeypatch):
+    whole = cached(rows(pictures), tiny_model, tiny_processor, tmp_path / "whole")
+    calls.update(dict.fromkeys(calls, 0))
+    encode = OPTSGModel.encode_text
+
+    def killed(*args):
+        if calls["encode_text"] == 1:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OPTSGModel, "encode_text", killed)
+        cached(rows(pictures), tiny_model, tiny_processor, tmp_path, block_size=1)
+    done = len(list(tmp_path.glob("towers-*.arrow")))
+    assert 0 < done < len(whole)
+    calls.update(dict.fromkeys(calls, 0))
+    again = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, block_size=1)
+    assert calls["encode_frames"] <= len(whole) - done
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one["frame_features"], other["frame_features"])
+
+
+def test_broken_pictures_are_left_out_up_to_a_limit(tiny_model, tiny_processor, pictures, tmp_path):
+    dataset = rows(pictures).cast_column("image", Image(decode=False))
+    broken = dataset.map(
+        lambda row, index: {"image": {"bytes": b"no picture", "path": None} if index == 1 else row["image"]},
+        with_indices=True,
+        features=dataset.features,
+    )
+    model = tiny_model.model
+    with pytest.raises(ValueError, match="1 items cannot be read, more than 0, such as"):
+        cache_tower_features(broken, model, tiny_processor, tmp_path)
+    features = cache_tower_features(broken, model, tiny_processor, tmp_path, most_unreadable=1)
+    assert [reason is None for reason in features["unreadable"]] == [index != 1 for index in range(len(dataset))]
+    PartialState()
+    kept, features = without_unreadable(broken, features)
+    assert kept["title"] == features["title"] == [t for index, t in enumerate(dataset["title"]) if index != 1]
+    expected = cached(dataset, tiny_model, tiny_processor, tmp_path / "whole")
+    np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)
 
 
 def test_other_rows_make_a_new_file(tiny_model, tiny_processor, pictures, tmp_path):

@@ -1,6 +1,5 @@
 """`examples/train.py`, `examples/score.py` and the model card, end to end on a folder of pictures drawn here."""
 
-import importlib.util
 import json
 import math
 import os
@@ -11,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
 
+from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.hub import write_model_card
 from modeling_optsg.training import micro_batches
@@ -25,12 +27,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), 
 
 
 @pytest.fixture(scope="module")
-def train():
-    spec = importlib.util.spec_from_file_location("train_program", EXAMPLES / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def train(load_program):
+    return load_program("train")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +81,9 @@ def test_a_run_leaves_a_checkpoint_with_fitted_settings_a_log_and_a_summary(trai
     assert model.config.num_tag_classes == len({"red", "green", "blue", "white", "left", "right"})
     assert set(processor.train_tags) >= {"red", "left"}
     log = [json.loads(line) for line in (trained / "run/training_log.jsonl").read_text().splitlines()]
+    sample = log[-1]["samples"][0]
+    assert sample["title"] == "a red picture" and sample["tags"] == ["red", "left"]
+    assert isinstance(sample["written"], list)
     assert len(log) == 2 and {"generation_loss", "alignment_loss", "items_per_second", "validation"} <= set(log[0])
     summary = json.loads((trained / "run/training_summary.json").read_text())
     assert summary["items"] == {"train": 15, "validation": 8}
@@ -164,6 +165,28 @@ def test_fine_tuning_keeps_the_tokenizer_and_knows_the_tags_of_both(train, train
         assert any(not torch.equal(old[n], new[n]) for n in old if tower in n and "running" not in n)
 
 
+def test_a_finished_run_is_not_trained_again(train, trained, folder, towers, caplog, monkeypatch):
+    more = ("--preset", trained / "preset.json", "--vision_tower", towers / "vision", "--text_tower", towers / "text")
+    more += ("--tag_vocab_size", 260, "--max_tag_tokens", 12, "--num_negatives", 3, "--half_precision_weights", True)
+    monkeypatch.setattr(train, "run", lambda *a: pytest.fail("it was begun again"))
+    before = (trained / "run/state/status.json").read_text()
+    with caplog.at_level("INFO"):
+        train.main(arguments(train, folder, trained / "run", trained / "cache", *more, "--log_every", 7))
+    assert "is finished with these arguments" in caplog.text
+    with pytest.raises(ValueError, match=r"batch_size 8 \(now 4\).*another output_dir, or --resume never"):
+        train.main(arguments(train, folder, trained / "run", trained / "cache", *more, "--batch_size", 4))
+    assert (trained / "run/state/status.json").read_text() == before
+
+
+def test_fp16_is_refused_where_it_would_be_32_bits(train, folder, tmp_path):
+    AcceleratorState._reset_state(True)
+    try:
+        with pytest.raises(ValueError, match="fp16 needs a GPU"):
+            train.main(arguments(train, folder, tmp_path / "run", tmp_path, "--mixed_precision", "fp16"))
+    finally:
+        AcceleratorState._reset_state(True)
+
+
 def test_a_preset_with_an_unknown_argument_is_refused(train, tmp_path, capsys):
     (tmp_path / "preset.json").write_text('{"epoch": 3}')
     with pytest.raises(SystemExit):
@@ -221,7 +244,7 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
     # With it, thresholds and not biases decide, and there is one pass anyway.
     model.set_alignment = model.generation_config.score_weights = model.generation_config.proposals = None
     processor = OPTSGProcessor.from_pretrained(trained / "run")
-    validation = train.load_tagging_dataset(str(folder), cache_dir=str(trained / "cache"))["validation"]
+    validation = load_tagging_dataset(str(folder), cache_dir=str(trained / "cache"))["validation"]
     evaluator = train.TagEvaluator(validation["tags"], processor.train_tags)
     settings = {"decoding": "parallel", "grid": {"pad_bias": (50.0, 0.0, -1.0), "num_beams": (2, 3)}, "batch_size": 3}
     once = train.fit_generation_config(model, processor, validation, evaluator, **settings)
@@ -237,7 +260,7 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
 def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_path):
     def items(share, seed):
         own = arguments(train, folder, tmp_path, tmp_path, "--train_share", share, "--seed", seed)
-        return train.load_splits(own)[0]["title"][:]
+        return train.load_splits(own)[1]["title"][:]
 
     assert items(0.25, 0) == items(0.25, 1) and len(items(0.25, 0)) == 4
     assert set(items(0.25, 0)) <= set(items(1.0, 0)) and len(items(1.0, 0)) == 16
@@ -267,10 +290,16 @@ def test_presets_have_the_supplement_s_schedules_and_can_be_built(train, preset,
 
 def test_configurations_of_accelerate_are_read():
     paths = sorted((EXAMPLES / "accelerate").glob("*.yaml"))
-    assert len(paths) == 2
+    assert [path.stem for path in paths] == ["ddp_2x8", "ddp_8", "deepspeed_zero2_8", "fsdp_8"]
     for path in paths:
+        # It refuses keys that it does not know.
         config = load_config_from_file(str(path))
-        assert config.num_processes in (8, 16) and config.mixed_precision == "bf16"
+        assert config.num_processes == (16 if "2x8" in path.stem else 8) and config.mixed_precision == "bf16"
+    # Every setting below is one that `accelerate launch` takes.
+    known = {action.dest for action in launch_command_parser()._actions}
+    for name in ("fsdp_8", "deepspeed_zero2_8"):
+        config = load_config_from_file(str(EXAMPLES / f"accelerate/{name}.yaml"))
+        assert set(config.fsdp_config) | set(config.deepspeed_config) <= known
 
 
 def test_layers_computed_anew_give_the_same_gradients(make_model, tiny_processor):

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
@@ -19,8 +19,10 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
+    Interrupted,
     MatchingMoves,
     RunState,
+    RunStatus,
     SeededItems,
     StreamBatches,
     TaggedStream,
@@ -122,16 +124,24 @@ def test_items_that_cannot_be_read_are_left_out_counted_and_limited():
 
     collate = CollateReadable(collator)
     found = collate([{"item_index": index} for index in range(5)])
-    assert (found.items, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, ["item 3 is broken"])
+    assert (found.items, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, {3: "item 3 is broken"})
     # Nothing left: an item that could be read before stands in, and does not count.
     stand_in = collate([{"item_index": 3}, {"item_index": 8}])
     assert (stand_in.items, stand_in.weight, len(stand_in.unreadable)) == ([], 0.0, 2)
     with pytest.raises(ValueError, match="None of the 2 items"):
         CollateReadable(collator)([{"item_index": 3}, {"item_index": 8}])
+
+
+def test_each_broken_item_counts_once_and_after_going_on_too():
     counted = Unreadable(2)
-    counted.note(["a", "b"])
-    with pytest.raises(ValueError, match="3 training items could not be read, such as: a"):
-        counted.note(["a"])
+    for _ in range(3):
+        counted.note(counted.new({3: "item 3 is broken"}))
+    counted.note(counted.new({8: "item 8 is broken"}))
+    assert counted.reasons == {"3": "item 3 is broken", "8": "item 8 is broken"}
+    again = Unreadable(2, json.loads(json.dumps(counted.reasons)))
+    assert not again.new({3: "item 3 is broken"})
+    with pytest.raises(ValueError, match="3 training items could not be read, more than most_unreadable=2, such as"):
+        again.note(again.new({9: "item 9 is broken"}))
 
 
 def test_the_rest_of_a_process_s_share_follows():
@@ -153,6 +163,13 @@ def test_tags_that_change_slots_are_counted():
     assert moves.share() is None
     moves.note([0, 1], torch.tensor([[0, -1, 1], [2, 0, -1]]), ids)
     assert moves.share() == pytest.approx(1 / 3)
+
+
+def test_only_so_many_items_are_followed():
+    moves, ids = MatchingMoves(most_items=1), torch.tensor([10])
+    for slots in ([[0, -1], [0, -1]], [[-1, 0], [0, -1]]):
+        moves.note([7, 8], torch.tensor(slots), ids)
+    assert moves.share() == 1.0 and list(moves.slots) == [7]
 
 
 @pytest.fixture
@@ -226,7 +243,7 @@ def test_a_state_of_another_run_or_model_is_refused(state, tmp_path):
 def test_rows_of_steps_that_are_done_again_are_forgotten(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    log = TrainingLog(Accelerator(cpu=True), path, start=2)
+    log = TrainingLog(Accelerator(cpu=True), path, start=2, total=3)
     log.write({"step": 3, "loss": 1.0})
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
@@ -283,6 +300,27 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_p
     assert done.returncode != 0 and "lower the learning rate" in done.stderr
     told = json.loads((tmp_path / "run/state/status.json").read_text())
     assert told["status"] == "failed" and "FloatingPointError" in told["error"]
+
+
+def test_a_failed_process_is_not_forgotten_when_the_others_are_stopped(tmp_path):
+    PartialState()
+    status = RunStatus(tmp_path / "status.json")
+    status.set("preparing")
+    with pytest.raises(ValueError), status.follow():
+        raise ValueError("a broken disk")
+    with status.follow():
+        raise Interrupted(3)
+    assert status.read() == {"status": "failed", "error": "ValueError: a broken disk", "process": 0}
+    status.set("preparing")
+    with status.follow():
+        raise Interrupted(3)
+    assert status.read() == {"status": "interrupted", "step": 3}
+
+
+def test_a_run_that_goes_on_in_another_folder_ends_with_a_checkpoint(small, tmp_path):
+    command = small_run.command(small, tmp_path / "run", epochs=2, save_every=6, evaluations=1)
+    done = subprocess.run(command, env=small_run.environment() | {"PYTHONINSPECT": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_named(small, tmp_path):

@@ -77,7 +77,8 @@ class TagAlignment(nn.Module):
         self.prompt_projection = nn.Linear(config.hidden_size, config.alignment_size)
         self.tag_projection = nn.Linear(config.text_config.hidden_size, config.alignment_size)
         self.pad_embedding = nn.Parameter(torch.empty(config.alignment_size))
-        self.log_scale = nn.Parameter(torch.empty(()))
+        # One entry, not none: what has no dimension cannot be divided among processes.
+        self.log_scale = nn.Parameter(torch.empty(1))
 
     def initial_log_scale(self) -> float:
         return -math.log(self.config.alignment_temperature)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import ModelOutput
 
 from .alignment import AlignmentOutput, TagAlignment
@@ -79,6 +81,20 @@ class OPTSGOutput(ModelOutput):
 ABSENT_BIAS = -5.0
 
 
+class _WithDimension(ConversionOps):
+    """Reads parameters of one entry that were saved without a dimension, as all were before models could be divided
+    among processes."""
+
+    def convert(self, input_dict, source_patterns, target_patterns, **kwargs):
+        (tensors,) = input_dict.values()
+        return {target_patterns[0]: torch.atleast_1d(tensors[0])}
+
+    @property
+    def reverse_op(self):
+        # What is saved stays as it is.
+        return self
+
+
 class OPTSGPreTrainedModel(PreTrainedModel):
     config_class = OPTSGConfig
     base_model_prefix = "model"
@@ -86,10 +102,15 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["TransformerLayer", "InvertedResidual"]
+    _no_split_modules = ["TransformerLayer"]
     # `Trainer` would otherwise take the `**kwargs` of `forward` as a promise to divide the loss by the tokens of all
     # accumulated batches, and leave it undivided.
     accepts_loss_kwargs = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        converters = [WeightConverter(name, name, [_WithDimension()]) for name in ("log_scale", "found_share")]
+        register_checkpoint_conversion_mapping(cls.config_class.model_type, converters, overwrite=True)
 
     @classmethod
     def from_pretrained(

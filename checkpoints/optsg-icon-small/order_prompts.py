@@ -16,7 +16,7 @@ class OrderPromptEncoder(nn.Module):
         asked = config.item_query and config.set_alignment
         self.item_query = nn.Parameter(torch.empty(config.hidden_size)) if asked else None
         # Normalised, what the query finds is far larger than the summary it is added to, and at first it says nothing.
-        self.found_share = nn.Parameter(torch.zeros(())) if asked else None
+        self.found_share = nn.Parameter(torch.zeros(1)) if asked else None
         self.layers = nn.ModuleList(
             TransformerLayer(config, cross_attention=True) for _ in range(config.num_prompt_layers)
         )

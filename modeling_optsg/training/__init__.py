@@ -1,26 +1,56 @@
 """Parts of a training loop: batches that do not depend on the number of processes, and checkpoints that survive."""
 
+from .arguments import LOCAL_ARGUMENTS, TrainArguments, parse_arguments
 from .batches import GlobalBatches, SeededItems, micro_batches, share_candidates, weigh_losses, weighted_losses
+from .checkpoints import save_checkpoint
 from .collation import CollatedItems, CollateReadable, Unreadable
 from .matching_moves import MatchingMoves
-from .run_state import RunState, ignore_sigterm
+from .model_building import build
+from .optimization import parameter_groups
+from .processes import make_accelerator, prepare_model, prepare_training
+from .run_state import RunState, refuse_other_run
+from .run_status import Interrupted, RunStatus, StopSignal, ignore_sigterm
+from .sharding import shard_model, whole_state
 from .streams import StreamBatches, TaggedStream
+from .training_items import load_splits, load_streams, without_unreadable, without_untrainable_tags
 from .training_log import TrainingLog
+from .validation import samples, validate
 
 __all__ = [
+    "LOCAL_ARGUMENTS",
     "CollateReadable",
     "CollatedItems",
     "GlobalBatches",
+    "Interrupted",
     "MatchingMoves",
     "RunState",
+    "RunStatus",
     "SeededItems",
+    "StopSignal",
     "StreamBatches",
     "TaggedStream",
+    "TrainArguments",
     "TrainingLog",
     "Unreadable",
+    "build",
     "ignore_sigterm",
+    "load_splits",
+    "load_streams",
+    "make_accelerator",
     "micro_batches",
+    "parameter_groups",
+    "parse_arguments",
+    "prepare_model",
+    "prepare_training",
+    "refuse_other_run",
+    "samples",
+    "save_checkpoint",
+    "shard_model",
     "share_candidates",
+    "validate",
     "weigh_losses",
     "weighted_losses",
+    "whole_state",
+    "without_unreadable",
+    "without_untrainable_tags",
 ]

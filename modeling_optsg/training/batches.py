@@ -34,25 +34,25 @@ def micro_batches(batch_size: int, num_processes: int, most_items: int | None) -
     return parts
 
 
-class GlobalBatches(Sampler):
-    """Batches of (item, seed) for one process, from the step asked for to the last.
+class SharedSteps:
+    """The steps of a training, and what of each is one process's.
 
-    Items come epoch after epoch, each epoch in an order of its own, and every `batch_size` of them are a step's: no
-    item is seen twice or missed in an epoch, and the last batch is as large as the others. A step's items are divided
-    among processes and parts in order, so what a step sees, and each item's seed, depend on `seed` alone.
+    A step's items are divided among processes and parts in order, so what a step sees depends on `seed` alone.
 
     Args:
-        items: number of items; steps: of the whole training.
+        items: how many items there are, or what has so many.
+        batch_size: items of a step, over all processes.
+        steps: of the whole training.
         parts: how many parts each process has in a step (see [`micro_batches`]); one batch is yielded for each.
         start: steps that are done already.
 
-    Yields:
-        lists of pairs for [`SeededItems`].
+    Raises:
+        ValueError: there are no items.
     """
 
     def __init__(
         self,
-        items: int,
+        items,
         batch_size: int,
         steps: int,
         seed: int,
@@ -61,16 +61,35 @@ class GlobalBatches(Sampler):
         parts: int = 1,
         start: int = 0,
     ):
-        if not items:
+        if not (items if isinstance(items, int) else len(items)):
             raise ValueError("There are no items to train on.")
         self.items, self.batch_size, self.steps, self.seed = items, batch_size, steps, seed
         self.process, self.num_processes, self.parts, self.start = process, num_processes, parts, start
+
+    def own_places(self) -> list[np.ndarray]:
+        """For each of this process's parts the places of its items among a step's."""
+        shares = np.array_split(np.arange(self.batch_size), self.num_processes * self.parts)
+        return shares[self.process * self.parts : (self.process + 1) * self.parts]
+
+
+class GlobalBatches(SharedSteps, Sampler):
+    """Batches of (item, seed) for one process, from the step asked for to the last.
+
+    Items come epoch after epoch, each epoch in an order of its own, and every `batch_size` of them are a step's: no
+    item is seen twice or missed in an epoch, and the last batch is as large as the others.
+
+    Args: those of [`SharedSteps`], with the number of items.
+
+    Yields:
+        lists of pairs for [`SeededItems`].
+    """
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, None
+        own = self.own_places()
         for step in range(self.start, self.steps):
             pairs = []
             for place in range(step * self.batch_size, (step + 1) * self.batch_size):
@@ -79,10 +98,8 @@ class GlobalBatches(Sampler):
                     order = np.random.default_rng([self.seed, epoch]).permutation(self.items)
                 item = int(order[place % self.items])
                 pairs.append((item, item_seed(self.seed, epoch, item)))
-            shares = np.array_split(np.arange(len(pairs)), self.num_processes * self.parts)
-            for part in range(self.parts):
-                own = shares[self.process * self.parts + part]
-                yield [pairs[place] for place in own]
+            for places in own:
+                yield [pairs[place] for place in places]
 
 
 def item_seed(seed: int, epoch: int, item: int | str) -> int:

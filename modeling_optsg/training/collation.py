@@ -1,8 +1,9 @@
 """Batches in a training loop: with the items they are of, and without those that cannot be read."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from accelerate.utils import gather_object
 
 
 @dataclass
@@ -11,13 +12,13 @@ class CollatedItems:
     Args:
         items: index of each item of the batch.
         batch: what the collator made of them.
-        unreadable: why items were left out.
+        unreadable: items that were left out, and why.
         weight: 0 where the batch stands in for one of which nothing could be read.
     """
 
     items: list[int]
     batch: dict
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
     weight: float = 1.0
 
 
@@ -37,7 +38,7 @@ class CollateReadable:
         self.spare = None
 
     def __call__(self, items: Sequence[Mapping]) -> CollatedItems:
-        readable, unreadable = list(items), []
+        readable, unreadable = list(items), {}
         try:
             batch = self.collator(readable)
         except (ValueError, OSError):
@@ -49,9 +50,10 @@ class CollateReadable:
                     self.collator([*company, item])
                     readable.append(item)
                 except (ValueError, OSError) as error:
-                    unreadable.append(str(error))
+                    unreadable[item["item_index"]] = str(error)
             if not readable and self.spare is None:
-                raise ValueError(f"None of the {len(items)} items of a batch can be read: {unreadable[0]}") from None
+                reason = next(iter(unreadable.values()))
+                raise ValueError(f"None of the {len(items)} items of a batch can be read: {reason}") from None
             if not readable:
                 return CollatedItems([], self.collator([self.spare]), unreadable, weight=0.0)
             batch = self.collator(readable)
@@ -60,21 +62,31 @@ class CollateReadable:
 
 
 class Unreadable:
-    """Counts what was left out, up to a limit.
+    """Items that were left out in any process, each once, up to a limit.
 
     Args:
         most: so many items may be; what is wrong with more is wrong with the data.
+        reasons: why, by item, of those known already.
     """
 
-    def __init__(self, most: int):
-        self.most, self.reasons = most, Counter()
+    def __init__(self, most: int, reasons: Mapping[str, str] | None = None):
+        self.most, self.reasons = most, dict(reasons or {})
 
-    def note(self, reasons: Sequence[str]) -> None:
-        """
+    def new(self, reasons: Mapping) -> dict[str, str]:
+        """Those of this process's items that are not known yet."""
+        # As text, for they are kept as the keys of JSON.
+        return {str(item): reason for item, reason in reasons.items() if str(item) not in self.reasons}
+
+    def note(self, reasons: Mapping[str, str]) -> None:
+        """Takes up what any process has found. All processes call it in the same step.
+
         Raises:
             ValueError: there are too many of them.
         """
-        self.reasons.update(reasons)
-        if self.reasons.total() > self.most:
-            shown = "; ".join(reason for reason, _ in self.reasons.most_common(3))
-            raise ValueError(f"{self.reasons.total()} training items could not be read, such as: {shown}")
+        self.reasons |= {item: reason for own in gather_object([dict(reasons)]) for item, reason in own.items()}
+        if len(self.reasons) > self.most:
+            shown = "; ".join(list(dict.fromkeys(self.reasons.values()))[:3])
+            raise ValueError(
+                f"{len(self.reasons)} training items could not be read, more than most_unreadable={self.most}, such "
+                f"as: {shown}"
+            )

@@ -7,9 +7,15 @@ import torch
 
 
 class MatchingMoves:
-    """Remembers in which slot each item's tags were, and counts those that are in another one now."""
+    """Remembers in which slot each item's tags were, and counts those that are in another one now.
 
-    def __init__(self):
+    Args:
+        most_items: so many items are followed, those seen first: items come shuffled, and what is remembered of
+            millions would fill the memory.
+    """
+
+    def __init__(self, most_items: int = 20_000):
+        self.most_items = most_items
         self.slots: dict[int, dict[int, int]] = {}
         self.moved = self.seen = 0
 
@@ -22,6 +28,8 @@ class MatchingMoves:
         """
         assignment, tag_ids = assignment.cpu().numpy(), tag_ids.cpu().numpy()
         for item, row in zip(items, assignment, strict=True):
+            if item not in self.slots and len(self.slots) >= self.most_items:
+                continue
             places = np.flatnonzero(row >= 0)
             now = dict(zip(tag_ids[row[places]].tolist(), places.tolist()))
             before = self.slots.get(item)

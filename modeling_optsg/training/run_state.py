@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
-PARTIAL = ".partial"
+from .durable_files import PARTIAL, sync, sync_all, write_json
+
 PROGRESS = "progress.json"
 
 
@@ -31,33 +32,11 @@ class RunState:
     def __init__(self, accelerator: Accelerator, folder: str | os.PathLike, arguments: dict, keep: int = 2):
         self.accelerator, self.folder, self.keep = accelerator, Path(folder), keep
         self.arguments = json.loads(json.dumps(arguments))
-        self.asked_to_stop = False
+        kind = accelerator.distributed_type
+        # How what was prepared is divided among processes: others cannot read it.
+        self.divided = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
         accelerator.register_save_state_pre_hook(self._leave_out_frozen)
         accelerator.register_load_state_pre_hook(self._load_trained)
-
-    # Signals
-
-    def listen(self) -> None:
-        """From now on SIGTERM is noted instead of ending the process; see [`stop_asked`]."""
-
-        def note(signum, frame):
-            self.asked_to_stop = True
-
-        signal.signal(signal.SIGTERM, note)
-
-    @staticmethod
-    def stop_listening() -> None:
-        """From now on SIGTERM ends the process again."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def stop_asked(self) -> bool:
-        """Whether any process was asked to stop; all processes must ask in the same step."""
-        if self.accelerator.num_processes == 1:
-            return self.asked_to_stop
-        noted = torch.tensor(float(self.asked_to_stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(noted, "sum").item())
-
-    # Checkpoints
 
     def save(self, step: int, progress: dict) -> None:
         """Writes the checkpoint of a step. All processes call it.
@@ -79,14 +58,14 @@ class RunState:
             raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(partial / PROGRESS, {"step": step, "arguments": self.arguments, **progress})
+            write_json(
+                partial / PROGRESS, {"step": step, "arguments": self.arguments, "divided": self.divided, **progress}
+            )
             # In this order: a name must not stand for bytes that are not on the disk yet.
-            for path in partial.iterdir():
-                _sync(path)
-            _sync(partial)
+            sync_all(partial)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-            _sync(self.folder)
+            sync(self.folder)
             others = [path for path in self.checkpoints() if path != final]
             for path in others:
                 # Later ones are of what was gone back from.
@@ -120,13 +99,10 @@ class RunState:
             if not (path / PROGRESS).is_file():
                 raise FileNotFoundError(f"{path} is no checkpoint of a running training: it has no {PROGRESS}.")
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        saved = progress.pop("arguments")
-        if other := sorted(k for k in saved.keys() | self.arguments.keys() if saved.get(k) != self.arguments.get(k)):
-            changed = ", ".join(f"{name} {saved.get(name)!r} (now {self.arguments.get(name)!r})" for name in other)
-            raise ValueError(
-                f"{path} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
-                "--resume never."
-            )
+        saved, divided = progress.pop("arguments"), progress.pop("divided", None)
+        if divided != self.divided:
+            raise ValueError(f"{path} was written under {divided or 'no'} division of the model, not {self.divided}.")
+        refuse_other_run(saved, self.arguments, path)
         self.accelerator.load_state(str(path))
         return progress
 
@@ -162,24 +138,18 @@ class RunState:
                 raise ValueError(f"{input_dir} does not fit this model: {', '.join(lacking[:5])} …")
 
 
-def ignore_sigterm(worker: int) -> None:
-    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def refuse_other_run(saved: dict, arguments: dict, name: str | os.PathLike) -> None:
+    """
+    Args:
+        saved: what another run was started with; arguments: what this one is.
+        name: what is left of the other.
 
-
-def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file that is there as a whole or as it was before."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    Raises:
+        ValueError: they differ.
+    """
+    if other := sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key)):
+        changed = ", ".join(f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in other)
+        raise ValueError(
+            f"{name} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
+            "--resume never."
+        )

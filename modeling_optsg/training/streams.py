@@ -3,10 +3,9 @@
 from collections.abc import Collection, Iterator
 
 import datasets
-import numpy as np
 from torch.utils.data import IterableDataset
 
-from .batches import item_seed
+from .batches import SharedSteps, item_seed
 
 
 class TaggedStream:
@@ -30,7 +29,6 @@ class TaggedStream:
             if isinstance(feature, (datasets.Image, datasets.Video)):
                 rows = rows.cast_column(column, type(feature)(decode=False))
         self.rows, self.tags, self.items, self.buffer_size = rows, frozenset(tags), items, buffer_size
-        self.indices: dict[str, int] = {}
 
     def __len__(self) -> int:
         return self.items
@@ -41,48 +39,31 @@ class TaggedStream:
         rows.set_epoch(epoch)
         for row in rows:
             if tags := [tag for tag in row["tags"] if tag in self.tags]:
-                index = self.indices.setdefault(row["id"], len(self.indices))
-                yield {**row, "tags": tags, "item_index": index, "item_seed": item_seed(seed, epoch, row["id"])}
+                # One number in every epoch, and no list of all items anywhere.
+                known = {"item_index": item_seed(0, 0, row["id"]), "item_seed": item_seed(seed, epoch, row["id"])}
+                yield {**row, "tags": tags, **known}
 
 
-class StreamBatches(IterableDataset):
+class StreamBatches(SharedSteps, IterableDataset):
     """What [`GlobalBatches`] is for map-style items: this process's items of each step, from the step asked for on.
 
     Every process reads the whole stream and keeps its share, so that a step's items are the same for any number of
     processes, none is seen twice or missed in an epoch, and none waits for another at an uneven end. Read it with one
     worker: several would divide the stream among them, and with none `datasets` shuffles in another order.
 
-    Args:
-        stream: the items; the others: see [`GlobalBatches`].
+    Args: those of [`SharedSteps`], with a [`TaggedStream`] as `items`.
 
     Yields:
         lists of items with `item_index` and `item_seed`.
     """
 
-    def __init__(
-        self,
-        stream: TaggedStream,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        process: int = 0,
-        num_processes: int = 1,
-        parts: int = 1,
-        start: int = 0,
-    ):
-        self.stream, self.batch_size, self.steps, self.seed = stream, batch_size, steps, seed
-        self.process, self.num_processes, self.parts, self.start = process, num_processes, parts, start
-
     def __iter__(self) -> Iterator[list[dict]]:
-        shares = np.array_split(np.arange(self.batch_size), self.num_processes * self.parts)
-        first = self.process * self.parts
-        own = np.concatenate(shares[first : first + self.parts])
-        begin, end = int(own[0]), int(own[-1]) + 1
-        cuts = [len(part) for part in shares[first : first + self.parts]]
-        epoch, passed = divmod(self.start * self.batch_size, len(self.stream))
+        own = self.own_places()
+        begin, end, cuts = int(own[0][0]), int(own[-1][-1]) + 1, [len(places) for places in own]
+        epoch, passed = divmod(self.start * self.batch_size, len(self.items))
         kept, place, step = [], 0, self.start
         while True:
-            for number, row in enumerate(self.stream.epoch(epoch, self.seed)):
+            for number, row in enumerate(self.items.epoch(epoch, self.seed)):
                 if number < passed:
                     continue
                 if begin <= place < end:

@@ -1,0 +1,145 @@
+r"""Trains the same run with one process and with two that divide the model, and compares losses step by step.
+
+    python benchmarks/fsdp_on_cpu.py --output results/training/fsdp.json
+
+"fsdp, …" is `examples/train.py` under FSDP2 on gloo, launched with `examples/accelerate/fsdp_8.yaml` and two processes
+instead of eight; "deepspeed, …" is the same under `deepspeed_zero2_8.yaml`, left out where DeepSpeed is not installed.
+`accelerate` divides models only where it finds a GPU: here it is told that it has one (`tell_accelerate`), and nothing
+else is changed. Everything is in fp32 without dropout. Runs "gone on" are stopped by SIGTERM on the way and started
+again with the same command.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import small_run
+from processes import PLAIN, TOLERANCE, differences
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(small_run.TRAIN.parent))
+from score import environment  # noqa: E402
+
+CONFIGURATIONS = small_run.TRAIN.parent / "accelerate"
+FSDP, ZERO = "fsdp_8.yaml", "deepspeed_zero2_8.yaml"
+# Name -> configuration of accelerate, arguments, and whether it is stopped on the way.
+RUNS = {
+    "one": (None, {}, False),
+    "fsdp, two": (FSDP, {}, False),
+    "fsdp, two, in parts of 3": (FSDP, {"process_batch_size": 3}, False),
+    "fsdp, two, gone on": (FSDP, {}, True),
+    "deepspeed, two": (ZERO, {}, False),
+    "deepspeed, two, in parts of 3": (ZERO, {"process_batch_size": 3}, False),
+    "deepspeed, two, gone on": (ZERO, {}, True),
+}
+ITEMS, BATCH_SIZE = 150, 16
+
+
+def tell_accelerate() -> None:
+    """Two processes on a CPU are to `accelerate` what they would be on GPUs."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.NO)
+        return
+    prepare = AcceleratorState.__init__
+
+    def divided(self, *args, fsdp_plugin=None, **kwargs):
+        prepare(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = divided
+
+
+def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
+    """The log of a run, and the step after which it went on; its checkpoint stays in the folder."""
+    configuration, more, stopped = RUNS[name]
+    own, launcher = small_run.environment(), ()
+    if configuration is not None:
+        launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file")
+        launcher += (str(CONFIGURATIONS / configuration), "--num_processes", "2", "--mixed_precision", "no")
+        launcher += ("--main_process_port", "0", __file__, "--under_accelerate")
+        own |= {"ACCELERATE_USE_CPU": "true"} if configuration == FSDP else {"DS_ACCELERATOR": "cpu"}
+    settings = {"batch_size": BATCH_SIZE, "epochs": steps * BATCH_SIZE / ITEMS, "log_every": 1, "evaluations": 1}
+    output = folder / name.replace(" ", "_")
+    command = small_run.command(folder, output, launcher, PLAIN, **settings, learning_rate=2e-3, **more)
+    log, after = output / "training_log.jsonl", None
+    with (folder / "output.txt").open("w+") as told:
+        for stop in (True, False) if stopped else (False,):
+            process = subprocess.Popen(command, env=own, stdout=told, stderr=told, start_new_session=True)
+            while stop and process.poll() is None:
+                if log.exists() and len(log.read_bytes().splitlines()) >= steps // 4:
+                    os.killpg(process.pid, signal.SIGTERM)
+                    break
+                time.sleep(0.002)
+            failed = process.wait()
+            status = json.loads((output / "state/status.json").read_text())
+            if stop and status["status"] == "interrupted":
+                after = status["step"]
+            elif stop or failed:
+                raise SystemExit(f"{name}: {status} {(folder / 'output.txt').read_text()[-3000:]}")
+    return [json.loads(line) for line in log.read_text().splitlines()], after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    arguments = parser.parse_args()
+    versions = {"accelerate": importlib.metadata.version("accelerate")}
+    wanted = dict.fromkeys(["one", *arguments.runs])
+    if importlib.util.find_spec("deepspeed") is None:
+        wanted = [name for name in wanted if RUNS[name][0] != ZERO]
+    else:
+        versions["deepspeed"] = importlib.metadata.version("deepspeed")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small_run.make(folder, ITEMS, most_tags=12)
+        rows, after, weights = {}, {}, {}
+        for way in wanted:
+            rows[way], after[way] = run(folder, way, arguments.steps)
+            weights[way] = load_file(folder / way.replace(" ", "_") / "model.safetensors")
+    expected = rows["one"]
+    result = {
+        "steps": arguments.steps,
+        "batch_size": BATCH_SIZE,
+        "items": ITEMS,
+        "first_and_last_loss": {way: [own[0]["loss"], own[-1]["loss"]] for way, own in rows.items()},
+        "gone_on_after_step": {way: step for way, step in after.items() if step is not None},
+        "largest_relative_difference": {way: differences(expected, rows[way]) for way in rows if way != "one"},
+        "largest_difference_of_a_weight": {
+            way: max((weights["one"][name] - tensor).abs().max().item() for name, tensor in own.items())
+            for way, own in weights.items()
+            if way != "one"
+        },
+    }
+    print(json.dumps(result, indent=1))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        told = environment()
+        told["versions"] |= versions
+        arguments.output.write_text(json.dumps(result | told, indent=1) + "\n", encoding="utf-8")
+    if any(value > TOLERANCE for way in result["largest_relative_difference"].values() for value in way.values()):
+        raise SystemExit(f"Losses differ by more than {TOLERANCE}.")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--under_accelerate"]:
+        tell_accelerate()
+        sys.argv = sys.argv[2:]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        main()

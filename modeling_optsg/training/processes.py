@@ -1,0 +1,103 @@
+"""How processes share a training: each with a copy of the model, or with a part of it (FSDP2), or of the optimiser
+alone (DeepSpeed)."""
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+from .sharding import shard_model
+
+
+def make_accelerator(mixed_precision: str | None, **settings) -> tuple[Accelerator, str]:
+    """What `accelerate launch` was asked for, and the precision: "no", "fp16" or "bf16".
+
+    Args:
+        mixed_precision: the launcher's if not given.
+        settings: of [`Accelerator`].
+
+    Raises:
+        ValueError: fp16 where there is none.
+    """
+    mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if deepspeed and mixed_precision == "fp16":
+        raise ValueError("fp16 with DeepSpeed is not supported; give --mixed_precision bf16.")
+    accelerator = Accelerator(
+        # DeepSpeed's own bf16 would round weights, and what frozen towers and tag features hold; see
+        # `prepare_training`.
+        mixed_precision="no" if deepspeed else mixed_precision,
+        kwargs_handlers=[
+            # Buffers, such as what is tied to text, are the same in all processes and stay so.
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+            # The others wait while the first builds the dataset and looks at every picture.
+            InitProcessGroupKwargs(timeout=timedelta(days=2)),
+        ],
+        **settings,
+    )
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "fp16 needs a GPU: on a CPU accelerate would train in 32 bits and not say so. Give --mixed_precision bf16 "
+            "or no."
+        )
+    return accelerator, mixed_precision
+
+
+def prepare_model(accelerator: Accelerator, model):
+    """What must be done before the optimiser is made.
+
+    Raises:
+        ValueError: `accelerate` is configured for what is not supported.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError("Models are divided by FSDP2 only; set fsdp_version: 2 in accelerate's configuration.")
+        if plugin.activation_checkpointing:
+            raise ValueError("Give --gradient_checkpointing True instead of fsdp_activation_checkpointing.")
+        if plugin.cpu_ram_efficient_loading:
+            raise ValueError("Every process builds the model; set fsdp_cpu_ram_efficient_loading: false.")
+        offload = {"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}
+        # It looks for classes that have another name once they are divided.
+        plugin.auto_wrap_policy = None
+        shard_model(model, bool(plugin.reshard_after_forward), **offload)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if accelerator.state.deepspeed_plugin.zero_stage > 2:
+            raise ValueError("Of DeepSpeed's stages 0 to 2 are supported; use FSDP2 to divide the weights too.")
+    return model
+
+
+def prepare_training(
+    accelerator: Accelerator,
+    model,
+    optimizer: torch.optim.Optimizer,
+    *,
+    micro_batch_size: int,
+    max_grad_norm: float,
+    mixed_precision: str,
+):
+    """`accelerator.prepare` of a model and its optimiser.
+
+    Args:
+        model: of [`prepare_model`].
+        micro_batch_size: most items that a process computes at once.
+        mixed_precision: of [`make_accelerator`].
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            # It would divide a part's loss by their number; losses are weighted already.
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": max_grad_norm,
+            # As with the other ways weights stay in 32 bits and operations choose.
+            "torch_autocast": {"enabled": mixed_precision == "bf16", "dtype": "bfloat16"},
+        }
+    trained = [list(group["params"]) for group in optimizer.param_groups]
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # `accelerate` tells parameters apart by where they lie in memory, and empty parts of several lie nowhere.
+        for group, parameters in zip(optimizer.param_groups, trained):
+            group["params"] = parameters
+    return wrapped, prepared

@@ -1,0 +1,109 @@
+"""What becomes of a run: noticed signals, and a file for those who see no exit code."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.logging import get_logger
+
+from .durable_files import write_json
+
+logger = get_logger(__name__, log_level="INFO")
+
+
+class Interrupted(Exception):
+    """The program was asked to stop.
+
+    Args:
+        step: the last one whose state is saved.
+    """
+
+    def __init__(self, step: int = 0):
+        super().__init__(f"Asked to stop; the state of step {step} is saved.")
+        self.step = step
+
+
+class RunStatus:
+    """Says in a JSON file how a run is: "preparing", "running", "fitting", "interrupted" (started again it goes on),
+    "failed" or "finished"."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict:
+        """What the file says; nothing if there is none."""
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def set(self, status: str, **details) -> None:
+        """Writes the file; of several processes the first one does. "failed" stays until the run is prepared again: a
+        launcher asks the others to stop because one has failed."""
+        failed = status != "preparing" and self.read().get("status") == "failed"
+        if PartialState().is_main_process and not failed:
+            self._write(status, details)
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[None]:
+        """Says of what is run in it that it was interrupted or has failed, in whichever process that was.
+        [`Interrupted`] ends here; other errors go on."""
+        try:
+            yield
+        except Interrupted as stop:
+            self.set("interrupted", step=stop.step)
+            logger.info("Stopped; the same command goes on from here.")
+        except BaseException as error:
+            # Not to hide it behind another one: the disk may be full.
+            with contextlib.suppress(OSError):
+                # The others fail because one has, and say so later.
+                if self.read().get("status") != "failed":
+                    process = PartialState().process_index
+                    self._write("failed", {"error": f"{type(error).__name__}: {error}", "process": process})
+            raise
+
+    def _write(self, status: str, details: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"status": status, **details})
+
+
+class StopSignal:
+    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save."""
+
+    def __init__(self):
+        self.noted, self.at_once = False, True
+        self._before = signal.SIG_DFL
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, signum, frame):
+        self.noted = True
+        if self.at_once:
+            raise Interrupted()
+
+    @contextlib.contextmanager
+    def only_noted(self) -> Iterator[None]:
+        """In it the signal stops nothing by itself; ask [`anywhere`]."""
+        self.at_once = False
+        try:
+            yield
+        finally:
+            self.at_once = True
+
+    def anywhere(self, accelerator: Accelerator) -> bool:
+        """Whether any process was asked to stop; all processes must ask in the same step."""
+        if accelerator.num_processes == 1:
+            return self.noted
+        noted = torch.tensor(float(self.noted), device=accelerator.device)
+        return bool(accelerator.reduce(noted, "sum").item())
+
+
+def ignore_sigterm(worker: int) -> None:
+    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

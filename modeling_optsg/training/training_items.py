@@ -1,0 +1,89 @@
+"""The items that are trained on, and those left out."""
+
+import math
+
+from accelerate.logging import get_logger
+from datasets import Dataset, Image, IterableDataset, Video
+
+from dataset_scripts import load_tagging_dataset
+
+from ..feature_cache import UNREADABLE
+from ..processing_optsg import OPTSGProcessor
+from ..systems import SYSTEMS
+
+logger = get_logger(__name__, log_level="INFO")
+
+
+def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
+    """The training items as a stream, the tags of all of them, and the validation items."""
+    if arguments.train_share < 1 or SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
+        raise ValueError(
+            f"--streaming goes with whole splits and no book; not with {arguments.system} or --train_share."
+        )
+    streams = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
+    if "validation" not in streams:
+        raise ValueError(f"--streaming needs a validation split; {arguments.dataset} has {list(streams)}.")
+    tags = [item_tags for table in streams["train"].select_columns(["tags"]).iter(1000) for item_tags in table["tags"]]
+    known = Dataset.from_dict({"tags": tags})
+    validation = streams["validation"]
+    for column, feature in validation.features.items():
+        if isinstance(feature, (Image, Video)):
+            validation = validation.cast_column(column, type(feature)(decode=False))
+    return streams["train"], known, Dataset.from_list(list(validation), features=validation.features)
+
+
+def load_splits(arguments) -> tuple[None, Dataset, Dataset]:
+    """No stream, the training items and the validation items; see [`load_streams`]."""
+    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    train, validation = dataset["train"], dataset.get("validation")
+    if validation is None:
+        parts = train.train_test_split(test_size=arguments.validation_share, seed=arguments.seed)
+        train, validation = parts["train"], parts["test"]
+        logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
+    if arguments.train_share < 1:
+        train = train.shuffle(seed=0).select(range(math.ceil(arguments.train_share * len(train))))
+    return None, train, validation
+
+
+def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
+    """Leaves out tags longer than the decoder allows and items without tags, and says how many."""
+    tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+    ids = (
+        processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
+    )
+    too_long = {tag for tag, tokens in zip(tags, ids, strict=True) if len(tokens) > processor.max_tag_tokens}
+    if too_long:
+        logger.warning(
+            f"{len(too_long)} of {len(tags)} training tags are longer than max_tag_tokens={processor.max_tag_tokens} "
+            f"tokens and are left out: {sorted(too_long)[:5]} …"
+        )
+        train = train.map(lambda item: {"tags": [tag for tag in item["tags"] if tag not in too_long]})
+    tagged = [index for index, item_tags in enumerate(train["tags"]) if item_tags]
+    if not tagged:
+        raise ValueError("No training item has a tag; the column `tags` holds each item's list of tags.")
+    if len(tagged) < len(train):
+        logger.warning(f"{len(train) - len(tagged)} of {len(train)} training items have no tags and are left out.")
+        train = train.select(tagged)
+    oversized = sum(len(set(item_tags)) > processor.num_prompts for item_tags in train["tags"])
+    if oversized:
+        logger.warning(
+            f"{oversized} of {len(train)} training items have more than num_prompts={processor.num_prompts} tags; "
+            "a random choice of them is used each time."
+        )
+    return train
+
+
+def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset]:
+    """Leaves out items that [`cache_tower_features`] could not read, and says how many.
+
+    Args:
+        rows: as they were; features: what it made of them.
+    """
+    if UNREADABLE not in features.column_names:
+        return rows, features
+    broken = [reason for reason in features[UNREADABLE] if reason is not None]
+    if not broken:
+        return rows, features.remove_columns(UNREADABLE)
+    logger.warning(f"{len(broken)} of {len(rows)} items cannot be read and are left out, such as: {broken[0]}")
+    kept = [index for index, reason in enumerate(features[UNREADABLE]) if reason is None]
+    return rows.select(kept), features.remove_columns(UNREADABLE).select(kept)
