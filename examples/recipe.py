@@ -1,14 +1,16 @@
-r"""Runs the ladder of changes, the learning curves, or a second data set: many trainings of one preset, each with one
-thing changed, gathered in one JSON and one table.
+r"""Runs the ladder of changes, the learning curves in items and in time, or a second data set: many trainings of one
+preset, each with one thing changed, gathered in one JSON and one table.
 
     python examples/recipe.py ladder --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
     python examples/recipe.py curves --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py time --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
     python examples/recipe.py second --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe \
         --dataset data/glyphs
 
 The ladder's rows are in `presets/recipe_rows.json`; they are trained on a share of the items and compared on the
 validation split alone. The curves and the second data set are scored on the test split too, with settings fitted on
-validation items. What is there already is not done again.
+validation items. The curve in time is of trainings of 5 to 40 epochs of one share of the items, each with a schedule
+of its own. What is there already is not done again.
 """
 
 import argparse
@@ -36,6 +38,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 ROWS = Path(__file__).with_name("presets") / "recipe_rows.json"
 FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 SHARES = (0.125, 0.25, 0.5, 1.0)
+LENGTHS = (5, 10, 20, 40)
 COMPARED = ("op-tsg", "asy")
 LINES = (
     ("OP-TSG", "op-tsg", "parallel"),
@@ -43,11 +46,12 @@ LINES = (
     ("ASY", "asy", "only"),
 )
 ITEMS = (2000, 4000, 8000, 16000)
+MINUTES = (1, 2, 4, 8, 16, 32)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ladder", "curves", "second"))
+    parser.add_argument("what", choices=("ladder", "curves", "time", "second"))
     parser.add_argument("--preset", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, required=True, help="where checkpoints are kept, or already lie")
     parser.add_argument("--results_dir", type=Path, default=Path("results/icon_tagging/recipe"))
@@ -55,7 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", help="of the second data set: a folder")
     parser.add_argument("--rows", nargs="+", help="only these; all that there are if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--train_share", type=float, default=0.25, help="of the ladder's items")
+    parser.add_argument(
+        "--train_share", type=float, default=0.25, help="of the items, for the ladder and the curve in time"
+    )
     parser.add_argument("--epochs", type=float, default=10.0, help="of the ladder's rows")
     return parser.parse_args()
 
@@ -80,6 +86,18 @@ def planned(arguments) -> dict[str, dict]:
             "what": "asy as published: a linear layer, classes not tied to text",
             "arguments": {"system": "asy"},
             "config": {"text_classes": False},
+        }
+    elif arguments.what == "time":
+        usual = json.loads(arguments.preset.read_text(encoding="utf-8"))["epochs"]
+        share = arguments.train_share
+        rows = {
+            # A training of the preset's length is the learning curve's.
+            f"{system}-{share}" + (f"-{epochs}-epochs" if epochs != usual else ""): {
+                "what": f"{system}, {epochs} epochs of {100 * share:g} % of the items",
+                "arguments": {"system": system, "train_share": share, "epochs": epochs},
+            }
+            for epochs in LENGTHS
+            for system in COMPARED
         }
     else:
         if arguments.dataset is None:
@@ -193,20 +211,31 @@ def table(rows: dict[str, dict], split: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_curves(rows: dict[str, dict], path: Path) -> None:
+def draw_curves(rows: dict[str, dict], path: Path, against: str) -> None:
+    """Test figures against `items` or training `minutes`, a line for each of `LINES`."""
     figure, axes = plt.subplots(1, len(FIGURES), figsize=(14, 3.4), sharex=True)
+
+    def place(run: dict) -> float:
+        return run["items"] if against == "items" else run["seconds_per_epoch"] * run["epochs"] / 60
+
     for axis, name in zip(axes, FIGURES):
         for label, system, decoding in LINES:
             own = [row["runs"] for key, row in rows.items() if key.startswith(f"{system}-")]
             points = sorted(
-                (runs[0]["items"], sum(run["test"][decoding][name] for run in runs) / len(runs))
+                (
+                    sum(place(run) for run in runs) / len(runs),
+                    sum(run["test"][decoding][name] for run in runs) / len(runs),
+                )
                 for runs in own
                 if all(decoding in run["test"] for run in runs)
             )
             if points:
                 axis.plot(*zip(*points), marker="o", label=label)
-        axis.set(xscale="log", title=name.replace("_f1", " F1, test"), xlabel="training items")
-        axis.set_xticks(ITEMS, labels=[f"{items // 1000}k" for items in ITEMS], minor=False)
+        axis.set(xscale="log", title=name.replace("_f1", " F1, test"), xlabel=f"training {against}")
+        if against == "items":
+            axis.set_xticks(ITEMS, labels=[f"{items // 1000}k" for items in ITEMS], minor=False)
+        else:
+            axis.set_xticks(MINUTES, labels=map(str, MINUTES), minor=False)
         axis.set_xticks([], minor=True)
         axis.grid(alpha=0.3)
     axes[0].legend()
@@ -237,8 +266,9 @@ def main() -> None:
     text = table(gathered, "validation" if arguments.what == "ladder" else "test")
     (arguments.results_dir / f"{arguments.what}.md").write_text(text, encoding="utf-8")
     print(text)
-    if arguments.what == "curves":
-        draw_curves(gathered, arguments.results_dir / "learning_curves.png")
+    if arguments.what in ("curves", "time"):
+        name, against = ("learning_curves", "items") if arguments.what == "curves" else ("time_curves", "minutes")
+        draw_curves(gathered, arguments.results_dir / f"{name}.png", against)
 
 
 if __name__ == "__main__":
