@@ -5,7 +5,8 @@ r"""Fits trained systems to one operating point and scores them there.
 
 Full and Rare F1 are bought with micro F1, at another rate by each system: fitted for a mean of the two, systems end
 at different points of their curves, and one figure of them alone says little. Here each has the settings with the
-best Full F1 on validation items among those that keep micro F1 above the same floor; checkpoints stay as they are.
+best Full F1 on validation items among those that keep micro F1 above the same floor; checkpoints stay as they are. A
+system that weighs slots against the item as a whole is fitted with each of the two alone as well.
 """
 
 import argparse
@@ -21,8 +22,17 @@ from modeling_optsg import OPTSGProcessor, TagEvaluator
 from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.prediction import fit_generation_config, predict_tags
 from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.tag_metrics import objective_value
 
 FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1", "tags_per_item")
+# Of what a system with `slot_share` says.
+PARTS = {"item alone": 0.0, "slots alone": 1.0}
+
+
+def best_of(tried: list[dict], setting: str, value: float, objective: str) -> dict | None:
+    """The best of the fits that had a setting, `None` where none had."""
+    own = [entry for entry in tried if entry.get(setting) == value]
+    return max(own, key=lambda entry: objective_value(entry["validation"], objective), default=None)
 
 
 @torch.no_grad()
@@ -54,6 +64,20 @@ def point_of(run: Path, arguments, dataset) -> dict:
     settings = {"decoding": decoding} if decoding else {}
     predictions = predict_tags(model, processor, items["test"], progress=False, **settings)
     scored = test.score(predictions)
+    parts = {}
+    for part, share in PARTS.items():
+        if best := best_of(fit["tried"], "slot_share", share, arguments.objective):
+            chosen = {name: best[name] for name in ("score_weights", "logit_adjustment", "threshold")}
+            alone = predict_tags(model, processor, items["test"], progress=False, **settings, **chosen)
+            if not share:
+                # Novel tags are the slots' alone.
+                alone = [[tag for tag in tags if not tag["novel"]] for tags in alone]
+            figures = test.score(alone)
+            parts[part] = {
+                "settings": chosen,
+                "validation": {name: best["validation"][name] for name in FIGURES},
+                "test": {name: figures[name] for name in FIGURES},
+            }
     return {
         "system": own["system"],
         "seed": own["seed"],
@@ -63,6 +87,7 @@ def point_of(run: Path, arguments, dataset) -> dict:
         "validation": {name: fit["validation"][name] for name in FIGURES},
         "test": {name: scored[name] for name in FIGURES},
         "novel": novel_hits(predictions, dataset["test"]["tags"]),
+        **({"parts": parts} if parts else {}),
     }
 
 

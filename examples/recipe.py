@@ -23,6 +23,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from operating_point import best_of
 from score import environment, novel_hits
 
 from dataset_scripts import load_tagging_dataset
@@ -30,7 +31,6 @@ from modeling_optsg import OPTSGProcessor, TagEvaluator
 from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.prediction import predict_tags
 from modeling_optsg.systems import SYSTEMS
-from modeling_optsg.tag_metrics import objective_value
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -40,6 +40,8 @@ FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 SHARES = (0.125, 0.25, 0.5, 1.0)
 LENGTHS = (5, 10, 20, 40)
 COMPARED = ("op-tsg", "asy")
+# Of the best fit with a setting.
+OBJECTIVE = "full_f1+micro_f1"
 LINES = (
     ("OP-TSG", "op-tsg", "parallel"),
     ("its classifier alone", "op-tsg", "parallel, item alone"),
@@ -137,12 +139,6 @@ def run(command: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def best_of(tried: list[dict], setting: str, value: float) -> dict | None:
-    """The best of the fits that had a setting, `None` where none had."""
-    own = [entry for entry in tried if entry.get(setting) == value]
-    return max(own, key=lambda entry: objective_value(entry["validation"], "full_f1+micro_f1"), default=None)
-
-
 @torch.no_grad()
 def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
     """A run's figures: those of the training summary, and for what is scored on test those of the test items."""
@@ -153,11 +149,11 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
         # What the slots say alone, the item as a whole alone, and both with rare tags not favoured.
         parts = {"slots": ("slot_share", 1.0), "item": ("slot_share", 0.0), "unadjusted": ("logit_adjustment", 0.0)}
         for part, (setting, value) in parts.items():
-            if best := best_of(tried, setting, value):
+            if best := best_of(tried, setting, value, OBJECTIVE):
                 fit[part] = {name: best["validation"][name] for name in FIGURES}
         # The classifier inside OP-TSG, its slots ignored: it has parameters of its own, so this is ASY with every
         # improvement that applies to it, at the same length. The decoding makes no difference to it.
-        if not alone and (best := best_of(tried, "slot_share", 0.0)):
+        if not alone and (best := best_of(tried, "slot_share", 0.0, OBJECTIVE)):
             settings = ("score_weights", "logit_adjustment", "threshold")
             alone = {"decoding": decoding} | {name: best[name] for name in settings}
     history = summary["history"]
