@@ -2,9 +2,10 @@ r"""Trains the same run with one, two and four processes, in parts, and streamed
 
     python benchmarks/processes.py --output results/training/processes.json
 
-The global batch is the same each time. fp32, no dropout and nothing else that is drawn inside the model (all empty
-slots and tokens, every item parallel); what is drawn of an item's tags, more than there are prompts, follows from the
-item's own seed. Processes talk by gloo. Rates are of two cores that all processes share, so they say nothing of speed.
+The global batch is the same each time. fp32 and no dropout. What is drawn for an item follows from the item's own
+seed: which of its tags, more than there are prompts, and in the runs "with draws" and "streamed" its attention mask,
+its empty slots, the modality that is hidden and the tokens of its memory; which tokens of the vocabulary, from the
+step. Processes talk by gloo. Rates are of two cores that all processes share, so they say nothing of speed.
 """
 
 import argparse
@@ -23,6 +24,11 @@ PLAIN = {
     "dropout": 0.0, "attention_dropout": 0.0, "set_dropout": 0.0, "modality_dropout": 0.0, "parallel_share": 1.0,
     "pad_slot_share": 1.0, "num_sampled_tokens": 0,
 }  # fmt: skip
+# Those of the shipped presets, and a dropout of tokens.
+DRAWS = {
+    "parallel_share": 0.75, "pad_slot_share": 0.25, "num_sampled_tokens": 40, "modality_dropout": 0.15,
+    "memory_token_dropout": 0.1,
+}  # fmt: skip
 # Name -> processes, and arguments.
 RUNS = {
     "one": (1, {}),
@@ -32,18 +38,21 @@ RUNS = {
     "four": (4, {}),
     "with negatives, one": (1, {"num_negatives": 20}),
     "with negatives, two, in parts of 3": (2, {"num_negatives": 20, "process_batch_size": 3}),
-    "streamed, one": (1, {"streaming": True}),
-    "streamed, two": (2, {"streaming": True}),
+    "with draws, one": (1, {"config": DRAWS}),
+    "with draws, two": (2, {"config": DRAWS}),
+    "with draws, two, in parts of 3": (2, {"config": DRAWS, "process_batch_size": 3}),
+    "streamed, one": (1, {"config": DRAWS, "streaming": True}),
+    "streamed, two": (2, {"config": DRAWS, "streaming": True}),
 }
+WAYS = ("streamed", "with negatives", "with draws")
 # What each is compared with.
-EXPECTED = {
-    run: next((f"{way}, one" for way in ("streamed", "with negatives") if run.startswith(way)), "one") for run in RUNS
-}
+EXPECTED = {run: next((f"{way}, one" for way in WAYS if run.startswith(way)), "one") for run in RUNS}
 TOLERANCE = 1e-4
 
 
 def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> list[dict]:
     processes, more = RUNS[name]
+    config, more = PLAIN | more.get("config", {}), {key: value for key, value in more.items() if key != "config"}
     launcher = ()
     if processes > 1:
         launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes)
@@ -60,7 +69,7 @@ def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> 
     settings = {"batch_size": batch_size, "epochs": steps * batch_size / items, "log_every": 1, "evaluations": 1}
     settings["learning_rate"] = 2e-3
     output = folder / name.replace(" ", "_")
-    command = small_run.command(folder, output, tuple(map(str, launcher)), PLAIN, **settings, **more)
+    command = small_run.command(folder, output, tuple(map(str, launcher)), config, **settings, **more)
     own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, env=own, capture_output=True, text=True)
     if done.returncode:

@@ -132,7 +132,7 @@ def length_groups(batch_size: int, passes: int, most_title_tokens: int, tokenize
             chosen = order[start : start + batch_size]
             began = time.perf_counter()
             batch = collate([{**items[i], "item_index": int(i), "item_seed": int(i)} for i in chosen]).batch
-            share_candidates(accelerator, [batch], table)
+            share_candidates(accelerator, model.config, [batch], table)
             (shares,) = weigh_losses(accelerator, model.config, [batch])
             accelerator.backward(weighted_losses(model.config, model(**batch), shares)["loss"])
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -157,7 +157,7 @@ def measure(batch_size: int, num_prompts: int, steps: int, items: list[dict], to
     for _ in range(steps + SKIPPED):
         start = time.perf_counter()
         batches = [next(loader).batch]
-        share_candidates(accelerator, batches, table)
+        share_candidates(accelerator, model.config, batches, table)
         (shares,) = weigh_losses(accelerator, model.config, batches)
         matching.seconds, before = 0.0, time.perf_counter()
         loss = weighted_losses(model.config, model(**batches[0]), shares)["loss"]

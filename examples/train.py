@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg import OPTSGDataCollator, TagEvaluator
-from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
+from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features, digest
 from modeling_optsg.feature_pooling import pool_items
 from modeling_optsg.hub.trained import push_trained
 from modeling_optsg.prediction import fit_generation_config
@@ -54,6 +54,7 @@ from modeling_optsg.training import (
     TrainingLog,
     Unreadable,
     build,
+    end_workers,
     ignore_sigterm,
     load_splits,
     load_streams,
@@ -92,8 +93,10 @@ def learn(
     evaluator: TagEvaluator,
     arguments: TrainArguments,
     stop: StopSignal,
+    data: str,
 ) -> dict:
-    """The training steps: the checkpoint with the best validation figure stays in `output_dir`."""
+    """The training steps: the checkpoint with the best validation figure stays in `output_dir`. `data` tells the items
+    from those of another run."""
     system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
     total = max(1, round(arguments.epochs * len(train_items) / arguments.batch_size))
     evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
@@ -121,8 +124,9 @@ def learn(
 
     # Processes differ in what dropout hides, and in nothing else.
     set_seed(arguments.seed, device_specific=True)
-    state = RunState(accelerator, output_dir / STATE, arguments.settled())
-    progress = {"step": 0, "history": [], "best": -math.inf, "training_seconds": 0.0, "sums": {}, "unreadable": {}}
+    state = RunState(accelerator, output_dir / STATE, arguments.settled() | {"data": data})
+    progress = {"step": 0, "history": [], "best": -math.inf, "training_seconds": 0.0, "rate": 0.0, "sums": {}}
+    progress["unreadable"] = {}
     if (saved := state.load(arguments.resume)) is None:
         state.clear()
     else:
@@ -131,7 +135,9 @@ def learn(
         if arguments.resume != "auto" and Path(arguments.resume).resolve().parent != state.folder.resolve():
             # The checkpoint that was best is in the other run's folder.
             progress["best"] = -math.inf
-    start = progress["step"]
+    start = stop.saved_step = progress["step"]
+    # A state is written before its step is logged and validated.
+    first = max(start, 1)
 
     collator = OPTSGDataCollator(
         processor,
@@ -139,7 +145,8 @@ def learn(
         max_book_tokens=model.config.max_book_tokens if system.needs_book else None,
     )
     # A loader draws its workers' seeds: not from the state that dropout goes on from.
-    settings = {"collate_fn": CollateReadable(collator), "generator": torch.Generator().manual_seed(arguments.seed)}
+    readable = CollateReadable(collator, train_items, arguments.most_unreadable + 1)
+    settings = {"collate_fn": readable, "generator": torch.Generator().manual_seed(arguments.seed)}
     settings["worker_init_fn"] = ignore_sigterm
     share = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
     place = (arguments.batch_size, total, arguments.seed)
@@ -151,14 +158,14 @@ def learn(
         order = GlobalBatches(len(train_items), *place, start=start, **share)
         items = SeededItems(train_items)
         loader = DataLoader(items, batch_sampler=order, num_workers=arguments.num_workers, **settings)
-    log = TrainingLog(accelerator, output_dir / "training_log.jsonl", start, total, progress["sums"])
+    log = TrainingLog(accelerator, output_dir / "training_log.jsonl", first - 1, total, progress["sums"])
     moves, unreadable = MatchingMoves(), Unreadable(arguments.most_unreadable, progress["unreadable"])
 
     def evaluate(step: int) -> dict:
         plain = plain_copy(model, whole_state(model))
         pad_bias = {"pad_bias": -1.0} if system.has_pad else {}
         figures, written = validate(
-            accelerator, plain, processor, validation_items, evaluator, arguments.objective, **pad_bias
+            accelerator, plain, processor, validation_items, evaluator, arguments.objective, stop, **pad_bias
         )
         if objective_value(figures, arguments.objective) > progress["best"]:
             progress["best"] = objective_value(figures, arguments.objective)
@@ -170,14 +177,17 @@ def learn(
     frozen_towers = [t for t in towers if t is not None and not any(p.requires_grad for p in t.parameters())]
     batches = iter(loader)
     seen, since = 0, time.perf_counter()
-    for step in range(start + 1, total + 1):
+
+    def train_step(step: int) -> None:
+        """One step; the losses of all processes go to the log."""
         wrapped.train()
         for tower in frozen_towers:
             # No dropout in it, and the statistics it came with.
             tower.eval()
         collated = [next(batches) for _ in range(parts)]
         step_batches = [part.batch for part in collated]
-        share_candidates(accelerator, step_batches, tag_table, arguments.num_negatives, (arguments.seed, step))
+        seed = (arguments.seed, step)
+        share_candidates(accelerator, model.config, step_batches, tag_table, arguments.num_negatives, seed)
         shares = weigh_losses(accelerator, model.config, step_batches, [part.weight for part in collated])
         step_losses = Counter()
         for part, (batch, own_shares) in enumerate(zip(step_batches, shares)):
@@ -189,53 +199,65 @@ def learn(
                 losses = weighted_losses(model.config, outputs, own_shares)
                 # Gradients are averaged over the processes; the losses here add up.
                 accelerator.backward(losses["loss"] * accelerator.num_processes)
-            step_losses.update({name: loss.item() for name, loss in losses.items()})
+            step_losses.update({name: loss.detach() for name, loss in losses.items()})
             followed = accelerator.is_main_process and collated[part].weight
             if followed and outputs.get("assignment") is not None and "tag_ids" in batch:
                 moves.note(collated[part].items, outputs.assignment, batch["tag_ids"])
         broken = unreadable.new({item: why for part in collated for item, why in part.unreadable.items()})
-        everybodys = torch.tensor([*step_losses.values(), len(broken)], device=accelerator.device)
-        *summed, num_broken = accelerator.reduce(everybodys, "sum").tolist()
+        count = torch.tensor(float(len(broken)), device=accelerator.device)
+        *summed, num_broken = accelerator.reduce(torch.stack([*step_losses.values(), count]), "sum").tolist()
         step_losses = dict(zip(step_losses, summed))
         if num_broken:
             unreadable.note(broken)
-        if not math.isfinite(step_losses["loss"]):
-            raise FloatingPointError(
-                f"The loss is {step_losses['loss']} at step {step}; lower the learning rate. The last state of the "
-                "run is kept; --resume never begins anew."
-            )
+        # DeepSpeed clips by itself and says nothing; a scaler passes over steps whose gradient is too large.
         norm = accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
-        if accelerator.scaler is None and norm is not None and not math.isfinite(norm):
-            raise FloatingPointError(f"The gradient is no number at step {step}; lower the learning rate.")
+        norm = 0.0 if norm is None or accelerator.scaler is not None else float(norm)
+        if not math.isfinite(step_losses["loss"] + norm):
+            raise FloatingPointError(f"The loss is {step_losses['loss']}, and its gradient {norm} long.")
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        seen += arguments.batch_size
         log.note(step_losses)
-        rate = seen / (time.perf_counter() - since)
-        if step % arguments.log_every == 0 or step in evaluate_at:
-            row = {"step": step, "epoch": round(step * arguments.batch_size / len(train_items), 3), **log.means(rate)}
-            row |= {"items_per_second": round(rate, 1), "learning_rate": scheduler.get_last_lr()[0]}
-            if (moved := moves.share()) is not None:
-                row["matching_moved"] = round(moved, 4)
-            if step in evaluate_at:
-                progress["training_seconds"] += time.perf_counter() - since
-                row |= {"training_seconds": round(progress["training_seconds"], 1), **evaluate(step)}
-                progress["history"].append({name: value for name, value in row.items() if name != "samples"})
-                seen, since = 0, time.perf_counter()
-            log.write(row)
-        if stopped := stop.anywhere(accelerator):
-            logger.warning(f"Asked to stop after step {step} of {total}.")
-        if stopped or step == total or (arguments.save_every and step % arguments.save_every == 0):
-            seconds = progress["training_seconds"] + time.perf_counter() - since
-            now = {"training_seconds": seconds, "sums": dict(log.sums), "unreadable": unreadable.reasons}
-            state.save(step, progress | {"step": step} | now)
-        if stopped:
-            raise Interrupted(step)
+
+    try:
+        for step in range(first, total + 1):
+            if step > start:
+                train_step(step)
+                seen += arguments.batch_size
+            if seen:
+                progress["rate"] = seen / (time.perf_counter() - since)
+            to_validate = step in evaluate_at
+            if stopped := stop.anywhere(accelerator):
+                logger.warning(f"Asked to stop after step {step} of {total}.")
+            regular = step == total or to_validate or (arguments.save_every and step % arguments.save_every == 0)
+            if step > start and (stopped or regular):
+                progress["step"] = step
+                seconds = progress["training_seconds"] + time.perf_counter() - since
+                now = {"training_seconds": seconds, "sums": dict(log.sums), "unreadable": unreadable.reasons}
+                state.save(step, progress | now)
+                stop.saved_step = step
+            if stopped:
+                raise Interrupted(step)
+            if step % arguments.log_every == 0 or to_validate:
+                row = {"step": step, "epoch": round(step * arguments.batch_size / len(train_items), 3)}
+                row |= log.means(progress["rate"]) | {"items_per_second": round(progress["rate"], 1)}
+                row["learning_rate"] = scheduler.get_last_lr()[0]
+                if (moved := moves.share()) is not None:
+                    row["matching_moved"] = round(moved, 4)
+                if to_validate:
+                    progress["training_seconds"] += time.perf_counter() - since
+                    row |= {"training_seconds": round(progress["training_seconds"], 1), **evaluate(step)}
+                    progress["history"].append({name: value for name, value in row.items() if name != "samples"})
+                    seen, since = 0, time.perf_counter()
+                log.write(row)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"Step {step}: {error} The same command would end here again: give a lower learning rate with --resume "
+            "never, or with another output_dir. The last state and the best checkpoint are kept."
+        ) from error
+    finally:
+        end_workers(batches)
     log.bar.close()
-    if progress["best"] == -math.inf:
-        # Gone on from another run's last step: there is no checkpoint here yet.
-        evaluate(total)
     return {
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "oversized_items": collator.oversized_items,
@@ -256,6 +278,8 @@ def remember(model, processor, tag_table, train, train_items, output_dir: Path) 
 def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, stop: StopSignal) -> None:
     started = time.perf_counter()
     system = SYSTEMS[arguments.system]
+    # Before anything that takes time.
+    micro_batches(arguments.batch_size, accelerator.num_processes, arguments.process_batch_size)
     output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir)
     set_seed(arguments.seed)
     with accelerator.main_process_first():
@@ -266,6 +290,11 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     model.model.text_tower.requires_grad_(arguments.tune_text)
     model.to(accelerator.device)
     tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+    if system.learns and arguments.batch_size > len(train):
+        raise ValueError(
+            f"A step of {arguments.batch_size} items is more than the {len(train)} training items there are; give a "
+            "smaller --batch_size."
+        )
 
     frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
     frozen |= {"most_unreadable": arguments.most_unreadable, "processes": PartialState()}
@@ -300,7 +329,9 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     trained = {}
     if system.learns:
         status.set("running")
-        known = (train_items, validation, validation_items, evaluator, arguments, stop)
+        columns = [(split, name) for split in (train, validation) for name in ("id", "title", "tags")]
+        data = digest(*(split[name][:] for split, name in columns if name in split.features))
+        known = (train_items, validation, validation_items, evaluator, arguments, stop, data)
         with stop.only_noted():
             trained = learn(accelerator, model, processor, tag_table, *known)
     elif accelerator.is_main_process:
@@ -374,14 +405,22 @@ def main(arguments: TrainArguments) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     status = RunStatus(Path(arguments.output_dir, STATE, "status.json"))
     if is_finished(arguments, status):
-        logger.info(f"{arguments.output_dir} is finished with these arguments; --resume never trains it anew.")
+        logger.info(
+            f"{arguments.output_dir} is finished with these arguments; --resume never trains it anew, as on data that "
+            "has changed."
+        )
         return
     accelerator.wait_for_everyone()
-    if arguments.trackers:
-        given = {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)}
-        accelerator.init_trackers("optsg", given)
     with status.follow(), StopSignal() as stop:
         status.set("preparing")
+        if arguments.trackers:
+            # `accelerate` passes over those that are not installed.
+            if missing := set(arguments.trackers) - {
+                str(getattr(name, "value", name)) for name in accelerator.log_with
+            }:
+                raise ValueError(f"--trackers {' '.join(sorted(missing))}: not installed.")
+            given = {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)}
+            accelerator.init_trackers("optsg", given)
         run(accelerator, arguments, status, stop)
 
 

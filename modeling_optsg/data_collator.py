@@ -41,7 +41,8 @@ class OPTSGDataCollator:
     their own) and is logged.
 
     Where every item has an `item_seed` (a whole number), its tags are chosen by that, and the batch's negatives by the
-    first one's: the same whatever the process or worker.
+    first one's: the same whatever the process or worker. The seeds are in the batch as `item_seeds`, for what the
+    model draws.
 
     Args:
         processor: an [`OPTSGProcessor`].
@@ -101,6 +102,8 @@ class OPTSGDataCollator:
         if self.max_book_tokens is not None and any("book_tags" in item for item in items):
             retrieved = [item.get("book_tags") or [] for item in items]
             batch |= encode_book(retrieved, self.processor.tag_tokenizer, self.max_book_tokens)
+        if None not in seeds:
+            batch["item_seeds"] = torch.tensor(seeds)
         return batch
 
     def _seed_worker(self) -> None:

@@ -76,6 +76,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        item_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> ASYOutput:
         """
@@ -83,6 +84,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             tag_ids: `[tags]`, the class of each tag of the batch.
             labels: `[batch, most tags of an item]`, indices of each item's tags in `tag_ids`, -100 where none is.
+            item_seeds: see [`OPTSGModel`].
 
         Raises:
             ValueError: an item cannot be read, or `labels` come without `tag_ids` or name a class there is not.
@@ -94,6 +96,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
+            item_seeds=item_seeds,
         )
         found = outputs.order_prompts.mean(dim=1)
         if self.config.text_classes and outputs.summary is not None:

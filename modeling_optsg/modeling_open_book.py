@@ -139,6 +139,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         tag_input_ids: torch.Tensor | None = None,
         tag_lengths: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        item_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> OpenBookOutput:
         """The training loss; to write tags call `generate`.
@@ -147,7 +148,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             book_input_ids: `[batch, book length]`, tokens of the retrieved tags; `book_mask`: true for real ones. An
                 item may have none.
-            tag_input_ids, tag_lengths, labels: see [`OPTSGForTagGeneration.forward`].
+            tag_input_ids, tag_lengths, labels, item_seeds: see [`OPTSGForTagGeneration.forward`].
 
         Raises:
             ValueError: an item cannot be read, labels or their tags are missing, or a book is given to a model without
@@ -162,6 +163,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
+            item_seeds=item_seeds,
         )
         book = self._open(book_input_ids, book_mask)
         memory, memory_mask = self._with_book(inputs, book)

@@ -17,11 +17,12 @@ from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
 from .multimodal_encoder import ItemSummary, MemoryLayout, MultimodalEncoder
 from .order_prompts import OrderPromptEncoder
-from .sampled_softmax import mean_with_rare_class, sample_classes
+from .sampled_softmax import classes_of_step, sample_classes
 from .set_alignment import SetAlignment
 from .tag_classes import SimilarityClassifier
 from .tag_decoder import SlotSequence, TagDecoder, lay_out_slots
 from .tag_generation import OrderPromptGenerationMixin
+from .training_draws import choose_empty_slots, draw_uniform
 
 
 @dataclass
@@ -299,6 +300,7 @@ class OPTSGModel(OPTSGTowers):
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
+        item_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> OPTSGModelOutput:
         """
@@ -311,6 +313,8 @@ class OPTSGModel(OPTSGTowers):
             title_features: precomputed instead of `input_ids`, `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true (1) for real tokens; an item without a title has none.
             output_attentions: return where each order prompt looks, whatever the attention's implementation.
+            item_seeds: `[batch]`, whole numbers: in training, what is drawn for an item follows from its own (see
+                [`draw_uniform`]) and not from the process's random state.
 
         Raises:
             ValueError: an item has nothing to look at, both pixels and features are given, or shapes do not fit.
@@ -319,7 +323,7 @@ class OPTSGModel(OPTSGTowers):
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
         )
         memory, memory_mask, summary, set_summary = self.multimodal_encoder(
-            frame_features, frame_mask, title_features, attention_mask
+            frame_features, frame_mask, title_features, attention_mask, item_seeds
         )
         order_prompts, attentions, found = self.order_prompt_encoder(memory, memory_mask, summary, output_attentions)
         if found is not None and set_summary is not None:
@@ -392,6 +396,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         decoding: str | None = None,
+        item_seeds: torch.Tensor | None = None,
+        step_tokens: torch.Tensor | None = None,
+        sampled_tokens: torch.Tensor | None = None,
         **kwargs,
     ) -> OPTSGOutput:
         """The training losses; to write tags call `generate`.
@@ -409,6 +416,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 is none.
             decoding: attention mask of the decoder, "parallel" or "sequential"; by default items are divided at random
                 by `parallel_share` in training and all parallel in evaluation.
+            item_seeds: see [`OPTSGModel`]; which mask an item has and which empty slots it writes follow from it too.
+            step_tokens, sampled_tokens: in training with `num_sampled_tokens`, the tokens of all tags of the step and
+                those drawn beside them, in place of the batch's own and others that are drawn here.
 
         Raises:
             ValueError: an item cannot be read (see [`OPTSGModel`]), `labels` come without their tags or name tags that
@@ -421,6 +431,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
+            item_seeds=item_seeds,
         )
         if labels is None:
             return OPTSGOutput(order_prompts=outputs.order_prompts)
@@ -432,7 +443,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         if tag_features is None:
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
         alignment = self._align(outputs.order_prompts, tag_features, labels)
-        written = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+        classes = None if step_tokens is None else (step_tokens, sampled_tokens)
+        written = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding, item_seeds, classes)
         loss = written["generation_loss"] + self.config.alignment_weight * alignment.loss
         set_loss = None
         if self.set_alignment is not None and tag_ids is not None:
@@ -472,18 +484,24 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
     def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
         return self.tag_alignment(order_prompts, tag_features, labels)
 
-    def _lay_out(self, assignment, tag_input_ids, tag_lengths) -> SlotSequence:
+    def _lay_out(self, assignment, tag_input_ids, tag_lengths, item_seeds) -> tuple[SlotSequence, torch.Tensor]:
+        """The slots that are written, and how many empty ones each of an item's stands for, `[batch]`."""
         config = self.config
-        written = True
-        if self.training and config.pad_slot_share < 1:
-            # Most slots are empty and say the same: some of them say it for all.
-            written = torch.rand(assignment.shape, device=assignment.device) < config.pad_slot_share
-        return lay_out_slots(
-            assignment, tag_input_ids, tag_lengths, config.tag_pad_token_id, config.tag_sep_token_id, written
-        )
+        # Most slots are empty and say the same: some of them say it for all.
+        share = config.pad_slot_share if self.training else 1.0
+        chosen, stands_for = choose_empty_slots(assignment < 0, share, item_seeds)
+        pad, sep = config.tag_pad_token_id, config.tag_sep_token_id
+        return lay_out_slots(assignment, tag_input_ids, tag_lengths, pad, sep, chosen), stands_for
 
     def _write(
-        self, outputs: OPTSGModelOutput, alignment: AlignmentOutput, tag_input_ids, tag_lengths, decoding: str | None
+        self,
+        outputs: OPTSGModelOutput,
+        alignment: AlignmentOutput,
+        tag_input_ids,
+        tag_lengths,
+        decoding: str | None,
+        item_seeds: torch.Tensor | None,
+        classes: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor | None]:
         if tag_input_ids.shape[1] > self.config.max_tag_tokens:
             raise ValueError(
@@ -493,21 +511,24 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         share = {None: self.config.parallel_share if self.training else 1.0, "parallel": 1.0, "sequential": 0.0}
         if decoding not in share:
             raise ValueError(f'decoding={decoding!r} must be "parallel" or "sequential".')
-        device = outputs.memory.device
-        parallel = torch.rand(outputs.memory.shape[0], device=device) < share[decoding]
-        sequence = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths)
+        size, device = (len(outputs.memory),), outputs.memory.device
+        parallel = draw_uniform("parallel mask", size, item_seeds, device) < share[decoding]
+        sequence, stands_for = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths, item_seeds)
         hidden_states = self.tag_decoder(
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )
         # Only real positions go through the output layer, the widest of all.
         hidden_states, targets = hidden_states[sequence.valid], sequence.targets[sequence.valid]
-        logits, columns, logit_tokens = self._token_logits(hidden_states, targets)
+        logits, columns, logit_tokens = self._token_logits(hidden_states, targets, classes)
         losses = F.cross_entropy(logits.float(), columns, reduction="none")
-        share = self.config.pad_slot_share if self.training else 1.0
-        loss = mean_with_rare_class(losses, targets == self.config.tag_pad_token_id, share)
+        stands_for = stands_for[:, None].expand_as(sequence.valid)[sequence.valid]
+        weights = torch.where(targets == self.config.tag_pad_token_id, stands_for, 1.0)
+        loss = (losses * weights).sum() / weights.sum()
         return {"logits": logits, "targets": targets, "logit_tokens": logit_tokens, "generation_loss": loss}
 
-    def _token_logits(self, hidden_states, targets) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _token_logits(
+        self, hidden_states, targets, classes: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Logits over the vocabulary, or in training over the targets and `num_sampled_tokens` others; the column of
         each target; and the columns' tokens."""
         # In training the embeddings may be tied to text; the output layer's own weight is then their offsets alone.
@@ -515,7 +536,10 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         weight, bias = tied.weight, self.lm_head.bias
         if not self.training:
             return F.linear(hidden_states, weight, bias), targets, None
-        tokens, columns, correction = sample_classes(targets, len(weight), self.config.num_sampled_tokens)
+        if classes is None:
+            tokens, columns, correction = sample_classes(targets, len(weight), self.config.num_sampled_tokens)
+        else:
+            tokens, columns, correction = classes_of_step(targets, len(weight), *classes)
         if len(tokens) == len(weight):
             return F.linear(hidden_states, weight, bias), targets, None
         return F.linear(hidden_states, weight[tokens], bias[tokens]).float() + correction, columns, tokens

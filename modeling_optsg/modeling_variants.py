@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 from .alignment import TagAlignment
 from .configuration_optsg import ModelFConfig, ModelGConfig
 from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGPreTrainedModel
-from .sampled_softmax import mean_with_rare_class, sample_classes
+from .sampled_softmax import sample_classes
 from .tag_classes import SimilarityClassifier, TagClasses, check_class_labels
 from .tag_decoder import lay_out_slots
 from .tag_generation import (
@@ -22,6 +22,7 @@ from .tag_generation import (
     plain_settings,
 )
 from .tag_scores import collect_tags
+from .training_draws import choose_empty_slots
 
 
 class ModelFForTagGeneration(OPTSGForTagGeneration):
@@ -43,8 +44,8 @@ class ModelFForTagGeneration(OPTSGForTagGeneration):
         # Without a [PAD] tag a prompt is compared with tags alone; one that is matched to none learns nothing here.
         return self.tag_alignment(order_prompts, tag_features, labels, with_pad=False)
 
-    def _write(self, outputs, alignment, tag_input_ids, tag_lengths, decoding):
-        written = super()._write(outputs, alignment, tag_input_ids, tag_lengths, decoding)
+    def _write(self, outputs, alignment, tag_input_ids, tag_lengths, decoding, item_seeds, classes):
+        written = super()._write(outputs, alignment, tag_input_ids, tag_lengths, decoding, item_seeds, classes)
         meaningful = self.meaningful_head(outputs.order_prompts)[..., 0].float()
         matched = (alignment.assignment >= 0).float()
         # Both stand for what OP-TSG's decoder would have predicted position by position, and count as positions.
@@ -53,16 +54,10 @@ class ModelFForTagGeneration(OPTSGForTagGeneration):
         loss = (written["generation_loss"] * tokens + head_loss) / (tokens + meaningful.numel())
         return written | {"generation_loss": loss}
 
-    def _lay_out(self, assignment, tag_input_ids, tag_lengths):
-        config = self.config
-        return lay_out_slots(
-            assignment,
-            tag_input_ids,
-            tag_lengths,
-            config.tag_pad_token_id,
-            config.tag_sep_token_id,
-            empty_slots=False,
-        )
+    def _lay_out(self, assignment, tag_input_ids, tag_lengths, item_seeds):
+        pad, sep = self.config.tag_pad_token_id, self.config.tag_sep_token_id
+        sequence = lay_out_slots(assignment, tag_input_ids, tag_lengths, pad, sep, empty_slots=False)
+        return sequence, torch.ones(len(assignment), device=assignment.device)
 
     def _write_slots(self, prompts, items, memory, memory_mask, search, context=None):
         config = self.config
@@ -147,13 +142,15 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        item_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> ModelGOutput:
         """
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             tag_ids: `[tags]`, the class of each tag of the batch.
-            tag_text_input_ids, tag_text_attention_mask, tag_features, labels: see [`OPTSGForTagGeneration.forward`].
+            tag_text_input_ids, tag_text_attention_mask, tag_features, labels, item_seeds: see
+                [`OPTSGForTagGeneration.forward`].
 
         Raises:
             ValueError: an item cannot be read, or `labels` come without the classes or the texts of their tags.
@@ -165,6 +162,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
+            item_seeds=item_seeds,
         ).order_prompts
         dropped = self.dropout(prompts)
         if labels is None:
@@ -184,13 +182,14 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         else:
             # As OP-TSG's decoder is trained: few of the empty slots, and a sample of the classes.
-            share = self.config.pad_slot_share
-            kept = (targets != pad) | (torch.rand(targets.shape, device=targets.device) < share)
+            chosen, stands_for = choose_empty_slots(targets == pad, self.config.pad_slot_share, item_seeds)
+            kept = (targets != pad) | chosen
+            weights = torch.where(targets == pad, stands_for[:, None], 1.0)[kept]
             targets = targets[kept]
             classes, columns, correction = sample_classes(targets, pad + 1, self.config.num_sampled_tokens)
             kept_logits = self._class_logits(dropped[kept], classes) + correction
             losses = F.cross_entropy(kept_logits.float(), columns, reduction="none")
-            loss = mean_with_rare_class(losses, targets == pad, share)
+            loss = (losses * weights).sum() / weights.sum()
         return ModelGOutput(
             loss=loss + self.config.alignment_weight * alignment.loss,
             logits=logits,

@@ -30,8 +30,18 @@ def sample_classes(
     return classes, column, correction
 
 
-def mean_with_rare_class(losses: torch.Tensor, rare: torch.Tensor, share: float) -> torch.Tensor:
-    """The mean of losses `[positions]` in which only a share of the positions where `rare` is true was kept, as if all
-    had been."""
-    weights = torch.where(rare, 1 / max(share, 1e-6), 1.0)
-    return (losses * weights).sum() / weights.sum()
+def classes_of_step(
+    targets: torch.Tensor, num_classes: int, own: torch.Tensor, drawn: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[`sample_classes`] where what is drawn is the same for all parts of a step.
+
+    Args:
+        targets: `[positions]`, all of them among `own`.
+        own: `[classes]`, those of the whole step's targets, each once; drawn: as many others as are sampled.
+    """
+    columns = torch.full((num_classes,), -1, device=own.device)
+    columns[own] = torch.arange(len(own), device=own.device)
+    correction = torch.zeros(len(own) + len(drawn), device=own.device)
+    if len(drawn):
+        correction[len(own) :] = math.log((num_classes - len(own)) / len(drawn))
+    return torch.cat([own, drawn]), columns[targets], correction

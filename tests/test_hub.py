@@ -443,7 +443,7 @@ def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, 
     arguments = ["--dataset", pictures, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
     arguments += ["--vision_tower", towers / "vision", "--text_tower", towers / "text", "--config", json.dumps(small)]
     arguments += ["--tag_vocab_size", 260, "--epochs", 1, "--evaluations", 1, "--validation_share", 0.4]
-    arguments += ["--batch_size", 2, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
+    arguments += ["--batch_size", 1, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})

@@ -9,6 +9,7 @@ from torch import nn
 
 from modeling_optsg import OPTSGConfig
 from modeling_optsg.tag_decoder import lay_out_slots
+from modeling_optsg.training_draws import PURPOSES, draw_uniform
 from modeling_optsg.transformer import TransformerLayer
 
 PAD, SEP = 0, 1
@@ -453,14 +454,63 @@ def test_few_empty_slots_are_written_and_count_for_all(make_model, batch):
         outputs = model(**batch)
         pads = outputs.targets == model.config.tag_pad_token_id
         losses = torch.nn.functional.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
-        expected = (losses[~pads].sum() + losses[pads].sum() / 0.3) / ((~pads).sum() + pads.sum() / 0.3)
-        assert_close(outputs.generation_loss, expected)
+        empties = (outputs.assignment < 0).sum(dim=1)
+        chosen = (empties * 0.3).round().clamp(min=1)
+        assert int(pads.sum()) == int(chosen.sum())
+        # Slots are laid out item by item, and each item's empty ones stand for all of its own.
+        stands_for = (empties / chosen).repeat_interleave(chosen.long())
+        expected = losses[~pads].sum() + (losses[pads] * stands_for).sum()
+        assert_close(outputs.generation_loss, expected / ((~pads).sum() + empties.sum()))
         # Every tag is written all the same.
         assert (~pads).sum() == (full.targets != model.config.tag_pad_token_id).sum()
         written, empty = written + int(pads.sum()), empty + int((outputs.assignment < 0).sum())
     assert written / empty == pytest.approx(0.3, abs=0.03)
     # In evaluation all of them.
     assert int((model.eval()(**batch).targets == 0).sum()) == int((outputs.assignment < 0).sum())
+
+
+def test_an_item_s_draws_follow_from_its_seed_whatever_the_batch():
+    seeds = torch.tensor([3, 2**55 + 1, 4, 3])
+    draws = {purpose: draw_uniform(purpose, (4, 5000), seeds, seeds.device) for purpose in PURPOSES}
+    for purpose, own in draws.items():
+        assert torch.equal(own[0], own[3]) and not torch.equal(own[0], own[2])
+        assert torch.equal(draw_uniform(purpose, (2, 9), seeds[1:3], seeds.device), own[1:3, :9])
+        assert 0 <= own.min() and own.max() < 1
+        # Each tenth of [0, 1) as often.
+        shares = torch.histc(own, bins=10, min=0, max=1) / own.numel()
+        assert (shares - 0.1).abs().max() < 0.01
+    rows = torch.stack([own[:3].flatten() for own in draws.values()])
+    assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 0.05, "purposes are independent"
+    # Seeds that follow one another too.
+    near = draw_uniform("parallel mask", (20_000,), torch.arange(20_000), torch.device("cpu"))
+    assert (
+        abs(float(near.mean()) - 0.5) < 0.01 and abs(torch.corrcoef(torch.stack([near[1:], near[:-1]]))[0, 1]) < 0.02
+    )
+
+
+def test_a_batch_s_losses_are_those_of_its_items_alone(make_model, batch):
+    """With seeds of their own and the step's tokens, items do not see what company they are in."""
+    settings = {"num_prompts": 16, "pad_slot_share": 0.3, "parallel_share": 0.5, "modality_dropout": 0.5}
+    settings |= {"num_sampled_tokens": 20, "memory_token_dropout": 0.3, "dropout": 0.0, "attention_dropout": 0.0}
+    model = make_model(**settings).train()
+    for tower in (model.model.vision_tower, model.model.text_tower):
+        tower.eval()
+    own = torch.arange(0, 200, 2)
+    step = {"step_tokens": batch["tag_input_ids"].unique(), "sampled_tokens": own}
+    step["step_tokens"] = torch.cat([step["step_tokens"], torch.tensor([0, model.config.tag_sep_token_id])]).unique()
+    step["sampled_tokens"] = own[~torch.isin(own, step["step_tokens"])]
+    seeds = torch.arange(len(batch["labels"])) + 11
+    whole = model(**batch, **step, item_seeds=seeds)
+    items = ("pixel_values", "frame_mask", "input_ids", "attention_mask", "labels")
+    total, count = 0.0, 0.0
+    for index in range(len(seeds)):
+        alone = batch | {name: batch[name][index : index + 1] for name in items if name in batch}
+        outputs = model(**alone, **step, item_seeds=seeds[index : index + 1])
+        # Written tokens, and every empty slot.
+        positions = (outputs.targets != model.config.tag_pad_token_id).sum() + (outputs.assignment < 0).sum()
+        total, count = total + outputs.generation_loss * positions, count + positions
+    assert_close(whole.generation_loss, total / count)
+    assert not torch.isclose(whole.generation_loss, model(**batch, **step, item_seeds=seeds + 5).generation_loss)
 
 
 @torch.no_grad()

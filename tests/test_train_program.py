@@ -143,7 +143,7 @@ def test_frozen_towers_are_not_run_twice(train, trained, folder, towers, monkeyp
         "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
     )
     more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
-    more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12)
+    more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12, "--batch_size", 8)
     train.main(arguments(train, folder, trained / "again", trained / "cache", *more))
 
 
@@ -185,6 +185,24 @@ def test_fp16_is_refused_where_it_would_be_32_bits(train, folder, tmp_path):
             train.main(arguments(train, folder, tmp_path / "run", tmp_path, "--mixed_precision", "fp16"))
     finally:
         AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (("--process_batch_size", 0), "at least one item at once, not 0"),
+        (("--batch_size", 0), "A batch of 0 items cannot be shared by 1 processes"),
+        (("--batch_size", 97), "A step of 97 items is more than the 15 training items"),
+        (("--trackers", "aim"), "--trackers aim: not installed"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_computed(train, folder, towers, tmp_path, settings, said):
+    more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
+    more += ("--max_tag_tokens", 12, *settings)
+    with pytest.raises(ValueError, match=said):
+        train.main(arguments(train, folder, tmp_path / "run", tmp_path / "cache", *more))
+    assert not list((tmp_path / "cache").rglob("towers-*"))
+    assert json.loads((tmp_path / "run/state/status.json").read_text())["status"] == "failed"
 
 
 def test_a_preset_with_an_unknown_argument_is_refused(train, tmp_path, capsys):

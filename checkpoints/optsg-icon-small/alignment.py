@@ -55,7 +55,7 @@ def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> tor
     gain = similarity.float() - similarity[..., -1:].float()
     gain = gain.gather(2, labels.clamp(min=0)[:, None, :].expand(-1, num_prompts, -1)).cpu().numpy()
     if not np.isfinite(gain).all():
-        raise FloatingPointError("Prompts and tags have similarities that are no numbers; lower the learning rate.")
+        raise FloatingPointError("Prompts and tags have similarities that are no numbers.")
     counts = present.sum(dim=1).tolist()
     # Labels are padded at the end or anywhere: the matching only sees an item's real columns.
     order = torch.argsort((~present).to(torch.int8), dim=1, stable=True).cpu()

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .feature_pooling import pool_tokens
+from .training_draws import draw_uniform
 from .transformer import TransformerLayer
 
 
@@ -147,6 +148,7 @@ class MultimodalEncoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        item_seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
@@ -154,6 +156,7 @@ class MultimodalEncoder(nn.Module):
             frame_mask: `[batch, frames]`, true for real frames; all real when left out.
             title_features: `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true for real title tokens; all real when left out.
+            item_seeds: `[batch]`, in training, of what is hidden at random.
 
         Returns:
             The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, and two
@@ -194,7 +197,7 @@ class MultimodalEncoder(nn.Module):
         if not parts:
             raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
         if self.training:
-            masks = self._hide_at_random(masks)
+            masks = self._hide_at_random(masks, item_seeds)
         memory, memory_mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
         if not (present := memory_mask.any(dim=1)).all():
             empty = (~present).nonzero().flatten().tolist()
@@ -209,16 +212,20 @@ class MultimodalEncoder(nn.Module):
             memory, _ = layer(memory, memory_mask[:, None, None, :])
         return self.norm(memory), memory_mask, summary, set_summary
 
-    def _hide_at_random(self, masks: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _hide_at_random(self, masks: list[torch.Tensor], seeds: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens)."""
         batch, device = masks[0].shape[0], masks[0].device
         if len(masks) == 2 and self.config.modality_dropout > 0:
             both = masks[0].any(dim=1) & masks[1].any(dim=1)
-            drop = both & (torch.rand(batch, device=device) < self.config.modality_dropout)
-            first = torch.rand(batch, device=device) < 0.5
+            drop = draw_uniform("modality is dropped", (batch,), seeds, device) < self.config.modality_dropout
+            drop &= both
+            first = draw_uniform("which modality", (batch,), seeds, device) < 0.5
             masks = [masks[0] & ~(drop & first)[:, None], masks[1] & ~(drop & ~first)[:, None]]
         if self.config.memory_token_dropout > 0:
-            kept = [m & (torch.rand(m.shape, device=device) >= self.config.memory_token_dropout) for m in masks]
+            kept = [
+                mask & (draw_uniform(purpose, tuple(mask.shape), seeds, device) >= self.config.memory_token_dropout)
+                for purpose, mask in zip(("frame tokens", "title tokens"), masks)
+            ]
             some = torch.cat(kept, dim=1).any(dim=1)[:, None]
             masks = [torch.where(some, k, m) for k, m in zip(kept, masks)]
         return masks

@@ -9,7 +9,7 @@ from .model_building import build
 from .optimization import parameter_groups
 from .processes import make_accelerator, prepare_model, prepare_training
 from .run_state import RunState, refuse_other_run
-from .run_status import Interrupted, RunStatus, StopSignal, ignore_sigterm
+from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
 from .sharding import shard_model, whole_state
 from .streams import StreamBatches, TaggedStream
 from .training_items import load_splits, load_streams, without_unreadable, without_untrainable_tags
@@ -33,6 +33,7 @@ __all__ = [
     "TrainingLog",
     "Unreadable",
     "build",
+    "end_workers",
     "ignore_sigterm",
     "load_splits",
     "load_streams",

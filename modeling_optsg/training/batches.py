@@ -122,16 +122,24 @@ class SeededItems(Dataset):
 
 
 def share_candidates(
-    accelerator: Accelerator, batches: Sequence[dict], tag_table, num_negatives: int = 0, seed: Sequence[int] = (0,)
+    accelerator: Accelerator,
+    config,
+    batches: Sequence[dict],
+    tag_table,
+    num_negatives: int = 0,
+    seed: Sequence[int] = (0,),
 ) -> None:
-    """Makes every tag of a global batch a candidate of every prompt's alignment, in all its parts and processes.
+    """Makes every tag of a global batch a candidate of every prompt's alignment, in all its parts and processes, and
+    its tokens those of every part's output layer.
 
-    Changes `tag_features` of the batches of [`OPTSGDataCollator`] with a [`TagTable`]; without one, tags are embedded
-    where they are and each part has its own.
+    Changes `tag_features` of the batches of [`OPTSGDataCollator`] with a [`TagTable`] and, with `num_sampled_tokens`,
+    gives them `step_tokens` and `sampled_tokens`. Without a table tags are embedded where they are, and each part has
+    its own.
 
     Args:
+        config: the model's.
         num_negatives: so many random tags of the table are candidates too, those that are not yet.
-        seed: of their choice, the same in all processes.
+        seed: of what is drawn, the same in all processes.
     """
     if tag_table is None or not all("tag_ids" in batch for batch in batches):
         return
@@ -140,9 +148,18 @@ def share_candidates(
         own = gather(pad_across_processes(own, dim=0, pad_index=-1))
     everybody = own.unique().cpu()
     everybody = everybody[everybody >= 0]
+    random = np.random.default_rng(seed)
+    if config.num_sampled_tokens:
+        written = {token for tag in everybody.tolist() for token in tag_table.input_ids[tag]}
+        own = np.array(sorted(written | {config.tag_pad_token_id, config.tag_sep_token_id}))
+        others = np.setdiff1d(np.arange(config.tag_vocab_size), own, assume_unique=True)
+        if config.num_sampled_tokens < len(others):
+            drawn = random.choice(others, config.num_sampled_tokens, replace=False)
+            for batch in batches:
+                batch |= {"step_tokens": torch.from_numpy(own), "sampled_tokens": torch.from_numpy(drawn)}
     if num_negatives:
         tags = len(tag_table.tags)
-        drawn = np.random.default_rng(seed).choice(tags, min(num_negatives, tags), replace=False)
+        drawn = random.choice(tags, min(num_negatives, tags), replace=False)
         everybody = torch.cat([everybody, torch.from_numpy(drawn)]).unique()
     for batch in batches:
         others = everybody[~torch.isin(everybody, batch["tag_ids"].cpu())]

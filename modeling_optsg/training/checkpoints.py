@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from .durable_files import PARTIAL, sync, sync_all
+from .durable_files import PARTIAL, cannot_be_written, sync, sync_all
 
 # The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (
@@ -23,6 +23,9 @@ def save_checkpoint(model, processor, folder: Path, half: bool = False) -> None:
 
     Args:
         half: 16-bit weights, tables of tokens and tags 8-bit; they are used in 32 bits.
+
+    Raises:
+        OSError: the disk is full or not to be written on; the checkpoint of before stays.
     """
     state_dict = None
     if half:
@@ -41,9 +44,15 @@ def save_checkpoint(model, processor, folder: Path, half: bool = False) -> None:
     for left in folder.glob(f"{PARTIAL}-*"):
         shutil.rmtree(left)
     with TemporaryDirectory(dir=folder, prefix=f"{PARTIAL}-") as partial:
-        model.save_pretrained(partial, state_dict=state_dict)
-        processor.save_pretrained(partial)
-        sync_all(Path(partial))
+        try:
+            model.save_pretrained(partial, state_dict=state_dict)
+            processor.save_pretrained(partial)
+            # safetensors lets nobody else read what it writes.
+            for weights in Path(partial).glob("*.safetensors"):
+                shutil.copymode(Path(partial, "config.json"), weights)
+            sync_all(Path(partial))
+        except Exception as error:
+            raise cannot_be_written("the checkpoint", folder, error) from error
         for path in (path for path in Path(partial).rglob("*") if path.is_file()):
             final = folder / path.relative_to(partial)
             final.parent.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
 """Batches in a training loop: with the items they are of, and without those that cannot be read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from accelerate.utils import gather_object
 
@@ -12,29 +13,33 @@ class CollatedItems:
     Args:
         items: index of each item of the batch.
         batch: what the collator made of them.
-        unreadable: items that were left out, and why.
+        unreadable: items that were left out, by their `id` or else their index, and why.
         weight: 0 where the batch stands in for one of which nothing could be read.
     """
 
     items: list[int]
     batch: dict
-    unreadable: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int | str, str] = field(default_factory=dict)
     weight: float = 1.0
 
 
 class CollateReadable:
     """Collates items with `item_index`; those that the collator refuses are left out. A batch that loses all of them
-    is made of the last item that could be read, whose `weight` is then 0: other processes wait for this one's part.
+    is made of an item that can be read, the `weight` of which is then 0: other processes wait for this one's part.
 
     Args:
         collator: an [`OPTSGDataCollator`].
+        items: all of them, among which such an item is looked for when a batch of before had none.
+        most_tries: at most so many are looked at.
 
     Raises:
-        ValueError: none of a batch's items can be read, and none could before.
+        ValueError: none of a batch's items can be read, and none of those looked at.
     """
 
-    def __init__(self, collator: Callable[[Sequence[Mapping]], dict]):
-        self.collator = collator
+    def __init__(
+        self, collator: Callable[[Sequence[Mapping]], dict], items: Iterable[Mapping] = (), most_tries: int = 100
+    ):
+        self.collator, self.items, self.most_tries = collator, items, most_tries
         self.spare = None
 
     def __call__(self, items: Sequence[Mapping]) -> CollatedItems:
@@ -50,15 +55,27 @@ class CollateReadable:
                     self.collator([*company, item])
                     readable.append(item)
                 except (ValueError, OSError) as error:
-                    unreadable[item["item_index"]] = str(error)
-            if not readable and self.spare is None:
-                reason = next(iter(unreadable.values()))
-                raise ValueError(f"None of the {len(items)} items of a batch can be read: {reason}") from None
+                    unreadable[item.get("id", item["item_index"])] = str(error)
             if not readable:
+                if self.spare is None and not self._find_spare():
+                    reason = next(iter(unreadable.values()))
+                    raise ValueError(
+                        f"None of the {len(items)} items of a batch can be read, nor others that were tried: {reason}"
+                    ) from None
                 return CollatedItems([], self.collator([self.spare]), unreadable, weight=0.0)
             batch = self.collator(readable)
         self.spare = readable[0]
         return CollatedItems([item["item_index"] for item in readable], batch, unreadable)
+
+    def _find_spare(self) -> bool:
+        for item in islice(iter(self.items), self.most_tries):
+            try:
+                self.collator([item])
+            except (ValueError, OSError):
+                continue
+            self.spare = item
+            return True
+        return False
 
 
 class Unreadable:

@@ -2,9 +2,19 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 PARTIAL = ".partial"
+
+
+def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
+    """An error that says where, and how much room there is, in place of those that libraries raise."""
+    free = shutil.disk_usage(folder).free / 2**20
+    return OSError(
+        f"{folder}: {what} could not be written ({type(error).__name__}: {error}). {free:,.0f} MiB are free there; "
+        "what was complete before is kept, and the same command goes on from it."
+    )
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from .durable_files import PARTIAL, sync, sync_all, write_json
+from .durable_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
 
 PROGRESS = "progress.json"
 
@@ -42,7 +42,7 @@ class RunState:
         """Writes the checkpoint of a step. All processes call it.
 
         Raises:
-            OSError: the disk is full or not to be written on; earlier checkpoints stay.
+            OSError: the disk is full or not to be written on; earlier checkpoints stay, and nothing of this one.
         """
         final = self.folder / f"step-{step:08d}"
         partial = final.with_name(final.name + PARTIAL)
@@ -52,10 +52,10 @@ class RunState:
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(partial), safe_serialization=False)
-        except OSError:
-            # A full disk is not to stay full of this.
+        except Exception as error:
+            # torch has errors of its own for a full disk, which is not to stay full of this.
             shutil.rmtree(partial, ignore_errors=True)
-            raise
+            raise cannot_be_written(f"the state of step {step}", self.folder, error) from error
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(
@@ -148,7 +148,9 @@ def refuse_other_run(saved: dict, arguments: dict, name: str | os.PathLike) -> N
         ValueError: they differ.
     """
     if other := sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key)):
-        changed = ", ".join(f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in other)
+        changed = ", ".join(f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in other if key != "data")
+        if "data" in other:
+            changed = ", ".join(filter(None, [changed, "other training or validation items"]))
         raise ValueError(
             f"{name} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
             "--resume never."

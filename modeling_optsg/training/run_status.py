@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +21,11 @@ class Interrupted(Exception):
     """The program was asked to stop.
 
     Args:
-        step: the last one whose state is saved.
+        step: the last one whose state is saved, 0 if none is.
     """
 
     def __init__(self, step: int = 0):
-        super().__init__(f"Asked to stop; the state of step {step} is saved.")
+        super().__init__(f"Asked to stop; the state of step {step} is saved." if step else "Asked to stop.")
         self.step = step
 
 
@@ -68,12 +70,23 @@ class RunStatus:
         write_json(self.path, {"status": status, **details})
 
 
+# The launchers' marks: `accelerate`'s for one process, and `torchrun`'s.
+LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")
+
+
 class StopSignal:
-    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save."""
+    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save. A launcher that
+    ends without passing the signal on, as `accelerate launch` does with one process, is noted too."""
 
     def __init__(self):
-        self.noted, self.at_once = False, True
+        self.at_once, self.saved_step = True, 0
+        self._signalled = False
+        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
         self._before = signal.SIG_DFL
+
+    @property
+    def noted(self) -> bool:
+        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
 
     def __enter__(self):
         self._before = signal.signal(signal.SIGTERM, self._note)
@@ -83,9 +96,9 @@ class StopSignal:
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, signum, frame):
-        self.noted = True
+        self._signalled = True
         if self.at_once:
-            raise Interrupted()
+            raise Interrupted(self.saved_step)
 
     @contextlib.contextmanager
     def only_noted(self) -> Iterator[None]:
@@ -105,5 +118,15 @@ class StopSignal:
 
 
 def ignore_sigterm(worker: int) -> None:
-    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them."""
+    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them,
+    with [`end_workers`]."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def end_workers(batches: Iterator) -> None:
+    """Ends the workers of a loader's iterator, whatever became of the training. Python ends what is left of them with
+    SIGTERM when the program ends, and would wait for ever for those that ignore it."""
+    # What the iterator does when it is forgotten, which one in the traceback of an error is not.
+    getattr(batches, "_shutdown_workers", lambda: None)()
+    for worker in multiprocessing.active_children():
+        worker.kill()

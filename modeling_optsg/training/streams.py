@@ -33,6 +33,9 @@ class TaggedStream:
     def __len__(self) -> int:
         return self.items
 
+    def __iter__(self) -> Iterator[dict]:
+        return self.epoch(0, 0)
+
     def epoch(self, epoch: int, seed: int) -> Iterator[dict]:
         """Each item once, in an order of the epoch's own."""
         rows = self.rows.shuffle(seed=seed, buffer_size=self.buffer_size)

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import Dataset
 
 from ..prediction import predict_tags
 from ..tag_metrics import TagEvaluator
+from .run_status import Interrupted, StopSignal
 
 
 def validate(
@@ -17,21 +18,47 @@ def validate(
     items: Sequence[Mapping],
     evaluator: TagEvaluator,
     objective: str,
+    stop: StopSignal,
     **generate_kwargs,
 ) -> tuple[dict, list[list[str]]]:
     """Figures at the best threshold, and the tags of each item there. All processes call it, each tags its share.
 
     Args:
         model: a whole one, in every process; items, evaluator, objective: see [`fit_generation_config`].
+
+    Raises:
+        Interrupted: `stop` has noted something in any process; all of them raise it.
     """
     mine = range(accelerator.process_index, len(items), accelerator.num_processes)
-    with accelerator.autocast():
-        tags = predict_tags(model, processor, torch.utils.data.Subset(items, mine), **generate_kwargs)
-    pairs = gather_object(list(zip(mine, tags, strict=True)))
+    try:
+        with accelerator.autocast():
+            tags = predict_tags(model, processor, _UntilStopped(items, mine, stop), **generate_kwargs)
+        found = list(zip(mine, tags, strict=True))
+    except Interrupted:
+        # The others wait for this process's share.
+        found = [None]
+    pairs = gather_object(found)
+    if None in pairs:
+        raise Interrupted(stop.saved_step)
     predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
     threshold, figures = evaluator.best_threshold(predictions, objective)
     written = [[tag["tag"] for tag in own if tag["score"] >= threshold] for own in predictions]
     return {"threshold": threshold} | figures, written
+
+
+class _UntilStopped(Dataset):
+    """Items that are there until the program is asked to stop."""
+
+    def __init__(self, items: Sequence[Mapping], indices: Sequence[int], stop: StopSignal):
+        self.items, self.indices, self.stop = items, indices, stop
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Mapping:
+        if self.stop.noted:
+            raise Interrupted(self.stop.saved_step)
+        return self.items[self.indices[index]]
 
 
 def samples(rows, written: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
