@@ -4,10 +4,11 @@ r"""Tags a dataset of any size, on as many processes or machines as there are, i
     python examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags --ray 2
 
 Items are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
-Started again with the same arguments, in either way, it makes the shards that are missing; other weights or items
-under the same names are refused. Rows are the items' `id`, their `tags` (`tag`, `score`, `novel`; best first) and,
-where an item cannot be read, an `error`. With `--ray N` shards are the input of a `ray.data` job with N workers, on
-the Ray cluster at `RAY_ADDRESS` or on one made here; all must see the same files.
+Started again with the same arguments, in either way, it makes the shards that are missing; other weights, settings or
+items under the same names are refused (of pictures, clips and features, those of one item a shard are looked at). Rows
+are the items' `id`, their `tags` (`tag`, `score`, `novel`; best first) and, where an item cannot be read, an `error`.
+With `--ray N` shards are the input of a `ray.data` job with N workers, on the Ray cluster at `RAY_ADDRESS` or on one
+made here; all must see the same files.
 """
 
 import argparse
@@ -27,10 +28,11 @@ from transformers import AutoConfig
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor
-from modeling_optsg.dataset_tagging import shard_path, shards_of, write_shard
-from modeling_optsg.feature_cache import digest
+from modeling_optsg.dataset_tagging import is_whole, shard_path, shards_of, write_shard
+from modeling_optsg.feature_cache import digest, tokenizer_settings
 from modeling_optsg.systems import SYSTEMS
 from modeling_optsg.training.durable_files import write_json
+from modeling_optsg.training.streams import undecoded
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:
@@ -45,6 +47,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--decoding", choices=("parallel", "sequential"), help="the checkpoint's own if not given")
     parser.add_argument("--threshold", type=float)
     parser.add_argument("--max_tags", type=int)
+    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="on GPUs; no: 32 bits")
     parser.add_argument("--ray", type=int, metavar="N", help="so many workers of a Ray cluster")
     arguments = parser.parse_args(argv)
     # Workers of a cluster begin in other folders.
@@ -74,7 +77,12 @@ class ShardTagger:
     def weights(self) -> str:
         """Changes with whatever the model's answers depend on."""
         settings = self.model.generation_config.to_dict() | {"transformers_version": None}
-        return digest(self.model, settings, self.processor.tag_tokenizer.get_vocab())
+        processor = self.processor
+        images = getattr(processor, "image_processor", None)
+        reading = [images and images.to_dict(), processor.num_frames, tokenizer_settings(processor.tokenizer)]
+        return digest(
+            self.model, settings, *reading, processor.tag_tokenizer.get_vocab(), sorted(processor.train_tags)
+        )
 
     def items(self) -> str:
         """Changes with the items and their order."""
@@ -82,13 +90,23 @@ class ShardTagger:
         hashed = hashlib.sha256()
         for rows in self.dataset.select_columns(names).with_format("arrow").iter(10_000):
             hashed.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
+        # All pictures would be read for this alone; one of each shard notices most that can happen to them.
+        for row in undecoded(self.dataset).select([shard[0] for shard in self.shards]):
+            for name, value in row.items():
+                if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+                    with open(value["path"], "rb") as file:
+                        value = file.read(2**20)
+                hashed.update(repr((name, value)).encode())
         return hashed.hexdigest()[:32]
 
     def __call__(self, row: dict) -> dict:
         index = int(row["shard"])
         items = self.shards[index]
         place = (self.arguments.output, index, len(self.shards), items)
-        write_shard(self.model, self.processor, self.dataset, *place, **self.settings)
+        precision = self.arguments.mixed_precision
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
+            write_shard(self.model, self.processor, self.dataset, *place, **self.settings)
         return {"shard": index, "items": len(items)}
 
 
@@ -99,7 +117,7 @@ def check_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
     Raises:
         ValueError: the folder's shards were made otherwise.
     """
-    free = ("output", "dataset_dir", "ray")
+    free = ("output", "dataset_dir", "ray", "batch_size")
     own = {name: value for name, value in vars(arguments).items() if name not in free}
     # Names stay the same when what they stand for changes.
     own |= {"shards": len(tagger.shards), "weights": tagger.weights(), "items": tagger.items()}
@@ -127,7 +145,7 @@ def with_accelerate(arguments: argparse.Namespace) -> None:
         tagger({"shard": index})
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        report(arguments, len(tagger.shards))
+        report(arguments, tagger.shards)
     accelerator.end_training()
 
 
@@ -136,12 +154,14 @@ def with_ray(arguments: argparse.Namespace) -> None:
 
     tagger = ShardTagger(arguments)
     check_output(arguments, tagger)
-    num_shards = len(tagger.shards)
+    shards = tagger.shards
+    num_shards = len(shards)
     del tagger
     if not ray.is_initialized():
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
         ray.init(log_to_driver=False, **own)
-    missing = [{"shard": i} for i in range(num_shards) if not shard_path(arguments.output, i, num_shards).exists()]
+    paths = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
+    missing = [{"shard": i} for i, (path, items) in enumerate(zip(paths, shards)) if not is_whole(path, items)]
     if missing:
         rows = ray.data.from_items(missing, override_num_blocks=len(missing))
         done = rows.map(
@@ -154,13 +174,14 @@ def with_ray(arguments: argparse.Namespace) -> None:
             max_restarts=-1,
         )
         done.materialize()
-    report(arguments, num_shards)
+    report(arguments, shards)
 
 
-def report(arguments: argparse.Namespace, num_shards: int) -> None:
+def report(arguments: argparse.Namespace, shards: list[range]) -> None:
     """Counts what is there; all of it must be."""
+    num_shards = len(shards)
     files = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
-    if missing := [path.name for path in files if not path.exists()]:
+    if missing := [path.name for path, items in zip(files, shards) if not is_whole(path, items)]:
         raise RuntimeError(f"{len(missing)} shards are missing, such as {missing[0]}; the same command makes them.")
     rows = load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
     count, failed = 0, Counter()

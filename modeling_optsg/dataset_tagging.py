@@ -4,9 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset, Features, Image, List, Value, Video
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value
 
 from .prediction import predict_tags
+from .training.durable_files import sync
+from .training.streams import undecoded
 
 FEATURES = Features(
     {
@@ -32,6 +36,14 @@ def shards_of(items: int, shard_size: int) -> list[range]:
 
 def shard_path(folder: str | os.PathLike, index: int, num_shards: int) -> Path:
     return Path(folder, f"tags-{index:05d}-of-{num_shards:05d}.parquet")
+
+
+def is_whole(path: Path, items: range) -> bool:
+    """Whether a shard is there with all its items; a file that a machine lost while it failed is none."""
+    try:
+        return pq.read_metadata(path).num_rows == len(items)
+    except (OSError, pa.ArrowInvalid):
+        return False
 
 
 def tag_items(model, processor, items: Sequence[Mapping], batch_size: int = 64, **settings) -> list[dict]:
@@ -83,18 +95,17 @@ def write_shard(
         ValueError: all its items fail for one reason, such as a wrong setting.
     """
     path = shard_path(folder, index, num_shards)
-    if path.exists():
+    if is_whole(path, items):
         return path
-    rows = dataset.select(items)
-    for column, feature in rows.features.items():
-        # The processor opens them, and can say which one is broken.
-        if isinstance(feature, (Image, Video)):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    found = tag_items(model, processor, rows, **settings)
+    # The processor opens pictures and clips, and can say which one is broken.
+    found = tag_items(model, processor, undecoded(dataset.select(items)), **settings)
     if len(found) > 1 and len({row["error"] for row in found}) == 1 and found[0]["error"] is not None:
         raise ValueError(f"All {len(found)} items of a shard fail alike: {found[0]['error']}")
     tagged = Dataset.from_list(found, features=FEATURES)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     tagged.to_parquet(str(partial))
+    # In this order: the name must not stand for bytes that are not on the disk yet.
+    sync(partial)
     os.replace(partial, path)
+    sync(path.parent)
     return path

@@ -31,7 +31,8 @@ def digest(*parts) -> str:
     return digest.hexdigest()[:32]
 
 
-def _tokenizer_settings(tokenizer) -> dict:
+def tokenizer_settings(tokenizer) -> dict:
+    """What a tokenizer does, as JSON can write it, and not what it was last called with."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     # Every call leaves its padding and truncation behind in the backend.
@@ -80,7 +81,7 @@ def cache_tower_features(
         dataset._fingerprint,
         *([model.vision_tower, processor.image_processor.to_dict(), processor.num_frames] if encoder.frames else []),
         *([processor.num_frames] if encoder.given else []),
-        *([model.text_tower, _tokenizer_settings(processor.tokenizer)] if encoder.titles else []),
+        *([model.text_tower, tokenizer_settings(processor.tokenizer)] if encoder.titles else []),
     )
     columns = [encoder.visual] if encoder.frames else []
     features = Features({name: feature for name, feature in dataset.features.items() if name not in columns})
@@ -223,7 +224,7 @@ def build_tag_table(
     tags: list[str], model, processor, cache_dir: str | os.PathLike, batch_size: int = 256
 ) -> TagTable:
     """The [`TagTable`] of training tags under a frozen text tower, kept in `cache_dir` likewise."""
-    fingerprint = digest(tags, model.text_tower, _tokenizer_settings(processor.tokenizer))
+    fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))
     path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
     if not os.path.exists(path):
         device = next(model.parameters()).device

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,7 +11,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.dataset_tagging import shard_path, shards_of, tag_items, write_shard
+from modeling_optsg.dataset_tagging import is_whole, shard_path, shards_of, tag_items, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,15 @@ def test_what_cannot_be_read_is_said_and_its_neighbours_are_tagged(folder, tiny_
 
 def test_a_shard_that_is_there_is_not_made_again(tmp_path):
     path = shard_path(tmp_path, 0, 1)
-    path.write_text("done")
-    assert write_shard(None, None, None, tmp_path, 0, 1, range(3)) == path and path.read_text() == "done"
+    pq.write_table(pa.table({"id": ["a", "b", "c"]}), path)
+    before = path.read_bytes()
+    assert write_shard(None, None, None, tmp_path, 0, 1, range(3)) == path and path.read_bytes() == before
+    # What a machine lost while it failed is not there.
+    for left in (b"", before[:-9]):
+        path.write_bytes(left)
+        assert not is_whole(path, range(3))
+    path.write_bytes(before)
+    assert is_whole(path, range(3)) and not is_whole(path, range(4)) and not is_whole(path.with_name("x"), range(3))
 
 
 def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
@@ -70,14 +78,17 @@ def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
     assert [len(table) for table in tables] == [3, 3, 1]
     assert tables[0].schema.names == ["id", "tags", "error"]
     files[1].unlink()
-    program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    files[0].write_bytes(b"")
+    # In parts of another size, for less memory.
+    program.with_accelerate(program.parse_arguments(list(map(str, [*given, "--batch_size", 2]))))
     assert "1 could not be read" in capsys.readouterr().out
-    assert [pq.read_table(path) for path in files] == tables
+    again = [pq.read_table(path) for path in files]
+    assert [table["id"] for table in again] == [table["id"] for table in tables] and again[2] == tables[2]
     with pytest.raises(ValueError, match="another threshold"):
         program.with_accelerate(program.parse_arguments(list(map(str, [*given, "--threshold", 0.5]))))
     files[2].unlink()
     with pytest.raises(RuntimeError, match="1 shards are missing, such as tags-00002-of-00003"):
-        program.report(arguments, 3)
+        program.report(arguments, [range(0, 3), range(3, 6), range(6, 7)])
 
 
 def test_shards_of_other_weights_or_items_are_not_mixed_and_nothing_is_left_behind(
@@ -107,4 +118,15 @@ def test_shards_of_other_weights_or_items_are_not_mixed_and_nothing_is_left_behi
     lines = (pictures / "metadata.jsonl").read_text()
     (pictures / "metadata.jsonl").write_text(lines.replace("a red square", "a blue square"))
     with pytest.raises(ValueError, match="made with another items"):
+        program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    (pictures / "metadata.jsonl").write_text(lines)
+    program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    PILImage.new("RGB", (32, 32), (1, 2, 3)).save(pictures / "0.png")
+    with pytest.raises(ValueError, match="made with another items"):
+        program.with_accelerate(program.parse_arguments(list(map(str, given))))
+    shutil.copy(folder / "0.png", pictures / "0.png")
+    settings = json.loads((checkpoint / "processor_config.json").read_text())
+    settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    (checkpoint / "processor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="made with another weights"):
         program.with_accelerate(program.parse_arguments(list(map(str, given))))

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -273,6 +274,24 @@ def test_a_fit_in_one_pass_is_the_fit_of_every_pad_bias(train, trained, folder, 
     figures, expected = ({json.dumps(row, sort_keys=True) for row in fit["tried"]} for fit in (once, again))
     assert figures == expected and len(figures) == 6
     assert len({row["validation"]["tags_per_item"] for row in once["tried"]}) > 1
+
+
+def test_a_stream_without_a_validation_split_sets_the_same_items_aside(train, folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copytree(folder / "train", tmp_path / "data/train")
+
+    def streams(share):
+        own = arguments(train, tmp_path / "data", tmp_path, tmp_path, "--streaming", True, "--validation_share", share)
+        return train.load_streams(own)
+
+    stream, known, validation = streams(0.3)
+    ids = [row["id"] for row in stream]
+    assert ids == known["id"][:] and len(known["tags"]) == len(ids)
+    assert len(validation) and not set(ids) & set(validation["id"]) and len(ids) + len(validation) == 16
+    assert streams(0.3)[2]["id"][:] == validation["id"][:]
+    assert validation[0]["image"]["path"] or validation[0]["image"]["bytes"]
+    with pytest.raises(ValueError, match="no item is left for validation; give a larger --validation_share"):
+        streams(1e-9)
 
 
 def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_path):

@@ -8,6 +8,14 @@ from torch.utils.data import IterableDataset
 from .batches import SharedSteps, item_seed
 
 
+def undecoded(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
+    """The same rows with pictures and clips as the bytes or paths they are."""
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, (datasets.Image, datasets.Video)):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
 class TaggedStream:
     """A stream of items, of which some tags are trained on.
 
@@ -24,10 +32,8 @@ class TaggedStream:
     def __init__(self, rows: datasets.IterableDataset, tags: Collection[str], items: int, buffer_size: int = 1000):
         if not items:
             raise ValueError("There are no items to train on.")
-        for column, feature in (rows.features or {}).items():
-            # Rows of other processes are passed over; nothing of them is decoded.
-            if isinstance(feature, (datasets.Image, datasets.Video)):
-                rows = rows.cast_column(column, type(feature)(decode=False))
+        # Rows of other processes are passed over; nothing of them is decoded.
+        rows = undecoded(rows)
         self.rows, self.tags, self.items, self.buffer_size = rows, frozenset(tags), items, buffer_size
 
     def __len__(self) -> int:

@@ -1,35 +1,56 @@
 """The items that are trained on, and those left out."""
 
+import functools
 import math
 
 from accelerate.logging import get_logger
-from datasets import Dataset, Image, IterableDataset, Video
+from datasets import Dataset, IterableDataset
 
 from dataset_scripts import load_tagging_dataset
 
 from ..feature_cache import UNREADABLE
 from ..processing_optsg import OPTSGProcessor
 from ..systems import SYSTEMS
+from .batches import item_seed
+from .streams import undecoded
 
 logger = get_logger(__name__, log_level="INFO")
 
 
 def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
-    """The training items as a stream, the tags of all of them, and the validation items."""
+    """The training items as a stream, ids and tags of all of them, and the validation items: where there is no such
+    split a share of the items, the same ones however often they are read.
+
+    Raises:
+        ValueError: a stream is not all that the system or the arguments need, or no item is set aside.
+    """
     if arguments.train_share < 1 or SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
         raise ValueError(
             f"--streaming goes with whole splits and no book; not with {arguments.system} or --train_share."
         )
     streams = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
+    streams = {name: undecoded(rows) for name, rows in streams.items()}
+    train, validation = streams["train"], streams.get("validation")
+    if validation is None:
+        limit = arguments.validation_share * 2**56  # an item's seed is a number of 56 bits
+        aside = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit)
+        kept = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit, others=True)
+        train, validation = (train.filter(choose, input_columns="id") for choose in (kept, aside))
+    columns = {"id": [], "tags": []}
+    for rows in train.select_columns(list(columns)).iter(1000):
+        for name, values in columns.items():
+            values += rows[name]
+    rows = list(validation)
+    if not rows:
+        raise ValueError(f"{arguments.dataset}: no item is left for validation; give a larger --validation_share.")
+    validation = Dataset.from_list(rows, features=streams.get("validation", streams["train"]).features)
     if "validation" not in streams:
-        raise ValueError(f"--streaming needs a validation split; {arguments.dataset} has {list(streams)}.")
-    tags = [item_tags for table in streams["train"].select_columns(["tags"]).iter(1000) for item_tags in table["tags"]]
-    known = Dataset.from_dict({"tags": tags})
-    validation = streams["validation"]
-    for column, feature in validation.features.items():
-        if isinstance(feature, (Image, Video)):
-            validation = validation.cast_column(column, type(feature)(decode=False))
-    return streams["train"], known, Dataset.from_list(list(validation), features=validation.features)
+        logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
+    return train, Dataset.from_dict(columns), validation
+
+
+def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -> bool:
+    return (item_seed(seed, 0, item_id) < limit) != others
 
 
 def load_splits(arguments) -> tuple[None, Dataset, Dataset]:
