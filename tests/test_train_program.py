@@ -195,11 +195,12 @@ def test_fp16_is_refused_where_it_would_be_32_bits(train, folder, tmp_path):
         (("--batch_size", 0), "A batch of 0 items cannot be shared by 1 processes"),
         (("--batch_size", 97), "A step of 97 items is more than the 15 training items"),
         (("--trackers", "aim"), "--trackers aim: not installed"),
+        (("--checkpoint", "TOWER"), "is no checkpoint of op-tsg: its config.json has model_type='bert', not 'optsg'"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_computed(train, folder, towers, tmp_path, settings, said):
     more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
-    more += ("--max_tag_tokens", 12, *settings)
+    more += ("--max_tag_tokens", 12, *(towers / "text" if given == "TOWER" else given for given in settings))
     with pytest.raises(ValueError, match=said):
         train.main(arguments(train, folder, tmp_path / "run", tmp_path / "cache", *more))
     assert not list((tmp_path / "cache").rglob("towers-*"))

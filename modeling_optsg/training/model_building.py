@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
 from ..modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
 from ..pretrained_towers import tower_folder
@@ -29,7 +29,8 @@ def build(
         train: what tags there are; validation: whose frame features say how wide they are.
 
     Raises:
-        ValueError: the system cannot be fine-tuned, or there are no frame features where they are all there is.
+        ValueError: the system cannot be fine-tuned, the checkpoint is another's, or there are no frame features
+            where they are all there is.
     """
     system = SYSTEMS[arguments.system]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
@@ -42,6 +43,12 @@ def build(
         if system.needs_classes:
             raise ValueError(
                 f"{arguments.system} knows its own training tags only: it cannot be fine-tuned on others."
+            )
+        kind = PreTrainedConfig.get_config_dict(arguments.checkpoint)[0].get("model_type")
+        if kind != system.model.config_class.model_type:
+            raise ValueError(
+                f"{arguments.checkpoint} is no checkpoint of {arguments.system}: its config.json has model_type="
+                f"{kind!r}, not {system.model.config_class.model_type!r}."
             )
         model = system.model.from_pretrained(arguments.checkpoint, **config)
         processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
