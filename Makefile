@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-docs lint format build code clean
+.PHONY: help demo test test-slow test-docs test-fresh lint format build code clean
 
 help:
 	@echo "make demo       tags for the pictures in examples/pictures"
 	@echo "make test       lint, then the tests"
 	@echo "make test-slow  the tests that take long"
 	@echo "make test-docs  every command of the pages in docs/"
+	@echo "make test-fresh a pushed model in an environment without this package"
 	@echo "make lint       ruff check and ruff format --check"
 	@echo "make format     what ruff can mend by itself"
 	@echo "make build      wheel and sdist in dist/"
@@ -24,7 +25,7 @@ help:
 	@echo "make clean      removes the environment and everything built"
 
 # What these load lies in this repository: none needs a model hub.
-demo test test-slow test-docs: export HF_HUB_OFFLINE := 1
+demo test test-slow test-docs test-fresh: export HF_HUB_OFFLINE := 1
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/pictures
@@ -37,6 +38,9 @@ test-slow: $(VENV)/.installed-test
 
 test-docs: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow tests/test_docs.py
+
+test-fresh: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow tests/test_fresh_environment.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -3,14 +3,16 @@ example pictures beside it.
 
     python examples/model_card.py --checkpoint checkpoints/optsg-icon-small \
         --results results/icon_tagging/optsg-icon-small.json
-    python examples/model_card.py --checkpoint runs/mine --name org/mine --dataset_name my_pictures --examples pictures
+    python examples/model_card.py --checkpoint runs/mine --name org/mine --examples pictures
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from dataset_scripts.tagging_folder import PICTURE_SUFFIXES
 from modeling_optsg.hub import write_model_card
+from modeling_optsg.hub.trained import dataset_name
 
 EXAMPLES = Path(__file__).with_name("pictures")
 USE = """\
@@ -28,7 +30,9 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--checkpoint", type=Path, required=True)
 parser.add_argument("--results", type=Path, help="what examples/score.py wrote; else validation figures are shown")
 parser.add_argument("--name", help="of the model, or of its repository as org/name; the folder's if not given")
-parser.add_argument("--dataset_name", default="icon-tagging")
+parser.add_argument(
+    "--dataset_name", help="what the card calls the data; as the training's summary has it if not given"
+)
 parser.add_argument("--examples", type=Path, help="folder of pictures for the widget")
 parser.add_argument("--use", type=Path, help="file that says in Markdown what the model is for and what it cannot do")
 parser.add_argument("--license", help="of the weights, as the Hub names it")
@@ -36,7 +40,9 @@ parser.add_argument("--language", nargs="+", help="of titles and tags, such as e
 arguments = parser.parse_args()
 
 about = {"license": arguments.license, "language": arguments.language, "examples": [], "use": None, "licences": None}
-if arguments.dataset_name == "icon-tagging":
+summary = json.loads((arguments.checkpoint / "training_summary.json").read_text(encoding="utf-8"))
+dataset = arguments.dataset_name or dataset_name(summary["arguments"]["dataset"])
+if dataset == "icon-tagging":
     about = {"license": "apache-2.0", "language": "en", "use": USE, "licences": LICENCES}
     about["examples"] = sorted(EXAMPLES.glob("*.png"))
 if arguments.examples:
@@ -48,7 +54,7 @@ write_model_card(
     arguments.checkpoint,
     arguments.results,
     name=arguments.name or arguments.checkpoint.name,
-    dataset_name=arguments.dataset_name,
+    dataset_name=dataset,
     score_command=score_command if arguments.results else None,
     **about,
 )

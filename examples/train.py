@@ -98,12 +98,15 @@ def learn(
     """The training steps: the checkpoint with the best validation figure stays in `output_dir`. `data` tells the items
     from those of another run."""
     system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
-    total = max(1, round(arguments.epochs * len(train_items) / arguments.batch_size))
+    if (batch_size := arguments.batch_size) > len(train_items):
+        batch_size = len(train_items)
+        logger.warning(f"There are no {arguments.batch_size} training items: a step is all {batch_size} of them.")
+    total = max(1, round(arguments.epochs * len(train_items) / batch_size))
     evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
-    parts = micro_batches(arguments.batch_size, accelerator.num_processes, arguments.process_batch_size)
-    at_once = math.ceil(arguments.batch_size / accelerator.num_processes / parts)
+    parts = micro_batches(batch_size, accelerator.num_processes, arguments.process_batch_size)
+    at_once = math.ceil(batch_size / accelerator.num_processes / parts)
     logger.info(
-        f"{arguments.batch_size} items a step: {accelerator.num_processes} processes, each in {parts} parts of at "
+        f"{batch_size} items a step: {accelerator.num_processes} processes, each in {parts} parts of at "
         f"most {at_once} items; {total} steps."
     )
     model = prepare_model(accelerator, model)
@@ -149,7 +152,7 @@ def learn(
     settings = {"collate_fn": readable, "generator": torch.Generator().manual_seed(arguments.seed)}
     settings["worker_init_fn"] = ignore_sigterm
     share = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
-    place = (arguments.batch_size, total, arguments.seed)
+    place = (batch_size, total, arguments.seed)
     if isinstance(train_items, TaggedStream):
         order = StreamBatches(train_items, *place, start=start, **share)
         # One worker, whatever is asked: several would divide the stream, and none shuffles in another order.
@@ -223,7 +226,7 @@ def learn(
         for step in range(first, total + 1):
             if step > start:
                 train_step(step)
-                seen += arguments.batch_size
+                seen += batch_size
             if seen:
                 progress["rate"] = seen / (time.perf_counter() - since)
             to_validate = step in evaluate_at
@@ -239,7 +242,7 @@ def learn(
             if stopped:
                 raise Interrupted(step)
             if step % arguments.log_every == 0 or to_validate:
-                row = {"step": step, "epoch": round(step * arguments.batch_size / len(train_items), 3)}
+                row = {"step": step, "epoch": round(step * batch_size / len(train_items), 3)}
                 row |= log.means(progress["rate"]) | {"items_per_second": round(progress["rate"], 1)}
                 row["learning_rate"] = scheduler.get_last_lr()[0]
                 if (moved := moves.share()) is not None:
@@ -290,12 +293,6 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     model.model.text_tower.requires_grad_(arguments.tune_text)
     model.to(accelerator.device)
     tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
-    if system.learns and arguments.batch_size > len(train):
-        raise ValueError(
-            f"A step of {arguments.batch_size} items is more than the {len(train)} training items there are; give a "
-            "smaller --batch_size."
-        )
-
     frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
     frozen |= {"most_unreadable": arguments.most_unreadable, "processes": PartialState()}
     features = cache_tower_features(validation, model.model, processor, cache_dir / "features", **frozen)

@@ -24,6 +24,12 @@ PARTS = {
     "frame_features": "frame_features",
     "title": "titles",
 }
+# What else a row of a tagging dataset has.
+OF_A_ROW = ("id", "tags", "file_name")
+# Of `datasets` since 4.0: one column of a dataset.
+COLUMNS = ("Column", "IterableColumn")
+# Of Linux; elsewhere they are shorter.
+LONGEST_PATH = 4096
 # As `config.json` names it: a file beside it and a class in it, and the class that loads the model.
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
 
@@ -46,6 +52,8 @@ class TagGenerationPipeline(Pipeline):
     _load_tokenizer = False
 
     def __init__(self, *args, **kwargs):
+        # The base class looks at the settings it is made with.
+        self._last_vocabulary: tuple[list, TagVocabularyLogitsProcessor] | None = None
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("a tag-generation pipeline needs a processor; give `processor=` beside a model object")
@@ -62,11 +70,12 @@ class TagGenerationPipeline(Pipeline):
                   frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
                 - `"title"`: text.
 
-                Of a dataset's columns, those are read which are called so.
+                Of a dataset's columns, those are read which are called so; a row of one may have its `id`, `tags` and
+                `file_name` with it, which are not looked at.
             top_k: at most so many tags an item, the most probable ones.
             threshold: tags with a smaller probability are left out; the model's own if not given.
             decoding: "parallel" or "sequential"; the model's own if not given.
-            tag_vocabulary: the only tags allowed, as text.
+            tag_vocabulary: the only tags allowed, as text, in any letter case.
             timeout: seconds to wait for a picture's address.
             batch_size, num_workers: items at a time (1), and processes that read them (0, in this process).
             kwargs: other settings of the model's `generate`.
@@ -80,8 +89,15 @@ class TagGenerationPipeline(Pipeline):
         """
         # Whoever has a dataset has imported the library; the others need not have it.
         datasets = sys.modules.get("datasets")
-        if datasets is not None and isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
-            inputs = self._readable(inputs, datasets)
+        if datasets is not None:
+            if isinstance(inputs, datasets.DatasetDict | datasets.IterableDatasetDict):
+                raise ValueError(f"the dataset has the splits {list(inputs)}; give one of them")
+            if isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
+                inputs = self._readable(inputs, datasets)
+            elif isinstance(inputs, tuple(getattr(datasets, kind) for kind in COLUMNS if hasattr(datasets, kind))):
+                inputs = (item for item in inputs)
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, **kwargs)
@@ -91,6 +107,8 @@ class TagGenerationPipeline(Pipeline):
         """A dataset's columns that are parts of an item, files in them undecoded, as the base class takes datasets."""
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
         columns = [part for part in PARTS if part in names]
+        if not names:
+            return (item for item in ())
         if not columns:
             raise ValueError(f"the dataset has the columns {names}; expected some of {list(PARTS)}")
         dataset = dataset.select_columns(columns)
@@ -106,6 +124,8 @@ class TagGenerationPipeline(Pipeline):
         self, top_k=None, threshold=None, decoding=None, tag_vocabulary=None, timeout=None, **generate_kwargs
     ):
         if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+                raise ValueError(f"top_k is {top_k!r}; expected a whole number of at least 1")
             if "max_tags" in generate_kwargs:
                 raise ValueError("top_k and max_tags are the same; give one of them")
             generate_kwargs["max_tags"] = top_k
@@ -114,19 +134,21 @@ class TagGenerationPipeline(Pipeline):
         if decoding is not None:
             generate_kwargs["decoding"] = decoding
         if tag_vocabulary is not None:
-            generate_kwargs["tag_vocabulary"] = self._prefix_tree(tag_vocabulary)
+            generate_kwargs["tag_vocabulary"] = self._vocabulary(tag_vocabulary)
         # The other systems' `generate` would hand what it does not know to `forward`, which ignores it.
         taken = inspect.signature(self.model.generate).parameters
         if "decoding" not in taken and (unknown := generate_kwargs.keys() - taken.keys()):
             raise ValueError(f"{type(self.model).__name__} has no {sorted(unknown)}; leave them out")
         return {} if timeout is None else {"timeout": timeout}, generate_kwargs, {}
 
-    def _prefix_tree(self, tags) -> TagVocabularyLogitsProcessor:
-        if isinstance(tags, str) or not isinstance(tags, Iterable):
-            raise ValueError(f"tag_vocabulary is {tags!r}; expected a list of tags")
-        tokens = self.processor.encode_tags(list(dict.fromkeys(tags)))["tag_input_ids"]
-        config = self.model.config
-        return TagVocabularyLogitsProcessor(tokens.tolist(), config.tag_pad_token_id, config.tag_sep_token_id)
+    def _vocabulary(self, tags) -> TagVocabularyLogitsProcessor:
+        # The last one is kept: of many thousand tags it takes seconds to make.
+        if isinstance(tags, Iterable) and not isinstance(tags, str | Mapping):
+            tags = list(tags)
+        if self._last_vocabulary is None or self._last_vocabulary[0] != tags:
+            made = TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config)
+            self._last_vocabulary = (tags, made)
+        return self._last_vocabulary[1]
 
     def preprocess(self, item, timeout: float | None = None) -> dict:
         """An item's parts by the processor's names for them; nothing is opened yet but addresses."""
@@ -135,13 +157,19 @@ class TagGenerationPipeline(Pipeline):
             item = {"video" if is_clip else "image": item}
         elif "bytes" in item and item.keys() <= {"bytes", "path"}:
             item = {"image": item}
-        given = {part: value for part, value in item.items() if value is not None}
-        if unknown := item.keys() - PARTS.keys():
+        given = {part: value for part, value in item.items() if part in PARTS and value is not None}
+        if unknown := item.keys() - PARTS.keys() - set(OF_A_ROW):
             raise ValueError(f"an item has {sorted(map(str, unknown))}; expected some of {list(PARTS)}")
         if {"video", "frames"} <= given.keys():
             raise ValueError("an item has both a video and frames; expected one of them")
-        if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://")):
-            given["image"] = load_image(image, timeout=timeout)
+        if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://", "data:")):
+            try:
+                given["image"] = load_image(image, timeout=timeout)
+            except Exception as error:  # those of the client, of base64 and of Pillow
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise ValueError(f"{_shown(image)} cannot be loaded ({_shown(reason)})") from error
+        elif isinstance(image, str) and len(image) > LONGEST_PATH:
+            raise ValueError(f"{_shown(image)} is too long for a path; give base64 as data:image/…;base64,…")
         return {PARTS[part]: value for part, value in given.items()}
 
     def _collate(self, items: list[dict]):
@@ -179,3 +207,8 @@ class TagGenerationPipeline(Pipeline):
         """Saves the model, this code and, which the base class leaves out, the processor."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _shown(text: str) -> str:
+    """A text that may be a whole file, short enough for a message."""
+    return text if len(text) <= 200 else f"{text[:100]}… ({len(text):,} characters)"

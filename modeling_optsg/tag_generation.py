@@ -102,6 +102,24 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
         self.longest = max(map(len, following))
         self.largest_token = max(map(max, following.values()))
 
+    @classmethod
+    def of_tags(cls, tags: Iterable[str], processor, config) -> "TagVocabularyLogitsProcessor":
+        """The vocabulary of tags as text, in the letter case of the training tags.
+
+        Args:
+            processor: the model's [`OPTSGProcessor`]; config: the model's.
+
+        Raises:
+            ValueError: they are no list of tags, or one cannot be encoded.
+        """
+        if isinstance(tags, str | Mapping) or not isinstance(tags, Iterable):
+            raise ValueError(f"tag_vocabulary is of type {type(tags).__name__}; expected a list of tags")
+        tags = list(tags)
+        if wrong := [tag for tag in tags if not isinstance(tag, str)]:
+            raise ValueError(f"tag_vocabulary holds {wrong[0]!r}, of type {type(wrong[0]).__name__}; expected text")
+        tokens = processor.encode_tags(processor.spell_as_trained(tags))["tag_input_ids"]
+        return cls(tokens.tolist(), config.tag_pad_token_id, config.tag_sep_token_id)
+
     @staticmethod
     def _token_ids(tag, pad_token_id: int, sep_token_id: int) -> tuple[int, ...]:
         try:

@@ -150,6 +150,14 @@ def test_titles_can_come_from_file_names(tag, pictures):
     assert [line["title"] for line in lines(out)] == ["a red square", "blue", "green", "orange", "purple"]
 
 
+def test_of_a_name_that_is_not_unicode_the_rest_is_the_title(tag, pictures):
+    path = os.fsencode(pictures) + b"/red-\xff-square.png"
+    os.rename(os.fsencode(pictures / "red.png"), path)
+    _, out, _ = tag("--json", "--title-from-name", os.fsdecode(path))
+    (line,) = lines(out)
+    assert line["title"] == "red square" and line["tags"]
+
+
 def test_clips_are_tagged_from_as_many_frames_as_asked(tag, reference, clip, pictures):
     status, out, _ = tag("--json", pictures / "red.png", clip)
     assert status == 0

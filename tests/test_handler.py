@@ -49,6 +49,8 @@ def test_a_picture_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger
     assert wanted
     for inputs in (content, text, f"data:image/png;base64,{text}", Image.open(picture), {"image": text}):
         assert endpoint({"inputs": inputs}) == wanted
+    # The alphabet of addresses, and without the filler at the end.
+    assert endpoint({"inputs": base64.urlsafe_b64encode(content).decode().rstrip("=")}) == wanted
     wrapped = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
     assert endpoint({"inputs": {"image": wrapped}}) == wanted
 
@@ -74,7 +76,9 @@ def test_parameters_reach_the_pipeline(endpoint):
     [
         (b"abc", "expected"),
         ({}, "expected"),
+        ({"inputs": {"title": "a"}, "top_k": 3}, r"a request has \['top_k'\]; settings go in"),
         ({"inputs": {"title": "a"}, "parameters": [1]}, "parameters"),
+        ({"inputs": {"title": "a"}, "parameters": {"tag_vocabulary": {"a": 1}}}, "expected a list of tags"),
         ({"inputs": {"title": "a"}, "parameters": {"num_workers": 9}}, "no parameters"),
         ({"inputs": {"imge": "AAAA"}}, "'imge'"),
         ({"inputs": {"frames": "AAAA"}}, "not a list of pictures"),
@@ -105,3 +109,15 @@ def test_nothing_of_the_server_is_read_by_name(endpoint, picture, wrap):
 
 def test_the_packaged_handler_imports_nothing_of_the_package():
     assert "modeling_optsg" not in Path(packaged.__file__).read_text(encoding="utf-8")
+
+
+def test_a_clip_may_be_the_body(endpoint, tagger, tmp_path):
+    for name in ("clip.mp4", "clip.mkv", "clip.avi"):
+        clip = write_clip(tmp_path / name, num_frames=5)
+        assert endpoint({"inputs": clip.read_bytes()}) == tagger(clip)
+
+
+def test_a_picture_of_more_pixels_than_there_is_room_for_is_refused(endpoint, monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
+    with pytest.raises(ValueError, match="exceeds limit"):
+        endpoint({"inputs": picture.read_bytes()})

@@ -175,6 +175,9 @@ def test_the_shipped_checkpoint_is_published_as_it_is_by_one_commit(hub, shipped
     names = {path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*") if path.is_file()}
     published = hub.contents("org/optsg-icon-small")
     assert names - published.keys() == {"training_log.jsonl"} and "left out: training_log.jsonl" in error
+    # But for the name it had to be given.
+    card = (SHIPPED / "README.md").read_text().replace('"FOLDER"', '"org/optsg-icon-small"')
+    assert published.pop("README.md").decode() == card and 'model="org/optsg-icon-small"' in card
     assert all((SHIPPED / name).read_bytes() == content for name, content in published.items())
     assert history(hub, "org/optsg-icon-small") == ["Upload model, processor and code"]
     # In parts, as it is larger than what this Hub takes at once.
@@ -443,7 +446,7 @@ def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, 
     arguments = ["--dataset", pictures, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
     arguments += ["--vision_tower", towers / "vision", "--text_tower", towers / "text", "--config", json.dumps(small)]
     arguments += ["--tag_vocab_size", 260, "--epochs", 1, "--evaluations", 1, "--validation_share", 0.4]
-    arguments += ["--batch_size", 1, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
+    arguments += ["--batch_size", 2, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})

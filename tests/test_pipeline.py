@@ -1,5 +1,6 @@
 """`pipeline("tag-generation")`: what goes in, what comes out, and that the saved folder carries it."""
 
+import base64
 import json
 import threading
 from functools import partial
@@ -150,6 +151,32 @@ def test_settings_can_be_given_once_for_all(tiny_checkpoint, tagger, pictures):
     assert len(once(pictures / "red.png", top_k=3)) > 1
 
 
+def test_rows_and_columns_of_a_dataset_are_items(tagger, expected, pictures):
+    paths = [str(pictures / f"{name}.png") for name in ("red", "blue")]
+    rows = datasets.Dataset.from_dict({"id": ["a", "b"], "image": paths, "title": ["x", "y"], "tags": [["p"], ["q"]]})
+    rows = rows.cast_column("image", datasets.Image())
+    assert tagger(rows[1]) == expected(images=paths[1], titles="y")
+    assert list(tagger(rows["image"])) == [expected(images=path) for path in paths]
+    assert list(tagger(rows.to_iterable_dataset()["image"])) == [expected(images=path) for path in paths]
+    assert tagger(tuple(paths)) == tagger(paths) and tagger(()) == []
+    nothing = datasets.IterableDataset.from_generator(lambda: iter(()))
+    assert list(tagger(nothing)) == []
+
+
+def test_a_picture_in_base64_is_one(tagger, pictures):
+    text = base64.b64encode((pictures / "red.png").read_bytes()).decode()
+    assert tagger(f"data:image/png;base64,{text}") == tagger(pictures / "red.png")
+
+
+def test_a_vocabulary_is_spelled_as_the_training_tags_are_and_made_once(tagger, monkeypatch):
+    known = next(iter(tagger.processor.train_tags))
+    settings = {"threshold": 0.0}
+    (tag,) = tagger({"title": "red"}, tag_vocabulary=[known.upper()], **settings)
+    assert tag["label"] == known and not tag["novel"]
+    monkeypatch.setattr(tagger.processor, "encode_tags", lambda tags: pytest.fail("it was made again"))
+    assert tagger({"title": "red"}, tag_vocabulary=[known.upper()], **settings) == [tag]
+
+
 @pytest.mark.parametrize(
     "item, settings, message",
     [
@@ -158,7 +185,14 @@ def test_settings_can_be_given_once_for_all(tiny_checkpoint, tagger, pictures):
         ({"video": "a.mp4", "frames": []}, {}, "both a video and frames"),
         ("nowhere.png", {}, "nowhere.png is not a picture that can be read: No such file"),
         ({"title": " "}, {}, "neither a picture nor a title"),
-        ({"title": "red"}, {"top_k": 0}, "max_tags"),
+        ({"title": "red"}, {"top_k": 0}, "top_k is 0"),
+        ({"title": "red"}, {"top_k": True}, "top_k is True"),
+        ({"title": "red"}, {"tag_vocabulary": {"dog": 1}}, "of type dict; expected a list of tags"),
+        ({"title": "red"}, {"tag_vocabulary": ["dog", 3]}, "holds 3, of type int"),
+        ("x" * 3_000_000, {}, r"x… \(3,000,000 characters\) is too long for a path"),
+        ("data:image/png;base64,AAAA", {}, "cannot be loaded"),
+        ("http://127.0.0.1:9/none.png", {}, "http://127.0.0.1:9/none.png cannot be loaded .*Connect"),
+        (datasets.DatasetDict(train=datasets.Dataset.from_dict({"title": ["a"]})), {}, r"splits \['train'\]"),
         ({"title": "red"}, {"top_k": 1, "max_tags": 2}, "the same"),
         ({"title": "red"}, {"tresh": 0.5}, "does not know.*tresh"),
         ({"title": "red"}, {"decoding": "both"}, "decoding='both'"),

@@ -2,12 +2,17 @@
 
 import json
 import re
-import shutil
+from pathlib import Path
 
 import pytest
 from hub_client import copy_with_card
+from huggingface_hub import ModelCard
+from PIL import Image
 
+from modeling_optsg import hub
+from modeling_optsg.cli import main
 from modeling_optsg.hub.publishing import read_checkpoint
+from modeling_optsg.hub.trained import dataset_name
 
 
 @pytest.fixture
@@ -43,6 +48,8 @@ def with_setting(name, **settings):
                 "processor_config.json",
                 "train_tags.json",
                 "README.md",
+                "tokenizer.json",
+                "tag_tokenizer/tokenizer.json",
                 "tag_decoder.py",
                 "modeling_optsg.py",
             )
@@ -64,7 +71,8 @@ def with_setting(name, **settings):
         (write("README.md", "---\nlicense: mit\nlicense: gpl\n---\n"), "license is there twice"),
         (write("README.md", "---\ntags: [a\n---\n"), "metadata cannot be read"),
         (write("README.md", "---\nmodel-index:\n- results: 3\n---\n"), "metadata cannot be read"),
-        (lambda folder: shutil.rmtree(folder / "tag_tokenizer"), "cannot be loaded"),
+        (write("README.md", "---\nwidget:\n- src: examples/a.png\n---\n"), "examples/a.png is missing"),
+        (cut("tag_tokenizer/tokenizer.json", 40), "tag_tokenizer/tokenizer.json is not JSON"),
     ],
 )
 def test_a_folder_that_nobody_could_use_is_refused(folder, spoil, said):
@@ -112,3 +120,56 @@ def test_of_paths_in_the_summary_only_the_last_part_is_published(folder):
         "command": "train.py --dataset my_pictures --cache_dir optsg --page https://host/a/b",
     }
     assert checkpoint.shortened == ["/data/my_pictures", "~/.cache/optsg"]
+
+
+def test_what_endpoints_need_is_published_with_any_card(folder):
+    for name in ("handler.py", "requirements.txt"):
+        (folder / name).unlink(missing_ok=True)
+    contents = {addition.path_in_repo: addition for addition in read_checkpoint(folder).files.additions()}
+    for name in ("handler.py", "requirements.txt"):
+        with contents[name].as_file() as file:
+            assert file.read() == (Path(hub.__file__).parent / name).read_bytes()
+
+
+def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, capsys):
+    (folder / "README.md").unlink()
+    assert main(["push", str(folder), "org/mine", "--dry-run"]) == 2
+    assert "has no README.md, and no training_summary.json to make one from" in capsys.readouterr().err
+    shipped = Path(__file__).parents[1] / "checkpoints/optsg-icon-small/training_summary.json"
+    summary = json.loads(shipped.read_text())
+    summary["arguments"]["dataset"] = str(tmp_path / "my_pictures")
+    (folder / "training_summary.json").write_text(json.dumps(summary))
+    assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert "README.md is made from what the training has left" in said.err and "README.md" in said.out
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.datasets == ["my_pictures"] and card.data.license is None
+    assert 'model="org/mine"' in card.text and str(tmp_path) not in card.text
+    # A card that is there is a person's, unless they ask for another.
+    (folder / "README.md").write_text(card.content.replace("Use and limits", "My own words"))
+    assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0
+    assert "My own words" in (folder / "README.md").read_text()
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
+    asked = ["--license", "mit", "--language", "en", "de", "--examples", str(tmp_path)]
+    assert main(["push", str(folder), "org/mine", "--dry-run", *asked]) == 0
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.language, data.widget[0]["src"]) == ("mit", ["en", "de"], "examples/red.png")
+    assert "examples/red.png" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["push", str(folder), "org/mine", "--dry-run", "--examples", str(tmp_path / "empty")]) == 2
+    (tmp_path / "results.json").write_text("{}")
+    assert main(["push", str(folder), "org/mine", "--dry-run", "--results", str(tmp_path / "results.json")]) == 2
+    assert "no card can be made of training_summary.json or" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [
+        ("icon_tagging", "icon-tagging"),
+        ("org/my_data", "org/my_data"),
+        ("/home/me/my_pictures", "my_pictures"),
+        ("../data/mine/", "mine"),
+    ],
+)
+def test_a_dataset_is_called_by_its_name_and_not_by_where_it_lies(given, called):
+    assert dataset_name(given) == called

@@ -315,6 +315,55 @@ def test_a_table_has_a_row_for_every_file(tag, photos, kind, tmp_path):
     assert table.read_bytes() == b"a person's own"
 
 
+def rows_of(table: Path) -> dict[str, str]:
+    with table.open(encoding="utf-8", newline="") as file:
+        return {Path(row["file"]).name: row["error"] or row["tags"] for row in csv.DictReader(file)}
+
+
+def test_what_one_kind_of_file_cannot_be_written_for_stays_in_the_others(tag, photos, tmp_path):
+    """A caption would be that of two pictures; the table has both, and has them after a second run."""
+    (photos / "a.png").write_bytes(b"a.png")
+    options = ["--write", "csv", "--write", "txt", "--output", tmp_path / "out", photos]
+    for _ in range(2):
+        status, _, error = tag(*options)
+        assert status == 1 and "would be that of a.png too" in error
+        assert rows_of(tmp_path / "out/tags.csv") == {
+            name: "dog|novel" for name in ("a.jpg", "a.png", "b.jpg", "c.jpg")
+        }
+
+
+def test_each_file_is_one_line_of_json_whatever_becomes_of_what_is_written(tag, photos, tmp_path):
+    (photos / "a.png").write_bytes(b"a.png")
+    options = ["--json", "--write", "csv", "--write", "txt", "--output", tmp_path / "out", photos]
+    lines = [json.loads(line) for line in tag(*options)[1].splitlines()]
+    assert sorted(Path(line["file"]).name for line in lines) == ["a.jpg", "a.png", "b.jpg", "c.jpg"]
+    assert all(line["tags"] for line in lines)
+    lines = {Path(line["file"]).name: line for line in map(json.loads, tag(*options)[1].splitlines())}
+    assert lines["b.jpg"]["done"] and lines["c.jpg"]["done"] and "not every file" in lines["a.jpg"]["error"]
+
+
+def test_rows_that_another_run_made_are_missed_aloud(tag, photos, tmp_path):
+    options = ["--write", "csv", "--output", tmp_path]
+    tag(*options, photos / "a.jpg", photos / "b.jpg")
+    _, _, error = tag(*options, photos / "sub")
+    assert "2 rows of an earlier run, of other files, are not in it any more" in error
+    assert list(rows_of(tmp_path / "tags.csv")) == ["c.jpg"]
+
+
+@pytest.mark.parametrize("kind", [*SIDECARS, "csv"])
+def test_what_cannot_be_written_is_said_before_anything_is_tagged(tag, photos, tmp_path, kind, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "locked")
+    (tmp_path / "locked").mkdir()
+    for place, said in (("file/tags", "file is no folder"), ("locked/tags", "no right to change")):
+        for more in ((), ("--dry-run",)):
+            try:
+                status, _, error = tag("--write", kind, "--output", tmp_path / place, *more, photos / "a.jpg")
+            except SystemExit as stop:
+                status, error = stop.code, capsys.readouterr().err
+            assert status in (1, 2) and said in error and not tag.asked
+
+
 def test_modes_and_links_stay_and_protected_files_are_left(tag, photos, tmp_path):
     real = tmp_path / "real.xmp"
     shutil.move(photos / "a.jpg", photos / "z.jpg")

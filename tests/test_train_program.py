@@ -139,13 +139,14 @@ def test_half_precision_weights_are_half_on_disk_and_single_in_use(trained):
     assert OPTSGForTagGeneration.from_pretrained(trained / "run").dtype == torch.float32
 
 
-def test_frozen_towers_are_not_run_twice(train, trained, folder, towers, monkeypatch):
+def test_frozen_towers_are_not_run_twice(train, trained, folder, towers, monkeypatch, caplog):
     monkeypatch.setattr(
         "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
     )
     more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
-    more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12, "--batch_size", 8)
+    more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12)
     train.main(arguments(train, folder, trained / "again", trained / "cache", *more))
+    assert "There are no 64 training items: a step is all 15 of them" in caplog.text
 
 
 def test_fine_tuning_keeps_the_tokenizer_and_knows_the_tags_of_both(train, trained, folder, tmp_path):
@@ -193,7 +194,6 @@ def test_fp16_is_refused_where_it_would_be_32_bits(train, folder, tmp_path):
     [
         (("--process_batch_size", 0), "at least one item at once, not 0"),
         (("--batch_size", 0), "A batch of 0 items cannot be shared by 1 processes"),
-        (("--batch_size", 97), "A step of 97 items is more than the 15 training items"),
         (("--trackers", "aim"), "--trackers aim: not installed"),
         (("--checkpoint", "TOWER"), "is no checkpoint of op-tsg: its config.json has model_type='bert', not 'optsg'"),
     ],

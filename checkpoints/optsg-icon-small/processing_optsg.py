@@ -120,6 +120,20 @@ class OPTSGProcessor(ProcessorMixin):
             data |= self._encode_tag_sets(batch.tags)
         return BatchFeature({name: value.numpy() for name, value in data.items()} if return_tensors == "np" else data)
 
+    def spell_as_trained(self, tags: Iterable[str]) -> list[str]:
+        """Tags as the training tags spell them, where only letter case differs: what the model has learned to write.
+
+        Args:
+            tags: any; those that no training tag is like stay as they are.
+
+        Returns:
+            Each once, in the order given.
+        """
+        # Of two spellings of one tag the more frequent.
+        known = {tag.casefold(): tag for tag in sorted(self.train_tags, key=self.train_tags.get)}
+        spelled = (tag if tag in self.train_tags else known.get(tag.casefold(), tag) for tag in tags)
+        return list(dict.fromkeys(spelled))
+
     def encode_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
         """Encodes tags for the tag decoder and for the text tower.
 

@@ -185,4 +185,6 @@ def _is_clip(path: str) -> bool:
 
 
 def _name_as_title(path: str) -> str | None:
-    return " ".join(Path(path).stem.replace("-", " ").replace("_", " ").split()) or None
+    # What of a name is not Unicode says nothing.
+    name = os.fsencode(Path(path).stem).decode("utf-8", "ignore")
+    return " ".join(name.replace("-", " ").replace("_", " ").split()) or None

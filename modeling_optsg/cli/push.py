@@ -21,17 +21,25 @@ def add_command(commands):
         "push",
         help="a checkpoint to the Hub",
         description="Publishes a checkpoint: weights, processor, code, generation settings and model card.\n"
-        "Before anything is sent, the folder is checked to be complete and to load.",
+        "Without a README.md the card is made first, from what the training has left. Before\n"
+        "anything is sent, the folder is checked to be complete and to load.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="as training leaves it, with a model card")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="as training leaves it")
     parser.add_argument("name", metavar="ORG/NAME", help="of the model on the Hub, made if it is not there")
     parser.add_argument("--private", action="store_true", help="make a new model private")
     parser.add_argument("--revision", metavar="BRANCH", help="push there, not to main; made if it is not there")
     parser.add_argument("--create-pr", action="store_true", help="make a pull request instead")
     parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit or pull request")
     parser.add_argument("--dry-run", action="store_true", help="check, list what would be published, send nothing")
+    card = parser.add_argument_group("model card", "With any of these it is made anew, in FOLDER.")
+    card.add_argument(
+        "--results", type=Path, metavar="FILE", help="what examples/score.py wrote: figures on test items"
+    )
+    card.add_argument("--examples", type=Path, metavar="DIR", help="pictures for the widget, with the tags they get")
+    card.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as apache-2.0")
+    card.add_argument("--language", nargs="+", metavar="CODE", help="of titles and tags, such as en")
     parser.set_defaults(run=_run)
 
 
@@ -45,6 +53,7 @@ def _run(args) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         check_repo_id(args.name)
+        _card(args)
         checkpoint = read_checkpoint(args.folder)
         for name, reason in checkpoint.left_out.items():
             _note(f"left out: {name} ({reason})")
@@ -62,7 +71,7 @@ def _run(args) -> int:
             create_pr=args.create_pr,
             commit_message=args.commit_message,
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _note(str(error))
         return 2
     except PublishingError as error:
@@ -72,6 +81,22 @@ def _run(args) -> int:
         _note("nothing to change: the Hub has all of it")
     say(published.url)
     return 0
+
+
+def _card(args) -> None:
+    from modeling_optsg.hub.trained import write_card_of_training
+    from modeling_optsg.media_suffixes import PICTURE_SUFFIXES
+
+    settings = {"results": args.results, "license": args.license, "language": args.language}
+    asked = {name: value for name, value in settings.items() if value is not None}
+    if args.examples is not None:
+        pictures = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        if not pictures:
+            raise ValueError(f"--examples {args.examples} holds no pictures")
+        asked["examples"] = pictures
+    if args.folder.is_dir() and (asked or not (args.folder / "README.md").is_file()):
+        write_card_of_training(args.folder, args.name, **asked)
+        _note(f"{args.folder / 'README.md'} is made from what the training has left")
 
 
 def _note(text: str) -> None:

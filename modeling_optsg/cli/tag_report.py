@@ -38,11 +38,14 @@ class TagReport:
                         wanting.append(writer)
                 except SidecarError as error:
                     refused += 1
-                    self.failure(file.path, file.title, str(error))
+                    self.refused(file, str(error), writer)
             if wanting or not self.writers:
                 todo.append((file, wanting))
-            elif not refused:
-                self.done += 1
+                continue
+            self.done += not refused
+            if self.as_json:
+                state = {"error": "not every file of --write can be written"} if refused else {"done": True}
+                self._json(file=file.path, title=file.title, **state)
         return todo
 
     def outcome(self, file: MediaFile, outcome: list[dict] | Exception, writers: list):
@@ -60,16 +63,26 @@ class TagReport:
             try:
                 self._change(file, writer.write(file, outcome))
             except SidecarError as error:
-                self.failure(file.path, file.title, str(error), json_line=False)
+                self.refused(file, str(error), writer)
 
-    def failure(self, path: str, title: str | None, reason: str, json_line: bool = True):
-        self.failures.add(path)
-        self.note(reason if path in reason else f"{path}: {reason}")
-        if self.as_json and json_line:
+    def failure(self, path: str, title: str | None, reason: str):
+        """A file that gets no tags."""
+        self._failed(path, reason)
+        if self.as_json:
             self._json(file=path, title=title, error=reason)
         for writer in self.writers:
             if hasattr(writer, "failed"):
                 writer.failed(path, title, reason)
+
+    def refused(self, file: MediaFile, reason: str, writer):
+        """A file whose tags one of the writers cannot write; the others have them."""
+        self._failed(file.path, reason)
+        if hasattr(writer, "failed"):
+            writer.failed(file.path, file.title, reason)
+
+    def _failed(self, path: str, reason: str):
+        self.failures.add(path)
+        self.note(reason if path in reason else f"{path}: {reason}")
 
     def note(self, text: str):
         say(f"optsg tag: {printable(text)}", file=sys.stderr)
@@ -84,6 +97,11 @@ class TagReport:
                 try:
                     if writer.finish(self.files):
                         self.note(f"{writer.path}: {len(writer.rows)} rows")
+                        if writer.left_out:
+                            self.note(
+                                f"{writer.path}: {writer.left_out} rows of an earlier run, of other files, are not in "
+                                "it any more; to have all, name all folders in one command"
+                            )
                 except SidecarError as error:
                     self.failures.add(str(writer.path))
                     self.note(str(error))

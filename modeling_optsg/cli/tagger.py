@@ -53,10 +53,8 @@ class Tagger:
         if settings.vocabulary:
             from modeling_optsg.tag_generation import TagVocabularyLogitsProcessor
 
-            encoded = self.processor.encode_tags(sorted(settings.vocabulary))
-            tags = [ids[:length] for ids, length in zip(encoded["tag_input_ids"].tolist(), encoded["tag_lengths"])]
-            config = self.model.config
-            vocabulary = TagVocabularyLogitsProcessor(tags, config.tag_pad_token_id, config.tag_sep_token_id)
+            tags = sorted(settings.vocabulary)
+            vocabulary = TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config)
             self.generate_settings["tag_vocabulary"] = vocabulary
 
     def __call__(self, batch: list[MediaFile]) -> list[list[dict] | Exception]:

@@ -5,6 +5,7 @@ It stands beside the weights and needs nothing but `transformers`, what that loa
 
 import base64
 import binascii
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from transformers import pipeline
 
 PARTS = ("image", "video", "frames", "title")
 PARAMETERS = ("top_k", "threshold", "decoding", "tag_vocabulary")
+# Some clients send options for a server of their own.
+REQUEST = ("inputs", "parameters", "options")
 
 
 class EndpointHandler:
@@ -28,10 +31,10 @@ class EndpointHandler:
         """Answers a request.
 
         Args:
-            data: `{"inputs": …, "parameters": {…}}`. The inputs are an item or a list of items; an item is a picture,
-                or a dictionary of `"image"` or `"video"` or `"frames"` (a list of pictures) and `"title"`. Files are
-                bytes or base64, with or without `data:…;base64,` before it; a picture may be a PIL one, which the
-                toolkit makes of a body with a picture's content type. Parameters are the pipeline's `top_k`,
+            data: `{"inputs": …, "parameters": {…}}`. The inputs are an item or a list of items; an item is a picture
+                or a clip, or a dictionary of `"image"` or `"video"` or `"frames"` (a list of pictures) and `"title"`.
+                Files are bytes or base64, with or without `data:…;base64,` before it; a picture may be a PIL one,
+                which the toolkit makes of a body with a picture's content type. Parameters are the pipeline's `top_k`,
                 `threshold`, `decoding` and `tag_vocabulary`.
 
         Returns:
@@ -42,20 +45,27 @@ class EndpointHandler:
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
             raise ValueError('expected {"inputs": …, "parameters": {…}}')
+        if unknown := data.keys() - set(REQUEST):
+            raise ValueError(f'a request has {sorted(map(str, unknown))}; settings go in "parameters"')
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
             raise ValueError(f'"parameters" is of type {type(parameters).__name__}; expected an object')
         if unknown := parameters.keys() - set(PARAMETERS):
             raise ValueError(f"there are no parameters {sorted(unknown)}; there are {list(PARAMETERS)}")
         inputs = data["inputs"]
-        if isinstance(inputs, list):
-            return self.pipeline([self._item(item) for item in inputs], batch_size=8, **parameters)
-        return self.pipeline(self._item(inputs), **parameters)
+        many = isinstance(inputs, list)
+        items = [self._item(item) for item in (inputs if many else [inputs])]
+        with warnings.catch_warnings():
+            # A small file may be a picture of more pixels than there is memory; Pillow by itself would only say so.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            found = self.pipeline(items, batch_size=8, **parameters)
+        return found if many else found[0]
 
     @staticmethod
     def _item(item: Any) -> dict:
         if not isinstance(item, Mapping):
-            return {"image": _content(item)}
+            content = _content(item)
+            return {"video" if _is_clip(content) else "image": content}
         if unknown := item.keys() - set(PARTS):
             raise ValueError(f"an item has {sorted(unknown)}; expected some of {list(PARTS)}")
         item = {part: value for part, value in item.items() if value is not None}
@@ -78,7 +88,18 @@ def _content(file: Any) -> Any:
         raise ValueError(f"a file is of type {type(file).__name__}; expected its bytes in base64")
     if file.startswith("data:"):
         _, _, file = file.partition(",")
+    # Of either alphabet, with or without its filler.
+    file = "".join(file.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
-        return base64.b64decode("".join(file.split()), validate=True)
+        return base64.b64decode(file + "=" * (-len(file) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("a file is text that is not base64; paths and addresses are not read here") from error
+
+
+def _is_clip(content: Any) -> bool:
+    """Whether a file begins as MP4 and its kin, Matroska or WebM, or AVI do."""
+    if not isinstance(content, bytes):
+        return False
+    pictures = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    is_mp4 = content[4:8] == b"ftyp" and content[8:12] not in pictures
+    return is_mp4 or content.startswith(b"\x1aE\xdf\xa3") or (content[:4] == b"RIFF" and content[8:12] == b"AVI ")

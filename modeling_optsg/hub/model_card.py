@@ -25,6 +25,8 @@ FIGURES = {
     "micro_f1": "Micro F1",
     "tags_per_item": "Tags an item",
 }
+# What a card calls a model that has no name on the Hub yet.
+NAMELESS = "FOLDER"
 MEASURED = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 WIDGET_TAGS, WIDGET_DIGITS = 5, 4
 
@@ -101,7 +103,7 @@ def write_model_card(
         data,
         template_path=str(TEMPLATE),
         model_name=data.model_name,
-        folder=name if "/" in name else "FOLDER",
+        folder=name if "/" in name else NAMELESS,
         dataset_name=dataset_name,
         license=license,
         fitted_with=summary.get("fitted_with"),

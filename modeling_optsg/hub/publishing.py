@@ -14,15 +14,23 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 
 from .commits import TEXT_SUFFIXES, LocalFiles, Published, check_repo_id, push_files
+from .model_card import ENDPOINT_FILES, NAMELESS
 
-REQUIRED = ("config.json", "generation_config.json", "processor_config.json", "train_tags.json", "README.md")
+REQUIRED = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "train_tags.json",
+    "tag_tokenizer/tokenizer.json",
+    "README.md",
+)
+# Without one of these the library makes a tokenizer that knows no word, and says nothing.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 AUTO_CLASSES = {"config.json": ("AutoConfig", "AutoModel"), "processor_config.json": ("AutoProcessor",)}
 SUFFIXES = frozenset(
     ".gif .jinja .jpeg .jpg .json .md .model .mp4 .onnx .png .py .safetensors .svg .webp .arrow".split()
 )
 NAMES = frozenset("LICENSE LICENSE.txt NOTICE merges.txt requirements.txt vocab.txt".split())
-# What Inference Endpoints look for; nothing refers to it.
-ENDPOINT_HANDLER = "handler.py"
 OTHER_FOLDERS = {"state": "state of the training", "__pycache__": "cache"}
 SUMMARY = "training_summary.json"
 # Weights of an earlier push in other shards would be loaded in place of these.
@@ -84,7 +92,7 @@ def push_checkpoint(
     check_repo_id(repo_id)
     checkpoint = folder if isinstance(folder, Checkpoint) else read_checkpoint(folder)
     return push_files(
-        checkpoint.files,
+        _named(checkpoint.files, repo_id),
         repo_id,
         private=private,
         revision=revision,
@@ -111,8 +119,10 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     content, shortened = _shortened_summary(chosen)
     files = LocalFiles(chosen, {SUMMARY: content} if shortened else {})
     problems += [f"{name} is missing" for name in REQUIRED if name not in chosen]
+    if not any(name in chosen for name in TOKENIZERS):
+        problems.append(f"{TOKENIZERS[0]} is missing")
     if "README.md" in chosen:
-        problems += _card_problems(chosen["README.md"])
+        problems += _card_problems(chosen["README.md"], chosen)
     problems += _weight_problems(chosen)
     problems += _private_matters(chosen)
     # Of a folder with pieces missing, loading would only say the same in other words.
@@ -146,10 +156,20 @@ def _choose(folder: Path) -> tuple[dict[str, Path], dict[str, str], list[str]]:
             else:
                 left_out[(inside / name).as_posix()] = "no file of a model"
     code, problems = _remote_code(folder, chosen)
-    for name in [name for name in chosen if name.endswith(".py") and name not in {*code, ENDPOINT_HANDLER}]:
+    for name in [name for name in chosen if name.endswith(".py") and name not in {*code, *ENDPOINT_FILES}]:
         left_out[name] = "no code of this model"
         del chosen[name]
+    for name in ENDPOINT_FILES:
+        # What Inference Endpoints look for; a card written by hand has none beside it.
+        chosen.setdefault(name, Path(__file__).with_name(name))
     return chosen, left_out, problems
+
+
+def _named(files: LocalFiles, repo_id: str) -> LocalFiles:
+    """With the repository's name in a card that was made before there was one."""
+    card = files.paths["README.md"].read_text(encoding="utf-8")
+    named = card.replace(f'"{NAMELESS}"', f'"{repo_id}"')
+    return files if named == card else LocalFiles(files.paths, {**files.replaced, "README.md": named.encode()})
 
 
 def _remote_code(folder: Path, chosen: dict[str, Path]) -> tuple[set[str], list[str]]:
@@ -261,7 +281,7 @@ def _private_matters(chosen: dict[str, Path]) -> list[str]:
     return problems
 
 
-def _card_problems(path: Path) -> list[str]:
+def _card_problems(path: Path, chosen: dict[str, Path]) -> list[str]:
     text = path.read_text(encoding="utf-8")
     if not (found := FRONT_MATTER.match(text)):
         return ["README.md does not begin with metadata between two lines ---"]
@@ -271,7 +291,13 @@ def _card_problems(path: Path) -> list[str]:
         ModelCard(text)
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         return [f"README.md: its metadata cannot be read ({' '.join(str(error).split())})"]
-    return []
+    shown = metadata.get("widget") or []
+    sources = [example.get("src") for example in shown if isinstance(example, dict)]
+    return [
+        f"{source} is missing, which README.md shows"
+        for source in sources
+        if isinstance(source, str) and "://" not in source and source not in chosen
+    ]
 
 
 def _weight_problems(chosen: dict[str, Path]) -> list[str]:

@@ -1,8 +1,9 @@
-"""What training does for the Hub at its end: a first model card, and the push."""
+"""A card for what a training has left, and the push at its end."""
 
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from .commits import PublishingError
@@ -10,6 +11,38 @@ from .model_card import write_model_card
 from .publishing import SUMMARY, push_checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+def write_card_of_training(
+    folder: str | os.PathLike, repo_id: str, results: str | os.PathLike | None = None, **settings
+) -> None:
+    """Writes the card of a checkpoint whose training's summary is beside it, which also says what it was trained on.
+
+    Args:
+        results: of `examples/score.py`, for the figures of the test split; settings: others of [`write_model_card`].
+
+    Raises:
+        ValueError: there is no summary, or a file is not what it should be.
+    """
+    folder = Path(folder)
+    if not (folder / SUMMARY).is_file():
+        raise ValueError(f"{folder} has no README.md, and no {SUMMARY} to make one from")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        dataset = dataset_name(summary["arguments"]["dataset"])
+        write_model_card(folder, results, name=repo_id, dataset_name=dataset, **settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        what = SUMMARY if results is None else f"{SUMMARY} or {results}"
+        raise ValueError(f"{folder}: no card can be made of {what} ({type(error).__name__}: {error})") from error
+
+
+def dataset_name(dataset: str) -> str:
+    """What a card calls a dataset that `examples/train.py` was given: a name on the Hub as it is, a benchmark by its
+    usual name, a folder by its own, since where it lay is nobody else's business."""
+    path = Path(dataset)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not dataset.startswith(".") and not path.exists():
+        return dataset
+    return path.name.replace("_", "-") if path.name.endswith("_tagging") else path.name
 
 
 def push_trained(
@@ -24,9 +57,7 @@ def push_trained(
     folder = Path(folder)
     try:
         if not (folder / "README.md").is_file():
-            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-            dataset = Path(summary["arguments"]["dataset"]).name
-            write_model_card(folder, name=repo_id, dataset_name=dataset)
+            write_card_of_training(folder, repo_id)
         published = push_checkpoint(
             folder, repo_id, private=private, revision=revision, commit_message="Training finished"
         )

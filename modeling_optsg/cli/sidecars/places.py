@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..media_files import CLIP_SUFFIXES, PICTURE_SUFFIXES, RAW_SUFFIXES, MediaFile
 from .change import SidecarError
+from .whole_files import check_writable
 
 NAMES = ("full", "stem")
 
@@ -35,6 +36,7 @@ class SidecarPlaces:
     output: str | None = None
     names: str = "full"
     _owners: dict[str, str] = field(default_factory=dict)
+    _writable: set[str] = field(default_factory=set)
     _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def of(self, file: MediaFile, suffix: str, names: str, either: bool = False) -> Place:
@@ -46,7 +48,7 @@ class SidecarPlaces:
             either: an existing sidecar under the other name is used, unless it may belong to another file.
 
         Raises:
-            SidecarError: another picture would have the same sidecar.
+            SidecarError: another picture would have the same sidecar, or there is no right to write it.
         """
         beside = place = self._choose(file.path, file.path, suffix, names, either)
         if self.output is not None:
@@ -59,6 +61,10 @@ class SidecarPlaces:
             raise SidecarError(
                 f"{file.path}: its sidecar {name} would be that of {twins[0]} too; rename one of the two"
             )
+        folder = os.path.dirname(place.path)
+        if folder not in self._writable:
+            check_writable(folder)
+            self._writable.add(folder)
         picture = os.path.realpath(file.path)
         owner = self._owners.setdefault(os.path.realpath(place.path), picture)
         if owner != picture:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..media_files import MediaFile
 from .change import Change, SidecarError
 from .journal import Journal
-from .whole_files import only_here, read_whole, write_whole
+from .whole_files import check_writable, only_here, read_whole, write_whole
 
 COLUMNS = ("file", "title", "tags", "scores", "novel", "error")
 SEPARATOR = "|"  # as in the metadata.csv of a tagging dataset
@@ -34,8 +34,10 @@ class TableFile:
     def __init__(self, path: Path, stamps, dry_run: bool):
         self.kind = path.suffix[1:]
         self.path, self.stamps, self.dry_run = path, stamps, dry_run
+        check_writable(str(path.parent))
         self.journal = Journal(str(path.with_name(f".optsg-{path.name}.jsonl")))
         self.rows: dict[str, dict] = {}
+        self.left_out = 0
         present = read_whole(str(path))
         if present is not None and _digest(present) not in self.journal.get(_TABLE).get("made", []):
             raise SidecarError(f"{path} is not as this program left it, if it did; move it, or give another --output")
@@ -83,8 +85,10 @@ class TableFile:
             return False
         with only_here(str(self.path.parent)):
             # Before it is made: a run that is killed right after would else not know its own table.
-            made = [*self.journal.get(_TABLE).get("made", []), _digest(data)]
-            self.journal.add(_TABLE, {"made": made[-2:]})
+            before = self.journal.get(_TABLE)
+            made = [*before.get("made", []), _digest(data)]
+            self.left_out = len(set(before.get("files", [])) - self.rows.keys())
+            self.journal.add(_TABLE, {"made": made[-2:], "files": list(self.rows)})
             write_whole(str(self.path), data)
         return True
 

@@ -33,6 +33,20 @@ def read_whole(path: str) -> bytes | None:
         raise SidecarError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def check_writable(folder: str):
+    """
+    Raises:
+        SidecarError: files cannot be made in a folder, or the folder not in the next one above that is there.
+    """
+    there = os.path.abspath(folder)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise SidecarError(f"{folder} cannot be written into: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SidecarError(f"{folder} cannot be written into: no right to change {there}")
+
+
 def write_whole(path: str, data: bytes):
     """Replaces a file, or makes it: under another name, down to the disk, then in its place.
 
