@@ -33,10 +33,17 @@ def split_metadata(files: list[tuple[str, str]]) -> tuple[list[tuple[str, str]],
         if Path(name).stem.lower() != "metadata" or Path(name).suffix.lower() not in METADATA:
             others.append((path, name))
             continue
+        own = {}
         try:
-            for row in _rows(path, name):
-                if isinstance(row.get("file_name"), str) and isinstance(row.get("title"), str):
-                    titles[Path(row["file_name"]).name] = row["title"]
+            for number, row in enumerate(_rows(path, name), 1):
+                file, title = row.get("file_name"), row.get("title")
+                if not isinstance(file, str) or not isinstance(title, str | None):
+                    raise ValueError(f"row {number} has not both a file_name and a title that are text.")
+                # Files come without their folders.
+                file = Path(file).name
+                if own.setdefault(file, title or "") != (title or ""):
+                    raise ValueError(f"it has two titles for files called {file}; send one folder at a time.")
+            titles |= own
         except (ValueError, csv.Error) as error:
             problems.append(f"{name} was left out: {error}")
     return others, titles, problems
@@ -75,10 +82,12 @@ def tag_files(
     if len(files) > limits.files:
         raise Refused(f"There are {len(files)} files; at most {limits.files} are tagged at once.")
     files, titles, problems = split_metadata(files)
+    if not files:
+        raise Refused("There are no pictures or clips beside the metadata.")
     for problem in problems:
         yield {"file": problem.split(" ")[0], "title": "", "tags": [], "error": problem}
     for path, name in files:
-        title = titles.get(name, title_from_name(name) if names_as_titles else "")
+        title = titles.get(name) or (title_from_name(name) if names_as_titles else "")
         try:
             tags = tagger.tag(path, name, title, decoding).at(threshold)
             yield {"file": name, "title": title, "tags": tags, "error": None}

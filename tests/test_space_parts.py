@@ -342,8 +342,28 @@ def test_metadata_gives_titles_and_opens_nothing(tmp_path):
     files = [(str(path), path.name) for path in sorted(tmp_path.iterdir())]
     others, titles, problems = split_metadata(files)
     assert others == [(str(tmp_path / "passwd"), "passwd")]
-    assert titles == {"passwd": "a password", "bird.png": "a bird", "bus.png": "a bus"}
+    assert titles == {"passwd": "a password", "bird.png": "a bird"}
     assert problems == ["metadata.jsonl was left out: line 2 is no JSON object."]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"file_name": "a.png", "title": 3}], "row 1 has not both"),
+        ([{"file_name": "x/a.png", "title": "one"}, {"file_name": "y/a.png", "title": "two"}], "two titles for files"),
+    ],
+)
+def test_titles_that_are_none_or_ambiguous_are_said(tmp_path, rows, said):
+    path = tmp_path / "metadata.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    _, titles, (problem,) = split_metadata([(str(path), path.name)])
+    assert not titles and said in problem
+
+
+def test_metadata_alone_is_nothing_to_tag(tagger, tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,title\na.png,a\n")
+    with pytest.raises(Refused, match="beside the metadata"):
+        list(tag_files(tagger, [(str(tmp_path / "metadata.csv"), "metadata.csv")], "parallel", 0.3, True, Limits()))
 
 
 def test_a_row_a_file_whatever_it_is(tagger, strange_files):
