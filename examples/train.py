@@ -102,7 +102,8 @@ def learn(
         batch_size = len(train_items)
         logger.warning(f"There are no {arguments.batch_size} training items: a step is all {batch_size} of them.")
     total = max(1, round(arguments.epochs * len(train_items) / batch_size))
-    evaluate_at = {math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations)}
+    # There must be a checkpoint at the end.
+    evaluate_at = {total, *(math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations))}
     parts = micro_batches(batch_size, accelerator.num_processes, arguments.process_batch_size)
     at_once = math.ceil(batch_size / accelerator.num_processes / parts)
     logger.info(
