@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import datasets
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
@@ -347,6 +348,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_p
     assert "give a lower learning rate with --resume never" in failing(command)
     told = json.loads((tmp_path / "run/state/status.json").read_text())
     assert told["status"] == "failed" and "FloatingPointError" in told["error"]
+
+
+def test_a_lost_worker_stops_the_run(small, tmp_path):
+    command = small_run.command(small, tmp_path / "run", epochs=400, log_every=1, num_workers=2)
+    process = subprocess.Popen(command, env=small_run.environment(), stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "run/training_log.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    psutil.Process(process.pid).children()[0].kill()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "DataLoader worker" in said
+    told = json.loads((tmp_path / "run/state/status.json").read_text())
+    assert told["status"] == "failed" and "DataLoader worker" in told["error"]
 
 
 FULL_DISK = """
