@@ -94,8 +94,12 @@ class ShardTagger:
         for row in undecoded(self.dataset).select([shard[0] for shard in self.shards]):
             for name, value in row.items():
                 if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-                    with open(value["path"], "rb") as file:
-                        value = file.read(2**20)
+                    try:
+                        with open(value["path"], "rb") as file:
+                            value = file.read(2**20)
+                    except OSError as error:
+                        # Its row will say so.
+                        value = type(error).__name__
                 hashed.update(repr((name, value)).encode())
         return hashed.hexdigest()[:32]
 

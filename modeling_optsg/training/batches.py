@@ -153,10 +153,9 @@ def share_candidates(
         written = {token for tag in everybody.tolist() for token in tag_table.input_ids[tag]}
         own = np.array(sorted(written | {config.tag_pad_token_id, config.tag_sep_token_id}))
         others = np.setdiff1d(np.arange(config.tag_vocab_size), own, assume_unique=True)
-        if config.num_sampled_tokens < len(others):
-            drawn = random.choice(others, config.num_sampled_tokens, replace=False)
-            for batch in batches:
-                batch |= {"step_tokens": torch.from_numpy(own), "sampled_tokens": torch.from_numpy(drawn)}
+        drawn = random.choice(others, min(config.num_sampled_tokens, len(others)), replace=False)
+        for batch in batches:
+            batch |= {"step_tokens": torch.from_numpy(own), "sampled_tokens": torch.from_numpy(drawn)}
     if num_negatives:
         tags = len(tag_table.tags)
         drawn = random.choice(tags, min(num_negatives, tags), replace=False)

@@ -47,7 +47,9 @@ class RunState:
         final = self.folder / f"step-{step:08d}"
         partial = final.with_name(final.name + PARTIAL)
         if self.accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
+            # Those that killed runs have left, of whichever step.
+            for left in self.folder.glob(f"step-*{PARTIAL}"):
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         try:

@@ -43,8 +43,10 @@ class RunStatus:
     def set(self, status: str, **details) -> None:
         """Writes the file; of several processes the first one does. "failed" stays until the run is prepared again: a
         launcher asks the others to stop because one has failed."""
-        failed = status != "preparing" and self.read().get("status") == "failed"
-        if PartialState().is_main_process and not failed:
+        last = self.read().get("status")
+        # A stop or an error after the end, in the publishing, makes no unfinished run of it.
+        settled = status != "preparing" and last in ("failed", "finished")
+        if PartialState().is_main_process and not settled:
             self._write(status, details)
 
     @contextlib.contextmanager
@@ -60,7 +62,7 @@ class RunStatus:
             # Not to hide it behind another one: the disk may be full.
             with contextlib.suppress(OSError):
                 # The others fail because one has, and say so later.
-                if self.read().get("status") != "failed":
+                if self.read().get("status") not in ("failed", "finished"):
                     process = PartialState().process_index
                     self._write("failed", {"error": f"{type(error).__name__}: {error}", "process": process})
             raise
@@ -108,6 +110,8 @@ class StopSignal:
             yield
         finally:
             self.at_once = True
+        if self._signalled:
+            raise Interrupted(self.saved_step)
 
     def anywhere(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop; all processes must ask in the same step."""

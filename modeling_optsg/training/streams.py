@@ -71,7 +71,7 @@ class StreamBatches(SharedSteps, IterableDataset):
         begin, end, cuts = int(own[0][0]), int(own[-1][-1]) + 1, [len(places) for places in own]
         epoch, passed = divmod(self.start * self.batch_size, len(self.items))
         kept, place, step = [], 0, self.start
-        while True:
+        while step < self.steps:
             for number, row in enumerate(self.items.epoch(epoch, self.seed)):
                 if number < passed:
                     continue
