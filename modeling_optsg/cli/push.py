@@ -1,6 +1,7 @@
 """`optsg push`: a checkpoint's folder as a model on the Hub."""
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,7 +95,11 @@ def _card(args) -> None:
         if not pictures:
             raise ValueError(f"--examples {args.examples} holds no pictures")
         asked["examples"] = pictures
-    if args.folder.is_dir() and (asked or not (args.folder / "README.md").is_file()):
+    card = args.folder / "README.md"
+    if args.folder.is_dir() and (asked or not card.is_file()):
+        if card.is_file():
+            # It may be a person's work.
+            shutil.copy(card, card.with_name("README.md.bak"))
         write_card_of_training(args.folder, args.name, **asked)
         _note(f"{args.folder / 'README.md'} is made from what the training has left")
 

@@ -292,6 +292,8 @@ def _card_problems(path: Path, chosen: dict[str, Path]) -> list[str]:
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         return [f"README.md: its metadata cannot be read ({' '.join(str(error).split())})"]
     shown = metadata.get("widget") or []
+    if not isinstance(shown, list):
+        return ["README.md: its widget is no list"]
     sources = [example.get("src") for example in shown if isinstance(example, dict)]
     return [
         f"{source} is missing, which README.md shows"

@@ -17,7 +17,7 @@ from .durable_files import write_json
 logger = get_logger(__name__, log_level="INFO")
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """The program was asked to stop.
 
     Args:
