@@ -8,10 +8,10 @@ import datasets
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .tag_statistics import tag_statistics
-from .tagging_columns import with_tagging_columns
+from .tagging_columns import undecoded, with_tagging_columns
 from .tagging_folder import METADATA_NAMES, has_metadata, load_tagging_folder
 
-__all__ = ["benchmark_card", "load_tagging_dataset", "tag_statistics"]
+__all__ = ["benchmark_card", "load_tagging_dataset", "tag_statistics", "undecoded"]
 
 # Benchmark -> its builder class, in the module of the same name.
 _BUILDERS = {

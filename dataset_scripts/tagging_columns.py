@@ -63,6 +63,14 @@ def with_tagging_columns(
     return rows
 
 
+def undecoded(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
+    """The same rows with pictures and clips as the bytes or paths they are."""
+    for column, feature in (rows.features or {}).items():
+        if isinstance(feature, (datasets.Image, datasets.Video)):
+            rows = rows.cast_column(column, type(feature)(decode=False))
+    return rows
+
+
 def _check_types(features: datasets.Features, origin: str):
     title, tags = features.get("title"), features.get("tags")
     if title is not None and getattr(title, "dtype", None) not in _STRING_TYPES:

@@ -99,8 +99,9 @@ def learn(
     from those of another run."""
     system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
     if (batch_size := arguments.batch_size) > len(train_items):
-        batch_size = len(train_items)
-        logger.warning(f"There are no {arguments.batch_size} training items: a step is all {batch_size} of them.")
+        # As many for each process, so that any number of parts can share them.
+        batch_size = len(train_items) // accelerator.num_processes * accelerator.num_processes or len(train_items)
+        logger.warning(f"There are no {arguments.batch_size} training items: a step is {batch_size} of them.")
     total = max(1, round(arguments.epochs * len(train_items) / batch_size))
     # There must be a checkpoint at the end.
     evaluate_at = {total, *(math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations))}
@@ -190,9 +191,9 @@ def learn(
             tower.eval()
         collated = [next(batches) for _ in range(parts)]
         step_batches = [part.batch for part in collated]
-        seed = (arguments.seed, step)
-        share_candidates(accelerator, model.config, step_batches, tag_table, arguments.num_negatives, seed)
-        shares = weigh_losses(accelerator, model.config, step_batches, [part.weight for part in collated])
+        weights, drawn = [part.weight for part in collated], (arguments.num_negatives, (arguments.seed, step))
+        share_candidates(accelerator, model.config, step_batches, tag_table, *drawn, weights)
+        shares = weigh_losses(accelerator, model.config, step_batches, weights)
         step_losses = Counter()
         for part, (batch, own_shares) in enumerate(zip(step_batches, shares)):
             last = accelerator.sync_gradients = part == parts - 1
@@ -294,6 +295,7 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     model.model.text_tower.requires_grad_(arguments.tune_text)
     model.to(accelerator.device)
     tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+
     frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
     frozen |= {"most_unreadable": arguments.most_unreadable, "processes": PartialState()}
     features = cache_tower_features(validation, model.model, processor, cache_dir / "features", **frozen)
@@ -413,10 +415,9 @@ def main(arguments: TrainArguments) -> None:
         status.set("preparing")
         if arguments.trackers:
             # `accelerate` passes over those that are not installed.
-            if missing := set(arguments.trackers) - {
-                str(getattr(name, "value", name)) for name in accelerator.log_with
-            }:
-                raise ValueError(f"--trackers {' '.join(sorted(missing))}: not installed.")
+            there = {tracker.value for tracker in accelerator.log_with}
+            if missing := sorted(set(arguments.trackers) - there):
+                raise ValueError(f"--trackers {' '.join(missing)}: not installed.")
             given = {name: value for name, value in vars(arguments).items() if isinstance(value, str | int | float)}
             accelerator.init_trackers("optsg", given)
         run(accelerator, arguments, status, stop)

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
+from dataset_scripts import undecoded
+
+from .durable_files import sync
 from .prediction import predict_tags
-from .training.durable_files import sync
-from .training.streams import undecoded
 
 FEATURES = Features(
     {

@@ -117,6 +117,7 @@ def test_a_clip_may_be_the_body(endpoint, tagger, tmp_path):
         assert endpoint({"inputs": clip.read_bytes()}) == tagger(clip)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_picture_of_more_pixels_than_there_is_room_for_is_refused(endpoint, monkeypatch, picture):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
     with pytest.raises(ValueError, match="exceeds limit"):

@@ -262,13 +262,20 @@ def test_modality_dropout_never_takes_an_items_only_modality(make_model):
     frames = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool().repeat(200, 1)
     titles = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0]]).bool().repeat(200, 1)
     torch.manual_seed(0)
-    kept_frames, kept_titles = encoder._hide_at_random([frames, titles])
+    kept_frames, kept_titles = encoder._hide_at_random([frames, titles], [0, 1])
     assert (kept_frames | kept_titles.any(1, keepdim=True)).any(1).all(), "something is left of every item"
     assert not (kept_frames & ~frames).any() and not (kept_titles & ~titles).any()
     both = frames.any(1) & titles.any(1)
     assert not (kept_frames.any(1) & kept_titles.any(1))[both].any()
     lost_titles = (~kept_titles.any(1))[both].float().mean()
     assert 0.3 < lost_titles < 0.7, "either modality is taken as often"
+
+
+def test_tokens_are_hidden_whatever_other_modality_the_batch_has(make_model):
+    encoder = make_model(memory_token_dropout=0.5).model.multimodal_encoder
+    frames, titles, seeds = torch.ones(1, 4).bool(), torch.ones(1, 12).bool(), torch.tensor([7])
+    beside = encoder._hide_at_random([frames, titles], [0, 1], seeds)[1]
+    assert torch.equal(encoder._hide_at_random([titles], [1], seeds)[0], beside) and not beside.all()
 
 
 def test_the_summary_is_the_mean_of_what_may_be_looked_at(make_model, batch):

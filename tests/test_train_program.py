@@ -146,7 +146,7 @@ def test_frozen_towers_are_not_run_twice(train, trained, folder, towers, monkeyp
     more = ("--vision_tower", towers / "vision", "--text_tower", towers / "text", "--tag_vocab_size", 260)
     more += ("--epochs", 0.1, "--evaluations", 1, "--max_tag_tokens", 12)
     train.main(arguments(train, folder, trained / "again", trained / "cache", *more))
-    assert "There are no 64 training items: a step is all 15 of them" in caplog.text
+    assert "There are no 64 training items: a step is 15 of them" in caplog.text
 
 
 def test_fine_tuning_keeps_the_tokenizer_and_knows_the_tags_of_both(train, trained, folder, tmp_path):
@@ -293,6 +293,25 @@ def test_a_stream_without_a_validation_split_sets_the_same_items_aside(train, fo
     assert validation[0]["image"]["path"] or validation[0]["image"]["bytes"]
     with pytest.raises(ValueError, match="no item is left for validation; give a larger --validation_share"):
         streams(1e-9)
+
+
+def test_items_of_a_stream_of_several_files_need_ids(train, tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        rows = {"title": [f"t{number}{row}" for row in range(10)], "tags": [[f"{number}-{row}"] for row in range(10)]}
+        path = tmp_path / f"data/train-{number:05d}-of-00004.parquet"
+        Dataset.from_dict(rows).to_parquet(path)
+    own = arguments(train, tmp_path / "data", tmp_path, tmp_path, "--streaming", True, "--validation_share", 0.25)
+    with pytest.raises(ValueError, match="several files need an `id`"):
+        train.load_streams(own)
+    # Ids of their own may be numbers.
+    for number in range(4):
+        path = tmp_path / f"data/train-{number:05d}-of-00004.parquet"
+        rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "hf"))
+        rows.add_column("id", [str(10 * number + row) for row in range(10)]).to_parquet(path)
+    stream, known, validation = train.load_streams(own)
+    shuffled = {row["id"] for row in stream.shuffle(seed=3, buffer_size=5)}
+    assert shuffled == set(known["id"]) and not shuffled & set(validation["id"]) and len(validation)
 
 
 def test_a_share_of_the_items_is_the_same_whatever_the_seed(train, folder, tmp_path):

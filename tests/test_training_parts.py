@@ -124,14 +124,16 @@ def test_items_that_cannot_be_read_are_left_out_counted_and_limited():
             raise ValueError(f"item {bad[0]} is broken")
         return {"size": len(items)}
 
-    collate = CollateReadable(collator)
+    collate = CollateReadable(collator, [{"item_index": index} for index in (3, 4)])
     found = collate([{"item_index": index} for index in range(5)])
     assert (found.items, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, {3: "item 3 is broken"})
     # Nothing left: an item that could be read before stands in, and does not count.
     stand_in = collate([{"item_index": 3}, {"item_index": 8}])
     assert (stand_in.items, stand_in.weight, len(stand_in.unreadable)) == ([], 0.0, 2)
+    # The same one whatever came before, as for a run that has gone on.
+    assert collate.stand_in == {"item_index": 4, "item_seed": 0}
     with pytest.raises(ValueError, match="None of the 2 items"):
-        CollateReadable(collator)([{"item_index": 3}, {"item_index": 8}])
+        CollateReadable(collator, [])([{"item_index": 3}, {"item_index": 8}])
     # The first batch of all may be one broken item: another is looked for, among so many.
     others = [{"item_index": index} for index in (3, 8, 13, 14)]
     found = CollateReadable(collator, others)([{"item_index": 8, "id": "v8"}])

@@ -197,7 +197,7 @@ class MultimodalEncoder(nn.Module):
         if not parts:
             raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
         if self.training:
-            masks = self._hide_at_random(masks, item_seeds)
+            masks = self._hide_at_random(masks, given, item_seeds)
         memory, memory_mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
         if not (present := memory_mask.any(dim=1)).all():
             empty = (~present).nonzero().flatten().tolist()
@@ -212,8 +212,11 @@ class MultimodalEncoder(nn.Module):
             memory, _ = layer(memory, memory_mask[:, None, None, :])
         return self.norm(memory), memory_mask, summary, set_summary
 
-    def _hide_at_random(self, masks: list[torch.Tensor], seeds: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens)."""
+    def _hide_at_random(
+        self, masks: list[torch.Tensor], modalities: list[int], seeds: torch.Tensor | None = None
+    ) -> list[torch.Tensor]:
+        """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens);
+        `modalities` says what each mask is of: 0 frames, 1 the title."""
         batch, device = masks[0].shape[0], masks[0].device
         if len(masks) == 2 and self.config.modality_dropout > 0:
             both = masks[0].any(dim=1) & masks[1].any(dim=1)
@@ -221,11 +224,12 @@ class MultimodalEncoder(nn.Module):
             drop &= both
             first = draw_uniform("which modality", (batch,), seeds, device) < 0.5
             masks = [masks[0] & ~(drop & first)[:, None], masks[1] & ~(drop & ~first)[:, None]]
-        if self.config.memory_token_dropout > 0:
-            kept = [
-                mask & (draw_uniform(purpose, tuple(mask.shape), seeds, device) >= self.config.memory_token_dropout)
-                for purpose, mask in zip(("frame tokens", "title tokens"), masks)
-            ]
+        share = self.config.memory_token_dropout
+        if share > 0:
+            kept = []
+            for modality, mask in zip(modalities, masks):
+                purpose = ("frame tokens", "title tokens")[modality]
+                kept.append(mask & (draw_uniform(purpose, tuple(mask.shape), seeds, device) >= share))
             some = torch.cat(kept, dim=1).any(dim=1)[:, None]
             masks = [torch.where(some, k, m) for k, m in zip(kept, masks)]
         return masks

@@ -145,10 +145,12 @@ class TagGenerationPipeline(Pipeline):
         # The last one is kept: of many thousand tags it takes seconds to make.
         if isinstance(tags, Iterable) and not isinstance(tags, str | Mapping):
             tags = list(tags)
-        if self._last_vocabulary is None or self._last_vocabulary[0] != tags:
-            made = TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config)
-            self._last_vocabulary = (tags, made)
-        return self._last_vocabulary[1]
+        # One that another thread replaces meanwhile stays this one's.
+        last = self._last_vocabulary
+        if last is None or last[0] != tags:
+            last = (tags, TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config))
+            self._last_vocabulary = last
+        return last[1]
 
     def preprocess(self, item, timeout: float | None = None) -> dict:
         """An item's parts by the processor's names for them; nothing is opened yet but addresses."""

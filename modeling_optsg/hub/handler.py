@@ -5,7 +5,8 @@ It stands beside the weights and needs nothing but `transformers`, what that loa
 
 import base64
 import binascii
-import warnings
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,10 +56,7 @@ class EndpointHandler:
         inputs = data["inputs"]
         many = isinstance(inputs, list)
         items = [self._item(item) for item in (inputs if many else [inputs])]
-        with warnings.catch_warnings():
-            # A small file may be a picture of more pixels than there is memory; Pillow by itself would only say so.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            found = self.pipeline(items, batch_size=8, **parameters)
+        found = self.pipeline(items, batch_size=8, **parameters)
         return found if many else found[0]
 
     @staticmethod
@@ -81,7 +79,7 @@ class EndpointHandler:
 def _content(file: Any) -> Any:
     """A file's bytes. Text is base64 and never a path or an address: those would be the server's own."""
     if isinstance(file, bytes | bytearray):
-        return bytes(file)
+        return _of_few_pixels(bytes(file))
     if isinstance(file, Image.Image):
         return file
     if not isinstance(file, str):
@@ -91,9 +89,24 @@ def _content(file: Any) -> Any:
     # Of either alphabet, with or without its filler.
     file = "".join(file.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
-        return base64.b64decode(file + "=" * (-len(file) % 4), validate=True)
+        content = base64.b64decode(file + "=" * (-len(file) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ValueError("a file is text that is not base64; paths and addresses are not read here") from error
+    return _of_few_pixels(content)
+
+
+def _of_few_pixels(content: bytes) -> bytes:
+    """A small file may be a picture of more pixels than there is memory, of which Pillow only warns."""
+    most = Image.MAX_IMAGE_PIXELS
+    try:
+        # What is no picture is for the pipeline to say.
+        with contextlib.suppress(OSError):
+            width, height = Image.open(io.BytesIO(content)).size
+            if most is not None and width * height > most:
+                raise ValueError(f"a picture of {width} × {height} pixels exceeds limit of {most}")
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"a picture's pixels are too many: {error}") from error
+    return content
 
 
 def _is_clip(content: Any) -> bool:

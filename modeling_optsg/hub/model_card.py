@@ -160,7 +160,8 @@ def _widget(checkpoint: Path, examples: Sequence[str | os.PathLike]) -> list[dic
         if not tags:
             logger.warning("%s gets no tags without a title; it is left out of the widget", example)
             continue
-        shutil.copy(example, folder)
+        if example.resolve().parent != folder.resolve():
+            shutil.copy(example, folder)
         widget.append(
             {
                 "src": f"examples/{example.name}",

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .commits import PublishingError
 from .model_card import write_model_card
 from .publishing import SUMMARY, push_checkpoint
@@ -31,7 +33,7 @@ def write_card_of_training(
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         dataset = dataset_name(summary["arguments"]["dataset"])
         write_model_card(folder, results, name=repo_id, dataset_name=dataset, **settings)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
         what = SUMMARY if results is None else f"{SUMMARY} or {results}"
         raise ValueError(f"{folder}: no card can be made of {what} ({type(error).__name__}: {error})") from error
 

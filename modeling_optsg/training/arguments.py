@@ -118,7 +118,9 @@ class TrainArguments:
         default=100, metadata={"help": "Training items that may be broken; with more the run stops."}
     )
     num_workers: int = 0
-    save_every: int = field(default=500, metadata={"help": "Steps between two states of the run; 0: none."})
+    save_every: int = field(
+        default=500, metadata={"help": "Steps between two states of the run; 0: only one before each validation."}
+    )
     resume: str = field(
         default="auto", metadata={"help": "auto: where the run was stopped; never: anew; or the folder of a state."}
     )

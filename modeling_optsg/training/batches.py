@@ -128,6 +128,7 @@ def share_candidates(
     tag_table,
     num_negatives: int = 0,
     seed: Sequence[int] = (0,),
+    weights: Sequence[float] | None = None,
 ) -> None:
     """Makes every tag of a global batch a candidate of every prompt's alignment, in all its parts and processes, and
     its tokens those of every part's output layer.
@@ -140,10 +141,14 @@ def share_candidates(
         config: the model's.
         num_negatives: so many random tags of the table are candidates too, those that are not yet.
         seed: of what is drawn, the same in all processes.
+        weights: 0 for a part that does not count, and whose tags are nobody's candidates.
     """
     if tag_table is None or not all("tag_ids" in batch for batch in batches):
         return
-    own = torch.cat([batch["tag_ids"] for batch in batches]).unique().to(accelerator.device)
+    counted = [batch for batch, weight in zip(batches, weights or [1.0] * len(batches)) if weight]
+    # Of a process without any the first part's, marked as nobody's.
+    ids = [batch["tag_ids"] for batch in counted] or [torch.full_like(batches[0]["tag_ids"], -1)]
+    own = torch.cat(ids).unique().to(accelerator.device)
     if accelerator.num_processes > 1:
         own = gather(pad_across_processes(own, dim=0, pad_index=-1))
     everybody = own.unique().cpu()
@@ -154,7 +159,7 @@ def share_candidates(
         own = np.array(sorted(written | {config.tag_pad_token_id, config.tag_sep_token_id}))
         others = np.setdiff1d(np.arange(config.tag_vocab_size), own, assume_unique=True)
         drawn = random.choice(others, min(config.num_sampled_tokens, len(others)), replace=False)
-        for batch in batches:
+        for batch in counted:
             batch |= {"step_tokens": torch.from_numpy(own), "sampled_tokens": torch.from_numpy(drawn)}
     if num_negatives:
         tags = len(tag_table.tags)

@@ -25,22 +25,22 @@ class CollatedItems:
 
 class CollateReadable:
     """Collates items with `item_index`; those that the collator refuses are left out. A batch that loses all of them
-    is made of an item that can be read, the `weight` of which is then 0: other processes wait for this one's part.
+    is made of the first of all items that can be read, and its `weight` is 0: other processes wait for this one's
+    part, and what stands in must not depend on what came before.
 
     Args:
         collator: an [`OPTSGDataCollator`].
-        items: all of them, among which such an item is looked for when a batch of before had none.
-        most_tries: at most so many are looked at.
+        items: all of them.
+        most_tries: at most so many are looked at for one that can be read.
 
     Raises:
         ValueError: none of a batch's items can be read, and none of those looked at.
     """
 
-    def __init__(
-        self, collator: Callable[[Sequence[Mapping]], dict], items: Iterable[Mapping] = (), most_tries: int = 100
-    ):
+    def __init__(self, collator: Callable[[Sequence[Mapping]], dict], items: Iterable[Mapping], most_tries: int = 100):
         self.collator, self.items, self.most_tries = collator, items, most_tries
-        self.spare = None
+        # An item that is known to be good, and the one that stands in.
+        self.company = self.stand_in = None
 
     def __call__(self, items: Sequence[Mapping]) -> CollatedItems:
         readable, unreadable = list(items), {}
@@ -50,30 +50,31 @@ class CollateReadable:
             readable = []
             for item in items:
                 # Beside one that is known to be good: features of another width are wrong only in company.
-                company = readable[-1:] or ([self.spare] if self.spare is not None else [])
+                company = readable[-1:] or ([self.company] if self.company is not None else [])
                 try:
                     self.collator([*company, item])
                     readable.append(item)
                 except (ValueError, OSError) as error:
                     unreadable[item.get("id", item["item_index"])] = str(error)
             if not readable:
-                if self.spare is None and not self._find_spare():
+                if self.stand_in is None and not self._find_stand_in():
                     reason = next(iter(unreadable.values()))
                     raise ValueError(
                         f"None of the {len(items)} items of a batch can be read, nor others that were tried: {reason}"
                     ) from None
-                return CollatedItems([], self.collator([self.spare]), unreadable, weight=0.0)
+                return CollatedItems([], self.collator([self.stand_in]), unreadable, weight=0.0)
             batch = self.collator(readable)
-        self.spare = readable[0]
+        self.company = readable[0]
         return CollatedItems([item["item_index"] for item in readable], batch, unreadable)
 
-    def _find_spare(self) -> bool:
+    def _find_stand_in(self) -> bool:
         for item in islice(iter(self.items), self.most_tries):
+            item = {**item, "item_seed": 0}
             try:
                 self.collator([item])
             except (ValueError, OSError):
                 continue
-            self.spare = item
+            self.stand_in = item
             return True
         return False
 

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from .durable_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
+from ..durable_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
 
 PROGRESS = "progress.json"
 
@@ -54,17 +54,17 @@ class RunState:
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(partial), safe_serialization=False)
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                known = {"step": step, "arguments": self.arguments, "divided": self.divided}
+                write_json(partial / PROGRESS, known | progress)
+                # Before it has its name, which must not stand for bytes that are not on the disk yet.
+                sync_all(partial)
         except Exception as error:
             # torch has errors of its own for a full disk, which is not to stay full of this.
             shutil.rmtree(partial, ignore_errors=True)
             raise cannot_be_written(f"the state of step {step}", self.folder, error) from error
-        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(
-                partial / PROGRESS, {"step": step, "arguments": self.arguments, "divided": self.divided, **progress}
-            )
-            # In this order: a name must not stand for bytes that are not on the disk yet.
-            sync_all(partial)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             sync(self.folder)

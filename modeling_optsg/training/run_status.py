@@ -1,10 +1,12 @@
 """What becomes of a run: noticed signals, and a file for those who see no exit code."""
 
 import contextlib
+import ctypes
 import json
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 
-from .durable_files import write_json
+from ..durable_files import write_json
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -57,7 +59,7 @@ class RunStatus:
             yield
         except Interrupted as stop:
             self.set("interrupted", step=stop.step)
-            logger.info("Stopped; the same command goes on from here.")
+            logger.info("Stopped; the same command, with --resume auto, goes on from here.")
         except BaseException as error:
             # Not to hide it behind another one: the disk may be full.
             with contextlib.suppress(OSError):
@@ -73,32 +75,29 @@ class RunStatus:
 
 
 # The launchers' marks: `accelerate`'s for one process, and `torchrun`'s.
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")
 
 
 class StopSignal:
-    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save. A launcher that
-    ends without passing the signal on, as `accelerate launch` does with one process, is noted too."""
+    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save. On Linux it
+    comes too when a launcher ends without passing it on, as `accelerate launch` does with one process."""
 
     def __init__(self):
-        self.at_once, self.saved_step = True, 0
-        self._signalled = False
-        self._launcher = os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+        self.noted, self.at_once, self.saved_step = False, True, 0
         self._before = signal.SIG_DFL
-
-    @property
-    def noted(self) -> bool:
-        return self._signalled or (self._launcher is not None and os.getppid() != self._launcher)
 
     def __enter__(self):
         self._before = signal.signal(signal.SIGTERM, self._note)
+        if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         return self
 
     def __exit__(self, *error):
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, signum, frame):
-        self._signalled = True
+        self.noted = True
         if self.at_once:
             raise Interrupted(self.saved_step)
 
@@ -110,7 +109,7 @@ class StopSignal:
             yield
         finally:
             self.at_once = True
-        if self._signalled:
+        if self.noted:
             raise Interrupted(self.saved_step)
 
     def anywhere(self, accelerator: Accelerator) -> bool:

@@ -5,15 +5,9 @@ from collections.abc import Collection, Iterator
 import datasets
 from torch.utils.data import IterableDataset
 
+from dataset_scripts import undecoded
+
 from .batches import SharedSteps, item_seed
-
-
-def undecoded(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
-    """The same rows with pictures and clips as the bytes or paths they are."""
-    for column, feature in (rows.features or {}).items():
-        if isinstance(feature, (datasets.Image, datasets.Video)):
-            rows = rows.cast_column(column, type(feature)(decode=False))
-    return rows
 
 
 class TaggedStream:

@@ -6,13 +6,12 @@ import math
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
-from dataset_scripts import load_tagging_dataset
+from dataset_scripts import load_tagging_dataset, undecoded
 
 from ..feature_cache import UNREADABLE
 from ..processing_optsg import OPTSGProcessor
 from ..systems import SYSTEMS
 from .batches import item_seed
-from .streams import undecoded
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -22,7 +21,8 @@ def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
     split a share of the items, the same ones however often they are read.
 
     Raises:
-        ValueError: a stream is not all that the system or the arguments need, or no item is set aside.
+        ValueError: a stream is not all that the system or the arguments need, items have no ids of their own, or none
+            is set aside.
     """
     if arguments.train_share < 1 or SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
         raise ValueError(
@@ -31,22 +31,39 @@ def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
     streams = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
     streams = {name: undecoded(rows) for name, rows in streams.items()}
     train, validation = streams["train"], streams.get("validation")
+    columns = {"id": [], "tags": []}
+    for rows in train.select_columns(list(columns)).iter(1000):
+        for name, values in columns.items():
+            values += rows[name]
+    known = Dataset.from_dict(columns)
+    _refuse_passing_ids(train, columns, arguments.dataset)
     if validation is None:
         limit = arguments.validation_share * 2**56  # an item's seed is a number of 56 bits
         aside = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit)
         kept = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit, others=True)
         train, validation = (train.filter(choose, input_columns="id") for choose in (kept, aside))
-    columns = {"id": [], "tags": []}
-    for rows in train.select_columns(list(columns)).iter(1000):
-        for name, values in columns.items():
-            values += rows[name]
+        known = known.filter(kept, input_columns="id")
     rows = list(validation)
     if not rows:
         raise ValueError(f"{arguments.dataset}: no item is left for validation; give a larger --validation_share.")
     validation = Dataset.from_list(rows, features=streams.get("validation", streams["train"]).features)
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
-    return train, Dataset.from_dict(columns), validation
+    return train, known, validation
+
+
+def _refuse_passing_ids(rows: IterableDataset, columns: dict[str, list], name: str) -> None:
+    """Rows without an `id` are numbered as they come: of several files, in another order, other rows have the number.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if rows.num_shards < 2 or columns["id"] != list(map(str, range(len(columns["id"])))):
+        return
+    for seed in range(8):
+        for row in rows.shuffle(seed=seed, buffer_size=1).select_columns(["id", "tags"]).take(20):
+            if columns["tags"][int(row["id"])] != row["tags"]:
+                raise ValueError(f"{name}: items of a stream of several files need an `id`, by which they are known.")
 
 
 def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -> bool:

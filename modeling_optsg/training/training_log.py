@@ -8,6 +8,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..durable_files import write_text
+
 LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")
 
 
@@ -30,10 +32,8 @@ class TrainingLog:
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = path.read_text(encoding="utf-8").splitlines() if start and path.exists() else []
-            # A line that a kill cut off is of a step after the last state.
-            rows = [json.loads(line) for line in lines if line.endswith("}")]
-            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= start]
-            path.write_text("".join(kept), encoding="utf-8")
+            kept = [line + "\n" for line in lines if (step := _step_of(line)) is not None and step <= start]
+            write_text(path, "".join(kept))
 
     def note(self, losses: Mapping[str, float]) -> None:
         """The losses of a step."""
@@ -68,3 +68,11 @@ class TrainingLog:
         for item in row.get("samples", ()):
             name = item.get("title") or item.get("id") or "an item"
             self.bar.write(f"  {name}: {', '.join(item['tags'])} -> {', '.join(item['written']) or '(none)'}")
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a row; a line that a kill cut off, which is of a step after the last state, has none."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return None

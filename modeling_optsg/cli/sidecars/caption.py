@@ -35,7 +35,10 @@ class Captions:
         """
         place = self.places.of(file, ".txt", "stem")
         data, entry = self._read(place)
-        return data is not None and entry.get("stamp") == self.stamps(file)
+        done = data is not None and entry.get("stamp") == self.stamps(file)
+        if not done:
+            self.places.check_writable(place)
+        return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
         """Brings the caption up to date with `tags` (see `reconcile`).

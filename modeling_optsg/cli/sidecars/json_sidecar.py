@@ -33,7 +33,10 @@ class JsonSidecars:
         """
         place = self.places.of(file, SUFFIX, "full")
         data, _ = _read(place)
-        return os.path.lexists(place.path) and data.get("stamp") == self.stamps(file)
+        done = os.path.lexists(place.path) and data.get("stamp") == self.stamps(file)
+        if not done:
+            self.places.check_writable(place)
+        return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
         """Brings the sidecar up to date with `tags` (see `reconcile`).

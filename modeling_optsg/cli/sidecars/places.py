@@ -48,7 +48,7 @@ class SidecarPlaces:
             either: an existing sidecar under the other name is used, unless it may belong to another file.
 
         Raises:
-            SidecarError: another picture would have the same sidecar, or there is no right to write it.
+            SidecarError: another picture would have the same sidecar.
         """
         beside = place = self._choose(file.path, file.path, suffix, names, either)
         if self.output is not None:
@@ -61,10 +61,6 @@ class SidecarPlaces:
             raise SidecarError(
                 f"{file.path}: its sidecar {name} would be that of {twins[0]} too; rename one of the two"
             )
-        folder = os.path.dirname(place.path)
-        if folder not in self._writable:
-            check_writable(folder)
-            self._writable.add(folder)
         picture = os.path.realpath(file.path)
         owner = self._owners.setdefault(os.path.realpath(place.path), picture)
         if owner != picture:
@@ -72,6 +68,16 @@ class SidecarPlaces:
                 f"{file.path}: {place.path} is the sidecar of {owner} already; tag them into two folders"
             )
         return place
+
+    def check_writable(self, place: Place):
+        """
+        Raises:
+            SidecarError: there is no right to write this sidecar.
+        """
+        folder = os.path.dirname(os.path.realpath(place.path))
+        if folder not in self._writable:
+            check_writable(folder)
+            self._writable.add(folder)
 
     def _choose(self, picture: str, base: str, suffix: str, names: str, either: bool) -> Place:
         paths = {"full": base + suffix, "stem": os.path.splitext(base)[0] + suffix}

@@ -78,8 +78,7 @@ class TableFile:
         Raises:
             SidecarError: it cannot be written.
         """
-        order = [*files, *(path for path in self.rows if path not in set(files))]
-        rows = [self.rows[path] for path in dict.fromkeys(order) if path in self.rows]
+        rows = [self.rows[path] for path in dict.fromkeys([*files, *self.rows]) if path in self.rows]
         data = _csv(rows) if self.kind == "csv" else _parquet(rows)
         if self.dry_run or data == read_whole(str(self.path)):
             return False

@@ -44,9 +44,13 @@ class XmpSidecars:
         if data is None:
             # Told now whether it will do, before time is spent on the picture.
             _packet(place.begin_from, read_whole(place.begin_from) if place.begin_from else None)
+            self.places.check_writable(place)
             return False
         run = _items(_packet(place.path, data), place.path, (*RECORD, "Run"))
-        return bool(run) and run[0] == self.stamps(file)
+        done = bool(run) and run[0] == self.stamps(file)
+        if not done:
+            self.places.check_writable(place)
+        return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
         """Brings the sidecar up to date with `tags` (see `reconcile`).

@@ -13,16 +13,21 @@ def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
     free = shutil.disk_usage(folder).free / 2**20
     return OSError(
         f"{folder}: {what} could not be written ({type(error).__name__}: {error}). {free:,.0f} MiB are free there; "
-        "what was complete before is kept, and the same command goes on from it."
+        "what was complete before is kept, and goes on with --resume auto."
     )
 
 
 def write_json(path: Path, value: dict) -> None:
     """Writes a JSON file."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file."""
     # Several processes may have something to say.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
