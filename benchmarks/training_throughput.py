@@ -114,7 +114,7 @@ def trained(num_prompts: int, tokenizer) -> tuple:
     accelerator.free_memory()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
-    return accelerator, model, optimizer, table, CollateReadable(OPTSGDataCollator(processor, table))
+    return accelerator, model, optimizer, table, CollateReadable(OPTSGDataCollator(processor, table), [])
 
 
 def length_groups(batch_size: int, passes: int, most_title_tokens: int, tokenizer) -> dict:
