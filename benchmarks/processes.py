@@ -43,6 +43,11 @@ RUNS = {
     "with draws, two, in parts of 3": (2, {"config": DRAWS, "process_batch_size": 3}),
     "streamed, one": (1, {"config": DRAWS, "streaming": True}),
     "streamed, two": (2, {"config": DRAWS, "streaming": True}),
+    "streamed, two, in parts of 3, by two workers": (
+        2,
+        {"config": DRAWS, "streaming": True, "process_batch_size": 3, "num_workers": 2},
+    ),
+    "streamed, four": (4, {"config": DRAWS, "streaming": True}),
 }
 WAYS = ("streamed", "with negatives", "with draws")
 # What each is compared with.
@@ -50,7 +55,8 @@ EXPECTED = {run: next((f"{way}, one" for way in WAYS if run.startswith(way)), "o
 TOLERANCE = 1e-4
 
 
-def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> list[dict]:
+def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> tuple[list[dict], bool]:
+    """Rows of the log, and whether the reading of a stream was divided."""
     processes, more = RUNS[name]
     config, more = PLAIN | more.get("config", {}), {key: value for key, value in more.items() if key != "config"}
     launcher = ()
@@ -74,7 +80,8 @@ def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> 
     done = subprocess.run(command, env=own, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")
-    return [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    return rows, "Each process reads shares" in done.stdout + done.stderr
 
 
 def differences(expected: list[dict], found: list[dict]) -> dict[str, float]:
@@ -97,13 +104,16 @@ def main() -> None:
         folder = Path(name)
         small_run.make(folder, items, most_tags=12)
         wanted = dict.fromkeys([*(EXPECTED[run] for run in arguments.runs), *arguments.runs])
-        rows = {run: losses(folder, run, arguments.steps, batch_size, items) for run in wanted}
+        found = {run: losses(folder, run, arguments.steps, batch_size, items) for run in wanted}
+    rows = {run: own for run, (own, _) in found.items()}
+    divided = [run for run, (_, shares) in found.items() if shares]
     found = {run: differences(rows[EXPECTED[run]], own) for run, own in rows.items() if run != EXPECTED[run]}
     result = {
         "steps": arguments.steps,
         "batch_size": batch_size,
         "items": items,
         "first_and_last_loss": {run: [own[0]["loss"], own[-1]["loss"]] for run, own in rows.items()},
+        "reading_divided": divided,
         "largest_relative_difference": found,
     }
     print(json.dumps(result, indent=1))

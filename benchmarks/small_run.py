@@ -34,7 +34,8 @@ def make(folder: Path, items: int = 240, most_tags: int = 6, seed: int = 0) -> N
         splits[split] = Dataset.from_list(rows)
     for split, rows in DatasetDict(splits).items():
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        # Row groups of a few items, which a stream reads side by side.
+        rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=10)
     characters = sorted(set("".join(TAGS)))
     vocabulary = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
     tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))

@@ -8,7 +8,7 @@ import datasets
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .tag_statistics import tag_statistics
-from .tagging_columns import undecoded, with_tagging_columns
+from .tagging_columns import TEXT_COLUMNS, fill_stream, undecoded, with_tagging_columns
 from .tagging_folder import METADATA_NAMES, has_metadata, load_tagging_folder
 
 __all__ = ["benchmark_card", "load_tagging_dataset", "tag_statistics", "undecoded"]
@@ -27,6 +27,7 @@ def load_tagging_dataset(
     split: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     streaming: bool = False,
+    texts_only: bool = False,
     **kwargs,
 ) -> datasets.DatasetDict | datasets.Dataset | datasets.IterableDatasetDict | datasets.IterableDataset:
     """Loads a tagging dataset: `id`, `title` and `tags: List(string)`, and `image`, `video` or `frame_features`.
@@ -42,12 +43,17 @@ def load_tagging_dataset(
             all splits in a dict. A stream takes plain split names only.
         cache_dir: where `datasets` keeps what it builds or downloads; not used for a folder with a metadata file.
         streaming: give `IterableDataset`s.
+        texts_only: of these give `id`, `title` and `tags` alone, in the same order and shards; of Parquet nothing else
+            is read.
         **kwargs: for a benchmark, arguments of its builder; for Parquet and the Hub, of `datasets.load_dataset`.
 
     Raises:
         FileNotFoundError: there is no such benchmark, folder or Hub dataset; or files are missing.
-        ValueError: the data is not laid out as described, or there is no such split.
+        ValueError: the data is not laid out as described, there is no such split, or `texts_only` is asked for
+            without `streaming`.
     """
+    if texts_only and not streaming:
+        raise ValueError("texts_only goes with streaming; of what is built select_columns reads no others.")
     name = os.fspath(name_or_path)
     cache_dir = None if cache_dir is None else os.fspath(cache_dir)
     if (benchmark := name.replace("-", "_")) in _BUILDERS:
@@ -55,7 +61,8 @@ def load_tagging_dataset(
         try:
             builder = getattr(module, _BUILDERS[benchmark])(cache_dir=cache_dir, **kwargs)
             if streaming:
-                return builder.as_streaming_dataset(split=split)
+                rows = builder.as_streaming_dataset(split=split)
+                return rows.select_columns(list(TEXT_COLUMNS)) if texts_only else rows
             builder.download_and_prepare()
         except TypeError as error:
             raise ValueError(f"{name} does not take the arguments {kwargs}: {error}") from error
@@ -70,7 +77,8 @@ def load_tagging_dataset(
     if folder.is_dir() and has_metadata(folder):
         if kwargs:
             raise ValueError(f"a folder with a metadata file takes no further arguments; got {', '.join(kwargs)}")
-        return _select(load_tagging_folder(folder), split, streaming, name)
+        selected = _select(load_tagging_folder(folder), split, streaming, name)
+        return selected.select_columns(list(TEXT_COLUMNS)) if texts_only else selected
     if folder.is_dir():
         if not any(folder.rglob("*.parquet")):
             raise ValueError(f"{folder} holds neither Parquet files nor one of {', '.join(METADATA_NAMES)}")
@@ -81,17 +89,37 @@ def load_tagging_dataset(
         raise FileNotFoundError(f"nothing is called {name!r}. {_accepted()}")
     if "config_name" in kwargs:
         kwargs["name"] = kwargs.pop("config_name")
+    given = {"split": split, "cache_dir": cache_dir, "streaming": streaming, **kwargs}
     try:
-        loaded = datasets.load_dataset(name, split=split, cache_dir=cache_dir, streaming=streaming, **kwargs)
+        loaded = datasets.load_dataset(name, **given)
     except TypeError as error:
         raise ValueError(f"{name} does not take the arguments {kwargs}: {error}") from error
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name}: {error.__cause__ or error}") from error
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"{name!r} is no local folder, and on the Hub: {error}. {_accepted()}") from error
-    if isinstance(loaded, dict):
-        return type(loaded)({part: with_tagging_columns(rows, f"{name} ({part})") for part, rows in loaded.items()})
-    return with_tagging_columns(loaded, name)
+    if not isinstance(loaded, dict):
+        filled = with_tagging_columns(loaded, name)
+        return _texts(name, loaded, given) if texts_only else filled
+    filled = {part: with_tagging_columns(rows, f"{name} ({part})") for part, rows in loaded.items()}
+    if texts_only:
+        filled = {part: _texts(name, rows, given | {"split": part}) for part, rows in loaded.items()}
+    return type(loaded)(filled)
+
+
+def _texts(name: str, rows: datasets.IterableDataset, given: dict) -> datasets.IterableDataset:
+    """`id`, `title` and `tags` of a stream.
+
+    Args:
+        rows: all of it; given: what `datasets` made it of.
+    """
+    builder = datasets.load_dataset_builder(name, **{key: given[key] for key in given.keys() - {"split", "streaming"}})
+    if rows.features and hasattr(builder.config, "columns"):
+        # A stream's select_columns reads all of them first, and then lets them go.
+        rows = datasets.load_dataset(
+            name, **given, columns=[column for column in TEXT_COLUMNS if column in rows.features]
+        )
+    return fill_stream(rows).select_columns(list(TEXT_COLUMNS))
 
 
 def benchmark_card(name: str) -> Path | None:

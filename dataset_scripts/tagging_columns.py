@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 logger = logging.getLogger(__name__)
 
 _TEXT = datasets.Value("string")
-_TEXT_COLUMNS = datasets.Features({"id": _TEXT, "title": _TEXT, "tags": datasets.List(_TEXT)})
+TEXT_COLUMNS = datasets.Features({"id": _TEXT, "title": _TEXT, "tags": datasets.List(_TEXT)})
 _MEDIA_FEATURES = {"image": datasets.Image(), "video": datasets.Video(decode=False)}
 STREAM_BATCH = 100
 _STRING_TYPES = ("string", "large_string", "null")
@@ -46,14 +46,14 @@ def with_tagging_columns(
         if column in features and features[column] != feature:
             rows = rows.cast_column(column, feature)
     if isinstance(rows, datasets.IterableDataset):
-        return _fill_stream(rows)
+        return fill_stream(rows)
     if "tags" in features and _unclean(rows.data.column("tags")):
         before = sum(map(len, filter(None, rows["tags"])))
         cleaned = [_fill("tags", tags, 0) for tags in rows["tags"]]
-        rows = rows.remove_columns("tags").add_column("tags", cleaned, feature=_TEXT_COLUMNS["tags"])
+        rows = rows.remove_columns("tags").add_column("tags", cleaned, feature=TEXT_COLUMNS["tags"])
         left_out = before - sum(map(len, cleaned))
         logger.warning("%s: left out %s empty or repeated tags", origin, f"{left_out:,}")
-    for column, feature in _TEXT_COLUMNS.items():
+    for column, feature in TEXT_COLUMNS.items():
         if column not in features or features[column] != feature or rows.data.column(column).null_count:
             values = rows[column] if column in features else [None] * rows.num_rows
             filled = [_fill(column, value, number) for number, value in enumerate(values)]
@@ -107,13 +107,14 @@ def _unclean(tags: pa.ChunkedArray | pa.Array) -> bool:
     return False
 
 
-def _fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    features = datasets.Features({**rows.features, **_TEXT_COLUMNS})
+def fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
+    """What [`with_tagging_columns`] makes of a stream whose columns are as they should be, or some of them."""
+    features = datasets.Features({**rows.features, **TEXT_COLUMNS})
     schema = features.arrow_schema
 
     # As Arrow tables: what is in the other columns, pictures and features, is neither decoded nor copied.
     def fill(table: pa.Table, numbers: list[int]) -> pa.Table:
-        for column in _TEXT_COLUMNS:
+        for column in TEXT_COLUMNS:
             there = column in table.column_names
             as_is = there and table.schema.field(column).type == schema.field(column).type
             if as_is and not table[column].null_count and (column != "tags" or not _unclean(table[column])):

@@ -105,8 +105,16 @@ def learn(
     total = max(1, round(arguments.epochs * len(train_items) / batch_size))
     # There must be a checkpoint at the end.
     evaluate_at = {total, *(math.ceil(total * (i + 1) / arguments.evaluations) for i in range(arguments.evaluations))}
-    parts = micro_batches(batch_size, accelerator.num_processes, arguments.process_batch_size)
-    at_once = math.ceil(batch_size / accelerator.num_processes / parts)
+    sharing = (batch_size, accelerator.num_processes, arguments.process_batch_size)
+    lanes = None
+    if isinstance(train_items, TaggedStream):
+        lanes, parts, at_once = train_items.divide(*sharing)
+        if accelerator.num_processes > 1:
+            read = "shares of the stream's files" if lanes else "the whole stream, of which it keeps its share"
+            logger.info(f"Each process reads {read}.")
+    else:
+        parts = micro_batches(*sharing)
+        at_once = math.ceil(batch_size / accelerator.num_processes / parts)
     logger.info(
         f"{batch_size} items a step: {accelerator.num_processes} processes, each in {parts} parts of at "
         f"most {at_once} items; {total} steps."
@@ -156,9 +164,10 @@ def learn(
     share = {"process": accelerator.process_index, "num_processes": accelerator.num_processes, "parts": parts}
     place = (batch_size, total, arguments.seed)
     if isinstance(train_items, TaggedStream):
-        order = StreamBatches(train_items, *place, start=start, **share)
-        # One worker, whatever is asked: several would divide the stream, and none shuffles in another order.
-        loader = DataLoader(order, batch_size=None, num_workers=1, **settings)
+        own = lanes[accelerator.process_index] if lanes else None
+        order = StreamBatches(train_items, *place, start=start, lanes=own, **share)
+        # One at least, that the next batch is read while this one is trained on.
+        loader = DataLoader(order, batch_size=None, num_workers=max(1, arguments.num_workers), **settings)
     else:
         order = GlobalBatches(len(train_items), *place, start=start, **share)
         items = SeededItems(train_items)
@@ -288,7 +297,7 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     output_dir, cache_dir = Path(arguments.output_dir), Path(arguments.cache_dir)
     set_seed(arguments.seed)
     with accelerator.main_process_first():
-        stream, train, validation = (load_streams if arguments.streaming else load_splits)(arguments)
+        lanes, train, validation = (load_streams if arguments.streaming else load_splits)(arguments)
         model, processor = build(arguments, train, validation)
         train = without_untrainable_tags(train, processor)
     model.model.vision_tower and model.model.vision_tower.requires_grad_(arguments.tune_vision)
@@ -301,12 +310,14 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     features = cache_tower_features(validation, model.model, processor, cache_dir / "features", **frozen)
     validation, features = without_unreadable(validation, features)
     validation_items = CachedFeatures(features)
-    if stream is None:
+    if lanes is None:
         features = cache_tower_features(train, model.model, processor, cache_dir / "features", **frozen)
         train, features = without_unreadable(train, features)
         train_items = CachedFeatures(features)
     else:
-        train_items = TaggedStream(stream, tags, len(train), arguments.shuffle_buffer)
+        count = Counter(train["lane"])
+        items = [count[lane] for lane in range(len(lanes))]
+        train_items = TaggedStream(lanes, tags, items, arguments.shuffle_buffer)
     tag_table = None
     if not arguments.tune_text:
         with accelerator.main_process_first():

@@ -285,8 +285,8 @@ def test_a_stream_without_a_validation_split_sets_the_same_items_aside(train, fo
         own = arguments(train, tmp_path / "data", tmp_path, tmp_path, "--streaming", True, "--validation_share", share)
         return train.load_streams(own)
 
-    stream, known, validation = streams(0.3)
-    ids = [row["id"] for row in stream]
+    lanes, known, validation = streams(0.3)
+    ids = [row["id"] for rows in lanes for row in rows]
     assert ids == known["id"][:] and len(known["tags"]) == len(ids)
     assert len(validation) and not set(ids) & set(validation["id"]) and len(ids) + len(validation) == 16
     assert streams(0.3)[2]["id"][:] == validation["id"][:]
@@ -309,8 +309,8 @@ def test_items_of_a_stream_of_several_files_need_ids(train, tmp_path):
         path = tmp_path / f"data/train-{number:05d}-of-00004.parquet"
         rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "hf"))
         rows.add_column("id", [str(10 * number + row) for row in range(10)]).to_parquet(path)
-    stream, known, validation = train.load_streams(own)
-    shuffled = {row["id"] for row in stream.shuffle(seed=3, buffer_size=5)}
+    lanes, known, validation = train.load_streams(own)
+    shuffled = {row["id"] for rows in lanes for row in rows.shuffle(seed=3, buffer_size=5)}
     assert shuffled == set(known["id"]) and not shuffled & set(validation["id"]) and len(validation)
 
 

@@ -9,15 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import psutil
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
-from datasets import Dataset
-from torch.utils.data import DataLoader
 
-from dataset_scripts import load_tagging_dataset
 from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
@@ -26,8 +22,6 @@ from modeling_optsg.training import (
     RunState,
     RunStatus,
     SeededItems,
-    StreamBatches,
-    TaggedStream,
     TrainingLog,
     Unreadable,
     micro_batches,
@@ -69,53 +63,6 @@ def test_items_have_seeds_of_their_epoch():
     pairs = [pair for batch in GlobalBatches(4, 4, 2, seed=0) for pair in batch]
     assert len({seed for _, seed in pairs}) == 8
     assert SeededItems([{"a": 1}])[(0, 17)] == {"a": 1, "item_index": 0, "item_seed": 17}
-
-
-@pytest.fixture(autouse=True)
-def no_sleep(monkeypatch):
-    """`datasets` sleeps for five seconds at the end of a shuffled stream."""
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.0)
-
-
-@pytest.fixture(scope="module")
-def stream(tmp_path_factory):
-    """23 items, of which 20 are trained on, in two Parquet files of several row groups."""
-    folder = tmp_path_factory.mktemp("stream")
-    own = {"id": [f"v{n}" for n in range(23)], "title": ["t"] * 23, "tags": [[f"t{n}"] for n in range(23)]}
-    rows = Dataset.from_dict(own)
-    for number in range(2):
-        path = folder / f"train-{number:05d}-of-00002.parquet"
-        rows.shard(2, number, contiguous=True).to_parquet(path, batch_size=5)
-    tags = {f"t{place}" for place in range(23) if place not in (0, 7, 22)}
-
-    def load():
-        rows = load_tagging_dataset(folder, split="train", streaming=True, cache_dir=folder / "cache")
-        return TaggedStream(rows, tags, 20, buffer_size=8)
-
-    return load
-
-
-def test_streamed_items_are_seen_once_an_epoch_with_the_tags_that_are_known(stream):
-    rows = [row for batch in StreamBatches(stream(), 6, 10, seed=0) for row in batch]
-    epochs = [[row["id"] for row in rows[start : start + 20]] for start in (0, 20, 40)]
-    assert all(len(set(epoch)) == 20 and not set(epoch) & {"v0", "v7", "v22"} for epoch in epochs)
-    assert epochs[0] != epochs[1] and all(row["tags"] == [f"t{row['id'][1:]}"] for row in rows)
-    assert len({row["item_seed"] for row in rows}) == 60
-
-
-@pytest.mark.parametrize("processes, parts", [(2, 1), (3, 2), (5, 1)])
-def test_a_stream_s_step_does_not_depend_on_processes_and_parts(stream, processes, parts):
-    def ids(**share):
-        batches = StreamBatches(stream(), 6, 10, seed=0, **share)
-        # As `examples/train.py` reads it: in a worker `datasets` shuffles in another order than in the process itself.
-        loader = DataLoader(batches, batch_size=None, num_workers=1, collate_fn=list)
-        return [[row["id"] for row in batch] for batch in loader]
-
-    whole = ids()
-    shares = [ids(process=process, num_processes=processes, parts=parts) for process in range(processes)]
-    for step, expected in enumerate(whole):
-        assert [row for own in shares for part in range(parts) for row in own[step * parts + part]] == expected
-    assert ids(start=7) == whole[7:]
 
 
 def test_items_that_cannot_be_read_are_left_out_counted_and_limited():

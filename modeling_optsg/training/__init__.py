@@ -11,7 +11,7 @@ from .processes import make_accelerator, prepare_model, prepare_training
 from .run_state import RunState, refuse_other_run
 from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
 from .sharding import shard_model, whole_state
-from .streams import StreamBatches, TaggedStream
+from .streams import StreamBatches, TaggedStream, open_lanes
 from .training_items import load_splits, load_streams, without_unreadable, without_untrainable_tags
 from .training_log import TrainingLog
 from .validation import samples, validate
@@ -39,6 +39,7 @@ __all__ = [
     "load_streams",
     "make_accelerator",
     "micro_batches",
+    "open_lanes",
     "parameter_groups",
     "parse_arguments",
     "prepare_model",

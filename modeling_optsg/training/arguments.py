@@ -113,6 +113,12 @@ class TrainArguments:
             "help": "Read items as a stream instead of building them and caching what frozen towers make of them."
         },
     )
+    stream_lanes: int = field(
+        default=16,
+        metadata={
+            "help": "Most files of a stream, or parts of one, that are read side by side; processes share them."
+        },
+    )
     shuffle_buffer: int = field(default=1000, metadata={"help": "Streamed items among which the next is drawn."})
     most_unreadable: int = field(
         default=100, metadata={"help": "Training items that may be broken; with more the run stops."}
@@ -152,6 +158,8 @@ def parse_arguments(argv=None) -> TrainArguments:
     arguments = parser.parse_args_into_dataclasses(argv)[0]
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    if arguments.stream_lanes < 2:
+        parser.error(f"--stream_lanes {arguments.stream_lanes} must be at least 2")
     if arguments.push_to_hub:
         try:
             check_repo_id(arguments.push_to_hub)

@@ -12,13 +12,14 @@ from ..feature_cache import UNREADABLE
 from ..processing_optsg import OPTSGProcessor
 from ..systems import SYSTEMS
 from .batches import item_seed
+from .streams import open_lanes
 
 logger = get_logger(__name__, log_level="INFO")
 
 
-def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
-    """The training items as a stream, ids and tags of all of them, and the validation items: where there is no such
-    split a share of the items, the same ones however often they are read.
+def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
+    """The training items as lanes of streams, texts of all of them (see [`open_lanes`]), and the validation items:
+    where there is no such split a share of the items, the same ones however often they are read.
 
     Raises:
         ValueError: a stream is not all that the system or the arguments need, items have no ids of their own, or none
@@ -28,20 +29,17 @@ def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
         raise ValueError(
             f"--streaming goes with whole splits and no book; not with {arguments.system} or --train_share."
         )
-    streams = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
-    streams = {name: undecoded(rows) for name, rows in streams.items()}
-    train, validation = streams["train"], streams.get("validation")
-    columns = {"id": [], "tags": []}
-    for rows in train.select_columns(list(columns)).iter(1000):
-        for name, values in columns.items():
-            values += rows[name]
-    known = Dataset.from_dict(columns)
-    _refuse_passing_ids(train, columns, arguments.dataset)
+    load = functools.partial(load_tagging_dataset, arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
+    streams = {name: undecoded(rows) for name, rows in load().items()}
+    texts = load(texts_only=True)["train"]
+    lanes, known = open_lanes(streams["train"], texts, arguments.stream_lanes, arguments.dataset)
+    validation = streams.get("validation")
     if validation is None:
         limit = arguments.validation_share * 2**56  # an item's seed is a number of 56 bits
         aside = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit)
         kept = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit, others=True)
-        train, validation = (train.filter(choose, input_columns="id") for choose in (kept, aside))
+        validation = streams["train"].filter(aside, input_columns="id")
+        lanes = [rows.filter(kept, input_columns="id") for rows in lanes]
         known = known.filter(kept, input_columns="id")
     rows = list(validation)
     if not rows:
@@ -49,21 +47,7 @@ def load_streams(arguments) -> tuple[IterableDataset, Dataset, Dataset]:
     validation = Dataset.from_list(rows, features=streams.get("validation", streams["train"]).features)
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
-    return train, known, validation
-
-
-def _refuse_passing_ids(rows: IterableDataset, columns: dict[str, list], name: str) -> None:
-    """Rows without an `id` are numbered as they come: of several files, in another order, other rows have the number.
-
-    Raises:
-        ValueError: so it is.
-    """
-    if rows.num_shards < 2 or columns["id"] != list(map(str, range(len(columns["id"])))):
-        return
-    for seed in range(8):
-        for row in rows.shuffle(seed=seed, buffer_size=1).select_columns(["id", "tags"]).take(20):
-            if columns["tags"][int(row["id"])] != row["tags"]:
-                raise ValueError(f"{name}: items of a stream of several files need an `id`, by which they are known.")
+    return lanes, known, validation
 
 
 def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -> bool:
@@ -71,7 +55,7 @@ def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -
 
 
 def load_splits(arguments) -> tuple[None, Dataset, Dataset]:
-    """No stream, the training items and the validation items; see [`load_streams`]."""
+    """No lanes, the training items and the validation items; see [`load_streams`]."""
     dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     train, validation = dataset["train"], dataset.get("validation")
     if validation is None:

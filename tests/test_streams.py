@@ -1,0 +1,167 @@
+"""Streamed training items: the same steps whichever processes and workers read them."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from datasets.packaged_modules.parquet import parquet
+from torch.utils.data import DataLoader
+
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg.training import StreamBatches, TaggedStream, open_lanes
+
+SPARE = (0, 7, 22)
+
+
+def write(folder, files, rows=23, ids=True):
+    """Items of one tag each, in Parquet files of several row groups."""
+    columns = {"title": [f"title {n}" for n in range(rows)], "tags": [[f"t{n}"] for n in range(rows)]}
+    if ids:
+        columns["id"] = [f"v{n}" for n in range(rows)]
+    whole = Dataset.from_dict(columns)
+    for number in range(files):
+        path = folder / f"train-{number:05d}-of-{files:05d}.parquet"
+        whole.shard(files, number, contiguous=True).to_parquet(path, batch_size=5)
+
+
+def load(folder, most=16, **settings):
+    arguments = {"split": "train", "streaming": True, "cache_dir": folder / "cache"}
+    rows, texts = (load_tagging_dataset(folder, texts_only=only, **arguments) for only in (False, True))
+    lanes, known = open_lanes(rows, texts, most, "my items")
+    tags = {tag for own in known["tags"] for tag in own} - {f"t{place}" for place in SPARE}
+    trained = [lane for lane, own in zip(known["lane"], known["tags"]) if tags & set(own)]
+    return TaggedStream(lanes, tags, np.bincount(trained, minlength=len(lanes)).tolist(), **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """23 items, of which 20 are trained on, in two files."""
+    folder = tmp_path_factory.mktemp("stream")
+    write(folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def even_folder(tmp_path_factory):
+    """64 items, of which 61 are trained on, in four files."""
+    folder = tmp_path_factory.mktemp("even")
+    write(folder, 4, rows=64)
+    return folder
+
+
+@pytest.mark.parametrize("lanes", [2, 16])
+def test_streamed_items_are_seen_once_an_epoch_with_the_tags_that_are_known(folder, lanes):
+    stream = load(folder, lanes, buffer_size=24)
+    # The six row groups of two files.
+    assert len(stream.lanes) == min(lanes, 6) and sum(rows.num_shards for rows in stream.lanes) == 6
+    rows = [row for batch in StreamBatches(stream, 6, 10, seed=0) for row in batch]
+    epochs = [[row["id"] for row in rows[start : start + 20]] for start in (0, 20, 40)]
+    assert all(len(set(epoch)) == 20 and not set(epoch) & {"v0", "v7", "v22"} for epoch in epochs)
+    assert epochs[0] != epochs[1] and all(row["tags"] == [f"t{row['id'][1:]}"] for row in rows)
+    assert len({row["item_seed"] for row in rows}) == 60 and len({row["item_index"] for row in rows}) == 20
+
+
+@pytest.mark.parametrize("processes, parts, workers", [(2, 1, 1), (3, 2, 0), (5, 1, 2)])
+def test_a_stream_s_step_does_not_depend_on_processes_parts_and_workers(folder, processes, parts, workers):
+    def ids(workers=0, **share):
+        batches = StreamBatches(load(folder, buffer_size=8), 6, 10, seed=0, **share)
+        loader = DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=list)
+        return [[row["id"] for row in batch] for batch in loader]
+
+    whole = ids()
+    shares = [ids(workers, process=process, num_processes=processes, parts=parts) for process in range(processes)]
+    for step, expected in enumerate(whole):
+        assert [row for own in shares for part in range(parts) for row in own[step * parts + part]] == expected
+    assert ids(workers, start=7) == whole[7:]
+
+
+@pytest.mark.parametrize("processes, most_items, workers", [(2, None, 0), (2, 3, 2), (4, None, 1)])
+def test_processes_divide_the_reading_and_see_the_steps_of_one(even_folder, processes, most_items, workers):
+    stream = load(even_folder, 4, buffer_size=16)
+    whole = [[row["id"] for row in batch] for batch in StreamBatches(stream, 12, 12, seed=0)]
+    lanes, parts, at_once = stream.divide(12, processes, most_items)
+    assert sorted(lane for own in lanes for lane in own) == [0, 1, 2, 3] and len(lanes) == processes
+    found = []
+    for process in range(processes):
+        read = set()
+
+        def seen(number, lane, rows, read=read):
+            for row in rows:
+                read.add(number)
+                yield row
+
+        own = load(even_folder, 4, buffer_size=16)
+        if not workers:
+            epoch = own.epoch
+            own.epoch = lambda lane, *rest, epoch=epoch, seen=seen: seen(lane, lane, epoch(lane, *rest))
+        share = {"process": process, "num_processes": processes, "parts": parts, "lanes": lanes[process]}
+        batches = StreamBatches(own, 12, 12, seed=0, **share)
+        loader = DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=list)
+        found.append([[row["id"] for row in batch] for batch in loader])
+        assert workers or read == set(lanes[process])
+        rest = DataLoader(
+            StreamBatches(own, 12, 12, seed=0, start=7, **share), None, num_workers=workers, collate_fn=list
+        )
+        assert [[row["id"] for row in batch] for batch in rest] == found[-1][7 * parts :]
+    sizes = {len(batch) for own in found for batch in own}
+    assert min(sizes) > 0 and max(sizes) <= at_once <= (most_items or 12)
+    for step, expected in enumerate(whole):
+        together = [item for own in found for part in range(parts) for item in own[step * parts + part]]
+        assert sorted(together) == sorted(expected)
+
+
+def test_too_few_or_uneven_lanes_are_read_by_every_process(folder, even_folder):
+    few = load(even_folder, 4)
+    # Fewer lanes than processes; and parts that would be empty.
+    assert few.divide(16, 8, None) == (None, 1, 2)
+    assert few.divide(8, 4, 1)[0] is None
+    uneven = load(folder, 6)
+    assert uneven.items == [4, 4, 2, 5, 5, 0] and uneven.divide(10, 4, None)[0] is None
+    assert uneven.divide(10, 2, None)[0] is not None
+    with pytest.raises(ValueError, match="cannot be shared by 8 processes"):
+        few.divide(4, 8, None)
+
+
+def test_lanes_end_together_however_long_they_are(folder):
+    stream = load(folder, 2)
+    stream.items = [15, 5]
+    assert (TaggedStream(stream.lanes, stream.tags, [15, 5]).lane_of.reshape(5, 4) == 1).sum(axis=1).tolist() == [
+        1
+    ] * 5
+
+
+def test_a_stream_that_has_changed_is_refused(folder):
+    stream = load(folder, 2)
+    for items, now in ((stream.items[0] + 1, str(stream.items[0])), (stream.items[0] - 1, "more")):
+        changed = TaggedStream(stream.lanes, stream.tags, [items, stream.items[1]])
+        with pytest.raises(ValueError, match=rf"had {items} items to train on when it was first read, now {now}\."):
+            list(changed.epoch(0, 0, 0))
+
+
+def test_ids_that_are_numbers_of_the_place_hold_for_one_file_alone(tmp_path_factory):
+    # `datasets` takes a "test" in the path for a split.
+    tmp_path = tmp_path_factory.mktemp("numbers")
+    for name, files in (("one", 1), ("three", 3)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, files, ids=False)
+    stream = load(tmp_path / "one")
+    assert len(stream.lanes) == 1
+    rows = [row for batch in StreamBatches(stream, 5, 8, seed=0) for row in batch]
+    assert len({row["id"] for row in rows}) == 20 and all(row["tags"] == [f"t{row['id']}"] for row in rows)
+    with pytest.raises(ValueError, match="my items: items of a stream of several files need an `id`"):
+        load(tmp_path / "three")
+
+
+def test_texts_alone_are_read_of_parquet(folder, monkeypatch):
+    read = []
+    tables = parquet.Parquet._generate_tables
+
+    def noted(self, **files):
+        read.append(self.config.columns)
+        return tables(self, **files)
+
+    monkeypatch.setattr(parquet.Parquet, "_generate_tables", noted)
+    rows = load_tagging_dataset(folder, split="train", streaming=True, texts_only=True)
+    assert rows.column_names == ["id", "title", "tags"] and len(list(rows)) == 23
+    assert {tuple(columns) for columns in read} == {("id", "title", "tags")}
+    with pytest.raises(ValueError, match="texts_only goes with streaming"):
+        load_tagging_dataset(folder, texts_only=True)
