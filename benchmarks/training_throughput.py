@@ -1,6 +1,5 @@
 r"""Measures training: items a second, how much of a step is forward and backward alone, the matching's share, and how
-near the step comes to the machine's matrix products; over batch sizes and numbers of prompts. And what batches of
-items with titles of one length would save.
+near the step comes to the machine's matrix products; over batch sizes and numbers of prompts.
 
     python benchmarks/training_throughput.py --output results/training/throughput.json
 
@@ -14,7 +13,6 @@ import json
 import statistics
 import sys
 import time
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +46,9 @@ from modeling_optsg.training import (  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 TAGS, ITEMS, SKIPPED = 8000, 512, 3
 CASES = ((32, 20), (64, 20), (128, 20), (64, 10), (64, 40))
-# Of an icon's name, and of a video's description.
-TITLE_TOKENS = (8, 64)
 
 
-def make_items(most_title_tokens: int = 8) -> list[dict]:
+def make_items(most_title_tokens: int = 8, count: int = ITEMS) -> list[dict]:
     """16 tokens of a picture and 3 or more of a title, and about seven tags with a long tail."""
     random = np.random.default_rng(0)
     chances = 1 / np.arange(1, TAGS + 1)
@@ -63,7 +59,7 @@ def make_items(most_title_tokens: int = 8) -> list[dict]:
             "title_features": random.normal(size=(random.integers(3, most_title_tokens + 1), 384)).astype(np.float32),
             "tags": [f"tag {t}" for t in random.choice(TAGS, size=random.integers(2, 12), replace=False, p=chances)],
         }
-        for _ in range(ITEMS)
+        for _ in range(count)
     ]
 
 
@@ -117,37 +113,6 @@ def trained(num_prompts: int, tokenizer) -> tuple:
     return accelerator, model, optimizer, table, CollateReadable(OPTSGDataCollator(processor, table), [])
 
 
-def length_groups(batch_size: int, passes: int, most_title_tokens: int, tokenizer) -> dict:
-    """What batches of items whose titles are of one length save at most: steps on such batches and on random ones, in
-    turn. Items sorted once are grouped better than any shuffled grouping can. The first pass is not counted."""
-    items = make_items(most_title_tokens)
-    accelerator, model, optimizer, table, collate = trained(20, tokenizer)
-    lengths = np.array([len(item["title_features"]) for item in items])
-    random = np.random.default_rng(0)
-    orders = {"random": random.permutation(len(items)), "grouped": np.argsort(lengths, kind="stable")}
-    times, tokens = {name: [] for name in orders}, dict.fromkeys(orders, 0)
-    starts = range(0, len(items), batch_size)
-    for turn, start in product(range(passes + 1), starts):
-        for name, order in orders.items():
-            chosen = order[start : start + batch_size]
-            began = time.perf_counter()
-            batch = collate([{**items[i], "item_index": int(i), "item_seed": int(i)} for i in chosen]).batch
-            share_candidates(accelerator, model.config, [batch], table)
-            (shares,) = weigh_losses(accelerator, model.config, [batch])
-            accelerator.backward(weighted_losses(model.config, model(**batch), shares)["loss"])
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-                tokens[name] += int(lengths[chosen].max()) * len(chosen)
-    return {
-        "title_padding": round(1 - tokens["grouped"] / tokens["random"], 3),
-        "step_seconds": {name: round(statistics.mean(own), 4) for name, own in times.items()},
-        "time_saved": round(1 - statistics.mean(times["grouped"]) / statistics.mean(times["random"]), 3),
-    }
-
-
 def measure(batch_size: int, num_prompts: int, steps: int, items: list[dict], tokenizer) -> dict:
     accelerator, model, optimizer, table, collate = trained(num_prompts, tokenizer)
     order = GlobalBatches(len(items), batch_size, steps + SKIPPED, seed=0)
@@ -193,13 +158,7 @@ def main() -> None:
         name = f"batch {batch_size}, {num_prompts} prompts"
         found[name] = measure(batch_size, num_prompts, arguments.steps, items, tokenizer)
         print(name, found[name], flush=True)
-    groups = {}
-    for most in TITLE_TOKENS:
-        name = f"titles of 3 to {most} tokens"
-        groups[name] = length_groups(64, 2, most, tokenizer)
-        print(name, groups[name], flush=True)
     result = {"steps": arguments.steps, "matrix_products_gflops": round(matrix_rate(), 1), "cases": found}
-    result["length_groups"] = groups
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
 

@@ -68,6 +68,7 @@ from modeling_optsg.training import (
     samples,
     save_checkpoint,
     share_candidates,
+    title_lengths,
     validate,
     weigh_losses,
     weighted_losses,
@@ -94,9 +95,10 @@ def learn(
     arguments: TrainArguments,
     stop: StopSignal,
     data: str,
+    lengths: list[int] | None = None,
 ) -> dict:
     """The training steps: the checkpoint with the best validation figure stays in `output_dir`. `data` tells the items
-    from those of another run."""
+    from those of another run; `lengths` are what a step's items are to be alike in."""
     system, output_dir = SYSTEMS[arguments.system], Path(arguments.output_dir)
     if (batch_size := arguments.batch_size) > len(train_items):
         # As many for each process, so that any number of parts can share them.
@@ -169,7 +171,7 @@ def learn(
         # One at least, that the next batch is read while this one is trained on.
         loader = DataLoader(order, batch_size=None, num_workers=max(1, arguments.num_workers), **settings)
     else:
-        order = GlobalBatches(len(train_items), *place, start=start, **share)
+        order = GlobalBatches(len(train_items), *place, start=start, lengths=lengths, **share)
         items = SeededItems(train_items)
         loader = DataLoader(items, batch_sampler=order, num_workers=arguments.num_workers, **settings)
     log = TrainingLog(accelerator, output_dir / "training_log.jsonl", first - 1, total, progress["sums"])
@@ -342,7 +344,8 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
         status.set("running")
         columns = [(split, name) for split in (train, validation) for name in ("id", "title", "tags")]
         data = digest(*(split[name][:] for split, name in columns if name in split.features))
-        known = (train_items, validation, validation_items, evaluator, arguments, stop, data)
+        lengths = title_lengths(train, processor) if arguments.group_by_length else None
+        known = (train_items, validation, validation_items, evaluator, arguments, stop, data, lengths)
         with stop.only_noted():
             trained = learn(accelerator, model, processor, tag_table, *known)
     elif accelerator.is_main_process:

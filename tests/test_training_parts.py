@@ -59,6 +59,20 @@ def test_going_on_gives_the_batches_that_were_left():
     assert list(rest) == whole[12:] and len(rest) == 16
 
 
+def test_a_step_s_items_may_be_of_like_length_and_none_is_lost():
+    lengths = [1 + (7 * item) % 40 for item in range(400)]
+    settings = {"lengths": lengths, "seed": 0}
+    order = [[item for item, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings)]
+    first, second = ([item for batch in half for item in batch] for half in (order[:40], order[40:]))
+    assert sorted(first) == sorted(second) == list(range(400)) and first != second
+    spreads = [[lengths[item] for item in batch] for batch in order]
+    # Of 40 lengths a random ten would span nearly all.
+    assert sum(max(own) - min(own) for own in spreads) / len(spreads) < 8
+    share = {"process": 1, "num_processes": 2, "start": 3}
+    mine = [[item for item, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings, **share)]
+    assert mine == [batch[5:] for batch in order[3:]]
+
+
 def test_items_have_seeds_of_their_epoch():
     pairs = [pair for batch in GlobalBatches(4, 4, 2, seed=0) for pair in batch]
     assert len({seed for _, seed in pairs}) == 8

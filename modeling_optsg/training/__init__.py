@@ -12,7 +12,7 @@ from .run_state import RunState, refuse_other_run
 from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
 from .sharding import shard_model, whole_state
 from .streams import StreamBatches, TaggedStream, open_lanes
-from .training_items import load_splits, load_streams, without_unreadable, without_untrainable_tags
+from .training_items import load_splits, load_streams, title_lengths, without_unreadable, without_untrainable_tags
 from .training_log import TrainingLog
 from .validation import samples, validate
 
@@ -49,6 +49,7 @@ __all__ = [
     "save_checkpoint",
     "shard_model",
     "share_candidates",
+    "title_lengths",
     "validate",
     "weigh_losses",
     "weighted_losses",

@@ -64,6 +64,9 @@ class TrainArguments:
     )
     epochs: float = 10.0
     batch_size: int = field(default=64, metadata={"help": "Items a step, over all processes."})
+    group_by_length: bool = field(
+        default=False, metadata={"help": "Make a step of items whose titles are of like length: less padding."}
+    )
     process_batch_size: int | None = field(
         default=None, metadata={"help": "Most items a process computes at once; the rest of its share follows."}
     )
@@ -158,6 +161,8 @@ def parse_arguments(argv=None) -> TrainArguments:
     arguments = parser.parse_args_into_dataclasses(argv)[0]
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
+    if arguments.group_by_length and arguments.streaming:
+        parser.error("--group_by_length must know all titles beforehand, which --streaming does not")
     if arguments.stream_lanes < 2:
         parser.error(f"--stream_lanes {arguments.stream_lanes} must be at least 2")
     if arguments.push_to_hub:

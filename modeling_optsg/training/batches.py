@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, pad_across_processes
 from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 def micro_batches(batch_size: int, num_processes: int, most_items: int | None) -> int:
@@ -78,11 +79,16 @@ class GlobalBatches(SharedSteps, Sampler):
     Items come epoch after epoch, each epoch in an order of its own, and every `batch_size` of them are a step's: no
     item is seen twice or missed in an epoch, and the last batch is as large as the others.
 
-    Args: those of [`SharedSteps`], with the number of items.
+    Args: those of [`SharedSteps`], with the number of items, and
+        lengths: of the items; those of a step are then of like length, as `transformers` groups them.
 
     Yields:
         lists of pairs for [`SeededItems`].
     """
+
+    def __init__(self, *args, lengths: Sequence[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lengths = lengths
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.parts
@@ -95,11 +101,18 @@ class GlobalBatches(SharedSteps, Sampler):
             for place in range(step * self.batch_size, (step + 1) * self.batch_size):
                 if place // self.items != epoch:
                     epoch = place // self.items
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.items)
+                    order = self._order(epoch)
                 item = int(order[place % self.items])
                 pairs.append((item, item_seed(self.seed, epoch, item)))
             for places in own:
                 yield [pairs[place] for place in places]
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        random = np.random.default_rng([self.seed, epoch])
+        if self.lengths is None:
+            return random.permutation(self.items)
+        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+        return get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
 
 
 def item_seed(seed: int, epoch: int, item: int | str) -> int:

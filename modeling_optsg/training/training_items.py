@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from dataset_scripts import load_tagging_dataset, undecoded
 
 from ..feature_cache import UNREADABLE
-from ..processing_optsg import OPTSGProcessor
+from ..processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 from ..systems import SYSTEMS
 from .batches import item_seed
 from .streams import open_lanes
@@ -93,6 +93,21 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
             "a random choice of them is used each time."
         )
     return train
+
+
+def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
+    """Tokens of each item's title.
+
+    Raises:
+        ValueError: there are no titles.
+    """
+    if "title" not in train.column_names:
+        raise ValueError("--group_by_length: the items have no titles.")
+    lengths = []
+    settings = {"truncation": processor.tokenizer.model_max_length < NO_MAX_LENGTH, "split_special_tokens": True}
+    for batch in train.select_columns("title").iter(10_000):
+        lengths += map(len, processor.tokenizer(batch["title"], **settings)["input_ids"])
+    return lengths
 
 
 def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset]:
