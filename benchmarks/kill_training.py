@@ -1,10 +1,11 @@
 r"""Kills a training again and again, and compares what it ends with to that of one that was left alone.
 
-    python benchmarks/kill_training.py --kills 20 --output results/training/kills.json
+    python benchmarks/kill_training.py --kills 20 --streamed_kills 8 --output results/training/kills.json
 
 SIGKILL comes at a random moment after the training has begun; every fourth one as soon as a state is being written.
 The same command is started again each time. In the end the weights, the log's losses and the fitted settings must be
-those of the run that was not killed, bit for bit.
+those of the run that was not killed, bit for bit. The streamed run, killed after the other, reads its items by two
+workers.
 """
 
 import argparse
@@ -68,42 +69,50 @@ def killed_run(command: list[str], output: Path, kills: int, longest: float, log
         print(len(found), found[-1], flush=True)
 
 
+def compare(folder: Path, kills: int, longest: float, settings: dict) -> dict:
+    """A killed run beside one that was left alone."""
+    alone = small_run.command(folder, folder / "alone", **settings)
+    done = subprocess.run(alone, env=small_run.environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    with (folder / "log.txt").open("w") as log:
+        command = small_run.command(folder, folder / "killed", **settings)
+        found = killed_run(command, folder / "killed", kills, longest, log)
+    expected, ended = ended_with(folder / "alone"), ended_with(folder / "killed")
+    complete = [any(not name.endswith(".partial") for name in kill["states"]) for kill in found]
+    return {
+        "kills": len(found),
+        "while_a_state_was_written": sum(kill["while_writing"] for kill in found),
+        "without_a_complete_state": complete.count(False),
+        "steps": expected["losses"][-1][0],
+        "steps_a_state": STEPS_A_STATE,
+        "equal": {name: expected[name] == ended[name] for name in expected},
+        "left_in_state_folder": sorted(path.name for path in (folder / "killed/state").iterdir()),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--streamed_kills", type=int, default=0)
     parser.add_argument("--epochs", type=float, default=60)
     parser.add_argument("--longest", type=float, default=2.0, help="seconds between the first step and a kill")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        small_run.make(folder)
-        settings = {"epochs": arguments.epochs, "save_every": STEPS_A_STATE, "log_every": 1}
-        alone = small_run.command(folder, folder / "alone", **settings)
-        done = subprocess.run(alone, env=small_run.environment(), capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        with (folder / "log.txt").open("w") as log:
-            command = small_run.command(folder, folder / "killed", **settings)
-            kills = killed_run(command, folder / "killed", arguments.kills, arguments.longest, log)
-        expected, found = ended_with(folder / "alone"), ended_with(folder / "killed")
-        left = sorted(path.name for path in (folder / "killed/state").iterdir())
-    result = {
-        "kills": len(kills),
-        "while_a_state_was_written": sum(kill["while_writing"] for kill in kills),
-        "without_a_complete_state": sum(
-            not any(not name.endswith(".partial") for name in kill["states"]) for kill in kills
-        ),
-        "steps": expected["losses"][-1][0],
-        "steps_a_state": STEPS_A_STATE,
-        "equal": {name: expected[name] == found[name] for name in expected},
-        "left_in_state_folder": left,
-    }
+    plain = {"epochs": arguments.epochs, "save_every": STEPS_A_STATE, "log_every": 1}
+    streamed = {"streaming": True, "num_workers": 2, "shuffle_buffer": 60}
+    cases = {"map-style": (arguments.kills, plain), "streamed": (arguments.streamed_kills, plain | streamed)}
+    result = {}
+    for name, (kills, settings) in cases.items():
+        if kills:
+            with tempfile.TemporaryDirectory() as folder:
+                small_run.make(Path(folder))
+                result[name] = compare(Path(folder), kills, arguments.longest, settings)
     print(json.dumps(result, indent=1))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
-    if not all(result["equal"].values()):
+    if not all(equal for case in result.values() for equal in case["equal"].values()):
         raise SystemExit("The killed run did not end as the one that was left alone.")
 
 

@@ -10,6 +10,7 @@ step. Processes talk by gloo. Rates are of two cores that all processes share, s
 
 import argparse
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,14 @@ DRAWS = {
     "parallel_share": 0.75, "pad_slot_share": 0.25, "num_sampled_tokens": 40, "modality_dropout": 0.15,
     "memory_token_dropout": 0.1,
 }  # fmt: skip
-# Name -> processes, and arguments.
+# Name -> processes, and arguments; "machines" is how many launchers have an equal share of the processes.
 RUNS = {
     "one": (1, {}),
     "one, in parts of 5": (1, {"process_batch_size": 5}),
     "two": (2, {}),
     "two, in parts of 3": (2, {"process_batch_size": 3}),
     "four": (4, {}),
+    "four, of two machines": (4, {"machines": 2}),
     "with negatives, one": (1, {"num_negatives": 20}),
     "with negatives, two, in parts of 3": (2, {"num_negatives": 20, "process_batch_size": 3}),
     "with draws, one": (1, {"config": DRAWS}),
@@ -53,35 +55,44 @@ WAYS = ("streamed", "with negatives", "with draws")
 # What each is compared with.
 EXPECTED = {run: next((f"{way}, one" for way in WAYS if run.startswith(way)), "one") for run in RUNS}
 TOLERANCE = 1e-4
+CONFIGURATION = small_run.TRAIN.parent / "accelerate/ddp_2x8.yaml"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def losses(folder: Path, name: str, steps: int, batch_size: int, items: int) -> tuple[list[dict], bool]:
     """Rows of the log, and whether the reading of a stream was divided."""
     processes, more = RUNS[name]
-    config, more = PLAIN | more.get("config", {}), {key: value for key, value in more.items() if key != "config"}
-    launcher = ()
-    if processes > 1:
-        launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", processes)
-        launcher += (
-            "--num_machines",
-            1,
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            0,
-        )
+    more = dict(more)
+    config, machines = PLAIN | more.pop("config", {}), more.pop("machines", 1)
     settings = {"batch_size": batch_size, "epochs": steps * batch_size / items, "log_every": 1, "evaluations": 1}
     settings["learning_rate"] = 2e-3
     output = folder / name.replace(" ", "_")
-    command = small_run.command(folder, output, tuple(map(str, launcher)), config, **settings, **more)
-    own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=own, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    port = free_port()
+    running = []
+    for machine in range(machines):
+        launcher = ()
+        if processes > 1:
+            launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGURATION]
+            launcher += ["--num_processes", processes, "--num_machines", machines, "--machine_rank", machine]
+            launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--mixed_precision", "no"]
+        command = small_run.command(folder, output, tuple(map(str, launcher)), config, **settings, **more)
+        own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
+        told = (folder / f"machine-{machine}.txt").open("w+")
+        running.append((subprocess.Popen(command, env=own, stdout=told, stderr=told), told))
+    texts = []
+    for process, told in running:
+        process.wait()
+        told.seek(0)
+        texts.append(told.read())
+    if any(process.returncode for process, _ in running):
+        raise SystemExit(f"{name}: " + "\n".join(text[-3000:] for text in texts))
     rows = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    return rows, "Each process reads shares" in done.stdout + done.stderr
+    return rows, any("Each process reads shares" in text for text in texts)
 
 
 def differences(expected: list[dict], found: list[dict]) -> dict[str, float]:

@@ -65,6 +65,7 @@ from modeling_optsg.training import (
     prepare_model,
     prepare_training,
     refuse_other_run,
+    refuse_unshared,
     samples,
     save_checkpoint,
     share_candidates,
@@ -427,6 +428,7 @@ def main(arguments: TrainArguments) -> None:
     accelerator.wait_for_everyone()
     with status.follow(), StopSignal() as stop:
         status.set("preparing")
+        refuse_unshared(accelerator, arguments.output_dir, arguments.cache_dir)
         if arguments.trackers:
             # `accelerate` passes over those that are not installed.
             there = {tracker.value for tracker in accelerator.log_with}

@@ -29,6 +29,7 @@ from modeling_optsg.training import (
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import processes  # noqa: E402
 import small_run  # noqa: E402
 
 
@@ -281,11 +282,14 @@ def failing(command: list[str], **limits) -> str:
 
 
 def test_kills_change_nothing(tmp_path):
-    program = [sys.executable, BENCHMARKS / "kill_training.py", "--kills", "3", "--epochs", "12", "--longest", "0.3"]
+    program = [sys.executable, BENCHMARKS / "kill_training.py", "--kills", "2", "--streamed_kills", "2"]
+    program += ["--epochs", "12", "--longest", "0.3"]
     done = subprocess.run(list(map(str, program)), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
-    assert found["kills"] == 3 and found["equal"] == {"weights": True, "losses": True, "fits": True}
+    assert list(found) == ["map-style", "streamed"]
+    for case in found.values():
+        assert case["kills"] == 2 and case["equal"] == {"weights": True, "losses": True, "fits": True}
 
 
 def test_two_processes_learn_as_one(tmp_path):
@@ -302,6 +306,21 @@ def test_two_processes_learn_as_one(tmp_path):
     found = json.loads(done.stdout[done.stdout.index("{\n") :])["largest_relative_difference"]
     assert set(found) == {"streamed, two"}
     assert all(value < 1e-4 for run in found.values() for value in run.values())
+
+
+def test_machines_that_share_no_folder_are_told(small, tmp_path):
+    port, running = processes.free_port(), []
+    for machine in range(2):
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", processes.CONFIGURATION]
+        launcher += ["--num_processes", 2, "--machine_rank", machine, "--main_process_ip", "127.0.0.1"]
+        launcher += ["--main_process_port", port, "--mixed_precision", "no"]
+        command = small_run.command(small, tmp_path / f"run-{machine}", tuple(map(str, launcher)))
+        own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
+        running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+    for machine, process in enumerate(running):
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode and "not the same folder on all machines" in told
+        assert json.loads((tmp_path / f"run-{machine}/state/status.json").read_text())["status"] == "failed"
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_path):

@@ -7,7 +7,7 @@ from .collation import CollatedItems, CollateReadable, Unreadable
 from .matching_moves import MatchingMoves
 from .model_building import build
 from .optimization import parameter_groups
-from .processes import make_accelerator, prepare_model, prepare_training
+from .processes import make_accelerator, prepare_model, prepare_training, refuse_unshared
 from .run_state import RunState, refuse_other_run
 from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
 from .sharding import shard_model, whole_state
@@ -45,6 +45,7 @@ __all__ = [
     "prepare_model",
     "prepare_training",
     "refuse_other_run",
+    "refuse_unshared",
     "samples",
     "save_checkpoint",
     "shard_model",

@@ -2,11 +2,21 @@
 alone (DeepSpeed)."""
 
 import os
+import socket
+import time
+import uuid
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 
 from .sharding import shard_model
 
@@ -37,12 +47,43 @@ def make_accelerator(mixed_precision: str | None, **settings) -> tuple[Accelerat
         ],
         **settings,
     )
-    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+    if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError(
-            "fp16 needs a GPU: on a CPU accelerate would train in 32 bits and not say so. Give --mixed_precision bf16 "
-            "or no."
+            f"fp16 needs a GPU: on a {accelerator.device.type} accelerate would train in 32 bits and not say so. Give "
+            "--mixed_precision bf16 or no."
         )
     return accelerator, mixed_precision
+
+
+def refuse_unshared(accelerator: Accelerator, *folders: str | os.PathLike, patience: float = 5.0) -> None:
+    """All processes call it.
+
+    Args:
+        folders: that all processes are to find the same files in; made if they are not there.
+        patience: seconds until a file must be seen.
+
+    Raises:
+        ValueError: a process, of another machine, has a folder of its own by that name.
+    """
+    if accelerator.num_processes == 1:
+        return
+    (mark,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+    for path in map(Path, folders):
+        if accelerator.is_main_process:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / mark).touch()
+        accelerator.wait_for_everyone()
+        deadline = time.monotonic() + patience
+        while not (seen := (path / mark).exists()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        seen = gather_object([(seen, socket.gethostname())])
+        if accelerator.is_main_process:
+            (path / mark).unlink()
+        if missing := sorted({host for found, host in seen if not found}):
+            raise ValueError(
+                f"{path} is not the same folder on all machines: {', '.join(missing)} cannot see what the first one "
+                "writes there. Give one on a disk that they share."
+            )
 
 
 def prepare_model(accelerator: Accelerator, model):
