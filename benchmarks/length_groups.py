@@ -73,13 +73,13 @@ def trained(folder: Path, seed: int, others: list[str]) -> dict:
     for name, grouped in (("random", False), ("grouped", True)):
         command = [sys.executable, str(ROOT / "examples/train.py"), "--seed", str(seed), *others]
         command += ["--group_by_length", str(grouped), "--output_dir", str(folder / f"{name}-{seed}")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        runs[name] = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        told = (folder / f"{name}-{seed}.txt").open("w")
+        own = os.environ | {"OMP_NUM_THREADS": "1"}
+        runs[name] = subprocess.Popen(command, env=own, stdout=told, stderr=told)
     found = {}
     for name, run in runs.items():
-        errors = run.communicate()[1]
-        if run.returncode:
-            raise SystemExit(f"{name}, seed {seed}: {errors[-3000:]}")
+        if run.wait():
+            raise SystemExit(f"{name}, seed {seed}: {(folder / f'{name}-{seed}.txt').read_text()[-3000:]}")
         summary = json.loads((folder / f"{name}-{seed}" / "training_summary.json").read_text(encoding="utf-8"))
         figures = next(iter(summary["fits"].values()))["validation"]
         found[name] = {figure: figures[figure] for figure in FIGURES}
