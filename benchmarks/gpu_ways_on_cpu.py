@@ -6,7 +6,7 @@ processes, and fp16.
 "fsdp, …" is `examples/train.py` under FSDP2 on gloo, launched with `examples/accelerate/fsdp_8.yaml` and two processes
 instead of eight; "deepspeed, …" is the same under `deepspeed_zero2_8.yaml`, left out where DeepSpeed is not installed.
 "bf16, …" is torch's autocast, and "fp16, …" too, with its gradient scaler: "overflowing" with a scale so large that it
-must be lowered, and that grows into overflows again and again; the others are in fp32. `accelerate` is told that it may
+must be lowered, and that grows into overflows again and again; others are in fp32. `accelerate` is told that it may
 (`tell_accelerate`); nothing else is changed. There is no dropout. Runs "gone on" are stopped by SIGTERM on the way and
 started again with the same command.
 """
