@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_scripts import undecoded
@@ -192,16 +193,16 @@ def open_lanes(
             divided = rows.reshard(), texts.reshard()
         count = min(most, divided[0].num_shards)
     lanes, texts_of = ([some.shard(count, lane) for lane in range(count)] for some in divided)
-    columns = {"id": [], "title": [], "tags": [], "lane": []}
+    tables = []
     for lane, own in enumerate(texts_of):
-        for batch in own.iter(1000):
-            for column, values in batch.items():
-                columns[column] += values
-            columns["lane"] += [lane] * len(batch["id"])
-    sizes = np.bincount(columns["lane"], minlength=count).tolist()
-    if count > 1 and columns["id"] == [str(number) for size in sizes for number in range(size)]:
+        # As Arrow tables, a tenth of what they are as Python's own texts.
+        for table in own.with_format("arrow").iter(1000):
+            tables.append(table.append_column("lane", pa.array([lane] * len(table))))
+    table = pa.concat_tables(tables)
+    sizes = np.bincount(table["lane"], minlength=count).tolist()
+    if count > 1 and table["id"].to_pylist() == [str(number) for size in sizes for number in range(size)]:
         if files > 1:
             raise ValueError(f"{name}: items of a stream of several files need an `id`, by which they are known.")
         # Of one file that is read from its beginning the numbers stay.
         return open_lanes(rows, texts, 1, name)
-    return lanes, datasets.Dataset.from_dict(columns)
+    return lanes, datasets.Dataset(datasets.table.InMemoryTable(table))
