@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from datasets.packaged_modules.parquet import parquet
 from torch.utils.data import DataLoader
 
@@ -135,6 +135,21 @@ def test_a_stream_that_has_changed_is_refused(folder):
         changed = TaggedStream(stream.lanes, stream.tags, [items, stream.items[1]])
         with pytest.raises(ValueError, match=rf"had {items} items to train on when it was first read, now {now}\."):
             list(changed.epoch(0, 0, 0))
+
+
+def test_a_broken_file_of_a_stream_is_found_by_its_part_and_last_item():
+    def rows(broken):
+        yield {"id": "v0", "title": "", "tags": ["a"]}
+        yield {"id": "v1", "title": "", "tags": ["a"]}
+        if broken:
+            raise OSError("page header")
+
+    whole, broken = (IterableDataset.from_generator(rows, gen_kwargs={"broken": own}) for own in (False, True))
+    for buffer_size, where in ((1, "after item v[01]"), (100, "before the first item")):
+        stream = TaggedStream([whole, broken], ["a"], [2, 3], buffer_size=2 * buffer_size)
+        loader = DataLoader(StreamBatches(stream, 5, 1, seed=0), batch_size=None, num_workers=1, collate_fn=list)
+        with pytest.raises(OSError, match=rf"in part 2 of 2 of its files, {where}: page header"):
+            list(loader)
 
 
 def test_ids_that_are_numbers_of_the_place_hold_for_one_file_alone(tmp_path_factory):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from torch.utils.data import DataLoader
 
 from modeling_optsg.training import (
     CollateReadable,
@@ -383,6 +384,16 @@ def test_other_items_are_another_run(tmp_path):
     process.wait()
     small_run.make(tmp_path, items=64, seed=1)
     assert "is of a run with other training or validation items" in failing(command)
+
+
+def test_an_error_in_a_loader_s_worker_is_told_without_its_traceback(tmp_path):
+    def broken(rows):
+        raise ValueError("item v7 is broken\nand so is v8")
+
+    status = RunStatus(tmp_path / "status.json")
+    with pytest.raises(ValueError, match="Original Traceback"), status.follow():
+        next(iter(DataLoader([0], collate_fn=broken, num_workers=1)))
+    assert status.read() == {"status": "failed", "error": "ValueError: item v7 is broken\nand so is v8", "process": 0}
 
 
 def test_a_failed_process_is_not_forgotten_when_the_others_are_stopped(tmp_path):

@@ -66,12 +66,22 @@ class RunStatus:
                 # The others fail because one has, and say so later.
                 if self.read().get("status") not in ("failed", "finished"):
                     process = PartialState().process_index
-                    self._write("failed", {"error": f"{type(error).__name__}: {error}", "process": process})
+                    self._write("failed", {"error": _in_short(error), "process": process})
             raise
 
     def _write(self, status: str, details: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, {"status": status, **details})
+
+
+def _in_short(error: BaseException) -> str:
+    """Without the traceback that a loader's worker puts into what it says."""
+    text = str(error).strip()
+    if "\nOriginal Traceback (most recent call last):\n" not in text:
+        return f"{type(error).__name__}: {text}"
+    lines = text.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith("  ")]
+    return "\n".join(lines[frames[-1] + 1 :])
 
 
 # The launchers' marks: `accelerate`'s for one process, and `torchrun`'s.

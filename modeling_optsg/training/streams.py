@@ -62,14 +62,10 @@ class TaggedStream:
 
         Raises:
             ValueError: there are not as many as there were.
+            OSError: a file is broken.
         """
-        # One file after the other: others are read beside it, as other lanes.
-        rows = self.lanes[lane].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
-        rows.set_epoch(epoch)
         found = 0
-        # By `iter`, which gives every worker all rows, in the order that the process itself would read them in.
-        for batch in rows.iter(1):
-            row = {name: values[0] for name, values in batch.items()}
+        for row in self._rows(lane, epoch, seed):
             if tags := [tag for tag in row["tags"] if tag in self.tags]:
                 found += 1
                 if found > self.items[lane]:
@@ -80,6 +76,23 @@ class TaggedStream:
         if found != self.items[lane]:
             more = "more" if found > self.items[lane] else f"{found}"
             raise ValueError(f"A stream had {self.items[lane]} items to train on when it was first read, now {more}.")
+
+    def _rows(self, lane: int, epoch: int, seed: int) -> Iterator[dict]:
+        # One file after the other: others are read beside it, as other lanes.
+        rows = self.lanes[lane].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
+        rows.set_epoch(epoch)
+        last = None
+        try:
+            # By `iter`, which gives every worker all rows, in the order that the process itself would read them in.
+            for batch in rows.iter(1):
+                row = {name: values[0] for name, values in batch.items()}
+                last = row["id"]
+                yield row
+        except (OSError, pa.ArrowException) as error:
+            where = f"in part {lane + 1} of {len(self.lanes)} of its files, " + (
+                "before the first item" if last is None else f"after item {last}"
+            )
+            raise OSError(f"The stream cannot be read on, {where}: {error}") from error
 
     def divide(
         self, batch_size: int, num_processes: int, most_items: int | None
