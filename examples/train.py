@@ -118,10 +118,9 @@ def learn(
     else:
         parts = micro_batches(*sharing)
         at_once = math.ceil(batch_size / accelerator.num_processes / parts)
-    logger.info(
-        f"{batch_size} items a step: {accelerator.num_processes} processes, each in {parts} parts of at "
-        f"most {at_once} items; {total} steps."
-    )
+    shared = f", {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
+    shared += f", each in {parts} parts of at most {at_once}" if parts > 1 else ""
+    logger.info(f"{total} steps of {batch_size} items{shared}.")
     model = prepare_model(accelerator, model)
     rates = {name: getattr(arguments, name) for name in ("learning_rate", "tower_learning_rate", "token_rate")}
     groups = parameter_groups(model, **rates, weight_decay=arguments.weight_decay)
@@ -311,11 +310,12 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     frozen = {"frames": not arguments.tune_vision, "titles": not arguments.tune_text}
     frozen |= {"most_unreadable": arguments.most_unreadable, "processes": PartialState()}
     features = cache_tower_features(validation, model.model, processor, cache_dir / "features", **frozen)
-    validation, features = without_unreadable(validation, features)
+    validation, features, unreadable = without_unreadable(validation, features)
     validation_items = CachedFeatures(features)
     if lanes is None:
         features = cache_tower_features(train, model.model, processor, cache_dir / "features", **frozen)
-        train, features = without_unreadable(train, features)
+        train, features, reasons = without_unreadable(train, features)
+        unreadable |= reasons
         train_items = CachedFeatures(features)
     else:
         count = Counter(train["lane"])
@@ -377,6 +377,7 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
             "arguments": {name: value for name, value in vars(arguments).items() if name not in LOCAL_ARGUMENTS},
             "parameters": sum(p.numel() for p in model.parameters()),
             "items": {"train": len(train), "validation": len(validation)},
+            "unreadable_items": unreadable | trained.pop("unreadable_items", {}),
             "seconds": round(time.perf_counter() - started, 1),
             **trained,
             "fits": fits,

@@ -288,7 +288,8 @@ def test_broken_pictures_are_left_out_up_to_a_limit(tiny_model, tiny_processor, 
     features = cache_tower_features(broken, model, tiny_processor, tmp_path, most_unreadable=1)
     assert [reason is None for reason in features["unreadable"]] == [index != 1 for index in range(len(dataset))]
     PartialState()
-    kept, features = without_unreadable(broken, features)
+    kept, features, reasons = without_unreadable(broken, features)
+    assert list(reasons) == ["1"] and "is not a picture" in reasons["1"]
     assert kept["title"] == features["title"] == [t for index, t in enumerate(dataset["title"]) if index != 1]
     expected = cached(dataset, tiny_model, tiny_processor, tmp_path / "whole")
     np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)

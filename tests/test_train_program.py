@@ -128,6 +128,16 @@ def test_what_cannot_be_trained_on_is_left_out_and_said(train, trained, caplog):
         train.without_untrainable_tags(Dataset.from_dict({"tags": [[], []]}), processor)
 
 
+def test_a_dataset_without_tags_is_refused(train, trained, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("metadata.jsonl"):
+        rows = [json.loads(line) | {"tags": []} for line in path.read_text().splitlines()]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    for more in ([], ["--checkpoint", trained / "run"]):
+        with pytest.raises(ValueError, match="data: No training item has a tag; the column `tags` holds"):
+            train.main(arguments(train, tmp_path / "data", tmp_path / "run", tmp_path, *more))
+
+
 def test_half_precision_weights_are_half_on_disk_and_single_in_use(trained):
     with safe_open(trained / "run/model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}

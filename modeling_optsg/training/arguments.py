@@ -162,7 +162,7 @@ def parse_arguments(argv=None) -> TrainArguments:
     if arguments.system not in SYSTEMS:
         parser.error(f"--system {arguments.system} is unknown; expected one of {', '.join(SYSTEMS)}")
     if arguments.group_by_length and arguments.streaming:
-        parser.error("--group_by_length must know all titles beforehand, which --streaming does not")
+        parser.error("--group_by_length takes items from anywhere, --streaming as they come: leave out one of them")
     if arguments.stream_lanes < 2:
         parser.error(f"--stream_lanes {arguments.stream_lanes} must be at least 2")
     if arguments.push_to_hub:

@@ -14,6 +14,7 @@ from ..systems import SYSTEMS
 from ..tag_tokenizer import train_tag_tokenizer
 from ..text_tying import tie_tokens_to_text
 from .arguments import TrainArguments
+from .training_items import NO_TAGS
 
 # Most tags of an item for systems without slots.
 MOST_TAGS = 100
@@ -29,11 +30,13 @@ def build(
         train: what tags there are; validation: whose frame features say how wide they are.
 
     Raises:
-        ValueError: the system cannot be fine-tuned, the checkpoint is another's, or there are no frame features
-            where they are all there is.
+        ValueError: there are no tags, the system cannot be fine-tuned, the checkpoint is another's, or there are no
+            frame features where they are all there is.
     """
     system = SYSTEMS[arguments.system]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+    if not counts:
+        raise ValueError(f"{arguments.dataset}: {NO_TAGS}")
     # What makes a system what it is comes last: a preset for all of them may give the number of slots.
     config = json.loads(arguments.config) | dict(system.config)
     if arguments.tune_text and not system.needs_classes:

@@ -16,6 +16,8 @@ from .streams import open_lanes
 
 logger = get_logger(__name__, log_level="INFO")
 
+NO_TAGS = "No training item has a tag; the column `tags` holds each item's list of tags."
+
 
 def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
     """The training items as lanes of streams, texts of all of them (see [`open_lanes`]), and the validation items:
@@ -25,10 +27,10 @@ def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
         ValueError: a stream is not all that the system or the arguments need, items have no ids of their own, or none
             is set aside.
     """
-    if arguments.train_share < 1 or SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
-        raise ValueError(
-            f"--streaming goes with whole splits and no book; not with {arguments.system} or --train_share."
-        )
+    if arguments.train_share < 1:
+        raise ValueError("--streaming reads whole splits: leave out --train_share, or --streaming.")
+    if SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
+        raise ValueError(f"--system {arguments.system} looks up all training items at once: leave out --streaming.")
     load = functools.partial(load_tagging_dataset, arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
     streams = {name: undecoded(rows) for name, rows in load().items()}
     texts = load(texts_only=True)["train"]
@@ -82,7 +84,7 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
         train = train.map(lambda item: {"tags": [tag for tag in item["tags"] if tag not in too_long]})
     tagged = [index for index, item_tags in enumerate(train["tags"]) if item_tags]
     if not tagged:
-        raise ValueError("No training item has a tag; the column `tags` holds each item's list of tags.")
+        raise ValueError(NO_TAGS)
     if len(tagged) < len(train):
         logger.warning(f"{len(train) - len(tagged)} of {len(train)} training items have no tags and are left out.")
         train = train.select(tagged)
@@ -110,17 +112,25 @@ def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
     return lengths
 
 
-def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset]:
+def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:
     """Leaves out items that [`cache_tower_features`] could not read, and says how many.
 
     Args:
         rows: as they were; features: what it made of them.
+
+    Returns:
+        Rows and features of those that are left, and why the others are not: by `id`, or else by the row's number.
     """
     if UNREADABLE not in features.column_names:
-        return rows, features
-    broken = [reason for reason in features[UNREADABLE] if reason is not None]
+        return rows, features, {}
+    broken = {index: reason for index, reason in enumerate(features[UNREADABLE]) if reason is not None}
+    features = features.remove_columns(UNREADABLE)
     if not broken:
-        return rows, features.remove_columns(UNREADABLE)
-    logger.warning(f"{len(broken)} of {len(rows)} items cannot be read and are left out, such as: {broken[0]}")
-    kept = [index for index, reason in enumerate(features[UNREADABLE]) if reason is None]
-    return rows.select(kept), features.remove_columns(UNREADABLE).select(kept)
+        return rows, features, {}
+    ids = rows["id"] if "id" in rows.column_names else range(len(rows))
+    reasons = {str(ids[index]): reason for index, reason in broken.items()}
+    logger.warning(
+        f"{len(broken)} of {len(rows)} items cannot be read and are left out, such as: {broken[min(broken)]}"
+    )
+    kept = [index for index in range(len(rows)) if index not in broken]
+    return rows.select(kept), features.select(kept), reasons
