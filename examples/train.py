@@ -40,6 +40,7 @@ from modeling_optsg.tag_metrics import objective_value
 from modeling_optsg.text_tying import plain_copy, tie_classes_to_text
 from modeling_optsg.training import (
     LOCAL_ARGUMENTS,
+    VALIDATION_ROWS,
     CollateReadable,
     GlobalBatches,
     Interrupted,
@@ -386,6 +387,7 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
         status.set("finished")
         for step in (output_dir / STATE).glob("step-*"):
             shutil.rmtree(step)
+        (output_dir / VALIDATION_ROWS).unlink(missing_ok=True)
         for decoding, fit in fits.items():
             logger.info(
                 f"{decoding}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "

@@ -299,7 +299,9 @@ def test_a_stream_without_a_validation_split_sets_the_same_items_aside(train, fo
     ids = [row["id"] for rows in lanes for row in rows]
     assert ids == known["id"][:] and len(known["tags"]) == len(ids)
     assert len(validation) and not set(ids) & set(validation["id"]) and len(ids) + len(validation) == 16
-    assert streams(0.3)[2]["id"][:] == validation["id"][:]
+    again = streams(0.3)[2]
+    assert again["id"][:] == validation["id"][:] and again._fingerprint == validation._fingerprint
+    assert again.cache_files and streams(0.6)[2]._fingerprint != again._fingerprint
     assert validation[0]["image"]["path"] or validation[0]["image"]["bytes"]
     with pytest.raises(ValueError, match="no item is left for validation; give a larger --validation_share"):
         streams(1e-9)

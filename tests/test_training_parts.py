@@ -291,6 +291,7 @@ def test_kills_change_nothing(tmp_path):
     assert list(found) == ["map-style", "streamed"]
     for case in found.values():
         assert case["kills"] == 2 and case["equal"] == {"weights": True, "losses": True, "fits": True}
+        assert case["left_in_state_folder"] == ["status.json"]
 
 
 def test_two_processes_learn_as_one(tmp_path):

@@ -12,12 +12,20 @@ from .run_state import RunState, refuse_other_run
 from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
 from .sharding import shard_model, whole_state
 from .streams import StreamBatches, TaggedStream, open_lanes
-from .training_items import load_splits, load_streams, title_lengths, without_unreadable, without_untrainable_tags
+from .training_items import (
+    VALIDATION_ROWS,
+    load_splits,
+    load_streams,
+    title_lengths,
+    without_unreadable,
+    without_untrainable_tags,
+)
 from .training_log import TrainingLog
 from .validation import samples, validate
 
 __all__ = [
     "LOCAL_ARGUMENTS",
+    "VALIDATION_ROWS",
     "CollateReadable",
     "CollatedItems",
     "GlobalBatches",

@@ -1,13 +1,20 @@
 """The items that are trained on, and those left out."""
 
 import functools
+import hashlib
 import math
+import os
+from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, DatasetInfo, Features, IterableDataset
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
 
+from ..durable_files import PARTIAL, cannot_be_written
 from ..feature_cache import UNREADABLE
 from ..processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 from ..systems import SYSTEMS
@@ -16,6 +23,8 @@ from .streams import open_lanes
 
 logger = get_logger(__name__, log_level="INFO")
 
+# Below the output folder, as long as the run lasts.
+VALIDATION_ROWS = "state/validation.arrow"
 NO_TAGS = "No training item has a tag; the column `tags` holds each item's list of tags."
 
 
@@ -43,13 +52,35 @@ def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
         validation = streams["train"].filter(aside, input_columns="id")
         lanes = [rows.filter(kept, input_columns="id") for rows in lanes]
         known = known.filter(kept, input_columns="id")
-    rows = list(validation)
-    if not rows:
+    features = streams.get("validation", streams["train"]).features
+    validation = _on_disk(validation, features, Path(arguments.output_dir, VALIDATION_ROWS))
+    if not len(validation):
         raise ValueError(f"{arguments.dataset}: no item is left for validation; give a larger --validation_share.")
-    validation = Dataset.from_list(rows, features=streams.get("validation", streams["train"]).features)
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
     return lanes, known, validation
+
+
+def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
+    """A stream's rows from an Arrow file that the first process writes: no process holds them in memory."""
+    if PartialState().is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + PARTIAL)
+        with ArrowWriter(path=str(partial), features=features) as writer:
+            for table in rows.with_format("arrow").iter(100):
+                try:
+                    writer.write_table(table)
+                except OSError as error:
+                    raise cannot_be_written("the validation items", path.parent, error) from error
+            writer.finalize()
+        os.replace(partial, path)
+    known = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            known.update(block)
+    # By their bytes: what is cached of them is found again by a run that goes on.
+    table = MemoryMappedTable.from_file(str(path))
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=known.hexdigest()[:16])
 
 
 def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -> bool:
