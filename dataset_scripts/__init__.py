@@ -43,8 +43,8 @@ def load_tagging_dataset(
             all splits in a dict. A stream takes plain split names only.
         cache_dir: where `datasets` keeps what it builds or downloads; not used for a folder with a metadata file.
         streaming: give `IterableDataset`s.
-        texts_only: of these give `id`, `title` and `tags` alone, in the same order and shards; of Parquet nothing else
-            is read.
+        texts_only: of these give `id` (null where there is none), `title` and `tags` alone, in the same order and
+            shards; of Parquet nothing else is read.
         **kwargs: for a benchmark, arguments of its builder; for Parquet and the Hub, of `datasets.load_dataset`.
 
     Raises:
@@ -114,12 +114,13 @@ def _texts(name: str, rows: datasets.IterableDataset, given: dict) -> datasets.I
         rows: all of it; given: what `datasets` made it of.
     """
     builder = datasets.load_dataset_builder(name, **{key: given[key] for key in given.keys() - {"split", "streaming"}})
-    if rows.features and hasattr(builder.config, "columns"):
+    columns = [column for column in TEXT_COLUMNS if column in (rows.features or ())]
+    if columns and hasattr(builder.config, "columns"):
         # A stream's select_columns reads all of them first, and then lets them go.
-        rows = datasets.load_dataset(
-            name, **given, columns=[column for column in TEXT_COLUMNS if column in rows.features]
-        )
-    return fill_stream(rows).select_columns(list(TEXT_COLUMNS))
+        rows = datasets.load_dataset(name, **given, columns=columns)
+    if rows.features is None:
+        rows = rows._resolve_features()
+    return fill_stream(rows, number_rows=False).select_columns(list(TEXT_COLUMNS))
 
 
 def benchmark_card(name: str) -> Path | None:

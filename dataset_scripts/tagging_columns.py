@@ -107,8 +107,12 @@ def _unclean(tags: pa.ChunkedArray | pa.Array) -> bool:
     return False
 
 
-def fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
-    """What [`with_tagging_columns`] makes of a stream whose columns are as they should be, or some of them."""
+def fill_stream(rows: datasets.IterableDataset, number_rows: bool = True) -> datasets.IterableDataset:
+    """What [`with_tagging_columns`] makes of a stream whose columns are as they should be, or some of them.
+
+    Args:
+        number_rows: make up an `id` where there is none; else it is null.
+    """
     features = datasets.Features({**rows.features, **TEXT_COLUMNS})
     schema = features.arrow_schema
 
@@ -120,10 +124,16 @@ def fill_stream(rows: datasets.IterableDataset) -> datasets.IterableDataset:
             if as_is and not table[column].null_count and (column != "tags" or not _unclean(table[column])):
                 continue
             values = table[column].to_pylist() if there else [None] * len(numbers)
-            filled = [_fill(column, *each) for each in zip(values, numbers)]
+            if column == "id" and not number_rows:
+                filled = [None if value is None else str(value) for value in values]
+            else:
+                filled = [_fill(column, *each) for each in zip(values, numbers)]
             table = table.drop_columns(column) if there else table
             table = table.append_column(schema.field(column), pa.array(filled, schema.field(column).type))
-        return table.select(schema.names).cast(schema)
+        columns = [table[field.name] for field in schema]
+        # One by one: of a slice Arrow cannot cast every struct, and most need no cast.
+        columns = [c if c.type == field.type else c.cast(field.type) for c, field in zip(columns, schema)]
+        return pa.Table.from_arrays(columns, schema=schema)
 
     rows = rows.with_format("arrow")
     filled = rows.map(fill, with_indices=True, batched=True, batch_size=STREAM_BATCH, features=features)

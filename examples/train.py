@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import gather_object, send_to_device, set_seed
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
@@ -57,6 +57,7 @@ from modeling_optsg.training import (
     build,
     end_workers,
     ignore_sigterm,
+    items_digest,
     load_splits,
     load_streams,
     make_accelerator,
@@ -140,7 +141,8 @@ def learn(
 
     # Processes differ in what dropout hides, and in nothing else.
     set_seed(arguments.seed, device_specific=True)
-    state = RunState(accelerator, output_dir / STATE, arguments.settled() | {"data": data})
+    known = {"data": data, "items_a_step": batch_size}
+    state = RunState(accelerator, output_dir / STATE, arguments.settled() | known)
     progress = {"step": 0, "history": [], "best": -math.inf, "training_seconds": 0.0, "rate": 0.0, "sums": {}}
     progress["unreadable"] = {}
     if (saved := state.load(arguments.resume)) is None:
@@ -322,6 +324,11 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
         count = Counter(train["lane"])
         items = [count[lane] for lane in range(len(lanes))]
         train_items = TaggedStream(lanes, tags, items, arguments.shuffle_buffer)
+        if train_items.is_hardly_shuffled:
+            logger.warning(
+                "The stream has few files, or row groups of them, for its lanes: items come in nearly the same order "
+                "in every epoch. Give a larger --shuffle_buffer, fewer --stream_lanes, or Parquet of more row groups."
+            )
     tag_table = None
     if not arguments.tune_text:
         with accelerator.main_process_first():
@@ -344,8 +351,11 @@ def run(accelerator: Accelerator, arguments: TrainArguments, status: RunStatus, 
     trained = {}
     if system.learns:
         status.set("running")
-        columns = [(split, name) for split in (train, validation) for name in ("id", "title", "tags")]
-        data = digest(*(split[name][:] for split, name in columns if name in split.features))
+        data = items_digest(train, validation)
+        if len(set(gather_object([data]))) > 1:
+            raise ValueError(f"Processes see different items under the name {arguments.dataset}.")
+        if lanes:
+            data = digest(data, [rows.num_shards for rows in lanes])
         lengths = title_lengths(train, processor) if arguments.group_by_length else None
         known = (train_items, validation, validation_items, evaluator, arguments, stop, data, lengths)
         with stop.only_noted():

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.packaged_modules.parquet import parquet
 from torch.utils.data import DataLoader
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.tagging_columns import TEXT_COLUMNS
 from modeling_optsg.training import StreamBatches, TaggedStream, open_lanes
 
 SPARE = (0, 7, 22)
+META = {"a": Value("int64"), "b": Value("null")}
+NESTED = Features({"id": Value("string"), "tags": List(Value("string")), "meta": META, "title": Value("string")})
 
 
 def write(folder, files, rows=23, ids=True):
@@ -159,11 +162,46 @@ def test_ids_that_are_numbers_of_the_place_hold_for_one_file_alone(tmp_path_fact
         (tmp_path / name).mkdir()
         write(tmp_path / name, files, ids=False)
     stream = load(tmp_path / "one")
-    assert len(stream.lanes) == 1
+    assert len(stream.lanes) == 1 and not stream.is_hardly_shuffled
+    assert load(tmp_path / "one", buffer_size=3).is_hardly_shuffled
     rows = [row for batch in StreamBatches(stream, 5, 8, seed=0) for row in batch]
     assert len({row["id"] for row in rows}) == 20 and all(row["tags"] == [f"t{row['id']}"] for row in rows)
-    with pytest.raises(ValueError, match="my items: items of a stream of several files need an `id`"):
+    with pytest.raises(ValueError, match="my items: items of a stream of several files need an `id`.*23 of 23"):
         load(tmp_path / "three")
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_ids_that_are_missing_or_the_same_are_refused(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("ids")
+    for number in range(files):
+        rows = [
+            {"id": f"v{row}" if row % 4 else None, "tags": [f"t{row}"], "meta": {"a": row, "b": None}, "title": ""}
+            for row in range(9)
+        ]
+        path = folder / f"train-{number:05d}-of-{files:05d}.parquet"
+        Dataset.from_list(rows, features=NESTED).to_parquet(path, batch_size=2)
+    if files == 1:
+        # Numbered as they stand, whatever their order is.
+        rows = [row for batch in StreamBatches(load(folder, buffer_size=9), 3, 5, seed=0) for row in batch]
+        assert {row["id"] for row in rows} >= {"v1", "4", "8"} and all(
+            row["id"][-1] == row["tags"][0][-1] for row in rows
+        )
+    else:
+        with pytest.raises(ValueError, match="9 of 27 have none"):
+            load(folder)
+        for path in folder.glob("*.parquet"):
+            Dataset.from_list([{"id": f"v{row}", "tags": [f"t{row}"], "title": ""} for row in range(9)]).to_parquet(
+                path
+            )
+        with pytest.raises(ValueError, match="27 of them have only 9 different ones"):
+            load(folder)
+
+
+def test_a_stream_without_rows_says_so(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("empty")
+    Dataset.from_dict({"id": [], "title": [], "tags": []}, features=TEXT_COLUMNS).to_parquet(folder / "train.parquet")
+    with pytest.raises(ValueError, match="my items: there are no rows to train on"):
+        load(folder)
 
 
 def test_texts_alone_are_read_of_parquet(folder, monkeypatch):

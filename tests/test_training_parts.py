@@ -75,6 +75,16 @@ def test_a_step_s_items_may_be_of_like_length_and_none_is_lost():
     assert mine == [batch[5:] for batch in order[3:]]
 
 
+def test_groups_of_like_length_begin_anew_with_an_epoch():
+    # An epoch ends in the middle of a step.
+    lengths = [1 + item % 40 for item in range(405)]
+    batches = [[lengths[item] for item, _ in batch] for batch in GlobalBatches(405, 10, 200, seed=0, lengths=lengths)]
+    wide = [step for step, own in enumerate(batches) if max(own) - min(own) > 25]
+    assert len(wide) < 20
+    order = [item for batch in GlobalBatches(405, 10, 81, seed=0, lengths=lengths) for item, _ in batch]
+    assert sorted(order[:405]) == sorted(order[405:]) == list(range(405))
+
+
 def test_items_have_seeds_of_their_epoch():
     pairs = [pair for batch in GlobalBatches(4, 4, 2, seed=0) for pair in batch]
     assert len({seed for _, seed in pairs}) == 8

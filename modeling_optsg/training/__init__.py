@@ -14,6 +14,7 @@ from .sharding import shard_model, whole_state
 from .streams import StreamBatches, TaggedStream, open_lanes
 from .training_items import (
     VALIDATION_ROWS,
+    items_digest,
     load_splits,
     load_streams,
     title_lengths,
@@ -43,6 +44,7 @@ __all__ = [
     "build",
     "end_workers",
     "ignore_sigterm",
+    "items_digest",
     "load_splits",
     "load_streams",
     "make_accelerator",

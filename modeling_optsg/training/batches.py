@@ -112,7 +112,10 @@ class GlobalBatches(SharedSteps, Sampler):
         if self.lengths is None:
             return random.permutation(self.items)
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
-        return get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        # The first items of an epoch fill up the last step of the one before; groups begin with the next.
+        begun = -epoch * self.items % self.batch_size
+        return order[self.items - begun :] + order[: self.items - begun]
 
 
 def item_seed(seed: int, epoch: int, item: int | str) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import ArrowException
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_scripts import undecoded
@@ -54,6 +56,11 @@ class TaggedStream:
     def __len__(self) -> int:
         return len(self.lane_of)
 
+    @property
+    def is_hardly_shuffled(self) -> bool:
+        """Whether items come in nearly the same order in every epoch: of few files, and many more than the buffer."""
+        return any(rows.num_shards < 4 and own > 4 * self.buffer_size for rows, own in zip(self.lanes, self.items))
+
     def __iter__(self) -> Iterator[dict]:
         return itertools.chain.from_iterable(self.epoch(lane, 0, 0) for lane in range(len(self.lanes)))
 
@@ -88,7 +95,7 @@ class TaggedStream:
                 row = {name: values[0] for name, values in batch.items()}
                 last = row["id"]
                 yield row
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ArrowException) as error:
             where = f"in part {lane + 1} of {len(self.lanes)} of its files, " + (
                 "before the first item" if last is None else f"after item {last}"
             )
@@ -107,8 +114,10 @@ class TaggedStream:
             most items of a part.
 
         Raises:
-            ValueError: see [`micro_batches`].
+            ValueError: there are fewer items than a step's; see [`micro_batches`] too.
         """
+        if batch_size > len(self):
+            raise ValueError(f"A step cannot have {batch_size} items: there are {len(self)}.")
         parts, even = micro_batches(batch_size, num_processes, most_items), math.ceil(batch_size / num_processes)
         whole = (None, parts, math.ceil(even / parts))
         if not 1 < num_processes <= len(self.lanes):
@@ -196,7 +205,8 @@ def open_lanes(
         The lanes; and `id`, `title`, `tags` and `lane` of every item.
 
     Raises:
-        ValueError: items have no ids of their own. Those without are numbered as they come, in each lane anew.
+        ValueError: there are no rows, or items have no ids of their own: those without are numbered as they come, in
+            each lane anew.
     """
     files = rows.num_shards
     divided, count = (rows, texts), 1
@@ -208,14 +218,26 @@ def open_lanes(
     lanes, texts_of = ([some.shard(count, lane) for lane in range(count)] for some in divided)
     tables = []
     for lane, own in enumerate(texts_of):
-        # As Arrow tables, a tenth of what they are as Python's own texts.
+        # As Arrow tables, a fifth of what they are as Python's own texts.
         for table in own.with_format("arrow").iter(1000):
             tables.append(table.append_column("lane", pa.array([lane] * len(table))))
+    if not tables:
+        raise ValueError(f"{name}: there are no rows to train on.")
     table = pa.concat_tables(tables)
-    sizes = np.bincount(table["lane"], minlength=count).tolist()
-    if count > 1 and table["id"].to_pylist() == [str(number) for size in sizes for number in range(size)]:
+    if missing := table["id"].null_count:
         if files > 1:
-            raise ValueError(f"{name}: items of a stream of several files need an `id`, by which they are known.")
-        # Of one file that is read from its beginning the numbers stay.
-        return open_lanes(rows, texts, 1, name)
+            raise ValueError(
+                f"{name}: items of a stream of several files need an `id`, by which they are known; {missing:,} of "
+                f"{len(table):,} have none."
+            )
+        if count > 1:
+            return open_lanes(rows, texts, 1, name)
+        # Of one file that is read from its beginning the numbers of rows stay.
+        numbers = pa.array(map(str, range(len(table))), pa.string())
+        table = table.set_column(0, "id", pc.coalesce(table["id"], numbers))
+    if (different := pc.count_distinct(table["id"]).as_py()) < len(table):
+        raise ValueError(
+            f"{name}: items of a stream are known by their `id`, and {len(table):,} of them have only {different:,} "
+            "different ones."
+        )
     return lanes, datasets.Dataset(datasets.table.InMemoryTable(table))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import math
 import os
 from pathlib import Path
@@ -59,6 +60,17 @@ def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
     return lanes, known, validation
+
+
+def items_digest(*splits: Dataset) -> str:
+    """Tells items from those of another run, by `id`, `title`, `tags` and `lane`."""
+    known = hashlib.sha256()
+    for split in splits:
+        for name in [name for name in ("id", "title", "tags", "lane") if name in split.column_names]:
+            # A batch at a time: as Python's own texts they are several times larger.
+            for batch in split.select_columns(name).iter(10_000):
+                known.update(json.dumps(batch[name]).encode())
+    return known.hexdigest()[:32]
 
 
 def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
