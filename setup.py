@@ -68,5 +68,5 @@ setup(
         "test": test,
         "all": sorted({*video, *icons, *book, *h5, *space, *train, *test}),
     },
-    entry_points={"console_scripts": ["optsg = modeling_optsg.cli:main"]},
+    entry_points={"console_scripts": ["optsg = optsg:main"]},
 )

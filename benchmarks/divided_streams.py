@@ -22,8 +22,8 @@ from datasets import Dataset, Features, Image, List, Value
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
-from dataset_scripts import load_tagging_dataset  # noqa: E402
-from modeling_optsg.training import StreamBatches, TaggedStream, open_lanes  # noqa: E402
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg.training import StreamBatches, TaggedStream, open_lanes
 
 FILES, ITEMS, BYTES, TAGS = 32, 16_000, 20_000, 5000
 BATCH, TURNS = 512, 3

@@ -24,8 +24,8 @@ import training_throughput
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
-from modeling_optsg import train_tag_tokenizer  # noqa: E402
-from modeling_optsg.training import GlobalBatches, share_candidates, weigh_losses, weighted_losses  # noqa: E402
+from modeling_optsg import train_tag_tokenizer
+from modeling_optsg.training import GlobalBatches, share_candidates, weigh_losses, weighted_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of an icon's name, and of a video's description.

@@ -23,15 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import scale  # noqa: E402
 from score import environment  # noqa: E402
 
-from dataset_scripts import load_tagging_dataset  # noqa: E402
-from modeling_optsg import (  # noqa: E402
-    OPTSGConfig,
-    OPTSGDataCollator,
-    OPTSGFeatureProcessor,
-    OPTSGForTagGeneration,
-    OPTSGProcessor,  # noqa: E402
-)
-from modeling_optsg.cli import main as optsg  # noqa: E402
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGConfig, OPTSGDataCollator, OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
+from optsg import main as optsg
 
 BATCH, FRAMES, WIDTH, BUFFER = 32, 16, 512, 500
 WORKERS = (0, 1, 2)

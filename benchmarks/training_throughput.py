@@ -25,16 +25,16 @@ from transformers import BertConfig
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
-from modeling_optsg import (  # noqa: E402
+from modeling_optsg import (
     OPTSGConfig,
     OPTSGDataCollator,
     OPTSGFeatureProcessor,
     OPTSGForTagGeneration,
     TagTable,
-    alignment,
     train_tag_tokenizer,
 )
-from modeling_optsg.training import (  # noqa: E402
+from modeling_optsg import tag_alignment as alignment
+from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
     SeededItems,

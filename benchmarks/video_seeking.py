@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
-from modeling_optsg.video_reading import evenly_spaced, read_frames  # noqa: E402
+from modeling_optsg.video_utils import evenly_spaced, read_frames
 
 SECONDS, RATE, WIDTH, HEIGHT, FRAMES = 120, 25, 640, 360, 8
 BITS = 12

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import train as training  # noqa: E402
 from score import environment  # noqa: E402
 
-from modeling_optsg.prediction import fit_generation_config  # noqa: E402
-from modeling_optsg.systems import SYSTEMS  # noqa: E402
-from modeling_optsg.text_tying import plain_copy  # noqa: E402
-from modeling_optsg.training import save_checkpoint, whole_state  # noqa: E402
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.training import save_checkpoint, whole_state
+from modeling_optsg.training.text_tied_embeddings import plain_copy
 
 FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 

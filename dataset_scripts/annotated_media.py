@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from . import annotation_files
+from dataset_scripts import annotation_files
+
 from .annotation_files import read_annotations
 
 logger = logging.getLogger(__name__)
@@ -295,7 +296,7 @@ def _problem(path: Path, visual: str) -> str | None:
         if visual == "image":
             Image.open(path).close()
         else:
-            from modeling_optsg.video_reading import check_clip
+            from modeling_optsg.video_utils import check_clip
 
             check_clip(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:

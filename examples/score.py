@@ -21,11 +21,12 @@ import torch
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import KNNForTagVote, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
-from modeling_optsg.configuration_optsg import KNNConfig
-from modeling_optsg.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.feature_pooling import pool_items
-from modeling_optsg.prediction import fit_generation_config, predict_tags
-from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.baselines.configuration import KNNConfig
+from modeling_optsg.baselines.pooling import pool_items
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
+from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.evaluation.prediction import predict_tags
 
 FITTED = ("pad_bias", "score_weights", "logit_adjustment", "threshold")
 MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}

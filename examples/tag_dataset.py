@@ -28,10 +28,10 @@ from transformers import AutoConfig
 
 from dataset_scripts import load_tagging_dataset, undecoded
 from modeling_optsg import OPTSGProcessor
-from modeling_optsg.dataset_tagging import is_whole, shard_path, shards_of, write_shard
-from modeling_optsg.durable_files import write_json
-from modeling_optsg.feature_cache import digest, tokenizer_settings
-from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.feature_cache import digest, tokenizer_settings
+from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, write_shard
 
 
 def parse_arguments(argv=None) -> argparse.Namespace:

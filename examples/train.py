@@ -30,14 +30,13 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg import OPTSGDataCollator, TagEvaluator
-from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features, digest
-from modeling_optsg.feature_pooling import pool_items
-from modeling_optsg.hub.trained import push_trained
-from modeling_optsg.prediction import fit_generation_config
-from modeling_optsg.systems import SYSTEMS
-from modeling_optsg.tag_book import ItemsWithBook, TagBook
-from modeling_optsg.tag_metrics import objective_value
-from modeling_optsg.text_tying import plain_copy, tie_classes_to_text
+from modeling_optsg.baselines.pooling import pool_items
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.retrieval import ItemsWithBook, TagBook
+from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features, digest
+from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.evaluation.metrics import objective_value
+from modeling_optsg.hub.push_trained import push_trained
 from modeling_optsg.training import (
     LOCAL_ARGUMENTS,
     VALIDATION_ROWS,
@@ -79,6 +78,7 @@ from modeling_optsg.training import (
     without_unreadable,
     without_untrainable_tags,
 )
+from modeling_optsg.training.text_tied_embeddings import plain_copy, tie_classes_to_text
 
 logger = get_logger(__name__, log_level="INFO")
 

@@ -3,25 +3,19 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .baselines.asymmetric_classifier import ASYForTagClassification
+from .baselines.knn import KNNForTagVote
+from .baselines.open_book import OpenBookForTagGeneration
+from .baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
-from .data_collator import OPTSGDataCollator, TagTable
+from .data.collator import OPTSGDataCollator, TagTable
 from .efficientnet_lite import EfficientNetLiteModel
-from .modeling_asy import ASYForTagClassification
-from .modeling_knn import KNNForTagVote
-from .modeling_open_book import OpenBookForTagGeneration
-from .modeling_optsg import (
-    OPTSGForTagGeneration,
-    OPTSGModel,
-    OPTSGModelOutput,
-    OPTSGOutput,
-    OPTSGPreTrainedModel,
-)
-from .modeling_variants import ModelFForTagGeneration, ModelGForTagClassification
+from .evaluation.metrics import TagEvaluator
+from .generation_optsg import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
+from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGModelOutput, OPTSGOutput, OPTSGPreTrainedModel
 from .pipeline_optsg import TASK, TagGenerationPipeline
 from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
-from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
-from .tag_metrics import TagEvaluator
-from .tag_tokenizer import train_tag_tokenizer
+from .tokenization_optsg import train_tag_tokenizer
 
 __version__ = "0.1.0"
 

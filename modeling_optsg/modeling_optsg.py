@@ -12,17 +12,16 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.utils import ModelOutput
 
-from .alignment import AlignmentOutput, TagAlignment
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
+from .generation_optsg import OrderPromptGenerationMixin
 from .multimodal_encoder import ItemSummary, MemoryLayout, MultimodalEncoder
-from .order_prompts import OrderPromptEncoder
+from .prompt_encoder import OrderPromptEncoder
 from .sampled_softmax import classes_of_step, sample_classes
-from .set_alignment import SetAlignment
-from .tag_classes import SimilarityClassifier
-from .tag_decoder import SlotSequence, TagDecoder, lay_out_slots
-from .tag_generation import OrderPromptGenerationMixin
-from .training_draws import choose_empty_slots, draw_uniform
+from .seeded_random import draw_uniform
+from .tag_alignment import AlignmentOutput, TagAlignment
+from .tag_classifier import SetAlignment, SimilarityClassifier
+from .tag_decoder import SlotSequence, TagDecoder, choose_empty_slots, lay_out_slots
 
 
 @dataclass

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .feature_pooling import pool_tokens
-from .training_draws import draw_uniform
-from .transformer import TransformerLayer
+from .layers import TransformerLayer, pool_tokens
+from .seeded_random import draw_uniform
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .media_suffixes import CLIP_SUFFIXES
-from .tag_generation import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
+from dataset_scripts.media_suffixes import CLIP_SUFFIXES
+
+from .generation_optsg import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
 
 TASK = "tag-generation"
 # An item's parts -> what the processor calls them.

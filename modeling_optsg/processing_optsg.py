@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
-from .picture_reading import read_picture, unwrap_file
-from .video_reading import evenly_spaced, read_frames
+from .image_utils import read_picture, unwrap_file
+from .video_utils import evenly_spaced, read_frames
 
 TRAIN_TAGS_NAME = "train_tags.json"
 # A tokenizer without a length limit says so with a number no text reaches.

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .transformer import TransformerLayer
+from .layers import TransformerLayer
+from .seeded_random import draw_uniform
 
 
 @dataclass
@@ -205,3 +206,23 @@ class TagDecoder(nn.Module):
             hidden_states = hidden_states + rows.by_slot(attended)[:, None]
             hidden_states = hidden_states + layer.feed_forward(layer.feed_forward_norm(hidden_states))
         return self.norm(hidden_states)[:, 0]
+
+
+def choose_empty_slots(
+    empty: torch.Tensor, share: float, seeds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A share of each item's empty slots, one at least, that stand for all of them.
+
+    Args:
+        empty: `[batch, num_prompts]`, which slots are; share: of them; seeds: see [`draw_uniform`].
+
+    Returns:
+        Those chosen, boolean `[batch, num_prompts]`, and how many each stands for, `[batch]`.
+    """
+    if share >= 1:
+        return empty, torch.ones(len(empty), device=empty.device)
+    count = empty.sum(dim=1)
+    chosen = (count * share).round().clamp(min=1).minimum(count)
+    draws = draw_uniform("empty slots", tuple(empty.shape), seeds, empty.device)
+    rank = draws.masked_fill(~empty, 2.0).argsort(dim=1).argsort(dim=1)
+    return empty & (rank < chosen[:, None]), count / chosen.clamp(min=1)

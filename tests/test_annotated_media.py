@@ -16,7 +16,7 @@ from PIL import Image
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.annotated_media import read_features
 from dataset_scripts.create_tagging import CreateTagging
-from modeling_optsg.video_reading import read_frames
+from modeling_optsg.video_utils import read_frames
 
 
 def annotation(index, **changes):

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.cli import main as optsg
+from optsg import main as optsg
 
 ROOT = Path(__file__).parents[1]
 ITEMS = {

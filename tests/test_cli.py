@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_optsg.cli import main
-from modeling_optsg.cli.media_files import find_media_files
-from modeling_optsg.cli.terminal import TagTable, printable
+from optsg import main
+from optsg.media_files import find_media_files
+from optsg.terminal import TagTable, printable
 
 COLOURS = ("red", "green", "blue", "orange", "purple")
 
@@ -88,7 +88,7 @@ def test_the_commands_own_modules_load_nothing_heavy():
         "import sys, types\n"
         "package = sys.modules['modeling_optsg'] = types.ModuleType('modeling_optsg')\n"
         "package.__path__ = ['modeling_optsg']\n"
-        "from modeling_optsg.cli import main\n"
+        "from optsg import main\n"
         "try:\n    main(['tag', '--help'])\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'PIL'} & set(sys.modules)\n"
@@ -251,7 +251,7 @@ def test_usage_errors_say_what_was_expected(capsys, arguments, message):
 
 
 def test_without_a_model_the_error_says_what_is_missing(monkeypatch, capsys, tmp_path, pictures):
-    from modeling_optsg.cli import tag as command
+    from optsg import tag as command
 
     monkeypatch.setattr(command, "DEFAULT_MODEL", tmp_path / "no-such-checkpoint")
     with pytest.raises(SystemExit) as end:
@@ -327,7 +327,7 @@ def test_what_the_library_warns_of_is_said_on_standard_error(tag, pictures, monk
     call = OPTSGProcessor.__call__
 
     def warn_and_call(*args, **kwargs):
-        logging.getLogger("modeling_optsg.video_reading").warning("%s: breaks off", "red\x1b[31m.mp4")
+        logging.getLogger("modeling_optsg.video_utils").warning("%s: breaks off", "red\x1b[31m.mp4")
         return call(*args, **kwargs)
 
     monkeypatch.setattr(OPTSGProcessor, "__call__", warn_and_call)

@@ -11,7 +11,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.dataset_tagging import is_whole, shard_path, shards_of, tag_items, write_shard
+from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, tag_items, write_shard
 
 
 @pytest.fixture(scope="module")

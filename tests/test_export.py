@@ -15,7 +15,7 @@ from PIL import Image
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.parquet_export import write_parquet
 from dataset_scripts.tagging_folder import CLIP_SUFFIXES
-from modeling_optsg.cli import main
+from optsg import main
 
 # Loads a folder in a process that cannot import this package, and prints each item as text.
 ELSEWHERE = """

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.tagging_folder import CLIP_SUFFIXES, METADATA_NAMES, PICTURE_SUFFIXES
-from modeling_optsg.cli import media_files
+from optsg import media_files
 
 datasets.disable_progress_bars()
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from modeling_optsg import OPTSGForTagGeneration, TagVocabularyLogitsProcessor, tag_generation
+from modeling_optsg import OPTSGForTagGeneration, TagVocabularyLogitsProcessor
+from modeling_optsg import generation_optsg as tag_generation
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence
-from modeling_optsg.tag_scores import collect_tags
+from modeling_optsg.tag_ranking import collect_tags
 
 PAD, SEP = 0, 1
 VOCABULARY = 12

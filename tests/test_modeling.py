@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from modeling_optsg import OPTSGConfig
+from modeling_optsg.layers import TransformerLayer
+from modeling_optsg.seeded_random import PURPOSES, draw_uniform
 from modeling_optsg.tag_decoder import lay_out_slots
-from modeling_optsg.training_draws import PURPOSES, draw_uniform
-from modeling_optsg.transformer import TransformerLayer
 
 PAD, SEP = 0, 1
 

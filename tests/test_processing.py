@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor
 
 from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
-from modeling_optsg.tag_tokenizer import train_tag_tokenizer
-from modeling_optsg.video_reading import read_frames
+from modeling_optsg.tokenization_optsg import train_tag_tokenizer
+from modeling_optsg.video_utils import read_frames
 
 TRAIN_TAGS = {"arrow": 3, "left": 2, "red square": 1, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 WORDS = ["a", "red", "square", "arrow", "left", "e", "-", "mail", "[", "]", "mask", "pad"]
@@ -277,7 +277,7 @@ def test_far_apart_frames_are_reached_by_seeking(clip, monkeypatch):
     def decode_through(self, num_frames):
         raise AssertionError("decoded from end to end")
 
-    monkeypatch.setattr("modeling_optsg.video_reading._Clip._decode_through", decode_through)
+    monkeypatch.setattr("modeling_optsg.video_utils._Clip._decode_through", decode_through)
     assert len(read_frames(clip, 4)) == 4
 
 

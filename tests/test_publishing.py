@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from modeling_optsg import hub
-from modeling_optsg.cli import main
-from modeling_optsg.hub.publishing import read_checkpoint
-from modeling_optsg.hub.trained import dataset_name
+from modeling_optsg.hub.push_checkpoint import read_checkpoint
+from modeling_optsg.hub.push_trained import dataset_name
+from optsg import main
 
 
 @pytest.fixture

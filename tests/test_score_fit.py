@@ -6,14 +6,14 @@ import torch
 from scipy.special import expit
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.prediction import (
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.evaluation.calibration import (
     LOGIT_ADJUSTMENTS,
     SLOT_SHARES,
     fit_generation_config,
     logistic_regression,
-    predict_tags,
 )
-from modeling_optsg.systems import SYSTEMS
+from modeling_optsg.evaluation.prediction import predict_tags
 
 ITEMS = [
     {"title": "a red square", "tags": ["red", "square"]},

@@ -14,8 +14,8 @@ from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from modeling_optsg.text_tying import plain_copy, tie_tokens_to_text
 from modeling_optsg.training import make_accelerator, prepare_model, shard_model, whole_state
+from modeling_optsg.training.text_tied_embeddings import plain_copy, tie_tokens_to_text
 
 ROOT = Path(__file__).parents[1]
 

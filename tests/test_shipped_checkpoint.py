@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import pipeline
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.cli import main
 from modeling_optsg.hub.model_card import FIGURES
+from optsg import main
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"

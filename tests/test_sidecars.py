@@ -22,9 +22,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from modeling_optsg.cli import main
-from modeling_optsg.cli import tag as command
-from modeling_optsg.cli.sidecars.ownership import key
+from optsg import main
+from optsg import tag as command
+from optsg.sidecars.ownership import key
 
 ROOT = Path(__file__).parents[1]
 RDF, DC = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
@@ -415,7 +415,7 @@ def test_a_folder_without_the_right_to_write_is_said(tag, photos):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_caption_cut_off_from_its_record_is_understood(tag, photos, monkeypatch, when):
-    from modeling_optsg.cli.sidecars import caption
+    from optsg.sidecars import caption
 
     tag("--write", "txt", photos)
     write = caption.write_whole

@@ -11,7 +11,7 @@ import pytest
 from dataset_scripts import tag_statistics
 from dataset_scripts.published_statistics import PUBLISHED, identities
 from dataset_scripts.tag_statistics import TagCounts, nearest_common_count
-from modeling_optsg.cli import main
+from optsg import main
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.tag_metrics import objective_value
+from modeling_optsg.evaluation.metrics import objective_value
 
 TRAIN_COUNTS = {f"tag{n}": n * n for n in range(1, 12)}
 

@@ -3,7 +3,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from modeling_optsg.tag_tokenizer import train_tag_tokenizer
+from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
 TAGS = ["arrow", "arrow left", "left arrow", "e-mail", "创意美食", "café", "don't"]
 HARD_TAGS = [

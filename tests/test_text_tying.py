@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from modeling_optsg import ASYForTagClassification
-from modeling_optsg.configuration_optsg import ASYConfig
-from modeling_optsg.text_tying import plain_copy, text_directions, tie_classes_to_text, tie_tokens_to_text
+from modeling_optsg.baselines.configuration import ASYConfig
+from modeling_optsg.training.text_tied_embeddings import (
+    plain_copy,
+    text_directions,
+    tie_classes_to_text,
+    tie_tokens_to_text,
+)
 
 
 def test_directions_are_principal_components_with_drawn_in_deviations():

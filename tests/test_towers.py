@@ -13,9 +13,9 @@ from PIL import Image as Pictures
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
 
 from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator, OPTSGModel
-from modeling_optsg.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
-from modeling_optsg.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
+from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
 from modeling_optsg.training import without_unreadable
+from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
 
 # EfficientNet-Lite
 

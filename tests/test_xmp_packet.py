@@ -9,9 +9,9 @@ from itertools import count
 
 import pytest
 
-from modeling_optsg.cli.media_files import MediaFile
-from modeling_optsg.cli.sidecars import SidecarError, SidecarPlaces, make_writer
-from modeling_optsg.cli.sidecars.xmp_packet import XmpPacket
+from optsg.media_files import MediaFile
+from optsg.sidecars import SidecarError, SidecarPlaces, make_writer
+from optsg.sidecars.xmp_packet import XmpPacket
 
 DC, RDF = "http://purl.org/dc/elements/1.1/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 

@@ -1,3 +1,3 @@
-from .create_tagging import CreateTagging
+from ..create_tagging.create_tagging import CreateTagging
 
 __all__ = ["CreateTagging"]

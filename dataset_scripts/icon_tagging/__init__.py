@@ -1,3 +1,3 @@
-from .icon_tagging import IconTagging, split_of
+from ..icon_tagging.icon_tagging import IconTagging, split_of
 
 __all__ = ["IconTagging", "split_of"]

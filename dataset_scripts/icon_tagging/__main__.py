@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..icon_tagging import IconTagging
 from ..parquet_export import push_folder, write_parquet
-from . import IconTagging
 
 
 def main(arguments: list[str] | None = None):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import datasets
 
-from . import icon_sets, npm_packages, rendering
+from ..icon_tagging import icon_sets, npm_packages, rendering
 
 logger = logging.getLogger(__name__)
 

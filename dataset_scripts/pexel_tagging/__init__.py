@@ -1,3 +1,3 @@
-from .pexel_tagging import PexelTagging
+from ..pexel_tagging.pexel_tagging import PexelTagging
 
 __all__ = ["PexelTagging"]

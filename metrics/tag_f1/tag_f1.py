@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from modeling_optsg.tag_metrics import TagEvaluator, checked_tag_sets, normalize_tag
+from modeling_optsg.evaluation.metrics import TagEvaluator, checked_tag_sets, normalize_tag
 
 _DESCRIPTION = """
 F1 of free-form tags as in the OP-TSG paper: computed per tag over the items, and averaged over the evaluated tags,

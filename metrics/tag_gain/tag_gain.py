@@ -6,7 +6,7 @@ import json
 import datasets
 import evaluate
 
-from modeling_optsg.tag_metrics import checked_tag_sets, normalize_tag, tag_gain
+from modeling_optsg.evaluation.metrics import checked_tag_sets, normalize_tag, tag_gain
 
 _DESCRIPTION = """
 Tag Gain of the OP-TSG paper: 100 x (novel predicted pairs judged relevant) / (ground-truth pairs). A predicted tag is

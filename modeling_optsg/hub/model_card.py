@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import pipeline
 
-from ..pipeline_optsg import TASK
+from modeling_optsg.pipeline_optsg import TASK
 
 logger = logging.getLogger(__name__)
 

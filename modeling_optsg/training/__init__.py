@@ -1,18 +1,8 @@
 """Parts of a training loop: batches that do not depend on the number of processes, and checkpoints that survive."""
 
 from .arguments import LOCAL_ARGUMENTS, TrainArguments, parse_arguments
-from .batches import GlobalBatches, SeededItems, micro_batches, share_candidates, weigh_losses, weighted_losses
 from .checkpoints import save_checkpoint
-from .collation import CollatedItems, CollateReadable, Unreadable
-from .matching_moves import MatchingMoves
-from .model_building import build
-from .optimization import parameter_groups
-from .processes import make_accelerator, prepare_model, prepare_training, refuse_unshared
-from .run_state import RunState, refuse_other_run
-from .run_status import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
-from .sharding import shard_model, whole_state
-from .streams import StreamBatches, TaggedStream, open_lanes
-from .training_items import (
+from .data import (
     VALIDATION_ROWS,
     items_digest,
     load_splits,
@@ -21,7 +11,17 @@ from .training_items import (
     without_unreadable,
     without_untrainable_tags,
 )
+from .interruption import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
+from .losses import share_candidates, weigh_losses, weighted_losses
+from .model_building import build
+from .optimizer import parameter_groups
+from .processes import make_accelerator, prepare_model, prepare_training, refuse_unshared, shard_model, whole_state
+from .run_state import RunState, refuse_other_run
+from .sampling import GlobalBatches, SeededItems, micro_batches
+from .slot_changes import MatchingMoves
+from .streaming import StreamBatches, TaggedStream, open_lanes
 from .training_log import TrainingLog
+from .unreadable_examples import CollatedItems, CollateReadable, Unreadable
 from .validation import samples, validate
 
 __all__ = [

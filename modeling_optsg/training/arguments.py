@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from ..hub.commits import check_repo_id
-from ..prediction import PAD_BIASES
-from ..systems import SYSTEMS
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.evaluation.calibration import PAD_BIASES
+from modeling_optsg.hub.commits import check_repo_id
 
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private", "hub_revision")
 # What a run may be resumed with other values of: nothing it ends with depends on them.

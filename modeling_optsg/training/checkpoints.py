@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..durable_files import PARTIAL, cannot_be_written, sync, sync_all
+from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
 
 # The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (

@@ -7,14 +7,15 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
-from ..modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
-from ..pretrained_towers import tower_folder
-from ..processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
-from ..systems import SYSTEMS
-from ..tag_tokenizer import train_tag_tokenizer
-from ..text_tying import tie_tokens_to_text
+from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
+from modeling_optsg.tokenization_optsg import train_tag_tokenizer
+
 from .arguments import TrainArguments
-from .training_items import NO_TAGS
+from .data import NO_TAGS
+from .pretrained_towers import tower_folder
+from .text_tied_embeddings import tie_tokens_to_text
 
 # Most tags of an item for systems without slots.
 MOST_TAGS = 100

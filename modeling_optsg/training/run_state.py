@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from ..durable_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
+from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
 
 PROGRESS = "progress.json"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..durable_files import write_text
+from modeling_optsg.data.atomic_files import write_text
 
 LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")
 

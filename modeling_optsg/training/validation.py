@@ -6,9 +6,10 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
-from ..prediction import predict_tags
-from ..tag_metrics import TagEvaluator
-from .run_status import Interrupted, StopSignal
+from modeling_optsg.evaluation.metrics import TagEvaluator
+from modeling_optsg.evaluation.prediction import predict_tags
+
+from .interruption import Interrupted, StopSignal
 
 
 def validate(

@@ -1,0 +1,127 @@
+r"""Builds and counts a made-up pre-training file of CREATE-tagging's size and format, and measures time and memory.
+
+    python examples/scale.py --items 3000000 --output results/create_tagging/scale.json
+
+Tags are drawn from a long tail (Zipf) of 57,297, CREATE-3M's number (Table 3). Every step is a process of its own, so
+that the largest memory is that of the step.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+UNIQUE_TAGS = 57_297
+TAGS_AN_ITEM = 5
+
+
+def make(folder: Path, items: int) -> int:
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    chances = 1 / np.arange(1, UNIQUE_TAGS + 1)
+    tags = [f"标签{place}" for place in range(UNIQUE_TAGS)]
+    with (folder / "create_3m_pretrain.json").open("w", encoding="utf-8") as file:
+        for start in range(0, items, 50_000):
+            rows = random.choice(
+                UNIQUE_TAGS, size=(min(50_000, items - start), TAGS_AN_ITEM), p=chances / chances.sum()
+            )
+            for number, row in enumerate(rows.tolist(), start):
+                own = {
+                    "vid": f"v{number:08d}",
+                    "raw_title": f"夏日凉面教程 {number}",
+                    "tag": [tags[p] for p in set(row)],
+                }
+                file.write(("[" if number == 0 else ",\n") + json.dumps(own, ensure_ascii=False))
+        file.write("]")
+    return items
+
+
+def read(folder: Path, items: int) -> int:
+    from dataset_scripts.annotation_files import read_annotations
+
+    return sum(1 for _ in read_annotations(folder / "create_3m_pretrain.json"))
+
+
+def _load(folder: Path):
+    from dataset_scripts import load_tagging_dataset
+
+    return load_tagging_dataset(
+        "create_tagging", config_name="create_3m", data_dir=str(folder), cache_dir=str(folder / "cache"), split="train"
+    )
+
+
+def build(folder: Path, items: int) -> int:
+    return len(_load(folder))
+
+
+def export(folder: Path, items: int) -> int:
+    from optsg import main as optsg
+
+    arguments = ["--config-name", "create_3m", "--data-dir", folder, "--cache-dir", folder / "cache"]
+    if optsg(["export", "create_tagging", str(folder / "parquet"), *map(str, arguments)]):
+        raise SystemExit("export failed")
+    return items
+
+
+def stats(folder: Path, items: int) -> int:
+    """`optsg stats` of the Parquet files."""
+    from optsg import main as optsg
+
+    if optsg(["stats", str(folder / "parquet"), "--cache-dir", str(folder / "stats_cache")]):
+        raise SystemExit("stats failed")
+    return items
+
+
+def iterate(folder: Path, items: int) -> int:
+    """The Parquet files as a stream of rows."""
+    from dataset_scripts import load_tagging_dataset
+
+    return sum(1 for _ in load_tagging_dataset(folder / "parquet", split="train", streaming=True))
+
+
+STEPS = {step.__name__: step for step in (make, read, build, export, stats, iterate)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=3_000_000)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        started = time.perf_counter()
+        done = STEPS[arguments.step](arguments.folder, arguments.items)
+        seconds = time.perf_counter() - started
+        # Kilobytes on Linux.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"items": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}))
+        return
+    found = {"items": arguments.items, "unique_tags": UNIQUE_TAGS, "steps": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for step in STEPS:
+            command = [sys.executable, __file__, "--step", step, "--folder", folder, "--items", str(arguments.items)]
+            run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            row = json.loads(run.stdout.splitlines()[-1])
+            if row["items"] != arguments.items:
+                raise SystemExit(f"{step} gave {row['items']} items of {arguments.items}.")
+            row["items_per_second"] = round(row.pop("items") / max(row["seconds"], 0.1))
+            found["steps"][step] = row
+            print(step, row, flush=True)
+    seconds = found["steps"]["build"]["seconds"] + found["steps"]["export"]["seconds"]
+    found["json_to_parquet_items_per_second"] = round(arguments.items / seconds)
+    if arguments.output:
+        # Only now: a process begins with the largest memory of the one that started it.
+        from score import environment
+
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(found | environment(), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

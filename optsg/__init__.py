@@ -1,0 +1,1 @@
+"""The `optsg` command line."""
