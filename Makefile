@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test test-slow test-docs test-fresh lint format build code clean
 
 help:
-	@echo "make demo       tags for the pictures in examples/pictures"
+	@echo "make demo       tags for the images in examples/images"
 	@echo "make test       lint, then the tests"
 	@echo "make test-slow  the tests that take long"
 	@echo "make test-docs  every command of the pages in docs/"
@@ -28,7 +28,7 @@ help:
 demo test test-slow test-docs test-fresh: export HF_HUB_OFFLINE := 1
 
 demo: $(VENV)/.installed-demo
-	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/pictures
+	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/images
 
 test: lint
 	$(BIN)/python -m pytest

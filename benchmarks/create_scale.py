@@ -16,19 +16,19 @@ import time
 from pathlib import Path
 
 UNIQUE_TAGS = 57_297
-TAGS_AN_ITEM = 5
+TAGS_PER_EXAMPLE = 5
 
 
-def make(folder: Path, items: int) -> int:
+def make(folder: Path, examples: int) -> int:
     import numpy as np
 
     random = np.random.default_rng(0)
     chances = 1 / np.arange(1, UNIQUE_TAGS + 1)
     tags = [f"标签{place}" for place in range(UNIQUE_TAGS)]
     with (folder / "create_3m_pretrain.json").open("w", encoding="utf-8") as file:
-        for start in range(0, items, 50_000):
+        for start in range(0, examples, 50_000):
             rows = random.choice(
-                UNIQUE_TAGS, size=(min(50_000, items - start), TAGS_AN_ITEM), p=chances / chances.sum()
+                UNIQUE_TAGS, size=(min(50_000, examples - start), TAGS_PER_EXAMPLE), p=chances / chances.sum()
             )
             for number, row in enumerate(rows.tolist(), start):
                 own = {
@@ -38,10 +38,10 @@ def make(folder: Path, items: int) -> int:
                 }
                 file.write(("[" if number == 0 else ",\n") + json.dumps(own, ensure_ascii=False))
         file.write("]")
-    return items
+    return examples
 
 
-def read(folder: Path, items: int) -> int:
+def read(folder: Path, examples: int) -> int:
     from dataset_scripts.annotation_files import read_annotations
 
     return sum(1 for _ in read_annotations(folder / "create_3m_pretrain.json"))
@@ -55,29 +55,29 @@ def _load(folder: Path):
     )
 
 
-def build(folder: Path, items: int) -> int:
+def build(folder: Path, examples: int) -> int:
     return len(_load(folder))
 
 
-def export(folder: Path, items: int) -> int:
-    from optsg import main as optsg
+def export(folder: Path, examples: int) -> int:
+    from optsg.__main__ import main as optsg
 
     arguments = ["--config-name", "create_3m", "--data-dir", folder, "--cache-dir", folder / "cache"]
     if optsg(["export", "create_tagging", str(folder / "parquet"), *map(str, arguments)]):
         raise SystemExit("export failed")
-    return items
+    return examples
 
 
-def stats(folder: Path, items: int) -> int:
+def stats(folder: Path, examples: int) -> int:
     """`optsg stats` of the Parquet files."""
-    from optsg import main as optsg
+    from optsg.__main__ import main as optsg
 
     if optsg(["stats", str(folder / "parquet"), "--cache-dir", str(folder / "stats_cache")]):
         raise SystemExit("stats failed")
-    return items
+    return examples
 
 
-def iterate(folder: Path, items: int) -> int:
+def iterate(folder: Path, examples: int) -> int:
     """The Parquet files as a stream of rows."""
     from dataset_scripts import load_tagging_dataset
 
@@ -96,25 +96,34 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         started = time.perf_counter()
-        done = STEPS[arguments.step](arguments.folder, arguments.items)
+        done = STEPS[arguments.step](arguments.folder, arguments.examples)
         seconds = time.perf_counter() - started
         # Kilobytes on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"items": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}))
+        print(json.dumps({"examples": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}))
         return
-    found = {"items": arguments.items, "unique_tags": UNIQUE_TAGS, "steps": {}}
+    found = {"examples": arguments.examples, "unique_tags": UNIQUE_TAGS, "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
-            command = [sys.executable, __file__, "--step", step, "--folder", folder, "--items", str(arguments.items)]
+            command = [
+                sys.executable,
+                __file__,
+                "--step",
+                step,
+                "--folder",
+                folder,
+                "--items",
+                str(arguments.examples),
+            ]
             run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             row = json.loads(run.stdout.splitlines()[-1])
-            if row["items"] != arguments.items:
-                raise SystemExit(f"{step} gave {row['items']} items of {arguments.items}.")
-            row["items_per_second"] = round(row.pop("items") / max(row["seconds"], 0.1))
+            if row["examples"] != arguments.examples:
+                raise SystemExit(f"{step} gave {row['examples']} examples of {arguments.examples}.")
+            row["examples_per_second"] = round(row.pop("examples") / max(row["seconds"], 0.1))
             found["steps"][step] = row
             print(step, row, flush=True)
     seconds = found["steps"]["build"]["seconds"] + found["steps"]["export"]["seconds"]
-    found["json_to_parquet_items_per_second"] = round(arguments.items / seconds)
+    found["json_to_parquet_examples_per_second"] = round(arguments.examples / seconds)
     if arguments.output:
         # Only now: a process begins with the largest memory of the one that started it.
         from score import environment

@@ -1,7 +1,7 @@
 r"""Runs what `accelerate` keeps for GPUs on a CPU, and compares losses step by step: the model divided between two
 processes, and fp16.
 
-    python benchmarks/gpu_ways_on_cpu.py --output results/training/gpu_ways_on_cpu.json
+    python benchmarks/distributed_strategies_on_cpu.py --output results/training/distributed_strategies_on_cpu.json
 
 "fsdp, …" is `examples/train.py` under FSDP2 on gloo, launched with `examples/accelerate/fsdp_8.yaml` and two processes
 instead of eight; "deepspeed, …" is the same under `deepspeed_zero2_8.yaml`, left out where DeepSpeed is not installed.
@@ -43,11 +43,11 @@ SCALER, TOO_LARGE = {"init_scale": 2.0**10}, {"init_scale": 2.0**24, "growth_int
 RUNS = {
     "one": (None, {}, False),
     "fp16, one": (None, HALF, False),
-    "fp16, one, in parts of 5": (None, HALF | {"process_batch_size": 5}, False),
+    "fp16, one, in parts of 5": (None, HALF | {"per_device_train_batch_size": 5}, False),
     "fp16, overflowing": (None, HALF, False),
     "fp16, overflowing, gone on": (None, HALF, True),
     "fsdp, two": (FSDP, {}, False),
-    "fsdp, two, in parts of 3": (FSDP, {"process_batch_size": 3}, False),
+    "fsdp, two, in parts of 3": (FSDP, {"per_device_train_batch_size": 3}, False),
     "fsdp, two, gone on": (FSDP, {}, True),
     "fp16, overflowing, fsdp, two": (FSDP, HALF, False),
     "fp16, fsdp, two": (FSDP, HALF, False),
@@ -55,12 +55,12 @@ RUNS = {
     "bf16, fsdp, two": (FSDP, BRAIN, False),
     "bf16, deepspeed, two": (ZERO, BRAIN, False),
     "deepspeed, two": (ZERO, {}, False),
-    "deepspeed, two, in parts of 3": (ZERO, {"process_batch_size": 3}, False),
+    "deepspeed, two, in parts of 3": (ZERO, {"per_device_train_batch_size": 3}, False),
     "deepspeed, two, gone on": (ZERO, {}, True),
 }
 # What each is compared with.
 EXPECTED = {run: "fp16, overflowing" if run.startswith("fp16, overflowing, ") else "one" for run in RUNS}
-ITEMS, BATCH_SIZE = 150, 16
+EXAMPLES, BATCH_SIZE = 150, 16
 
 
 def tell_accelerate() -> None:
@@ -104,7 +104,12 @@ def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
         launcher += (str(CONFIGURATIONS / configuration), "--num_processes", "2", "--mixed_precision", "no")
         launcher += ("--main_process_port", "0", __file__, "--under_accelerate")
         own |= {"ACCELERATE_USE_CPU": "true"} if configuration == FSDP else {"DS_ACCELERATOR": "cpu"}
-    settings = {"batch_size": BATCH_SIZE, "epochs": steps * BATCH_SIZE / ITEMS, "log_every": 1, "evaluations": 1}
+    settings = {
+        "train_batch_size": BATCH_SIZE,
+        "num_train_epochs": steps * BATCH_SIZE / EXAMPLES,
+        "logging_steps": 1,
+        "eval_steps": 0.99,
+    }
     output = folder / name.replace(" ", "_")
     command = small_run.command(folder, output, launcher, PLAIN, **settings, learning_rate=2e-3, **more)
     log, after = output / "training_log.jsonl", None
@@ -139,7 +144,7 @@ def main() -> None:
         versions["deepspeed"] = importlib.metadata.version("deepspeed")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small_run.make(folder, ITEMS, most_tags=12)
+        small_run.make(folder, EXAMPLES, most_tags=12)
         rows, after, weights = {}, {}, {}
         for way in wanted:
             rows[way], after[way] = run(folder, way, arguments.steps)
@@ -147,8 +152,8 @@ def main() -> None:
     compared = {way: EXPECTED[way] for way in rows if way in arguments.runs and EXPECTED[way] != way}
     result = {
         "steps": arguments.steps,
-        "batch_size": BATCH_SIZE,
-        "items": ITEMS,
+        "train_batch_size": BATCH_SIZE,
+        "examples": EXAMPLES,
         "first_and_last_loss": {way: [own[0]["loss"], own[-1]["loss"]] for way, own in rows.items()},
         "gone_on_after_step": {way: step for way, step in after.items() if step is not None},
         "largest_relative_difference": {way: differences(rows[one], rows[way]) for way, one in compared.items()},

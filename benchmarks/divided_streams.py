@@ -1,9 +1,9 @@
-r"""Measures what it saves that processes divide the reading of a stream among them: items a second that one of so many
-processes gets, of lanes of its own and of the whole stream, of which it keeps its share.
+r"""Measures what it saves that processes divide the reading of a stream among them: examples a second that one of so many
+processes gets, of shards of its own and of the whole stream, of which it keeps its share.
 
     python benchmarks/divided_streams.py --output results/training/divided_streams.json
 
-Items are made up: a title, seven tags and so many random bytes, as those of a small picture or a clip's features, in
+Examples are made up: a title, seven tags and so many random bytes, as those of a small image or a video's features, in
 Parquet files on this disk. Nothing is decoded. Rates are medians over turns in which both ways follow one another.
 """
 
@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg.training import StreamBatches, TaggedStream, open_lanes
+from modeling_optsg.training import StreamBatches, TaggedStream, open_shards
 
-FILES, ITEMS, BYTES, TAGS = 32, 16_000, 20_000, 5000
+FILES, EXAMPLES, BYTES, TAGS = 32, 16_000, 20_000, 5000
 BATCH, TURNS = 512, 3
 PROCESSES = (2, 4, 8, 16)
 FEATURES = {
@@ -37,7 +37,7 @@ FEATURES = {
 
 
 def make(folder: Path) -> None:
-    random, many = np.random.default_rng(0), ITEMS // FILES
+    random, many = np.random.default_rng(0), EXAMPLES // FILES
     for file in range(FILES):
         rows = [
             {
@@ -52,13 +52,13 @@ def make(folder: Path) -> None:
         Dataset.from_list(rows, features=Features(FEATURES)).to_parquet(path, batch_size=100)
 
 
-def rate(stream: TaggedStream, process: int, processes: int, lanes: list[int] | None) -> float:
-    """Items a second of its own that a process gets, from the first on, in an epoch."""
+def rate(stream: TaggedStream, process: int, processes: int, shards: list[int] | None) -> float:
+    """Examples a second of its own that a process gets, from the first on, in an epoch."""
     steps = len(stream) // BATCH
-    batches = StreamBatches(stream, BATCH, steps, 0, process=process, num_processes=processes, lanes=lanes)
+    batches = StreamBatches(stream, BATCH, steps, 0, process=process, num_processes=processes, shards=shards)
     began = time.perf_counter()
-    items = sum(len(batch) for batch in batches)
-    return items / (time.perf_counter() - began)
+    examples = sum(len(batch) for batch in batches)
+    return examples / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -72,11 +72,11 @@ def main() -> None:
         rows, texts = (
             load_tagging_dataset(folder, split="train", streaming=True, texts_only=only) for only in (False, True)
         )
-        lanes, known = open_lanes(rows, texts, 16, str(folder))
+        shards, known = open_shards(rows, texts, 16, str(folder))
         seconds = time.perf_counter() - began
-        count = Counter(known["lane"])
+        count = Counter(known["shard"])
         tags = {tag for own in known["tags"] for tag in own}
-        stream = TaggedStream(lanes, tags, [count[lane] for lane in range(len(lanes))])
+        stream = TaggedStream(shards, tags, [count[shard] for shard in range(len(shards))])
         found = {}
         for processes in PROCESSES:
             shares, _, _ = stream.divide(BATCH, processes, None)
@@ -89,12 +89,12 @@ def main() -> None:
             found[f"{processes} processes"] = rates | {"ratio": round(rates["divided"] / rates["whole"], 2)}
             print(found, flush=True)
     result = {
-        "items": ITEMS,
-        "bytes_an_item": BYTES,
+        "examples": EXAMPLES,
+        "bytes_per_example": BYTES,
         "files": FILES,
         "seconds_until_texts_are_read": round(seconds, 2),
     }
-    result |= {"items_per_second_of_a_process": found}
+    result |= {"examples_per_second_of_a_process": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
 

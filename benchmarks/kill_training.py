@@ -4,7 +4,7 @@ r"""Kills a training again and again, and compares what it ends with to that of 
 
 SIGKILL comes at a random moment after the training has begun; every fourth one as soon as a state is being written.
 The same command is started again each time. In the end the weights, the log's losses and the fitted settings must be
-those of the run that was not killed, bit for bit. The streamed run, killed after the other, reads its items by two
+those of the run that was not killed, bit for bit. The streamed run, killed after the other, reads its examples by two
 workers.
 """
 
@@ -96,11 +96,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--streamed_kills", type=int, default=0)
-    parser.add_argument("--epochs", type=float, default=60)
+    parser.add_argument("--num_train_epochs", type=float, default=60)
     parser.add_argument("--longest", type=float, default=2.0, help="seconds between the first step and a kill")
     arguments = parser.parse_args()
-    plain = {"epochs": arguments.epochs, "save_every": STEPS_A_STATE, "log_every": 1}
-    streamed = {"streaming": True, "num_workers": 2, "shuffle_buffer": 60}
+    plain = {"num_train_epochs": arguments.epochs, "save_steps": STEPS_A_STATE, "logging_steps": 1}
+    streamed = {"streaming": True, "num_workers": 2, "shuffle_buffer_size": 60}
     cases = {"map-style": (arguments.kills, plain), "streamed": (arguments.streamed_kills, plain | streamed)}
     result = {}
     for name, (kills, settings) in cases.items():

@@ -1,9 +1,9 @@
-r"""Whether steps of items with titles of like length (`--group_by_length`) pay: the time they save, and what the model
+r"""Whether steps of examples with titles of like length (`--group_by_length`) pay: the time they save, and what the model
 is worth after them.
 
     python benchmarks/length_groups.py --output results/training/length_groups.json
 
-Times are of steps on made-up items, of an icon's short titles and of a video's long ones: each grouped step follows a
+Times are of steps on made-up examples, of an icon's short titles and of a video's long ones: each grouped step follows a
 random one, with the model of [`training_throughput.py`]. The trainings are `examples/train.py` on a quarter of
 icon-tagging, two at a time on a thread each, one with groups and one without.
 """
@@ -25,34 +25,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from score import environment  # noqa: E402
 
 from modeling_optsg import train_tag_tokenizer
-from modeling_optsg.training import GlobalBatches, share_candidates, weigh_losses, weighted_losses
+from modeling_optsg.training import GlobalBatches, gather_candidates, global_loss_weights, weighted_losses
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of an icon's name, and of a video's description.
 TITLE_TOKENS = (8, 64)
-ITEMS, BATCH, SKIPPED = 4096, 64, 3
-FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+EXAMPLES, BATCH, SKIPPED = 4096, 64, 3
+METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
-def step_times(most_title_tokens: int) -> dict:
+def step_times(max_title_tokens: int) -> dict:
     """Of an epoch in each order."""
-    items = training_throughput.make_items(most_title_tokens, ITEMS)
-    tokenizer = train_tag_tokenizer((tag for item in items for tag in item["tags"]), 4000)
+    examples = training_throughput.make_examples(max_title_tokens, EXAMPLES)
+    tokenizer = train_tag_tokenizer((tag for example in examples for tag in example["tags"]), 4000)
     accelerator, model, optimizer, table, collate = training_throughput.trained(20, tokenizer)
-    lengths = [len(item["title_features"]) for item in items]
-    steps = ITEMS // BATCH
+    lengths = [len(example["title_features"]) for example in examples]
+    steps = EXAMPLES // BATCH
     orders = {
-        name: iter(GlobalBatches(ITEMS, BATCH, steps, seed=0, lengths=own))
+        name: iter(GlobalBatches(EXAMPLES, BATCH, steps, seed=0, lengths=own))
         for name, own in (("random", None), ("grouped", lengths))
     }
     times, tokens = {name: [] for name in orders}, dict.fromkeys(orders, 0)
     for step in range(steps):
         for name, order in orders.items():
-            chosen = [item for item, _ in next(order)]
+            chosen = [example for example, _ in next(order)]
             began = time.perf_counter()
-            batch = collate([{**items[i], "item_index": i, "item_seed": i} for i in chosen]).batch
-            share_candidates(accelerator, model.config, [batch], table)
-            (shares,) = weigh_losses(accelerator, model.config, [batch])
+            batch = collate([{**examples[i], "example_index": i, "example_seed": i} for i in chosen]).batch
+            gather_candidates(accelerator, model.config, [batch], table)
+            (shares,) = global_loss_weights(accelerator, model.config, [batch])
             accelerator.backward(weighted_losses(model.config, model(**batch), shares)["loss"])
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -68,7 +68,7 @@ def step_times(most_title_tokens: int) -> dict:
 
 
 def trained(folder: Path, seed: int, others: list[str]) -> dict:
-    """Validation figures and training time with groups and without."""
+    """Validation metrics and training time with groups and without."""
     runs = {}
     for name, grouped in (("random", False), ("grouped", True)):
         command = [sys.executable, str(ROOT / "examples/train.py"), "--seed", str(seed), *others]
@@ -81,8 +81,8 @@ def trained(folder: Path, seed: int, others: list[str]) -> dict:
         if run.wait():
             raise SystemExit(f"{name}, seed {seed}: {(folder / f'{name}-{seed}.txt').read_text()[-3000:]}")
         summary = json.loads((folder / f"{name}-{seed}" / "training_summary.json").read_text(encoding="utf-8"))
-        figures = next(iter(summary["fits"].values()))["validation"]
-        found[name] = {figure: figures[figure] for figure in FIGURES}
+        metrics = next(iter(summary["fits"].values()))["validation"]
+        found[name] = {figure: metrics[figure] for figure in METRICS}
         found[name]["training_seconds"] = summary["training_seconds"]
     return found
 
@@ -91,11 +91,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("--preset", default=str(ROOT / "examples/presets/optsg-icon-small.json"))
-    parser.add_argument("--train_share", default="0.25")
-    parser.add_argument("--epochs", default="10")
+    parser.add_argument("--config", default=str(ROOT / "examples/configs/optsg-icon-small.json"))
+    parser.add_argument("--train_ratio", default="0.25")
+    parser.add_argument("--num_train_epochs", default="10")
     arguments = parser.parse_args()
-    others = ["--preset", arguments.preset, "--train_share", arguments.train_share, "--epochs", arguments.epochs]
+    others = [
+        "--config",
+        arguments.preset,
+        "--train_ratio",
+        arguments.train_ratio,
+        "--num_train_epochs",
+        arguments.epochs,
+    ]
     torch.set_num_threads(1)
     times = {}
     for most in TITLE_TOKENS:
@@ -106,8 +113,13 @@ def main() -> None:
         for seed in arguments.seeds:
             found[f"seed {seed}"] = trained(Path(folder), seed, others)
             print(found, flush=True)
-    result = {"items": ITEMS, "batch_size": BATCH, "steps": times, "train_share": float(arguments.train_share)}
-    result |= {"epochs": float(arguments.epochs), "validation": found}
+    result = {
+        "examples": EXAMPLES,
+        "train_batch_size": BATCH,
+        "steps": times,
+        "train_ratio": float(arguments.train_ratio),
+    }
+    result |= {"num_train_epochs": float(arguments.epochs), "validation": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
 

@@ -17,12 +17,12 @@ TAGS = [f"标签{number}" for number in range(60)]
 WIDTH = 16
 
 
-def make(folder: Path, items: int = 240, most_tags: int = 6, seed: int = 0) -> None:
+def make(folder: Path, examples: int = 240, most_tags: int = 6, seed: int = 0) -> None:
     """Writes `data` (Parquet; tags follow from the features) and `tower` (a BERT of one layer) below `folder`."""
     random = np.random.default_rng(seed)
     directions = random.normal(size=(len(TAGS), WIDTH))
     splits = {}
-    for split, count in (("train", items), ("validation", items // 8)):
+    for split, count in (("train", examples), ("validation", examples // 8)):
         rows = []
         for number in range(count):
             tags = random.choice(len(TAGS), size=random.integers(1, most_tags + 1), replace=False)
@@ -34,7 +34,7 @@ def make(folder: Path, items: int = 240, most_tags: int = 6, seed: int = 0) -> N
         splits[split] = Dataset.from_list(rows)
     for split, rows in DatasetDict(splits).items():
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        # Row groups of a few items, which a stream reads side by side.
+        # Row groups of a few examples, which a stream reads side by side.
         rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=10)
     characters = sorted(set("".join(TAGS)))
     vocabulary = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
@@ -57,8 +57,8 @@ def command(folder: Path, output: Path, launcher: tuple[str, ...] = (), config: 
     own |= {"num_encoder_layers": 1, "num_prompt_layers": 1, "num_decoder_layers": 1} | (config or {})
     given = {
         "dataset": folder / "data", "dataset_dir": folder / "hf", "cache_dir": folder / "cache", "output_dir": output,
-        "vision_tower": "none", "text_tower": folder / "tower", "tag_vocab_size": 300, "batch_size": 16,
-        "num_negatives": 0, "evaluations": 2, "config": json.dumps(own),
+        "vision_tower": "none", "text_tower": folder / "tower", "tag_vocab_size": 300, "train_batch_size": 16,
+        "num_negatives": 0, "eval_steps": 0.5, "config_overrides": json.dumps(own),
     } | arguments  # fmt: skip
     program = [*(launcher or (sys.executable,)), TRAIN]
     return [*map(str, program), *(str(part) for name, value in given.items() for part in (f"--{name}", value))]

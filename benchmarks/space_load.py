@@ -2,7 +2,7 @@ r"""Fifty requests at once to the Space, round after round, and whether it answe
 
     python benchmarks/space_load.py --output results/space/load.json
 
-Pictures, clips, and files that are none of these, each with a title or without, by the Space's API on loopback. Every
+Images, videos, and files that are none of these, each with a title or without, by the Space's API on loopback. Every
 answer is compared with the one the same request gets when nothing else is asked; a file that is not taken must be
 refused in the same words. Memory is that of the server and of the processes that read files for it, after each round.
 """
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 from score import environment  # noqa: E402
 
-PICTURES = ROOT / "examples" / "pictures"
+IMAGES = ROOT / "examples" / "images"
 START_SECONDS, ANSWER_SECONDS = 120, 600
 
 
@@ -72,18 +72,18 @@ def megabytes(process: subprocess.Popen) -> float:
 
 
 def requests(folder: Path, count: int) -> list[dict]:
-    """Mixed: of ten, five pictures, three clips, two that are neither."""
+    """Mixed: of ten, five images, three videos, two that are neither."""
     broken, text = folder / "broken.png", folder / "notes.jpg"
-    broken.write_bytes((PICTURES / "bus.png").read_bytes()[:900])
-    text.write_text("this is not a picture")
-    pictures = sorted(PICTURES.glob("*.png"))
+    broken.write_bytes((IMAGES / "bus.png").read_bytes()[:900])
+    text.write_text("this is not an image")
+    images = sorted(IMAGES.glob("*.png"))
     files = []
     for number in range(count):
         kind = number % 10
         if kind < 5:
-            file = pictures[number % len(pictures)]
+            file = images[number % len(images)]
         elif kind < 8:
-            file = PICTURES / "ship-wheel.mp4"
+            file = IMAGES / "ship-wheel.mp4"
         else:
             file = (broken, text)[number % 2]
         title = "" if number % 3 == 0 else file.stem.replace("-", " ")
@@ -133,7 +133,7 @@ def main() -> None:
                         "tagged": sum(isinstance(found, list) for _, found in answers),
                         "latency_median": round(statistics.median(seconds), 2),
                         "latency_95": round(seconds[int(0.95 * (len(seconds) - 1))], 2),
-                        "latency_longest": round(seconds[-1], 2),
+                        "latency_max": round(seconds[-1], 2),
                         "megabytes": round(megabytes(process)),
                     }
                 )
@@ -142,7 +142,7 @@ def main() -> None:
         shutil.rmtree(folder)
     result = {
         "requests_at_once": len(asked),
-        "of_them": {"refused_as_no_picture_or_clip": sum(isinstance(found, str) for _, found in alone)},
+        "of_them": {"refused_as_no_image_or_video": sum(isinstance(found, str) for _, found in alone)},
         "refusals": sorted({found for _, found in alone if isinstance(found, str)}),
         "alone": {"latency_median": round(statistics.median(t for t, _ in alone), 2), "megabytes": round(settled)},
         "rounds": rounds,

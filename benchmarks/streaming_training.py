@@ -1,10 +1,10 @@
-r"""Measures how long training waits for data when items are streamed from Parquet: the share of the time.
+r"""Measures how long training waits for data when examples are streamed from Parquet: the share of the time.
 
     python benchmarks/streaming_training.py --output results/create_tagging/streaming.json
 
 Two cases, both read by `load_tagging_dataset(folder, streaming=True)` of what `optsg export` wrote, shuffled by a
-buffer, collated by a `DataLoader` with so many workers: icon-tagging's pictures, which both frozen towers look at in
-every step; and made-up items in CREATE's format with 16 frame features each. The model is that of the shipped preset.
+buffer, collated by a `DataLoader` with so many workers: icon-tagging's images, which both frozen towers look at in
+every step; and made-up examples in CREATE's format with 16 frame features each. The model is that of the shipped preset.
 The time to the first batch is told apart.
 """
 
@@ -25,17 +25,17 @@ from score import environment  # noqa: E402
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGConfig, OPTSGDataCollator, OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
-from optsg import main as optsg
+from optsg.__main__ import main as optsg
 
 BATCH, FRAMES, WIDTH, BUFFER = 32, 16, 512, 500
 WORKERS = (0, 1, 2)
 
 
-def create_items(folder: Path, items: int) -> Path:
-    scale.make(folder, items)
+def create_examples(folder: Path, examples: int) -> Path:
+    scale.make(folder, examples)
     (folder / "features").mkdir()
     random = np.random.default_rng(0)
-    for number in range(items):
+    for number in range(examples):
         features = random.normal(size=(FRAMES, WIDTH)).astype(np.float16)
         np.save(folder / "features" / f"v{number:08d}.npy", features)
     return exported("create-tagging", folder, "--data-dir", folder, "--config-name", "create_3m")
@@ -60,7 +60,7 @@ def measure(model, processor, folder: Path, workers: int, steps: int) -> dict:
         if tower is not None:
             tower.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    model.config.set_alignment = False  # It knows its own training tags only.
+    model.config.use_tag_classifier = False  # It knows its own training tags only.
     loader = DataLoader(rows, BATCH, collate_fn=OPTSGDataCollator(processor), num_workers=workers)
     started = time.perf_counter()
     batches = iter(loader)
@@ -83,8 +83,8 @@ def measure(model, processor, folder: Path, workers: int, steps: int) -> dict:
     counted = steps - 3
     return {
         "seconds_to_first_batch": round(first, 2),
-        "items_per_second": round(counted * BATCH / (worked + waited), 1),
-        "share_waiting": round(waited / (worked + waited), 4),
+        "examples_per_second": round(counted * BATCH / (worked + waited), 1),
+        "waiting_ratio": round(waited / (worked + waited), 4),
     }
 
 
@@ -95,12 +95,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     # More than are read: at the end of a pass `datasets` sleeps for five seconds, once an epoch.
-    items = (arguments.steps + 16) * BATCH + 2 * BUFFER
+    examples = (arguments.steps + 16) * BATCH + 2 * BUFFER
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         cases = {
-            "pictures": lambda: exported("icon-tagging", Path(folder, "icons")),
-            "frame features": lambda: create_items(make_folder(folder, "create"), items),
+            "images": lambda: exported("icon-tagging", Path(folder, "icons")),
+            "frame features": lambda: create_examples(make_folder(folder, "create"), examples),
         }
         for name, write in cases.items():
             parquet = write()

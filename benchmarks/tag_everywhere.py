@@ -1,9 +1,9 @@
-r"""Tags the same items with one process, two processes and two workers of Ray, and with kills on the way, and compares
+r"""Tags the same examples with one process, two processes and two workers of Ray, and with kills on the way, and compares
 the files.
 
     python benchmarks/tag_everywhere.py --output results/training/tagging.json
 
-Two of the items cannot be read. The killed runs lose all their processes (accelerate), and one worker (Ray), after
+Two of the examples cannot be read. The killed runs lose all their processes (accelerate), and one worker (Ray), after
 some of the shards are there; the first is started again with the same command, the second goes on by itself.
 """
 
@@ -29,15 +29,15 @@ LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--
 LAUNCH += ("1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
 
 
-def prepare(folder: Path, items: int) -> None:
-    """A checkpoint of a short training, and items two of which have features of another shape."""
+def prepare(folder: Path, examples: int) -> None:
+    """A checkpoint of a short training, and examples two of which have features of another shape."""
     small_run.make(folder, 120)
-    command = small_run.command(folder, folder / "run", epochs=4, evaluations=1)
+    command = small_run.command(folder, folder / "run", num_train_epochs=4, eval_steps=0.99)
     subprocess.run(command, env=small_run.environment(), check=True, capture_output=True)
-    small_run.make(folder / "many", items, seed=1)
+    small_run.make(folder / "many", examples, seed=1)
     path = folder / "many/data/train-00000-of-00001.parquet"
     rows = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(folder / "hf"))
-    broken = {items // 3, items // 2}
+    broken = {examples // 3, examples // 2}
     rows = rows.map(
         lambda row, number: {"frame_features": [[0.0] * 3] if number in broken else row["frame_features"]},
         with_indices=True,
@@ -91,7 +91,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, seconds, killed = Path(name), {}, {}
-        prepare(folder, arguments.items)
+        prepare(folder, arguments.examples)
         ways = {"one process": ((sys.executable,), ()), "two processes": (LAUNCH, ())}
         if not arguments.without_ray:
             ways["two workers of Ray"] = ((sys.executable,), ("--ray", "2"))
@@ -121,7 +121,7 @@ def main() -> None:
         expected = tables["one process"]
         ids = [row for table in expected for row in table["id"].to_pylist()]
         result = {
-            "items": len(ids),
+            "examples": len(ids),
             "different_ids": len(set(ids)),
             "could_not_be_read": sum(len(table) - table["error"].null_count for table in expected),
             "shards": len(expected),
@@ -133,7 +133,7 @@ def main() -> None:
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
-    if not all(result["equal_to_one_process"].values()) or len(ids) != arguments.items:
+    if not all(result["equal_to_one_process"].values()) or len(ids) != arguments.examples:
         raise SystemExit("The ways of tagging do not give the same.")
 
 

@@ -1,4 +1,4 @@
-r"""Measures training: items a second, how much of a step is forward and backward alone, the matching's share, and how
+r"""Measures training: examples a second, how much of a step is forward and backward alone, the matching's share, and how
 near the step comes to the machine's matrix products; over batch sizes and numbers of prompts.
 
     python benchmarks/training_throughput.py --output results/training/throughput.json
@@ -37,26 +37,26 @@ from modeling_optsg import tag_alignment as alignment
 from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
-    SeededItems,
-    share_candidates,
-    weigh_losses,
+    SeededExamples,
+    gather_candidates,
+    global_loss_weights,
     weighted_losses,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-TAGS, ITEMS, SKIPPED = 8000, 512, 3
+TAGS, EXAMPLES, SKIPPED = 8000, 512, 3
 CASES = ((32, 20), (64, 20), (128, 20), (64, 10), (64, 40))
 
 
-def make_items(most_title_tokens: int = 8, count: int = ITEMS) -> list[dict]:
-    """16 tokens of a picture and 3 or more of a title, and about seven tags with a long tail."""
+def make_examples(max_title_tokens: int = 8, count: int = EXAMPLES) -> list[dict]:
+    """16 tokens of an image and 3 or more of a title, and about seven tags with a long tail."""
     random = np.random.default_rng(0)
     chances = 1 / np.arange(1, TAGS + 1)
     chances /= chances.sum()
     return [
         {
             "frame_features": random.normal(size=(1, 16, 1280)).astype(np.float32),
-            "title_features": random.normal(size=(random.integers(3, most_title_tokens + 1), 384)).astype(np.float32),
+            "title_features": random.normal(size=(random.integers(3, max_title_tokens + 1), 384)).astype(np.float32),
             "tags": [f"tag {t}" for t in random.choice(TAGS, size=random.integers(2, 12), replace=False, p=chances)],
         }
         for _ in range(count)
@@ -89,7 +89,7 @@ class Timer:
 
 def trained(num_prompts: int, tokenizer) -> tuple:
     """What a training steps: the model, its optimizer and accelerator, and what collates for it."""
-    preset = json.loads((ROOT / "examples/presets/optsg-icon-small.json").read_text())["config"]
+    preset = json.loads((ROOT / "examples/configs/optsg-icon-small.json").read_text())["config_overrides"]
     torch.manual_seed(0)
     model = OPTSGForTagGeneration(
         OPTSGConfig(
@@ -101,7 +101,7 @@ def trained(num_prompts: int, tokenizer) -> tuple:
     )
     names = [f"tag {tag}" for tag in range(TAGS)]
     ids = tokenizer(names, add_special_tokens=False)["input_ids"]
-    model.set_tag_classes(ids, [1] * TAGS)
+    model.set_label_vocabulary(ids, [1] * TAGS)
     model.set_attn_implementation("eager")
     model.model.text_tower.requires_grad_(False)
     table = TagTable(names, ids, torch.randn(TAGS, 384))
@@ -113,17 +113,17 @@ def trained(num_prompts: int, tokenizer) -> tuple:
     return accelerator, model, optimizer, table, CollateReadable(OPTSGDataCollator(processor, table), [])
 
 
-def measure(batch_size: int, num_prompts: int, steps: int, items: list[dict], tokenizer) -> dict:
+def measure(batch_size: int, num_prompts: int, steps: int, examples: list[dict], tokenizer) -> dict:
     accelerator, model, optimizer, table, collate = trained(num_prompts, tokenizer)
-    order = GlobalBatches(len(items), batch_size, steps + SKIPPED, seed=0)
-    loader = iter(DataLoader(SeededItems(items), batch_sampler=order, collate_fn=collate))
+    order = GlobalBatches(len(examples), batch_size, steps + SKIPPED, seed=0)
+    loader = iter(DataLoader(SeededExamples(examples), batch_sampler=order, collate_fn=collate))
     matching = alignment.match_prompts_to_tags = Timer(alignment.match_prompts_to_tags)
     whole, bare, matched = [], [], []
     for _ in range(steps + SKIPPED):
         start = time.perf_counter()
         batches = [next(loader).batch]
-        share_candidates(accelerator, model.config, batches, table)
-        (shares,) = weigh_losses(accelerator, model.config, batches)
+        gather_candidates(accelerator, model.config, batches, table)
+        (shares,) = global_loss_weights(accelerator, model.config, batches)
         matching.seconds, before = 0.0, time.perf_counter()
         loss = weighted_losses(model.config, model(**batches[0]), shares)["loss"]
         accelerator.backward(loss)
@@ -138,10 +138,10 @@ def measure(batch_size: int, num_prompts: int, steps: int, items: list[dict], to
         accelerator.backward(model(**batches[0]).loss)
     step = statistics.median(whole[SKIPPED:])
     return {
-        "items_per_second": round(batch_size / step, 1),
+        "examples_per_second": round(batch_size / step, 1),
         "step_seconds": round(step, 4),
         "of_forward_and_backward_alone": round(statistics.median(bare[SKIPPED:]) / step, 3),
-        "matching_share": round(statistics.median(matched[SKIPPED:]) / step, 4),
+        "matching_ratio": round(statistics.median(matched[SKIPPED:]) / step, 4),
         "gflops": round(flops.get_total_flops() / step / 1e9, 1),
     }
 
@@ -151,12 +151,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12)
     arguments = parser.parse_args()
-    items = make_items()
-    tokenizer = train_tag_tokenizer((tag for item in items for tag in item["tags"]), 4000)
+    examples = make_examples()
+    tokenizer = train_tag_tokenizer((tag for example in examples for tag in example["tags"]), 4000)
     found = {}
     for batch_size, num_prompts in CASES:
         name = f"batch {batch_size}, {num_prompts} prompts"
-        found[name] = measure(batch_size, num_prompts, arguments.steps, items, tokenizer)
+        found[name] = measure(batch_size, num_prompts, arguments.steps, examples, tokenizer)
         print(name, found[name], flush=True)
     result = {"steps": arguments.steps, "matrix_products_gflops": round(matrix_rate(), 1), "cases": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,11 @@
-r"""Measures reading 8 frames of a two-minute clip by seeking, against decoding it from end to end.
+r"""Measures reading 8 frames of a two-minute video by seeking, against decoding it from end to end.
 
     python benchmarks/video_seeking.py --output results/video/seeking.json
 
-The clips are made here: a moving picture, H.264, with key frames as far apart as a phone (1 s), streaming (2 s) and
+The videos are made here: a moving image, H.264, with key frames as far apart as a phone (1 s), streaming (2 s) and
 x264's default (250 frames) have them, and with one key frame alone. Both ways are run in turn; times are medians. The
-naive way decodes all frames and turns those wanted into pictures. `largest_error` is the distance, in frames, of a
-frame's time from the time asked for, the centre of its eighth of the clip.
+naive way decodes all frames and turns those wanted into images. `largest_error` is the distance, in frames, of a
+frame's time from the time asked for, the centre of its eighth of the video.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def drawn(number: int, ground: np.ndarray) -> np.ndarray:
     return frame
 
 
-def number_of(picture) -> int:
-    grey = np.asarray(picture.convert("L"))
+def number_of(image) -> int:
+    grey = np.asarray(image.convert("L"))
     return sum(int(grey[16, bit * 32 + 16] > 127) << bit for bit in range(BITS))
 
 
@@ -98,7 +98,7 @@ def main() -> None:
             }
             print(name, json.dumps(found[name]))
     result = {
-        "clip": {"seconds": SECONDS, "frames_a_second": RATE, "size": [WIDTH, HEIGHT], "frames_read": FRAMES},
+        "video": {"seconds": SECONDS, "frames_a_second": RATE, "size": [WIDTH, HEIGHT], "frames_read": FRAMES},
         "rounds": arguments.rounds,
         "key_frames": found,
     }

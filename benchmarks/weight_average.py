@@ -1,10 +1,10 @@
 r"""Whether an exponential moving average of the weights pays: one training, and its averages beside its last weights.
 
-    python benchmarks/weight_average.py --preset examples/presets/optsg-icon-small.json --train_share 0.25 \
-        --epochs 10 --output results/training/weight_average.json
+    python benchmarks/weight_average.py --config examples/configs/optsg-icon-small.json --train_ratio 0.25 \
+        --num_train_epochs 10 --output results/training/weight_average.json
 
 The training is `examples/train.py` with the arguments given here; an average for each decay is kept beside it, and at
-the end fitted on the validation items as the last weights are. A decay begins lower, as min(decay, (1 + n) / (10 + n))
+the end fitted on the validation examples as the last weights are. A decay begins lower, as min(decay, (1 + n) / (10 + n))
 after n steps, so that the average forgets where training began.
 """
 
@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import train as training  # noqa: E402
 from score import environment  # noqa: E402
 
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.training import save_checkpoint, whole_state
 from modeling_optsg.training.text_tied_embeddings import plain_copy
 
-FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
 class Averages:
@@ -61,8 +61,8 @@ def main() -> None:
     averages, known, learn = Averages(own.decays), {}, training.learn
 
     def learn_and_keep(*given):
-        names = ("accelerator", "model", "processor", "tag_table", "train_items")
-        names += ("validation", "validation_items", "evaluator", "arguments", "stop")
+        names = ("accelerator", "model", "processor", "tag_table", "train_examples")
+        names += ("validation", "validation_examples", "evaluator", "arguments", "stop")
         known.update(zip(names, given))
         return learn(*given)
 
@@ -73,29 +73,29 @@ def main() -> None:
         arguments = training.parse_arguments()
         training.main(arguments)
         hook.remove()
-        system = SYSTEMS[arguments.system]
+        system = MODEL_TYPES[arguments.model_type]
         decoding = system.decodings[0]
         summary = json.loads(Path(folder, "training_summary.json").read_text(encoding="utf-8"))
         found = {"last": summary["fits"][decoding or "only"]["validation"]}
         for decay in own.decays:
             averages.put(decay)
             plain = plain_copy(known["model"], whole_state(known["model"]))
-            save_checkpoint(plain, known["processor"], Path(folder, str(decay)), arguments.half_precision_weights)
+            save_checkpoint(plain, known["processor"], Path(folder, str(decay)), arguments.save_half_precision)
             model = system.model.from_pretrained(Path(folder, str(decay)))
-            system.set_search(model, arguments.alternatives, arguments.proposals)
+            system.set_search(model, arguments.num_return_sequences, arguments.num_candidates)
             fit = fit_generation_config(
                 model,
                 known["processor"],
-                known["validation_items"],
+                known["validation_examples"],
                 known["evaluator"],
                 decoding=decoding,
-                objective=arguments.objective,
+                objective=arguments.metric_for_best_model,
                 grid=system.grid(arguments.pad_biases),
             )
             found[f"average, decay {decay}"] = fit["validation"]
-    found = {name: {figure: figures[figure] for figure in FIGURES} for name, figures in found.items()}
+    found = {name: {figure: metrics[figure] for figure in METRICS} for name, metrics in found.items()}
     print(json.dumps(found, indent=1))
-    result = {"steps": averages.steps, "items": summary["items"], "arguments": summary["arguments"]}
+    result = {"steps": averages.steps, "examples": summary["examples"], "arguments": summary["arguments"]}
     own.output.parent.mkdir(parents=True, exist_ok=True)
     own.output.write_text(
         json.dumps(result | {"validation": found} | environment(), indent=1) + "\n", encoding="utf-8"

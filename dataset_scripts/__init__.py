@@ -36,7 +36,7 @@ def load_tagging_dataset(
         name_or_path: the first of these that it is:
             a benchmark built here, `"icon_tagging"` or `"icon-tagging"`, or from files you hold (`data_dir`),
             `"create_tagging"` and `"pexel_tagging"`;
-            a local folder of pictures or clips with a metadata file (see [`tagging_folder.load_tagging_folder`]);
+            a local folder of images or videos with a metadata file (see [`tagging_folder.load_tagging_folder`]);
             a local folder of Parquet files with those columns, or the name of such a dataset on the Hub, `"org/name"`
             (see [`tagging_columns.with_tagging_columns`]).
         split: one split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`; not given,

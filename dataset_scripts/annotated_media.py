@@ -21,7 +21,7 @@ from .annotation_files import read_annotations
 
 logger = logging.getLogger(__name__)
 
-ROWS_A_TABLE = 2000
+ROWS_PER_TABLE = 2000
 COMPRESSIONS = ("", ".gz", ".zst")
 WIDTH_SAMPLE = 50
 FEATURE_SUFFIXES = (".npy", ".npz", ".pt", ".h5")
@@ -36,8 +36,8 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
         title_fields: fields of an annotation that may be its title, by the name under which `title` chooses one.
         title: which of them.
         visual: "video", "image" or "frame_features"; `None` for whichever folder `data_dir` holds.
-        missing: what becomes of an item whose media or feature file is not there: "skip" or "keep" it without.
-        check_media: whether pictures and clips are opened (not decoded) to see that they are such; milliseconds each.
+        missing: what becomes of an example whose media or feature file is not there: "skip" or "keep" it without.
+        check_media: whether images and videos are opened (not decoded) to see that they are such; milliseconds each.
         categories: whether annotations have a `category`.
     """
 
@@ -51,15 +51,15 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
 
 
 class AnnotatedMedia(datasets.ArrowBasedBuilder):
-    """Reads annotations item by item, finds each item's file by its id, and writes rows of `id`, `title`, `tags`, and
+    """Reads annotations example by example, finds each example's file by its id, and writes rows of `id`, `title`, `tags`, and
     `video`, `image` or `frame_features`.
 
     In `data_dir` lie the annotation files (plain, `.gz` or `.zst`; a JSON list or JSON lines) and, where there are
-    any, the folders of `MEDIA`: a file in them is named by its item's id. Items that cannot be used are left out,
+    any, the folders of `MEDIA`: a file in them is named by its example's id. Examples that cannot be used are left out,
     counted by reason, and logged; `left_out` holds the counts of each split.
 
     Raises:
-        ValueError: an annotation file is broken, none of its items can be used, or a configuration's value is unknown.
+        ValueError: an annotation file is broken, none of its examples can be used, or a configuration's value is unknown.
         FileNotFoundError: `data_dir`, an annotation file or the folder that `visual` asks for is not there.
     """
 
@@ -157,7 +157,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         left_out, rows, written = Counter(), [], 0
         for row in self._rows(Path(path), left_out):
             rows.append(row)
-            if len(rows) == ROWS_A_TABLE:
+            if len(rows) == ROWS_PER_TABLE:
                 yield written, self._table(rows)
                 written, rows = written + len(rows), []
         if rows:
@@ -167,7 +167,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         if left_out:
             logger.warning("%s: %s rows; left out: %s", path, f"{written:,}", _listed(left_out))
         if not written:
-            raise ValueError(f"{path}: none of its items can be used: {dict(left_out) or 'there are none'}")
+            raise ValueError(f"{path}: none of its examples can be used: {dict(left_out) or 'there are none'}")
 
     def _table(self, rows: list[dict]) -> pa.Table:
         # Rows are made as Arrow stores them: encoding each by its features takes most of the time.
@@ -176,31 +176,31 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
     def _rows(self, path: Path, left_out: Counter) -> Iterator[dict]:
         seen, visual = set(), self.config.visual
         title_field, find = self.config.title_fields[self.config.title], self._finder()
-        for item in read_annotations(path):
-            name = item.get(self.ID_FIELD)
+        for example in read_annotations(path):
+            name = example.get(self.ID_FIELD)
             if isinstance(name, int) and not isinstance(name, bool):
                 name = str(name)
             if not _is_text(name) or not name.strip():
-                left_out[f"items without {self.ID_FIELD}"] += 1
+                left_out[f"examples without {self.ID_FIELD}"] += 1
                 continue
             if name in seen:
-                left_out[f"items of a {self.ID_FIELD} that was there before"] += 1
+                left_out[f"examples of a {self.ID_FIELD} that was there before"] += 1
                 continue
             seen.add(name)
-            tags = self._tags(item.get("tag", item.get("tags")), left_out)
+            tags = self._tags(example.get("tag", example.get("tags")), left_out)
             if not tags:
-                left_out["items without tags"] += 1
+                left_out["examples without tags"] += 1
                 continue
-            title = item.get(title_field)
+            title = example.get(title_field)
             row = {"id": name, "title": title.strip() if _is_text(title) else "", "tags": tags}
             if self.config.categories:
-                category = item.get("category")
+                category = example.get("category")
                 known = isinstance(category, int) and not isinstance(category, bool) and abs(category) < 2**31
                 row["category"] = category if known else None
             if visual != "none":
                 row[visual], problem = find(name)
                 if problem:
-                    left_out[f"items {problem}" if self.config.missing == "skip" else f"files {problem}"] += 1
+                    left_out[f"examples {problem}" if self.config.missing == "skip" else f"files {problem}"] += 1
                     if self.config.missing == "skip":
                         continue
                 if visual == "frame_features" and row[visual] is not None:
@@ -215,7 +215,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         tags = list(dict.fromkeys(text for text in texts if text))
         left_out["tags that are no text"] += len(values) - len(texts)
         left_out["empty tags"] += texts.count("")
-        left_out["tags an item has twice"] += len(texts) - texts.count("") - len(tags)
+        left_out["tags an example has twice"] += len(texts) - texts.count("") - len(tags)
         for reason in [reason for reason, count in left_out.items() if not count]:
             del left_out[reason]
         return tags
@@ -223,10 +223,10 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
     def _finder(self) -> Callable[[str], tuple[object, str | None]]:
         """A function from an id to what is looked at and what is wrong with it."""
         if self.config.visual == "none":
-            return lambda item: (None, None)
+            return lambda example: (None, None)
         name, suffixes = self.MEDIA[self.config.visual]
         folder = Path(self.config.data_dir, name).resolve()
-        # One look at the folder instead of one for each suffix of each item; of two files the earlier suffix.
+        # One look at the folder instead of one for each suffix of each example; of two files the earlier suffix.
         files: dict[str, str] = {}
         with os.scandir(folder) as entries:
             named = [entry.name for entry in entries if entry.name.lower().endswith(suffixes)]
@@ -234,11 +234,11 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             files[os.path.splitext(file)[0]] = file
         width = _usual_width(folder, files) if self.config.visual == "frame_features" else None
 
-        def find(item: str):
+        def find(example: str):
             # An id is a file's name, never a way out of the folder.
-            if item in (".", "..") or "/" in item or os.sep in item or "\0" in item:
+            if example in (".", "..") or "/" in example or os.sep in example or "\0" in example:
                 return None, "whose id is no file name"
-            path = folder / files[item] if item in files else None
+            path = folder / files[example] if example in files else None
             if path is None or not path.exists():
                 return None, f"whose file is not in {name}/"
             if not path.resolve().is_relative_to(folder):
@@ -291,21 +291,21 @@ def _usual_width(folder: Path, files: Mapping[str, str]) -> int | None:
 
 
 def _problem(path: Path, visual: str) -> str | None:
-    """What is wrong with a picture or clip as far as opening it tells."""
+    """What is wrong with an image or video as far as opening it tells."""
     try:
         if visual == "image":
             Image.open(path).close()
         else:
-            from modeling_optsg.video_utils import check_clip
+            from modeling_optsg.video_utils import check_video
 
-            check_clip(path)
+            check_video(path)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         return str(error)
     return None
 
 
 def read_features(path: Path) -> np.ndarray:
-    """Frame features `[frames, width]`, float32, of one item; of an archive the first array.
+    """Frame features `[frames, width]`, float32, of one example; of an archive the first array.
 
     Raises:
         ValueError: they have another number of dimensions, no frame, or are not finite.

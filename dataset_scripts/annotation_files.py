@@ -1,4 +1,4 @@
-"""Reads annotation files item by item: JSON lists and JSON lines, plain or compressed, never loaded whole."""
+"""Reads annotation files example by example: JSON lists and JSON lines, plain or compressed, never loaded whole."""
 
 import codecs
 import gzip
@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 CHUNK = 1 << 20
-LONGEST_ITEM = 1 << 24
+MAX_OBJECT_CHARACTERS = 1 << 24
 _DECODER = json.JSONDecoder()
 _BLANK = " \t\r\n"
 
@@ -20,27 +20,27 @@ def read_annotations(path: str | os.PathLike) -> Iterator[dict]:
     """Yields the objects of a JSON list, or of a file with one JSON object a line (blank lines are allowed).
 
     Which of the two it is, the first character says. A name that ends with `.gz` or `.zst` says how it is compressed.
-    At most one item and a megabyte of text more are held at a time.
+    At most one example and a megabyte of text more are held at a time.
 
     Raises:
         ValueError: the file ends in the middle, holds something that is no object, or is no JSON or UTF-8; names the
-            file and the number of items read until then.
+            file and the number of examples read until then.
     """
     path, count = Path(path), 0
     with _open(path) as raw:
         try:
-            for item in _objects(_decoded(raw)):
-                if not isinstance(item, dict):
-                    raise _Broken(f"holds {_shown(item)} where an object should be")
-                yield item
+            for example in _objects(_decoded(raw)):
+                if not isinstance(example, dict):
+                    raise _Broken(f"holds {_shown(example)} where an object should be")
+                yield example
                 count += 1
         except _Broken as error:
-            raise ValueError(f"{path}, after {count:,} items: {error}") from None
+            raise ValueError(f"{path}, after {count:,} examples: {error}") from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, after {count:,} items: not UTF-8 ({error.reason})") from None
+            raise ValueError(f"{path}, after {count:,} examples: not UTF-8 ({error.reason})") from None
         except (EOFError, OSError) as error:
             # gzip says so where compressed data stop in the middle.
-            raise ValueError(f"{path}, after {count:,} items: {error}") from None
+            raise ValueError(f"{path}, after {count:,} examples: {error}") from None
 
 
 class _Broken(Exception):
@@ -107,11 +107,11 @@ def _objects(chunks: Iterator[str]) -> Iterator:
             try:
                 value, end = _DECODER.raw_decode(text, at)
             except json.JSONDecodeError as error:
-                # Perhaps the rest is in what is not read yet. What no item is long enough for is no item.
-                if len(text) - at > LONGEST_ITEM or not more():
+                # Perhaps the rest is in what is not read yet. What no example is long enough for is no example.
+                if len(text) - at > MAX_OBJECT_CHARACTERS or not more():
                     # The decoder stops where a string begins that has no end, or at what it cannot go on with.
                     if "Unterminated" in error.msg or error.pos >= len(text.rstrip()) - 6:
-                        raise _Broken("the file ends in the middle of an item") from None
+                        raise _Broken("the file ends in the middle of an example") from None
                     raise _Broken(f"no JSON: {error.msg} at {text[error.pos : error.pos + 20]!r}") from None
                 continue
             # A number at the end of what is read may go on.

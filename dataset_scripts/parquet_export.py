@@ -1,4 +1,4 @@
-"""Writes a tagging dataset as Parquet files, clips beside them, with its card: the form that everyone else loads."""
+"""Writes a tagging dataset as Parquet files, videos beside them, with its card: the form that everyone else loads."""
 
 import json
 import math
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from modeling_optsg.hub.commits import Published
 
 # The Hub asks for no more than 10,000 files in a folder.
-CLIPS_A_FOLDER = 5000
-CLIP_FILE_SUFFIXES = frozenset(".avi .mkv .mov .mp4 .mpeg".split())
+VIDEOS_PER_FOLDER = 5000
+VIDEO_FILE_SUFFIXES = frozenset(".avi .mkv .mov .mp4 .mpeg".split())
 TEXT_ROW_GROUP = 20_000
 # Lists what an export has written, so that another one takes away that and nothing else.
 MANIFEST = ".optsg-export.json"
@@ -31,20 +31,20 @@ _SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
 _TEXT = """
 # {name}
 
-Items with free-form tags, exported with `optsg export`. Columns: {columns}.
+Examples with free-form tags, exported with `optsg export`. Columns: {columns}.
 
 ```python
 from datasets import load_dataset
 
 dataset = load_dataset("{where}")
 ```
-{clips}
+{videos}
 <!-- statistics -->
 <!-- /statistics -->
 """
-_CLIPS = """
+_VIDEOS = """
 `video` is decoded by [torchcodec](https://github.com/pytorch/torchcodec); without it,
-`dataset.cast_column("video", datasets.Video(decode=False))` gives the clips' paths.
+`dataset.cast_column("video", datasets.Video(decode=False))` gives the videos' paths.
 """
 
 
@@ -65,7 +65,7 @@ def new_card(name: str, dataset: DatasetDict, license: str | None, language: lis
         tags=["tagging"],
     )
     columns = ", ".join(f"`{column}`" for column in features)
-    text = _TEXT.format(name=name, columns=columns, where=name, clips=_CLIPS if "video" in features else "")
+    text = _TEXT.format(name=name, columns=columns, where=name, videos=_VIDEOS if "video" in features else "")
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
@@ -77,8 +77,8 @@ def write_parquet(
 ) -> dict[str, int | float]:
     """Writes every split as `<split>-00000-of-00003.parquet`, …, and the card with its sizes and statistics.
 
-    Pictures and features are embedded. A dataset with clips is written as a `videofolder` instead: the clips' files as
-    they are, five thousand a folder, and `data/<split>/metadata.parquet`; unless a split has no clip, when clips are
+    Images and features are embedded. A dataset with videos is written as a `videofolder` instead: the videos' files as
+    they are, five thousand a folder, and `data/<split>/metadata.parquet`; unless a split has no video, when videos are
     embedded too. Either way `datasets.load_dataset(folder)` gives the dataset back. Everything is written beside the
     folder first; the card comes last: a folder without `README.md` was not finished.
 
@@ -95,7 +95,7 @@ def write_parquet(
     Raises:
         ValueError: `folder` holds anything that no export has written; a Parquet dataset names files instead of
             holding them; or `max_shard_size` is no size.
-        FileNotFoundError: a picture or clip the dataset names is not there.
+        FileNotFoundError: an image or video the dataset names is not there.
     """
     folder, largest = Path(folder), convert_file_size_to_int(max_shard_size)
     if largest < 1:
@@ -104,8 +104,8 @@ def write_parquet(
         _check_files(rows, split)
     earlier = _written_before(folder)
     filled = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
-    # A split of no clips would not be taken for a part of a folder of clips.
-    as_files = all("video" in rows.features and _has_clips(rows) for rows in dataset.values())
+    # A split of no videos would not be taken for a part of a folder of videos.
+    as_files = all("video" in rows.features and _has_videos(rows) for rows in dataset.values())
 
     partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,7 +113,7 @@ def write_parquet(
     try:
         written = {
             split: list(
-                _write_clips(rows, partial / "data" / split)
+                _write_videos(rows, partial / "data" / split)
                 if as_files
                 else _write_shards(rows, partial, split, largest)
             )
@@ -186,7 +186,7 @@ def _put_in_place(partial: Path, folder: Path, files: list[str], earlier: list[s
 def _check_files(rows: Dataset, split: str) -> None:
     """Refuses what a stranger's rows could make of this computer's files, and names that would be lost."""
     if "video" in rows.features and "file_name" in rows.features:
-        raise ValueError("a dataset of clips cannot have a column file_name: the clips' names go there; rename it")
+        raise ValueError("a dataset of videos cannot have a column file_name: the videos' names go there; rename it")
     # These builders take a cell as it is written; all others have made the path themselves.
     foreign = rows.info.builder_name in ("parquet", "json", "csv", "arrow", "text")
     for column in _media_columns(rows):
@@ -206,9 +206,9 @@ def _check_files(rows: Dataset, split: str) -> None:
                 raise FileNotFoundError(f"{split}, row {number}: there is no file {cell['path']}")
 
 
-def _has_clips(rows: Dataset) -> bool:
-    clips = rows.select_columns("video").cast_column("video", Video(decode=False))
-    return any(row["video"] is not None for row in clips)
+def _has_videos(rows: Dataset) -> bool:
+    videos = rows.select_columns("video").cast_column("video", Video(decode=False))
+    return any(row["video"] is not None for row in videos)
 
 
 def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iterator[Path]:
@@ -220,24 +220,24 @@ def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iter
         yield _write(shard, folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet")
 
 
-def _write_clips(rows: Dataset, folder: Path) -> Iterator[Path]:
+def _write_videos(rows: Dataset, folder: Path) -> Iterator[Path]:
     names = []
-    for number, clip in enumerate(rows.select_columns("video").cast_column("video", Video(decode=False))):
-        clip = clip["video"]
-        if clip is None:
+    for number, video in enumerate(rows.select_columns("video").cast_column("video", Video(decode=False))):
+        video = video["video"]
+        if video is None:
             names.append(None)
             continue
-        # Numbered: an id need not be a file name, and two clips may have one name in different folders. By other
-        # suffixes `datasets` takes a clip for sound or a picture; FFmpeg looks at what is in the file.
-        suffix = Path(clip["path"] or "").suffix.lower()
-        suffix = suffix if suffix in CLIP_FILE_SUFFIXES else ".mp4"
-        names.append(f"{number // CLIPS_A_FOLDER:05d}/{number % CLIPS_A_FOLDER:05d}{suffix}")
+        # Numbered: an id need not be a file name, and two videos may have one name in different folders. By other
+        # suffixes `datasets` takes a video for sound or an image; FFmpeg looks at what is in the file.
+        suffix = Path(video["path"] or "").suffix.lower()
+        suffix = suffix if suffix in VIDEO_FILE_SUFFIXES else ".mp4"
+        names.append(f"{number // VIDEOS_PER_FOLDER:05d}/{number % VIDEOS_PER_FOLDER:05d}{suffix}")
         path = folder / names[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        if clip["bytes"] is not None:
-            path.write_bytes(clip["bytes"])
+        if video["bytes"] is not None:
+            path.write_bytes(video["bytes"])
         else:
-            shutil.copyfile(clip["path"], path)
+            shutil.copyfile(video["path"], path)
         yield path
     # One file: of several, `datasets` reads the rows in no certain order.
     listed = _embedded(rows.remove_columns("video")).add_column("file_name", names, feature=Value("string"))
@@ -246,21 +246,21 @@ def _write_clips(rows: Dataset, folder: Path) -> Iterator[Path]:
 
 
 def _write(rows: Dataset, path: Path) -> Path:
-    # The library's row groups are of a hundred megabytes, which is a million items where there is nothing but text.
+    # The library's row groups are of a hundred megabytes, which is a million examples where there is nothing but text.
     only_text = not rows.features.keys() & {"image", "video", "frame_features"}
     rows.to_parquet(str(path), batch_size=TEXT_ROW_GROUP if only_text else None)
     return path
 
 
 def _embedded(rows: Dataset) -> Dataset:
-    """With the bytes of pictures and clips that are files."""
+    """With the bytes of images and videos that are files."""
     if not _media_columns(rows):
         return rows
     return rows.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True).with_format(None)
 
 
 def _outside_bytes(rows: Dataset) -> int:
-    """Bytes of the pictures and clips that are files."""
+    """Bytes of the images and videos that are files."""
     size = 0
     for column in _media_columns(rows):
         undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
@@ -286,7 +286,7 @@ def _fill_card(filled: DatasetCard, dataset: DatasetDict, written: dict, statist
             ],
         }
     ]
-    filled.data.size_categories = [_size_category(statistics["items"])]
+    filled.data.size_categories = [_size_category(statistics["examples"])]
     if not _STATISTICS.search(filled.text):
         filled.text += "\n<!-- statistics -->\n<!-- /statistics -->\n"
     filled.text = _STATISTICS.sub(lambda found: found[1] + _as_table(statistics) + found[2], filled.text)
@@ -304,9 +304,9 @@ def _info(dataset: DatasetDict, written: dict[str, list[Path]]) -> DatasetInfo:
     return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)
 
 
-def _size_category(items: int) -> str:
-    """The Hub's name for a number of items, such as `10K<n<100K`."""
-    place = sum(items >= 10 ** (3 + power) for power in range(len(_SIZES)))
+def _size_category(examples: int) -> str:
+    """The Hub's name for a number of examples, such as `10K<n<100K`."""
+    place = sum(examples >= 10 ** (3 + power) for power in range(len(_SIZES)))
     if place == 0:
         return f"n<{_SIZES[0]}"
     return f"n>{_SIZES[-1]}" if place == len(_SIZES) else f"{_SIZES[place - 1]}<n<{_SIZES[place]}"

@@ -1,12 +1,12 @@
 """What the supplement says of the benchmarks (Tables 1 to 3), for comparison with what is counted."""
 
-# Benchmark -> the figures of Tables 1 and 2 by the names of `tag_statistics`, items rounded as there; where a table
+# Benchmark -> the metrics of Tables 1 and 2 by the names of `tag_statistics`, examples rounded as there; where a table
 # and its section differ, those of the section, and a note below.
 PUBLISHED = {
     "create_tagging": {
-        "train_items": 162_000,
-        "test_items": 5_000,
-        "train_tags": 17573,
+        "train_examples": 162_000,
+        "test_examples": 5_000,
+        "label_vocabulary": 17573,
         "test_tags": 3686,
         "union": 18464,
         "evaluated_tags": 2795,
@@ -14,9 +14,9 @@ PUBLISHED = {
         "rare_tags": 2090,
     },
     "pexel_tagging": {
-        "train_items": 162_000,
-        "test_items": 5_000,
-        "train_tags": 27752,
+        "train_examples": 162_000,
+        "test_examples": 5_000,
+        "label_vocabulary": 27752,
         "test_tags": 6003,
         "union": 28094,
         "evaluated_tags": 5669,
@@ -45,11 +45,11 @@ COMPARED_DATASETS = (
 )
 
 
-def identities(figures: dict) -> list[tuple[str, bool]]:
+def identities(metrics: dict) -> list[tuple[str, bool]]:
     """The two identities of such a table, and whether each holds."""
-    union = figures["train_tags"] + figures["test_tags"] - figures["evaluated_tags"]
-    parts = figures["common_tags"] + figures["rare_tags"]
+    union = metrics["label_vocabulary"] + metrics["test_tags"] - metrics["evaluated_tags"]
+    parts = metrics["common_tags"] + metrics["rare_tags"]
     return [
-        (f"train + test - intersection = {union:,}, union {figures['union']:,}", union == figures["union"]),
-        (f"common + rare = {parts:,}, intersection {figures['evaluated_tags']:,}", parts == figures["evaluated_tags"]),
+        (f"train + test - intersection = {union:,}, union {metrics['union']:,}", union == metrics["union"]),
+        (f"common + rare = {parts:,}, intersection {metrics['evaluated_tags']:,}", parts == metrics["evaluated_tags"]),
     ]

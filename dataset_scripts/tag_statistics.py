@@ -13,14 +13,14 @@ BATCH = 20_000
 
 @dataclass
 class TagCounts:
-    """How many items have each tag.
+    """How many examples have each tag.
 
     Args:
-        items: number of items; tagged: those with a tag.
-        counts: items of each tag. A tag that an item lists twice counts once.
+        examples: number of examples; tagged: those with a tag.
+        counts: examples of each tag. A tag that an example lists twice counts once.
     """
 
-    items: int = 0
+    examples: int = 0
     tagged: int = 0
     counts: Counter = field(default_factory=Counter)
 
@@ -37,13 +37,13 @@ class TagCounts:
             encoded = lists.flatten().dictionary_encode()
             own = [codes.setdefault(tag, len(codes)) for tag in encoded.dictionary.to_pylist()]
             places = np.array(own, dtype=np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]
-            # An item and a tag of it are one number; each is wanted once.
-            items = np.repeat(np.arange(len(lengths)), lengths)
-            places = np.unique(items * (len(codes) + 1) + places) % (len(codes) + 1)
+            # An example and a tag of it are one number; each is wanted once.
+            examples = np.repeat(np.arange(len(lengths)), lengths)
+            places = np.unique(examples * (len(codes) + 1) + places) % (len(codes) + 1)
             if len(codes) > len(totals):
                 totals = np.concatenate([totals, np.zeros(len(codes), dtype=np.int64)])
             totals += np.bincount(places, minlength=len(totals))
-            found.items += len(lengths)
+            found.examples += len(lengths)
             found.tagged += int((lengths > 0).sum())
         found.counts = Counter({tag: int(totals[code]) for tag, code in codes.items()})
         return found
@@ -52,16 +52,16 @@ class TagCounts:
 def tag_statistics(
     dataset: Mapping[str, datasets.Dataset] | Mapping[str, TagCounts], common_count: int = 25
 ) -> dict[str, int | float]:
-    """Counts items and tags of a dataset with the splits `train` and `test` and a column `tags`.
+    """Counts examples and tags of a dataset with the splits `train` and `test` and a column `tags`.
 
     With A the training tags, B the test tags and I their intersection, |A ∪ B| = |A| + |B| − |I| and
-    |I| = |common| + |rare|, where a common tag is one that at least `common_count` training items have.
+    |I| = |common| + |rare|, where a common tag is one that at least `common_count` training examples have.
 
     Args:
         dataset: splits, or the [`TagCounts`] of them.
 
     Returns:
-        `<split>_items` for every split, `items`, `unique_tags` (over all splits), `tags_per_item`, `train_tags` (|A|),
+        `<split>_examples` for every split, `examples`, `unique_tags` (over all splits), `tags_per_example`, `label_vocabulary` (|A|),
         `test_tags` (|B|), `union` (|A ∪ B|), `evaluated_tags` (|I|), `common_tags` and `rare_tags`.
 
     Raises:
@@ -74,7 +74,7 @@ def tag_statistics(
     evaluated = train.keys() & test.keys()
     common = sum(train[tag] >= common_count for tag in evaluated)
     return size_statistics(found) | {
-        "train_tags": len(train),
+        "label_vocabulary": len(train),
         "test_tags": len(test),
         "union": len(train.keys() | test.keys()),
         "evaluated_tags": len(evaluated),
@@ -84,13 +84,13 @@ def tag_statistics(
 
 
 def size_statistics(counts: Mapping[str, TagCounts]) -> dict[str, int | float]:
-    """The figures of [`tag_statistics`] that need no two splits."""
-    items = sum(own.items for own in counts.values())
+    """The metrics of [`tag_statistics`] that need no two splits."""
+    examples = sum(own.examples for own in counts.values())
     return {
-        **{f"{split}_items": own.items for split, own in counts.items()},
-        "items": items,
+        **{f"{split}_examples": own.examples for split, own in counts.items()},
+        "examples": examples,
         "unique_tags": len(set().union(*(own.counts for own in counts.values()))),
-        "tags_per_item": round(sum(own.counts.total() for own in counts.values()) / max(items, 1), 2),
+        "tags_per_example": round(sum(own.counts.total() for own in counts.values()) / max(examples, 1), 2),
     }
 
 

@@ -22,7 +22,7 @@ def with_tagging_columns(
     """Returns `rows` with `id`, `title` and `tags` as text, and `image` and `video` (undecoded) as such.
 
     A missing `id` becomes the row's number (of what is loaded: a part of a split begins at 0 again, and a stream that
-    several workers read gives each number more than once; give items that are to be found again an `id`); a missing
+    several workers read gives each number more than once; give examples that are to be found again an `id`); a missing
     `title` or `tags`, or a null in them, becomes `""` or `[]`. Tags are stripped; empty ones and repeats are left out,
     and counted in a warning where the whole split is at hand. Other columns stay as they are.
 
@@ -64,7 +64,7 @@ def with_tagging_columns(
 
 
 def undecoded(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
-    """The same rows with pictures and clips as the bytes or paths they are."""
+    """The same rows with images and videos as the bytes or paths they are."""
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
             rows = rows.cast_column(column, type(feature)(decode=False))
@@ -116,7 +116,7 @@ def fill_stream(rows: datasets.IterableDataset, number_rows: bool = True) -> dat
     features = datasets.Features({**rows.features, **TEXT_COLUMNS})
     schema = features.arrow_schema
 
-    # As Arrow tables: what is in the other columns, pictures and features, is neither decoded nor copied.
+    # As Arrow tables: what is in the other columns, images and features, is neither decoded nor copied.
     def fill(table: pa.Table, numbers: list[int]) -> pa.Table:
         for column in TEXT_COLUMNS:
             there = column in table.column_names

@@ -1,4 +1,4 @@
-"""A folder of pictures or clips with a metadata file, read as a tagging dataset."""
+"""A folder of images or videos with a metadata file, read as a tagging dataset."""
 
 import csv
 import json
@@ -12,14 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
+from .media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
 logger = logging.getLogger(__name__)
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CSV_TAG_SEPARATOR = "|"
-PICTURE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
-)
-CLIP_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
 _SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
@@ -33,7 +31,7 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 
     Every split is a sub-folder (`train`, `validation`, `test`, or another name `datasets` knows a split by) that holds
     one `metadata.jsonl`, `metadata.csv` or `metadata.parquet`; a folder that holds a metadata file itself is all
-    `train`. A row's `file_name` is the path of a picture or clip from the metadata file's folder. `title` (text),
+    `train`. A row's `file_name` is the path of an image or video from the metadata file's folder. `title` (text),
     `tags` (a list; in csv, text with `|` between tags) and `id` (default: `file_name`) may be missing. Tags are
     stripped; empty ones and repeats are left out and counted in a warning, as are columns and files that are not used.
 
@@ -41,11 +39,11 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 
     Returns:
         the splits, with the columns `id`, `image` and/or `video` (undecoded), `title` and `tags`. In a folder that
-        holds both pictures and clips, each row has one of them and `None` in the other column.
+        holds both images and videos, each row has one of them and `None` in the other column.
 
     Raises:
         ValueError: a metadata file is missing, ambiguous or damaged; a `file_name` leads out of the folder or is
-            neither a picture nor a clip; a value is of the wrong type; two rows of a split have one id.
+            neither an image nor a video; a value is of the wrong type; two rows of a split have one id.
         FileNotFoundError: files the metadata names are not there; names the first few and says how many.
     """
     root = Path(folder)
@@ -60,9 +58,9 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     splits = {
         split: _read_split(_only_metadata_file(path)) for split, path in (split_folders or {"train": root}).items()
     }
-    _warn_of_unlisted_files(root, {item["path"] for items in splits.values() for item in items})
+    _warn_of_unlisted_files(root, {example["path"] for examples in splits.values() for example in examples})
 
-    kinds = {_kind(item["path"]) for items in splits.values() for item in items}
+    kinds = {_kind(example["path"]) for examples in splits.values() for example in examples}
     media = {"image": datasets.Image(), "video": datasets.Video(decode=False)}
     features = datasets.Features(
         {
@@ -73,14 +71,17 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
         }
     )
     return datasets.DatasetDict(
-        {split: datasets.Dataset.from_dict(_columns(items, features), features) for split, items in splits.items()}
+        {
+            split: datasets.Dataset.from_dict(_columns(examples, features), features)
+            for split, examples in splits.items()
+        }
     )
 
 
-def _columns(items: list[dict], features: datasets.Features) -> dict[str, list]:
-    columns = {name: [item[name] for item in items] for name in ("id", "title", "tags")}
+def _columns(examples: list[dict], features: datasets.Features) -> dict[str, list]:
+    columns = {name: [example[name] for example in examples] for name in ("id", "title", "tags")}
     for kind in features.keys() & {"image", "video"}:
-        columns[kind] = [item["path"] if _kind(item["path"]) == kind else None for item in items]
+        columns[kind] = [example["path"] if _kind(example["path"]) == kind else None for example in examples]
     return {name: columns[name] for name in features}
 
 
@@ -109,35 +110,35 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _kind(path: str) -> str | None:
     suffix = os.path.splitext(path)[1].lower()
-    return "image" if suffix in PICTURE_SUFFIXES else "video" if suffix in CLIP_SUFFIXES else None
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _read_split(metadata: Path) -> list[dict]:
-    items, missing, left_out_tags, other_columns = [], [], 0, set()
+    examples, missing, left_out_tags, other_columns = [], [], 0, set()
     ids: set[str] = set()
     real_folder = os.path.realpath(metadata.parent)
     for place, row in _read_rows(metadata):
-        file_name, title, tags, item_id = _check_row(row, place)
+        file_name, title, tags, example_id = _check_row(row, place)
         path = _path_inside(real_folder, metadata.parent, file_name, place)
-        if item_id in ids:
-            raise ValueError(f"{place}: the id {item_id!r} is that of an earlier row; every row needs its own")
-        ids.add(item_id)
+        if example_id in ids:
+            raise ValueError(f"{place}: the id {example_id!r} is that of an earlier row; every row needs its own")
+        ids.add(example_id)
         if not os.path.isfile(path):
             missing.append(file_name)
         cleaned = list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
         left_out_tags += len(tags) - len(cleaned)
         other_columns |= row.keys() - {"file_name", "title", "tags", "id"}
-        items.append({"id": item_id, "path": path, "title": title, "tags": cleaned})
+        examples.append({"id": example_id, "path": path, "title": title, "tags": cleaned})
     if missing:
         examples = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
         raise FileNotFoundError(f"{metadata} names {len(missing):,} files that are not there: {examples}")
-    if not items:
+    if not examples:
         raise ValueError(f"{metadata} holds no rows")
     if left_out_tags:
         logger.warning("%s: left out %s empty or repeated tags", metadata, f"{left_out_tags:,}")
     if other_columns:
         logger.warning("%s: columns not used: %s", metadata, ", ".join(sorted(map(str, other_columns))))
-    return items
+    return examples
 
 
 def _read_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
@@ -181,16 +182,16 @@ def _split_csv_tags(cell: str, place: str) -> list[str]:
 def _check_row(row, place: str) -> tuple[str, str, list[str], str]:
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise ValueError(f'{place}: expected a row with "file_name", got {row!r}')
-    file_name, title, tags, item_id = row["file_name"], row.get("title"), row.get("tags"), row.get("id")
+    file_name, title, tags, example_id = row["file_name"], row.get("title"), row.get("tags"), row.get("id")
     if not isinstance(title, str | None):
         raise ValueError(f"{place}: title must be text, got {title!r}")
     if not isinstance(tags, list | None) or not all(isinstance(tag, str) for tag in tags or []):
         raise ValueError(f"{place}: tags must be a list of texts, got {tags!r}")
-    if not isinstance(item_id, str | int | None):
-        raise ValueError(f"{place}: id must be text or a whole number, got {item_id!r}")
+    if not isinstance(example_id, str | int | None):
+        raise ValueError(f"{place}: id must be text or a whole number, got {example_id!r}")
     if _kind(file_name) is None:
-        raise ValueError(f"{place}: {file_name!r} has the suffix of neither a picture nor a clip")
-    return file_name, title or "", tags or [], file_name if item_id is None else str(item_id)
+        raise ValueError(f"{place}: {file_name!r} has the suffix of neither an image nor a video")
+    return file_name, title or "", tags or [], file_name if example_id is None else str(example_id)
 
 
 def _path_inside(real_folder: str, folder: Path, file_name: str, place: str) -> str:
@@ -210,6 +211,6 @@ def _warn_of_unlisted_files(root: Path, listed: set[str]):
     ]
     if unlisted:
         logger.warning(
-            "%s: %s pictures or clips are in no metadata file and left out, such as %s",
+            "%s: %s images or videos are in no metadata file and left out, such as %s",
             root, f"{len(unlisted):,}", sorted(unlisted)[0],
         )  # fmt: skip

@@ -3,8 +3,8 @@ r"""Scores a checkpoint on the test split of a tagging dataset and writes one JS
     python examples/score.py --checkpoint checkpoints/optsg-icon-small \
         --output results/icon_tagging/optsg-icon-small.json
 
-`pad_bias` and `threshold` are those of the checkpoint, fitted on validation items when it was trained; those of the
-kNN vote are fitted on the same validation items here. Nothing is fitted on the test split.
+`pad_bias` and `threshold` are those of the checkpoint, fitted on validation examples when it was trained; those of the
+kNN vote are fitted on the same validation examples here. Nothing is fitted on the test split.
 """
 
 import argparse
@@ -22,14 +22,14 @@ import torch
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import KNNForTagVote, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.configuration import KNNConfig
-from modeling_optsg.baselines.pooling import pool_items
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.pooling import pool_examples
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.prediction import predict_tags
 
-FITTED = ("pad_bias", "score_weights", "logit_adjustment", "threshold")
-MODALITIES = {"both": ("picture", "title"), "picture": ("picture",), "title": ("title",)}
+FITTED = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
+MODALITIES = {"both": ("image", "title"), "image": ("image",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 
 
@@ -58,13 +58,13 @@ def reliability(predictions: list[list[dict]], references: list[list[str]], bins
 
 
 def novel_hits(predictions: list[list[dict]], references: list[list[str]]) -> dict:
-    """Novel tags written, and how many of those are in the item's ground truth."""
+    """Novel tags written, and how many of those are in the example's ground truth."""
     novel = [p["tag"] in set(tags) for row, tags in zip(predictions, references) for p in row if p["novel"]]
     return {"written": len(novel), "exact_hits": sum(novel)}
 
 
-def neighbours_vote(model, processor, items, tags: list[list[str]]) -> KNNForTagVote:
-    """The kNN vote of training items under a checkpoint's towers."""
+def neighbours_vote(model, processor, examples, tags: list[list[str]]) -> KNNForTagVote:
+    """The kNN vote of training examples under a checkpoint's towers."""
     known = {tag: place for place, tag in enumerate(sorted({tag for row in tags for tag in row}))}
     ids = processor.tag_tokenizer(list(known), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     config = KNNConfig(
@@ -76,21 +76,21 @@ def neighbours_vote(model, processor, items, tags: list[list[str]]) -> KNNForTag
         num_tag_classes=len(known),
     )
     knn = KNNForTagVote(config).eval()
-    knn.set_tag_classes(ids)
-    knn.remember(*pool_items(items, config), [[known[tag] for tag in dict.fromkeys(row)] for row in tags])
+    knn.set_label_vocabulary(ids)
+    knn.fit(*pool_examples(examples, config), [[known[tag] for tag in dict.fromkeys(row)] for row in tags])
     return knn
 
 
-def score_knn(model, processor, items, dataset, train_counts, evaluator) -> dict:
-    """The vote's figures on the test items, fitted on the validation items."""
-    knn = neighbours_vote(model, processor, items["train"], dataset["train"]["tags"])
+def score_knn(model, processor, examples, dataset, train_counts, evaluator) -> dict:
+    """The vote's metrics on the test examples, fitted on the validation examples."""
+    knn = neighbours_vote(model, processor, examples["train"], dataset["train"]["tags"])
     validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
-    grid = SYSTEMS["knn"].grid()
-    # There may be fewer training items than the most neighbours that are tried.
-    grid["neighbours"] = sorted({min(count, len(items["train"])) for count in grid["neighbours"]})
-    fit = fit_generation_config(knn, processor, items["validation"], validation, grid=grid)
+    grid = MODEL_TYPES["knn"].grid()
+    # There may be fewer training examples than the most neighbours that are tried.
+    grid["neighbours"] = sorted({min(count, len(examples["train"])) for count in grid["neighbours"]})
+    fit = fit_generation_config(knn, processor, examples["validation"], validation, grid=grid)
     fit.pop("tried")
-    return evaluator.score(predict_tags(knn, processor, items["test"])) | fit
+    return evaluator.score(predict_tags(knn, processor, examples["test"])) | fit
 
 
 def environment() -> dict:
@@ -117,7 +117,7 @@ def main() -> None:
     dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
-    items = {
+    examples = {
         name: CachedFeatures(
             cache_tower_features(dataset[name], model.model, processor, arguments.cache_dir / "features")
         )
@@ -126,34 +126,36 @@ def main() -> None:
     train_counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
     references = dataset["test"]["tags"]
     evaluator = TagEvaluator(references, train_counts)
-    result = {"checkpoint": arguments.checkpoint, "dataset": arguments.dataset, "items": len(references)}
+    result = {"checkpoint": arguments.checkpoint, "dataset": arguments.dataset, "examples": len(references)}
     result |= {"evaluated_tags": len(evaluator.evaluated_tags), "test": {}}
 
     for decoding in ("parallel", "sequential"):
         fitted = {name: getattr(model.generation_config, name, None) for name in FITTED}
         settings = {name: value[decoding] for name, value in fitted.items() if value is not None}
         before = time.perf_counter()
-        predictions = predict_tags(model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size)
+        predictions = predict_tags(
+            model, processor, examples["test"], decoding=decoding, batch_size=arguments.batch_size
+        )
         seconds = time.perf_counter() - before
         result["test"][decoding] = evaluator.score(predictions) | settings
         result["test"][decoding] |= {
-            "seconds_per_item_without_towers": round(seconds / len(references), 5),
+            "seconds_per_example_without_towers": round(seconds / len(references), 5),
             "novel": novel_hits(predictions, references),
         }
         unfiltered = predict_tags(
-            model, processor, items["test"], decoding=decoding, batch_size=arguments.batch_size, threshold=0.0
+            model, processor, examples["test"], decoding=decoding, batch_size=arguments.batch_size, threshold=0.0
         )
         result["test"][decoding]["reliability"] = reliability(unfiltered, references)
         print(decoding, json.dumps(evaluator.score(predictions)), flush=True)
 
     result["modalities"] = {
         name: evaluator.score(
-            predict_tags(model, processor, items["test"], modalities=modalities, batch_size=arguments.batch_size)
+            predict_tags(model, processor, examples["test"], modalities=modalities, batch_size=arguments.batch_size)
         )
         for name, modalities in MODALITIES.items()
     }
 
-    result["knn"] = score_knn(model, processor, items, dataset, train_counts, evaluator)
+    result["knn"] = score_knn(model, processor, examples, dataset, train_counts, evaluator)
     print("knn", json.dumps(result["knn"]))
 
     summary_path = Path(arguments.checkpoint) / "training_summary.json"

@@ -1,12 +1,12 @@
 r"""Tags a dataset of any size, on as many processes or machines as there are, into Parquet files.
 
-    accelerate launch examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags
-    python examples/tag_dataset.py --checkpoint runs/mine --dataset my_pictures --output runs/tags --ray 2
+    accelerate launch examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags
+    python examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags --ray 2
 
-Items are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
+Examples are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
 Started again with the same arguments, in either way, it makes the shards that are missing; other weights, settings or
-items under the same names are refused (of pictures, clips and features, those of one item a shard are looked at). Rows
-are the items' `id`, their `tags` (`tag`, `score`, `novel`; best first) and, where an item cannot be read, an `error`.
+examples under the same names are refused (of images, videos and features, those of one example a shard are looked at). Rows
+are the examples' `id`, their `tags` (`tag`, `score`, `novel`; best first) and, where an example cannot be read, an `error`.
 With `--ray N` shards are the input of a `ray.data` job with N workers, on the Ray cluster at `RAY_ADDRESS` or on one
 made here; all must see the same files.
 """
@@ -28,7 +28,7 @@ from transformers import AutoConfig
 
 from dataset_scripts import load_tagging_dataset, undecoded
 from modeling_optsg import OPTSGProcessor
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.data.feature_cache import digest, tokenizer_settings
 from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, write_shard
@@ -41,7 +41,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--dataset_dir", help="where datasets are built and looked for")
     parser.add_argument("--split", default="train")
     parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--shard_size", type=int, default=1000, help="items of a shard")
+    parser.add_argument("--shard_size", type=int, default=1000, help="examples of a shard")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--decoding", choices=("parallel", "sequential"), help="the checkpoint's own if not given")
     parser.add_argument("--threshold", type=float)
@@ -58,12 +58,12 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 class ShardTagger:
-    """Loads model and items once, and makes shards."""
+    """Loads model and examples once, and makes shards."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
         kind = AutoConfig.from_pretrained(arguments.checkpoint).model_type
-        model = next(system.model for system in SYSTEMS.values() if system.model.config_class.model_type == kind)
+        model = next(system.model for system in MODEL_TYPES.values() if system.model.config_class.model_type == kind)
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.model = model.from_pretrained(arguments.checkpoint).to(device).eval()
         self.processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
@@ -80,16 +80,16 @@ class ShardTagger:
         images = getattr(processor, "image_processor", None)
         reading = [images and images.to_dict(), processor.num_frames, tokenizer_settings(processor.tokenizer)]
         return digest(
-            self.model, settings, *reading, processor.tag_tokenizer.get_vocab(), sorted(processor.train_tags)
+            self.model, settings, *reading, processor.tag_tokenizer.get_vocab(), sorted(processor.label_vocabulary)
         )
 
-    def items(self) -> str:
-        """Changes with the items and their order."""
+    def examples(self) -> str:
+        """Changes with the examples and their order."""
         names = [name for name in ("id", "title") if name in self.dataset.column_names]
         hashed = hashlib.sha256()
         for rows in self.dataset.select_columns(names).with_format("arrow").iter(10_000):
             hashed.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
-        # All pictures would be read for this alone; one of each shard notices most that can happen to them.
+        # All images would be read for this alone; one of each shard notices most that can happen to them.
         for row in undecoded(self.dataset).select([shard[0] for shard in self.shards]):
             for name, value in row.items():
                 if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
@@ -104,17 +104,17 @@ class ShardTagger:
 
     def __call__(self, row: dict) -> dict:
         index = int(row["shard"])
-        items = self.shards[index]
-        place = (self.arguments.output, index, len(self.shards), items)
+        examples = self.shards[index]
+        place = (self.arguments.output, index, len(self.shards), examples)
         precision = self.arguments.mixed_precision
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
         with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
             write_shard(self.model, self.processor, self.dataset, *place, **self.settings)
-        return {"shard": index, "items": len(items)}
+        return {"shard": index, "examples": len(examples)}
 
 
 def check_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
-    """Refuses to mix shards of other arguments, weights or items into a folder, and takes away what killed processes
+    """Refuses to mix shards of other arguments, weights or examples into a folder, and takes away what killed processes
     have left there.
 
     Raises:
@@ -123,7 +123,7 @@ def check_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
     free = ("output", "dataset_dir", "ray", "batch_size")
     own = {name: value for name, value in vars(arguments).items() if name not in free}
     # Names stay the same when what they stand for changes.
-    own |= {"shards": len(tagger.shards), "weights": tagger.weights(), "items": tagger.items()}
+    own |= {"shards": len(tagger.shards), "weights": tagger.weights(), "examples": tagger.items()}
     arguments.output.mkdir(parents=True, exist_ok=True)
     for left in arguments.output.glob(".tags-*.parquet.*"):
         left.unlink()
@@ -164,9 +164,9 @@ def with_ray(arguments: argparse.Namespace) -> None:
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
         ray.init(log_to_driver=False, **own)
     paths = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
-    missing = [{"shard": i} for i, (path, items) in enumerate(zip(paths, shards)) if not is_whole(path, items)]
+    missing = [{"shard": i} for i, (path, examples) in enumerate(zip(paths, shards)) if not is_whole(path, examples)]
     if missing:
-        rows = ray.data.from_items(missing, override_num_blocks=len(missing))
+        rows = ray.data.from_examples(missing, override_num_blocks=len(missing))
         done = rows.map(
             ShardTagger,
             fn_constructor_args=(arguments,),
@@ -184,14 +184,14 @@ def report(arguments: argparse.Namespace, shards: list[range]) -> None:
     """Counts what is there; all of it must be."""
     num_shards = len(shards)
     files = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
-    if missing := [path.name for path, items in zip(files, shards) if not is_whole(path, items)]:
+    if missing := [path.name for path, examples in zip(files, shards) if not is_whole(path, examples)]:
         raise RuntimeError(f"{len(missing)} shards are missing, such as {missing[0]}; the same command makes them.")
     rows = load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
     count, failed = 0, Counter()
     for row in rows:
         count += 1
         failed[row["error"]] += row["error"] is not None
-    print(f"{count:,} items in {num_shards:,} files in {arguments.output}; {failed.total():,} could not be read")
+    print(f"{count:,} examples in {num_shards:,} files in {arguments.output}; {failed.total():,} could not be read")
     for reason, number in failed.most_common(5):
         if number:
             print(f"  {number:,}: {reason}")

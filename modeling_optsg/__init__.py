@@ -1,4 +1,4 @@
-"""OP-TSG: order-prompted tag sequence generation for pictures and videos."""
+"""OP-TSG: order-prompted tag sequence generation for images and videos."""
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY

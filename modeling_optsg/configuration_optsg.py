@@ -53,29 +53,28 @@ class OPTSGConfig(PreTrainedConfig):
         num_attention_heads, intermediate_size: shape of every transformer layer after the towers.
         num_encoder_layers, num_prompt_layers, num_decoder_layers: depth of the three rooms.
         num_prompts: K, the number of order prompts.
-        max_frames: longest clip, in frames.
+        max_frames: longest video, in frames.
         max_tag_tokens: longest tag, in tokens of the tag tokenizer.
         tag_vocab_size: size of the tag tokenizer.
         tag_pad_token_id: token of the pre-defined [PAD] tag (also the filler of `tag_input_ids`).
         tag_sep_token_id: token that ends a tag.
         dropout: dropout after attention and feed-forward blocks; `attention_dropout` that of attention weights.
-        modality_dropout: in training, probability that an item with picture and title loses one of the two.
-        item_summary: whether the order prompts begin from the item's pooled tower features, beside what they find in
+        modality_dropout: in training, probability that an example with image and title loses one of the two.
+        use_prompt_pooler: whether the order prompts begin from the example's pooled tower features, beside what they find in
             the memory.
-        item_query: whether one more query, unseen by the prompts, looks at prompts and memory for `set_alignment`.
-        set_alignment: whether the item as a whole is compared with all train tags too, in training and for the
+        use_tag_classifier: whether the example as a whole is compared with all train tags too, in training and for the
             probability of a written tag.
         num_tag_classes: number of train tags it is compared with; with 0 there is no such comparison.
-        set_alignment_weight: its share in the loss; set_dropout: dropout of the summary there.
-        gamma_negative, gamma_positive, probability_shift: of its asymmetric loss: focusing exponents (γ⁻, γ⁺) for
+        classifier_loss_weight: its share in the loss; classifier_dropout: dropout of the summary there.
+        asl_gamma_negative, asl_gamma_positive, asl_margin: of its asymmetric loss: focusing exponents (γ⁻, γ⁺) for
             absent and present tags, and by how much the probability of an absent tag is lowered (m).
-        memory_token_dropout: in training, probability that a token of the memory is hidden from an item.
+        memory_token_dropout: in training, probability that a token of the memory is hidden from an example.
         alignment_size: width of the space in which prompts and tags are compared.
-        alignment_weight: λ of `loss = generation_loss + λ * alignment_loss`.
-        alignment_pad_weight: weight of a [PAD]-aligned prompt in the alignment loss.
-        alignment_temperature: initial temperature of the alignment's softmax (learned).
-        parallel_share: share of the items that train with the parallel attention mask; the rest are sequential.
-        pad_slot_share: in training, share of the [PAD]-aligned slots that are written, at random; their loss counts as
+        alignment_loss_weight: λ of `loss = generation_loss + λ * alignment_loss`.
+        no_object_weight: weight of a [PAD]-aligned prompt in the alignment loss.
+        logit_scale_init_value: initial logarithm of the scale of similarities (learned).
+        parallel_ratio: share of the examples that train with the parallel attention mask; the rest are sequential.
+        pad_slot_ratio: in training, share of the [PAD]-aligned slots that are written, at random; their loss counts as
             that of all.
         num_sampled_tokens: in training, tokens drawn at random as negatives beside the batch's own in place of the
             whole vocabulary; 0 for all of it.
@@ -107,21 +106,21 @@ class OPTSGConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
-    item_summary: bool = True
-    item_query: bool = False
-    set_alignment: bool = True
+    use_prompt_pooler: bool = True
+    use_tag_classifier: bool = True
     num_tag_classes: int = 0
-    set_alignment_weight: float = 0.3
-    set_dropout: float = 0.3
-    gamma_negative: float = 4.0
-    gamma_positive: float = 1.0
-    probability_shift: float = 0.05
+    classifier_loss_weight: float = 0.3
+    classifier_dropout: float = 0.3
+    asl_gamma_negative: float = 4.0
+    asl_gamma_positive: float = 1.0
+    asl_margin: float = 0.05
     alignment_size: int = 256
-    alignment_weight: float = 1.0
-    alignment_pad_weight: float = 0.1
-    alignment_temperature: float = 0.07
-    parallel_share: float = 0.5
-    pad_slot_share: float = 1.0
+    alignment_loss_weight: float = 1.0
+    no_object_weight: float = 0.1
+    # ln(1 / 0.07), as in CLIP.
+    logit_scale_init_value: float = 2.6593
+    parallel_ratio: float = 0.5
+    pad_slot_ratio: float = 1.0
     num_sampled_tokens: int = 0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
@@ -151,15 +150,15 @@ class OPTSGConfig(PreTrainedConfig):
         for name in ("num_prompts", "max_tag_tokens", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        shares = "dropout attention_dropout set_dropout modality_dropout memory_token_dropout parallel_share"
-        for name in (*shares.split(), "pad_slot_share"):
+        shares = "dropout attention_dropout classifier_dropout modality_dropout memory_token_dropout parallel_ratio"
+        for name in (*shares.split(), "pad_slot_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
-        for name in ("num_sampled_tokens", "gamma_negative", "gamma_positive"):
+        for name in ("num_sampled_tokens", "asl_gamma_negative", "asl_gamma_positive"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        if not 0 <= self.probability_shift < 1:
-            raise ValueError(f"probability_shift={self.probability_shift} must lie in [0, 1).")
+        if not 0 <= self.asl_margin < 1:
+            raise ValueError(f"asl_margin={self.asl_margin} must lie in [0, 1).")
 
 
 __all__ = ["EfficientNetLiteConfig", "OPTSGConfig"]

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from .multimodal_encoder import MemoryLayout
 from .tag_decoder import SlotRows
-from .tag_ranking import SetEvidence, collect_tags
+from .tag_ranking import ClassifierEvidence, rank_tags
 
 DECODINGS = ("parallel", "sequential")
 
@@ -31,20 +31,20 @@ SEARCH_SETTINGS = (
 class OPTSGGenerateOutput(ModelOutput):
     """
     Args:
-        sequences: `[batch, most tags of an item, longest tag]`, tag tokens without [SEP], filled up with
-            `tag_pad_token_id`; an item's tags by falling probability.
-        tag_scores: `[batch, most tags of an item]`, each tag's probability, 0 where there is none.
-        slots: `[batch, most tags of an item]`, the prompt that wrote the tag, -1 where there is none or where the item
+        sequences: `[batch, most tags of an example, longest tag]`, tag tokens without [SEP], filled up with
+            `tag_pad_token_id`; an example's tags by falling probability.
+        tag_scores: `[batch, most tags of an example]`, each tag's probability, 0 where there is none.
+        slots: `[batch, most tags of an example]`, the prompt that wrote the tag, -1 where there is none or where the example
             as a whole proposed it.
-        slot_scores: `[batch, most tags of an item]`, the slots' part of each probability: that at least one writes the
-            tag. This and the next of models with `set_alignment` only.
-        set_logits: `[batch, most tags of an item]`, the item's as a whole; 0 for a novel tag: it says nothing of one.
+        slot_scores: `[batch, most tags of an example]`, the slots' part of each probability: that at least one writes the
+            tag. This and the next of models with `use_tag_classifier` only.
+        classifier_logits: `[batch, most tags of an example]`, the example's as a whole; 0 for a novel tag: it says nothing of one.
         pad_margins: `[batch, num_prompts]`, in each slot the logit of the best first token less that of [PAD]: with
             greedy search or beams the slot is written where this exceeds `pad_bias`.
         slot_tokens, slot_log_probs: with `output_slots`, what every slot proposes before `threshold` and `max_tags`:
-            `[batch, num_prompts, alternatives, longest tag]` and `[batch, num_prompts, alternatives]`, -inf where it
+            `[batch, num_prompts, num_return_sequences, longest tag]` and `[batch, num_prompts, num_return_sequences]`, -inf where it
             proposes nothing.
-        set_evidence: with `output_slots` and `set_alignment`, what the item as a whole says of them.
+        classifier_evidence: with `output_slots` and `use_tag_classifier`, what the example as a whole says of them.
         prompt_attentions, memory_layout: with `output_attentions`, where each prompt looks and what is there; see
             [`OPTSGModelOutput`].
     """
@@ -53,11 +53,11 @@ class OPTSGGenerateOutput(ModelOutput):
     tag_scores: torch.Tensor | None = None
     slots: torch.Tensor | None = None
     slot_scores: torch.Tensor | None = None
-    set_logits: torch.Tensor | None = None
+    classifier_logits: torch.Tensor | None = None
     pad_margins: torch.Tensor | None = None
     slot_tokens: torch.Tensor | None = None
     slot_log_probs: torch.Tensor | None = None
-    set_evidence: SetEvidence | None = None
+    classifier_evidence: ClassifierEvidence | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
     memory_layout: MemoryLayout | None = None
 
@@ -66,13 +66,13 @@ class OPTSGGenerateOutput(ModelOutput):
         `threshold` of 0, where slots do not see one another: a slot is then written or not, and the same if written.
         Needs `output_slots`."""
         dropped = (self.pad_margins <= pad_bias)[..., None]
-        collected = collect_tags(
+        collected = rank_tags(
             self.slot_tokens,
             self.slot_log_probs.masked_fill(dropped, -torch.inf),
             0.0,
             max_tags,
             pad_token_id,
-            self.set_evidence,
+            self.classifier_evidence,
         )
         return OPTSGGenerateOutput(**vars(collected), pad_margins=self.pad_margins)
 
@@ -208,10 +208,10 @@ class OrderPromptGenerationMixin(GenerationMixin):
         threshold: float | None = None,
         pad_bias: float | None = None,
         max_tags: int | None = None,
-        proposals: int | None = None,
-        score_weights: Sequence[float] | None = None,
+        num_candidates: int | None = None,
+        fusion_weights: Sequence[float] | None = None,
         logit_adjustment: float | None = None,
-        alternative_floor: float | None = None,
+        min_beam_probability: float | None = None,
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
@@ -219,12 +219,12 @@ class OrderPromptGenerationMixin(GenerationMixin):
         output_attentions: bool = False,
         **kwargs,
     ) -> OPTSGGenerateOutput:
-        """Writes each item's tags.
+        """Writes each example's tags.
 
         A slot whose first token is [PAD] is empty; any other slot writes one tag. A tag's score is the model's own
         probability of writing it in its slot: the product of its tokens' probabilities, [SEP] among them, before
         `pad_bias`, processors or temperature. A tag that several slots write is listed once, with the probability that
-        at least one of them does. With `score_weights`, that is weighed against what the item as a whole says of the
+        at least one of them does. With `fusion_weights`, that is weighed against what the example as a whole says of the
         tag.
 
         Args:
@@ -234,25 +234,25 @@ class OrderPromptGenerationMixin(GenerationMixin):
             threshold: tags with a smaller probability are left out.
             pad_bias: added to the logit of [PAD]; a negative value makes the model write more tags. Where [PAD] wins,
                 no threshold brings a tag back.
-            max_tags: at most so many tags an item, the most probable ones.
-            proposals: so many train tags that suit the item as a whole best are candidates too, whether a slot writes
+            max_tags: at most so many tags an example, the most probable ones.
+            num_candidates: so many train tags that suit the example as a whole best are candidates too, whether a slot writes
                 them or not; 0 if not given. Not with sampling, a tag vocabulary or processors.
-            score_weights: five numbers: for a train tag the weight of the slots' logit, of the item's, and their bias;
-                for a novel tag the weight of the slots' logit and its bias. For models with `set_alignment`; fitted on
-                validation items.
-            logit_adjustment: so many times the logarithm of a train tag's training count is taken off what the item as
-                a whole says of it ([`TagClasses.adjust`]); 0 if not given.
-            alternative_floor: an alternative of a slot, beyond its first, is given up as soon as its probability is
+            fusion_weights: five numbers: for a train tag the weight of the slots' logit, of the example's, and their bias;
+                for a novel tag the weight of the slots' logit and its bias. For models with `use_tag_classifier`; fitted on
+                validation examples.
+            logit_adjustment: so many times the logarithm of a train tag's training count is taken off what the example as
+                a whole says of it ([`LabelVocabulary.adjust`]); 0 if not given.
+            min_beam_probability: an alternative of a slot, beyond its first, is given up as soon as its probability is
                 smaller; 0 if not given, and the search is exhaustive.
             tag_vocabulary: token ids of the only tags allowed (`processor.encode_tags` makes them), or a
                 [`TagVocabularyLogitsProcessor`] built from them once.
             logits_processor: processors of `transformers`; they see a slot's own tokens as `input_ids`.
-            generation_config: instead of the model's. `threshold`, `pad_bias`, `score_weights` and `logit_adjustment`
+            generation_config: instead of the model's. `threshold`, `pad_bias`, `fusion_weights` and `logit_adjustment`
                 there are as here or one for each decoding, as in `{"parallel": 0.3, "sequential": 0.2}`.
             output_slots: return what every slot proposes too.
             output_attentions: return where each order prompt looks. What is written stays the same.
             kwargs: `num_beams` (beam search inside each slot), `do_sample` with `temperature`, `top_k`, `top_p`, …,
-                `num_return_sequences` (alternatives a slot), `length_penalty` (0 unless given), and the other
+                `num_return_sequences` (num_return_sequences a slot), `length_penalty` (0 unless given), and the other
                 `SEARCH_SETTINGS`, fields of `GenerationConfig`.
 
         Raises:
@@ -260,7 +260,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         """
         config = copy.deepcopy(generation_config if generation_config is not None else self.generation_config)
         own = {"decoding": decoding, "threshold": threshold, "pad_bias": pad_bias, "max_tags": max_tags}
-        own |= {"proposals": proposals, "score_weights": score_weights, "alternative_floor": alternative_floor}
+        own |= {
+            "num_candidates": num_candidates,
+            "fusion_weights": fusion_weights,
+            "min_beam_probability": min_beam_probability,
+        }
         own |= {"logit_adjustment": logit_adjustment}
         for name, value in own.items():
             setattr(config, name, value if value is not None else getattr(config, name, None))
@@ -278,19 +282,19 @@ class OrderPromptGenerationMixin(GenerationMixin):
             _finite(name, _for_decoding(config, name, decoding, 0.0))
             for name in ("threshold", "pad_bias", "logit_adjustment")
         )
-        score_weights, proposals = _for_decoding(config, "score_weights", decoding), config.proposals or 0
-        if score_weights is not None:
-            score_weights = tuple(_finite("score_weights", weight) for weight in score_weights)
-            if len(score_weights) != 5 or self.set_alignment is None:
+        fusion_weights, num_candidates = _for_decoding(config, "fusion_weights", decoding), config.num_candidates or 0
+        if fusion_weights is not None:
+            fusion_weights = tuple(_finite("fusion_weights", weight) for weight in fusion_weights)
+            if len(fusion_weights) != 5 or self.tag_classifier is None:
                 raise ValueError(
-                    f"score_weights={score_weights} must be five numbers, for a model with set_alignment."
+                    f"fusion_weights={fusion_weights} must be five numbers, for a model with use_tag_classifier."
                 )
-        if not 0 <= _finite("alternative_floor", config.alternative_floor or 0.0) < 1:
-            raise ValueError(f"alternative_floor={config.alternative_floor} must lie in [0, 1).")
-        if not isinstance(proposals, int) or proposals < 0:
-            raise ValueError(f"proposals={proposals!r} must be a whole number of at least 0.")
-        if proposals and score_weights is None:
-            raise ValueError(f"proposals={proposals} need score_weights: no slot gives them a probability.")
+        if not 0 <= _finite("min_beam_probability", config.min_beam_probability or 0.0) < 1:
+            raise ValueError(f"min_beam_probability={config.min_beam_probability} must lie in [0, 1).")
+        if not isinstance(num_candidates, int) or num_candidates < 0:
+            raise ValueError(f"num_candidates={num_candidates!r} must be a whole number of at least 0.")
+        if num_candidates and fusion_weights is None:
+            raise ValueError(f"num_candidates={num_candidates} need fusion_weights: no slot gives them a probability.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1.")
         for name in ("max_tags", "num_beams", "num_return_sequences"):
@@ -336,7 +340,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             hypotheses=config.num_return_sequences if config.do_sample else config.num_beams,
             sample=config.do_sample,
             length_penalty=length_penalty,
-            log_floor=math.log(config.alternative_floor) if config.alternative_floor else -math.inf,
+            log_floor=math.log(config.min_beam_probability) if config.min_beam_probability else -math.inf,
         )
 
         with evaluation_mode(self):
@@ -353,53 +357,57 @@ class OrderPromptGenerationMixin(GenerationMixin):
             tokens, log_probs, pad_margins = write(outputs, search)
             tokens, log_probs = (t[:, :, : config.num_return_sequences] for t in (tokens, log_probs))
             evidence = None
-            if self.set_alignment is not None:
+            if self.tag_classifier is not None:
                 # Proposals are chosen among whole tags: what forbids tokens one by one could not forbid them.
                 free = not processors and not config.do_sample
-                proposals = proposals if free else 0
-                evidence = self._set_evidence(outputs.set_summary, proposals, score_weights, logit_adjustment)
-        collected = collect_tags(tokens, log_probs, threshold, config.max_tags, self.config.tag_pad_token_id, evidence)
+                num_candidates = num_candidates if free else 0
+                evidence = self._classifier_evidence(
+                    outputs.classifier_pooler_output, num_candidates, fusion_weights, logit_adjustment
+                )
+        collected = rank_tags(tokens, log_probs, threshold, config.max_tags, self.config.tag_pad_token_id, evidence)
         return OPTSGGenerateOutput(
             **vars(collected),
             pad_margins=pad_margins,
             slot_tokens=tokens if output_slots else None,
             slot_log_probs=log_probs if output_slots else None,
-            set_evidence=evidence if output_slots else None,
+            classifier_evidence=evidence if output_slots else None,
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
 
-    def _set_evidence(self, summary, proposals: int, weights, logit_adjustment: float) -> SetEvidence:
-        """What the item as a whole says of every train tag, and the ones that suit it best."""
-        classes = self.set_alignment.tag_classes
-        logits = classes.adjust(self.set_alignment.logits(summary).float(), logit_adjustment)
-        best = logits.topk(min(proposals, logits.shape[1]), dim=1).indices
-        return SetEvidence(
+    def _classifier_evidence(
+        self, summary, num_candidates: int, weights, logit_adjustment: float
+    ) -> ClassifierEvidence:
+        """What the example as a whole says of every train tag, and the ones that suit it best."""
+        classes = self.tag_classifier.label_vocabulary
+        logits = classes.adjust(self.tag_classifier.logits(summary).float(), logit_adjustment)
+        best = logits.topk(min(num_candidates, logits.shape[1]), dim=1).indices
+        return ClassifierEvidence(
             logits=logits,
             classes=classes.index(),
-            proposals=classes.of(best),
+            num_candidates=classes.of(best),
             weights=weights,
         )
 
     def _write_parallel(self, outputs, search: SlotSearch):
         batch, num_prompts, _ = outputs.order_prompts.shape
-        items = torch.arange(batch, device=outputs.memory.device).repeat_interleave(num_prompts)
+        examples = torch.arange(batch, device=outputs.memory.device).repeat_interleave(num_prompts)
         memory = self.tag_decoder.memory_keys_values(outputs.memory)
         tokens, log_probs, pad_margins, _ = self._write_slots(
-            outputs.order_prompts.flatten(0, 1), items, memory, outputs.memory_mask, search
+            outputs.order_prompts.flatten(0, 1), examples, memory, outputs.memory_mask, search
         )
         shape = (batch, num_prompts)
         return tokens.unflatten(0, shape), log_probs.unflatten(0, shape), pad_margins.unflatten(0, shape)
 
     def _write_sequential(self, outputs, search: SlotSearch):
         batch, num_prompts, _ = outputs.order_prompts.shape
-        items = torch.arange(batch, device=outputs.memory.device)
+        examples = torch.arange(batch, device=outputs.memory.device)
         memory = self.tag_decoder.memory_keys_values(outputs.memory)
         context = None
         written = []
         for slot in range(num_prompts):
             *result, slot_context = self._write_slots(
-                outputs.order_prompts[:, slot], items, memory, outputs.memory_mask, search, context
+                outputs.order_prompts[:, slot], examples, memory, outputs.memory_mask, search, context
             )
             written.append(result)
             context = slot_context if context is None else context.followed_by(slot_context)
@@ -412,13 +420,13 @@ class OrderPromptGenerationMixin(GenerationMixin):
             torch.stack([pad_margins for _, _, pad_margins in written], dim=1),
         )
 
-    def _write_slots(self, prompts, items, memory, memory_mask, search: SlotSearch, context=None):
-        """Writes one tag (and its alternatives) for each slot, all at once.
+    def _write_slots(self, prompts, examples, memory, memory_mask, search: SlotSearch, context=None):
+        """Writes one tag (and its num_return_sequences) for each slot, all at once.
 
         Args:
-            prompts: `[slots, hidden_size]`; items: `[slots]`, ascending, the item of each.
+            prompts: `[slots, hidden_size]`; examples: `[slots]`, ascending, the example of each.
             memory: each layer's keys and values of the memory; memory_mask: `[batch, memory length]`.
-            context: what was written in earlier slots, [`SlotContext`] by item, or `None`.
+            context: what was written in earlier slots, [`SlotContext`] by example, or `None`.
 
         Returns:
             tokens `[slots, hypotheses, longest]` filled up with [PAD], the model's log-probabilities
@@ -432,9 +440,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         out_log_probs = torch.full((count, width), -torch.inf, device=device)
 
         # The prompts themselves: one row a slot, whatever the number of hypotheses.
-        rows = SlotRows(items, batch)
-        cache = [None] * len(decoder.layers) if context is None else context.of_items(items)
-        mask = None if context is None else torch.cat([context.mask[items], context.mask.new_ones(count, 1)], dim=1)
+        rows = SlotRows(examples, batch)
+        cache = [None] * len(decoder.layers) if context is None else context.of_examples(examples)
+        mask = None if context is None else torch.cat([context.mask[examples], context.mask.new_ones(count, 1)], dim=1)
         zeros = torch.zeros(count, dtype=torch.long, device=device)
         embedded = decoder.embed(prompts, zeros, zeros)
         hidden_states = decoder.step(embedded, cache, mask, rows, memory, memory_mask)
@@ -481,11 +489,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
             # What is finished stays in its slot's beam but costs nothing more.
             active = (~state.finished).nonzero().flatten()
             owner = state.slots.repeat_interleave(width)[active]
-            rows = SlotRows(items[owner], batch)
+            rows = SlotRows(examples[owner], batch)
             mask = None
             if context is not None:
                 own = context.mask.new_ones(len(owner), written + 1)
-                mask = torch.cat([context.mask[items[owner]], own], dim=1)
+                mask = torch.cat([context.mask[examples[owner]], own], dim=1)
             position = torch.full_like(owner, written)
             embedded = decoder.embed(prompts[owner], position, state.tokens[active, -1])
             cache = [(key[active], value[active]) for key, value in state.cache]
@@ -572,7 +580,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
 
     @staticmethod
     def _too_unlikely(log_probs: torch.Tensor, width: int, search: SlotSearch) -> torch.Tensor:
-        """Which of `[slots * width]` hypotheses are given up for `alternative_floor`; never the first of a slot."""
+        """Which of `[slots * width]` hypotheses are given up for `min_beam_probability`; never the first of a slot."""
         alternative = torch.arange(len(log_probs), device=log_probs.device) % width > 0
         return alternative & (log_probs < search.log_floor)
 
@@ -607,7 +615,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
 
 
 class SlotContext:
-    """Keys and values of what has been written, by slot or by item: what later slots see in sequential decoding.
+    """Keys and values of what has been written, by slot or by example: what later slots see in sequential decoding.
 
     Args:
         keys_values: for each layer two of `[rows, heads, length, width / heads]`.
@@ -638,8 +646,8 @@ class SlotContext:
         length = int(self.mask.sum(dim=1).max())
         return SlotContext([(k[:, :, :length], v[:, :, :length]) for k, v in self.keys_values], self.mask[:, :length])
 
-    def of_items(self, items: torch.Tensor) -> list:
-        return [(key[items], value[items]) for key, value in self.keys_values]
+    def of_examples(self, examples: torch.Tensor) -> list:
+        return [(key[examples], value[examples]) for key, value in self.keys_values]
 
     def spread(self, rows: torch.Tensor, count: int) -> "SlotContext":
         """The same rows at their places `rows` among `count`, the others with nothing written."""
@@ -683,7 +691,7 @@ def plain_settings(model, generation_config: GenerationConfig | None, **given) -
             settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
     if not 0 <= settings["threshold"] <= 1:
         raise ValueError(f"threshold={settings['threshold']} is a probability and must lie between 0 and 1.")
-    for name in ("max_tags", "alternatives"):
+    for name in ("max_tags", "num_return_sequences"):
         value = settings.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")

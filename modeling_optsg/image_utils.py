@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and arrays, as upright RGB on white."""
+"""Images from files, bytes and arrays, as upright RGB on white."""
 
 import io
 import os
@@ -24,20 +24,20 @@ def unwrap_file(source, name: str):
     return source, os.fspath(source) if isinstance(source, (str, os.PathLike)) else name
 
 
-def read_picture(source, name: str) -> Image.Image:
-    """Reads a picture, decoding all of it.
+def read_image(source, name: str) -> Image.Image:
+    """Reads an image, decoding all of it.
 
     Args:
-        source: a path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL picture, or a `uint8` array
+        source: a path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
             `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels (the
             last axis is the channels where both could be).
-        name: what to call the picture in errors, if it has no path.
+        name: what to call the image in errors, if it has no path.
 
     Returns:
-        The picture in RGB, turned upright as its EXIF data says, on white where it is transparent.
+        The image in RGB, turned upright as its EXIF data says, on white where it is transparent.
 
     Raises:
-        ValueError: naming the picture, if it cannot be read: missing, damaged, too large, not a picture, or a remote
+        ValueError: naming the image, if it cannot be read: missing, damaged, too large, not an image, or a remote
             address.
     """
     source, name = unwrap_file(source, name)
@@ -53,15 +53,15 @@ def read_picture(source, name: str) -> Image.Image:
             return _to_rgb(Image.open(io.BytesIO(source)))
         return _to_rgb(_from_array(source))
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture that can be read (clips go in videos)") from error
+        raise ValueError(f"{name} is not an image that can be read (videos go in videos)") from error
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} is not a picture that can be read: {reason}") from error
+        raise ValueError(f"{name} is not an image that can be read: {reason}") from error
 
 
 def _from_array(array) -> Image.Image:
     if not hasattr(array, "__array__"):
-        raise ValueError(f"expected a path, bytes, a PIL picture or an array, got {type(array).__name__}")
+        raise ValueError(f"expected a path, bytes, a PIL image or an array, got {type(array).__name__}")
     array = np.asarray(array)
     if array.dtype != np.uint8:
         raise ValueError(f"the array holds {array.dtype}, expected uint8 with values from 0 to 255")
@@ -77,19 +77,19 @@ def _from_array(array) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if 0 in picture.size:
-        raise ValueError(f"its size is {picture.width} × {picture.height}, no pixels")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"its size is {image.width} × {image.height}, no pixels")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
+    if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow would clip instead of scale.
-        values = np.asarray(picture)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"its pixels range from {values.min()} to {values.max()}, beyond 16 bits")
-        picture = Image.fromarray((values >> 8).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

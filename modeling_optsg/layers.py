@@ -32,21 +32,21 @@ class MultiHeadAttention(nn.Module):
         self.config = config
         self.num_heads = config.num_attention_heads
         self.head_size = config.hidden_size // config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def _split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[batch, length, width]` -> `[batch, heads, length, width / heads]`."""
-        return self._split_heads(self.query(hidden_states))
+        return self._split_heads(self.q_proj(hidden_states))
 
     def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[batch, length, width]` -> two of `[batch, heads, length, width / heads]`."""
-        return self._split_heads(self.key(hidden_states)), self._split_heads(self.value(hidden_states))
+        return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
 
     def attend(
         self, query, key, value, attention_mask=None, output_attentions: bool = False
@@ -75,7 +75,7 @@ class MultiHeadAttention(nn.Module):
         )
         if weights is None and output_attentions:
             weights = attention_weights(query, key, attention_mask, self.head_size**-0.5).to(value.dtype)
-        return self.output(output.flatten(2)), weights
+        return self.out_proj(output.flatten(2)), weights
 
     def forward(self, hidden_states, source=None, attention_mask=None, output_attentions: bool = False):
         key, value = self.keys_values(hidden_states if source is None else source)
@@ -133,13 +133,13 @@ class TransformerLayer(GradientCheckpointingLayer):
 
 
 def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The mean of an item's real tokens.
+    """The mean of an example's real tokens.
 
     Args:
         tokens: `[batch, length, width]`; mask: `[batch, length]`, all real when left out.
 
     Returns:
-        `[batch, width]`; zero for an item without any.
+        `[batch, width]`; zero for an example without any.
     """
     if tokens is None:
         return None

@@ -15,12 +15,12 @@ from transformers.utils import ModelOutput
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
 from .generation_optsg import OrderPromptGenerationMixin
-from .multimodal_encoder import ItemSummary, MemoryLayout, MultimodalEncoder
-from .prompt_encoder import OrderPromptEncoder
+from .multimodal_encoder import MemoryLayout, MultimodalEncoder, Pooler
+from .prompt_encoder import PromptEncoder
 from .sampled_softmax import classes_of_step, sample_classes
-from .seeded_random import draw_uniform
-from .tag_alignment import AlignmentOutput, TagAlignment
-from .tag_classifier import SetAlignment, SimilarityClassifier
+from .seeded_random import seeded_uniform
+from .tag_alignment import TagAlignment, TagAlignmentOutput
+from .tag_classifier import CosineClassifier, TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_empty_slots, lay_out_slots
 
 
@@ -31,9 +31,9 @@ class OPTSGModelOutput(ModelOutput):
         order_prompts: `[batch, num_prompts, hidden_size]`.
         memory: `[batch, memory length, hidden_size]`, the fused tokens of frames and title.
         memory_mask: `[batch, memory length]`, boolean, true for real tokens.
-        summary: `[batch, hidden_size]`, what the item is as a whole; `None` without `item_summary`.
-        set_summary: `[batch, hidden_size]`, the same for the comparison with train tags; `None` without
-            `set_alignment`.
+        summary: `[batch, hidden_size]`, what the example is as a whole; `None` without `use_prompt_pooler`.
+        classifier_pooler: `[batch, hidden_size]`, the same for the comparison with train tags; `None` without
+            `use_tag_classifier`.
         prompt_attentions: with `output_attentions` or eager attention, where prompts look: one
             `[batch, heads, num_prompts, memory length]` a prompt layer, each row adding up to 1, 0 at padding.
         memory_layout: with `output_attentions`, which frame, patch or title token each place of the memory stands for.
@@ -42,8 +42,8 @@ class OPTSGModelOutput(ModelOutput):
     order_prompts: torch.Tensor | None = None
     memory: torch.Tensor | None = None
     memory_mask: torch.Tensor | None = None
-    summary: torch.Tensor | None = None
-    set_summary: torch.Tensor | None = None
+    prompt_pooler_output: torch.Tensor | None = None
+    classifier_pooler_output: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
     memory_layout: MemoryLayout | None = None
 
@@ -52,14 +52,14 @@ class OPTSGModelOutput(ModelOutput):
 class OPTSGOutput(ModelOutput):
     """
     Args:
-        loss: scalar, `generation_loss + alignment_weight * alignment_loss + set_alignment_weight * set_loss`.
-        logits: `[positions, tag_vocab_size]`, over the real positions of the batch's items one after the other, each
-            item's slots laid end to end in prompt order. In training with `num_sampled_tokens`, a column for each of
+        loss: scalar, `generation_loss + alignment_loss_weight * alignment_loss + classifier_loss_weight * classifier_loss`.
+        logits: `[positions, tag_vocab_size]`, over the real positions of the batch's examples one after the other, each
+            example's slots laid end to end in prompt order. In training with `num_sampled_tokens`, a column for each of
             `logit_tokens` only.
         logit_tokens: `[columns]`, the tokens of the columns of `logits`; `None` where they are all there.
         generation_loss: scalar, mean cross-entropy of the written tokens, [PAD] and [SEP] among them.
         alignment_loss: scalar, cross-entropy of prompts over the candidate tags and [PAD].
-        set_loss: scalar, asymmetric loss of the item as a whole over the train tags; `None` without `set_alignment` or
+        classifier_loss: scalar, asymmetric loss of the example as a whole over the train tags; `None` without `use_tag_classifier` or
             `tag_ids`.
         assignment: `[batch, num_prompts]`, the index of the tag each prompt was matched to, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` were to predict.
@@ -70,14 +70,14 @@ class OPTSGOutput(ModelOutput):
     logits: torch.Tensor | None = None
     generation_loss: torch.Tensor | None = None
     alignment_loss: torch.Tensor | None = None
-    set_loss: torch.Tensor | None = None
+    classifier_loss: torch.Tensor | None = None
     assignment: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     logit_tokens: torch.Tensor | None = None
     order_prompts: torch.Tensor | None = None
 
 
-# Most tags are absent from most items: at a half, a classifier's first steps would only teach that.
+# Most tags are absent from most examples: at a half, a classifier's first steps would only teach that.
 ABSENT_BIAS = -5.0
 
 
@@ -109,7 +109,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        converters = [WeightConverter(name, name, [_WithDimension()]) for name in ("log_scale", "found_share")]
+        converters = [WeightConverter(name, name, [_WithDimension()]) for name in ("logit_scale", "query_gate")]
         register_checkpoint_conversion_mapping(cls.config_class.model_type, converters, overwrite=True)
 
     @classmethod
@@ -181,22 +181,19 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, OrderPromptEncoder):
+        elif isinstance(module, PromptEncoder):
             # Queries that start alike would be matched alike: they begin a unit apart, not 0.02.
             init.normal_(module.queries, std=1.0)
-            if module.item_query is not None:
-                init.normal_(module.item_query, std=1.0)
-                init.zeros_(module.found_share)
         elif isinstance(module, TagAlignment):
             init.normal_(module.pad_embedding, std=self.config.initializer_range)
-            init.constant_(module.log_scale, module.initial_log_scale())
-        elif isinstance(module, SimilarityClassifier):
+            init.constant_(module.logit_scale, module.initial_logit_scale())
+        elif isinstance(module, CosineClassifier):
             init.constant_(module.bias, ABSENT_BIAS)
-            init.constant_(module.log_scale, module.initial_log_scale)
+            init.constant_(module.logit_scale, module.initial_logit_scale)
 
 
 class OPTSGTowers(OPTSGPreTrainedModel):
-    """The two towers, and how every system reads items with them."""
+    """The two towers, and how every system reads examples with them."""
 
     def __init__(self, config: OPTSGConfig):
         super().__init__(config)
@@ -282,12 +279,12 @@ class OPTSGTowers(OPTSGPreTrainedModel):
 
 
 class OPTSGModel(OPTSGTowers):
-    """The towers, the multimodal encoder and the order prompt encoder: items in, order prompts out."""
+    """The towers, the multimodal encoder and the order prompt encoder: examples in, order prompts out."""
 
     def __init__(self, config: OPTSGConfig):
         super().__init__(config)
         self.multimodal_encoder = MultimodalEncoder(config)
-        self.order_prompt_encoder = OrderPromptEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
         self.post_init()
 
     def forward(
@@ -299,34 +296,32 @@ class OPTSGModel(OPTSGTowers):
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
-        item_seeds: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> OPTSGModelOutput:
         """
         Args:
-            pixel_values: `[batch, frames, 3, height, width]`; a picture is a clip of one frame.
+            pixel_values: `[batch, frames, 3, height, width]`; an image is a video of one frame.
             frame_features: precomputed instead of pixels, `[batch, frames, frame_feature_size]` or
                 `[batch, frames, tokens, frame_feature_size]`.
-            frame_mask: `[batch, frames]`, true (1) for real frames; an item without a picture has none.
+            frame_mask: `[batch, frames]`, true (1) for real frames; an example without an image has none.
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
             title_features: precomputed instead of `input_ids`, `[batch, title length, text width]`.
-            attention_mask: `[batch, title length]`, true (1) for real tokens; an item without a title has none.
+            attention_mask: `[batch, title length]`, true (1) for real tokens; an example without a title has none.
             output_attentions: return where each order prompt looks, whatever the attention's implementation.
-            item_seeds: `[batch]`, whole numbers: in training, what is drawn for an item follows from its own (see
-                [`draw_uniform`]) and not from the process's random state.
+            example_seeds: `[batch]`, whole numbers: in training, what is drawn for an example follows from its own (see
+                [`seeded_uniform`]) and not from the process's random state.
 
         Raises:
-            ValueError: an item has nothing to look at, both pixels and features are given, or shapes do not fit.
+            ValueError: an example has nothing to look at, both pixels and features are given, or shapes do not fit.
         """
         frame_features, title_features = self.read(
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
         )
-        memory, memory_mask, summary, set_summary = self.multimodal_encoder(
-            frame_features, frame_mask, title_features, attention_mask, item_seeds
+        memory, memory_mask, prompt_pooled, classifier_pooled = self.multimodal_encoder(
+            frame_features, frame_mask, title_features, attention_mask, example_seeds
         )
-        order_prompts, attentions, found = self.order_prompt_encoder(memory, memory_mask, summary, output_attentions)
-        if found is not None and set_summary is not None:
-            set_summary = set_summary + found
+        order_prompts, attentions = self.prompt_encoder(memory, memory_mask, prompt_pooled, output_attentions)
         layout = None
         if output_attentions:
             frame_size = None if pixel_values is None else tuple(pixel_values.shape[-2:])
@@ -336,15 +331,15 @@ class OPTSGModel(OPTSGTowers):
             order_prompts=order_prompts,
             memory=memory,
             memory_mask=memory_mask,
-            summary=summary,
-            set_summary=set_summary,
+            prompt_pooler_output=prompt_pooled,
+            classifier_pooler_output=classifier_pooled,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
             memory_layout=layout,
         )
 
 
 class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
-    """OP-TSG: order prompts matched one-to-one to an item's tags, and a decoder that writes each prompt's tag."""
+    """OP-TSG: order prompts matched one-to-one to an example's tags, and a decoder that writes each prompt's tag."""
 
     _tied_weights_keys = {"lm_head.weight": "tag_decoder.token_embeddings.weight"}
 
@@ -352,7 +347,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         super().__init__(config)
         self.model = OPTSGModel(config)
         self.tag_alignment = TagAlignment(config)
-        self.set_alignment = SetAlignment(config) if config.set_alignment and config.num_tag_classes else None
+        self.tag_classifier = TagClassifier(config) if config.use_tag_classifier and config.num_tag_classes else None
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
         self.post_init()
@@ -395,7 +390,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         decoding: str | None = None,
-        item_seeds: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
         step_tokens: torch.Tensor | None = None,
         sampled_tokens: torch.Tensor | None = None,
         **kwargs,
@@ -405,23 +400,23 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             tag_input_ids: `[tags, longest tag]`, the candidate tags' tokens without [SEP] (each tag of the batch once;
-                tags no item has are negatives of the alignment).
+                tags no example has are negatives of the alignment).
             tag_lengths: `[tags]`, number of tokens of each.
             tag_text_input_ids, tag_text_attention_mask: `[tags, length]`, the same tags for the text tower.
             tag_features: `[tags, text width]`, precomputed instead of the text tower's.
-            tag_ids: `[tags of the batch]`, the class of each under [`set_tag_classes`]; without it there is no
-                `set_loss`.
-            labels: `[batch, most tags of an item]`, indices of each item's tags among the candidates, -100 where there
+            tag_ids: `[tags of the batch]`, the class of each under [`set_label_vocabulary`]; without it there is no
+                `classifier_loss`.
+            labels: `[batch, most tags of an example]`, indices of each example's tags among the candidates, -100 where there
                 is none.
-            decoding: attention mask of the decoder, "parallel" or "sequential"; by default items are divided at random
-                by `parallel_share` in training and all parallel in evaluation.
-            item_seeds: see [`OPTSGModel`]; which mask an item has and which empty slots it writes follow from it too.
+            decoding: attention mask of the decoder, "parallel" or "sequential"; by default examples are divided at random
+                by `parallel_ratio` in training and all parallel in evaluation.
+            example_seeds: see [`OPTSGModel`]; which mask an example has and which empty slots it writes follow from it too.
             step_tokens, sampled_tokens: in training with `num_sampled_tokens`, the tokens of all tags of the step and
                 those drawn beside them, in place of the batch's own and others that are drawn here.
 
         Raises:
-            ValueError: an item cannot be read (see [`OPTSGModel`]), `labels` come without their tags or name tags that
-                are not there, a tag is longer than `max_tag_tokens`, or an item has more tags than there are prompts.
+            ValueError: an example cannot be read (see [`OPTSGModel`]), `labels` come without their tags or name tags that
+                are not there, a tag is longer than `max_tag_tokens`, or an example has more tags than there are prompts.
         """
         outputs = self.model(
             pixel_values=pixel_values,
@@ -430,7 +425,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
-            item_seeds=item_seeds,
+            example_seeds=example_seeds,
         )
         if labels is None:
             return OPTSGOutput(order_prompts=outputs.order_prompts)
@@ -443,63 +438,63 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
         alignment = self._align(outputs.order_prompts, tag_features, labels)
         classes = None if step_tokens is None else (step_tokens, sampled_tokens)
-        written = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding, item_seeds, classes)
-        loss = written["generation_loss"] + self.config.alignment_weight * alignment.loss
-        set_loss = None
-        if self.set_alignment is not None and tag_ids is not None:
-            set_loss = self.set_alignment(outputs.set_summary, labels, tag_ids)
-            loss = loss + self.config.set_alignment_weight * set_loss
+        written = self._write(outputs, alignment, tag_input_ids, tag_lengths, decoding, example_seeds, classes)
+        loss = written["generation_loss"] + self.config.alignment_loss_weight * alignment.loss
+        classifier_loss = None
+        if self.tag_classifier is not None and tag_ids is not None:
+            classifier_loss = self.tag_classifier(outputs.classifier_pooler_output, labels, tag_ids)
+            loss = loss + self.config.classifier_loss_weight * classifier_loss
         return OPTSGOutput(
             loss=loss,
             alignment_loss=alignment.loss,
-            set_loss=set_loss,
+            classifier_loss=classifier_loss,
             assignment=alignment.assignment,
             order_prompts=outputs.order_prompts,
             **written,
         )
 
-    def set_tag_classes(self, input_ids, counts=None) -> None:
-        """Says which tag each class is: the train tags, which the item as a whole is compared with; token ids of each
+    def set_label_vocabulary(self, input_ids, counts=None) -> None:
+        """Says which tag each class is: the train tags, which the example as a whole is compared with; token ids of each
         without [SEP], and training counts. Replaces those of before and what was learned of them.
 
         Raises:
-            ValueError: see [`TagClasses.set_tags`], or the model has no `set_alignment`.
+            ValueError: see [`LabelVocabulary.set_tags`], or the model has no `use_tag_classifier`.
         """
-        if not self.config.set_alignment:
-            raise ValueError("This model has set_alignment=false: it is compared with no train tags.")
+        if not self.config.use_tag_classifier:
+            raise ValueError("This model has use_tag_classifier=false: it is compared with no train tags.")
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
-        set_alignment = SetAlignment(config)
-        set_alignment.tag_classes.set_tags(input_ids, counts)
-        self.config.num_tag_classes, set_alignment.config = len(input_ids), self.config
-        summary = ItemSummary(config)
-        for module in (*set_alignment.modules(), *summary.modules()):
+        use_tag_classifier = TagClassifier(config)
+        use_tag_classifier.label_vocabulary.set_tags(input_ids, counts)
+        self.config.num_tag_classes, use_tag_classifier.config = len(input_ids), self.config
+        summary = Pooler(config)
+        for module in (*use_tag_classifier.modules(), *summary.modules()):
             self._init_weights(module)
-        self.set_alignment = set_alignment.to(self.lm_head.weight).train(self.training)
+        self.tag_classifier = use_tag_classifier.to(self.lm_head.weight).train(self.training)
         encoder = self.model.multimodal_encoder
-        if encoder.set_summary is None:
-            encoder.set_summary = summary.to(self.lm_head.weight).train(self.training)
+        if encoder.classifier_pooler is None:
+            encoder.classifier_pooler = summary.to(self.lm_head.weight).train(self.training)
 
-    def _align(self, order_prompts, tag_features, labels) -> AlignmentOutput:
+    def _align(self, order_prompts, tag_features, labels) -> TagAlignmentOutput:
         return self.tag_alignment(order_prompts, tag_features, labels)
 
-    def _lay_out(self, assignment, tag_input_ids, tag_lengths, item_seeds) -> tuple[SlotSequence, torch.Tensor]:
-        """The slots that are written, and how many empty ones each of an item's stands for, `[batch]`."""
+    def _lay_out(self, assignment, tag_input_ids, tag_lengths, example_seeds) -> tuple[SlotSequence, torch.Tensor]:
+        """The slots that are written, and how many empty ones each of an example's stands for, `[batch]`."""
         config = self.config
         # Most slots are empty and say the same: some of them say it for all.
-        share = config.pad_slot_share if self.training else 1.0
-        chosen, stands_for = choose_empty_slots(assignment < 0, share, item_seeds)
+        share = config.pad_slot_ratio if self.training else 1.0
+        chosen, stands_for = choose_empty_slots(assignment < 0, share, example_seeds)
         pad, sep = config.tag_pad_token_id, config.tag_sep_token_id
         return lay_out_slots(assignment, tag_input_ids, tag_lengths, pad, sep, chosen), stands_for
 
     def _write(
         self,
         outputs: OPTSGModelOutput,
-        alignment: AlignmentOutput,
+        alignment: TagAlignmentOutput,
         tag_input_ids,
         tag_lengths,
         decoding: str | None,
-        item_seeds: torch.Tensor | None,
+        example_seeds: torch.Tensor | None,
         classes: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor | None]:
         if tag_input_ids.shape[1] > self.config.max_tag_tokens:
@@ -507,12 +502,12 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 f"A tag has {tag_input_ids.shape[1]} tokens; this model writes at most max_tag_tokens="
                 f"{self.config.max_tag_tokens}."
             )
-        share = {None: self.config.parallel_share if self.training else 1.0, "parallel": 1.0, "sequential": 0.0}
+        share = {None: self.config.parallel_ratio if self.training else 1.0, "parallel": 1.0, "sequential": 0.0}
         if decoding not in share:
             raise ValueError(f'decoding={decoding!r} must be "parallel" or "sequential".')
         size, device = (len(outputs.memory),), outputs.memory.device
-        parallel = draw_uniform("parallel mask", size, item_seeds, device) < share[decoding]
-        sequence, stands_for = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths, item_seeds)
+        parallel = seeded_uniform("parallel mask", size, example_seeds, device) < share[decoding]
+        sequence, stands_for = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths, example_seeds)
         hidden_states = self.tag_decoder(
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .layers import TransformerLayer, pool_tokens
-from .seeded_random import draw_uniform
+from .seeded_random import seeded_uniform
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class MemoryLayout:
     tower's tokens (first those of no place, such as [CLS], then the patches row by row), then the title's tokens.
 
     Args:
-        frames: frames of the batch's longest clip, 0 without pictures.
+        frames: frames of the batch's longest video, 0 without images.
         grid: rows and columns of patches in a frame; `None` where the tokens of a frame are not known to be patches.
         others: tokens of a frame that are no patches.
         title: tokens of the batch's longest title, 0 without titles.
@@ -33,7 +33,7 @@ class MemoryLayout:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
             title_features: `[batch, title length, text width]`.
             frame_size: height and width of a frame in pixels; `None` for precomputed features, whose grid is unknown.
-            patch_size: the vision tower's, `None` if it has none (convolutions halve a picture until it is a grid).
+            patch_size: the vision tower's, `None` if it has none (convolutions halve an image until it is a grid).
         """
         frames, tokens = (0, 0) if frame_features is None else frame_features.shape[1:3]
         grid = patch_grid(tokens, frame_size, patch_size) if frame_size is not None and tokens else None
@@ -81,8 +81,8 @@ def patch_grid(tokens: int, frame_size: tuple[int, int], patch_size=None) -> tup
     return (rows, tokens // rows) if rows and tokens % rows == 0 else None
 
 
-class ItemSummary(nn.Module):
-    """One vector an item from the towers' tokens, averaged by modality: a short way from towers to prompts. Attention
+class Pooler(nn.Module):
+    """One vector an example from the towers' tokens, averaged by modality: a short way from towers to prompts. Attention
     has to learn where to look before anything else can be learned; this is there from the first step."""
 
     def __init__(self, config):
@@ -92,7 +92,7 @@ class ItemSummary(nn.Module):
         self.inner = nn.Linear(sum(self.widths), config.intermediate_size)
         self.dropout = nn.Dropout(config.dropout)
         self.outer = nn.Linear(config.intermediate_size, config.hidden_size)
-        # Titles and tags are read by one tower: an item begins near the tags that say what its title says.
+        # Titles and tags are read by one tower: an example begins near the tags that say what its title says.
         self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, parts: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
@@ -110,7 +110,7 @@ class ItemSummary(nn.Module):
             if part is None:
                 pooled.append(norm.weight.new_zeros(batch, width))
             else:
-                # What an item does not have says nothing, not even the norm's bias.
+                # What an example does not have says nothing, not even the norm's bias.
                 pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
         hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
         summary = self.outer(self.dropout(hidden_states))
@@ -137,9 +137,9 @@ class MultimodalEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.summary = ItemSummary(config) if config.item_summary else None
+        self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
         # What is compared with all train tags is learned apart: two that err differently know more than one.
-        self.set_summary = ItemSummary(config) if config.set_alignment and config.num_tag_classes else None
+        self.classifier_pooler = Pooler(config) if config.use_tag_classifier and config.num_tag_classes else None
 
     def forward(
         self,
@@ -147,7 +147,7 @@ class MultimodalEncoder(nn.Module):
         frame_mask: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        item_seeds: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
@@ -155,15 +155,15 @@ class MultimodalEncoder(nn.Module):
             frame_mask: `[batch, frames]`, true for real frames; all real when left out.
             title_features: `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true for real title tokens; all real when left out.
-            item_seeds: `[batch]`, in training, of what is hidden at random.
+            example_seeds: `[batch]`, in training, of what is hidden at random.
 
         Returns:
             The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, and two
-            summaries of the item, `[batch, hidden_size]`: where the order prompts begin (`None` without
-            `item_summary`), and what is compared with the train tags (`None` without `set_alignment`).
+            summaries of the example, `[batch, hidden_size]`: where the order prompts begin (`None` without
+            `use_prompt_pooler`), and what is compared with the train tags (`None` without `use_tag_classifier`).
 
         Raises:
-            ValueError: neither frames nor title are given, a clip is longer than `max_frames`, or an item is left
+            ValueError: neither frames nor title are given, a video is longer than `max_frames`, or an example is left
                 with nothing to look at.
         """
         parts, masks, tokens_of, given = [], [], [None, None], []
@@ -176,7 +176,7 @@ class MultimodalEncoder(nn.Module):
                 )
             if frames > self.config.max_frames:
                 raise ValueError(
-                    f"A clip of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer."
+                    f"A video of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer."
                 )
             if frame_mask is None:
                 frame_mask = torch.ones(batch, frames, device=frame_features.device)
@@ -196,39 +196,39 @@ class MultimodalEncoder(nn.Module):
         if not parts:
             raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
         if self.training:
-            masks = self._hide_at_random(masks, given, item_seeds)
+            masks = self._hide_at_random(masks, given, example_seeds)
         memory, memory_mask = torch.cat(parts, dim=1), torch.cat(masks, dim=1)
         if not (present := memory_mask.any(dim=1)).all():
             empty = (~present).nonzero().flatten().tolist()
-            raise ValueError(f"Items {empty} of the batch have neither a frame nor a title.")
+            raise ValueError(f"Examples {empty} of the batch have neither a frame nor a title.")
         shown = dict(zip(given, masks))
-        summary, set_summary = (
+        summary, classifier_pooler = (
             None if module is None else module(tokens_of, [shown.get(modality) for modality in (0, 1)])
-            for module in (self.summary, self.set_summary)
+            for module in (self.prompt_pooler, self.classifier_pooler)
         )
         memory = self.dropout(memory)
         for layer in self.layers:
             memory, _ = layer(memory, memory_mask[:, None, None, :])
-        return self.norm(memory), memory_mask, summary, set_summary
+        return self.norm(memory), memory_mask, summary, classifier_pooler
 
     def _hide_at_random(
         self, masks: list[torch.Tensor], modalities: list[int], seeds: torch.Tensor | None = None
     ) -> list[torch.Tensor]:
-        """Modality dropout (never of an item's only modality) and token dropout (never of all an item's tokens);
+        """Modality dropout (never of an example's only modality) and token dropout (never of all an example's tokens);
         `modalities` says what each mask is of: 0 frames, 1 the title."""
         batch, device = masks[0].shape[0], masks[0].device
         if len(masks) == 2 and self.config.modality_dropout > 0:
             both = masks[0].any(dim=1) & masks[1].any(dim=1)
-            drop = draw_uniform("modality is dropped", (batch,), seeds, device) < self.config.modality_dropout
+            drop = seeded_uniform("modality is dropped", (batch,), seeds, device) < self.config.modality_dropout
             drop &= both
-            first = draw_uniform("which modality", (batch,), seeds, device) < 0.5
+            first = seeded_uniform("which modality", (batch,), seeds, device) < 0.5
             masks = [masks[0] & ~(drop & first)[:, None], masks[1] & ~(drop & ~first)[:, None]]
         share = self.config.memory_token_dropout
         if share > 0:
             kept = []
             for modality, mask in zip(modalities, masks):
                 purpose = ("frame tokens", "title tokens")[modality]
-                kept.append(mask & (draw_uniform(purpose, tuple(mask.shape), seeds, device) >= share))
+                kept.append(mask & (seeded_uniform(purpose, tuple(mask.shape), seeds, device) >= share))
             some = torch.cat(kept, dim=1).any(dim=1)[:, None]
             masks = [torch.where(some, k, m) for k, m in zip(kept, masks)]
         return masks

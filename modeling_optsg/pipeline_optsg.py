@@ -1,10 +1,9 @@
-"""`pipeline("tag-generation")`: pictures and clips in, tags out, in the shape of image classification."""
+"""`pipeline("tag-generation")`: images and videos in, tags out, in the shape of image classification."""
 
 import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, Subset
@@ -12,12 +11,11 @@ from transformers import Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from dataset_scripts.media_suffixes import CLIP_SUFFIXES
-
 from .generation_optsg import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
+from .video_utils import is_video_file
 
 TASK = "tag-generation"
-# An item's parts -> what the processor calls them.
+# An example's parts -> what the processor calls them.
 PARTS = {
     "image": "images",
     "video": "videos",
@@ -30,20 +28,20 @@ OF_A_ROW = ("id", "tags", "file_name")
 # Of `datasets` since 4.0: one column of a dataset.
 COLUMNS = ("Column", "IterableColumn")
 # Of Linux; elsewhere they are shorter.
-LONGEST_PATH = 4096
+MAX_PATH_LENGTH = 4096
 # As `config.json` names it: a file beside it and a class in it, and the class that loads the model.
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
 
 
 class TagGenerationPipeline(Pipeline):
-    """Tags for pictures and clips, each with its probability.
+    """Tags for images and videos, each with its probability.
 
         tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small", trust_remote_code=True)
         tagger("photo.jpg", top_k=5)
-        tagger({"video": "clip.mp4", "title": "a walk along the harbour"})
+        tagger({"video": "video.mp4", "title": "a walk along the harbour"})
 
-    Reading and preparing is done by the data loader's `num_workers` processes, for a whole batch at a time: the items
-    of a batch may be pictures, clips of any length and titles in any mixture.
+    Reading and preparing is done by the data loader's `num_workers` processes, for a whole batch at a time: the examples
+    of a batch may be images, videos of any length and titles in any mixture.
     """
 
     _load_processor = True
@@ -60,33 +58,33 @@ class TagGenerationPipeline(Pipeline):
             raise ValueError("a tag-generation pipeline needs a processor; give `processor=` beside a model object")
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
-        """Tags an item, or many.
+        """Tags an example, or many.
 
         Args:
-            inputs: an item, a list of items, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
-                generator. An item is a picture (path, http(s) address, bytes of a file, PIL picture or array), the
-                path of a clip (by its suffix), or a dictionary of some of
+            inputs: an example, a list of examples, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
+                generator. An example is an image (path, http(s) address, bytes of a file, PIL image or array), the
+                path of a video (by its suffix), or a dictionary of some of
 
-                - `"image"`: a picture; or `"video"`: path or bytes of a clip; or `"frames"`: the list of a clip's
+                - `"image"`: an image; or `"video"`: path or bytes of a video; or `"frames"`: the list of a video's
                   frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
                 - `"title"`: text.
 
                 Of a dataset's columns, those are read which are called so; a row of one may have its `id`, `tags` and
                 `file_name` with it, which are not looked at.
-            top_k: at most so many tags an item, the most probable ones.
+            top_k: at most so many tags an example, the most probable ones.
             threshold: tags with a smaller probability are left out; the model's own if not given.
             decoding: "parallel" or "sequential"; the model's own if not given.
             tag_vocabulary: the only tags allowed, as text, in any letter case.
-            timeout: seconds to wait for a picture's address.
-            batch_size, num_workers: items at a time (1), and processes that read them (0, in this process).
+            timeout: seconds to wait for an image's address.
+            batch_size, num_workers: examples at a time (1), and processes that read them (0, in this process).
             kwargs: other settings of the model's `generate`.
 
         Returns:
-            Per item `[{"label": str, "score": float, "novel": bool}]` by falling score, `novel` where no training item
-            has the tag. Of one item its tags, of a list a list; of a dataset or generator an iterator.
+            Per example `[{"label": str, "score": float, "novel": bool}]` by falling score, `novel` where no training example
+            has the tag. Of one example its tags, of a list a list; of a dataset or generator an iterator.
 
         Raises:
-            ValueError: an item cannot be read, or is not an item; or an unknown or impossible setting.
+            ValueError: an example cannot be read, or is not an example; or an unknown or impossible setting.
         """
         # Whoever has a dataset has imported the library; the others need not have it.
         datasets = sys.modules.get("datasets")
@@ -96,7 +94,7 @@ class TagGenerationPipeline(Pipeline):
             if isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
                 inputs = self._readable(inputs, datasets)
             elif isinstance(inputs, tuple(getattr(datasets, kind) for kind in COLUMNS if hasattr(datasets, kind))):
-                inputs = (item for item in inputs)
+                inputs = (example for example in inputs)
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         if isinstance(inputs, list) and not inputs:
@@ -105,11 +103,11 @@ class TagGenerationPipeline(Pipeline):
 
     @staticmethod
     def _readable(dataset, datasets):
-        """A dataset's columns that are parts of an item, files in them undecoded, as the base class takes datasets."""
+        """A dataset's columns that are parts of an example, files in them undecoded, as the base class takes datasets."""
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
         columns = [part for part in PARTS if part in names]
         if not names:
-            return (item for item in ())
+            return (example for example in ())
         if not columns:
             raise ValueError(f"the dataset has the columns {names}; expected some of {list(PARTS)}")
         dataset = dataset.select_columns(columns)
@@ -118,7 +116,7 @@ class TagGenerationPipeline(Pipeline):
             if isinstance(feature, datasets.Image | datasets.Video):
                 dataset = dataset.cast_column(column, type(feature)(decode=False))
         if isinstance(dataset, datasets.IterableDataset):
-            return (item for item in dataset)
+            return (example for example in dataset)
         return Subset(dataset, range(len(dataset)))
 
     def _sanitize_parameters(
@@ -153,31 +151,33 @@ class TagGenerationPipeline(Pipeline):
             self._last_vocabulary = last
         return last[1]
 
-    def preprocess(self, item, timeout: float | None = None) -> dict:
-        """An item's parts by the processor's names for them; nothing is opened yet but addresses."""
-        if not isinstance(item, Mapping):
-            is_clip = isinstance(item, (str, os.PathLike)) and Path(item).suffix.lower() in CLIP_SUFFIXES
-            item = {"video" if is_clip else "image": item}
-        elif "bytes" in item and item.keys() <= {"bytes", "path"}:
-            item = {"image": item}
-        given = {part: value for part, value in item.items() if part in PARTS and value is not None}
-        if unknown := item.keys() - PARTS.keys() - set(OF_A_ROW):
-            raise ValueError(f"an item has {sorted(map(str, unknown))}; expected some of {list(PARTS)}")
+    def preprocess(self, example, timeout: float | None = None) -> dict:
+        """An example's parts by the processor's names for them; nothing is opened yet but addresses."""
+        if not isinstance(example, Mapping):
+            is_video = isinstance(example, (str, os.PathLike)) and is_video_file(example)
+            example = {"video" if is_video else "image": example}
+        elif "bytes" in example and example.keys() <= {"bytes", "path"}:
+            example = {"image": example}
+        given = {part: value for part, value in example.items() if part in PARTS and value is not None}
+        if unknown := example.keys() - PARTS.keys() - set(OF_A_ROW):
+            raise ValueError(f"an example has {sorted(map(str, unknown))}; expected some of {list(PARTS)}")
         if {"video", "frames"} <= given.keys():
-            raise ValueError("an item has both a video and frames; expected one of them")
+            raise ValueError("an example has both a video and frames; expected one of them")
         if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://", "data:")):
             try:
                 given["image"] = load_image(image, timeout=timeout)
             except Exception as error:  # those of the client, of base64 and of Pillow
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ValueError(f"{_shown(image)} cannot be loaded ({_shown(reason)})") from error
-        elif isinstance(image, str) and len(image) > LONGEST_PATH:
+        elif isinstance(image, str) and len(image) > MAX_PATH_LENGTH:
             raise ValueError(f"{_shown(image)} is too long for a path; give base64 as data:image/…;base64,…")
         return {PARTS[part]: value for part, value in given.items()}
 
-    def _collate(self, items: list[dict]):
-        names = dict.fromkeys(name for item in items for name in item)
-        return self.processor(**{name: [item.get(name) for item in items] for name in names}, return_tensors="pt")
+    def _collate(self, examples: list[dict]):
+        names = dict.fromkeys(name for example in examples for name in example)
+        return self.processor(
+            **{name: [example.get(name) for example in examples] for name in names}, return_tensors="pt"
+        )
 
     def _forward(self, model_inputs, **generate_kwargs) -> dict:
         outputs = self.model.generate(**model_inputs, **generate_kwargs)
@@ -190,7 +190,7 @@ class TagGenerationPipeline(Pipeline):
     def get_iterator(
         self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
     ):
-        # The base class would join the tensors of items prepared one by one, which must then have the same parts and
+        # The base class would join the tensors of examples prepared one by one, which must then have the same parts and
         # equally many frames.
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Pictures, clips, titles and tags to tensors, and what the model writes back to tags."""
+"""Images, videos, titles and tags to tensors, and what the model writes back to tags."""
 
 import json
 import os
@@ -11,27 +11,27 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import cached_file
 
-from .image_utils import read_picture, unwrap_file
+from .image_utils import read_image, unwrap_file
 from .video_utils import evenly_spaced, read_frames
 
-TRAIN_TAGS_NAME = "train_tags.json"
+LABEL_VOCABULARY_NAME = "label_vocabulary.json"
 # A tokenizer without a length limit says so with a number no text reaches.
 NO_MAX_LENGTH = 1_000_000
 
 
 class OPTSGProcessor(ProcessorMixin):
-    """Prepares items for [`OPTSGForTagGeneration`] and reads its tags back.
+    """Prepares examples for [`OPTSGForTagGeneration`] and reads its tags back.
 
     Args:
-        image_processor: the vision tower's; any that makes pictures of one size. See [`OPTSGFeatureProcessor`] for
+        image_processor: the vision tower's; any that makes images of one size. See [`OPTSGFeatureProcessor`] for
             models that read precomputed frame features only.
         tokenizer: the text tower's, for titles and for the text of tags. Text longer than its `model_max_length` is
             cut off there.
         tag_tokenizer: the tag decoder's, made by `train_tag_tokenizer`.
-        num_frames: most frames of a clip; longer clips are sampled at the centres of `num_frames` equal segments.
-        num_prompts: K, the most tags an item can have.
+        num_frames: most frames of a video; longer videos are sampled at the centres of `num_frames` equal segments.
+        num_prompts: K, the most tags an example can have.
         max_tag_tokens: longest tag, in tokens of `tag_tokenizer`, its [SEP] not counted.
-        train_tags: the training tags and how often each occurred. A written tag that is not among them is novel;
+        label_vocabulary: the training tags and how often each occurred. A written tag that is not among them is novel;
             without any, every tag is.
 
     Raises:
@@ -47,7 +47,7 @@ class OPTSGProcessor(ProcessorMixin):
         num_frames: int = 8,
         num_prompts: int = 20,
         max_tag_tokens: int = 16,
-        train_tags: Mapping[str, int] | None = None,
+        label_vocabulary: Mapping[str, int] | None = None,
     ):
         components = {"image_processor": image_processor, "tokenizer": tokenizer, "tag_tokenizer": tag_tokenizer}
         super().__init__(**{name: components[name] for name in self.get_attributes()})
@@ -61,7 +61,7 @@ class OPTSGProcessor(ProcessorMixin):
                 f"tag_tokenizer has [PAD] = {tag_tokenizer.pad_token_id} and [SEP] = {tag_tokenizer.sep_token_id}; "
                 "expected 0 and 1, as train_tag_tokenizer makes them. Is it the text tower's tokenizer?"
             )
-        self.train_tags = dict(train_tags or {})
+        self.label_vocabulary = dict(label_vocabulary or {})
 
     def __call__(
         self,
@@ -72,39 +72,39 @@ class OPTSGProcessor(ProcessorMixin):
         frame_features=None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Turns a batch of items, or a single one, into the model's inputs.
+        """Turns a batch of examples, or a single one, into the model's inputs.
 
-        Every argument holds one entry per item, `None` where that item has none of it. An item has a picture, a clip
+        Every argument holds one entry per example, `None` where that example has none of it. An example has an image, a video
         or frame features, or none of these, and a title or none; it must have something.
 
         Args:
-            images: per item a path, the bytes of a file, a PIL picture, a `uint8` array `[height, width, channels]`,
+            images: per example a path, the bytes of a file, a PIL image, a `uint8` array `[height, width, channels]`,
                 `[channels, height, width]` or `[height, width]`, or what `datasets.Image(decode=False)` gives. A
-                picture is turned upright as its EXIF data says, and transparency becomes white.
-            videos: per item a path, the bytes of a file, what `datasets.Video(decode=False)` gives, or the list of a
-                clip's frames, each anything a picture can be.
-            titles: per item a title. An empty or blank one is a missing one.
-            tags: per item its ground-truth tags, for training. A tag repeated within an item counts once.
-            frame_features: per item precomputed features `[frames, width]` or `[frames, tokens, width]`, instead of
+                image is turned upright as its EXIF data says, and transparency becomes white.
+            videos: per example a path, the bytes of a file, what `datasets.Video(decode=False)` gives, or the list of a
+                video's frames, each anything an image can be.
+            titles: per example a title. An empty or blank one is a missing one.
+            tags: per example its ground-truth tags, for training. A tag repeated within an example counts once.
+            frame_features: per example precomputed features `[frames, width]` or `[frames, tokens, width]`, instead of
                 pixels for the whole batch.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            A `BatchFeature` with, for B items of at most T frames, at most M tags each, N different tags in all:
+            A `BatchFeature` with, for B examples of at most T frames, at most M tags each, N different tags in all:
 
             - `pixel_values` `[B, T, 3, height, width]` or `frame_features` `[B, T, …]`, zero where there is no frame;
-              absent if no item has a picture.
-            - `frame_mask` `[B, T]`, 1 for frames, 0 for padding; absent if no item has a picture.
-            - `input_ids`, `attention_mask` `[B, length]`, the titles. The mask of an item without a title is all zero.
-              Absent if no item has a title.
+              absent if no example has an image.
+            - `frame_mask` `[B, T]`, 1 for frames, 0 for padding; absent if no example has an image.
+            - `input_ids`, `attention_mask` `[B, length]`, the titles. The mask of an example without a title is all zero.
+              Absent if no example has a title.
             - with `tags`: what [`~OPTSGProcessor.encode_tags`] makes of the N different tags, and `labels` `[B, M]`,
-              the indices of each item's tags among them, filled up with -100.
+              the indices of each example's tags among them, filled up with -100.
 
         Raises:
-            ValueError: naming the item and what is wrong with it: it has neither picture nor title; a file, clip or
+            ValueError: naming the example and what is wrong with it: it has neither image nor title; a file, video or
                 array cannot be read; its tags are missing, blank, not text, too long or too many; or the arguments
                 differ in length.
-            ImportError: a clip is to be read and PyAV is not installed.
+            ImportError: a video is to be read and PyAV is not installed.
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
@@ -130,8 +130,8 @@ class OPTSGProcessor(ProcessorMixin):
             Each once, in the order given.
         """
         # Of two spellings of one tag the more frequent.
-        known = {tag.casefold(): tag for tag in sorted(self.train_tags, key=self.train_tags.get)}
-        spelled = (tag if tag in self.train_tags else known.get(tag.casefold(), tag) for tag in tags)
+        known = {tag.casefold(): tag for tag in sorted(self.label_vocabulary, key=self.label_vocabulary.get)}
+        spelled = (tag if tag in self.label_vocabulary else known.get(tag.casefold(), tag) for tag in tags)
         return list(dict.fromkeys(spelled))
 
     def encode_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
@@ -179,7 +179,7 @@ class OPTSGProcessor(ProcessorMixin):
                 filled up with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
 
         Returns:
-            Per item a list of `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None` where
+            Per example a list of `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None` where
             there are no scores. A tag written twice is listed once, with the larger score. Blank tags are left out.
 
         Raises:
@@ -208,7 +208,7 @@ class OPTSGProcessor(ProcessorMixin):
             if tag.strip() and (tag not in best or (score is not None and score > best[tag])):
                 best[tag] = score
         ranked = sorted(best.items(), key=lambda entry: 0 if entry[1] is None else -entry[1])
-        return [{"tag": tag, "score": score, "novel": tag not in self.train_tags} for tag, score in ranked]
+        return [{"tag": tag, "score": score, "novel": tag not in self.label_vocabulary} for tag, score in ranked]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -229,36 +229,36 @@ class OPTSGProcessor(ProcessorMixin):
         return tensors
 
     def _pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
-        """An item's frames `[frames, 3, height, width]`. One item at a time: full-size frames of a batch are large."""
+        """An example's frames `[frames, 3, height, width]`. One example at a time: full-size frames of a batch are large."""
         image, video = batch.images[i], batch.videos[i]
         if image is None and video is None:
             return None
         if self.image_processor is None:
-            raise ValueError(f"item {i} has a picture, but this processor takes frame features only")
-        pictures = [read_picture(image, f"images[{i}]")] if video is None else self._clip(video, f"videos[{i}]")
-        pixels = [torch.as_tensor(p) for p in self.image_processor(images=pictures)["pixel_values"]]
+            raise ValueError(f"example {i} has an image, but this processor takes frame features only")
+        images = [read_image(image, f"images[{i}]")] if video is None else self._video(video, f"videos[{i}]")
+        pixels = [torch.as_tensor(p) for p in self.image_processor(images=images)["pixel_values"]]
         if len({p.shape for p in pixels}) > 1 or pixels[0].ndim != 3:
             shapes = sorted({tuple(p.shape) for p in pixels})
             raise ValueError(
-                f"{type(self.image_processor).__name__} made frames of shapes {shapes} of item {i}; "
+                f"{type(self.image_processor).__name__} made frames of shapes {shapes} of example {i}; "
                 "it must make [3, height, width] of one size: set a fixed size, or a centre crop"
             )
         return torch.stack(pixels)
 
-    def _clip(self, clip, name: str) -> list[Image.Image]:
-        clip, name = unwrap_file(clip, name)
-        if isinstance(clip, (str, os.PathLike, bytes)):
-            frames = read_frames(clip, self.num_frames, name=name)
-        elif isinstance(clip, Image.Image) or getattr(clip, "ndim", 4) != 4 or not isinstance(clip, Iterable):
+    def _video(self, video, name: str) -> list[Image.Image]:
+        video, name = unwrap_file(video, name)
+        if isinstance(video, (str, os.PathLike, bytes)):
+            frames = read_frames(video, self.num_frames, name=name)
+        elif isinstance(video, Image.Image) or getattr(video, "ndim", 4) != 4 or not isinstance(video, Iterable):
             raise ValueError(
-                f"{name} is one {type(clip).__name__}; expected a path, the bytes of a file, or the list of the "
-                "clip's frames. videos holds one entry per item: a single clip's frames are videos=[[frame, frame, …]]"
+                f"{name} is one {type(video).__name__}; expected a path, the bytes of a file, or the list of the "
+                "video's frames. videos holds one entry per example: a single video's frames are videos=[[frame, frame, …]]"
             )
         else:
-            frames = list(clip)
+            frames = list(video)
         if not frames:
-            raise ValueError(f"{name} is a clip without frames")
-        return [read_picture(frames[j], f"{name}[{j}]") for j in evenly_spaced(len(frames), self.num_frames)]
+            raise ValueError(f"{name} is a video without frames")
+        return [read_image(frames[j], f"{name}[{j}]") for j in evenly_spaced(len(frames), self.num_frames)]
 
     def _encode_text(self, texts: list[str]) -> BatchFeature:
         return self.tokenizer(
@@ -284,10 +284,10 @@ class OPTSGProcessor(ProcessorMixin):
         index, labels = {}, []
         for i, tag_set in enumerate(tag_sets):
             if isinstance(tag_set, (str, bytes)) or not isinstance(tag_set, Iterable):
-                raise ValueError(f"tags[{i}] is {tag_set!r}; expected the list of that item's tags")
+                raise ValueError(f"tags[{i}] is {tag_set!r}; expected the list of that example's tags")
             tag_set = list(tag_set)
             if not tag_set:
-                raise ValueError(f"tags[{i}] is empty; an item without tags cannot be trained on, leave it out")
+                raise ValueError(f"tags[{i}] is empty; an example without tags cannot be trained on, leave it out")
             for tag in tag_set:
                 if not isinstance(tag, str):
                     raise ValueError(f"tags[{i}] holds {tag!r} of type {type(tag).__name__}; expected str")
@@ -303,17 +303,19 @@ class OPTSGProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        output.pop("train_tags", None)
+        output.pop("label_vocabulary", None)
         return output
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Saves everything [`~OPTSGProcessor.from_pretrained`] needs, the training tags in `train_tags.json`."""
+        """Saves everything [`~OPTSGProcessor.from_pretrained`] needs, the training tags in `label_vocabulary.json`."""
         files = super().save_pretrained(save_directory)
-        train_tags = Path(save_directory, TRAIN_TAGS_NAME)
-        train_tags.write_text(json.dumps(self.train_tags, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        label_vocabulary = Path(save_directory, LABEL_VOCABULARY_NAME)
+        label_vocabulary.write_text(
+            json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0) + "\n", encoding="utf-8"
+        )
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        return [*files, str(train_tags)]
+        return [*files, str(label_vocabulary)]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -327,12 +329,12 @@ class OPTSGProcessor(ProcessorMixin):
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "train_tags" not in kwargs:
+        if "label_vocabulary" not in kwargs:
             where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-            train_tags = cached_file(
-                pretrained_model_name_or_path, TRAIN_TAGS_NAME, **{k: kwargs[k] for k in where if k in kwargs}
+            label_vocabulary = cached_file(
+                pretrained_model_name_or_path, LABEL_VOCABULARY_NAME, **{k: kwargs[k] for k in where if k in kwargs}
             )
-            processor_dict["train_tags"] = json.loads(Path(train_tags).read_text(encoding="utf-8"))
+            processor_dict["label_vocabulary"] = json.loads(Path(label_vocabulary).read_text(encoding="utf-8"))
         return processor_dict, unused
 
 
@@ -348,62 +350,62 @@ class OPTSGFeatureProcessor(OPTSGProcessor):
         num_frames: int = 8,
         num_prompts: int = 20,
         max_tag_tokens: int = 16,
-        train_tags: Mapping[str, int] | None = None,
+        label_vocabulary: Mapping[str, int] | None = None,
     ):
-        super().__init__(None, tokenizer, tag_tokenizer, num_frames, num_prompts, max_tag_tokens, train_tags)
+        super().__init__(None, tokenizer, tag_tokenizer, num_frames, num_prompts, max_tag_tokens, label_vocabulary)
 
 
 class _Batch:
-    """The arguments of a call, as lists with one entry per item."""
+    """The arguments of a call, as lists with one entry per example."""
 
     def __init__(self, images, videos, titles, tags, frame_features):
         is_file = isinstance(images, (str, os.PathLike, bytes, Mapping, Image.Image))
-        self.images = _per_item("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
+        self.images = _per_example("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
         is_file = isinstance(videos, (str, os.PathLike, bytes, Mapping))
-        self.videos = _per_item("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
-        self.titles = _per_item("titles", titles, single=isinstance(titles, str))
+        self.videos = _per_example("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
+        self.titles = _per_example("titles", titles, single=isinstance(titles, str))
         is_tag_set = isinstance(tags, (list, tuple, set)) and isinstance(next(iter(tags), ""), str)
-        self.tags = _per_item("tags", tags, single=is_tag_set)
-        is_clip = getattr(frame_features, "ndim", 3) < 3
-        self.frame_features = _per_item("frame_features", frame_features, single=is_clip)
+        self.tags = _per_example("tags", tags, single=is_tag_set)
+        is_video = getattr(frame_features, "ndim", 3) < 3
+        self.frame_features = _per_example("frame_features", frame_features, single=is_video)
 
         columns = {name: values for name, values in vars(self).items() if values is not None}
         if len({len(values) for values in columns.values()}) > 1:
             counts = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
-            raise ValueError(f"got {counts}; expected one entry per item, None where an item has none of it")
+            raise ValueError(f"got {counts}; expected one entry per example, None where an example has none of it")
         self.size = len(next(iter(columns.values()), []))
         if self.size == 0:
-            raise ValueError("there are no items; give images, videos, frame_features or titles")
+            raise ValueError("there are no examples; give images, videos, frame_features or titles")
         for name in ("images", "videos", "titles", "tags", "frame_features"):
             setattr(self, name, columns.get(name, [None] * self.size))
         self.titles = [_title(title, i) for i, title in enumerate(self.titles)]
-        self._check_items()
+        self._check_examples()
 
     def has(self, name: str) -> bool:
         return any(value is not None for value in getattr(self, name))
 
-    def _check_items(self):
+    def _check_examples(self):
         sights = ("images", "videos", "frame_features")
         for i in range(self.size):
             given = [f"{name}[{i}]" for name in sights if getattr(self, name)[i] is not None]
             if len(given) > 1:
-                raise ValueError(f"item {i} has {' and '.join(given)}; expected one of them")
+                raise ValueError(f"example {i} has {' and '.join(given)}; expected one of them")
             if not given and self.titles[i] is None:
                 raise ValueError(
-                    f"item {i} has neither a picture nor a title: images[{i}], videos[{i}], frame_features[{i}] and "
+                    f"example {i} has neither an image nor a title: images[{i}], videos[{i}], frame_features[{i}] and "
                     f"titles[{i}] are all missing or empty"
                 )
         if self.has("frame_features") and (self.has("images") or self.has("videos")):
-            raise ValueError("some items have frame features and others pixels; a batch has one or the other")
+            raise ValueError("some examples have frame features and others pixels; a batch has one or the other")
 
 
-def _per_item(name: str, values, single: bool) -> list | None:
+def _per_example(name: str, values, single: bool) -> list | None:
     if values is None:
         return None
     if single:
         return [values]
     if not isinstance(values, Iterable):
-        raise ValueError(f"{name} is of type {type(values).__name__}; expected one entry per item")
+        raise ValueError(f"{name} is of type {type(values).__name__}; expected one entry per example")
     return list(values)
 
 
@@ -423,13 +425,13 @@ def _check_unicode(text: str, name: str):
         raise ValueError(f"{name} is not valid Unicode text ({error.reason})") from error
 
 
-def _pad_frames(name: str, items: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    shapes = {tuple(item.shape[1:]) for item in items if item is not None}
+def _pad_frames(name: str, examples: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    shapes = {tuple(example.shape[1:]) for example in examples if example is not None}
     if len(shapes) > 1:
         raise ValueError(f"the frames of a batch have different shapes {sorted(shapes)} in {name}; expected one size")
-    lengths = torch.tensor([0 if item is None else len(item) for item in items])
+    lengths = torch.tensor([0 if example is None else len(example) for example in examples])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    frames = torch.cat([item for item in items if item is not None])
+    frames = torch.cat([example for example in examples if example is not None])
     padded = frames.new_zeros(*mask.shape, *frames.shape[1:])
     padded[mask] = frames
     return {name: padded, "frame_mask": mask.long()}

@@ -1,5 +1,5 @@
-"""What a training step leaves to chance in the model, drawn for each item by a seed of its own where it has one: the
-same in whichever process and company the item is."""
+"""What a training step leaves to chance in the model, drawn for each example by a seed of its own where it has one: the
+same in whichever process and company the example is."""
 
 import torch
 
@@ -14,18 +14,18 @@ PURPOSES = (
 )
 
 
-def draw_uniform(
+def seeded_uniform(
     purpose: str, size: tuple[int, ...], seeds: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
     """Numbers of [0, 1).
 
     Args:
         purpose: of `PURPOSES`; draws for different ones are independent.
-        size: `(batch,)` or `(batch, draws of an item)`.
+        size: `(batch,)` or `(batch, draws of an example)`.
         seeds: `[batch]`, whole numbers; the process's own random state if not given.
 
     Returns:
-        A tensor of `size`. With seeds an item's first draws are the same however many follow.
+        A tensor of `size`. With seeds an example's first draws are the same however many follow.
     """
     if seeds is None:
         return torch.rand(size, device=device)

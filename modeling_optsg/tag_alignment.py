@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
-class AlignmentOutput(ModelOutput):
+class TagAlignmentOutput(ModelOutput):
     """
     Args:
         loss: scalar, cross-entropy of every prompt over the candidate tags and [PAD].
@@ -27,20 +27,20 @@ class AlignmentOutput(ModelOutput):
 
 @torch.no_grad()
 def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One-to-one matching of an item's prompts to its tag set padded with [PAD] to the number of prompts.
+    """One-to-one matching of an example's prompts to its tag set padded with [PAD] to the number of prompts.
 
     Padding n tags to K and solving the K×K problem equals solving n×K at the cost
     −(similarity to the tag − similarity to [PAD]) of each pair, which is what is done here.
 
     Args:
         similarity: `[batch, num_prompts, tags + 1]`; the last column is the similarity to [PAD].
-        labels: `[batch, most tags of an item]`, indices of each item's tags, -100 where there is none.
+        labels: `[batch, most tags of an example]`, indices of each example's tags, -100 where there is none.
 
     Returns:
         `[batch, num_prompts]` int64: the index of the tag each prompt is matched to, -1 for [PAD].
 
     Raises:
-        ValueError: an item has more tags than there are prompts, or a label is no candidate.
+        ValueError: an example has more tags than there are prompts, or a label is no candidate.
         FloatingPointError: a similarity is no number.
     """
     batch, num_prompts, columns = similarity.shape
@@ -49,7 +49,7 @@ def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> tor
         raise ValueError(f"Label {beyond[0].item()} names no tag: only {columns - 1} candidate tags were given.")
     if (most := present.sum(dim=1).max().item()) > num_prompts:
         raise ValueError(
-            f"An item has {most} tags but the model has num_prompts={num_prompts}; sample {num_prompts} of them "
+            f"An example has {most} tags but the model has num_prompts={num_prompts}; sample {num_prompts} of them "
             "(the data collator does) or build a model with more prompts."
         )
     gain = similarity.float() - similarity[..., -1:].float()
@@ -57,14 +57,14 @@ def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> tor
     if not np.isfinite(gain).all():
         raise FloatingPointError("Prompts and tags have similarities that are no numbers.")
     counts = present.sum(dim=1).tolist()
-    # Labels are padded at the end or anywhere: the matching only sees an item's real columns.
+    # Labels are padded at the end or anywhere: the matching only sees an example's real columns.
     order = torch.argsort((~present).to(torch.int8), dim=1, stable=True).cpu()
     cpu_labels = labels.cpu()
     assignment = torch.full((batch, num_prompts), -1, dtype=torch.long)
-    for item, count in enumerate(counts):
-        columns_of_item = order[item, :count]
-        prompts, tags = linear_sum_assignment(gain[item][:, columns_of_item.numpy()], maximize=True)
-        assignment[item, prompts] = cpu_labels[item, columns_of_item[tags]]
+    for example, count in enumerate(counts):
+        columns_of_example = order[example, :count]
+        prompts, tags = linear_sum_assignment(gain[example][:, columns_of_example.numpy()], maximize=True)
+        assignment[example, prompts] = cpu_labels[example, columns_of_example[tags]]
     return assignment.to(labels.device)
 
 
@@ -78,10 +78,10 @@ class TagAlignment(nn.Module):
         self.tag_projection = nn.Linear(config.text_config.hidden_size, config.alignment_size)
         self.pad_embedding = nn.Parameter(torch.empty(config.alignment_size))
         # One entry, not none: what has no dimension cannot be divided among processes.
-        self.log_scale = nn.Parameter(torch.empty(1))
+        self.logit_scale = nn.Parameter(torch.empty(1))
 
-    def initial_log_scale(self) -> float:
-        return -math.log(self.config.alignment_temperature)
+    def initial_logit_scale(self) -> float:
+        return self.config.logit_scale_init_value
 
     def similarity(self, order_prompts: torch.Tensor, tag_features: torch.Tensor) -> torch.Tensor:
         """
@@ -95,17 +95,17 @@ class TagAlignment(nn.Module):
         tags = torch.cat([self.tag_projection(tag_features), self.pad_embedding[None]])
         prompts = F.normalize(self.prompt_projection(order_prompts), dim=-1)
         # A hundred is CLIP's bound: past it the softmax is a hard maximum and the gradient is noise.
-        scale = self.log_scale.clamp(max=math.log(100)).exp()
+        scale = self.logit_scale.clamp(max=math.log(100)).exp()
         return scale * prompts @ F.normalize(tags, dim=-1).T
 
     def forward(
         self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor, with_pad: bool = True
-    ) -> AlignmentOutput:
+    ) -> TagAlignmentOutput:
         """
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
-            tag_features: `[tags, text width]`; tags no item of the batch has serve as negatives.
-            labels: `[batch, most tags of an item]`, indices into `tag_features`, -100 where there is none.
+            tag_features: `[tags, text width]`; tags no example of the batch has serve as negatives.
+            labels: `[batch, most tags of an example]`, indices into `tag_features`, -100 where there is none.
             with_pad: whether there is a [PAD] tag. Without it prompts are compared with tags alone, and those that
                 are matched to none do not count.
         """
@@ -115,10 +115,10 @@ class TagAlignment(nn.Module):
             assignment = match_prompts_to_tags(F.pad(logits[..., :-1], (0, 1)), labels)
             matched = assignment >= 0
             loss = F.cross_entropy(logits[..., :-1][matched].float(), assignment[matched])
-            return AlignmentOutput(loss=loss, logits=logits, assignment=assignment)
+            return TagAlignmentOutput(loss=loss, logits=logits, assignment=assignment)
         assignment = match_prompts_to_tags(logits, labels)
         targets = assignment.where(assignment >= 0, logits.shape[-1] - 1)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        weights = torch.where(assignment.flatten() >= 0, 1.0, self.config.alignment_pad_weight)
+        weights = torch.where(assignment.flatten() >= 0, 1.0, self.config.no_object_weight)
         loss = (losses * weights).sum() / weights.sum().clamp(min=1e-6)
-        return AlignmentOutput(loss=loss, logits=logits, assignment=assignment)
+        return TagAlignmentOutput(loss=loss, logits=logits, assignment=assignment)

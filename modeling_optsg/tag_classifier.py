@@ -1,11 +1,10 @@
-"""Room 3, for the item as a whole: which tags belong to it, learned from every train tag at once.
+"""Room 3, for the example as a whole: which tags belong to it, learned from every train tag at once.
 
 The matching shows a prompt the tags of its batch; a classifier sees every train tag at every step, and learns more
-from a rare one. Here the item's summary is compared with all train tags as a classifier compares it. What comes of it
+from a rare one. Here the example's summary is compared with all train tags as a classifier compares it. What comes of it
 is weighed against what the slots write, and proposes tags that they do not.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -14,49 +13,53 @@ from torch.nn import functional as F
 
 
 def asymmetric_loss(
-    logits: torch.Tensor, targets: torch.Tensor, gamma_negative: float, gamma_positive: float, probability_shift: float
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    asl_gamma_negative: float,
+    asl_gamma_positive: float,
+    asl_margin: float,
 ) -> torch.Tensor:
     """Asymmetric loss of multi-label classification (arXiv 2009.14119, equations 5 to 7), summed over the classes.
 
     Args:
         logits: `[batch, classes]`.
         targets: `[batch, classes]`, 1 where the class is present.
-        gamma_negative, gamma_positive, probability_shift: γ⁻, γ⁺ and m of the paper.
+        asl_gamma_negative, asl_gamma_positive, asl_margin: γ⁻, γ⁺ and m of the paper.
 
     Returns:
         Scalar, the mean over the batch.
     """
     probability = logits.sigmoid()
-    shifted = (probability - probability_shift).clamp(min=0)
-    present = targets * (1 - probability) ** gamma_positive * F.logsigmoid(logits)
+    shifted = (probability - asl_margin).clamp(min=0)
+    present = targets * (1 - probability) ** asl_gamma_positive * F.logsigmoid(logits)
     # Without a shift log(1 - p) is taken from the logit: p itself rounds to 1.
-    log_absent = F.logsigmoid(-logits) if probability_shift == 0 else torch.log1p(-shifted)
-    absent = (1 - targets) * shifted**gamma_negative * log_absent
+    log_absent = F.logsigmoid(-logits) if asl_margin == 0 else torch.log1p(-shifted)
+    absent = (1 - targets) * shifted**asl_gamma_negative * log_absent
     return -(present + absent).sum(dim=-1).mean()
 
 
-def present_tags(labels: torch.Tensor, tag_ids: torch.Tensor, num_tags: int) -> torch.Tensor:
-    """Labels as a table: `[batch, num_tags]`, 1 where an item has the tag.
+def multi_hot_targets(labels: torch.Tensor, tag_ids: torch.Tensor, num_tags: int) -> torch.Tensor:
+    """Labels as a table: `[batch, num_tags]`, 1 where an example has the tag.
 
     Args:
-        labels: `[batch, most tags of an item]`, indices into `tag_ids`, -100 where there is none.
+        labels: `[batch, most tags of an example]`, indices into `tag_ids`, -100 where there is none.
         tag_ids: `[tags]`, the column of each tag of the batch.
     """
     targets = torch.zeros(len(labels), num_tags, device=labels.device)
-    items, places = (labels >= 0).nonzero(as_tuple=True)
-    targets[items, tag_ids[labels[items, places]]] = 1.0
+    examples, places = (labels >= 0).nonzero(as_tuple=True)
+    targets[examples, tag_ids[labels[examples, places]]] = 1.0
     return targets
 
 
-class SetAlignment(nn.Module):
-    """Compares an item's summary with the train tags; `tag_classes` says what they are."""
+class TagClassifier(nn.Module):
+    """Compares an example's summary with the train tags; `label_vocabulary` says what they are."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.dropout = nn.Dropout(config.set_dropout)
-        self.classifier = SimilarityClassifier(config, config.num_tag_classes)
-        self.tag_classes = TagClasses(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = CosineClassifier(config, config.num_tag_classes)
+        self.label_vocabulary = LabelVocabulary(config)
 
     def logits(self, summary: torch.Tensor) -> torch.Tensor:
         """`[batch, hidden_size]`, from the multimodal encoder -> `[batch, num_tag_classes]`."""
@@ -71,18 +74,18 @@ class SetAlignment(nn.Module):
         Raises:
             ValueError: `tag_ids` name a class there is not.
         """
-        check_class_labels(tag_ids, len(self.tag_classes))
+        check_tag_ids(tag_ids, len(self.label_vocabulary))
         config, logits = self.config, self.logits(summary).float()
         return asymmetric_loss(
             logits,
-            present_tags(labels, tag_ids, logits.shape[1]),
-            config.gamma_negative,
-            config.gamma_positive,
-            config.probability_shift,
+            multi_hot_targets(labels, tag_ids, logits.shape[1]),
+            config.asl_gamma_negative,
+            config.asl_gamma_positive,
+            config.asl_margin,
         )
 
 
-class TagClasses(nn.Module):
+class LabelVocabulary(nn.Module):
     """The tokens of each class's tag, so that a class comes back from the processor as a written tag does.
 
     They are a buffer of the model and are saved with its weights: class 0 is the first of the tags the model was
@@ -105,7 +108,7 @@ class TagClasses(nn.Module):
 
         Args:
             input_ids: token ids of each class's tag, without [SEP].
-            counts: training items of each tag; without them no tag is rarer than another.
+            counts: training examples of each tag; without them no tag is rarer than another.
 
         Raises:
             ValueError: there are not as many tags as classes, one is empty or too long, two are the same, or the
@@ -146,28 +149,28 @@ class TagClasses(nn.Module):
         return tokens[..., : max(longest, 1)]
 
 
-class SimilarityClassifier(nn.Module):
-    """Logits of classes for an item: the item's direction times each class's weights, at a learned scale, and a bias.
+class CosineClassifier(nn.Module):
+    """Logits of classes for an example: the example's direction times each class's weights, at a learned scale, and a bias.
 
-    The item is normalised and the classes are not: what is common may have larger weights. In training the weights
+    The example is normalised and the classes are not: what is common may have larger weights. In training the weights
     may be tied to the text tower's features of the tags (`text_tying.py`): a rare one is found from its neighbours.
     """
 
     def __init__(self, config, classes: int):
         super().__init__()
-        self.weights = nn.Embedding(classes, config.hidden_size)
+        self.class_embeddings = nn.Embedding(classes, config.hidden_size)
         self.bias = nn.Parameter(torch.zeros(classes))
-        self.log_scale = nn.Parameter(torch.zeros(1))
-        self.initial_log_scale = -math.log(config.alignment_temperature)
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.initial_logit_scale = config.logit_scale_init_value
 
     def forward(self, hidden_states: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
         """`[..., hidden_size]` -> `[..., classes]`, of all classes or of those given."""
-        direction = self.log_scale.exp() * F.normalize(hidden_states, dim=-1)
-        weight, bias = self.weights.weight, self.bias
+        direction = self.logit_scale.exp() * F.normalize(hidden_states, dim=-1)
+        weight, bias = self.class_embeddings.weight, self.bias
         return F.linear(direction, *((weight, bias) if classes is None else (weight[classes], bias[classes])))
 
 
-def check_class_labels(tag_ids: torch.Tensor | None, classes: int) -> None:
+def check_tag_ids(tag_ids: torch.Tensor | None, classes: int) -> None:
     """
     Raises:
         ValueError: the batch does not say which classes its tags are, or names one there is not.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .layers import TransformerLayer
-from .seeded_random import draw_uniform
+from .seeded_random import seeded_uniform
 
 
 @dataclass
@@ -37,7 +37,7 @@ class SlotSequence:
         """Who sees whom: all earlier positions (sequential) or those of the same slot (parallel).
 
         Args:
-            parallel: `[batch]`, boolean, which mask an item uses.
+            parallel: `[batch]`, boolean, which mask an example uses.
 
         Returns:
             Boolean `[batch, 1, length, length]`, true where a position (row) sees another (column).
@@ -91,29 +91,29 @@ def lay_out_slots(
 
 
 class SlotRows:
-    """Which item each of many slots belongs to, and the two layouts that follow: one row a slot, or one row an item
-    with its slots side by side. The second lets the slots of an item share its memory instead of copying it.
+    """Which example each of many slots belongs to, and the two layouts that follow: one row a slot, or one row an example
+    with its slots side by side. The second lets the slots of an example share its memory instead of copying it.
 
     Args:
-        items: `[slots]`, ascending, the item of each slot.
-        batch: number of items.
+        examples: `[slots]`, ascending, the example of each slot.
+        batch: number of examples.
     """
 
-    def __init__(self, items: torch.Tensor, batch: int):
-        counts = torch.bincount(items, minlength=batch)
+    def __init__(self, examples: torch.Tensor, batch: int):
+        counts = torch.bincount(examples, minlength=batch)
         first = counts.cumsum(0) - counts
-        self.items = items
+        self.examples = examples
         self.batch = batch
         self.widest = int(counts.max())
-        self.place = items * self.widest + torch.arange(items.shape[0], device=items.device) - first[items]
+        self.place = examples * self.widest + torch.arange(examples.shape[0], device=examples.device) - first[examples]
 
-    def by_item(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[slots, width]` -> `[batch, most slots of an item, width]`, zeros where an item has fewer."""
+    def by_example(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[slots, width]` -> `[batch, most slots of an example, width]`, zeros where an example has fewer."""
         grid = hidden_states.new_zeros(self.batch * self.widest, hidden_states.shape[-1])
         return grid.index_copy_(0, self.place, hidden_states).unflatten(0, (self.batch, self.widest))
 
     def by_slot(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The inverse of [`by_item`]."""
+        """The inverse of [`by_example`]."""
         return hidden_states.flatten(0, 1)[self.place]
 
 
@@ -121,15 +121,15 @@ class TagDecoder(nn.Module):
     """Causal self-attention over the slots and cross-attention to the memory.
 
     Args:
-        longest_slot: most tokens of a slot, `max_tag_tokens` if not given.
+        max_slot_tokens: most tokens of a slot, `max_tag_tokens` if not given.
     """
 
-    def __init__(self, config, longest_slot: int | None = None):
+    def __init__(self, config, max_slot_tokens: int | None = None):
         super().__init__()
         self.config = config
         self.token_embeddings = nn.Embedding(config.tag_vocab_size, config.hidden_size)
         # One more place than the longest slot has tokens: the prompt's.
-        self.positions = nn.Embedding((longest_slot or config.max_tag_tokens) + 1, config.hidden_size)
+        self.positions = nn.Embedding((max_slot_tokens or config.max_tag_tokens) + 1, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(config, cross_attention=True) for _ in range(config.num_decoder_layers)
@@ -154,7 +154,7 @@ class TagDecoder(nn.Module):
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
             sequence: the slots as laid out by [`lay_out_slots`].
-            parallel: `[batch]`, boolean, which attention mask an item uses.
+            parallel: `[batch]`, boolean, which attention mask an example uses.
             memory: `[batch, memory length, hidden_size]`; memory_mask: `[batch, memory length]`, boolean.
 
         Returns:
@@ -168,7 +168,7 @@ class TagDecoder(nn.Module):
         return self.norm(hidden_states)
 
     def memory_keys_values(self, memory: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each layer's keys and values of the memory, `[batch, heads, memory length, width / heads]`: once an item."""
+        """Each layer's keys and values of the memory, `[batch, heads, memory length, width / heads]`: once an example."""
         return [layer.cross_attention.keys_values(memory) for layer in self.layers]
 
     def step(self, hidden_states, self_cache, self_mask, rows, memory_keys_values, memory_mask) -> torch.Tensor:
@@ -179,7 +179,7 @@ class TagDecoder(nn.Module):
             self_cache: for each layer the keys and values of what each slot sees before this position, two of
                 `[slots, heads, seen, width / heads]`, or `None` at the start. Extended in place.
             self_mask: boolean `[slots, seen + 1]`, or `None` if all of it is visible.
-            rows: which item each slot belongs to.
+            rows: which example each slot belongs to.
             memory_keys_values: from [`memory_keys_values`].
             memory_mask: `[batch, memory length]`, boolean.
 
@@ -199,7 +199,7 @@ class TagDecoder(nn.Module):
             attended, _ = layer.self_attention.attend(layer.self_attention.queries(normed), key, value, self_mask)
             hidden_states = hidden_states + attended
 
-            queries = layer.cross_attention.queries(rows.by_item(layer.cross_norm(hidden_states)[:, 0]))
+            queries = layer.cross_attention.queries(rows.by_example(layer.cross_norm(hidden_states)[:, 0]))
             attended, _ = layer.cross_attention.attend(
                 queries, memory_key, memory_value, memory_mask[:, None, None, :]
             )
@@ -211,10 +211,10 @@ class TagDecoder(nn.Module):
 def choose_empty_slots(
     empty: torch.Tensor, share: float, seeds: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A share of each item's empty slots, one at least, that stand for all of them.
+    """A share of each example's empty slots, one at least, that stand for all of them.
 
     Args:
-        empty: `[batch, num_prompts]`, which slots are; share: of them; seeds: see [`draw_uniform`].
+        empty: `[batch, num_prompts]`, which slots are; share: of them; seeds: see [`seeded_uniform`].
 
     Returns:
         Those chosen, boolean `[batch, num_prompts]`, and how many each stands for, `[batch]`.
@@ -223,6 +223,6 @@ def choose_empty_slots(
         return empty, torch.ones(len(empty), device=empty.device)
     count = empty.sum(dim=1)
     chosen = (count * share).round().clamp(min=1).minimum(count)
-    draws = draw_uniform("empty slots", tuple(empty.shape), seeds, empty.device)
+    draws = seeded_uniform("empty slots", tuple(empty.shape), seeds, empty.device)
     rank = draws.masked_fill(~empty, 2.0).argsort(dim=1).argsort(dim=1)
     return empty & (rank < chosen[:, None]), count / chosen.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Frames from clips, through PyAV."""
+"""Frames from videos, through PyAV."""
 
 import io
 import logging
@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .image_utils import is_url
 
@@ -19,46 +19,60 @@ def evenly_spaced(count: int, num: int) -> list[int]:
     return list(range(count)) if count <= num else [(2 * i + 1) * count // (2 * num) for i in range(num)]
 
 
-def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:
-    """Reads `num_frames` frames of a clip, those at the centres of as many equal segments of its frames.
+def is_video_file(path: str | os.PathLike) -> bool:
+    """Whether a local file is a video by its content; a file that cannot be opened, or an address, is not."""
+    if is_url(os.fspath(path)):
+        return False
+    try:
+        with Image.open(path) as image:
+            # Pillow shows the first frame of a GIF, and recognises MPEG without reading it.
+            return image.format in ("GIF", "MPEG")
+    except UnidentifiedImageError:
+        return True
+    except (OSError, ValueError):
+        return False
 
-    The clip's packets are listed first, without decoding them; then only the frames asked for, and those they depend
-    on, are decoded. A clip whose timestamps do not allow that is decoded from end to end, twice.
+
+def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:
+    """Reads `num_frames` frames of a video, those at the centres of as many equal segments of its frames.
+
+    The video's packets are listed first, without decoding them; then only the frames asked for, and those they depend
+    on, are decoded. A video whose timestamps do not allow that is decoded from end to end, twice.
 
     Args:
-        source: path of the clip, or the bytes of its file. Animated GIF and PNG are clips too; animated WebP is not.
-        num_frames: how many frames. A clip that has fewer gives all it has.
-        name: what to call the clip in errors; its path by default.
+        source: path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
+        num_frames: how many frames. A video that has fewer gives all it has.
+        name: what to call the video in errors; its path by default.
 
     Returns:
-        The frames in time order, turned upright, as RGB pictures, or RGBA where the clip has transparency.
+        The frames in time order, turned upright, as RGB images, or RGBA where the video has transparency.
 
     Raises:
-        ValueError: naming the clip, if it cannot be read, has no video stream, or none of its frames can be decoded.
+        ValueError: naming the video, if it cannot be read, has no video stream, or none of its frames can be decoded.
         ImportError: PyAV is not installed.
     """
     try:
         import av
     except ImportError as error:
-        raise ImportError("reading clips needs PyAV: pip install av") from error
+        raise ImportError("reading videos needs PyAV: pip install av") from error
 
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; expected at least 1")
     is_path = isinstance(source, (str, os.PathLike))
-    name = name or (os.fspath(source) if is_path else "clip given as bytes")
+    name = name or (os.fspath(source) if is_path else "video given as bytes")
     if isinstance(source, str) and is_url(source):
         raise ValueError(f"{name} is a remote address; nothing is downloaded here, give a file or its bytes")
     try:
         # A Python file, never the path: FFmpeg would take "concat:…" or "frame%03d.png" for more than a file name.
         with open(source, "rb") if is_path else io.BytesIO(source) as file:
-            return _Clip(av, file, name).read(num_frames)
+            return _Video(av, file, name).read(num_frames)
     except Exception as error:  # On damaged files PyAV raises more than its own errors.
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{name} is not a clip that can be read: {reason}") from error
+        raise ValueError(f"{name} is not a video that can be read: {reason}") from error
 
 
-def check_clip(source: str | os.PathLike) -> None:
-    """Opens a clip without decoding it: milliseconds.
+def check_video(source: str | os.PathLike) -> None:
+    """Opens a video without decoding it: milliseconds.
 
     Raises:
         ValueError: it is no file that FFmpeg knows, or has no video stream with a decoder.
@@ -67,18 +81,18 @@ def check_clip(source: str | os.PathLike) -> None:
     try:
         import av
     except ImportError as error:
-        raise ImportError("reading clips needs PyAV: pip install av") from error
+        raise ImportError("reading videos needs PyAV: pip install av") from error
 
     try:
         with open(source, "rb") as file:
-            clip = _Clip(av, file, os.fspath(source))
-            with clip._open() as container:
-                clip._video_stream(container)
+            video = _Video(av, file, os.fspath(source))
+            with video._open() as container:
+                video._video_stream(container)
     except Exception as error:  # As in `read_frames`.
-        raise ValueError(f"{source} is not a clip that can be read: {error}") from error
+        raise ValueError(f"{source} is not a video that can be read: {error}") from error
 
 
-class _Clip:
+class _Video:
     def __init__(self, av, file, name: str):
         self.av, self.file, self.name = av, file, name
 
@@ -133,7 +147,7 @@ class _Clip:
 
     def _seek_frames(self, container, stream, wanted: list[int], keyframes: list[int]) -> list[Image.Image]:
         """The frames at the timestamps `wanted`, or none at all if one of them cannot be had exactly."""
-        pictures, decoded, position = [], None, None
+        images, decoded, position = [], None, None
         try:
             for timestamp in wanted:
                 keyframe = bisect_right(keyframes, timestamp) - 1
@@ -145,11 +159,11 @@ class _Clip:
                 frame = next((f for f in decoded if f.pts is None or f.pts >= timestamp), None)
                 if frame is None or frame.pts != timestamp or frame.is_corrupt:
                     return []
-                pictures.append(_to_picture(frame))
+                images.append(_to_image(frame))
                 position = timestamp
         except self.av.FFmpegError:
             return []
-        return pictures
+        return images
 
     @staticmethod
     def _needed(container, stream, wanted: set[int]) -> Iterator:
@@ -164,7 +178,7 @@ class _Clip:
         if count == 0:
             raise ValueError("it has no frames that can be decoded; it is empty, truncated or damaged")
         wanted = set(evenly_spaced(count, num_frames))
-        return [_to_picture(frame) for i, frame in enumerate(islice(self._decoded(), count)) if i in wanted]
+        return [_to_image(frame) for i, frame in enumerate(islice(self._decoded(), count)) if i in wanted]
 
     def _decoded(self) -> Iterator:
         broken = 0
@@ -181,7 +195,7 @@ class _Clip:
             logger.warning("%s: %d damaged packets were skipped", self.name, broken)
 
 
-def _to_picture(frame) -> Image.Image:
+def _to_image(frame) -> Image.Image:
     has_alpha = any(component.is_alpha for component in frame.format.components)
-    picture = Image.fromarray(frame.to_ndarray(format="rgba")) if has_alpha else frame.to_image()
-    return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+    image = Image.fromarray(frame.to_ndarray(format="rgba")) if has_alpha else frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image

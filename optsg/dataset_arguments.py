@@ -7,7 +7,7 @@ def add_dataset_arguments(parser) -> None:
     parser.add_argument("--config-name", metavar="NAME", help="which configuration of the benchmark")
     parser.add_argument("--title", metavar="NAME", help="which title of the benchmark, such as raw")
     parser.add_argument("--visual", metavar="NAME", help="what of a benchmark is looked at: video, image, …, or none")
-    parser.add_argument("--missing", metavar="WHAT", help="items of a benchmark without their file: skip or keep")
+    parser.add_argument("--missing", metavar="WHAT", help="examples of a benchmark without their file: skip or keep")
     parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
 
 
@@ -16,7 +16,7 @@ def load_dataset_of(args, for_tags: bool = False):
 
     Args:
         for_tags: whether only tags are wanted: nothing is copied into a cache that is not there yet, and of a
-            benchmark no picture or clip is looked for.
+            benchmark no image or video is looked for.
 
     Raises:
         ValueError, FileNotFoundError: see [`load_tagging_dataset`].

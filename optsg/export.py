@@ -11,8 +11,8 @@ def add_command(commands):
     parser = commands.add_parser(
         "export",
         help="a dataset as Parquet",
-        description="Writes a tagging dataset as Parquet files with a dataset card: pictures and features inside,\n"
-        "clips as files beside. `datasets.load_dataset` gives it back where this package is not installed.",
+        description="Writes a tagging dataset as Parquet files with a dataset card: images and features inside,\n"
+        "videos as files beside. `datasets.load_dataset` gives it back where this package is not installed.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_dataset_arguments(parser)

@@ -1,4 +1,4 @@
-"""Finds the pictures and clips a command line names, and their titles."""
+"""Finds the images and videos a command line names, and their titles."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_scripts.media_suffixes import CLIP_SUFFIXES, PICTURE_SUFFIXES
+from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 # Files of cameras' own kinds: Pillow takes some for TIFF and gives the thumbnail in them.
 RAW_SUFFIXES = frozenset(
@@ -28,7 +28,7 @@ class MediaFile:
 
     path: str
     title: str | None
-    is_clip: bool
+    is_video: bool
     root: str = ""
 
 
@@ -47,9 +47,9 @@ class MediaFiles:
 
 
 def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
-    """Pictures and clips among `names` and, for folders, everywhere below them.
+    """Images and videos among `names` and, for folders, everywhere below them.
 
-    A file that is named is taken, as a clip if its suffix says so and else as a picture, unless it is a raw file:
+    A file that is named is taken, as a video if its suffix says so and else as an image, unless it is a raw file:
     these are left alone. In a folder the suffix decides, and a `metadata.jsonl`, `.csv` or `.parquet` with the columns
     `file_name` and `title` gives the titles.
 
@@ -65,7 +65,7 @@ def find_media_files(names: list[str], title: str | None = None, title_from_name
         elif os.path.isfile(name) and _suffix(name) in RAW_SUFFIXES:
             found.failures.append((name, "a raw file, which is not read here; tag the JPEG beside it, or export one"))
         elif os.path.isfile(name):
-            found.files.append(MediaFile(name, _name_as_title(name) if title_from_name else title, _is_clip(name)))
+            found.files.append(MediaFile(name, _name_as_title(name) if title_from_name else title, _is_video(name)))
         else:
             found.failures.append((name, "not a file" if os.path.exists(name) else "no such file or folder"))
     return found
@@ -87,7 +87,7 @@ def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
             if name in METADATA_NAMES:
                 if not title_from_name:
                     titles.update(_read_titles(path, found))
-            elif suffix not in PICTURE_SUFFIXES | CLIP_SUFFIXES:
+            elif suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
                 others.append(path)
             elif os.path.isfile(path):
                 files.append(path)
@@ -98,7 +98,7 @@ def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
         MediaFile(
             path,
             _name_as_title(path) if title_from_name else titles.get(os.path.normpath(path)),
-            _is_clip(path),
+            _is_video(path),
             root=folder,
         )
         for path in files
@@ -116,10 +116,10 @@ def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
     if sidecars:
         found.notes.append(f"{folder}: {sidecars} sidecars are beside these files")
     if not files:
-        found.failures.append((folder, "no picture or clip in this folder"))
+        found.failures.append((folder, "no image or video in this folder"))
     if skipped.total():
         kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common() if count)
-        found.notes.append(f"{folder}: skipped, as not pictures or clips to tag: {kinds}")
+        found.notes.append(f"{folder}: skipped, as not images or videos to tag: {kinds}")
     if missing := [path for path in titles if not os.path.exists(path)]:
         examples = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         found.notes.append(f"{folder}: metadata names {len(missing)} files that are not there: {examples}")
@@ -180,8 +180,8 @@ def _suffix(path: str) -> str:
     return Path(path).suffix.lower()
 
 
-def _is_clip(path: str) -> bool:
-    return _suffix(path) in CLIP_SUFFIXES
+def _is_video(path: str) -> bool:
+    return _suffix(path) in VIDEO_SUFFIXES
 
 
 def _name_as_title(path: str) -> str | None:

@@ -36,9 +36,9 @@ def add_command(commands):
     parser.add_argument("--dry-run", action="store_true", help="check, list what would be published, send nothing")
     card = parser.add_argument_group("model card", "With any of these it is made anew, in FOLDER.")
     card.add_argument(
-        "--results", type=Path, metavar="FILE", help="what examples/score.py wrote: figures on test items"
+        "--results", type=Path, metavar="FILE", help="what examples/score.py wrote: metrics on test examples"
     )
-    card.add_argument("--examples", type=Path, metavar="DIR", help="pictures for the widget, with the tags they get")
+    card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, with the tags they get")
     card.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as apache-2.0")
     card.add_argument("--language", nargs="+", metavar="CODE", help="of titles and tags, such as en")
     parser.set_defaults(run=_run)
@@ -85,16 +85,16 @@ def _run(args) -> int:
 
 
 def _card(args) -> None:
-    from dataset_scripts.media_suffixes import PICTURE_SUFFIXES
+    from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
     from modeling_optsg.hub.push_trained import write_card_of_training
 
     settings = {"results": args.results, "license": args.license, "language": args.language}
     asked = {name: value for name, value in settings.items() if value is not None}
     if args.examples is not None:
-        pictures = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
-        if not pictures:
-            raise ValueError(f"--examples {args.examples} holds no pictures")
-        asked["examples"] = pictures
+        images = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise ValueError(f"--examples {args.examples} holds no images")
+        asked["examples"] = images
     card = args.folder / "README.md"
     if args.folder.is_dir() and (asked or not card.is_file()):
         if card.is_file():

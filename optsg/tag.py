@@ -1,4 +1,4 @@
-"""`optsg tag`: tags for pictures, clips and folders of them."""
+"""`optsg tag`: tags for images, videos and folders of them."""
 
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ EPILOG = """\
 A folder's titles come from a metadata.jsonl, metadata.csv or metadata.parquet
 in it, with the columns file_name and title.
 
---write never changes a picture. A person's tags stay; tags of an earlier run
+--write never changes an image. A person's tags stay; tags of an earlier run
 that are not given any more are removed; a tag that a person deleted does not
 come back. Given again after it was stopped, the same command goes on.
 
@@ -42,20 +42,20 @@ class Terminated(SystemExit):
 def add_command(commands):
     parser = commands.add_parser(
         "tag",
-        help="tags for pictures, clips and folders",
-        description="Writes the tags of pictures and clips, each with its probability.\n"
+        help="tags for images, videos and folders",
+        description="Writes the tags of images and videos, each with its probability.\n"
         "A tag that was not among the training tags is marked novel.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="picture, clip, or folder searched to its depth")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder searched to its depth")
     parser.add_argument(
         "--model",
         metavar="NAME",
         help=f"checkpoint folder or Hub name (default: {DEFAULT_MODEL}, if it is there)",
     )
     titles = parser.add_mutually_exclusive_group()
-    titles.add_argument("--title", metavar="TEXT", help="title of the one picture or clip given")
+    titles.add_argument("--title", metavar="TEXT", help="title of the one image or video given")
     titles.add_argument("--title-from-name", action="store_true", help="take the file names as titles")
     parser.add_argument(
         "--threshold",
@@ -75,7 +75,7 @@ def add_command(commands):
         "--vocabulary", type=_tags_of_file, metavar="FILE", help="give no other tags than these, one a line"
     )
     parser.add_argument("--decoding", choices=("parallel", "sequential"), help="write all tags at once or in turn")
-    parser.add_argument("--frames", type=_positive, metavar="N", help="look at this many frames of each clip")
+    parser.add_argument("--frames", type=_positive, metavar="N", help="look at this many frames of each video")
     parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="files at a time (default: 16)")
     parser.add_argument("--json", action="store_true", help="one JSON object a file and line, instead of a table")
     files = parser.add_argument_group("writing files")
@@ -87,7 +87,7 @@ def add_command(commands):
         metavar="KIND",
         help="xmp, json or txt: a sidecar of each file; csv or parquet: one table, tags.csv (repeatable)",
     )
-    files.add_argument("--output", metavar="DIR", help="write into a tree like the pictures' here, not beside them")
+    files.add_argument("--output", metavar="DIR", help="write into a tree like the images' here, not beside them")
     files.add_argument(
         "--sidecar-names",
         choices=NAMES,
@@ -128,7 +128,7 @@ def _tags_of_file(name: str) -> frozenset[str]:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
-        parser.error("--title is for one picture or clip; titles of several come from --title-from-name or metadata")
+        parser.error("--title is for one image or video; titles of several come from --title-from-name or metadata")
     for option in ("output", "dry_run", "redo"):
         if getattr(args, option) and not args.write:
             parser.error(f"--{option.replace('_', '-')} is about the files of --write, which is not given")
@@ -166,11 +166,11 @@ def _writers(parser: argparse.ArgumentParser, args: argparse.Namespace, name: st
     if not args.write:
         return []
     with _usable(parser, name):
-        stamps = Stamps(name, settings)
+        fingerprints = Stamps(name, settings)
     places = SidecarPlaces(args.output, args.sidecar_names)
     shown = Path(name).resolve().name if Path(name).is_dir() else name
     try:
-        return [make_writer(kind, places, stamps, shown, args.dry_run) for kind in dict.fromkeys(args.write)]
+        return [make_writer(kind, places, fingerprints, shown, args.dry_run) for kind in dict.fromkeys(args.write)]
     except SidecarError as error:
         parser.error(printable(str(error)))
 

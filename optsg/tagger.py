@@ -17,7 +17,7 @@ class TagSettings:
     """What is asked of the model; `None` leaves a setting to it.
 
     Args:
-        frames: of each clip.
+        frames: of each video.
         exclude: tags never to give, whatever their letter case.
         vocabulary: the only tags to give.
     """
@@ -61,8 +61,8 @@ class Tagger:
         """One outcome a file, in order: its tags, the most probable first, or why it has none."""
         try:
             inputs = self.processor(
-                images=[None if file.is_clip else file.path for file in batch],
-                videos=[file.path if file.is_clip else None for file in batch],
+                images=[None if file.is_video else file.path for file in batch],
+                videos=[file.path if file.is_video else None for file in batch],
                 titles=[file.title for file in batch],
                 return_tensors="pt",
             )
@@ -78,9 +78,9 @@ class Tagger:
 
 
 def batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
-    """Files in order, at most `size` at a time, pictures and clips apart: beside a clip, a picture would be padded to
-    the clip's frames and cost as much."""
-    for _, run in groupby(files, key=lambda file: file.is_clip):
+    """Files in order, at most `size` at a time, images and videos apart: beside a video, an image would be padded to
+    the video's frames and cost as much."""
+    for _, run in groupby(files, key=lambda file: file.is_video):
         run = list(run)
         yield from (run[start : start + size] for start in range(0, len(run), size))
 

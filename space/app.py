@@ -1,4 +1,4 @@
-"""Tags for pictures and clips, in the browser and for other programs: `python app.py`.
+"""Tags for images and videos, in the browser and for other programs: `python app.py`.
 
 `OPTSG_MODEL` names another model, a folder or a Hub name.
 """

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from limits import Limits, Refused
 
-PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-CLIPS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
+IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+VIDEOS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
 LOAD_SECONDS = 300
 
 
@@ -54,7 +54,7 @@ class FileReader:
             name: what its sender calls it.
 
         Returns:
-            "picture" or "clip", and the processor's arrays for this one item.
+            "image" or "video", and the processor's arrays for this one example.
 
         Raises:
             Refused: it cannot be read, or is larger or takes longer than the limits allow.
@@ -93,7 +93,7 @@ class FileReader:
 
 
 def kind_of(path: str, name: str, limits: Limits) -> str:
-    """Whether a file is a "picture" or a "clip", from its header and, of a clip, its packets; nothing is decoded.
+    """Whether a file is a "image" or a "video", from its header and, of a video, its packets; nothing is decoded.
 
     Raises:
         Refused: it is neither, or beyond the limits.
@@ -105,36 +105,36 @@ def kind_of(path: str, name: str, limits: Limits) -> str:
         raise Refused(f"{name} is empty.")
     if size > limits.file_megabytes * 10**6:
         raise Refused(f"{name} has {size / 1e6:.0f} MB; at most {limits.file_megabytes} MB are taken.")
-    Image.MAX_IMAGE_PIXELS = limits.picture_megapixels * 10**6
+    Image.MAX_IMAGE_PIXELS = limits.image_megapixels * 10**6
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=PICTURES) as picture:
-                moves = picture.format in ("GIF", "PNG") and getattr(picture, "is_animated", False)
+            with Image.open(path, formats=IMAGES) as image:
+                moves = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
                 if not moves:
-                    return "picture"
+                    return "image"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Refused(f"{name} has more than {limits.picture_megapixels} million pixels.") from None
+        raise Refused(f"{name} has more than {limits.image_megapixels} million pixels.") from None
     except UnidentifiedImageError:
         pass
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
-        raise Refused(f"{name} is not a picture that can be read: {error}".replace(path, name)) from None
-    _check_clip(path, name, limits)
-    return "clip"
+        raise Refused(f"{name} is not an image that can be read: {error}".replace(path, name)) from None
+    _check_video(path, name, limits)
+    return "video"
 
 
-def _check_clip(path: str, name: str, limits: Limits) -> None:
+def _check_video(path: str, name: str, limits: Limits) -> None:
     import av
 
-    neither = f"{name} is neither a picture nor a clip that can be read."
+    neither = f"{name} is neither an image nor a video that can be read."
     try:
         with open(path, "rb") as file, av.open(file, container_options={"protocol_whitelist": "none"}) as container:
             stream = next(iter(container.streams.video), None)
-            if stream is None or not CLIPS & set(container.format.name.split(",")):
+            if stream is None or not VIDEOS & set(container.format.name.split(",")):
                 raise Refused(neither)
             pixels = stream.codec_context.width * stream.codec_context.height
-            if pixels > limits.picture_megapixels * 10**6:
-                raise Refused(f"{name} has frames of more than {limits.picture_megapixels} million pixels.")
+            if pixels > limits.image_megapixels * 10**6:
+                raise Refused(f"{name} has frames of more than {limits.image_megapixels} million pixels.")
             frames, first, last = 0, None, None
             for packet in container.demux(stream):
                 frames += packet.size > 0
@@ -142,12 +142,12 @@ def _check_clip(path: str, name: str, limits: Limits) -> None:
                     first = packet.pts if first is None else min(first, packet.pts)
                     last = packet.pts if last is None else max(last, packet.pts)
                 seconds = float((last - first) * stream.time_base) if last is not None else 0
-                if frames > limits.clip_frames or seconds > limits.clip_seconds:
+                if frames > limits.video_frames or seconds > limits.video_seconds:
                     raise Refused(
-                        f"{name} is a clip of more than {limits.clip_seconds} seconds or {limits.clip_frames} frames."
+                        f"{name} is a video of more than {limits.video_seconds} seconds or {limits.video_frames} frames."
                     )
-                if frames * pixels > limits.clip_gigapixels * 10**9:
-                    raise Refused(f"{name} has more than {limits.clip_gigapixels} billion pixels in all its frames.")
+                if frames * pixels > limits.video_gigapixels * 10**9:
+                    raise Refused(f"{name} has more than {limits.video_gigapixels} billion pixels in all its frames.")
     except Refused:
         raise
     except Exception:  # On damaged files PyAV raises more than its own errors.
@@ -160,7 +160,7 @@ def _prepare(processor, path: str, name: str, title: str, limits: Limits) -> tup
     kind = kind_of(path, name, limits)
     # With the bytes at hand the processor names the file as its sender does, not by its place on this server.
     file = {"bytes": Path(path).read_bytes(), "path": name}
-    files = {"images": [file]} if kind == "picture" else {"videos": [file]}
+    files = {"images": [file]} if kind == "image" else {"videos": [file]}
     Image.init()
     try:
         with warnings.catch_warnings():

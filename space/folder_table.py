@@ -78,12 +78,12 @@ def tag_files(
         Refused: there are no files, or too many.
     """
     if not files:
-        raise Refused("There are no pictures or clips.")
+        raise Refused("There are no images or videos.")
     if len(files) > limits.files:
         raise Refused(f"There are {len(files)} files; at most {limits.files} are tagged at once.")
     files, titles, problems = split_metadata(files)
     if not files:
-        raise Refused("There are no pictures or clips beside the metadata.")
+        raise Refused("There are no images or videos beside the metadata.")
     for problem in problems:
         yield {"file": problem.split(" ")[0], "title": "", "tags": [], "error": problem}
     for path, name in files:

@@ -13,11 +13,11 @@ from starlette.middleware import Middleware
 from tagging import DECODINGS, Tagged, Tagger
 
 INTRODUCTION = """# Tags, slot by slot
-Drop a picture or a clip. The model writes its tags from *order prompts*, each made for this item: what every prompt
+Drop an image or a video. The model writes its tags from *order prompts*, each made for this example: what every prompt
 proposes, and where it looked, is shown below. Order-Prompted Tag Sequence Generation (ICCV 2023), model `{model}`."""
 ATTENTION = """Each card is one order prompt and the tags it would write in its slot, with the slot's own probability;
-those with a mark are in the list above, where the item as a whole had its say too. **The heat is attention**: how the
-prompt's look at the item was shared out over patches and title words, the mean over layers and heads. It says where
+those with a mark are in the list above, where the example as a whole had its say too. **The heat is attention**: how the
+prompt's look at the example was shared out over patches and title words, the mean over layers and heads. It says where
 the prompt looked. It is no proof of why it wrote what it wrote: patches and words have seen one another before the
 prompt looks at them, and the strongest colour is this card's largest share, however small. The frames are what the
 model sees, and `[CLS]` and `[SEP]` stand at the title's ends."""
@@ -41,8 +41,8 @@ client.predict(api_name="/limits")
 |---|---|
 | one file | {file_megabytes} MB |
 | one upload | {upload_megabytes} MB, {files} files |
-| a picture, a frame | {picture_megapixels} million pixels |
-| a clip | {clip_seconds} seconds, {clip_frames} frames, {clip_gigapixels} billion pixels in all |
+| an image, a frame | {image_megapixels} million pixels |
+| a video | {video_seconds} seconds, {video_frames} frames, {video_gigapixels} billion pixels in all |
 | reading one file | {read_seconds} seconds, {read_megabytes} MB of memory |
 | a title | {title_characters} characters |
 
@@ -57,7 +57,7 @@ def sent_file(file) -> tuple[str, str]:
         Refused: it is no upload.
     """
     if not isinstance(file, dict) or not isinstance(file.get("path"), str):
-        raise Refused("There is no file: send a picture or a clip.")
+        raise Refused("There is no file: send an image or a video.")
     name = file.get("orig_name")
     return file["path"], Path(name if isinstance(name, str) and name else file["path"]).name[:200]
 
@@ -66,7 +66,10 @@ def as_answer(tagged: Tagged, threshold: float, attention: bool) -> dict:
     """What programs get."""
     slots = []
     for slot in tagged.slots:
-        answer = {"slot": slot.number, "proposals": [{"tag": t, "probability": p} for t, p in slot.proposals]}
+        answer = {
+            "slot": slot.number,
+            "num_candidates": [{"tag": t, "probability": p} for t, p in slot.num_candidates],
+        }
         if attention:
             answer["attention"] = {
                 "frames": None if slot.patches is None else slot.patches.round(5).tolist(),
@@ -80,7 +83,7 @@ def as_answer(tagged: Tagged, threshold: float, attention: bool) -> dict:
 def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
     """
     Args:
-        examples: folder of pictures and clips with a `metadata.jsonl` of their titles.
+        examples: folder of images and videos with a `metadata.jsonl` of their titles.
     """
     model = {"concurrency_id": "model", "concurrency_limit": limits.at_once}
     page = {"preprocess": False, "api_visibility": "private"}
@@ -148,7 +151,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
         )
         threshold = gr.Slider(
             0, 1, value=tagger.fitted_threshold("parallel"), step=0.01, label="Threshold",
-            info="Least probability of a tag. Where it stands at first was fitted on validation items.",
+            info="Least probability of a tag. Where it stands at first was fitted on validation examples.",
             buttons=[],
         )  # fmt: skip
         return decoding, threshold
@@ -156,10 +159,10 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
     delete = (60, 60 * limits.keep_minutes)
     with gr.Blocks(title="optsg: tags, slot by slot", analytics_enabled=False, delete_cache=delete) as demo:
         gr.Markdown(INTRODUCTION.format(model=tagger.name), elem_id="introduction")
-        with gr.Tab("A picture or a clip"):
+        with gr.Tab("An image or a video"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    file = gr.File(label="Picture or clip", file_count="single", height=150, elem_id="file")
+                    file = gr.File(label="Image or video", file_count="single", height=150, elem_id="file")
                     title = gr.Textbox(
                         label="Title", placeholder="what it is called, if anything", elem_id="title",
                         max_length=limits.title_characters,
@@ -168,7 +171,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
                     button = gr.Button("Tag it", variant="primary", elem_id="tag-it")
                     gr.HTML("<h3>Or try one of these</h3>")
                     with gr.Row(elem_id="examples"):
-                        samples = [
+                        sample_predictions = [
                             (row, _sample_button(examples / row["file_name"], row["title"]))
                             for row in map(json.loads, (examples / "metadata.jsonl").read_text().splitlines())
                         ]
@@ -181,7 +184,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
                 slots = gr.HTML(elem_id="slots")
             result = gr.State(time_to_live=60 * limits.keep_minutes)
             inputs, outputs = [file, title, decoding, threshold], [result, preview, tags, slots]
-            # A title that is entered while the picture alone is being looked at must not be forgotten.
+            # A title that is entered while the image alone is being looked at must not be forgotten.
             shown = {"show_progress": "minimal", "show_progress_on": tags, "trigger_mode": "always_last"}
             gr.on([file.upload, title.submit, button.click], look, inputs, outputs, **page, **model, **shown)
             file.clear(lambda: (None, "", "", ""), None, outputs, queue=False, **page)
@@ -192,7 +195,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
             decoding.input(tagger.fitted_threshold, decoding, threshold, queue=False, **page).then(
                 look, inputs, outputs, **page, **model, **shown
             )
-            for row, sample in samples:
+            for row, sample in sample_predictions:
                 chosen = str(examples / row["file_name"]), row["title"]
                 sample.click(lambda chosen=chosen: chosen, None, [file, title], queue=False, **page).then(
                     look, inputs, outputs, **page, **model, **shown
@@ -200,7 +203,7 @@ def build(tagger: Tagger, limits: Limits, examples: Path) -> gr.Blocks:
         with gr.Tab("A whole folder"):
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    files = gr.File(label="Pictures and clips", file_count="multiple", height=180, elem_id="files")
+                    files = gr.File(label="Images and videos", file_count="multiple", height=180, elem_id="files")
                     names = gr.Checkbox(
                         True, label="Titles from the file names",
                         info="A metadata.csv or metadata.jsonl among the files (file_name, title) comes first.",

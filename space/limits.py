@@ -13,9 +13,9 @@ class Limits:
     Args:
         file_megabytes: of one file.
         upload_megabytes: of all files sent at once.
-        picture_megapixels: of a picture and of a clip's frame, read from the header before anything is decoded.
-        clip_seconds, clip_frames: of a clip, counted without decoding it.
-        clip_gigapixels: all frames of a clip together: what decoding it may cost.
+        image_megapixels: of an image and of a video's frame, read from the header before anything is decoded.
+        video_seconds, video_frames: of a video, counted without decoding it.
+        video_gigapixels: all frames of a video together: what decoding it may cost.
         read_seconds: until the reading of one file is given up.
         read_megabytes: memory that the reading of one file may take.
         files: of a folder.
@@ -28,10 +28,10 @@ class Limits:
 
     file_megabytes: int = 20
     upload_megabytes: int = 100
-    picture_megapixels: int = 40
-    clip_seconds: int = 120
-    clip_frames: int = 7200
-    clip_gigapixels: int = 8
+    image_megapixels: int = 40
+    video_seconds: int = 120
+    video_frames: int = 7200
+    video_gigapixels: int = 8
     read_seconds: int = 30
     read_megabytes: int = 1500
     files: int = 100

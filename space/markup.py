@@ -13,9 +13,9 @@ from tagging import RARE_BELOW, Slot, Tagged
 # A shape and a word for each, so that no colour is needed to tell them apart.
 MARKS = {"common": "●", "rare": "◆", "novel": "✦"}
 MEANINGS = {
-    "common": f"at least {RARE_BELOW} training items have it",
-    "rare": f"fewer than {RARE_BELOW} training items have it",
-    "novel": "no training item has it: the model made it up of pieces, and it may not be a word",
+    "common": f"at least {RARE_BELOW} training examples have it",
+    "rare": f"fewer than {RARE_BELOW} training examples have it",
+    "novel": "no training example has it: the model made it up of pieces, and it may not be a word",
 }
 HEAT = (230, 97, 0)
 
@@ -41,8 +41,8 @@ def legend() -> str:
 def preview(path: str, name: str, kind: str) -> str:
     """The file itself, by the browser. The address is relative, wherever this Space is served."""
     source = escape(f"gradio_api/file={quote(path)}", quote=True)
-    # An animation that is a picture file plays as one.
-    if kind == "clip" and not name.lower().endswith((".gif", ".png", ".apng")):
+    # An animation that is an image file plays as one.
+    if kind == "video" and not name.lower().endswith((".gif", ".png", ".apng")):
         shown = f'<video src="{source}" controls muted playsinline aria-label="{escape(name)}"></video>'
     else:
         shown = f'<img src="{source}" alt="{escape(name)}">'
@@ -55,7 +55,7 @@ def tags(tagged: Tagged, threshold: float) -> str:
     heading = f"<h3>{len(rows)} tag{'' if len(rows) == 1 else 's'} <small>{escape(where)}</small></h3>"
     if not rows:
         best = f" The most probable is at {percent(tagged.tags[0]['score'])}." if tagged.tags else ""
-        hint = "" if tagged.title else " A title helps: the model reads it beside the picture."
+        hint = "" if tagged.title else " A title helps: the model reads it beside the image."
         return f'{heading}<p class="quiet">None reaches the threshold of {percent(threshold)}.{best}{hint}</p>'
     return f'{heading}<ol class="tags" aria-label="Tags">{"".join(map(_tag, rows))}</ol>'
 
@@ -64,7 +64,7 @@ def _tag(row: dict) -> str:
     mark, count = row["mark"], row["train_count"]
     known = "not in training" if not count else f"{count} in training"
     slot = row["slot"]
-    source = "whole item" if slot is None else f'<a href="#slot-{slot + 1}">slot {slot + 1}</a>'
+    source = "whole example" if slot is None else f'<a href="#slot-{slot + 1}">slot {slot + 1}</a>'
     return (
         f'<li class="{mark}"><span class="mark" aria-hidden="true">{MARKS[mark]}</span>'
         f'<span class="name" dir="auto">{escape(row["tag"])}</span>'
@@ -77,7 +77,7 @@ def _tag(row: dict) -> str:
 def slots(tagged: Tagged, threshold: float) -> str:
     """A card a slot; those that say nothing folded away."""
     shown = {row["tag"]: row for row in tagged.at(threshold)}
-    speaking = sorted((s for s in tagged.slots if not s.silent), key=lambda slot: -slot.proposals[0][1])
+    speaking = sorted((s for s in tagged.slots if not s.silent), key=lambda slot: -slot.num_candidates[0][1])
     silent = [slot for slot in tagged.slots if slot.silent]
     frames = enumerate(tagged.frames)
     style = "".join(f".seen-{index}{{background-image:url({_jpeg(frame)})}}" for index, frame in frames)
@@ -90,22 +90,22 @@ def slots(tagged: Tagged, threshold: float) -> str:
 
 
 def _card(tagged: Tagged, slot: Slot, shown: dict[str, dict]) -> str:
-    """A slot's three best proposals and those it is named for in the list of tags; what is in that list is marked."""
-    proposals = []
-    for place, (tag, share) in enumerate(slot.proposals):
+    """A slot's three best num_candidates and those it is named for in the list of tags; what is in that list is marked."""
+    num_candidates = []
+    for place, (tag, share) in enumerate(slot.num_candidates):
         row = shown.get(tag)
         if place >= 3 and (row is None or row["slot"] != slot.number):
             continue
         sign = "" if row is None else f'<span class="mark" aria-hidden="true">{MARKS[row["mark"]]}</span> '
         kind = "quiet" if row is None else row["mark"]
-        proposals.append(f'<li class="{kind}">{sign}<b>{escape(tag)}</b> {percent(share)}</li>')
-    proposals = "".join(proposals) or '<li class="quiet">[PAD]</li>'
-    looked = f"{percent(slot.frames)} {'frames' if tagged.kind == 'clip' else 'picture'}"
+        num_candidates.append(f'<li class="{kind}">{sign}<b>{escape(tag)}</b> {percent(share)}</li>')
+    num_candidates = "".join(num_candidates) or '<li class="quiet">[PAD]</li>'
+    looked = f"{percent(slot.frames)} {'frames' if tagged.kind == 'video' else 'image'}"
     if slot.words:
         looked += f" · {percent(1 - slot.frames)} title"
     return (
         f'<article class="slot" id="slot-{slot.number + 1}"><h4>Slot {slot.number + 1}</h4>'
-        f'<ul class="proposals" dir="auto">{proposals}</ul>{_heat(tagged, slot)}{_words(slot)}'
+        f'<ul class="num_candidates" dir="auto">{num_candidates}</ul>{_heat(tagged, slot)}{_words(slot)}'
         f'<p class="quiet">{looked}</p></article>'
     )
 
@@ -184,7 +184,7 @@ def _heat_png(patches: np.ndarray) -> str:
     return _data_address(Image.fromarray(pixels), "PNG")
 
 
-def _data_address(picture: Image.Image, kind: str, **options) -> str:
+def _data_address(image: Image.Image, kind: str, **options) -> str:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -9,7 +9,7 @@ from file_reading import FileReader
 from limits import Limits, Refused, checked_title
 from transformers import AutoModel, AutoProcessor
 
-# As in the benchmark: a tag with fewer training items is rare.
+# As in the benchmark: a tag with fewer training examples is rare.
 RARE_BELOW = 25
 DECODINGS = ("parallel", "sequential")
 # Below this a slot says [PAD] for every practical purpose.
@@ -21,8 +21,8 @@ class Slot:
     """
     Args:
         number: place of its order prompt, from 0.
-        proposals: what it would write, `(tag, probability)`, most probable first; probabilities are the slot's own,
-            before the item as a whole is asked.
+        num_candidates: what it would write, `(tag, probability)`, most probable first; probabilities are the slot's own,
+            before the example as a whole is asked.
         patches: `[frames, rows, columns]`, share of its attention on each patch, `None` where the model's frames have
             no grid.
         words: share of its attention on each word of the title.
@@ -30,14 +30,14 @@ class Slot:
     """
 
     number: int
-    proposals: list[tuple[str, float]]
+    num_candidates: list[tuple[str, float]]
     patches: np.ndarray | None
     words: list[tuple[str, float]]
     frames: float
 
     @property
     def silent(self) -> bool:
-        return not self.proposals or self.proposals[0][1] < SPOKEN
+        return not self.num_candidates or self.num_candidates[0][1] < SPOKEN
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Tagged:
     """
     Args:
         tags: every candidate, best first: `{"tag", "score", "mark", "train_count", "slot"}`; `slot` is the number of
-            the slot that wrote it, `None` where the item as a whole proposed it.
+            the slot that wrote it, `None` where the example as a whole proposed it.
         slots: all K of them.
         frames: `[frames, height, width, 3]`, uint8: what the model sees.
     """
@@ -76,7 +76,7 @@ class Tagger:
         self.reader = FileReader(model, limits)
 
     def fitted_threshold(self, decoding: str) -> float:
-        """The threshold that was fitted on validation items when the model was trained."""
+        """The threshold that was fitted on validation examples when the model was trained."""
         threshold = self.model.generation_config.threshold
         return float(threshold.get(decoding, 0.0) if isinstance(threshold, dict) else threshold or 0.0)
 
@@ -117,7 +117,7 @@ class Tagger:
         )
 
     def mark(self, tag: str) -> str:
-        count = self.processor.train_tags.get(tag, 0)
+        count = self.processor.label_vocabulary.get(tag, 0)
         return "novel" if not count else "rare" if count < RARE_BELOW else "common"
 
     def _tags(self, outputs) -> list[dict]:
@@ -131,7 +131,7 @@ class Tagger:
                 "tag": row["tag"],
                 "score": row["score"],
                 "mark": self.mark(row["tag"]),
-                "train_count": self.processor.train_tags.get(row["tag"], 0),
+                "train_count": self.processor.label_vocabulary.get(row["tag"], 0),
                 "slot": slot_of[row["tag"]],
             }
             for row in tags
@@ -145,15 +145,15 @@ class Tagger:
         slots = []
         for number, (rows, log_probs) in enumerate(zip(outputs.slot_tokens[0], outputs.slot_log_probs[0])):
             decoded = self.processor.tag_tokenizer.batch_decode(rows, skip_special_tokens=True)
-            proposals = {}
+            num_candidates = {}
             for tag, probability in zip(decoded, log_probs.exp().tolist()):
                 if tag.strip() and probability > 0:
                     # Different tokens may write one tag.
-                    proposals[tag] = proposals.get(tag, 0.0) + probability
+                    num_candidates[tag] = num_candidates.get(tag, 0.0) + probability
             slots.append(
                 Slot(
                     number=number,
-                    proposals=sorted(proposals.items(), key=lambda pair: -pair[1]),
+                    num_candidates=sorted(num_candidates.items(), key=lambda pair: -pair[1]),
                     patches=None if patches is None else patches[number].numpy(),
                     words=self._words(title, tokens[number].tolist()),
                     frames=float(frames[number]),

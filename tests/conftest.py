@@ -20,9 +20,9 @@ from modeling_optsg import (
 
 torch.set_num_threads(1)
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+PROGRAMS = [Path(__file__).parents[1] / folder for folder in ("examples", "experiments/icon_tagging")]
 
-TRAIN_TAGS = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
+LABEL_VOCABULARY = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 TITLE_WORDS = ["a", "red", "blue", "green", "square", "dog", "e", "-", "mail", *"红色方块创意美食家常菜"]
 TEXT_SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
@@ -32,16 +32,18 @@ def load_program():
     """Loads a program of `examples/` by its name, as a module, anew each time."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(f"{name}_program", EXAMPLES / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(
+            f"{name}_program", next(p for p in PROGRAMS if (p / f"{name}.py").exists()) / f"{name}.py"
+        )
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
 
     # Programs import their neighbours.
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path[:0] = map(str, PROGRAMS)
     yield load
-    sys.path.remove(str(EXAMPLES))
+    del sys.path[: len(PROGRAMS)]
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +59,12 @@ def text_tokenizer():
 
 @pytest.fixture(scope="session")
 def tag_tokenizer():
-    return train_tag_tokenizer(TRAIN_TAGS, vocab_size=300)
+    return train_tag_tokenizer(LABEL_VOCABULARY, vocab_size=300)
 
 
 @pytest.fixture(scope="session")
 def tower_configs(text_tokenizer):
-    """Configurations of tiny towers, by name; pictures are 32 pixels wide."""
+    """Configurations of tiny towers, by name; images are 32 pixels wide."""
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     return {
         "vit": ViTConfig(**shape, image_size=32, patch_size=16),
@@ -114,7 +116,7 @@ def tiny_processor(text_tokenizer, tag_tokenizer):
         num_frames=4,
         num_prompts=4,
         max_tag_tokens=8,
-        train_tags=TRAIN_TAGS,
+        label_vocabulary=LABEL_VOCABULARY,
     )
 
 

@@ -1,4 +1,4 @@
-"""Clips whose frames carry their number."""
+"""Videos whose frames carry their number."""
 
 import av
 import numpy as np
@@ -15,7 +15,7 @@ def number_of(frame):
     return sum((grey[32, 16 * bit + 8] > 127) << bit for bit in range(7))
 
 
-def write_clip(path, num_frames, codec="libx264", rotation=0, container_options=None, **options):
+def write_video(path, num_frames, codec="libx264", rotation=0, container_options=None, **options):
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.width, stream.height, stream.pix_fmt = 112, 64, "yuv420p"

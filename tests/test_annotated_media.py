@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from numbered_clips import number_of, write_clip
+from numbered_videos import number_of, write_video
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
@@ -24,8 +24,8 @@ def annotation(index, **changes):
     return own | {"tag": ["美食", "凉面", f"标签{index}"], "category": index % 3} | changes
 
 
-def write(path, items):
-    path.write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+def write(path, examples):
+    path.write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
 
 
 @pytest.fixture
@@ -84,14 +84,14 @@ def test_pretraining_files_are_compressed_lines_without_annotated_titles(create,
         load(config_name="create_10m", data_dir=str(create))
 
 
-def test_videos_are_found_by_name_and_pictures_likewise(create, load, tmp_path):
+def test_videos_are_found_by_name_and_images_likewise(create, load, tmp_path):
     (create / "videos").mkdir()
     for index in range(8):
-        write_clip(create / "videos" / f"v{index}.mp4", 10 + index)
+        write_video(create / "videos" / f"v{index}.mp4", 10 + index)
     # Where there are both, the videos are what the features were made of.
     assert load(data_dir=str(create), split="train")[0]["video"]["path"].endswith("videos/v0.mp4")
-    clips = [row["video"]["path"] for row in load(data_dir=str(create), split="test")]
-    assert [[number_of(frame) for frame in read_frames(clip, 2)] for clip in clips] == [[4, 12], [4, 12]]
+    videos = [row["video"]["path"] for row in load(data_dir=str(create), split="test")]
+    assert [[number_of(frame) for frame in read_frames(video, 2)] for video in videos] == [[4, 12], [4, 12]]
     pexel = tmp_path / "pexel"
     (pexel / "images").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(pexel / "images/p0.png")
@@ -107,7 +107,7 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
     np.save(create / "features/wide.npy", np.ones((2, 5)))
     np.save(create / "features/nan.npy", np.full((2, 4), np.nan))
     (create / "features/broken.npy").write_bytes(b"no array")
-    items = [
+    examples = [
         annotation(0),
         annotation(0, ann_title="again"),
         annotation(1, tag=["  ", 7, "美食", "美食 "]),
@@ -116,26 +116,26 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
         annotation(4, vid=None),
         *(annotation(5, vid=vid) for vid in ("gone", "wide", "nan", "broken", "link", "../features/v5")),
     ]
-    write(create / "create_210k_train.json", items)
+    write(create / "create_210k_train.json", examples)
     builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
     with caplog.at_level(logging.WARNING):
         builder.download_and_prepare()
     rows = builder.as_dataset(split="train")
     assert rows["id"] == ["v0", "v1"] and rows[1]["tags"] == ["美食"]
     assert builder.left_out["train"] == {
-        "items of a vid that was there before": 1,
-        "items without tags": 2,
-        "items without vid": 1,
+        "examples of a vid that was there before": 1,
+        "examples without tags": 2,
+        "examples without vid": 1,
         "tags that are no text": 1,
         "empty tags": 2,
-        "tags an item has twice": 1,
-        "items whose file is not in features/": 1,
-        "items whose features are not 4 wide, as most are": 1,
-        "items whose features cannot be read": 2,
-        "items whose file is a link out of features/": 1,
-        "items whose id is no file name": 1,
+        "tags an example has twice": 1,
+        "examples whose file is not in features/": 1,
+        "examples whose features are not 4 wide, as most are": 1,
+        "examples whose features cannot be read": 2,
+        "examples whose file is a link out of features/": 1,
+        "examples whose id is no file name": 1,
     }
-    assert "1 items whose id is no file name" in caplog.text
+    assert "1 examples whose id is no file name" in caplog.text
     kept = CreateTagging(data_dir=str(create), missing="keep", cache_dir=str(tmp_path / "cache"))
     kept.download_and_prepare()
     assert len(kept.as_dataset(split="train")) == 8
@@ -172,9 +172,9 @@ def test_odd_files_and_values_are_left_out_one_by_one(create, tmp_path, caplog):
     assert rows["id"] == ["v3", "v4", "v5", "v6", "v7", "17"]
     assert rows["category"][3:5] == [None, None] and rows[4]["tags"] == ["美食"]
     left_out = {
-        "items whose features are not 4 wide, as most are": 1,
-        "items whose features cannot be read": 2,
-        "items without vid": 1,
+        "examples whose features are not 4 wide, as most are": 1,
+        "examples whose features cannot be read": 2,
+        "examples without vid": 1,
         "tags that are no text": 1,
     }
     assert builder.left_out["train"] == left_out
@@ -182,13 +182,13 @@ def test_odd_files_and_values_are_left_out_one_by_one(create, tmp_path, caplog):
     again = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
     caplog.clear()
     again.download_and_prepare()
-    assert again.left_out["train"] == left_out and "1 items without vid" in caplog.text
+    assert again.left_out["train"] == left_out and "1 examples without vid" in caplog.text
 
 
-def test_what_is_no_clip_or_picture_is_left_out_and_counted(create, tmp_path):
+def test_what_is_no_video_or_image_is_left_out_and_counted(create, tmp_path):
     (create / "videos").mkdir()
-    write_clip(create / "videos/v0.mp4", 4)
-    (create / "videos/v1.mp4").write_bytes(b"not a clip at all")
+    write_video(create / "videos/v0.mp4", 4)
+    (create / "videos/v1.mp4").write_bytes(b"not a video at all")
     (create / "videos/v2.mp4").write_bytes((create / "videos/v0.mp4").read_bytes()[:200])
     Image.new("RGB", (8, 8)).save(create / "videos/v3.webm", "JPEG")
     os.symlink(create / "videos/v0.mp4", create / "videos/v4.mp4")
@@ -198,8 +198,8 @@ def test_what_is_no_clip_or_picture_is_left_out_and_counted(create, tmp_path):
     builder.download_and_prepare()
     assert builder.as_dataset(split="train")["id"] == ["v0", "v3", "v4"]
     assert builder.left_out["train"] == {
-        "items whose video cannot be opened": 2,
-        "items whose file is a link out of videos/": 1,
+        "examples whose video cannot be opened": 2,
+        "examples whose file is a link out of videos/": 1,
     }
     unchecked = CreateTagging(data_dir=str(create), visual="video", check_media=False, cache_dir=str(tmp_path / "c"))
     unchecked.download_and_prepare()

@@ -1,4 +1,4 @@
-"""Annotation files are read item by item, whole or not at all."""
+"""Annotation files are read example by example, whole or not at all."""
 
 import gzip
 import itertools
@@ -11,16 +11,16 @@ import pytest
 from dataset_scripts import annotation_files
 from dataset_scripts.annotation_files import read_annotations
 
-ITEMS = [
+EXAMPLES = [
     {"vid": f"v{index}", "raw_title": '创意美食 "教程" [1, {2}]', "tag": ["美食", "e-mail", "a\\b"], "category": index}
     for index in range(50)
 ]
 
 
 def forms():
-    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in ITEMS)
-    yield "list.json", json.dumps(ITEMS, ensure_ascii=False)
-    yield "pretty.json", json.dumps(ITEMS, indent=1)
+    lines = "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in EXAMPLES)
+    yield "list.json", json.dumps(EXAMPLES, ensure_ascii=False)
+    yield "pretty.json", json.dumps(EXAMPLES, indent=1)
     yield "lines.jsonl", lines
     yield "blank lines.jsonl", "\ufeff\n" + lines.replace("\n", "\r\n\r\n")
 
@@ -30,18 +30,18 @@ def forms():
 def test_lists_and_lines_read_alike_wherever_a_chunk_ends(tmp_path, monkeypatch, name, text, chunk):
     monkeypatch.setattr(annotation_files, "CHUNK", chunk)
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    assert list(read_annotations(tmp_path / name)) == ITEMS
+    assert list(read_annotations(tmp_path / name)) == EXAMPLES
 
 
 def test_compressed_files_read_alike(tmp_path):
-    data = json.dumps(ITEMS, ensure_ascii=False).encode()
+    data = json.dumps(EXAMPLES, ensure_ascii=False).encode()
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(data))
-    assert list(read_annotations(tmp_path / "a.json.gz")) == ITEMS
+    assert list(read_annotations(tmp_path / "a.json.gz")) == EXAMPLES
     (tmp_path / "a.json.zst").write_bytes(pa.compress(data, "zstd", asbytes=True))
-    assert list(read_annotations(tmp_path / "a.json.zst")) == ITEMS
+    assert list(read_annotations(tmp_path / "a.json.zst")) == EXAMPLES
 
 
-def test_empty_files_and_lists_have_no_items(tmp_path):
+def test_empty_files_and_lists_have_no_examples(tmp_path):
     for text in ("", "[]", " [ ] \n", "\n\n"):
         (tmp_path / "a.json").write_text(text)
         assert list(read_annotations(tmp_path / "a.json")) == []
@@ -50,34 +50,34 @@ def test_empty_files_and_lists_have_no_items(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (json.dumps(ITEMS)[:-40], "the file ends in the middle of an item"),
-        (json.dumps(ITEMS)[:-1], "the file ends in the middle of its list"),
-        (json.dumps(ITEMS) + "]", "after the end of its list"),
+        (json.dumps(EXAMPLES)[:-40], "the file ends in the middle of an example"),
+        (json.dumps(EXAMPLES)[:-1], "the file ends in the middle of its list"),
+        (json.dumps(EXAMPLES) + "]", "after the end of its list"),
         ('[{"vid": "v0"} {"vid": "v1"}]', "where a comma should be"),
         ('[{"vid": "v0"},]', "a comma before the end"),
         ('[{"vid": "v0"}, 17]', "holds 17 where an object should be"),
         ('{"vid": "v0"}\n"text"\n', 'holds "text" where an object should be'),
         ('[{"vid": nonsense}]', "no JSON"),
-        ('{"vid": "v0"}\n{"vid": "v1', "the file ends in the middle of an item"),
+        ('{"vid": "v0"}\n{"vid": "v1', "the file ends in the middle of an example"),
     ],
 )
-def test_a_broken_file_is_named_with_the_items_before(tmp_path, text, message):
+def test_a_broken_file_is_named_with_the_examples_before(tmp_path, text, message):
     path = tmp_path / "broken.json"
     path.write_text(text, encoding="utf-8")
     found = []
-    with pytest.raises(ValueError, match=r"broken\.json, after \d+ items: ") as caught:
-        found.extend(item for item in read_annotations(path))
-    assert message in str(caught.value) and f"after {len(found)} items" in str(caught.value)
+    with pytest.raises(ValueError, match=r"broken\.json, after \d+ examples: ") as caught:
+        found.extend(example for example in read_annotations(path))
+    assert message in str(caught.value) and f"after {len(found)} examples" in str(caught.value)
 
 
 def test_bytes_that_are_no_text_and_archives_cut_short_are_named(tmp_path):
     (tmp_path / "latin.json").write_bytes('[{"vid": "caf\xe9"}]'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.json, after 0 items: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.json, after 0 examples: not UTF-8"):
         list(read_annotations(tmp_path / "latin.json"))
-    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps(ITEMS).encode())[:-30])
-    (tmp_path / "cut.json.zst").write_bytes(pa.compress(json.dumps(ITEMS).encode(), "zstd", asbytes=True)[:-30])
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps(EXAMPLES).encode())[:-30])
+    (tmp_path / "cut.json.zst").write_bytes(pa.compress(json.dumps(EXAMPLES).encode(), "zstd", asbytes=True)[:-30])
     for name in ("cut.json.gz", "cut.json.zst"):
-        with pytest.raises(ValueError, match=rf"{name}, after \d+ items"):
+        with pytest.raises(ValueError, match=rf"{name}, after \d+ examples"):
             list(read_annotations(tmp_path / name))
 
 
@@ -86,7 +86,9 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     with path.open("w", encoding="utf-8") as file:
         file.write(
             "["
-            + ",".join(json.dumps(item | {"vid": f"v{n}"}) for n, item in zip(range(60_000), itertools.cycle(ITEMS)))
+            + ",".join(
+                json.dumps(example | {"vid": f"v{n}"}) for n, example in zip(range(60_000), itertools.cycle(EXAMPLES))
+            )
         )
         file.write("]")
     assert path.stat().st_size > 8e6

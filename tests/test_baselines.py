@@ -1,4 +1,4 @@
-"""The other systems of the paper: each learns a few items by heart, saves and loads, and answers like OP-TSG."""
+"""The other systems of the paper: each learns a few examples by heart, saves and loads, and answers like OP-TSG."""
 
 import copy
 import math
@@ -14,11 +14,11 @@ from modeling_optsg.baselines.configuration import ASYConfig, KNNConfig, ModelFC
 from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
-from modeling_optsg.tag_classifier import TagClasses
+from modeling_optsg.tag_classifier import LabelVocabulary
 
 TAG_SETS = [["red", "square"], ["blue"], ["red", "colour", "e-mail"], ["创意美食"]]
 ALL_TAGS = sorted({tag for tags in TAG_SETS for tag in tags})
-SYSTEMS = {
+MODEL_TYPES = {
     "model-f": (ModelFForTagGeneration, ModelFConfig),
     "model-g": (ModelGForTagClassification, ModelGConfig),
     "asy": (ASYForTagClassification, ASYConfig),
@@ -34,14 +34,14 @@ def table(tag_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def items():
+def examples():
     generator = np.random.default_rng(0)
     return [{"frame_features": generator.normal(size=(1, 3, 6)).astype(np.float32), "tags": tags} for tags in TAG_SETS]
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_processor, table, items):
-    return OPTSGDataCollator(tiny_processor, table)(items)
+def batch(tiny_processor, table, examples):
+    return OPTSGDataCollator(tiny_processor, table)(examples)
 
 
 def inputs_of(batch):
@@ -51,7 +51,7 @@ def inputs_of(batch):
 @pytest.fixture(scope="module")
 def make_system(tower_configs, tag_tokenizer, table):
     def make(name, **changes):
-        model_class, config_class = SYSTEMS[name]
+        model_class, config_class = MODEL_TYPES[name]
         settings = {
             "text_config": tower_configs["bert"],
             "frame_feature_size": 6,
@@ -70,11 +70,11 @@ def make_system(tower_configs, tag_tokenizer, table):
         if name in ("model-g", "asy"):
             settings["num_tag_classes"] = len(table.tags)
         if name == "sequence":
-            settings["num_book_items"] = 0
+            settings["num_book_examples"] = 0
         torch.manual_seed(0)
         model = model_class(config_class(**copy.deepcopy(settings | changes)))
-        if hasattr(model, "set_tag_classes"):
-            model.set_tag_classes(table.input_ids)
+        if hasattr(model, "set_label_vocabulary"):
+            model.set_label_vocabulary(table.input_ids)
         return model
 
     return make
@@ -93,8 +93,8 @@ def learn(model, batch, steps=150, rate=3e-3):
     return loss.item()
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_learns_its_items_by_heart_and_is_the_same_after_saving(
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_a_system_learns_its_examples_by_heart_and_is_the_same_after_saving(
     name, make_system, batch, tiny_processor, tmp_path
 ):
     model = make_system(name)
@@ -114,8 +114,8 @@ def test_a_system_learns_its_items_by_heart_and_is_the_same_after_saving(
     torch.testing.assert_close(again.tag_scores, outputs.tag_scores)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_a_batch_equals_its_items_one_by_one(name, make_system, batch):
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_a_batch_equals_its_examples_one_by_one(name, make_system, batch):
     model = make_system(name).eval()
     together = model.generate(**inputs_of(batch))
     for index in range(len(TAG_SETS)):
@@ -128,7 +128,7 @@ def test_a_batch_equals_its_items_one_by_one(name, make_system, batch):
 @pytest.mark.parametrize("name", ["model-f", "model-g"])
 def test_one_pass_shows_what_every_pad_bias_would_give(name, make_system, batch):
     model = make_system(name).eval()
-    width = {"alternatives": 2} if name == "model-g" else {"num_beams": 2, "num_return_sequences": 2}
+    width = {"num_return_sequences": 2} if name == "model-g" else {"num_beams": 2, "num_return_sequences": 2}
     widest = model.generate(**inputs_of(batch), pad_bias=-9.0, output_slots=True, **width)
     middle = widest.pad_margins.median().item()
     for pad_bias in (-9.0, middle, 9.0):
@@ -148,9 +148,9 @@ def test_model_f_decodes_only_prompts_its_head_calls_meaningful(make_system, bat
     bar = logits.median().item()
     outputs = model.generate(**inputs, decoding=decoding, pad_bias=bar)
     torch.testing.assert_close(outputs.pad_margins, logits)
-    for item in range(len(TAG_SETS)):
-        chosen = set((logits[item] > bar).nonzero().flatten().tolist())
-        assert set(outputs.slots[item][outputs.slots[item] >= 0].tolist()) <= chosen
+    for example in range(len(TAG_SETS)):
+        chosen = set((logits[example] > bar).nonzero().flatten().tolist())
+        assert set(outputs.slots[example][outputs.slots[example] >= 0].tolist()) <= chosen
     nothing = model.generate(**inputs, decoding=decoding, pad_bias=1e6)
     assert (nothing.slots == -1).all()
 
@@ -197,14 +197,14 @@ def test_open_book_copies_what_it_has_never_written(make_system, batch, tag_toke
     torch.testing.assert_close(mixtures[0].exp().sum(-1), torch.ones(mixtures[0].shape[:2]))
     first = mixtures[0][:, 0].gather(1, loss.targets[:, :1])[:, 0]
     torch.testing.assert_close(loss.target_log_probs[:, 0], first, atol=1e-5, rtol=1e-5)
-    # Items without a book are written by the vocabulary alone.
+    # Examples without a book are written by the vocabulary alone.
     nobody = model.generate(**inputs_of(batch), book_input_ids=book, book_mask=torch.zeros_like(mask))
     assert (nobody.copy_gate == 0).all()
 
 
 def test_sequence_takes_no_book(make_system, batch):
     model = make_system("sequence")
-    with pytest.raises(ValueError, match="num_book_items=0"):
+    with pytest.raises(ValueError, match="num_book_examples=0"):
         model(**batch, book_input_ids=torch.zeros(4, 2, dtype=torch.long))
 
 
@@ -213,8 +213,8 @@ def test_class_systems_name_what_is_wrong_with_their_classes(make_system, batch,
     with pytest.raises(ValueError, match="tag_ids"):
         model(**inputs_of(batch), labels=batch["labels"])
     with pytest.raises(ValueError, match="num_tag_classes=3"):
-        model.set_tag_classes(table.input_ids[:3])
-    classes = TagClasses(ASYConfig(text_config=model.config.text_config, frame_feature_size=6, num_tag_classes=2))
+        model.set_label_vocabulary(table.input_ids[:3])
+    classes = LabelVocabulary(ASYConfig(text_config=model.config.text_config, frame_feature_size=6, num_tag_classes=2))
     with pytest.raises(ValueError, match="same tag"):
         classes.set_tags([[5], [5]])
     with pytest.raises(ValueError, match="1 to max_tag_tokens"):
@@ -223,35 +223,33 @@ def test_class_systems_name_what_is_wrong_with_their_classes(make_system, batch,
 
 def test_knn_against_a_vote_counted_by_hand(tower_configs, tag_tokenizer, table, tiny_processor, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    pictures, titles = torch.randn(4, 6, generator=generator), torch.randn(4, 16, generator=generator)
+    images, titles = torch.randn(4, 6, generator=generator), torch.randn(4, 16, generator=generator)
     config = KNNConfig(
         text_config=copy.deepcopy(tower_configs["bert"]),
         frame_feature_size=6,
         max_tag_tokens=8,
         tag_vocab_size=len(tag_tokenizer),
-        num_items=4,
+        num_examples=4,
         num_tag_classes=len(table.tags),
-        max_item_tags=3,
+        max_tags_per_example=3,
     )
     model = KNNForTagVote(config).eval()
-    model.set_tag_classes(table.input_ids)
-    model.remember(pictures, titles, [[table.index[tag] for tag in tags] for tags in TAG_SETS])
-    query_picture, query_title = (
+    model.set_label_vocabulary(table.input_ids)
+    model.fit(images, titles, [[table.index[tag] for tag in tags] for tags in TAG_SETS])
+    query_image, query_title = (
         torch.randn(1, 1, 1, 6, generator=generator),
         torch.randn(1, 1, 16, generator=generator),
     )
-    outputs = model.generate(
-        frame_features=query_picture, title_features=query_title, neighbours=2, picture_weight=0.5
-    )
+    outputs = model.generate(frame_features=query_image, title_features=query_title, neighbours=2, image_weight=0.5)
     found = {row["tag"]: row["score"] for row in tiny_processor.batch_decode(outputs)[0]}
 
     def unit(vector):
         return vector / np.linalg.norm(vector)
 
-    mean = pictures.numpy().mean(0)
+    mean = images.numpy().mean(0)
     similarity = [
         unit(query_title[0, 0].numpy()) @ unit(titles[n].numpy())
-        + 0.5 * unit(query_picture[0, 0, 0].numpy() - mean) @ unit(pictures[n].numpy() - mean)
+        + 0.5 * unit(query_image[0, 0, 0].numpy() - mean) @ unit(images[n].numpy() - mean)
         for n in range(4)
     ]
     near = sorted(range(4), key=lambda n: -similarity[n])[:2]
@@ -263,48 +261,48 @@ def test_knn_against_a_vote_counted_by_hand(tower_configs, tag_tokenizer, table,
     assert found == pytest.approx(expected, abs=1e-5)
     model.save_pretrained(tmp_path)
     again = KNNForTagVote.from_pretrained(tmp_path).generate(
-        frame_features=query_picture, title_features=query_title, neighbours=2, picture_weight=0.5
+        frame_features=query_image, title_features=query_title, neighbours=2, image_weight=0.5
     )
     torch.testing.assert_close(again.tag_scores, outputs.tag_scores)
     with pytest.raises(ValueError, match="neighbours=9"):
-        model.generate(frame_features=query_picture, neighbours=9)
+        model.generate(frame_features=query_image, neighbours=9)
     with pytest.raises(ValueError, match="Nothing to look at"):
         model.generate()
 
 
-def test_a_book_finds_neighbours_and_never_the_item_itself(tmp_path):
+def test_a_book_finds_neighbours_and_never_the_example_itself(tmp_path):
     pytest.importorskip("faiss")
     from modeling_optsg.baselines.retrieval import TagBook
 
-    features, pictures = torch.eye(4), torch.zeros(4, 2)
+    features, images = torch.eye(4), torch.zeros(4, 2)
     titles = ["arrow left", "Left-Arrow", "house", "tree"]
-    book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], pictures, features)
-    assert book.retrieve(pictures[:1], features[:1], 1) == [[["a"]]]
-    others = book.retrieve(pictures[:1], features[:1], 4, own_titles=titles[:1])[0]
+    book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], images, features)
+    assert book.retrieve(images[:1], features[:1], 1) == [[["a"]]]
+    others = book.retrieve(images[:1], features[:1], 4, own_titles=titles[:1])[0]
     assert sorted(map(tuple, others)) == [("c",), ("d",)]
     book.save(tmp_path / "book")
     loaded = TagBook.load(tmp_path / "book")
-    assert loaded.retrieve(pictures[2:3], features[2:3], 1) == [[["c"]]]
+    assert loaded.retrieve(images[2:3], features[2:3], 1) == [[["c"]]]
     with pytest.raises(ValueError, match="as many of each"):
-        TagBook(titles[:3], [["a"]] * 4, pictures, features)
+        TagBook(titles[:3], [["a"]] * 4, images, features)
 
 
-def test_the_likeness_of_a_book_is_that_of_the_vote(tower_configs):
-    """Its inner products rank training items as `KNNForTagVote.similarity` does, missing pictures included."""
+def test_the_similarity_of_a_book_is_that_of_the_vote(tower_configs):
+    """Its inner products rank training examples as `KNNForTagVote.similarity` does, missing images included."""
     pytest.importorskip("faiss")
     from modeling_optsg.baselines.retrieval import TagBook
 
     model = KNNForTagVote(
         KNNConfig(text_config=copy.deepcopy(tower_configs["bert"]), frame_feature_size=6, num_tag_classes=1)
     )
-    pictures, titles = torch.rand(9, 6), torch.randn(9, 16)
-    pictures[4] = 0
-    model.remember(pictures, titles, [[0]] * 9)
-    book = TagBook([f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], pictures, titles, picture_weight=0.7)
-    query_pictures, query_titles = torch.rand(3, 6), torch.randn(3, 16)
-    query_pictures[1] = 0
-    ranked = model.similarity(query_pictures, query_titles, 0.7).argsort(dim=1, descending=True)
-    found = book.retrieve(query_pictures, query_titles, 9)
+    images, titles = torch.rand(9, 6), torch.randn(9, 16)
+    images[4] = 0
+    model.fit(images, titles, [[0]] * 9)
+    book = TagBook([f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], images, titles, image_weight=0.7)
+    query_images, query_titles = torch.rand(3, 6), torch.randn(3, 16)
+    query_images[1] = 0
+    ranked = model.similarity(query_images, query_titles, 0.7).argsort(dim=1, descending=True)
+    found = book.retrieve(query_images, query_titles, 9)
     assert [[int(tags[0]) for tags in row] for row in found] == ranked.tolist()
 
 
@@ -320,25 +318,25 @@ def test_book_tokens_keep_votes_and_drop_the_farthest(tag_tokenizer):
     assert short["book_input_ids"][0].tolist() == cat + left
 
 
-def test_a_checkpoint_with_a_book_reads_a_picture(make_system, batch, tag_tokenizer, tiny_processor):
+def test_a_checkpoint_with_a_book_reads_a_image(make_system, batch, tag_tokenizer, tiny_processor):
     """`TagBook.open` gives `generate` what the collator gives it in training."""
     pytest.importorskip("faiss")
-    from modeling_optsg.baselines.pooling import pool_items
-    from modeling_optsg.baselines.retrieval import ItemsWithBook, TagBook
+    from modeling_optsg.baselines.pooling import pool_examples
+    from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
     from modeling_optsg.data.collator import OPTSGDataCollator
 
-    model = make_system("open-book", num_book_items=2)
-    items = [
+    model = make_system("open-book", num_book_examples=2)
+    examples = [
         {"frame_features": np.random.rand(1, 3, 6).astype(np.float32), "title_features": None, "tags": tags}
         for tags in (["cat"], ["left"], ["cat", "left"])
     ]
     titles = ["one", "two", "three"]
-    book = TagBook(titles, [item["tags"] for item in items], *pool_items(items, model.config))
-    with_book = ItemsWithBook(items, book, model.config, own_titles=titles)
-    assert all(items[n]["tags"] not in with_book[n]["book_tags"] for n in range(3))
+    book = TagBook(titles, [example["tags"] for example in examples], *pool_examples(examples, model.config))
+    with_book = ExamplesWithBook(examples, book, model.config, own_titles=titles)
+    assert all(examples[n]["tags"] not in with_book[n]["book_tags"] for n in range(3))
     collate = OPTSGDataCollator(tiny_processor, max_book_tokens=model.config.max_book_tokens)
-    queries = [{"frame_features": item["frame_features"]} for item in items]
-    collated = collate([dict(item) for item in ItemsWithBook(queries, book, model.config)])
+    queries = [{"frame_features": example["frame_features"]} for example in examples]
+    collated = collate([dict(example) for example in ExamplesWithBook(queries, book, model.config)])
     opened = book.open(
         model, tiny_processor, frame_features=collated["frame_features"], frame_mask=collated["frame_mask"]
     )
@@ -353,13 +351,13 @@ def test_rare_classes_gain_by_what_is_taken_off_the_common_ones(make_system, bat
     model = make_system("asy").eval()
     counts = [1 + 10 * place for place in range(len(table.tags))]
     with pytest.raises(ValueError, match="counts"):
-        model.set_tag_classes(table.input_ids, counts[:-1])
+        model.set_label_vocabulary(table.input_ids, counts[:-1])
     with pytest.raises(ValueError, match="at least 1"):
-        model.set_tag_classes(table.input_ids, [0, *counts[1:]])
-    model.set_tag_classes(table.input_ids, counts)
+        model.set_label_vocabulary(table.input_ids, [0, *counts[1:]])
+    model.set_label_vocabulary(table.input_ids, counts)
     logits = model(**inputs_of(batch)).logits
     expected = logits - 0.3 * torch.tensor(counts).log()
-    torch.testing.assert_close(model.tag_classes.adjust(logits, 0.3), expected)
+    torch.testing.assert_close(model.label_vocabulary.adjust(logits, 0.3), expected)
     found = model.generate(**inputs_of(batch), logit_adjustment=0.3)
     best = expected.sigmoid().max(dim=1).values
     torch.testing.assert_close(found.tag_scores[:, 0], best)

@@ -10,10 +10,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
-from optsg import main as optsg
+from optsg.__main__ import main as optsg
 
 ROOT = Path(__file__).parents[1]
-ITEMS = {
+EXAMPLES = {
     "夏日凉面,清爽又开胃": ["美食", "凉面", "家常菜", "夏天"],
     "三分钟学会做红烧肉": ["美食", "红烧肉", "家常菜", "做菜教程"],
     "小猫第一次见到雪": ["萌宠", "猫咪", "雪景"],
@@ -30,7 +30,7 @@ SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "se
 def text_tower(tmp_path_factory):
     """A tiny BERT that reads Chinese character by character, as Chinese BERTs do."""
     folder = tmp_path_factory.mktemp("bert")
-    characters = sorted(set("".join([*ITEMS, *(tag for tags in ITEMS.values() for tag in tags)]).lower()))
+    characters = sorted(set("".join([*EXAMPLES, *(tag for tags in EXAMPLES.values() for tag in tags)]).lower()))
     vocabulary = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
     tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -47,13 +47,13 @@ def exported(tmp_path_factory):
     """The released files' layout, then `optsg export`."""
     folder = tmp_path_factory.mktemp("create")
     (folder / "features").mkdir()
-    items = []
-    for number, (title, tags) in enumerate(ITEMS.items()):
-        items.append({"vid": f"v{number}", "ann_title": title, "raw_title": "", "tag": tags, "category": number})
+    examples = []
+    for number, (title, tags) in enumerate(EXAMPLES.items()):
+        examples.append({"vid": f"v{number}", "ann_title": title, "raw_title": "", "tag": tags, "category": number})
         features = np.random.default_rng(number).normal(size=(18 + number, 12))
         np.save(folder / "features" / f"v{number}.npy", features.astype(np.float16))
     for split in ("train", "val", "test"):
-        (folder / f"create_210k_{split}.json").write_text(json.dumps(items, ensure_ascii=False), encoding="utf-8")
+        (folder / f"create_210k_{split}.json").write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
     arguments = ["--data-dir", folder, "--cache-dir", folder / "cache"]
     assert optsg(["export", "create-tagging", str(folder / "parquet"), *map(str, arguments)]) == 0
     return folder / "parquet"
@@ -61,15 +61,15 @@ def exported(tmp_path_factory):
 
 def test_the_preset_learns_chinese_tags_to_exact_sets(load_program, exported, text_tower, tmp_path):
     train = load_program("train")
-    preset = ROOT / "examples/presets/optsg-create.json"
+    preset = ROOT / "examples/configs/optsg-create.json"
     # The preset as it is, but for its size: towers and width of a fixture, and a schedule of seconds.
-    config = json.loads(preset.read_text())["config"] | {"hidden_size": 48, "intermediate_size": 96}
+    config = json.loads(preset.read_text())["config_overrides"] | {"hidden_size": 48, "intermediate_size": 96}
     config |= {"num_prompts": 6, "num_attention_heads": 2, "num_decoder_layers": 1, "dropout": 0.0}
-    config |= {"modality_dropout": 0.0, "set_dropout": 0.0, "attention_dropout": 0.0}
+    config |= {"modality_dropout": 0.0, "classifier_dropout": 0.0, "attention_dropout": 0.0}
     arguments = {
-        "preset": preset, "dataset": exported, "dataset_dir": tmp_path / "hf", "output_dir": tmp_path / "run",
-        "cache_dir": tmp_path / "cache", "text_tower": text_tower, "config": json.dumps(config), "epochs": 250,
-        "batch_size": 8, "learning_rate": 3e-3, "evaluations": 1, "mixed_precision": "no", "num_workers": 0,
+        "config": preset, "dataset": exported, "dataset_dir": tmp_path / "hf", "output_dir": tmp_path / "run",
+        "cache_dir": tmp_path / "cache", "text_tower": text_tower, "config_overrides": json.dumps(config), "num_train_epochs": 250,
+        "train_batch_size": 8, "learning_rate": 3e-3, "eval_steps": 0.99, "mixed_precision": "no", "dataloader_num_workers": 0,
         "tag_vocab_size": 300,
     }  # fmt: skip
     train.main(
@@ -80,17 +80,17 @@ def test_the_preset_learns_chinese_tags_to_exact_sets(load_program, exported, te
     processor = OPTSGProcessor.from_pretrained(tmp_path / "run")
     assert isinstance(processor, OPTSGFeatureProcessor) and model.config.frame_feature_size == 12
     rows = load_tagging_dataset(exported, split="test", cache_dir=tmp_path / "hf")
-    assert rows["title"] == list(ITEMS)
+    assert rows["title"] == list(EXAMPLES)
     for decoding in ("parallel", "sequential"):
         inputs = processor(frame_features=[np.array(f) for f in rows["frame_features"]], titles=rows["title"])
         written = processor.batch_decode(model.generate(**inputs, decoding=decoding))
-        assert [{tag["tag"] for tag in tags} for tags in written] == [set(tags) for tags in ITEMS.values()]
+        assert [{tag["tag"] for tag in tags} for tags in written] == [set(tags) for tags in EXAMPLES.values()]
 
 
 def test_tags_of_any_script_are_written_without_loss(tmp_path):
     from modeling_optsg import train_tag_tokenizer
 
-    tokenizer = train_tag_tokenizer(tag for tags in ITEMS.values() for tag in tags)
-    seen = [tag for tags in ITEMS.values() for tag in tags]
+    tokenizer = train_tag_tokenizer(tag for tags in EXAMPLES.values() for tag in tags)
+    seen = [tag for tags in EXAMPLES.values() for tag in tags]
     for tag in [*seen, "從未見過的標籤", "ＮＢＡ", "é́", "👩‍👩‍👧", "한국어", "  "]:
         assert tokenizer.decode(tokenizer(tag)["input_ids"]) == tag

@@ -1,4 +1,4 @@
-"""`examples/compare.py`: every system on a folder of plain pictures, and what it writes about them."""
+"""`examples/compare.py`: every system on a folder of plain images, and what it writes about them."""
 
 import json
 
@@ -16,8 +16,8 @@ def compare(load_program):
 
 @pytest.fixture(scope="module")
 def benchmark_folder(tmp_path_factory):
-    """Pictures of one colour; the titles hold what a page must not take for its own."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Images of one colour; the titles hold what a page must not take for its own."""
+    root = tmp_path_factory.mktemp("images")
     colours = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
     for split, count in (("train", 16), ("validation", 8), ("test", 8)):
         (root / split).mkdir()
@@ -42,10 +42,10 @@ def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
         "text_tower": str(towers / "text"),
         "tag_vocab_size": 270,
         "max_tag_tokens": 16,
-        "config": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
-        "epochs": 1,
-        "batch_size": 8,
-        "evaluations": 1,
+        "config_overrides": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+        "num_train_epochs": 1,
+        "train_batch_size": 8,
+        "eval_steps": 0.99,
         "num_negatives": 0,
         "pad_biases": [-1.0],
     }
@@ -54,12 +54,21 @@ def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
 
     def train(arguments, system, seed):
         trainings.append((system, seed))
-        line = ["--preset", arguments.preset, "--system", system, "--seed", seed, "--cache_dir", arguments.cache_dir]
+        line = [
+            "--config",
+            arguments.preset,
+            "--model_type",
+            system,
+            "--seed",
+            seed,
+            "--cache_dir",
+            arguments.cache_dir,
+        ]
         line += ["--output_dir", compare.checkpoint_folder(arguments, system, seed)]
         program.main(program.parse_arguments(list(map(str, line))))
 
     def run(*more):
-        line = ["--preset", root / "preset.json", "--work_dir", root / "work", "--results_dir", root / "results"]
+        line = ["--config", root / "preset.json", "--work_dir", root / "work", "--results_dir", root / "results"]
         line += ["--cache_dir", root / "cache", "--timing_rounds", 1, "--timing_batches", 1, *more]
         compare.main(list(map(str, line)))
 
@@ -70,11 +79,11 @@ def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
         yield root / "results", trainings, run
 
 
-def test_every_row_has_its_figures(gathered, compare):
+def test_every_row_has_its_metrics(gathered, compare):
     comparison = json.loads((gathered[0] / "comparison.json").read_text())
     assert list(comparison["systems"]) == list(compare.ROWS) and comparison["missing"] == []
     for row, entry in comparison["systems"].items():
-        for name in ("full_f1", "rare_f1", "tag_gain", "seconds_per_item", "seconds_per_item_without_towers"):
+        for name in ("full_f1", "rare_f1", "tag_gain", "seconds_per_example", "seconds_per_example_without_towers"):
             assert isinstance(entry[name], float), (row, name)
         assert entry["seeds"] == ([0, 1] if row == "asy" else [0])
     asy = comparison["systems"]["asy"]
@@ -101,17 +110,17 @@ def test_what_is_done_is_not_done_again(gathered):
 def test_runs_of_another_configuration_are_refused(gathered, compare):
     path = gathered[0] / "runs/knn-seed0.json"
     run = json.loads(path.read_text())
-    other = run | {"arguments": run["arguments"] | {"epochs": 9}, "system": "asy"}
+    other = run | {"arguments": run["arguments"] | {"num_train_epochs": 9}, "model_type": "asy"}
     with pytest.raises(ValueError, match="different epochs"):
         compare.check_one_configuration([run, other])
     with pytest.raises(ValueError, match="no runs"):
         compare.check_one_configuration([])
 
 
-def test_pictures_are_there(gathered):
+def test_images_are_there(gathered):
     for name in ("f1_by_frequency", "time_and_f1", "tag_frequencies"):
-        with Image.open(gathered[0] / f"{name}.png") as picture:
-            assert min(picture.size) > 300 and len(picture.convert("RGB").getcolors(1 << 20)) > 5
+        with Image.open(gathered[0] / f"{name}.png") as image:
+            assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20)) > 5
 
 
 def test_the_page_escapes_what_comes_from_data(gathered):
@@ -121,9 +130,9 @@ def test_the_page_escapes_what_comes_from_data(gathered):
     assert "http" not in page, "self-contained"
 
 
-def test_items_are_sorted_into_the_cases_of_the_paper(load_program):
+def test_examples_are_sorted_into_the_cases_of_the_paper(load_program):
     page = load_program("compare_page")
-    train_tags = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
+    label_vocabulary = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
     references = [["cat", "pet", "animal"]] * 6
     predicted = [
         ["cat", "pet", "animal", "home"],
@@ -134,7 +143,7 @@ def test_items_are_sorted_into_the_cases_of_the_paper(load_program):
         ["pet", "felid"],
     ]
     references[5] = ["cat", "felid"]
-    assert page.sort_into_cases(predicted, references, train_tags, 9) == {
+    assert page.sort_into_cases(predicted, references, label_vocabulary, 9) == {
         "complete": [0],
         "meaningful": [1],
         "meaningless": [2],
@@ -145,7 +154,7 @@ def test_items_are_sorted_into_the_cases_of_the_paper(load_program):
 def test_the_command_of_a_training_can_be_run(load_program, tmp_path, monkeypatch):
     fresh, called = load_program("compare"), []
     monkeypatch.setattr(fresh.subprocess, "run", lambda command, check: called.append(command))
-    line = ["--preset", str(tmp_path / "p.json"), "--work_dir", str(tmp_path / "work")]
+    line = ["--config", str(tmp_path / "p.json"), "--work_dir", str(tmp_path / "work")]
     (tmp_path / "p.json").write_text("{}")
     fresh.train(fresh.parse_arguments(line), "asy", 3)
     assert called[0][1:3] == ["-m", "accelerate.commands.launch"]

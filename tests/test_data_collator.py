@@ -1,4 +1,4 @@
-"""Batches for training: what the collator makes of items, and what it says of those it cannot use."""
+"""Batches for training: what the collator makes of examples, and what it says of those it cannot use."""
 
 import logging
 from collections import Counter
@@ -15,7 +15,7 @@ TAGS = ["red", "blue", "colour", "square", "e-mail", "创意美食", "家常菜"
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 
 
@@ -40,30 +40,30 @@ def assert_same_batch(actual, expected):
 # What is read
 
 
-def test_raw_items_are_what_the_processor_makes_of_them(collate, tiny_processor, picture):
-    items = [
-        {"image": picture, "title": "a red square", "tags": ["red", "square", "red"]},
+def test_raw_examples_are_what_the_processor_makes_of_them(collate, tiny_processor, image):
+    examples = [
+        {"image": image, "title": "a red square", "tags": ["red", "square", "red"]},
         {"image": None, "title": "创意美食", "tags": ["创意美食"]},
-        {"image": picture, "title": None, "tags": ["blue", "red"]},
+        {"image": image, "title": None, "tags": ["blue", "red"]},
     ]
     expected = tiny_processor(
-        images=[picture, None, picture],
+        images=[image, None, image],
         titles=["a red square", "创意美食", None],
         tags=[["red", "square"], ["创意美食"], ["blue", "red"]],
     )
-    assert_same_batch(collate(items), dict(expected))
-    del items[1]["image"], items[2]["title"]
-    assert_same_batch(collate(items), dict(expected))
+    assert_same_batch(collate(examples), dict(expected))
+    del examples[1]["image"], examples[2]["title"]
+    assert_same_batch(collate(examples), dict(expected))
 
 
-def test_what_only_a_later_item_has_is_not_lost(collate, picture):
-    batch = collate([{"title": "red"}, {"title": "blue", "image": picture}, {"video": [picture, picture]}])
+def test_what_only_a_later_example_has_is_not_lost(collate, image):
+    batch = collate([{"title": "red"}, {"title": "blue", "image": image}, {"video": [image, image]}])
     assert batch["frame_mask"].tolist() == [[0, 0], [1, 0], [1, 1]]
     assert batch["attention_mask"].any(1).tolist() == [True, True, False]
 
 
-def test_without_tags_a_batch_is_for_generation(collate, picture):
-    assert collate([{"image": picture}]).keys() == {"pixel_values", "frame_mask"}
+def test_without_tags_a_batch_is_for_generation(collate, image):
+    assert collate([{"image": image}]).keys() == {"pixel_values", "frame_mask"}
 
 
 def test_precomputed_features_are_padded_and_masked(collate):
@@ -83,8 +83,8 @@ def test_a_vector_a_frame_is_one_token_a_frame(collate):
 
 
 @pytest.mark.parametrize("title", [None, "", "  "])
-def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_processor, picture, title):
-    """A frozen tower beside a tuned one; an item may lack either."""
+def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_processor, image, title):
+    """A frozen tower beside a tuned one; an example may lack either."""
     frames = np.ones((1, 5, 16), np.float16)
     batch = collate(
         [
@@ -98,18 +98,18 @@ def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_pro
     assert torch.equal(batch["input_ids"][1], title_ids)
     assert batch["labels"].tolist() == [[0, -100], [1, 2]]
 
-    batch = collate([{"image": picture, "title_features": None}, {"title_features": np.ones((3, 16))}])
+    batch = collate([{"image": image, "title_features": None}, {"title_features": np.ones((3, 16))}])
     assert batch["frame_mask"].tolist() == [[1], [0]] and batch["attention_mask"].int().sum(1).tolist() == [0, 3]
-    assert torch.equal(batch["pixel_values"][0], tiny_processor(images=picture)["pixel_values"][0])
+    assert torch.equal(batch["pixel_values"][0], tiny_processor(images=image)["pixel_values"][0])
 
 
 def test_a_title_beside_its_features_is_not_read_again(collate):
-    item = {"frame_features": np.ones((1, 16)), "title": "red", "title_features": np.ones((2, 16))}
-    assert collate([item]).keys() == {"frame_features", "frame_mask", "title_features", "attention_mask"}
+    example = {"frame_features": np.ones((1, 16)), "title": "red", "title_features": np.ones((2, 16))}
+    assert collate([example]).keys() == {"frame_features", "frame_mask", "title_features", "attention_mask"}
 
 
 def test_batches_with_blank_titles_alone_have_none(collate):
-    """A folder of pictures without titles, its frames precomputed."""
+    """A folder of images without titles, its frames precomputed."""
     batch = collate([{"frame_features": np.ones((1, 16)), "title": "", "title_features": None}] * 2)
     assert batch.keys() == {"frame_features", "frame_mask"}
 
@@ -118,9 +118,9 @@ def test_batches_with_blank_titles_alone_have_none(collate):
 
 
 def test_a_tag_table_gives_what_the_processor_would(tiny_processor, tag_table):
-    items = [{"title": "red", "tags": ["blue", "e-mail"]}, {"title": "blue", "tags": ["家常菜", "blue", "red"]}]
-    known = OPTSGDataCollator(tiny_processor, tag_table)(items)
-    spelled = OPTSGDataCollator(tiny_processor)(items)
+    examples = [{"title": "red", "tags": ["blue", "e-mail"]}, {"title": "blue", "tags": ["家常菜", "blue", "red"]}]
+    known = OPTSGDataCollator(tiny_processor, tag_table)(examples)
+    spelled = OPTSGDataCollator(tiny_processor)(examples)
     for name in ("tag_input_ids", "tag_lengths", "labels", "input_ids", "attention_mask"):
         assert torch.equal(known[name], spelled[name]), name
     rows = [TAGS.index(tag) for tag in ("blue", "e-mail", "家常菜", "red")]
@@ -129,7 +129,7 @@ def test_a_tag_table_gives_what_the_processor_would(tiny_processor, tag_table):
 
 
 @pytest.mark.parametrize("num_negatives", [2, 5, 100])
-def test_negatives_are_other_tags_of_the_table_after_the_items_own(tiny_processor, tag_table, num_negatives):
+def test_negatives_are_other_tags_of_the_table_after_the_examples_own(tiny_processor, tag_table, num_negatives):
     collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=num_negatives, seed=1)
     seen = Counter()
     for _ in range(30):
@@ -145,12 +145,12 @@ def test_negatives_are_other_tags_of_the_table_after_the_items_own(tiny_processo
 def test_of_too_many_tags_a_random_choice_is_used_and_counted(collate, caplog):
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
-        item = {"title": "red", "tags": [*TAGS, "red"]}
-        batches = [collate([item, {"title": "blue", "tags": ["red"]}]) for _ in range(40)]
+        example = {"title": "red", "tags": [*TAGS, "red"]}
+        batches = [collate([example, {"title": "blue", "tags": ["red"]}]) for _ in range(40)]
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
     assert all(batch["labels"][0].tolist() == [0, 1, 2, 3] for batch in batches)
-    assert collate.oversized_items == 40
+    assert collate.oversized_examples == 40
     [warning] = [record.getMessage() for record in caplog.records if "more than the 4 prompts" in record.getMessage()]
     assert "7 tags" in warning
     chosen = Counter(tuple(ids) for batch in batches for ids in batch["tag_input_ids"][:4].tolist())
@@ -158,11 +158,11 @@ def test_of_too_many_tags_a_random_choice_is_used_and_counted(collate, caplog):
 
 
 def test_sampling_is_reproducible_under_a_seed(tiny_processor, tag_table):
-    item = {"title": "red", "tags": TAGS}
+    example = {"title": "red", "tags": TAGS}
 
     def draws(seed):
         collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=2, seed=seed)
-        return [collate([item])["tag_features"] for _ in range(3)]
+        return [collate([example])["tag_features"] for _ in range(3)]
 
     same, other = draws(0), draws(1)
     assert all(torch.equal(a, b) for a, b in zip(same, draws(0)))
@@ -182,31 +182,31 @@ def test_workers_and_epochs_draw_differently(tiny_processor):
     assert again == epochs[0], "reproducible under torch's seed"
 
 
-# Bad items
+# Bad examples
 
 
 @pytest.mark.parametrize(
-    ("items", "message"),
+    ("examples", "message"),
     [
-        ([{"title": "red", "tags": ["red"]}, {"title": "blue", "tags": []}], r"Item 1 .* tags=\[\]"),
-        ([{"title": "red", "tags": ["red"]}, {"title": "blue"}], "Item 1 .* tags=None"),
-        ([{"title": "red"}, {"title": "blue", "tags": ["blue"]}], "Item 0 .* tags=None"),
-        ([{"title": "red", "tags": "red"}], "Item 0 .* tags='red'"),
+        ([{"title": "red", "tags": ["red"]}, {"title": "blue", "tags": []}], r"Example 1 .* tags=\[\]"),
+        ([{"title": "red", "tags": ["red"]}, {"title": "blue"}], "Example 1 .* tags=None"),
+        ([{"title": "red"}, {"title": "blue", "tags": ["blue"]}], "Example 0 .* tags=None"),
+        ([{"title": "red", "tags": "red"}], "Example 0 .* tags='red'"),
         ([{"title": "red", "tags": ["red", " "]}], "tag ' ' is blank"),
         ([{"title": "red", "tags": ["red " * 20]}], "max_tag_tokens = 8"),
-        ([{"title": "red"}, {"title": ""}], "item 1 has neither a picture nor a title"),
-        ([{"tags": ["red"]}], "there are no items"),
+        ([{"title": "red"}, {"title": ""}], "example 1 has neither an image nor a title"),
+        ([{"tags": ["red"]}], "there are no examples"),
         (
             [{"frame_features": np.ones((1, 16))}, {"image": Image.new("RGB", (8, 8))}],
-            "Item 1 .* no frame_features, which other items have",
+            "Example 1 .* no frame_features, which other examples have",
         ),
-        ([{"title_features": np.ones((1, 16))}, {"title": "blue"}], "Item 1 .* title='blue' but no title_features"),
+        ([{"title_features": np.ones((1, 16))}, {"title": "blue"}], "Example 1 .* title='blue' but no title_features"),
         ([{"frame_features": np.ones((1, 16))}, {"frame_features": np.ones((1, 5))}], r"\(1, 5\), \(1, 16\)"),
     ],
 )
-def test_what_makes_no_batch_is_named(collate, items, message):
+def test_what_makes_no_batch_is_named(collate, examples, message):
     with pytest.raises(ValueError, match=message):
-        collate(items)
+        collate(examples)
 
 
 def test_a_tag_that_is_not_in_the_table_is_named(tiny_processor, tag_table):

@@ -11,7 +11,7 @@ from datasets import Dataset, Image
 from PIL import Image as PILImage
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, tag_items, write_shard
+from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, tag_examples, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -21,21 +21,21 @@ def program(load_program):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rows = []
     for index in range(7):
         PILImage.new("RGB", (32, 32), (30 * index, 60, 90)).save(root / f"{index}.png")
         rows.append({"file_name": f"{index}.png", "title": "a red square", "tags": []})
-    (root / "4.png").write_bytes(b"no picture")
+    (root / "4.png").write_bytes(b"no image")
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
 
 
-def test_shards_cover_every_item_once():
+def test_shards_cover_every_example_once():
     assert shards_of(7, 3) == [range(0, 3), range(3, 6), range(6, 7)]
-    for items, size in ((0, 3), (7, 0)):
+    for examples, size in ((0, 3), (7, 0)):
         with pytest.raises(ValueError):
-            shards_of(items, size)
+            shards_of(examples, size)
 
 
 def test_what_cannot_be_read_is_said_and_its_neighbours_are_tagged(folder, tiny_checkpoint):
@@ -44,12 +44,12 @@ def test_what_cannot_be_read_is_said_and_its_neighbours_are_tagged(folder, tiny_
     paths = [str(folder / f"{index}.png") for index in range(7)]
     rows = Dataset.from_dict({"id": list("abcdefg"), "image": paths, "title": ["a red square"] * 7})
     rows = rows.cast_column("image", Image(decode=False))
-    found = tag_items(model, processor, rows, batch_size=7)
+    found = tag_examples(model, processor, rows, batch_size=7)
     assert [row["id"] for row in found] == list("abcdefg")
     assert [row["error"] is None for row in found] == [True] * 4 + [False] + [True] * 2
     assert "4.png" in found[4]["error"] and not found[4]["tags"]
     assert all(row["tags"] for row in found if row["error"] is None)
-    one = tag_items(model, processor, [rows[2]])
+    one = tag_examples(model, processor, [rows[2]])
     assert [tag["tag"] for tag in one[0]["tags"]] == [tag["tag"] for tag in found[2]["tags"]]
 
 
@@ -72,7 +72,7 @@ def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
     given = ["--checkpoint", tiny_checkpoint, "--dataset", folder, "--output", tmp_path / "tags", "--shard_size", 3]
     arguments = program.parse_arguments(list(map(str, given)))
     program.with_accelerate(arguments)
-    assert "7 items in 3 files" in capsys.readouterr().out
+    assert "7 examples in 3 files" in capsys.readouterr().out
     files = sorted((tmp_path / "tags").glob("*.parquet"))
     tables = [pq.read_table(path) for path in files]
     assert [len(table) for table in tables] == [3, 3, 1]
@@ -91,13 +91,13 @@ def test_the_program_makes_what_is_missing_and_refuses_other_arguments(
         program.report(arguments, [range(0, 3), range(3, 6), range(6, 7)])
 
 
-def test_shards_of_other_weights_or_items_are_not_mixed_and_nothing_is_left_behind(
+def test_shards_of_other_weights_or_examples_are_not_mixed_and_nothing_is_left_behind(
     program, folder, tiny_checkpoint, tmp_path
 ):
-    checkpoint, pictures = tmp_path / "model", tmp_path / "pictures"
+    checkpoint, images = tmp_path / "model", tmp_path / "images"
     shutil.copytree(tiny_checkpoint, checkpoint)
-    shutil.copytree(folder, pictures)
-    given = ["--checkpoint", checkpoint, "--dataset", pictures, "--output", tmp_path / "tags"]
+    shutil.copytree(folder, images)
+    given = ["--checkpoint", checkpoint, "--dataset", images, "--output", tmp_path / "tags"]
     given += ["--dataset_dir", tmp_path / "hf"]
     program.with_accelerate(program.parse_arguments(list(map(str, given))))
     killed = tmp_path / "tags/.tags-00000-of-00001.parquet.123"
@@ -115,16 +115,16 @@ def test_shards_of_other_weights_or_items_are_not_mixed_and_nothing_is_left_behi
         program.with_accelerate(program.parse_arguments(list(map(str, given))))
     shutil.rmtree(checkpoint)
     shutil.copytree(tiny_checkpoint, checkpoint)
-    lines = (pictures / "metadata.jsonl").read_text()
-    (pictures / "metadata.jsonl").write_text(lines.replace("a red square", "a blue square"))
-    with pytest.raises(ValueError, match="made with another items"):
+    lines = (images / "metadata.jsonl").read_text()
+    (images / "metadata.jsonl").write_text(lines.replace("a red square", "a blue square"))
+    with pytest.raises(ValueError, match="made with another examples"):
         program.with_accelerate(program.parse_arguments(list(map(str, given))))
-    (pictures / "metadata.jsonl").write_text(lines)
+    (images / "metadata.jsonl").write_text(lines)
     program.with_accelerate(program.parse_arguments(list(map(str, given))))
-    PILImage.new("RGB", (32, 32), (1, 2, 3)).save(pictures / "0.png")
-    with pytest.raises(ValueError, match="made with another items"):
+    PILImage.new("RGB", (32, 32), (1, 2, 3)).save(images / "0.png")
+    with pytest.raises(ValueError, match="made with another examples"):
         program.with_accelerate(program.parse_arguments(list(map(str, given))))
-    shutil.copy(folder / "0.png", pictures / "0.png")
+    shutil.copy(folder / "0.png", images / "0.png")
     settings = json.loads((checkpoint / "processor_config.json").read_text())
     settings["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
     (checkpoint / "processor_config.json").write_text(json.dumps(settings))

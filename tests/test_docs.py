@@ -39,12 +39,12 @@ def clone(tmp_path, monkeypatch):
         if (ROOT / entry).exists():
             (tmp_path / entry).symlink_to(ROOT / entry)
     shutil.copytree(ROOT / "checkpoints", tmp_path / "checkpoints")
-    pictures = ROOT / "examples/pictures"
-    shutil.copytree(pictures, tmp_path / "pictures")
-    Image.open(pictures / "bus.png").convert("RGB").save(tmp_path / "photo.jpg")
-    shutil.copy(pictures / "ship-wheel.mp4", tmp_path / "clip.mp4")
+    images = ROOT / "examples/images"
+    shutil.copytree(images, tmp_path / "images")
+    Image.open(images / "bus.png").convert("RGB").save(tmp_path / "photo.jpg")
+    shutil.copy(images / "ship-wheel.mp4", tmp_path / "video.mp4")
     for split, count in {"train": 12, "validation": 4, "test": 4}.items():
-        folder = tmp_path / "my_pictures" / split
+        folder = tmp_path / "my_images" / split
         folder.mkdir(parents=True)
         rows = []
         for index in range(count):

@@ -9,15 +9,15 @@ import datasets
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
-from numbered_clips import write_clip
+from numbered_videos import write_video
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.parquet_export import write_parquet
-from dataset_scripts.tagging_folder import CLIP_SUFFIXES
-from optsg import main
+from dataset_scripts.tagging_folder import VIDEO_SUFFIXES
+from optsg.__main__ import main
 
-# Loads a folder in a process that cannot import this package, and prints each item as text.
+# Loads a folder in a process that cannot import this package, and prints each example as text.
 ELSEWHERE = """
 import hashlib, json, sys
 class Absent:
@@ -43,14 +43,14 @@ shown = {}
 exec(ELSEWHERE[ELSEWHERE.index("def shown") : ELSEWHERE.index("for split")], {"hashlib": __import__("hashlib")}, shown)
 
 
-def items_elsewhere(folder, tmp_path):
+def examples_elsewhere(folder, tmp_path):
     command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "elsewhere")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def items_here(dataset):
+def examples_here(dataset):
     return [
         [split, {name: shown["shown"](value) for name, value in sorted(row.items())}]
         for split, rows in dataset.items()
@@ -68,8 +68,8 @@ def export(capsys, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     random = np.random.default_rng(0)
     for split, count in (("train", 9), ("test", 2)):
         (folder / split).mkdir(parents=True)
@@ -87,18 +87,18 @@ def pictures(tmp_path):
 def create(tmp_path):
     folder = tmp_path / "create"
     (folder / "features").mkdir(parents=True)
-    items = [
+    examples = [
         {"vid": f"v{n}", "ann_title": f"标题{n}", "raw_title": "", "tag": ["美食"], "category": n} for n in range(5)
     ]
     for split in ("train", "test"):
-        (folder / f"create_210k_{split}.json").write_text(json.dumps(items), encoding="utf-8")
+        (folder / f"create_210k_{split}.json").write_text(json.dumps(examples), encoding="utf-8")
     for number in range(5):
         np.save(folder / "features" / f"v{number}.npy", np.random.default_rng(number).normal(size=(number + 1, 4)))
     return folder
 
 
-def test_pictures_are_embedded_in_shards(pictures, export, tmp_path):
-    status, output, _ = export(pictures, tmp_path / "out", "--max-shard-size", "20KB", "--license", "cc0-1.0")
+def test_images_are_embedded_in_shards(images, export, tmp_path):
+    status, output, _ = export(images, tmp_path / "out", "--max-shard-size", "20KB", "--license", "cc0-1.0")
     assert status == 0 and "unique tags" in output
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
         ".optsg-export.json",
@@ -106,8 +106,8 @@ def test_pictures_are_embedded_in_shards(pictures, export, tmp_path):
         "test-00000-of-00001.parquet",
         *(f"train-{number:05d}-of-00003.parquet" for number in range(3)),
     ]
-    found = items_elsewhere(tmp_path / "out", tmp_path)
-    assert found == items_here(load_tagging_dataset(pictures)) and len(found) == 11
+    found = examples_elsewhere(tmp_path / "out", tmp_path)
+    assert found == examples_here(load_tagging_dataset(images)) and len(found) == 11
     card = DatasetCard.load(tmp_path / "out/README.md").data
     assert (card.license, card.size_categories, card.pretty_name) == ("cc0-1.0", ["n<1K"], "out")
     assert [(split["name"], split["num_examples"]) for split in card.dataset_info["splits"]] == [
@@ -121,88 +121,88 @@ def test_frame_features_are_embedded(create, export, tmp_path):
     status, _, problems = export("create_tagging", tmp_path / "out", "--data-dir", create)
     assert status == 0, problems
     built = load_tagging_dataset("create_tagging", data_dir=str(create), cache_dir=tmp_path / "cache")
-    assert items_elsewhere(tmp_path / "out", tmp_path) == items_here(built)
+    assert examples_elsewhere(tmp_path / "out", tmp_path) == examples_here(built)
     card = DatasetCard.load(tmp_path / "out/README.md")
-    assert card.data.language == ["zh"] and "| train items | 5 |" in card.text
+    assert card.data.language == ["zh"] and "| train examples | 5 |" in card.text
 
 
-def test_clips_are_files_beside_their_rows(create, export, tmp_path, monkeypatch):
-    monkeypatch.setattr("dataset_scripts.parquet_export.CLIPS_A_FOLDER", 2)
+def test_videos_are_files_beside_their_rows(create, export, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataset_scripts.parquet_export.VIDEOS_PER_FOLDER", 2)
     (create / "videos").mkdir()
     for number in range(4):
-        write_clip(create / "videos" / f"v{number}.mp4", 3 + number)
+        write_video(create / "videos" / f"v{number}.mp4", 3 + number)
     arguments = ("create_tagging", tmp_path / "out", "--data-dir", create, "--visual", "video", "--missing", "keep")
     assert export(*arguments)[0] == 0
     built = load_tagging_dataset(
         "create_tagging", data_dir=str(create), visual="video", missing="keep", cache_dir=tmp_path / "cache"
     )
-    expected = items_here(built)
+    expected = examples_here(built)
     assert expected[4][1]["video"] is None and len(expected) == 10
-    assert items_elsewhere(tmp_path / "out", tmp_path) == expected
+    assert examples_elsewhere(tmp_path / "out", tmp_path) == expected
     assert sorted(path.name for path in (tmp_path / "out/data/train/00001").iterdir()) == ["00000.mp4", "00001.mp4"]
     # And the one way in reads them too.
     again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")
-    assert items_here(again) == expected
+    assert examples_here(again) == expected
 
 
-def test_pictures_and_clips_in_one_dataset(tmp_path, export):
+def test_images_and_videos_in_one_dataset(tmp_path, export):
     folder = tmp_path / "mixed"
     folder.mkdir()
-    write_clip(folder / "a.mp4", 3)
+    write_video(folder / "a.mp4", 3)
     Image.new("RGB", (8, 8), "red").save(folder / "b.png")
     (folder / "metadata.csv").write_text("file_name,title,tags\na.mp4,a,x|y\nb.png,b,z\n")
     assert export(folder, tmp_path / "out")[0] == 0
-    assert items_elsewhere(tmp_path / "out", tmp_path) == items_here(load_tagging_dataset(folder))
+    assert examples_elsewhere(tmp_path / "out", tmp_path) == examples_here(load_tagging_dataset(folder))
 
 
-def test_a_second_run_replaces_the_first_and_nothing_else(pictures, export, tmp_path):
-    assert export(pictures, tmp_path / "out", "--max-shard-size", "10KB")[0] == 0
-    assert export(pictures, tmp_path / "out")[0] == 0
+def test_a_second_run_replaces_the_first_and_nothing_else(images, export, tmp_path):
+    assert export(images, tmp_path / "out", "--max-shard-size", "10KB")[0] == 0
+    assert export(images, tmp_path / "out")[0] == 0
     assert len(list((tmp_path / "out").glob("train-*.parquet"))) == 1
     (tmp_path / "out/mine.txt").write_text("a note")
-    assert export(pictures, tmp_path / "out", "--max-shard-size", "15KB")[0] == 0
+    assert export(images, tmp_path / "out", "--max-shard-size", "15KB")[0] == 0
     assert (tmp_path / "out/mine.txt").read_text() == "a note"
     before = sorted(path.name for path in (tmp_path / "out").iterdir())
     for size in ("banana", "0"):
-        assert export(pictures, tmp_path / "out", "--max-shard-size", size)[0] == 2
+        assert export(images, tmp_path / "out", "--max-shard-size", size)[0] == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == before
     assert load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"].num_rows == 9
 
 
-def test_a_folder_of_somebody_s_files_is_not_written_into(pictures, export, tmp_path):
+def test_a_folder_of_somebody_s_files_is_not_written_into(images, export, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "README.md").write_text("PROJECT")
-    for output in (own, pictures, pictures.parent):
-        status, _, problems = export(pictures, output)
+    for output in (own, images, images.parent):
+        status, _, problems = export(images, output)
         assert status == 2 and "no export has written" in problems
-    assert (own / "README.md").read_text() == "PROJECT" and (pictures / "train/0.png").exists()
+    assert (own / "README.md").read_text() == "PROJECT" and (images / "train/0.png").exists()
     assert not list(tmp_path.glob(".*partial"))
 
 
-@pytest.mark.parametrize("suffix", sorted(CLIP_SUFFIXES))
-def test_clips_of_every_suffix_load_again(tmp_path, suffix):
-    folder = tmp_path / "clips"
+@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+def test_videos_of_every_suffix_load_again(tmp_path, suffix):
+    folder = tmp_path / "videos"
     folder.mkdir()
     # What is in it does not matter to how it is stored.
-    write_clip(tmp_path / "a.mp4", 3).rename(folder / f"a{suffix}")
+    write_video(tmp_path / "a.mp4", 3).rename(folder / f"a{suffix}")
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": f"a{suffix}", "title": "a", "tags": ["x"]}))
     dataset = load_tagging_dataset(folder)
-    write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# clips\n"))
+    write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# videos\n"))
     again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")
-    assert items_here(again) == items_here(dataset)
+    assert examples_here(again) == examples_here(dataset)
 
 
-def test_splits_of_any_name_with_and_without_clips(create, tmp_path):
+def test_splits_of_any_name_with_and_without_videos(create, tmp_path):
     (create / "videos").mkdir()
-    write_clip(create / "videos/v1.mp4", 3)
+    write_video(create / "videos/v1.mp4", 3)
     built = load_tagging_dataset(
         "create_tagging", data_dir=str(create), visual="video", missing="keep", cache_dir=tmp_path / "cache"
     )
     renamed = datasets.DatasetDict({"pretrain": built["train"], "gold": built["test"].select([0, 2])})
-    write_parquet(renamed, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# clips\n"))
-    found = items_elsewhere(tmp_path / "out", tmp_path)
-    assert found == items_here(renamed) and [split for split, _ in found] == ["pretrain"] * 5 + ["gold"] * 2
+    write_parquet(renamed, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# videos\n"))
+    found = examples_elsewhere(tmp_path / "out", tmp_path)
+    assert found == examples_here(renamed) and [split for split, _ in found] == ["pretrain"] * 5 + ["gold"] * 2
 
 
 def test_files_that_strangers_rows_name_are_not_copied(tmp_path):
@@ -224,11 +224,11 @@ def test_files_that_strangers_rows_name_are_not_copied(tmp_path):
         write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# x\n"))
 
 
-def test_a_run_that_fails_leaves_the_one_before(pictures, tmp_path, monkeypatch):
+def test_a_run_that_fails_leaves_the_one_before(images, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    dataset = load_tagging_dataset(pictures)
+    dataset = load_tagging_dataset(images)
     write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# cards\n"))
     monkeypatch.setattr(datasets.Dataset, "to_parquet", full)
     with pytest.raises(OSError, match="No space"):

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, Image, List, Value, Video
 from PIL import Image as PILImage
 
 from dataset_scripts import load_tagging_dataset
-from dataset_scripts.tagging_folder import CLIP_SUFFIXES, METADATA_NAMES, PICTURE_SUFFIXES
+from dataset_scripts.tagging_folder import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
 from optsg import media_files
 
 datasets.disable_progress_bars()
@@ -43,7 +43,7 @@ def write_metadata(folder, rows, kind="jsonl"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, without metadata."""
+    """Two images, without metadata."""
     draw(tmp_path / "data/one.png", "red")
     draw(tmp_path / "data/sub/two.png", "blue")
     return tmp_path / "data"
@@ -64,7 +64,7 @@ def test_a_folder_is_a_train_split_whatever_the_metadata_format(folder, kind):
     assert rows["id"] == ["one.png", "sub/two.png"]
     assert rows["title"] == ["First, of two", "第二张"]
     assert rows["tags"] == [["red", "warm colour"], ["创意美食"]]
-    assert [picture.getpixel((0, 0)) for picture in rows["image"]] == [(255, 0, 0), (0, 0, 255)]
+    assert [image.getpixel((0, 0)) for image in rows["image"]] == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_split_folders_are_splits(folder):
@@ -79,29 +79,29 @@ def test_split_folders_are_splits(folder):
     }
 
 
-def test_clips_stay_undecoded(tmp_path):
-    (tmp_path / "clip.mp4").write_bytes(b"anything")
-    write_metadata(tmp_path, [{"file_name": "clip.mp4"}])
+def test_videos_stay_undecoded(tmp_path):
+    (tmp_path / "video.mp4").write_bytes(b"anything")
+    write_metadata(tmp_path, [{"file_name": "video.mp4"}])
     rows = load_tagging_dataset(tmp_path, split="train")
     assert rows.features["video"] == Video(decode=False) and "image" not in rows.features
     assert rows[0] == {
-        "id": "clip.mp4",
-        "video": {"bytes": None, "path": str(tmp_path / "clip.mp4")},
+        "id": "video.mp4",
+        "video": {"bytes": None, "path": str(tmp_path / "video.mp4")},
         "title": "",
         "tags": [],
     }
 
 
-def test_pictures_and_clips_together_leave_the_other_column_empty(folder):
-    (folder / "clip.webm").write_bytes(b"anything")
-    write_metadata(folder, [{"file_name": "one.png"}, {"file_name": "clip.webm"}])
+def test_images_and_videos_together_leave_the_other_column_empty(folder):
+    (folder / "video.webm").write_bytes(b"anything")
+    write_metadata(folder, [{"file_name": "one.png"}, {"file_name": "video.webm"}])
     first, second = load_tagging_dataset(folder, split="train")
     assert first["image"].size == (8, 8) and first["video"] is None
-    assert second["image"] is None and second["video"]["path"].endswith("clip.webm")
+    assert second["image"] is None and second["video"]["path"].endswith("video.webm")
 
 
-def test_the_command_line_and_the_loader_agree_on_what_is_a_picture_and_what_a_clip():
-    assert (PICTURE_SUFFIXES, CLIP_SUFFIXES) == (media_files.PICTURE_SUFFIXES, media_files.CLIP_SUFFIXES)
+def test_the_command_line_and_the_loader_agree_on_what_is_a_image_and_what_a_video():
+    assert (IMAGE_SUFFIXES, VIDEO_SUFFIXES) == (media_files.IMAGE_SUFFIXES, media_files.VIDEO_SUFFIXES)
     assert set(METADATA_NAMES) == media_files.METADATA_NAMES
 
 
@@ -117,7 +117,7 @@ def test_unclean_tags_unused_columns_and_unlisted_files_are_reported(folder, cap
     assert rows["tags"] == [["red", "Red"]]
     assert "left out 2 empty or repeated tags" in caplog.text
     assert "columns not used: author" in caplog.text
-    assert "1 pictures or clips are in no metadata file" in caplog.text and "two.png" in caplog.text
+    assert "1 images or videos are in no metadata file" in caplog.text and "two.png" in caplog.text
 
 
 def test_changed_metadata_gives_new_rows(folder, tmp_path):
@@ -274,11 +274,11 @@ def test_an_argument_that_has_no_meaning_is_refused(folder):
 
 @pytest.fixture
 def parquet_folder(folder, tmp_path):
-    """The pictures of `folder`, in Parquet files."""
+    """The images of `folder`, in Parquet files."""
     names = [row["file_name"] for row in ROWS]
-    pictures = [{"path": name, "bytes": (folder / name).read_bytes()} for name in names]
+    images = [{"path": name, "bytes": (folder / name).read_bytes()} for name in names]
     columns = {name: [row[name] for row in ROWS] for name in ("title", "tags")}
-    rows = Dataset.from_dict({"id": names, "image": pictures, **columns}).cast_column("image", Image())
+    rows = Dataset.from_dict({"id": names, "image": images, **columns}).cast_column("image", Image())
     output = tmp_path / "parquet"
     output.mkdir()
     rows.to_parquet(str(output / "train-00000-of-00001.parquet"))
@@ -311,13 +311,13 @@ def test_parquet_streams(parquet_folder, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_without_ids_titles_or_tags_gets_them(tmp_path, streaming):
-    plain = Dataset.from_dict({"title": ["one", None], "clip": [1, 2]})
+    plain = Dataset.from_dict({"title": ["one", None], "video": [1, 2]})
     (tmp_path / "data").mkdir()
     plain.to_parquet(str(tmp_path / "data/train.parquet"))
     rows = load_tagging_dataset(tmp_path / "data", split="train", streaming=streaming, cache_dir=tmp_path / "cache")
     assert list(rows) == [
-        {"title": "one", "clip": 1, "id": "0", "tags": []},
-        {"title": "", "clip": 2, "id": "1", "tags": []},
+        {"title": "one", "video": 1, "id": "0", "tags": []},
+        {"title": "", "video": 2, "id": "1", "tags": []},
     ]
     assert rows.features["tags"] == List(Value("string"))
 
@@ -348,8 +348,8 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
         return DatasetDict(train=rows.cast_column("video", Video(decode=True)))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = load_tagging_dataset("org/clips", cache_dir="cache", revision="main")["train"]
-    assert asked == [("org/clips", {"split": None, "cache_dir": "cache", "streaming": False, "revision": "main"})]
+    rows = load_tagging_dataset("org/videos", cache_dir="cache", revision="main")["train"]
+    assert asked == [("org/videos", {"split": None, "cache_dir": "cache", "streaming": False, "revision": "main"})]
     assert rows[0] == {"video": {"path": "a.mp4", "bytes": b"1"}, "title": "x", "tags": ["y"], "id": "3"}
 
 

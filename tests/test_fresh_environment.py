@@ -15,13 +15,13 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 for package in ("modeling_optsg", "datasets", "accelerate", "evaluate"):
     assert importlib.util.find_spec(package) is None, package
-name, picture, clip = sys.argv[1:]
+name, image, video = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
 model = AutoModel.from_pretrained(name, trust_remote_code=True)
-inputs = processor(images=[picture, None], videos=[None, clip], titles=["bus", "ship wheel"])
+inputs = processor(images=[image, None], videos=[None, video], titles=["bus", "ship wheel"])
 tagger = pipeline("tag-generation", model=name, trust_remote_code=True)
-items = [{"image": picture, "title": "bus"}, {"video": clip, "title": "ship wheel"}]
-print(json.dumps([processor.batch_decode(model.generate(**inputs)), tagger(items, batch_size=2)]))
+examples = [{"image": image, "title": "bus"}, {"video": video, "title": "ship wheel"}]
+print(json.dumps([processor.batch_decode(model.generate(**inputs)), tagger(examples, batch_size=2)]))
 """
 
 
@@ -33,7 +33,7 @@ def test_a_published_checkpoint_tags_with_its_public_requirements_alone(tmp_path
     torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
     install = [python, "-m", "pip", "install", "--quiet", torch, "-r", checkpoint / "requirements.txt"]
     subprocess.run(install, check=True)
-    pictures = hub_client.ROOT / "examples/pictures"
+    images = hub_client.ROOT / "examples/images"
     with HubServer(tmp_path / "hub", {"hf_writes": Account("ann", ("org",))}).running() as hub:
         client = hub_client.Client(hub.endpoint, tmp_path / "client", "hf_writes")
         try:
@@ -43,7 +43,7 @@ def test_a_published_checkpoint_tags_with_its_public_requirements_alone(tmp_path
         assert status == 0, error
         environment = hub_client.environment(hub.endpoint, tmp_path / "home", "")
         del environment["PYTHONPATH"]
-        command = [python, "-c", PROGRAM, "org/optsg-icon-small", pictures / "bus.png", pictures / "ship-wheel.mp4"]
+        command = [python, "-c", PROGRAM, "org/optsg-icon-small", images / "bus.png", images / "ship-wheel.mp4"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     by_model, by_pipeline = json.loads(done.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 from modeling_optsg import OPTSGForTagGeneration, TagVocabularyLogitsProcessor
 from modeling_optsg import generation_optsg as tag_generation
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence
-from modeling_optsg.tag_ranking import collect_tags
+from modeling_optsg.tag_ranking import rank_tags
 
 PAD, SEP = 0, 1
 VOCABULARY = 12
@@ -34,8 +34,8 @@ def model(make_model):
         tag_vocab_size=VOCABULARY,
         # Tied, an untrained model repeats its first token.
         tie_word_embeddings=False,
-        item_summary=False,
-        set_alignment=False,
+        use_prompt_pooler=False,
+        use_tag_classifier=False,
     )
     with torch.no_grad():
         model.lm_head.bias.normal_(std=0.5)
@@ -50,7 +50,7 @@ def inputs():
     return {"frame_features": 3 * torch.randn(4, 3, 6), "frame_mask": mask}
 
 
-def item(inputs, index):
+def example(inputs, index):
     return {name: value[index : index + 1] for name, value in inputs.items()}
 
 
@@ -58,7 +58,7 @@ def item(inputs, index):
 
 
 class SlowWriter:
-    """One item's next-token logits, from the whole of what has been written, with nothing kept between calls."""
+    """One example's next-token logits, from the whole of what has been written, with nothing kept between calls."""
 
     def __init__(self, model, inputs):
         self.model = model
@@ -134,7 +134,7 @@ def search_slot(writer, context, slot, num_beams=1, length_penalty=0.0, **settin
 
 
 def write_slowly(model, inputs, decoding, keep=1, **settings):
-    """Every `(slot, tag, log-probability)` of one item, before anything is merged or left out."""
+    """Every `(slot, tag, log-probability)` of one example, before anything is merged or left out."""
     writer, context, written = SlowWriter(model, inputs), [], []
     for slot in range(model.config.num_prompts):
         found = search_slot(writer, context if decoding == "sequential" else [], slot, **settings)
@@ -153,7 +153,7 @@ def merged(written):
 
 
 def tags_of(outputs, index):
-    """`(tag, slot, score)` of an item."""
+    """`(tag, slot, score)` of an example."""
     rows = zip(outputs.sequences[index].tolist(), outputs.slots[index].tolist(), outputs.tag_scores[index].tolist())
     return [(tuple(t for t in tokens if t != PAD), slot, score) for tokens, slot, score in rows if slot >= 0]
 
@@ -172,9 +172,9 @@ def written(monkeypatch):
 
     def catch(tokens, log_probs, *args):
         caught.update(tokens=tokens, log_probs=log_probs)
-        return collect_tags(tokens, log_probs, *args)
+        return rank_tags(tokens, log_probs, *args)
 
-    monkeypatch.setattr(tag_generation, "collect_tags", catch)
+    monkeypatch.setattr(tag_generation, "rank_tags", catch)
     return caught
 
 
@@ -186,7 +186,7 @@ def written(monkeypatch):
 def test_greedy_decoding_equals_the_slow_search_token_for_token(model, inputs, decoding, pad_bias):
     outputs = model.generate(**inputs, decoding=decoding, pad_bias=pad_bias)
     for index in range(4):
-        expected = merged(write_slowly(model, item(inputs, index), decoding, pad_bias=pad_bias))
+        expected = merged(write_slowly(model, example(inputs, index), decoding, pad_bias=pad_bias))
         assert_same_tags(tags_of(outputs, index), expected)
 
 
@@ -199,7 +199,7 @@ def test_beam_search_equals_the_slow_search_token_for_token(model, inputs, decod
     )
     for index in range(4):
         expected = write_slowly(
-            model, item(inputs, index), decoding, keep=2, num_beams=3, length_penalty=length_penalty or 0.0
+            model, example(inputs, index), decoding, keep=2, num_beams=3, length_penalty=length_penalty or 0.0
         )
         assert_same_tags(tags_of(outputs, index), merged(expected))
 
@@ -220,7 +220,7 @@ def test_one_pass_shows_what_every_pad_bias_would_give(model, inputs, settings):
 
 def test_the_examples_cover_empty_slots_and_tags_of_every_length(model, inputs):
     for decoding in ("parallel", "sequential"):
-        rows = [write_slowly(model, item(inputs, index), decoding) for index in range(4)]
+        rows = [write_slowly(model, example(inputs, index), decoding) for index in range(4)]
         counts = [len(row) for row in rows]
         assert len(set(counts)) > 1 and min(counts) < NUM_PROMPTS
         assert {len(tag) for row in rows for _, tag, _ in row} >= {1, 2, MAX_TAG_TOKENS}
@@ -242,7 +242,7 @@ def test_a_score_is_the_models_own_probability_of_the_tag_in_its_slot(model, inp
     settings = {"bad_words_ids": [[5]], "pad_bias": -1.0, "decoding": decoding} | settings
     model.generate(**inputs, **settings)
     for index in range(4):
-        writer, context = SlowWriter(model, item(inputs, index)), []
+        writer, context = SlowWriter(model, example(inputs, index)), []
         for slot in range(NUM_PROMPTS):
             rows = zip(written["tokens"][index, slot].tolist(), written["log_probs"][index, slot].tolist())
             tags = [(tuple(t for t in tokens if t != PAD), log_prob) for tokens, log_prob in rows]
@@ -275,7 +275,7 @@ def test_forward_gives_the_tags_of_a_matching_the_same_probabilities(model, inpu
     log_probs, targets = outputs.logits.log_softmax(-1), outputs.targets.tolist()
     position = 0
     for index in range(4):
-        writer, context = SlowWriter(model, item(inputs, index)), []
+        writer, context = SlowWriter(model, example(inputs, index)), []
         for slot, label in enumerate(outputs.assignment[index].tolist()):
             tag = () if label < 0 else tuple(tokens[label, : lengths[label]].tolist())
             for place, target in enumerate([*tag, SEP] if tag else [PAD]):
@@ -308,7 +308,7 @@ def test_sampling_is_reproducible_under_a_seed(model, inputs, decoding):
 def test_samples_follow_the_processed_distribution(model, inputs, settings, written):
     """Of the first two tokens; the slot ends where [PAD] or [SEP] is drawn."""
     draws, slot = 4000, 3
-    writer = SlowWriter(model, item(inputs, 0))
+    writer = SlowWriter(model, example(inputs, 0))
 
     def distribution(prefix):
         _, scores = writer.step([], slot, prefix, settings.get("pad_bias", 0.0))
@@ -326,7 +326,7 @@ def test_samples_follow_the_processed_distribution(model, inputs, settings, writ
         expected[token, [PAD, SEP]] = expected[token, [SEP, PAD]]
 
     torch.manual_seed(0)
-    model.generate(**item(inputs, 0), do_sample=True, num_return_sequences=draws, **({"top_k": 0} | settings))
+    model.generate(**example(inputs, 0), do_sample=True, num_return_sequences=draws, **({"top_k": 0} | settings))
     drawn = torch.zeros(VOCABULARY, VOCABULARY)
     for tokens in written["tokens"][0, slot, :, :2].tolist():
         drawn[tuple(tokens)] += 1
@@ -365,7 +365,7 @@ def test_threshold_and_max_tags_keep_the_most_probable(model, inputs):
 def test_a_tag_of_several_slots_is_listed_once_with_the_probability_that_one_of_them_writes_it():
     tokens = torch.tensor([[[[5, 6]], [[7, 0]], [[5, 6]], [[0, 0]]]])
     log_probs = torch.tensor([[[0.2], [0.3], [0.9], [0.0]]]).log()
-    found = collect_tags(tokens, log_probs, 0.0, None, PAD)
+    found = rank_tags(tokens, log_probs, 0.0, None, PAD)
     assert found.sequences.tolist() == [[[5, 6], [7, 0]]]
     assert found.slots.tolist() == [[2, 1]]
     torch.testing.assert_close(found.tag_scores, torch.tensor([[1 - 0.1 * 0.8, 0.3]]))
@@ -373,13 +373,13 @@ def test_a_tag_of_several_slots_is_listed_once_with_the_probability_that_one_of_
 
 def test_a_tag_drawn_twice_in_one_slot_counts_once():
     tokens, log_probs = torch.tensor([[[[5], [5]], [[5], [6]]]]), torch.tensor([[[0.2, 0.2], [0.5, 0.1]]]).log()
-    found = collect_tags(tokens, log_probs, 0.0, None, PAD)
+    found = rank_tags(tokens, log_probs, 0.0, None, PAD)
     assert found.sequences.tolist() == [[[5], [6]]] and found.slots.tolist() == [[1, 1]]
     torch.testing.assert_close(found.tag_scores, torch.tensor([[1 - 0.8 * 0.5, 0.1]]))
 
 
 def test_a_tag_whose_probability_is_below_the_smallest_float_is_still_listed():
-    found = collect_tags(torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0)
+    found = rank_tags(torch.tensor([[[[5]], [[6]]]]), torch.tensor([[[-300.0], [-200.0]]]), 0.0, None, 0)
     assert found.sequences.tolist() == [[[6], [5]]]
     assert found.slots.tolist() == [[1, 0]]
     assert found.tag_scores.tolist() == [[0, 0]]
@@ -430,7 +430,7 @@ def test_search_in_a_vocabulary_equals_the_slow_search(model, inputs, decoding):
     settings = {"num_beams": 4, "pad_bias": -1.0}
     outputs = model.generate(**inputs, decoding=decoding, num_return_sequences=3, tag_vocabulary=processor, **settings)
     for index in range(4):
-        expected = write_slowly(model, item(inputs, index), decoding, keep=3, process=processor, **settings)
+        expected = write_slowly(model, example(inputs, index), decoding, keep=3, process=processor, **settings)
         assert_same_tags(tags_of(outputs, index), merged(expected))
 
 
@@ -502,9 +502,11 @@ def test_a_tag_that_processors_leave_without_a_token_is_not_written(model, input
         **inputs, **settings, num_return_sequences=num_beams, tag_vocabulary=vocabulary, suppress_tokens=suppress
     )
     for index in range(4):
-        expected = write_slowly(model, item(inputs, index), keep=num_beams, process=process, **settings)
+        expected = write_slowly(model, example(inputs, index), keep=num_beams, process=process, **settings)
         assert_same_tags(tags_of(outputs, index), merged(expected))
-    assert any(not search_slot(SlowWriter(model, item(inputs, 0)), [], s, process=process) for s in range(NUM_PROMPTS))
+    assert any(
+        not search_slot(SlowWriter(model, example(inputs, 0)), [], s, process=process) for s in range(NUM_PROMPTS)
+    )
 
 
 @BOTH
@@ -646,10 +648,10 @@ def test_tags_are_written_under_autocast(model, inputs, decoding, attention):
 
 
 def test_slot_rows_put_ragged_slots_side_by_side_and_back():
-    items = torch.tensor([0, 0, 0, 2, 3, 3])
-    rows = SlotRows(items, batch=5)
+    examples = torch.tensor([0, 0, 0, 2, 3, 3])
+    rows = SlotRows(examples, batch=5)
     states = torch.arange(12.0).view(6, 2) + 1
-    grid = rows.by_item(states)
+    grid = rows.by_example(states)
     assert grid.shape == (5, 3, 2)
     expected = torch.zeros(5, 3, 2)
     for index, (i, place) in enumerate([(0, 0), (0, 1), (0, 2), (2, 0), (3, 0), (3, 1)]):
@@ -660,10 +662,10 @@ def test_slot_rows_put_ragged_slots_side_by_side_and_back():
 
 @BOTH
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}])
-def test_a_batch_equals_its_items_one_by_one(model, inputs, decoding, settings):
+def test_a_batch_equals_its_examples_one_by_one(model, inputs, decoding, settings):
     outputs = model.generate(**inputs, decoding=decoding, **settings)
     for index in range(4):
-        alone = model.generate(**item(inputs, index), decoding=decoding, **settings)
+        alone = model.generate(**example(inputs, index), decoding=decoding, **settings)
         assert_same_tags(tags_of(outputs, index), tags_of(alone, 0))
         torch.testing.assert_close(outputs.pad_margins[index], alone.pad_margins[0], rtol=1e-4, atol=1e-5)
 
@@ -678,22 +680,22 @@ def test_unlikely_alternatives_are_given_up_and_the_others_stay(model, inputs, d
         "output_slots": True,
     }
     everything = model.generate(**inputs, **settings)
-    likely = model.generate(**inputs, **settings, alternative_floor=0.02)
+    likely = model.generate(**inputs, **settings, min_beam_probability=0.02)
 
-    def proposed(outputs, item, slot, floor):
-        rows = zip(outputs.slot_tokens[item, slot].tolist(), outputs.slot_log_probs[item, slot].exp().tolist())
+    def proposed(outputs, example, slot, floor):
+        rows = zip(outputs.slot_tokens[example, slot].tolist(), outputs.slot_log_probs[example, slot].exp().tolist())
         return {tuple(t for t in tag if t != PAD): round(p, 5) for tag, p in rows if p >= floor}
 
     fewer = 0
-    for item_index in range(4):
+    for example_index in range(4):
         for slot in range(NUM_PROMPTS):
-            expected = proposed(everything, item_index, slot, 0.02)
-            found = proposed(likely, item_index, slot, 0.02)
+            expected = proposed(everything, example_index, slot, 0.02)
+            found = proposed(likely, example_index, slot, 0.02)
             assert found.items() == expected.items()
-            fewer += len(proposed(everything, item_index, slot, 1e-12)) - len(
-                proposed(likely, item_index, slot, 1e-12)
+            fewer += len(proposed(everything, example_index, slot, 1e-12)) - len(
+                proposed(likely, example_index, slot, 1e-12)
             )
     assert fewer > 0
     for floor in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="alternative_floor"):
-            model.generate(**inputs, alternative_floor=floor)
+        with pytest.raises(ValueError, match="min_beam_probability"):
+            model.generate(**inputs, min_beam_probability=floor)

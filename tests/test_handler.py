@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from numbered_clips import write_clip
+from numbered_videos import write_video
 from PIL import Image
 from transformers import pipeline
 
@@ -31,8 +31,8 @@ def endpoint(folder):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("picture") / "red.png"
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "red.png"
     Image.new("RGB", (40, 30), (250, 20, 20)).save(path)
     return path
 
@@ -42,12 +42,12 @@ def tagger(folder):
     return pipeline("tag-generation", model=str(folder), trust_remote_code=True)
 
 
-def test_a_picture_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, picture):
-    content = picture.read_bytes()
+def test_a_image_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, image):
+    content = image.read_bytes()
     text = base64.b64encode(content).decode()
-    wanted = tagger(picture)
+    wanted = tagger(image)
     assert wanted
-    for inputs in (content, text, f"data:image/png;base64,{text}", Image.open(picture), {"image": text}):
+    for inputs in (content, text, f"data:image/png;base64,{text}", Image.open(image), {"image": text}):
         assert endpoint({"inputs": inputs}) == wanted
     # The alphabet of addresses, and without the filler at the end.
     assert endpoint({"inputs": base64.urlsafe_b64encode(content).decode().rstrip("=")}) == wanted
@@ -55,14 +55,16 @@ def test_a_picture_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger
     assert endpoint({"inputs": {"image": wrapped}}) == wanted
 
 
-def test_requests_and_answers_are_json(endpoint, tagger, picture, tmp_path):
-    clip = write_clip(tmp_path / "clip.mp4", num_frames=5)
-    encoded = {path: base64.b64encode(path.read_bytes()).decode() for path in (picture, clip)}
-    inputs = [{"video": encoded[clip], "title": "a dog"}, {"frames": [encoded[picture]] * 2}, {"title": "blue"}]
+def test_requests_and_answers_are_json(endpoint, tagger, image, tmp_path):
+    video = write_video(tmp_path / "video.mp4", num_frames=5)
+    encoded = {path: base64.b64encode(path.read_bytes()).decode() for path in (image, video)}
+    inputs = [{"video": encoded[video], "title": "a dog"}, {"frames": [encoded[image]] * 2}, {"title": "blue"}]
     body = json.loads(json.dumps({"inputs": inputs, "parameters": {"top_k": 2, "decoding": "sequential"}}))
-    items = [{"video": clip, "title": "a dog"}, {"frames": [picture] * 2}, {"title": "blue"}]
+    examples = [{"video": video, "title": "a dog"}, {"frames": [image] * 2}, {"title": "blue"}]
     answer = json.loads(json.dumps(endpoint(body)))
-    for tags, alone in zip(answer, (tagger(item, top_k=2, decoding="sequential") for item in items), strict=True):
+    for tags, alone in zip(
+        answer, (tagger(example, top_k=2, decoding="sequential") for example in examples), strict=True
+    ):
         assert tags == [tag | {"score": pytest.approx(tag["score"], abs=1e-5)} for tag in alone]
 
 
@@ -81,11 +83,11 @@ def test_parameters_reach_the_pipeline(endpoint):
         ({"inputs": {"title": "a"}, "parameters": {"tag_vocabulary": {"a": 1}}}, "expected a list of tags"),
         ({"inputs": {"title": "a"}, "parameters": {"num_workers": 9}}, "no parameters"),
         ({"inputs": {"imge": "AAAA"}}, "'imge'"),
-        ({"inputs": {"frames": "AAAA"}}, "not a list of pictures"),
+        ({"inputs": {"frames": "AAAA"}}, "not a list of images"),
         ({"inputs": {"title": 3}}, "expected str"),
         ({"inputs": {"image": 3}}, "type int"),
-        ({"inputs": "AAAA"}, "not a picture"),
-        ({"inputs": {"video": "AAAA"}}, "not a clip"),
+        ({"inputs": "AAAA"}, "not an image"),
+        ({"inputs": {"video": "AAAA"}}, "not a video"),
     ],
 )
 def test_errors_say_what_is_wrong_with_the_request(endpoint, data, message):
@@ -94,13 +96,13 @@ def test_errors_say_what_is_wrong_with_the_request(endpoint, data, message):
 
 
 @pytest.mark.parametrize("wrap", [lambda name: name, lambda name: {"image": name}, lambda name: {"video": name}])
-def test_nothing_of_the_server_is_read_by_name(endpoint, picture, wrap):
-    for name in (str(picture), f"file://{picture}", "http://127.0.0.1:1/x.png", f"data:image/png,{picture}"):
+def test_nothing_of_the_server_is_read_by_name(endpoint, image, wrap):
+    for name in (str(image), f"file://{image}", "http://127.0.0.1:1/x.png", f"data:image/png,{image}"):
         with pytest.raises(ValueError, match="not base64"):
             endpoint({"inputs": wrap(name)})
     for inputs in (
-        {"path": str(picture), "bytes": None},
-        {"image": {"path": str(picture)}},
+        {"path": str(image), "bytes": None},
+        {"image": {"path": str(image)}},
         {"frames": [{"path": "a"}]},
     ):
         with pytest.raises(ValueError, match="expected"):
@@ -111,14 +113,14 @@ def test_the_packaged_handler_imports_nothing_of_the_package():
     assert "modeling_optsg" not in Path(packaged.__file__).read_text(encoding="utf-8")
 
 
-def test_a_clip_may_be_the_body(endpoint, tagger, tmp_path):
-    for name in ("clip.mp4", "clip.mkv", "clip.avi"):
-        clip = write_clip(tmp_path / name, num_frames=5)
-        assert endpoint({"inputs": clip.read_bytes()}) == tagger(clip)
+def test_a_video_may_be_the_body(endpoint, tagger, tmp_path):
+    for name in ("video.mp4", "video.mkv", "video.avi"):
+        video = write_video(tmp_path / name, num_frames=5)
+        assert endpoint({"inputs": video.read_bytes()}) == tagger(video)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_picture_of_more_pixels_than_there_is_room_for_is_refused(endpoint, monkeypatch, picture):
+def test_a_image_of_more_pixels_than_there_is_room_for_is_refused(endpoint, monkeypatch, image):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
     with pytest.raises(ValueError, match="exceeds limit"):
-        endpoint({"inputs": picture.read_bytes()})
+        endpoint({"inputs": image.read_bytes()})

@@ -15,7 +15,7 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 
 SHIPPED = ROOT / "checkpoints/optsg-icon-small"
-PICTURE, TITLE = ROOT / "examples/pictures/baby-bottle.png", "baby bottle"
+IMAGE, TITLE = ROOT / "examples/images/baby-bottle.png", "baby bottle"
 TOKENS = {
     "hf_writes": Account("ann", ("org",)),
     "hf_reads": Account("ann", ("org",), role="read"),
@@ -76,23 +76,23 @@ from datasets import load_dataset
 from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, pipeline
 
-def tags(name, **item):
+def tags(name, **example):
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     model = AutoModel.from_pretrained(name, trust_remote_code=True)
-    return type(model).__module__, processor.batch_decode(model.generate(**processor(**item)))[0]
+    return type(model).__module__, processor.batch_decode(model.generate(**processor(**example)))[0]
 
-picture, title = sys.argv[1:]
+image, title = sys.argv[1:]
 found = {}
-found["code"], found["tags"] = tags("org/optsg-icon-small", images=[picture], titles=[title])
+found["code"], found["tags"] = tags("org/optsg-icon-small", images=[image], titles=[title])
 tagger = pipeline("tag-generation", model="org/optsg-icon-small", trust_remote_code=True)
-found["pipeline"] = tagger({"image": picture, "title": title})
+found["pipeline"] = tagger({"image": image, "title": title})
 _, found["own"] = tags("org/own", titles=["a red square"])
 folder = Path(snapshot_download("org/optsg-icon-small", cache_dir="downloaded"))
 files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".gitattributes")
 found["files"] = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 found["rows"] = [
     [split, row["title"], row["tags"], list(row["image"].getpixel((0, 0)))]
-    for split, rows in load_dataset("org/pictures").items()
+    for split, rows in load_dataset("org/images").items()
     for row in rows
 ]
 found["refused"] = []
@@ -106,18 +106,18 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def elsewhere(hub, optsg, shipped, pictures, tiny_checkpoint, tmp_path_factory):
+def elsewhere(hub, optsg, shipped, images, tiny_checkpoint, tmp_path_factory):
     """What a process finds that has no token, an empty cache and not this package."""
     root = tmp_path_factory.mktemp("elsewhere")
     done = [
         optsg.python(PUSHES.format(str(tiny_checkpoint))),
         optsg("push", copy_with_card(tiny_checkpoint, root / "tiny"), "org/private", "--private"),
-        optsg("export", pictures, root / "exported", "--push-to-hub", "org/pictures"),
-        optsg("export", pictures, root / "exported", "--push-to-hub", "org/private", "--private"),
+        optsg("export", images, root / "exported", "--push-to-hub", "org/images"),
+        optsg("export", images, root / "exported", "--push-to-hub", "org/private", "--private"),
     ]
     assert [status for status, _, _ in done] == [0] * 4, done
     hub.faults.append(Fault("GET /objects/", times=1, drop_after=10_000_000))
-    found = run_elsewhere(LOADS, [PICTURE, TITLE], hub.endpoint, root / "home", token="")
+    found = run_elsewhere(LOADS, [IMAGE, TITLE], hub.endpoint, root / "home", token="")
     assert hub.faults.pop().times == 0, "nothing was cut off"
     return found
 
@@ -129,8 +129,8 @@ def shipped(hub, optsg):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 3), ("test", 2)):
         (root / split).mkdir()
         rows = []
@@ -150,7 +150,7 @@ def history(hub, repo, revision="main", kind="models"):
 def tags_here():
     processor = OPTSGProcessor.from_pretrained(SHIPPED)
     model = OPTSGForTagGeneration.from_pretrained(SHIPPED)
-    return processor.batch_decode(model.generate(**processor(images=[PICTURE], titles=[TITLE])))[0]
+    return processor.batch_decode(model.generate(**processor(images=[IMAGE], titles=[TITLE])))[0]
 
 
 def same_tags(found, expected):
@@ -185,7 +185,7 @@ def test_the_shipped_checkpoint_is_published_as_it_is_by_one_commit(hub, shipped
 
 
 def test_it_loads_with_this_package(optsg, shipped):
-    status, output, error = optsg("tag", PICTURE, "--title", TITLE, "--model", "org/optsg-icon-small", "--json")
+    status, output, error = optsg("tag", IMAGE, "--title", TITLE, "--model", "org/optsg-icon-small", "--json")
     assert status == 0, error
     same_tags(json.loads(output)["tags"], tags_here())
 
@@ -209,14 +209,14 @@ def test_what_transformers_pushes_by_itself_loads(hub, elsewhere, tiny_checkpoin
     same_tags(elsewhere["own"], processor.batch_decode(model.generate(**processor(titles=["a red square"])))[0])
 
 
-def test_an_exported_dataset_loads_by_its_name(hub, elsewhere, pictures):
+def test_an_exported_dataset_loads_by_its_name(hub, elsewhere, images):
     expected = [
         [split, row["title"], row["tags"], list(row["image"].getpixel((0, 0)))]
-        for split, rows in load_tagging_dataset(pictures).items()
+        for split, rows in load_tagging_dataset(images).items()
         for row in rows
     ]
     assert elsewhere["rows"] == expected and len(expected) == 5
-    assert history(hub, "org/pictures", kind="datasets") == ["Upload dataset"]
+    assert history(hub, "org/images", kind="datasets") == ["Upload dataset"]
 
 
 def test_what_is_private_is_not_there_for_others(hub, elsewhere):
@@ -419,9 +419,9 @@ def test_somebody_else_s_commit_meanwhile_is_not_overwritten(hub, optsg, folder,
     assert optsg("push", folder, "org/shared")[0] == 0
 
 
-def test_other_shards_of_a_dataset_take_the_place_of_those_before(hub, optsg, pictures, tmp_path):
+def test_other_shards_of_a_dataset_take_the_place_of_those_before(hub, optsg, images, tmp_path):
     for size in ("1KB", "500MB"):
-        arguments = ("export", pictures, tmp_path / "out", "--max-shard-size", size, "--push-to-hub", "org/resized")
+        arguments = ("export", images, tmp_path / "out", "--max-shard-size", size, "--push-to-hub", "org/resized")
         status, _, error = optsg(*arguments)
         assert status == 0, error
         written = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
@@ -429,9 +429,9 @@ def test_other_shards_of_a_dataset_take_the_place_of_those_before(hub, optsg, pi
     assert len(written) == 3 and len(history(hub, "org/resized", kind="datasets")) == 2
 
 
-def test_a_dataset_that_cannot_be_published_stays_written(hub, optsg, pictures, tmp_path):
-    arguments = ("export", pictures, tmp_path / "out", "--push-to-hub")
-    status, _, error = optsg(*arguments, "pictures")
+def test_a_dataset_that_cannot_be_published_stays_written(hub, optsg, images, tmp_path):
+    arguments = ("export", images, tmp_path / "out", "--push-to-hub")
+    status, _, error = optsg(*arguments, "images")
     assert status == 2 and "give org/name" in one_line(error) and not (tmp_path / "out").exists()
     status, _, error = optsg(*arguments, "org/no", token="hf_wrong")
     assert status == 1 and "is written, but not published: the Hub does not know this token" in one_line(error)
@@ -441,12 +441,28 @@ def test_a_dataset_that_cannot_be_published_stays_written(hub, optsg, pictures, 
 # Training
 
 
-def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, pictures, towers, tmp_path):
+def test_training_publishes_at_its_end_and_is_finished_if_it_cannot(hub, optsg, images, towers, tmp_path):
     small = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_prompts": 3}
-    arguments = ["--dataset", pictures, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    arguments += ["--vision_tower", towers / "vision", "--text_tower", towers / "text", "--config", json.dumps(small)]
-    arguments += ["--tag_vocab_size", 260, "--epochs", 1, "--evaluations", 1, "--validation_share", 0.4]
-    arguments += ["--batch_size", 2, "--num_negatives", 1, "--push_to_hub", "org/trained", "--hub_private", True]
+    arguments = ["--dataset", images, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    arguments += [
+        "--vision_tower",
+        towers / "vision",
+        "--text_tower",
+        towers / "text",
+        "--config_overrides",
+        json.dumps(small),
+    ]
+    arguments += ["--tag_vocab_size", 260, "--num_train_epochs", 1, "--eval_steps", 0.99, "--validation_ratio", 0.4]
+    arguments += [
+        "--train_batch_size",
+        2,
+        "--num_negatives",
+        1,
+        "--push_to_hub",
+        "org/trained",
+        "--hub_private_repo",
+        True,
+    ]
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})

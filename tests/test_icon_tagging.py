@@ -157,7 +157,7 @@ def test_tags_are_lower_cased_and_stripped_and_nothing_else():
 
 
 def test_every_set_gives_its_names_and_tags(build):
-    found = {item: (row["title"], row["tags"], row["source"]) for item, row in by_id(build()).items()}
+    found = {example: (row["title"], row["tags"], row["source"]) for example, row in by_id(build()).items()}
     assert found == {
         "tabler/arrow-left": ("arrow left", ["back", "previous"], "tabler"),
         "tabler/bell-off": ("bell off", ["mute", "24"], "tabler"),
@@ -174,18 +174,18 @@ def test_every_set_gives_its_names_and_tags(build):
     }
 
 
-def test_items_are_in_the_split_of_their_title(build):
+def test_examples_are_in_the_split_of_their_title(build):
     dataset = build()
     assert list(dataset) == ["train", "validation", "test"]
     for split, rows in dataset.items():
         assert all(split_of(title) == split for title in rows["title"])
 
 
-def test_pictures_are_black_on_white_squares(build, node_modules):
-    picture = by_id(build())["lucide/bell"]["image"]
-    assert (picture.size, picture.mode) == ((224, 224), "RGB")
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
-    assert picture.getpixel((56, 112)) == (0, 0, 0)
+def test_images_are_black_on_white_squares(build, node_modules):
+    image = by_id(build())["lucide/bell"]["image"]
+    assert (image.size, image.mode) == ((224, 224), "RGB")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.getpixel((56, 112)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_a_drawing_that_is_not_square_is_centred(tmp_path, view_box, black):
     assert is_black.mean() == 0.5
 
 
-def test_a_second_build_reuses_the_pictures(tmp_path, build):
+def test_a_second_build_reuses_the_images(tmp_path, build):
     build(cache="first")
     drawn = list((tmp_path / "work").rglob("*.png"))
     assert len(drawn) == 12
@@ -323,7 +323,7 @@ def test_the_card_names_every_package_with_its_version():
         assert f"`{package}` | {version} |" in card.text
     assert card.data.license == ["mit", "isc", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0"]
     splits = {
-        split["name"]: f"| {split['name']} items | {split['num_examples']:,} |"
+        split["name"]: f"| {split['name']} examples | {split['num_examples']:,} |"
         for split in card.data.dataset_info["splits"]
     }
     assert list(splits) == ["train", "validation", "test"]
@@ -337,13 +337,13 @@ def test_the_command_writes_parquet_that_loads_alike(tmp_path, node_modules, bui
     assert "evaluated tags" in capsys.readouterr().out
     written, built = load_dataset(str(output), cache_dir=str(tmp_path / "other")), build()
     assert {split: rows.features for split, rows in written.items()} == {s: rows.features for s, rows in built.items()}
-    assert {item: row["tags"] for item, row in by_id(written).items()} == {
+    assert {example: row["tags"] for example, row in by_id(written).items()} == {
         i: r["tags"] for i, r in by_id(built).items()
     }
-    picture, expected = (by_id(dataset)["lucide/bell"]["image"].tobytes() for dataset in (written, built))
-    assert picture == expected
+    image, expected = (by_id(dataset)["lucide/bell"]["image"].tobytes() for dataset in (written, built))
+    assert image == expected
     card = DatasetCard.load(output / "README.md")
-    assert f"| items | {len(by_id(built))} |" in card.text
+    assert f"| examples | {len(by_id(built))} |" in card.text
     assert {split["name"]: split["num_examples"] for split in card.data.dataset_info["splits"]} == built.num_rows
 
 

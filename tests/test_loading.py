@@ -77,7 +77,7 @@ def test_auto_classes_find_model_configuration_and_processor(tiny_checkpoint, in
     processor = AutoProcessor.from_pretrained(tiny_checkpoint)
     assert (type(config), type(model), type(processor)) == (OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor)
     tags = processor.batch_decode(model.generate(**inputs))
-    assert all(len(item) > 0 for item in tags)
+    assert all(len(example) > 0 for example in tags)
 
 
 def test_the_output_layer_shares_its_weights_with_the_token_embeddings(tiny_checkpoint):
@@ -117,20 +117,20 @@ def test_half_precision_weights_load_in_the_precision_the_configuration_names(ti
 
 def test_a_checkpoint_of_another_shape_names_the_tensors(tiny_checkpoint):
     for auto in (OPTSGForTagGeneration, AutoModel):
-        with pytest.raises(ValueError, match=r"order_prompt_encoder.queries is \[4, 16\], not \[7, 16\]"):
+        with pytest.raises(ValueError, match=r"prompt_encoder.queries is \[4, 16\], not \[7, 16\]"):
             auto.from_pretrained(tiny_checkpoint, num_prompts=7)
     with pytest.raises(ValueError, match="and [0-9]+ more"):
         OPTSGForTagGeneration.from_pretrained(tiny_checkpoint, hidden_size=32)
     model, report = OPTSGForTagGeneration.from_pretrained(
         tiny_checkpoint, num_prompts=7, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    assert len(model.model.order_prompt_encoder.queries) == 7 and len(report["mismatched_keys"]) == 1
+    assert len(model.model.prompt_encoder.queries) == 7 and len(report["mismatched_keys"]) == 1
 
 
 def test_a_missing_tensor_is_initialised_and_named(tiny_checkpoint, tmp_path, caplog):
     lost = {
-        "model.order_prompt_encoder.queries",
-        "tag_alignment.log_scale",
+        "model.prompt_encoder.queries",
+        "tag_alignment.logit_scale",
         "tag_alignment.pad_embedding",
         "lm_head.bias",
         "model.multimodal_encoder.frame_positions.weight",
@@ -150,8 +150,8 @@ def test_a_missing_tensor_is_initialised_and_named(tiny_checkpoint, tmp_path, ca
     for name in lost:
         assert name in caplog.text
     state = model.state_dict()
-    assert state["model.order_prompt_encoder.queries"].std().item() == pytest.approx(1.0, abs=0.3)
-    assert state["tag_alignment.log_scale"].exp().item() == pytest.approx(1 / 0.07)
+    assert state["model.prompt_encoder.queries"].std().item() == pytest.approx(1.0, abs=0.3)
+    assert state["tag_alignment.logit_scale"].exp().item() == pytest.approx(1 / 0.07)
     assert state["tag_alignment.pad_embedding"].std().item() == pytest.approx(0.3, rel=0.8)
     assert state["lm_head.bias"].eq(0).all() and state["model.multimodal_encoder.norm.weight"].eq(1).all()
     assert state["model.multimodal_encoder.frame_positions.weight"].std().item() == pytest.approx(0.3, rel=0.4)
@@ -189,7 +189,7 @@ def tower_folders(tower_configs, tmp_path_factory):
         "vit": ViTModel(tower_configs["vit"]),
         "bert": BertModel(tower_configs["bert"]),
         "efficientnet_lite": EfficientNetLiteModel(tower_configs["efficientnet_lite"]),
-        "clip": CLIPModel(
+        "video": CLIPModel(
             CLIPConfig(
                 vision_config={**tower_configs["vit"].to_dict(), "model_type": "clip_vision_model"},
                 text_config={**tower_configs["bert"].to_dict(), "model_type": "clip_text_model", "eos_token_id": 3},
@@ -202,16 +202,16 @@ def tower_folders(tower_configs, tmp_path_factory):
     return folder, towers
 
 
-@pytest.mark.parametrize("vision", ["vit", "efficientnet_lite", "clip"])
-@pytest.mark.parametrize("text", ["bert", "clip"])
+@pytest.mark.parametrize("vision", ["vit", "efficientnet_lite", "video"])
+@pytest.mark.parametrize("text", ["bert", "video"])
 def test_pretrained_towers_come_with_their_weights(tower_folders, tmp_path, inputs, vision, text):
     folder, towers = tower_folders
     model = OPTSGForTagGeneration.from_vision_text_pretrained(
         folder / vision, folder / text, hidden_size=16, num_attention_heads=2, num_prompts=3, tag_vocab_size=50
     ).eval()
     assert model.config.num_prompts == 3 and model.config.frame_feature_size == model.config.vision_config.hidden_size
-    vision_tower = towers[vision].vision_model if vision == "clip" else towers[vision]
-    text_tower = towers[text].text_model if text == "clip" else towers[text]
+    vision_tower = towers[vision].vision_model if vision == "video" else towers[vision]
+    text_tower = towers[text].text_model if text == "video" else towers[text]
     model.save_pretrained(tmp_path)
     for built in (model, OPTSGForTagGeneration.from_pretrained(tmp_path)):
         with torch.no_grad():
@@ -376,7 +376,7 @@ def test_parameters_of_one_entry_that_were_saved_without_a_dimension_are_read(ma
     model.save_pretrained(folder, max_shard_size="20KB" if way == "shards" else "1GB")
     assert (len(list(folder.glob("*.safetensors"))) > 1) == (way == "shards")
     single = without_dimensions(folder)
-    assert {name.rsplit(".", 1)[1] for name in single} == {"log_scale", "found_share"}
+    assert {name.rsplit(".", 1)[1] for name in single} == {"logit_scale", "query_gate"}
     loaded = {
         "path": lambda: OPTSGForTagGeneration.from_pretrained(folder),
         "keyword": lambda: OPTSGForTagGeneration.from_pretrained(pretrained_model_name_or_path=folder),

@@ -23,16 +23,16 @@ def load(tmp_path, monkeypatch):
 
 
 def test_tag_f1_by_hand(load):
-    figures = load("tag_f1").compute(
+    metrics = load("tag_f1").compute(
         predictions=PREDICTIONS, references=REFERENCES, train_counts=TRAIN_COUNTS, ks=[1, 2]
     )
     # arrow 1, back 0, cat 1, pet 0; arrow and pet are common.
-    assert (figures["full_f1"], figures["rare_f1"], figures["common_f1"]) == (50, 50, 50)
-    assert figures["evaluated_tags"] == 4
-    assert figures["micro_precision"] == 75 and figures["micro_recall"] == 50 and figures["micro_f1"] == 60
-    assert figures["precision_at_1"] == pytest.approx(66.67) and figures["precision_at_2"] == pytest.approx(33.33)
-    assert figures["recall_at_1"] == pytest.approx(100 * (1 / 3 + 1 / 2) / 3, abs=0.01)
-    assert figures["tags_per_item"] == pytest.approx(4 / 3, abs=0.01)
+    assert (metrics["full_f1"], metrics["rare_f1"], metrics["common_f1"]) == (50, 50, 50)
+    assert metrics["evaluated_tags"] == 4
+    assert metrics["micro_precision"] == 75 and metrics["micro_recall"] == 50 and metrics["micro_f1"] == 60
+    assert metrics["precision_at_1"] == pytest.approx(66.67) and metrics["precision_at_2"] == pytest.approx(33.33)
+    assert metrics["recall_at_1"] == pytest.approx(100 * (1 / 3 + 1 / 2) / 3, abs=0.01)
+    assert metrics["tags_per_example"] == pytest.approx(4 / 3, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_full_is_the_weighted_mean_of_rare_and_common(load, full, rare, common):
     tags = list(counts)
     references = [tags[start : start + 10] for start in range(0, len(tags), 10)]
     predictions = [[tag for tag in row if tag in found] for row in references]
-    figures = load("tag_f1").compute(predictions=predictions, references=references, train_counts=counts)
-    assert figures["evaluated_tags"] == 5669
-    assert figures["full_f1"] == pytest.approx(full, abs=0.1)
-    assert figures["rare_f1"] == pytest.approx(rare, abs=0.05)
-    assert figures["common_f1"] == pytest.approx(common, abs=0.05)
+    metrics = load("tag_f1").compute(predictions=predictions, references=references, train_counts=counts)
+    assert metrics["evaluated_tags"] == 5669
+    assert metrics["full_f1"] == pytest.approx(full, abs=0.1)
+    assert metrics["rare_f1"] == pytest.approx(rare, abs=0.05)
+    assert metrics["common_f1"] == pytest.approx(common, abs=0.05)
 
 
 def test_batch_by_batch_is_all_at_once(load):
@@ -97,14 +97,14 @@ def test_differences_of_case_and_width_count_unless_normalised(load):
     plain = load("tag_f1").compute(**arguments)
     assert plain["full_f1"] == 0 and plain["micro_precision"] == 0
     normalized = load("tag_f1").compute(**arguments, normalize=True)
-    assert normalized["full_f1"] == 100 and normalized["common_f1"] == 100 and normalized["tags_per_item"] == 1
+    assert normalized["full_f1"] == 100 and normalized["common_f1"] == 100 and normalized["tags_per_example"] == 1
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"predictions": [["cat", "cat"], ["cat"], []]}, "'cat' twice for item 0"),
-        ({"references": [["pet"], ["cat", "cat"], []]}, "references list 'cat' twice for item 1"),
+        ({"predictions": [["cat", "cat"], ["cat"], []]}, "'cat' twice for example 0"),
+        ({"references": [["pet"], ["cat", "cat"], []]}, "references list 'cat' twice for example 1"),
         ({"predictions": PREDICTIONS[:2]}, "Mismatch|2 predictions for 3"),
         ({"train_counts": {"nothing": 1}}, "nothing to average"),
         ({"ks": [0]}, "ks="),
@@ -117,10 +117,12 @@ def test_bad_input_is_named(load, change, message):
 
 
 def test_tag_gain_by_exact_match(load):
-    figures = load("tag_gain").compute(predictions=PREDICTIONS, references=REFERENCES, train_tags=list(TRAIN_COUNTS))
-    assert figures == {
+    metrics = load("tag_gain").compute(
+        predictions=PREDICTIONS, references=REFERENCES, label_vocabulary=list(TRAIN_COUNTS)
+    )
+    assert metrics == {
         "tag_gain": round(100 / 6, 3),
-        "novel_share": 25.0,
+        "novel_ratio": 25.0,
         "novel_pairs": 1,
         "relevant_pairs": 1,
         "reference_pairs": 6,
@@ -130,11 +132,11 @@ def test_tag_gain_by_exact_match(load):
 
 def test_tag_gain_by_verdicts(load, tmp_path):
     path = tmp_path / "verdicts.csv"
-    path.write_text("item,tag,verdict\nx,weblink,no\ny,kitten,YES\n", encoding="utf-8")
+    path.write_text("example,tag,verdict\nx,weblink,no\ny,kitten,YES\n", encoding="utf-8")
     predictions = [["weblink"], ["kitten", "lion"], []]
-    arguments = {"references": REFERENCES, "train_tags": list(TRAIN_COUNTS), "ids": ["x", "y", "z"]}
-    figures = load("tag_gain").compute(predictions=predictions, verdicts=str(path), **arguments)
-    assert (figures["novel_pairs"], figures["relevant_pairs"], figures["unjudged_pairs"]) == (3, 1, 1)
+    arguments = {"references": REFERENCES, "label_vocabulary": list(TRAIN_COUNTS), "ids": ["x", "y", "z"]}
+    metrics = load("tag_gain").compute(predictions=predictions, verdicts=str(path), **arguments)
+    assert (metrics["novel_pairs"], metrics["relevant_pairs"], metrics["unjudged_pairs"]) == (3, 1, 1)
     for row, message in (
         ("w,a,yes", "'w'"),
         ("x,a,perhaps", "perhaps"),
@@ -142,15 +144,15 @@ def test_tag_gain_by_verdicts(load, tmp_path):
         ("x,a", "no verdict"),
     ):
         bad = tmp_path / "bad.csv"
-        bad.write_text("item,tag,verdict\nx,weblink,no\n" + row + "\n", encoding="utf-8")
+        bad.write_text("example,tag,verdict\nx,weblink,no\n" + row + "\n", encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             load("tag_gain").compute(predictions=predictions, verdicts=str(bad), **arguments)
 
 
 def test_verdicts_that_disagree_once_normalised_are_an_error(load, tmp_path):
     path = tmp_path / "verdicts.csv"
-    path.write_text("item,tag,verdict\nx,Kitten,yes\nx,kitten,no\n", encoding="utf-8")
-    arguments = {"predictions": [["kitten"]], "references": [["cat"]], "train_tags": ["cat"], "ids": ["x"]}
+    path.write_text("example,tag,verdict\nx,Kitten,yes\nx,kitten,no\n", encoding="utf-8")
+    arguments = {"predictions": [["kitten"]], "references": [["cat"]], "label_vocabulary": ["cat"], "ids": ["x"]}
     assert load("tag_gain").compute(**arguments, verdicts=str(path))["relevant_pairs"] == 0
     with pytest.raises(ValueError, match="both yes and no of 'kitten'"):
         load("tag_gain").compute(**arguments, verdicts=str(path), normalize=True)

@@ -1,4 +1,4 @@
-"""The rooms of the model and how they are wired: shapes, masks, independence of items, gradients, bad input."""
+"""The rooms of the model and how they are wired: shapes, masks, independence of examples, gradients, bad input."""
 
 import warnings
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from modeling_optsg import OPTSGConfig
 from modeling_optsg.layers import TransformerLayer
-from modeling_optsg.seeded_random import PURPOSES, draw_uniform
+from modeling_optsg.seeded_random import PURPOSES, seeded_uniform
 from modeling_optsg.tag_decoder import lay_out_slots
 
 PAD, SEP = 0, 1
@@ -21,17 +21,17 @@ def model(make_model):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_processor, pictures):
-    """A picture with a title, a title, a picture, and two clips of different length."""
+def batch(tiny_processor, images):
+    """An image with a title, a title, an image, and two videos of different length."""
     return dict(
         tiny_processor(
-            images=[pictures[0], None, pictures[1], None, None],
-            videos=[None, None, None, list(pictures[2:5]), list(pictures[4:6])],
+            images=[images[0], None, images[1], None, None],
+            videos=[None, None, None, list(images[2:5]), list(images[4:6])],
             titles=["a red square", "创意美食 dog", None, "blue", " "],
             tags=[["red", "square"], ["创意美食"], ["blue", "colour", "red", "e-mail"], ["red"], ["家常菜", "blue"]],
         )
@@ -39,7 +39,7 @@ def batch(tiny_processor, pictures):
 
 
 @pytest.fixture(scope="module")
-def items(batch):
+def examples(batch):
     """The batch without its tags."""
     return {k: v for k, v in batch.items() if k in ("pixel_values", "frame_mask", "input_ids", "attention_mask")}
 
@@ -102,9 +102,9 @@ def test_slots_are_laid_end_to_end_in_prompt_order():
     assignment = torch.tensor([[2, -1, 0], [-1, -1, -1], [1, 3, -1], [3, 2, 0]])
     sequence = lay_out_slots(assignment, tokens, lengths, PAD, SEP)
     rows = []
-    for item in assignment.tolist():
+    for example in assignment.tolist():
         row = []
-        for slot, tag in enumerate(item):
+        for slot, tag in enumerate(example):
             written = [] if tag < 0 else tokens[tag, : lengths[tag]].tolist()
             targets = [*written, SEP] if written else [PAD]
             for position, target in enumerate(targets):
@@ -128,12 +128,12 @@ def test_sequential_positions_see_all_before_them_and_parallel_ones_their_own_sl
     sequence = lay_out_slots(assignment, torch.full((2, 2), 5), torch.tensor([1, 2]), PAD, SEP)
     for parallel in (torch.tensor([True, False]), torch.tensor([False, True])):
         mask = sequence.attention_mask(parallel)[:, 0]
-        for item in range(2):
-            slots = sequence.slot[item].tolist()
+        for example in range(2):
+            slots = sequence.slot[example].tolist()
             for row, row_slot in enumerate(slots):
                 for column, column_slot in enumerate(slots):
-                    visible = column <= row and (row_slot == column_slot or not parallel[item])
-                    assert mask[item, row, column] == visible
+                    visible = column <= row and (row_slot == column_slot or not parallel[example])
+                    assert mask[example, row, column] == visible
 
 
 def test_prompt_and_token_at_the_first_position_are_not_mixed(model):
@@ -144,24 +144,24 @@ def test_prompt_and_token_at_the_first_position_are_not_mixed(model):
     assert_close(model.tag_decoder.embed(prompts, places, tokens), prompts + first_place.expand(3, -1))
 
 
-# Items
+# Examples
 
 
 @pytest.mark.parametrize("vision", ["vit", "efficientnet_lite"])
-def test_a_batch_equals_its_items_one_by_one(make_model, tiny_processor, pictures, items, vision):
+def test_a_batch_equals_its_examples_one_by_one(make_model, tiny_processor, images, examples, vision):
     model = make_model(vision)
     singles = [
-        tiny_processor(images=pictures[0], titles="a red square"),
+        tiny_processor(images=images[0], titles="a red square"),
         tiny_processor(titles="创意美食 dog"),
-        tiny_processor(images=pictures[1]),
-        tiny_processor(videos=[list(pictures[2:5])], titles="blue"),
-        tiny_processor(videos=[list(pictures[4:6])]),
+        tiny_processor(images=images[1]),
+        tiny_processor(videos=[list(images[2:5])], titles="blue"),
+        tiny_processor(videos=[list(images[4:6])]),
     ]
     with torch.no_grad():
-        together = model(**items).order_prompts
+        together = model(**examples).order_prompts
         alone = torch.cat([model(**single).order_prompts for single in singles])
         for decoding in ("parallel", "sequential"):
-            outputs = model.generate(**items, decoding=decoding)
+            outputs = model.generate(**examples, decoding=decoding)
             for index, single in enumerate(singles):
                 expected = model.generate(**single, decoding=decoding)
                 kept = outputs.slots[index] >= 0
@@ -170,15 +170,15 @@ def test_a_batch_equals_its_items_one_by_one(make_model, tiny_processor, picture
     assert_close(together, alone)
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_all_written_tokens(model, tiny_processor, pictures):
+def test_the_loss_of_a_batch_is_the_mean_over_all_written_tokens(model, tiny_processor, images):
     tags = [["red", "square"], ["blue"]]
     titles = ["a red square", "dog"]
     with torch.no_grad():
-        both = model(**tiny_processor(images=list(pictures[:2]), titles=titles, tags=tags))
+        both = model(**tiny_processor(images=list(images[:2]), titles=titles, tags=tags))
         # The same candidates in the same order, so that the alignment's softmax is the same.
         encoded = tiny_processor.encode_tags(["red", "square", "blue"])
         singles = [
-            model(**tiny_processor(images=pictures[i], titles=titles[i]), **encoded, labels=labels)
+            model(**tiny_processor(images=images[i], titles=titles[i]), **encoded, labels=labels)
             for i, labels in enumerate([torch.tensor([[0, 1]]), torch.tensor([[2]])])
         ]
     counts = torch.tensor([float(len(single.targets)) for single in singles])
@@ -238,11 +238,11 @@ def test_without_masks_everything_is_real(model, batch):
 
 
 def test_the_order_of_frames_matters_and_a_masked_batch_of_frames_is_no_frame(model, batch):
-    clip = batch["pixel_values"][3:4]
+    video = batch["pixel_values"][3:4]
     titles = {"input_ids": batch["input_ids"][:1], "attention_mask": batch["attention_mask"][:1]}
     with torch.no_grad():
-        assert not torch.allclose(model(clip).order_prompts, model(clip.flip(1)).order_prompts)
-        hidden = model(clip, frame_mask=torch.zeros(1, 3), **titles)
+        assert not torch.allclose(model(video).order_prompts, model(video.flip(1)).order_prompts)
+        hidden = model(video, frame_mask=torch.zeros(1, 3), **titles)
         assert_close(hidden.order_prompts, model(**titles).order_prompts)
 
 
@@ -257,13 +257,13 @@ def test_tags_are_embedded_by_the_mean_of_their_own_tokens(model, tiny_processor
 # Masking in training
 
 
-def test_modality_dropout_never_takes_an_items_only_modality(make_model):
+def test_modality_dropout_never_takes_an_examples_only_modality(make_model):
     encoder = make_model(modality_dropout=1.0, memory_token_dropout=0.9).model.multimodal_encoder
     frames = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool().repeat(200, 1)
     titles = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0]]).bool().repeat(200, 1)
     torch.manual_seed(0)
     kept_frames, kept_titles = encoder._hide_at_random([frames, titles], [0, 1])
-    assert (kept_frames | kept_titles.any(1, keepdim=True)).any(1).all(), "something is left of every item"
+    assert (kept_frames | kept_titles.any(1, keepdim=True)).any(1).all(), "something is left of every example"
     assert not (kept_frames & ~frames).any() and not (kept_titles & ~titles).any()
     both = frames.any(1) & titles.any(1)
     assert not (kept_frames.any(1) & kept_titles.any(1))[both].any()
@@ -287,25 +287,27 @@ def test_the_summary_is_the_mean_of_what_may_be_looked_at(make_model, batch):
     encoder = model.multimodal_encoder.train()
     both = batch["frame_mask"].any(1) & batch["attention_mask"].any(1)
     seen = {}
-    hook = encoder.summary.register_forward_hook(lambda module, args, output: seen.update(masks=args[1], out=output))
+    hook = encoder.prompt_pooler.register_forward_hook(
+        lambda module, args, output: seen.update(masks=args[1], out=output)
+    )
     encoder(frames, batch["frame_mask"], titles, batch["attention_mask"])
     hook.remove()
     frame_mask, title_mask = seen["masks"]
     assert both.any() and not (frame_mask.any(1) & title_mask.any(1)).any()
-    summary = encoder.summary
-    for item in range(len(frames)):
+    summary = encoder.prompt_pooler
+    for example in range(len(frames)):
         pooled = []
         for tokens, mask, norm in zip((frames.flatten(1, 2), titles), (frame_mask, title_mask), summary.norms):
-            real = tokens[item][mask[item]]
+            real = tokens[example][mask[example]]
             pooled.append(norm(real.mean(0)) if len(real) else torch.zeros(tokens.shape[-1]))
         expected = summary.outer(nn.functional.gelu(summary.inner(torch.cat(pooled))))
         expected = expected + summary.title_projection(pooled[1])
-        assert_close(seen["out"][item], expected)
+        assert_close(seen["out"][example], expected)
 
 
-def test_without_a_summary_prompts_know_items_from_the_memory_alone(make_model, batch):
-    model = make_model(item_summary=False, set_alignment=False)
-    assert model.model.multimodal_encoder.summary is None
+def test_without_a_summary_prompts_know_examples_from_the_memory_alone(make_model, batch):
+    model = make_model(use_prompt_pooler=False, use_tag_classifier=False)
+    assert model.model.multimodal_encoder.prompt_pooler is None
     assert torch.isfinite(model(**batch).loss)
 
 
@@ -316,10 +318,10 @@ def test_nothing_is_hidden_in_evaluation(make_model, batch):
         assert_close(hiding(**batch).loss, plain(**batch).loss)
 
 
-def test_parallel_share_divides_the_items_in_training(make_model, batch):
-    still = {"dropout": 0.0, "set_dropout": 0.0, "modality_dropout": 0.0}
+def test_parallel_share_divides_the_examples_in_training(make_model, batch):
+    still = {"dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0}
     for share, decoding in ((0.0, "sequential"), (1.0, "parallel")):
-        model = make_model(parallel_share=share, **still)
+        model = make_model(parallel_ratio=share, **still)
         expected = model(**batch, decoding=decoding).loss
         assert_close(model(**batch).loss, model(**batch, decoding="parallel").loss)
         model.train()
@@ -332,22 +334,22 @@ def test_parallel_share_divides_the_items_in_training(make_model, batch):
 # Gradients and attention
 
 
-def test_eager_and_sdpa_attention_agree_and_eager_shows_where_prompts_look(make_model, batch, items):
+def test_eager_and_sdpa_attention_agree_and_eager_shows_where_prompts_look(make_model, batch, examples):
     model = make_model()
     assert model.config._attn_implementation == "sdpa"
     with torch.no_grad():
         sdpa = [losses(model(**batch, decoding=decoding)) for decoding in ("parallel", "sequential")]
-        tags = [model.generate(**items, decoding=decoding) for decoding in ("parallel", "sequential")]
-        assert model.model(**items).prompt_attentions is None
+        tags = [model.generate(**examples, decoding=decoding) for decoding in ("parallel", "sequential")]
+        assert model.model(**examples).prompt_attentions is None
         model.set_attn_implementation("eager")
         for decoding, expected, written in zip(("parallel", "sequential"), sdpa, tags):
             assert_close(losses(model(**batch, decoding=decoding)), expected)
-            outputs = model.generate(**items, decoding=decoding)
+            outputs = model.generate(**examples, decoding=decoding)
             assert torch.equal(outputs.sequences, written.sequences)
             torch.testing.assert_close(outputs.tag_scores, written.tag_scores, rtol=1e-3, atol=0)
-        outputs = model.model(**items)
+        outputs = model.model(**examples)
     [attention] = outputs.prompt_attentions
-    memory_length = 3 * 5 + items["input_ids"].shape[1]
+    memory_length = 3 * 5 + examples["input_ids"].shape[1]
     assert attention.shape == (5, 2, 4, memory_length)
     assert_close(attention.sum(-1), torch.ones(5, 2, 4))
     assert not attention.masked_select(~outputs.memory_mask[:, None, None]).any()
@@ -408,7 +410,7 @@ def test_frozen_towers_need_no_gradient(make_model, batch):
         ({"pixel_values": None, "frame_features": torch.zeros(5, 16)}, r"frame_features.*\(5, 16\)"),
         ({"pixel_values": None, "frame_features": torch.zeros(5, 3, 7)}, "7 wide.*frame_feature_size=16"),
         ({"pixel_values": torch.zeros(5, 5, 3, 32, 32), "frame_mask": None}, "5 frames.*max_frames=4"),
-        ({"frame_mask": torch.zeros(5, 3)}, r"Items \[2, 4\] .* neither a frame nor a title"),
+        ({"frame_mask": torch.zeros(5, 3)}, r"Examples \[2, 4\] .* neither a frame nor a title"),
         ({"pixel_values": None, "input_ids": None}, "Nothing to look at"),
         ({"decoding": "serial"}, "decoding='serial'"),
         ({"tag_input_ids": torch.full((6, 9), 2)}, "9 tokens.*max_tag_tokens=8"),
@@ -441,7 +443,7 @@ def test_a_model_without_a_vision_tower_says_what_it_reads(make_model):
         ({"max_tag_tokens": 0}, "max_tag_tokens=0"),
         ({"max_frames": 0}, "max_frames=0"),
         ({"dropout": 1.5}, "dropout=1.5"),
-        ({"parallel_share": -1.0}, "parallel_share=-1.0"),
+        ({"parallel_ratio": -1.0}, "parallel_ratio=-1.0"),
     ],
 )
 def test_a_configuration_that_makes_no_model_is_named(tower_configs, settings, message):
@@ -453,7 +455,7 @@ def test_a_configuration_that_makes_no_model_is_named(tower_configs, settings, m
 
 
 def test_few_empty_slots_are_written_and_count_for_all(make_model, batch):
-    model = make_model(pad_slot_share=0.3, num_prompts=16).train()
+    model = make_model(pad_slot_ratio=0.3, num_prompts=16).train()
     full = make_model(num_prompts=16)(**batch)
     written, empty = 0, 0
     for seed in range(40):
@@ -464,7 +466,7 @@ def test_few_empty_slots_are_written_and_count_for_all(make_model, batch):
         empties = (outputs.assignment < 0).sum(dim=1)
         chosen = (empties * 0.3).round().clamp(min=1)
         assert int(pads.sum()) == int(chosen.sum())
-        # Slots are laid out item by item, and each item's empty ones stand for all of its own.
+        # Slots are laid out example by example, and each example's empty ones stand for all of its own.
         stands_for = (empties / chosen).repeat_interleave(chosen.long())
         expected = losses[~pads].sum() + (losses[pads] * stands_for).sum()
         assert_close(outputs.generation_loss, expected / ((~pads).sum() + empties.sum()))
@@ -476,12 +478,12 @@ def test_few_empty_slots_are_written_and_count_for_all(make_model, batch):
     assert int((model.eval()(**batch).targets == 0).sum()) == int((outputs.assignment < 0).sum())
 
 
-def test_an_item_s_draws_follow_from_its_seed_whatever_the_batch():
+def test_an_example_s_draws_follow_from_its_seed_whatever_the_batch():
     seeds = torch.tensor([3, 2**55 + 1, 4, 3])
-    draws = {purpose: draw_uniform(purpose, (4, 5000), seeds, seeds.device) for purpose in PURPOSES}
+    draws = {purpose: seeded_uniform(purpose, (4, 5000), seeds, seeds.device) for purpose in PURPOSES}
     for purpose, own in draws.items():
         assert torch.equal(own[0], own[3]) and not torch.equal(own[0], own[2])
-        assert torch.equal(draw_uniform(purpose, (2, 9), seeds[1:3], seeds.device), own[1:3, :9])
+        assert torch.equal(seeded_uniform(purpose, (2, 9), seeds[1:3], seeds.device), own[1:3, :9])
         assert 0 <= own.min() and own.max() < 1
         # Each tenth of [0, 1) as often.
         shares = torch.histc(own, bins=10, min=0, max=1) / own.numel()
@@ -489,15 +491,15 @@ def test_an_item_s_draws_follow_from_its_seed_whatever_the_batch():
     rows = torch.stack([own[:3].flatten() for own in draws.values()])
     assert (torch.corrcoef(rows) - torch.eye(len(rows))).abs().max() < 0.05, "purposes are independent"
     # Seeds that follow one another too.
-    near = draw_uniform("parallel mask", (20_000,), torch.arange(20_000), torch.device("cpu"))
+    near = seeded_uniform("parallel mask", (20_000,), torch.arange(20_000), torch.device("cpu"))
     assert (
         abs(float(near.mean()) - 0.5) < 0.01 and abs(torch.corrcoef(torch.stack([near[1:], near[:-1]]))[0, 1]) < 0.02
     )
 
 
-def test_a_batch_s_losses_are_those_of_its_items_alone(make_model, batch):
-    """With seeds of their own and the step's tokens, items do not see what company they are in."""
-    settings = {"num_prompts": 16, "pad_slot_share": 0.3, "parallel_share": 0.5, "modality_dropout": 0.5}
+def test_a_batch_s_losses_are_those_of_its_examples_alone(make_model, batch):
+    """With seeds of their own and the step's tokens, examples do not see what company they are in."""
+    settings = {"num_prompts": 16, "pad_slot_ratio": 0.3, "parallel_ratio": 0.5, "modality_dropout": 0.5}
     settings |= {"num_sampled_tokens": 20, "memory_token_dropout": 0.3, "dropout": 0.0, "attention_dropout": 0.0}
     model = make_model(**settings).train()
     for tower in (model.model.vision_tower, model.model.text_tower):
@@ -507,17 +509,17 @@ def test_a_batch_s_losses_are_those_of_its_items_alone(make_model, batch):
     step["step_tokens"] = torch.cat([step["step_tokens"], torch.tensor([0, model.config.tag_sep_token_id])]).unique()
     step["sampled_tokens"] = own[~torch.isin(own, step["step_tokens"])]
     seeds = torch.arange(len(batch["labels"])) + 11
-    whole = model(**batch, **step, item_seeds=seeds)
-    items = ("pixel_values", "frame_mask", "input_ids", "attention_mask", "labels")
+    whole = model(**batch, **step, example_seeds=seeds)
+    examples = ("pixel_values", "frame_mask", "input_ids", "attention_mask", "labels")
     total, count = 0.0, 0.0
     for index in range(len(seeds)):
-        alone = batch | {name: batch[name][index : index + 1] for name in items if name in batch}
-        outputs = model(**alone, **step, item_seeds=seeds[index : index + 1])
+        alone = batch | {name: batch[name][index : index + 1] for name in examples if name in batch}
+        outputs = model(**alone, **step, example_seeds=seeds[index : index + 1])
         # Written tokens, and every empty slot.
         positions = (outputs.targets != model.config.tag_pad_token_id).sum() + (outputs.assignment < 0).sum()
         total, count = total + outputs.generation_loss * positions, count + positions
     assert_close(whole.generation_loss, total / count)
-    assert not torch.isclose(whole.generation_loss, model(**batch, **step, item_seeds=seeds + 5).generation_loss)
+    assert not torch.isclose(whole.generation_loss, model(**batch, **step, example_seeds=seeds + 5).generation_loss)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from numbered_clips import write_clip
+from numbered_videos import write_video
 from PIL import Image
 from transformers import pipeline
 
@@ -18,16 +18,16 @@ from modeling_optsg import TagGenerationPipeline
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for name, colour in {"red": (255, 0, 0), "blue": (0, 0, 255), "grey": (99, 99, 99)}.items():
         Image.new("RGB", (40, 30), colour).save(folder / f"{name}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", num_frames=6)
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "video.mp4", num_frames=6)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def tagger(tiny_checkpoint):
 def expected(tagger):
     """What the model and the processor say without a pipeline."""
 
-    def tags(generate_kwargs=None, **item):
-        inputs = tagger.processor(**{name: [value] for name, value in item.items()})
+    def tags(generate_kwargs=None, **example):
+        inputs = tagger.processor(**{name: [value] for name, value in example.items()})
         (tags,) = tagger.processor.batch_decode(tagger.model.generate(**inputs, **(generate_kwargs or {})))
         return [
             {"label": tag["tag"], "score": pytest.approx(tag["score"], abs=1e-5), "novel": tag["novel"]}
@@ -50,14 +50,14 @@ def expected(tagger):
     return tags
 
 
-def test_a_picture_gives_labels_as_image_classification_does(tagger, expected, pictures):
-    tags = tagger(str(pictures / "red.png"))
-    assert tags == expected(images=str(pictures / "red.png")) and tags
+def test_a_image_gives_labels_as_image_classification_does(tagger, expected, images):
+    tags = tagger(str(images / "red.png"))
+    assert tags == expected(images=str(images / "red.png")) and tags
     assert [tag["score"] for tag in tags] == sorted((tag["score"] for tag in tags), reverse=True)
 
 
-def test_every_way_of_giving_a_picture_is_the_same(tagger, pictures):
-    path = pictures / "blue.png"
+def test_every_way_of_giving_a_image_is_the_same(tagger, images):
+    path = images / "blue.png"
     ways = [path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path))]
     ways += [
         {"image": path},
@@ -68,33 +68,33 @@ def test_every_way_of_giving_a_picture_is_the_same(tagger, pictures):
     assert first and all(other == first for other in others)
 
 
-def test_a_picture_s_address_is_fetched(tagger, pictures):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=pictures))
+def test_a_image_s_address_is_fetched(tagger, images):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=images))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}/red.png"
         assert tagger({"image": address, "title": "a red dog"}, timeout=5) == tagger(
-            {"image": pictures / "red.png", "title": "a red dog"}
+            {"image": images / "red.png", "title": "a red dog"}
         )
     finally:
         server.shutdown()
         server.server_close()
 
 
-def test_clips_come_by_suffix_as_bytes_or_as_frames(tagger, expected, clip):
-    tags = tagger(str(clip))
-    assert tags == expected(videos=str(clip)) and tags
-    assert tagger({"video": clip.read_bytes()}) == tags
+def test_videos_come_by_suffix_as_bytes_or_as_frames(tagger, expected, video):
+    tags = tagger(str(video))
+    assert tags == expected(videos=str(video)) and tags
+    assert tagger({"video": video.read_bytes()}) == tags
     frames = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in (0, 90, 180)]
     assert tagger({"frames": frames, "title": "red"}) == expected(videos=frames, titles="red")
 
 
 @pytest.mark.parametrize("batch_size, num_workers", [(1, 0), (3, 0), (2, 2)])
-def test_a_mixed_list_is_tagged_in_batches_by_workers_in_order(tagger, pictures, clip, batch_size, num_workers):
-    items = [pictures / "red.png", {"video": clip, "title": "a dog"}, {"title": "blue square"}, clip]
-    items += [{"image": pictures / "grey.png", "title": "e-mail"}]
-    one_by_one = [tagger(item) for item in items]
-    together = tagger(items, batch_size=batch_size, num_workers=num_workers)
+def test_a_mixed_list_is_tagged_in_batches_by_workers_in_order(tagger, images, video, batch_size, num_workers):
+    examples = [images / "red.png", {"video": video, "title": "a dog"}, {"title": "blue square"}, video]
+    examples += [{"image": images / "grey.png", "title": "e-mail"}]
+    one_by_one = [tagger(example) for example in examples]
+    together = tagger(examples, batch_size=batch_size, num_workers=num_workers)
     for tags, alone in zip(together, one_by_one, strict=True):
         assert tags == [tag | {"score": pytest.approx(tag["score"], abs=1e-5)} for tag in alone]
 
@@ -103,23 +103,23 @@ def test_an_empty_list_gives_an_empty_list(tagger):
     assert tagger([]) == []
 
 
-def test_generators_are_read_as_they_are_consumed(tagger, pictures):
+def test_generators_are_read_as_they_are_consumed(tagger, images):
     read = []
 
-    def items():
+    def examples():
         for name in ("red", "blue", "grey"):
             read.append(name)
-            yield {"image": pictures / f"{name}.png"}
+            yield {"image": images / f"{name}.png"}
 
-    results = iter(tagger(items()))
+    results = iter(tagger(examples()))
     next(results)
     assert len(read) < 3
     assert len(list(results)) == 2
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_datasets_give_their_columns_of_those_names(tagger, pictures, streaming):
-    paths = sorted(map(str, pictures.glob("*.png")))
+def test_datasets_give_their_columns_of_those_names(tagger, images, streaming):
+    paths = sorted(map(str, images.glob("*.png")))
     rows = {"id": ["1", "2", "3"], "image": paths, "title": ["red", None, "dog"], "tags": [["a"]] * 3}
     dataset = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     results = tagger(dataset.to_iterable_dataset() if streaming else dataset, batch_size=2)
@@ -130,13 +130,13 @@ def test_datasets_give_their_columns_of_those_names(tagger, pictures, streaming)
         assert len(tagger(dataset)) == 3
 
 
-def test_a_dataset_without_pictures_or_titles_is_named(tagger):
+def test_a_dataset_without_images_or_titles_is_named(tagger):
     with pytest.raises(ValueError, match=r"columns \['id'\]; expected some of"):
         tagger(datasets.Dataset.from_dict({"id": [1]}))
 
 
-def test_settings_reach_generate(tagger, expected, pictures):
-    path = str(pictures / "red.png")
+def test_settings_reach_generate(tagger, expected, images):
+    path = str(images / "red.png")
     assert len(tagger(path, top_k=1)) == 1
     assert tagger(path, threshold=1.0) == []
     assert tagger(path, decoding="sequential") == expected({"decoding": "sequential"}, images=path)
@@ -145,14 +145,14 @@ def test_settings_reach_generate(tagger, expected, pictures):
     assert only and {tag["label"] for tag in only} <= {"blue", "creative"}
 
 
-def test_settings_can_be_given_once_for_all(tiny_checkpoint, tagger, pictures):
+def test_settings_can_be_given_once_for_all(tiny_checkpoint, tagger, images):
     once = pipeline(model=str(tiny_checkpoint), trust_remote_code=True, top_k=1, decoding="sequential")
-    assert once(pictures / "red.png") == tagger(pictures / "red.png", top_k=1, decoding="sequential")
-    assert len(once(pictures / "red.png", top_k=3)) > 1
+    assert once(images / "red.png") == tagger(images / "red.png", top_k=1, decoding="sequential")
+    assert len(once(images / "red.png", top_k=3)) > 1
 
 
-def test_rows_and_columns_of_a_dataset_are_items(tagger, expected, pictures):
-    paths = [str(pictures / f"{name}.png") for name in ("red", "blue")]
+def test_rows_and_columns_of_a_dataset_are_examples(tagger, expected, images):
+    paths = [str(images / f"{name}.png") for name in ("red", "blue")]
     rows = datasets.Dataset.from_dict({"id": ["a", "b"], "image": paths, "title": ["x", "y"], "tags": [["p"], ["q"]]})
     rows = rows.cast_column("image", datasets.Image())
     assert tagger(rows[1]) == expected(images=paths[1], titles="y")
@@ -163,13 +163,13 @@ def test_rows_and_columns_of_a_dataset_are_items(tagger, expected, pictures):
     assert list(tagger(nothing)) == []
 
 
-def test_a_picture_in_base64_is_one(tagger, pictures):
-    text = base64.b64encode((pictures / "red.png").read_bytes()).decode()
-    assert tagger(f"data:image/png;base64,{text}") == tagger(pictures / "red.png")
+def test_a_image_in_base64_is_one(tagger, images):
+    text = base64.b64encode((images / "red.png").read_bytes()).decode()
+    assert tagger(f"data:image/png;base64,{text}") == tagger(images / "red.png")
 
 
 def test_a_vocabulary_is_spelled_as_the_training_tags_are_and_made_once(tagger, monkeypatch):
-    known = next(iter(tagger.processor.train_tags))
+    known = next(iter(tagger.processor.label_vocabulary))
     settings = {"threshold": 0.0}
     (tag,) = tagger({"title": "red"}, tag_vocabulary=[known.upper()], **settings)
     assert tag["label"] == known and not tag["novel"]
@@ -178,13 +178,13 @@ def test_a_vocabulary_is_spelled_as_the_training_tags_are_and_made_once(tagger, 
 
 
 @pytest.mark.parametrize(
-    "item, settings, message",
+    "example, settings, message",
     [
         ({"imge": "x.png"}, {}, r"'imge'.*expected some of"),
-        ({}, {}, "no items|neither"),
+        ({}, {}, "no examples|neither"),
         ({"video": "a.mp4", "frames": []}, {}, "both a video and frames"),
-        ("nowhere.png", {}, "nowhere.png is not a picture that can be read: No such file"),
-        ({"title": " "}, {}, "neither a picture nor a title"),
+        ("nowhere.png", {}, "nowhere.png is not an image that can be read: No such file"),
+        ({"title": " "}, {}, "neither an image nor a title"),
         ({"title": "red"}, {"top_k": 0}, "top_k is 0"),
         ({"title": "red"}, {"top_k": True}, "top_k is True"),
         ({"title": "red"}, {"tag_vocabulary": {"dog": 1}}, "of type dict; expected a list of tags"),
@@ -200,9 +200,9 @@ def test_a_vocabulary_is_spelled_as_the_training_tags_are_and_made_once(tagger, 
         ({"title": "red"}, {"tag_vocabulary": [" "]}, "is blank"),
     ],
 )
-def test_errors_name_what_is_wrong(tagger, item, settings, message):
+def test_errors_name_what_is_wrong(tagger, example, settings, message):
     with pytest.raises(ValueError, match=message):
-        tagger(item, **settings)
+        tagger(example, **settings)
 
 
 def test_a_model_object_needs_a_processor(tagger):
@@ -210,22 +210,22 @@ def test_a_model_object_needs_a_processor(tagger):
         pipeline("tag-generation", model=tagger.model)
 
 
-def test_a_saved_pipeline_loads_again_with_its_processor(tagger, tmp_path, pictures):
+def test_a_saved_pipeline_loads_again_with_its_processor(tagger, tmp_path, images):
     tagger.save_pretrained(tmp_path)
     assert (tmp_path / "pipeline_optsg.py").exists()
     assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["tag-generation"]["pt"] == [
         "AutoModel"
     ]
     again = pipeline("tag-generation", model=str(tmp_path), trust_remote_code=True)
-    assert again(pictures / "red.png") == tagger(pictures / "red.png")
+    assert again(images / "red.png") == tagger(images / "red.png")
 
 
-def test_model_objects_of_the_package_take_the_registered_pipeline(tiny_model, tiny_processor, pictures):
+def test_model_objects_of_the_package_take_the_registered_pipeline(tiny_model, tiny_processor, images):
     tagger = pipeline("tag-generation", model=tiny_model, processor=tiny_processor)
     assert isinstance(tagger, TagGenerationPipeline)
-    assert isinstance(tagger(pictures / "red.png"), list)
+    assert isinstance(tagger(images / "red.png"), list)
 
 
-def test_in_half_precision_pictures_are_tagged_too(tiny_checkpoint, pictures):
+def test_in_half_precision_images_are_tagged_too(tiny_checkpoint, images):
     tagger = pipeline("tag-generation", model=str(tiny_checkpoint), trust_remote_code=True, dtype=torch.bfloat16)
-    assert tagger(pictures / "red.png")
+    assert tagger(images / "red.png")

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from numbered_clips import number_of, numbered_frame, write_clip
+from numbered_videos import number_of, numbered_frame, write_video
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor
@@ -22,7 +22,7 @@ from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcesso
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 from modeling_optsg.video_utils import read_frames
 
-TRAIN_TAGS = {"arrow": 3, "left": 2, "red square": 1, "e-mail": 1, "创意美食": 2, "家常菜": 1}
+LABEL_VOCABULARY = {"arrow": 3, "left": 2, "red square": 1, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 WORDS = ["a", "red", "square", "arrow", "left", "e", "-", "mail", "[", "]", "mask", "pad"]
 
 
@@ -43,20 +43,22 @@ def text_tokenizer():
 
 @pytest.fixture(scope="module")
 def tag_tokenizer():
-    return train_tag_tokenizer(TRAIN_TAGS)
+    return train_tag_tokenizer(LABEL_VOCABULARY)
 
 
 @pytest.fixture(scope="module")
 def processor(text_tokenizer, tag_tokenizer):
     image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
     return OPTSGProcessor(
-        image_processor, text_tokenizer, tag_tokenizer, num_frames=4, num_prompts=3, train_tags=TRAIN_TAGS
+        image_processor, text_tokenizer, tag_tokenizer, num_frames=4, num_prompts=3, label_vocabulary=LABEL_VOCABULARY
     )
 
 
 @pytest.fixture(scope="module")
 def feature_processor(text_tokenizer, tag_tokenizer):
-    return OPTSGFeatureProcessor(text_tokenizer, tag_tokenizer, num_frames=4, num_prompts=3, train_tags=TRAIN_TAGS)
+    return OPTSGFeatureProcessor(
+        text_tokenizer, tag_tokenizer, num_frames=4, num_prompts=3, label_vocabulary=LABEL_VOCABULARY
+    )
 
 
 @pytest.fixture
@@ -65,9 +67,9 @@ def photo():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
 
 
-def png(picture, **kwargs):
+def png(image, **kwargs):
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", **kwargs)
+    image.save(buffer, "PNG", **kwargs)
     return buffer.getvalue()
 
 
@@ -90,14 +92,14 @@ def write_tone(path):
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", 100, g="12", bf="2")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "video.mp4", 100, g="12", bf="2")
 
 
-# Pictures
+# Images
 
 
-def test_a_picture_is_a_clip_of_one_frame_as_its_image_processor_makes_it(processor, photo):
+def test_a_image_is_a_video_of_one_frame_as_its_image_processor_makes_it(processor, photo):
     batch = processor(images=[photo])
     assert set(batch) == {"pixel_values", "frame_mask"}
     assert batch["pixel_values"].shape == (1, 1, 3, 32, 32)
@@ -105,7 +107,7 @@ def test_a_picture_is_a_clip_of_one_frame_as_its_image_processor_makes_it(proces
     assert torch.equal(batch["pixel_values"][0, 0], reference(processor, photo))
 
 
-def test_every_way_to_give_a_picture_gives_the_same_pixels(processor, photo, tmp_path):
+def test_every_way_to_give_a_image_gives_the_same_pixels(processor, photo, tmp_path):
     path = tmp_path / "photo.png"
     photo.save(path)
     data, array = path.read_bytes(), np.asarray(photo)
@@ -120,8 +122,8 @@ def test_every_way_to_give_a_picture_gives_the_same_pixels(processor, photo, tmp
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "HSV"])
 def test_other_colour_modes_become_rgb(processor, photo, mode):
-    picture = photo.convert(mode)
-    assert torch.equal(pixels(processor, picture), reference(processor, picture.convert("RGB")))
+    image = photo.convert(mode)
+    assert torch.equal(pixels(processor, image), reference(processor, image.convert("RGB")))
 
 
 def test_a_grey_array_may_be_flat_or_have_one_channel(processor, photo):
@@ -132,11 +134,11 @@ def test_a_grey_array_may_be_flat_or_have_one_channel(processor, photo):
 
 def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(processor):
     ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
-    picture = Image.open(io.BytesIO(png(Image.fromarray(ramp))))
-    assert picture.mode.startswith("I")
+    image = Image.open(io.BytesIO(png(Image.fromarray(ramp))))
+    assert image.mode.startswith("I")
     eight_bits = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
-    assert torch.equal(pixels(processor, picture), reference(processor, eight_bits))
-    assert torch.equal(pixels(processor, picture.convert("I")), reference(processor, eight_bits))
+    assert torch.equal(pixels(processor, image), reference(processor, eight_bits))
+    assert torch.equal(pixels(processor, image.convert("I")), reference(processor, eight_bits))
 
 
 def test_transparency_becomes_white(processor):
@@ -145,14 +147,14 @@ def test_transparency_becomes_white(processor):
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([0, 0, 0, 255, 0, 0])
     colour_key = Image.new("RGB", (8, 8), (10, 20, 30))
-    for picture in (
+    for image in (
         clear,
         clear.convert("LA"),
         np.asarray(clear),
         png(palette, transparency=0),
         png(colour_key, transparency=(10, 20, 30)),
     ):
-        assert torch.equal(pixels(processor, picture), white)
+        assert torch.equal(pixels(processor, image), white)
     half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
     assert torch.equal(pixels(processor, half), reference(processor, Image.new("RGB", (8, 8), (127, 127, 127))))
 
@@ -167,14 +169,14 @@ def test_exif_orientation_is_applied(processor, photo, orientation):
     assert torch.equal(pixels(processor, png(photo, exif=exif)), reference(processor, upright))
 
 
-def test_the_picture_given_is_left_as_it_was(processor):
-    picture = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    before = picture.copy()
-    processor(images=picture)
-    assert picture == before
+def test_the_image_given_is_left_as_it_was(processor):
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    before = image.copy()
+    processor(images=image)
+    assert image == before
 
 
-def bad_picture(kind, tmp_path):
+def bad_image(kind, tmp_path):
     path = tmp_path / "bad.png"
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     if kind == "truncated":
@@ -186,7 +188,7 @@ def bad_picture(kind, tmp_path):
     elif kind == "header only":
         path.write_bytes(png(noise)[:20])
     elif kind == "text":
-        path.write_text("not a picture")
+        path.write_text("not an image")
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "folder":
@@ -200,8 +202,8 @@ def bad_picture(kind, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["truncated", "truncated jpeg", "header only", "text", "empty", "folder", "floating point", "missing"]
 )
-def test_a_bad_picture_is_named_by_its_path_or_its_index(processor, photo, tmp_path, kind):
-    path = bad_picture(kind, tmp_path)
+def test_a_bad_image_is_named_by_its_path_or_its_index(processor, photo, tmp_path, kind):
+    path = bad_image(kind, tmp_path)
     with pytest.raises(ValueError, match=path.name):
         processor(images=[photo, path])
     if path.is_file():
@@ -225,7 +227,7 @@ def test_a_bad_picture_is_named_by_its_path_or_its_index(processor, photo, tmp_p
         ("data:image/png;base64,AAAA", "remote address"),
     ],
 )
-def test_what_is_no_picture_is_named_with_its_reason(processor, photo, image, message):
+def test_what_is_no_image_is_named_with_its_reason(processor, photo, image, message):
     with pytest.raises(ValueError, match=message):
         processor(images=[photo, image])
 
@@ -241,17 +243,17 @@ def test_an_image_processor_that_makes_many_sizes_is_named(text_tokenizer, tag_t
     uneven = OPTSGProcessor(ViTImageProcessor(size={"shortest_edge": 16}), text_tokenizer, tag_tokenizer)
     with pytest.raises(ValueError, match="pixel_values; expected one size"):
         uneven(images=[photo, photo.rotate(90, expand=True)])
-    with pytest.raises(ValueError, match="item 0.*one size"):
+    with pytest.raises(ValueError, match="example 0.*one size"):
         uneven(videos=[[photo, photo.rotate(90, expand=True)]])
 
 
-# Clips
+# Videos
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 4, 7, 100])
-def test_frames_are_the_centres_of_equal_segments(clip, num_frames):
+def test_frames_are_the_centres_of_equal_segments(video, num_frames):
     centres = [int((i + 0.5) * 100 / num_frames) for i in range(num_frames)]
-    assert [number_of(frame) for frame in read_frames(clip, num_frames)] == centres
+    assert [number_of(frame) for frame in read_frames(video, num_frames)] == centres
 
 
 @pytest.mark.parametrize(
@@ -268,25 +270,25 @@ def test_frames_are_the_centres_of_equal_segments(clip, num_frames):
     ],
 )
 def test_spacing_is_exact_in_every_container(tmp_path, suffix, codec, options):
-    path = write_clip(tmp_path / f"clip.{suffix}", 50, codec, **options)
+    path = write_video(tmp_path / f"video.{suffix}", 50, codec, **options)
     assert [number_of(frame) for frame in read_frames(path, 5)] == [5, 15, 25, 35, 45]
     assert [number_of(frame) for frame in read_frames(path.read_bytes(), 5)] == [5, 15, 25, 35, 45]
 
 
-def test_far_apart_frames_are_reached_by_seeking(clip, monkeypatch):
+def test_far_apart_frames_are_reached_by_seeking(video, monkeypatch):
     def decode_through(self, num_frames):
         raise AssertionError("decoded from end to end")
 
-    monkeypatch.setattr("modeling_optsg.video_utils._Clip._decode_through", decode_through)
-    assert len(read_frames(clip, 4)) == 4
+    monkeypatch.setattr("modeling_optsg.video_utils._Video._decode_through", decode_through)
+    assert len(read_frames(video, 4)) == 4
 
 
-def test_a_short_clip_gives_all_its_frames(tmp_path):
-    path = write_clip(tmp_path / "short.mp4", 3)
+def test_a_short_video_gives_all_its_frames(tmp_path):
+    path = write_video(tmp_path / "short.mp4", 3)
     assert [number_of(frame) for frame in read_frames(path, 8)] == [0, 1, 2]
 
 
-def test_an_animated_gif_is_a_clip_and_its_transparency_white(processor, tmp_path):
+def test_an_animated_gif_is_a_video_and_its_transparency_white(processor, tmp_path):
     frames = [Image.new("RGBA", (32, 32), (0, 0, 0, 0)) for _ in range(6)]
     for i, frame in enumerate(frames):
         frame.paste((200, 0, 0, 255), (5 * i, 0, 5 * i + 5, 32))
@@ -299,14 +301,14 @@ def test_an_animated_gif_is_a_clip_and_its_transparency_white(processor, tmp_pat
 
 
 @pytest.mark.parametrize("rotation", [90, 180, -90])
-def test_a_clip_filmed_sideways_is_turned_upright(tmp_path, rotation):
-    (plain,) = read_frames(write_clip(tmp_path / "plain.mp4", 1), 1)
-    (turned,) = read_frames(write_clip(tmp_path / "turned.mp4", 1, rotation=rotation), 1)
+def test_a_video_filmed_sideways_is_turned_upright(tmp_path, rotation):
+    (plain,) = read_frames(write_video(tmp_path / "plain.mp4", 1), 1)
+    (turned,) = read_frames(write_video(tmp_path / "turned.mp4", 1, rotation=rotation), 1)
     assert turned == plain.rotate(rotation, expand=True)
 
 
-def test_a_clip_cut_off_gives_the_frames_that_are_left_and_says_so(tmp_path, caplog):
-    path = write_clip(tmp_path / "cut.mp4", 60, g="6", bf="0", container_options={"movflags": "faststart"})
+def test_a_video_cut_off_gives_the_frames_that_are_left_and_says_so(tmp_path, caplog):
+    path = write_video(tmp_path / "cut.mp4", 60, g="6", bf="0", container_options={"movflags": "faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
     frames = [number_of(frame) for frame in read_frames(path, 100)]
     assert frames == list(range(len(frames)))
@@ -314,15 +316,15 @@ def test_a_clip_cut_off_gives_the_frames_that_are_left_and_says_so(tmp_path, cap
     assert "cut.mp4" in caplog.text
 
 
-def test_frames_given_as_a_list_are_spaced_as_a_file_is(processor, clip):
+def test_frames_given_as_a_list_are_spaced_as_a_file_is(processor, video):
     frames = [numbered_frame(number) for number in range(100)]
     expected = [reference(processor, Image.fromarray(frames[i])) for i in (12, 37, 62, 87)]
     for video in (frames, np.stack(frames), tuple(Image.fromarray(frame) for frame in frames)):
         batch = processor(videos=[video])
         assert torch.equal(batch["pixel_values"][0], torch.stack(expected))
     assert torch.equal(processor(videos=np.stack(frames))["pixel_values"][0], torch.stack(expected))
-    decoded = [reference(processor, frame) for frame in read_frames(clip, 4)]
-    for video in (clip, str(clip), clip.read_bytes(), {"bytes": None, "path": str(clip)}):
+    decoded = [reference(processor, frame) for frame in read_frames(video, 4)]
+    for video in (video, str(video), video.read_bytes(), {"bytes": None, "path": str(video)}):
         assert torch.equal(processor(videos=video)["pixel_values"][0], torch.stack(decoded))
 
 
@@ -330,10 +332,10 @@ def test_frames_given_as_a_list_are_spaced_as_a_file_is(processor, clip):
     "kind",
     ["truncated", "noise", "empty", "missing", "folder", "text", "sound", "header only", "unknown codec"],
 )
-def test_a_bad_clip_is_named_by_its_path_or_its_index(processor, clip, tmp_path, kind):
+def test_a_bad_video_is_named_by_its_path_or_its_index(processor, video, tmp_path, kind):
     path = tmp_path / "bad.mp4"
     if kind == "truncated":
-        path.write_bytes(clip.read_bytes()[:500])
+        path.write_bytes(video.read_bytes()[:500])
     elif kind == "noise":
         path.write_bytes(np.random.default_rng(0).bytes(5000))
     elif kind == "empty":
@@ -342,21 +344,21 @@ def test_a_bad_clip_is_named_by_its_path_or_its_index(processor, clip, tmp_path,
         path.mkdir()
     elif kind == "text":
         path = path.with_suffix(".txt")
-        path.write_text("a list of clips\n" * 20)
+        path.write_text("a list of videos\n" * 20)
     elif kind == "sound":
         path = write_tone(path.with_suffix(".wav"))
     elif kind == "header only":
-        write_clip(path, 0)
+        write_video(path, 0)
     elif kind == "unknown codec":
-        path.write_bytes(clip.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+        path.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
     with pytest.raises(ValueError, match=path.name):
-        processor(videos=[clip, path])
+        processor(videos=[video, path])
     if path.is_file():
         with pytest.raises(ValueError, match=r"videos\[1\]"):
-            processor(videos=[clip, path.read_bytes()])
+            processor(videos=[video, path.read_bytes()])
 
 
-def test_cover_art_does_not_make_a_clip(tmp_path):
+def test_cover_art_does_not_make_a_video(tmp_path):
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=44100, layout="mono")
@@ -376,17 +378,17 @@ def test_cover_art_does_not_make_a_clip(tmp_path):
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        ([], r"videos\[0\] is a clip without frames"),
+        ([], r"videos\[0\] is a video without frames"),
         ([numbered_frame(0), None], r"videos\[0\]\[1\].*NoneType"),
         ([numbered_frame(0), "missing.png"], "missing.png"),
         (Image.new("RGB", (8, 8)), r"videos\[0\] is one Image"),
         (numbered_frame(0), r"videos\[0\] is one ndarray"),
         (7, r"videos\[0\] is one int"),
-        ("https://example.org/clip.mp4", "https://example.org/clip.mp4 is a remote address"),
+        ("https://example.org/video.mp4", "https://example.org/video.mp4 is a remote address"),
         ({"bytes": None, "path": None}, "neither 'bytes' nor 'path'"),
     ],
 )
-def test_what_is_no_clip_is_named_with_its_reason(processor, video, message):
+def test_what_is_no_video_is_named_with_its_reason(processor, video, message):
     with pytest.raises(ValueError, match=message):
         processor(videos=[video])
 
@@ -405,7 +407,7 @@ def test_a_playlist_cannot_make_the_reader_call_an_address(tmp_path):
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
-        address = f"http://127.0.0.1:{server.getsockname()[1]}/clip.ts"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/video.ts"
         path = tmp_path / "list.m3u8"
         path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9.0,\n{address}\n#EXT-X-ENDLIST\n")
         with pytest.raises(ValueError, match="list.m3u8"):
@@ -415,38 +417,38 @@ def test_a_playlist_cannot_make_the_reader_call_an_address(tmp_path):
     assert not calls
 
 
-def test_without_pyav_the_error_says_what_to_install(clip, monkeypatch):
+def test_without_pyav_the_error_says_what_to_install(video, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ImportError, match="pip install av"):
-        read_frames(clip, 1)
+        read_frames(video, 1)
 
 
 # Batches
 
 
-def test_pictures_clips_and_titles_mix_in_a_batch(processor, photo, clip):
+def test_images_videos_and_titles_mix_in_a_batch(processor, photo, video):
     short = [numbered_frame(0), numbered_frame(1)]
     batch = processor(
         images=[photo, None, None, None],
-        videos=[None, clip, short, None],
+        videos=[None, video, short, None],
         titles=["a red square", None, "  ", "left"],
     )
     assert batch["pixel_values"].shape == (4, 4, 3, 32, 32)
     assert batch["frame_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert (batch["pixel_values"][batch["frame_mask"] == 0] == 0).all()
     assert torch.equal(batch["pixel_values"][0, :1], processor(images=photo)["pixel_values"][0])
-    assert torch.equal(batch["pixel_values"][1], processor(videos=clip)["pixel_values"][0])
+    assert torch.equal(batch["pixel_values"][1], processor(videos=video)["pixel_values"][0])
     assert torch.equal(batch["pixel_values"][2, :2], processor(videos=[short])["pixel_values"][0])
     assert batch["attention_mask"].sum(1).tolist() == [5, 0, 0, 3]
     assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
 
 
-def test_what_no_item_has_is_absent(processor, photo):
+def test_what_no_example_has_is_absent(processor, photo):
     assert set(processor(images=[photo, photo], titles=[None, ""])) == {"pixel_values", "frame_mask"}
     assert set(processor(images=[None, None], titles=["left", "red"])) == {"input_ids", "attention_mask"}
 
 
-def test_a_single_item_needs_no_lists(processor, photo):
+def test_a_single_example_needs_no_lists(processor, photo):
     single = processor(images=photo, titles="a red square", tags=["red square", "arrow"])
     listed = processor(images=[photo], titles=["a red square"], tags=[["red square", "arrow"]])
     assert set(single) == set(listed)
@@ -463,15 +465,15 @@ def test_numpy_arrays_on_request(processor, photo):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "no items"),
-        ({"images": []}, "no items"),
-        ({"images": [None, None], "titles": ["left", ""]}, "item 1 has neither a picture nor a title"),
-        ({"titles": ["left", None, "red"]}, "item 1 has neither a picture nor a title"),
+        ({}, "no examples"),
+        ({"images": []}, "no examples"),
+        ({"images": [None, None], "titles": ["left", ""]}, "example 1 has neither an image nor a title"),
+        ({"titles": ["left", None, "red"]}, "example 1 has neither an image nor a title"),
         ({"titles": ["left", "red"], "images": [None]}, "1 images, 2 titles"),
         ({"titles": ["left", "red"], "tags": [["left"]]}, "2 titles, 1 tags"),
         ({"titles": ["left", float("nan")]}, r"titles\[1\] is nan of type float"),
         ({"titles": ["left", "\ud800"]}, r"titles\[1\].*not valid Unicode"),
-        ({"images": ["a.png"], "videos": ["a.mp4"]}, r"item 0 has images\[0\] and videos\[0\]"),
+        ({"images": ["a.png"], "videos": ["a.mp4"]}, r"example 0 has images\[0\] and videos\[0\]"),
         ({"images": 7}, "images is of type int"),
         ({"titles": 7}, "titles is of type int"),
     ],
@@ -499,7 +501,7 @@ def test_precomputed_frame_features_stand_in_for_pixels(feature_processor):
         ({"frame_features": [np.ones((2, 5)), np.ones((2, 6))]}, r"different shapes \[\(5,\), \(6,\)\]"),
         ({"frame_features": [np.ones(5)]}, r"frame_features\[0\] has shape \[5\]"),
         ({"frame_features": [np.ones((0, 5))]}, r"frame_features\[0\] has shape \[0, 5\]"),
-        ({"images": [Image.new("RGB", (8, 8))]}, "item 0 has a picture.*frame features only"),
+        ({"images": [Image.new("RGB", (8, 8))]}, "example 0 has an image.*frame features only"),
         ({"images": ["a.png", None], "frame_features": [None, np.ones((2, 5))]}, "one or the other"),
         ({"images": ["a.png"], "frame_features": [np.ones((2, 5))]}, r"images\[0\] and frame_features\[0\]"),
     ],
@@ -582,9 +584,9 @@ def test_tags_in_any_language_survive_encoding_and_batch_decode(processor):
     ],
 )
 def test_bad_tags_are_named(processor, tags, message):
-    items = len(tags) if tags and isinstance(tags[0], list) else 1
+    examples = len(tags) if tags and isinstance(tags[0], list) else 1
     with pytest.raises(ValueError, match=message):
-        processor(titles=["left"] * items, tags=tags)
+        processor(titles=["left"] * examples, tags=tags)
 
 
 def test_repeated_tags_do_not_count_as_too_many(processor):
@@ -599,10 +601,10 @@ def test_tags_of_exactly_the_longest_length_are_allowed(processor):
 # Decoding
 
 
-def sequences_of(processor, *items):
-    ids = [[processor.tag_tokenizer(tag)["input_ids"] if tag else [] for tag in item] for item in items]
-    length = max(len(row) for item in ids for row in item) + 1
-    return torch.tensor([[row + [0] * (length - len(row)) for row in item] for item in ids])
+def sequences_of(processor, *examples):
+    ids = [[processor.tag_tokenizer(tag)["input_ids"] if tag else [] for tag in example] for example in examples]
+    length = max(len(row) for example in ids for row in example) + 1
+    return torch.tensor([[row + [0] * (length - len(row)) for row in example] for example in ids])
 
 
 def test_batch_decode_sorts_by_score_leaves_out_empty_rows_and_marks_novel_tags(processor):
@@ -683,23 +685,25 @@ def test_saving_and_loading_changes_nothing(processor, photo, tmp_path):
     loaded.save_pretrained(tmp_path / "second")
     loaded = OPTSGProcessor.from_pretrained(str(tmp_path / "second"))
     assert_equal_batches(loaded(**example(photo)), processor(**example(photo)))
-    assert loaded.train_tags == TRAIN_TAGS
+    assert loaded.label_vocabulary == LABEL_VOCABULARY
     assert (loaded.num_frames, loaded.num_prompts, loaded.max_tag_tokens) == (4, 3, 16)
     assert OPTSGProcessor.from_pretrained(tmp_path / "first", num_frames=2).num_frames == 2
-    assert OPTSGProcessor.from_pretrained(tmp_path / "first", train_tags={"one": 1}).train_tags == {"one": 1}
+    assert OPTSGProcessor.from_pretrained(tmp_path / "first", label_vocabulary={"one": 1}).label_vocabulary == {
+        "one": 1
+    }
 
 
 def test_training_tags_are_saved_as_readable_text_in_a_file_of_their_own(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    assert "创意美食" in (tmp_path / "train_tags.json").read_text(encoding="utf-8")
-    assert "train_tags" not in json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
-    assert "train_tags" not in repr(processor)
+    assert "创意美食" in (tmp_path / "label_vocabulary.json").read_text(encoding="utf-8")
+    assert "label_vocabulary" not in json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+    assert "label_vocabulary" not in repr(processor)
 
 
 def test_a_folder_without_its_training_tags_is_refused(processor, tmp_path):
     processor.save_pretrained(tmp_path)
-    (tmp_path / "train_tags.json").unlink()
-    with pytest.raises(OSError, match="train_tags.json"):
+    (tmp_path / "label_vocabulary.json").unlink()
+    with pytest.raises(OSError, match="label_vocabulary.json"):
         OPTSGProcessor.from_pretrained(tmp_path)
 
 
@@ -726,14 +730,14 @@ assert "modeling_optsg" not in sys.modules
 def test_saved_folders_load_where_the_package_is_not_installed(processor, feature_processor, tmp_path, monkeypatch):
     monkeypatch.setattr(OPTSGProcessor, "_auto_class", None)
     OPTSGProcessor.register_for_auto_class()
-    processor.save_pretrained(tmp_path / "pictures")
+    processor.save_pretrained(tmp_path / "images")
     feature_processor.save_pretrained(tmp_path / "features")
     script = tmp_path / "load.py"
     script.write_text(REMOTE_LOAD)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "pictures"), str(tmp_path / "features")],
+        [sys.executable, str(script), str(tmp_path / "images"), str(tmp_path / "features")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -10,7 +10,7 @@ from modeling_optsg.multimodal_encoder import MemoryLayout, patch_grid
 
 @pytest.fixture(scope="module")
 def inputs(tiny_processor):
-    """A picture with a short title, a clip of three frames without one, a long title alone."""
+    """An image with a short title, a video of three frames without one, a long title alone."""
     red, blue = (Image.new("RGB", (40, 32), colour) for colour in ("red", "blue"))
     return tiny_processor(
         images=[red, None, None],
@@ -34,7 +34,7 @@ def by_hand(model, inputs):
         padding = ~mask[:, 0, 0]
         kept.append(reference(hidden_states, memory, memory, padding, average_attn_weights=False)[1])
 
-    layers = model.model.order_prompt_encoder.layers
+    layers = model.model.prompt_encoder.layers
     hooks = [layer.cross_attention.register_forward_pre_hook(look) for layer in layers]
     try:
         model.model(**inputs)
@@ -48,7 +48,7 @@ def by_hand(model, inputs):
 @pytest.mark.parametrize("item_query", [False, True])
 @pytest.mark.parametrize("vision", ["vit", "efficientnet_lite"])
 def test_attentions_are_those_of_an_independent_computation(make_model, inputs, vision, item_query):
-    kinds = {"item_query": True, "set_alignment": True, "num_tag_classes": 3} if item_query else {}
+    kinds = {"item_query": True, "use_tag_classifier": True, "num_tag_classes": 3} if item_query else {}
     model = make_model(vision, num_prompt_layers=2, **kinds)
     assert model.config._attn_implementation == "sdpa"
     outputs = model.model(**inputs, output_attentions=True)
@@ -76,7 +76,7 @@ def test_asking_for_attentions_changes_nothing_else(make_model, inputs):
 
 
 @torch.no_grad()
-def test_an_item_looks_alike_alone_and_in_a_batch(make_model, tiny_processor, inputs):
+def test_an_example_looks_alike_alone_and_in_a_batch(make_model, tiny_processor, inputs):
     model = make_model()
     alone = tiny_processor(images=[Image.new("RGB", (40, 32), "red")], titles=["a red square"])
     one = model.model(**alone, output_attentions=True)
@@ -90,10 +90,10 @@ def test_an_item_looks_alike_alone_and_in_a_batch(make_model, tiny_processor, in
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("vision, others", [("vit", 1), ("efficientnet_lite", 0), ("clip", 1)])
-def test_patches_are_found_where_they_are_in_the_picture(make_model, tower_configs, inputs, vision, others):
+@pytest.mark.parametrize("vision, others", [("vit", 1), ("efficientnet_lite", 0), ("video", 1)])
+def test_patches_are_found_where_they_are_in_the_image(make_model, tower_configs, inputs, vision, others):
     """Gradients say which pixels a token comes from: the tower's token of a patch is moved most by its own pixels."""
-    if vision == "clip":
+    if vision == "video":
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         model = make_model("vit", vision_config=CLIPVisionConfig(**shape, image_size=32, patch_size=16))
     else:

@@ -12,7 +12,7 @@ from PIL import Image
 from modeling_optsg import hub
 from modeling_optsg.hub.push_checkpoint import read_checkpoint
 from modeling_optsg.hub.push_trained import dataset_name
-from optsg import main
+from optsg.__main__ import main
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def with_setting(name, **settings):
                 "generation_config.json",
                 "model.safetensors",
                 "processor_config.json",
-                "train_tags.json",
+                "label_vocabulary.json",
                 "README.md",
                 "tokenizer.json",
                 "tag_tokenizer/tokenizer.json",
@@ -89,7 +89,7 @@ def test_what_does_not_belong_to_the_model_is_left_out(folder):
     for name in others.split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
-    own = ("handler.py", "LICENSE", "pictures/example.png")
+    own = ("handler.py", "LICENSE", "images/example.png")
     for name in own:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"")
@@ -108,18 +108,16 @@ def test_a_link_to_another_folder_is_not_followed(folder, tmp_path):
 
 
 def test_of_paths_in_the_summary_only_the_last_part_is_published(folder):
-    summary = {
-        "arguments": {"dataset": "/data/my_pictures", "preset": "examples/presets/a.json", "text_tower": "org/b"}
-    }
-    summary["command"] = "train.py --dataset /data/my_pictures --cache_dir ~/.cache/optsg --page https://host/a/b"
+    summary = {"arguments": {"dataset": "/data/my_images", "config": "examples/configs/a.json", "text_tower": "org/b"}}
+    summary["command"] = "train.py --dataset /data/my_images --cache_dir ~/.cache/optsg --page https://host/a/b"
     (folder / "training_summary.json").write_text(json.dumps(summary))
     checkpoint = read_checkpoint(folder)
     [published] = [a for a in checkpoint.files.additions() if a.path_in_repo == "training_summary.json"]
     assert json.loads(published.path_or_fileobj) == {
-        "arguments": {"dataset": "my_pictures", "preset": "examples/presets/a.json", "text_tower": "org/b"},
-        "command": "train.py --dataset my_pictures --cache_dir optsg --page https://host/a/b",
+        "arguments": {"dataset": "my_images", "config": "examples/configs/a.json", "text_tower": "org/b"},
+        "command": "train.py --dataset my_images --cache_dir optsg --page https://host/a/b",
     }
-    assert checkpoint.shortened == ["/data/my_pictures", "~/.cache/optsg"]
+    assert checkpoint.shortened == ["/data/my_images", "~/.cache/optsg"]
 
 
 def test_what_endpoints_need_is_published_with_any_card(folder):
@@ -137,13 +135,13 @@ def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, 
     assert "has no README.md, and no training_summary.json to make one from" in capsys.readouterr().err
     shipped = Path(__file__).parents[1] / "checkpoints/optsg-icon-small/training_summary.json"
     summary = json.loads(shipped.read_text())
-    summary["arguments"]["dataset"] = str(tmp_path / "my_pictures")
+    summary["arguments"]["dataset"] = str(tmp_path / "my_images")
     (folder / "training_summary.json").write_text(json.dumps(summary))
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0
     said = capsys.readouterr()
     assert "README.md is made from what the training has left" in said.err and "README.md" in said.out
     card = ModelCard.load(folder / "README.md")
-    assert card.data.datasets == ["my_pictures"] and card.data.license is None
+    assert card.data.datasets == ["my_images"] and card.data.license is None
     assert 'model="org/mine"' in card.text and str(tmp_path) not in card.text
     # A card that is there is a person's, unless they ask for another.
     (folder / "README.md").write_text(card.content.replace("Use and limits", "My own words"))
@@ -167,7 +165,7 @@ def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, 
     [
         ("icon_tagging", "icon-tagging"),
         ("org/my_data", "org/my_data"),
-        ("/home/me/my_pictures", "my_pictures"),
+        ("/home/me/my_images", "my_images"),
         ("../data/mine/", "mine"),
     ],
 )

@@ -14,8 +14,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of one colour; one tag of the validation items is of no training item."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Images of one colour; one tag of the validation examples is of no training example."""
+    root = tmp_path_factory.mktemp("images")
     for split, count in (("train", 16), ("validation", 8), ("test", 8)):
         (root / split).mkdir()
         rows = []
@@ -31,16 +31,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gathered(load_program, folder, towers, tmp_path_factory):
-    """`recipe.py second` on the toy pictures, its trainings in this process."""
+    """`recipe.py second` on the toy images, its trainings in this process."""
     root = tmp_path_factory.mktemp("recipe")
     preset = {
         "vision_tower": str(towers / "vision"),
         "text_tower": str(towers / "text"),
         "tag_vocab_size": 270,
-        "config": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
-        "epochs": 1,
-        "batch_size": 8,
-        "evaluations": 1,
+        "config_overrides": {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
+        "num_train_epochs": 1,
+        "train_batch_size": 8,
+        "eval_steps": 0.99,
         "num_negatives": 0,
         "pad_biases": [-1.0],
     }
@@ -55,7 +55,7 @@ def gathered(load_program, folder, towers, tmp_path_factory):
     def go(what, *more):
         arguments = [
             what,
-            "--preset",
+            "--config",
             root / "preset.json",
             "--work_dir",
             root / "work",
@@ -80,12 +80,14 @@ def test_each_row_says_how_it_was_trained_and_what_it_reached(gathered, folder):
     for row, decodings in (("second-op-tsg", {"parallel", "sequential"}), ("second-asy", {"only"})):
         (run,) = rows[row]["runs"]
         assert set(run["validation"]) == decodings
-        assert set(run["test"]) - decodings == ({"parallel, item alone"} if row == "second-op-tsg" else set())
-        assert run["items"] == 16 and run["seconds_per_epoch"] >= 0 and run["command"].startswith("python examples/")
-        # Where the pictures lay is nobody else's business.
+        assert set(run["test"]) - decodings == ({"parallel, example alone"} if row == "second-op-tsg" else set())
+        assert (
+            run["examples"] == 16 and run["seconds_per_epoch"] >= 0 and run["command"].startswith("python examples/")
+        )
+        # Where the images lay is nobody else's business.
         assert str(folder) not in run["command"] and folder.name in run["command"]
     fit = rows["second-op-tsg"]["runs"][0]["validation"]["parallel"]
-    assert {"slots", "item", "unadjusted", "score_weights"} <= set(fit) and "tried" not in fit
+    assert {"slots", "example", "unadjusted", "fusion_weights"} <= set(fit) and "tried" not in fit
     assert "| second-asy |" in (root / "results/second.md").read_text()
     go("second", "--dataset", folder)
     assert len(commands) == 2
@@ -100,9 +102,9 @@ def test_a_row_of_the_ladder_changes_one_thing(load_program, gathered):
     for name, row in json.loads(recipe.ROWS.read_text()).items():
         assert set(row) <= {"what", "config", "arguments"} and row["what"]
         changed = {**row.get("config", {}), **row.get("arguments", {})}
-        same = {key for key, value in changed.items() if {**preset, **preset["config"]}.get(key) == value}
+        same = {key for key, value in changed.items() if {**preset, **preset["config_overrides"]}.get(key) == value}
         assert not same, f"{name} changes nothing by {same}"
-        assert set(row.get("arguments", {})) <= set(train.TrainArguments.__dataclass_fields__)
+        assert set(row.get("arguments", {})) <= set(train.OPTSGTrainingArguments.__dataclass_fields__)
 
 
 def test_a_diagnosis_accounts_for_every_tag(load_program, gathered, folder, monkeypatch):
@@ -110,7 +112,7 @@ def test_a_diagnosis_accounts_for_every_tag(load_program, gathered, folder, monk
     diagnose = load_program("diagnose")
     output = root / "diagnosis.json"
     arguments = ["--checkpoint", root / "work/second-op-tsg-seed0", "--dataset", folder, "--output", output]
-    arguments += ["--cache_dir", root / "cache", "--train_items", 4]
+    arguments += ["--cache_dir", root / "cache", "--train_examples", 4]
     monkeypatch.setattr(sys, "argv", ["diagnose.py", *map(str, arguments)])
     diagnose.main()
     found = json.loads(output.read_text())
@@ -118,10 +120,10 @@ def test_a_diagnosis_accounts_for_every_tag(load_program, gathered, folder, monk
     for groups in (found["by_training_count"], found["by_tokens"]):
         assert sum(sum(group.values()) for group in groups.values()) == 17
     assert found["by_training_count"]["0"] == {"novel": 1}
-    assert found["validation"]["oracle: every tag of the training items"]["full_f1"] == 100
+    assert found["validation"]["oracle: every tag of the training examples"]["full_f1"] == 100
     reached = found["validation"]["oracle: all candidates that are right"]["full_f1"]
     assert reached >= found["validation"]["as it is"]["full_f1"]
-    assert set(found["losses"]["training items"]) == {"generation_loss", "alignment_loss", "set_loss"}
+    assert set(found["losses"]["training examples"]) == {"generation_loss", "alignment_loss", "classifier_loss"}
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
@@ -142,6 +144,6 @@ def test_readers_of_the_second_data_set(load_program, tmp_path):
     assert [(i.title, i.tags, i.svg) for i in second.read_carbon(tmp_path)] == [
         ("add alt", ["plus"], carbon / "svg/32/add.svg")
     ]
-    # Styles of one drawing are one item; what only looks like a style is not.
+    # Styles of one drawing are one example; what only looks like a style is not.
     assert [i.name for i in second.read_ionicons(tmp_path)] == ["add", "cloud-outline"]
     assert [(i.title, i.tags, i.name) for i in second.read_emoji(tmp_path)] == [("red heart", ["love"], "2764")]

@@ -85,7 +85,14 @@ def test_what_is_not_supported_is_refused(make_model, monkeypatch):
 
 
 def test_two_processes_with_a_half_each_learn_as_one(tmp_path):
-    program = [sys.executable, ROOT / "benchmarks/gpu_ways_on_cpu.py", "--steps", "8", "--runs", "fsdp, two"]
+    program = [
+        sys.executable,
+        ROOT / "benchmarks/distributed_strategies_on_cpu.py",
+        "--steps",
+        "8",
+        "--runs",
+        "fsdp, two",
+    ]
     done = subprocess.run(list(map(str, program)), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index("{\n") :])

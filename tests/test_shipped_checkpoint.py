@@ -1,4 +1,4 @@
-"""The checkpoint in the repository: its size, what it says about itself, and that it tags the sample pictures."""
+"""The checkpoint in the repository: its size, what it says about itself, and that it tags the sample images."""
 
 import json
 import re
@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import pipeline
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.hub.model_card import FIGURES
-from optsg import main
+from modeling_optsg.hub.model_card import METRICS
+from optsg.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"
@@ -89,8 +89,8 @@ def test_its_card_repeats_the_result_file(scores):
     }
     _, text = strict_card()
     for decoding in ("parallel", "sequential"):
-        figures = " | ".join(str(scores["test"][decoding][name]) for name in FIGURES)
-        assert f"| {decoding} | {figures} |" in text
+        metrics = " | ".join(str(scores["test"][decoding][name]) for name in METRICS)
+        assert f"| {decoding} | {metrics} |" in text
 
 
 def test_its_widget_shows_what_the_pipeline_gives():
@@ -106,11 +106,11 @@ def test_its_widget_shows_what_the_pipeline_gives():
 
 def test_the_readme_repeats_the_result_file(scores):
     rows = re.findall(r"^\| (parallel|sequential|kNN vote) \| (.+) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
-    names = ("full_f1", "rare_f1", "common_f1", "micro_precision", "micro_recall", "micro_f1", "tags_per_item")
+    names = ("full_f1", "rare_f1", "common_f1", "micro_precision", "micro_recall", "micro_f1", "tags_per_example")
     assert {name for name, _ in rows} == {"parallel", "sequential", "kNN vote"}
-    for name, figures in rows:
+    for name, metrics in rows:
         row = scores["knn"] if name == "kNN vote" else scores["test"][name]
-        assert [float(figure) for figure in figures.split(" | ")] == [row[figure] for figure in names]
+        assert [float(figure) for figure in metrics.split(" | ")] == [row[figure] for figure in names]
 
 
 def test_its_settings_are_those_its_training_fitted():
@@ -120,8 +120,8 @@ def test_its_settings_are_those_its_training_fitted():
         assert (settings.pad_bias[decoding], settings.threshold[decoding]) == (fit["pad_bias"], fit["threshold"])
 
 
-def test_it_tags_the_sample_pictures_and_the_clip(capsys):
-    assert main(["tag", "--model", str(CHECKPOINT), "--json", str(ROOT / "examples/pictures")]) == 0
+def test_it_tags_the_sample_images_and_the_video(capsys):
+    assert main(["tag", "--model", str(CHECKPOINT), "--json", str(ROOT / "examples/images")]) == 0
     rows = {Path(row["file"]).name: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert len(rows) == 7
     tags = {name: [tag["tag"] for tag in row["tags"]] for name, row in rows.items()}
@@ -131,6 +131,6 @@ def test_it_tags_the_sample_pictures_and_the_clip(capsys):
 
 def test_most_training_tags_seen_twice_or_more_are_a_single_token():
     processor = OPTSGProcessor.from_pretrained(CHECKPOINT)
-    tags = [tag for tag, count in processor.train_tags.items() if count > 1]
+    tags = [tag for tag, count in processor.label_vocabulary.items() if count > 1]
     ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert sum(len(tokens) == 1 for tokens in ids) > 0.6 * len(tags)

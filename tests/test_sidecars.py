@@ -22,8 +22,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from optsg import main
 from optsg import tag as command
+from optsg.__main__ import main
 from optsg.sidecars.ownership import key
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", SIDECARS)
 def test_a_second_run_adds_nothing_and_takes_back_only_its_own(tag, photos, kind):
-    pictures = snapshot(photos)
+    images = snapshot(photos)
     person = Person(photos, kind)
     assert tag("--write", kind, photos)[0] == 0
     assert person.read() == ["dog", "novel"]
@@ -128,7 +128,7 @@ def test_a_second_run_adds_nothing_and_takes_back_only_its_own(tag, photos, kind
     tag.given = {"*": ["cat", "Mine"]}
     tag("--write", kind, "--redo", photos)
     assert person.read() == ["mine", "cat"]
-    assert {name: data for name, data in snapshot(photos).items() if name in pictures} == pictures
+    assert {name: data for name, data in snapshot(photos).items() if name in images} == images
 
 
 @pytest.mark.parametrize("kind", SIDECARS)
@@ -216,7 +216,7 @@ def test_a_sidecar_that_cannot_be_read_fails_alone_and_stays(tag, photos, kind):
     status, _, err = tag("--write", kind, photos)
     assert status == 1 and f"a{SUFFIXES[kind]} is left as it is" in err and "1 could not be used, 2 tagged" in err
     assert (photos / f"a{SUFFIXES[kind]}").read_bytes() == BROKEN[kind]
-    assert tag.asked == ["b.jpg", "c.jpg"], "no time is spent on its picture"
+    assert tag.asked == ["b.jpg", "c.jpg"], "no time is spent on its image"
 
 
 def test_names_of_xmp_sidecars(tag, photos):
@@ -227,7 +227,7 @@ def test_names_of_xmp_sidecars(tag, photos):
     assert not (photos / "a.jpg.xmp").exists() and (photos / "b.jpg.xmp").exists()
 
 
-def test_one_sidecar_for_two_pictures_is_refused(tag, photos):
+def test_one_sidecar_for_two_images_is_refused(tag, photos):
     shutil.copy(photos / "a.jpg", photos / "a.png")
     status, _, err = tag("--write", "xmp", "--sidecar-names", "stem", photos)
     assert status == 1 and "a.jpg: its sidecar a.xmp would be that of a.png too" in err and "a.png: its" in err
@@ -246,7 +246,7 @@ def test_raw_files_are_left_alone_with_their_sidecars(tag, photos):
     assert status == 1 and "a raw file" in err
 
 
-def test_a_tree_elsewhere_begins_with_the_sidecars_beside_the_pictures(tag, photos, tmp_path):
+def test_a_tree_elsewhere_begins_with_the_sidecars_beside_the_images(tag, photos, tmp_path):
     (photos / "a.txt").write_text("mine\n", encoding="utf-8")
     before = snapshot(photos)
     assert tag("--write", "txt", "--write", "xmp", "--output", tmp_path / "out", photos)[0] == 0
@@ -268,7 +268,7 @@ def test_what_is_done_is_skipped_until_something_changes(tag, photos):
     status, out, err = tag(*options, photos)
     assert (status, out, tag.asked) == (0, "", []) and "3 files have their tags" in err
     assert snapshot(photos) == done
-    (photos / "b.jpg").write_bytes(b"another picture")
+    (photos / "b.jpg").write_bytes(b"another image")
     assert tag(*options, photos)[0] == 0 and tag.asked == ["b.jpg"]
     tag(*options, "--exclude", "cat", photos)
     assert tag.asked == ["a.jpg", "b.jpg", "c.jpg"]
@@ -322,7 +322,7 @@ def rows_of(table: Path) -> dict[str, str]:
 
 
 def test_what_one_kind_of_file_cannot_be_written_for_stays_in_the_others(tag, photos, tmp_path):
-    """A caption would be that of two pictures; the table has both, and has them after a second run."""
+    """A caption would be that of two images; the table has both, and has them after a second run."""
     (photos / "a.png").write_bytes(b"a.png")
     options = ["--write", "csv", "--write", "txt", "--output", tmp_path / "out", photos]
     for _ in range(2):
@@ -454,9 +454,9 @@ def test_usage_errors(tag, capsys, arguments, message):
 @pytest.mark.parametrize("page", ["docs/photo-libraries.md", "README.md"])
 def test_the_commands_of_the_documentation_run(tag, photos, tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
-    photos.rename("pictures")
-    shutil.copy("pictures/a.jpg", "photo.jpg")
-    shutil.copy("pictures/a.jpg", "clip.mp4")
+    photos.rename("images")
+    shutil.copy("images/a.jpg", "photo.jpg")
+    shutil.copy("images/a.jpg", "video.mp4")
     Path("unwanted.txt").write_text("logo\n")
     Path("keywords.txt").write_text("dog\n")
     text = (ROOT / page).read_text("utf-8")
@@ -493,7 +493,7 @@ def test_a_run_killed_anywhere_goes_on_and_ends_the_same(tmp_path, how):
     original = tmp_path / "original"
     original.mkdir()
     for number in range(40):
-        (original / f"{number:03}.jpg").write_bytes(b"picture")
+        (original / f"{number:03}.jpg").write_bytes(b"image")
         if number % 3 == 0:
             (original / f"{number:03}.txt").write_text("0, mine\n")
 
@@ -547,12 +547,12 @@ def exiftool_subjects(folder) -> dict[str, list[str]]:
 
 
 def test_the_shipped_checkpoints_tags_are_what_exiftool_reads(tmp_path, capsys):
-    folder = tmp_path / "pictures"
-    shutil.copytree(ROOT / "examples/pictures", folder)
+    folder = tmp_path / "images"
+    shutil.copytree(ROOT / "examples/images", folder)
     options = ["--model", str(ROOT / "checkpoints/optsg-icon-small"), str(folder)]
     assert main(["tag", "--json", "--write", "xmp", *options]) == 0
     printed = {Path(r["file"]).name: r["tags"] for r in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert len(printed) == 7 and all(printed.values()), "six pictures and a clip"
+    assert len(printed) == 7 and all(printed.values()), "six images and a video"
     wanted = {f"{name}.xmp": [tag["tag"] for tag in tags] for name, tags in printed.items()}
     assert exiftool_subjects(folder) == wanted
 
@@ -565,9 +565,9 @@ def test_the_shipped_checkpoints_tags_are_what_exiftool_reads(tmp_path, capsys):
     assert set().union(*found.values()) <= {"bird", "animal", "bus", "camping"}
 
 
-def test_pictures_that_cannot_be_read_get_no_sidecar(tiny_checkpoint, tmp_path, capsys):
+def test_images_that_cannot_be_read_get_no_sidecar(tiny_checkpoint, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     assert main(["tag", "--model", str(tiny_checkpoint), "--write", "xmp", str(tmp_path)]) == 1
     assert "bad.png" in capsys.readouterr().err
     assert (tmp_path / "good.png.xmp").exists() and not (tmp_path / "bad.png.xmp").exists()

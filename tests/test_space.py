@@ -18,7 +18,7 @@ import torch
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = ROOT / "examples/pictures"
+IMAGES = ROOT / "examples/images"
 SCRIPT = "<script>window.hit=1</script><img src=x onerror='window.hit=1'>"
 
 missing = [name for name in ("gradio", "gradio_client", "playwright") if importlib.util.find_spec(name) is None]
@@ -71,7 +71,7 @@ def png_header(width, height):
 
 @pytest.mark.parametrize("name, title", [("bus.png", "bus"), ("ship-wheel.mp4", "ship wheel")])
 def test_the_api_answers_as_the_model_does(client, direct, name, title):
-    path = PICTURES / name
+    path = IMAGES / name
     for decoding in ("parallel", "sequential"):
         answer = client.predict(handle_file(path), title=title, decoding=decoding, api_name="/tag")
         wanted = direct(path, title, decoding=decoding)
@@ -81,7 +81,7 @@ def test_the_api_answers_as_the_model_does(client, direct, name, title):
 
 
 def test_many_files_come_as_rows_and_csv(client, direct):
-    files = [PICTURES / "tent-tree.png", PICTURES / "tea-bag.png"]
+    files = [IMAGES / "tent-tree.png", IMAGES / "tea-bag.png"]
     answer = client.predict([handle_file(path) for path in files], threshold=0.2, api_name="/tag_many")
     rows = list(csv.DictReader(io.StringIO(answer["csv"].lstrip("\ufeff"))))
     for path in files:
@@ -92,7 +92,7 @@ def test_many_files_come_as_rows_and_csv(client, direct):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("notes.jpg", b"not a picture", "neither a picture nor a clip"),
+        ("notes.jpg", b"not an image", "neither an image nor a video"),
         ("bomb.png", png_header(60_000, 60_000), "million pixels"),
         ("empty.png", b"", "empty|neither"),
     ],
@@ -105,7 +105,7 @@ def test_files_that_are_not_taken_get_a_message(client, tmp_path, name, content,
 
 
 @pytest.mark.parametrize(
-    "file", [{"path": "/etc/passwd"}, {"path": str(PICTURES / "bus.png")}, {"path": "http://127.0.0.1:9/x.png"}]
+    "file", [{"path": "/etc/passwd"}, {"path": str(IMAGES / "bus.png")}, {"path": "http://127.0.0.1:9/x.png"}]
 )
 def test_nothing_of_the_server_or_of_other_hosts_is_read_by_name(address, file):
     data = {"data": [file | {"meta": {"_type": "gradio.FileData"}}, "", "parallel", 0.1, False]}
@@ -160,11 +160,11 @@ def names(page):
     return page.locator("#tags .name").all_inner_texts()
 
 
-def test_a_picture_is_dropped_its_tags_read_and_the_threshold_moved(page, direct):
+def test_a_image_is_dropped_its_tags_read_and_the_threshold_moved(page, direct):
     page.get_by_label("Title").first.fill("swimming pool")
-    drop(page, PICTURES / "swimming-pool.png")
+    drop(page, IMAGES / "swimming-pool.png")
     expect(page.locator("#tags .name").first).to_be_visible()
-    wanted = direct(PICTURES / "swimming-pool.png", "swimming pool")
+    wanted = direct(IMAGES / "swimming-pool.png", "swimming pool")
     assert set(names(page)) == set(wanted)
     assert page.locator("#tags li").first.inner_text().count("%") == 1
     marks = set(page.locator("#tags .known b").all_inner_texts())
@@ -180,40 +180,40 @@ def test_a_picture_is_dropped_its_tags_read_and_the_threshold_moved(page, direct
     assert set(names(page)) == fewer
 
 
-def test_a_clip_shows_every_frame_that_was_looked_at(page):
-    drop(page, PICTURES / "ship-wheel.mp4")
+def test_a_video_shows_every_frame_that_was_looked_at(page):
+    drop(page, IMAGES / "ship-wheel.mp4")
     expect(page.locator("#preview video")).to_be_visible()
     expect(page.locator("#slots .slot").first.locator(".frame")).to_have_count(8)
 
 
 def test_a_folder_s_tags_are_downloaded_as_csv(page, direct):
     page.get_by_role("tab", name="A whole folder").click()
-    drop(page, [PICTURES / "bus.png", PICTURES / "tea-bag.png"], "#files")
+    drop(page, [IMAGES / "bus.png", IMAGES / "tea-bag.png"], "#files")
     link = page.get_by_role("link", name="Download tags.csv")
     expect(link).to_be_visible()
     with page.expect_download() as download:
         link.click()
     rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8-sig"))))
-    assert {row["tag"] for row in rows if row["file"] == "bus.png"} == set(direct(PICTURES / "bus.png", "bus"))
+    assert {row["tag"] for row in rows if row["file"] == "bus.png"} == set(direct(IMAGES / "bus.png", "bus"))
 
 
 def test_markup_in_a_title_is_shown_as_text(page):
     page.get_by_label("Title").first.fill(SCRIPT)
-    drop(page, PICTURES / "bus.png")
+    drop(page, IMAGES / "bus.png")
     expect(page.locator("#tags h3 small")).to_contain_text(SCRIPT)
     assert page.evaluate("window.hit") is None
     assert page.locator("#tags script, #slots script, #tags img").count() == 0
 
 
-def test_a_file_that_is_no_picture_gets_a_message(page, tmp_path):
-    (tmp_path / "notes.txt").write_text("not a picture")
+def test_a_file_that_is_no_image_gets_a_message(page, tmp_path):
+    (tmp_path / "notes.txt").write_text("not an image")
     drop(page, tmp_path / "notes.txt")
-    expect(page.get_by_role("alert").first).to_contain_text("neither a picture nor a clip")
+    expect(page.get_by_role("alert").first).to_contain_text("neither an image nor a video")
 
 
 def test_it_fits_a_phone_and_goes_dark(page, browser, address):
     page.set_viewport_size({"width": 360, "height": 740})
-    drop(page, PICTURES / "bus.png")
+    drop(page, IMAGES / "bus.png")
     expect(page.locator("#slots .slot").first).to_be_visible()
     width = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth, window.innerWidth]")
     assert max(width[:2]) <= 360 and width[2] == 360

@@ -43,13 +43,13 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def write_clip(path, frames: int, size: int = 32, rate: int = 1) -> None:
+def write_video(path, frames: int, size: int = 32, rate: int = 1) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width = stream.height = size
-        picture = av.VideoFrame.from_ndarray(np.zeros((size, size, 3), np.uint8))
+        image = av.VideoFrame.from_ndarray(np.zeros((size, size, 3), np.uint8))
         for _ in range(frames):
-            container.mux(stream.encode(picture))
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
 
 
@@ -75,7 +75,7 @@ class Recorder:
 def guard(tmp_path):
     uploads = tmp_path / "uploads"
     uploads.mkdir()
-    (uploads / "own.png").write_bytes(b"picture")
+    (uploads / "own.png").write_bytes(b"image")
     (uploads / "link.png").symlink_to("/etc/passwd")
     return RequestGuard(Recorder(), Limits(request_kilobytes=10, upload_megabytes=1), str(uploads))
 
@@ -110,7 +110,7 @@ FILE = {"meta": {"_type": "gradio.FileData"}}
         "{uploads}/link.png",
         "{uploads}",
         "own.png",
-        "https://example.org/picture.png",
+        "https://example.org/image.png",
         "file:///etc/passwd",
         "concat:{uploads}/own.png",
         "{uploads}/own.png\0",
@@ -194,7 +194,7 @@ def test_what_breaks_off_is_swept_away(tmp_path, monkeypatch):
 def strange_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("strange")
     (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
-    (folder / "damaged.png").write_bytes((ROOT / "examples/pictures/bird.png").read_bytes()[:900])
+    (folder / "damaged.png").write_bytes((ROOT / "examples/images/bird.png").read_bytes()[:900])
     (folder / "empty.png").touch()
     (folder / "text.txt").write_text("only text\n")
     (folder / "page.html").write_text(SCRIPT)
@@ -202,8 +202,8 @@ def strange_files(tmp_path_factory):
     (folder / "print.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
     (folder / "list.m3u8").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n")
     (folder / "list.txt").write_text("ffconcat version 1.0\nfile /etc/passwd\n")
-    write_clip(folder / "long.mp4", 130)
-    write_clip(folder / "many.mp4", 120, rate=60)
+    write_video(folder / "long.mp4", 130)
+    write_video(folder / "many.mp4", 120, rate=60)
     Image.new("LA", (6000, 6000)).save(folder / "wide.png")
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
@@ -215,31 +215,31 @@ def strange_files(tmp_path_factory):
     [
         ("bomb.png", "has more than 40 million pixels"),
         ("empty.png", "is empty"),
-        ("text.txt", "is neither a picture nor a clip"),
-        ("page.html", "is neither a picture nor a clip"),
-        ("drawing.svg", "is neither a picture nor a clip"),
-        ("print.eps", "is neither a picture nor a clip"),
-        ("list.m3u8", "is neither a picture nor a clip"),
-        ("list.txt", "is neither a picture nor a clip"),
-        ("long.mp4", "is a clip of more than 120 seconds or 100 frames"),
-        ("many.mp4", "is a clip of more than 120 seconds or 100 frames"),
+        ("text.txt", "is neither an image nor a video"),
+        ("page.html", "is neither an image nor a video"),
+        ("drawing.svg", "is neither an image nor a video"),
+        ("print.eps", "is neither an image nor a video"),
+        ("list.m3u8", "is neither an image nor a video"),
+        ("list.txt", "is neither an image nor a video"),
+        ("long.mp4", "is a video of more than 120 seconds or 100 frames"),
+        ("many.mp4", "is a video of more than 120 seconds or 100 frames"),
     ],
 )
 def test_headers_and_packets_are_looked_at_before_pixels(strange_files, name, reason):
     with pytest.raises(Refused, match=reason) as refused:
-        kind_of(str(strange_files / name), "what I call it", Limits(clip_frames=100))
+        kind_of(str(strange_files / name), "what I call it", Limits(video_frames=100))
     assert str(refused.value).startswith("what I call it ") and str(strange_files) not in str(refused.value)
 
 
-def test_files_and_clips_have_a_size(strange_files):
+def test_files_and_videos_have_a_size(strange_files):
     path = str(strange_files / "many.mp4")
-    assert kind_of(path, "clip", Limits()) == kind_of(str(strange_files / "moving.gif"), "gif", Limits()) == "clip"
-    with pytest.raises(Refused, match="clip has . MB; at most 0 MB"):
-        kind_of(path, "clip", Limits(file_megabytes=0))
+    assert kind_of(path, "video", Limits()) == kind_of(str(strange_files / "moving.gif"), "gif", Limits()) == "video"
+    with pytest.raises(Refused, match="video has . MB; at most 0 MB"):
+        kind_of(path, "video", Limits(file_megabytes=0))
     with pytest.raises(Refused, match="frames of more than 0 million pixels"):
-        kind_of(path, "clip", Limits(picture_megapixels=0))
+        kind_of(path, "video", Limits(image_megapixels=0))
     with pytest.raises(Refused, match="more than 0 billion pixels"):
-        kind_of(path, "clip", Limits(clip_gigapixels=0))
+        kind_of(path, "video", Limits(video_gigapixels=0))
 
 
 @pytest.fixture(scope="module")
@@ -252,18 +252,18 @@ def reader(tiny_checkpoint):
 
 def test_a_file_is_read_apart_as_the_processor_reads_it(reader, tiny_checkpoint):
     processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
-    path = str(ROOT / "examples/pictures/bird.png")
+    path = str(ROOT / "examples/images/bird.png")
     kind, arrays = reader.read(path, "b.png", "a red square")
     expected = processor(images=[path], titles=["a red square"])
-    assert kind == "picture" and arrays.keys() == expected.keys()
+    assert kind == "image" and arrays.keys() == expected.keys()
     assert all(np.array_equal(arrays[name], value) for name, value in expected.items())
-    path = str(ROOT / "examples/pictures/ship-wheel.mp4")
+    path = str(ROOT / "examples/images/ship-wheel.mp4")
     kind, arrays = reader.read(path, "c.mp4")
-    assert kind == "clip" and np.array_equal(arrays["pixel_values"], processor(videos=[path])["pixel_values"])
+    assert kind == "video" and np.array_equal(arrays["pixel_values"], processor(videos=[path])["pixel_values"])
 
 
 def test_a_file_that_ends_its_reader_ends_nothing_else(reader, strange_files):
-    with pytest.raises(Refused, match="mine.png is not a picture that can be read") as refused:
+    with pytest.raises(Refused, match="mine.png is not an image that can be read") as refused:
         reader.read(str(strange_files / "damaged.png"), "mine.png")
     assert str(strange_files) not in str(refused.value)
     with pytest.raises(Refused, match="big.png"):
@@ -273,7 +273,7 @@ def test_a_file_that_ends_its_reader_ends_nothing_else(reader, strange_files):
     with pytest.raises(Refused, match="slow.mp4 took more than 0 seconds"):
         reader.read(str(strange_files / "many.mp4"), "slow.mp4")
     reader.limits = Limits()
-    assert reader.read(str(strange_files / "many.mp4"), "again.mp4")[0] == "clip"
+    assert reader.read(str(strange_files / "many.mp4"), "again.mp4")[0] == "video"
     assert reader.process.pid != before
 
 
@@ -291,8 +291,8 @@ def tagger(tiny_checkpoint, reader):
 
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])
 def test_tags_are_those_of_generate(tagger, decoding):
-    path = str(ROOT / "examples/pictures/ship-wheel.mp4")
-    tagged = tagger.tag(path, "clip.mp4", "a red square", decoding)
+    path = str(ROOT / "examples/images/ship-wheel.mp4")
+    tagged = tagger.tag(path, "video.mp4", "a red square", decoding)
     inputs = tagger.processor(videos=[path], titles=["a red square"])
     [expected] = tagger.processor.batch_decode(tagger.model.generate(**inputs, decoding=decoding, threshold=0.0))
     assert [(row["tag"], row["score"]) for row in tagged.at(0)] == [(row["tag"], row["score"]) for row in expected]
@@ -301,12 +301,12 @@ def test_tags_are_those_of_generate(tagger, decoding):
 
 
 def test_marks_are_the_benchmarks(tagger):
-    tagger.processor.train_tags |= {"often": 25, "seldom": 24}
+    tagger.processor.label_vocabulary |= {"often": 25, "seldom": 24}
     assert [tagger.mark(tag) for tag in ("often", "seldom", "never")] == ["common", "rare", "novel"]
 
 
 def test_each_slots_attention_adds_up_over_patches_and_words(tagger):
-    tagged = tagger.tag(str(ROOT / "examples/pictures/ship-wheel.mp4"), "c.mp4", "a red e-mail")
+    tagged = tagger.tag(str(ROOT / "examples/images/ship-wheel.mp4"), "c.mp4", "a red e-mail")
     assert tagged.frames.shape == (4, 32, 32, 3) and len(tagged.slots) == 4
     for slot in tagged.slots:
         assert slot.patches.shape == (4, 2, 2)
@@ -329,7 +329,7 @@ def test_settings_are_checked(tagger, decoding, threshold):
     with pytest.raises(Refused, match="expected"):
         tagger.settings(decoding, threshold)
     with pytest.raises(Refused, match="The title has 501 characters"):
-        tagger.tag(str(ROOT / "examples/pictures/bird.png"), "b.png", "x" * 501)
+        tagger.tag(str(ROOT / "examples/images/bird.png"), "b.png", "x" * 501)
 
 
 # Many files
@@ -367,12 +367,12 @@ def test_metadata_alone_is_nothing_to_tag(tagger, tmp_path):
 
 
 def test_a_row_a_file_whatever_it_is(tagger, strange_files):
-    files = [(str(ROOT / "examples/pictures" / name), name) for name in ("bird.png", "ship-wheel.mp4")]
+    files = [(str(ROOT / "examples/images" / name), name) for name in ("bird.png", "ship-wheel.mp4")]
     files.insert(1, (str(strange_files / "text.txt"), "=cmd.txt"))
     rows = list(tag_files(tagger, files, "parallel", 0.0, True, Limits()))
     assert [row["file"] for row in rows] == ["bird.png", "=cmd.txt", "ship-wheel.mp4"]
     assert [row["title"] for row in rows] == ["bird", "=cmd", "ship wheel"]
-    assert rows[1]["tags"] == [] and "neither a picture nor a clip" in rows[1]["error"]
+    assert rows[1]["tags"] == [] and "neither an image nor a video" in rows[1]["error"]
     lines = list(csv.DictReader(io.StringIO(to_csv(rows), newline="")))
     assert [line["tag"] for line in lines if line["file"] == "bird.png"] == [row["tag"] for row in rows[0]["tags"]]
     [refused] = [line for line in lines if line["error"]]
@@ -385,13 +385,13 @@ def test_a_row_a_file_whatever_it_is(tagger, strange_files):
 
 
 def test_titles_names_and_tags_are_text(tagger):
-    slot = tagger.tag(str(ROOT / "examples/pictures/bird.png"), "b.png", "a").slots[0]
-    slot.proposals, slot.words = [(SCRIPT, 0.9)], [(SCRIPT, 0.5)]
+    slot = tagger.tag(str(ROOT / "examples/images/bird.png"), "b.png", "a").slots[0]
+    slot.num_candidates, slot.words = [(SCRIPT, 0.9)], [(SCRIPT, 0.5)]
     row = {"tag": SCRIPT, "score": 0.9, "mark": "novel", "train_count": 0, "slot": 0}
     frames = np.zeros((1, 8, 8, 3), np.uint8)
-    tagged = Tagged(SCRIPT, SCRIPT, "clip", "parallel", [row], [slot], frames)
+    tagged = Tagged(SCRIPT, SCRIPT, "video", "parallel", [row], [slot], frames)
     shown = [markup.tags(tagged, 0.5), markup.slots(tagged, 0.5), markup.message(SCRIPT), markup.tags(tagged, 0.95)]
-    shown += [markup.preview("/tmp/" + SCRIPT + '"', SCRIPT + '"', kind) for kind in ("picture", "clip")]
+    shown += [markup.preview("/tmp/" + SCRIPT + '"', SCRIPT + '"', kind) for kind in ("image", "video")]
     shown.append(markup.table([{"file": SCRIPT, "title": SCRIPT, "tags": [row], "error": None}], 1))
     shown.append(markup.table([{"file": SCRIPT, "title": SCRIPT, "tags": [], "error": SCRIPT}], 1))
     for html in shown:
@@ -417,7 +417,7 @@ def test_the_space_needs_nothing_of_this_package():
 
 def test_its_examples_are_those_of_the_repository():
     for file in (SPACE / "examples").iterdir():
-        assert file.read_bytes() == (ROOT / "examples/pictures" / file.name).read_bytes()
+        assert file.read_bytes() == (ROOT / "examples/images" / file.name).read_bytes()
     assert len(list((SPACE / "examples").iterdir())) == 8
 
 

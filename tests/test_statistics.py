@@ -11,7 +11,7 @@ import pytest
 from dataset_scripts import tag_statistics
 from dataset_scripts.published_statistics import PUBLISHED, identities
 from dataset_scripts.tag_statistics import TagCounts, nearest_common_count
-from optsg import main
+from optsg.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,11 @@ def test_counts_are_those_of_a_loop(tag_lists, monkeypatch, batch):
         lists = tag_lists[100:] if own.__class__ is datasets.Dataset and len(own) < len(rows) else tag_lists
         found = TagCounts.of(own)
         assert found.counts == Counter(tag for tags in lists for tag in set(tags or []))
-        assert (found.items, found.tagged) == (len(lists), sum(bool(tags) for tags in lists))
+        assert (found.examples, found.tagged) == (len(lists), sum(bool(tags) for tags in lists))
     assert expected.most_common(1)[0][1] > 100
 
 
-def test_the_common_count_nearest_to_published_figures():
+def test_the_common_count_nearest_to_published_metrics():
     train = TagCounts(counts=Counter({"a": 9, "b": 5, "c": 5, "d": 1, "e": 7}))
     test = TagCounts(counts=Counter({"a": 1, "b": 1, "c": 1, "d": 1}))
     assert nearest_common_count(train, test, common=1, rare=3) == (6, 1, 3)
@@ -47,7 +47,7 @@ def test_the_common_count_nearest_to_published_figures():
     assert nearest_common_count(train, test, common=4, rare=0) == (1, 4, 0)
 
 
-def test_published_figures_are_checked_by_their_identities():
+def test_published_metrics_are_checked_by_their_identities():
     assert all(holds for _, holds in identities(PUBLISHED["create_tagging"]))
     # The supplement's Table 2 does not add up: eight tags are missing from its union, or too many in it.
     assert [holds for _, holds in identities(PUBLISHED["pexel_tagging"])] == [False, True]
@@ -55,8 +55,8 @@ def test_published_figures_are_checked_by_their_identities():
 
 @pytest.fixture
 def pexel(tmp_path):
-    for split, items in (("train", [["a", "b"], ["a"], ["a", "c"]]), ("test", [["a", "c"], ["d"]])):
-        rows = [{"id": f"{split}{n}", "title": "", "tag": tags} for n, tags in enumerate(items)]
+    for split, examples in (("train", [["a", "b"], ["a"], ["a", "c"]]), ("test", [["a", "c"], ["d"]])):
+        rows = [{"id": f"{split}{n}", "title": "", "tag": tags} for n, tags in enumerate(examples)]
         (tmp_path / f"pexel_{split}.json").write_text(json.dumps(rows))
     return ["stats", "pexel-tagging", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
 
@@ -70,7 +70,7 @@ def test_the_command_sets_published_beside_counted(pexel, capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["counted"]["evaluated_tags"] == 2 and found["common_count"] >= 1
     pytest.importorskip("matplotlib")
-    assert main([*pexel, "--picture", str(tmp_path / "f.png")]) == 0 and (tmp_path / "f.png").stat().st_size > 1000
+    assert main([*pexel, "--image", str(tmp_path / "f.png")]) == 0 and (tmp_path / "f.png").stat().st_size > 1000
 
 
 def test_what_cannot_be_counted_is_said(pexel, capsys, tmp_path):
@@ -81,17 +81,17 @@ def test_what_cannot_be_counted_is_said(pexel, capsys, tmp_path):
     with pytest.raises(ValueError, match="'test'"):
         tag_statistics({"train": TagCounts()})
     for arguments, message in (
-        (["--picture", str(tmp_path / "no/f.png")], "no such folder"),
-        (["--picture", str(tmp_path / "f.xyz")], "must end with"),
+        (["--image", str(tmp_path / "no/f.png")], "no such folder"),
+        (["--image", str(tmp_path / "f.xyz")], "must end with"),
         (["--published", "imagenet"], "pexel_tagging"),
     ):
         assert main([*pexel, *arguments]) == 2 and message in capsys.readouterr().err
     (tmp_path / "pexel_train.json").write_text('[{"id": "a", "tag": ["x"]}, {"id"')
-    assert main(pexel) == 2 and "pexel_train.json, after 1 items" in capsys.readouterr().err
+    assert main(pexel) == 2 and "pexel_train.json, after 1 examples" in capsys.readouterr().err
     assert main(["stats", "icon_tagging", "--title", "raw"]) == 2 and "title" in capsys.readouterr().err
 
 
-def test_an_export_is_counted_as_a_stream_and_published_figures_found_by_its_name(pexel, capsys, tmp_path):
+def test_an_export_is_counted_as_a_stream_and_published_metrics_found_by_its_name(pexel, capsys, tmp_path):
     assert main(["export", *pexel[1:2], str(tmp_path / "pexel-tagging"), *pexel[2:]]) == 0
     capsys.readouterr()
     exported = ["stats", str(tmp_path / "pexel-tagging"), "--cache-dir", str(tmp_path / "empty")]

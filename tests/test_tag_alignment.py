@@ -14,11 +14,11 @@ NUM_PROMPTS = 5
 @pytest.fixture(scope="module")
 def alignment(make_model):
     torch.manual_seed(0)
-    return make_model(None, frame_feature_size=6, num_prompts=NUM_PROMPTS, alignment_pad_weight=0.3).tag_alignment
+    return make_model(None, frame_feature_size=6, num_prompts=NUM_PROMPTS, no_object_weight=0.3).tag_alignment
 
 
 def best_total(similarity, tags):
-    """Largest total similarity over all ways to give the item's tags, padded with [PAD] to K, to the K prompts."""
+    """Largest total similarity over all ways to give the example's tags, padded with [PAD] to K, to the K prompts."""
     padded = [*tags, *[similarity.shape[1] - 1] * (len(similarity) - len(tags))]
     return max(
         sum(similarity[prompt, column].item() for prompt, column in enumerate(order))
@@ -38,13 +38,15 @@ def test_matching_is_the_best_of_all_permutations_of_the_padded_problem(seed):
     # [PAD] is liked by some prompts far more than by others: leaving its similarity out would change the matching.
     similarity[..., -1] += torch.randn(6, NUM_PROMPTS) * 5
     labels = torch.full((6, NUM_PROMPTS), -100)
-    for item in range(6):
-        labels[item, :item] = torch.randperm(7)[:item]
+    for example in range(6):
+        labels[example, :example] = torch.randperm(7)[:example]
     assignment = match_prompts_to_tags(similarity, labels)
-    for item in range(6):
-        tags = labels[item, :item].tolist()
-        assert sorted(tag for tag in assignment[item].tolist() if tag >= 0) == sorted(tags)
-        assert total(similarity[item], assignment[item]) == pytest.approx(best_total(similarity[item], tags), abs=1e-4)
+    for example in range(6):
+        tags = labels[example, :example].tolist()
+        assert sorted(tag for tag in assignment[example].tolist() if tag >= 0) == sorted(tags)
+        assert total(similarity[example], assignment[example]) == pytest.approx(
+            best_total(similarity[example], tags), abs=1e-4
+        )
 
 
 def test_without_the_similarity_to_pad_the_small_problem_would_be_another():
@@ -69,7 +71,7 @@ def test_as_many_tags_as_prompts_leave_no_pad():
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 3), -100), torch.empty(2, 0, dtype=torch.long)])
-def test_an_item_without_tags_is_all_pad(labels):
+def test_an_example_without_tags_is_all_pad(labels):
     assert match_prompts_to_tags(torch.randn(2, NUM_PROMPTS, 4), labels).eq(-1).all()
 
 
@@ -90,20 +92,20 @@ def test_similarity_is_the_cosine_over_the_temperature(alignment):
     prompts, tags = torch.randn(2, NUM_PROMPTS, 16), torch.randn(6, 16)
     similarity = alignment.similarity(prompts, tags)
     candidates = [*alignment.tag_projection(tags), alignment.pad_embedding]
-    for item, prompt, column in itertools.product(range(2), range(NUM_PROMPTS), range(7)):
-        projected = alignment.prompt_projection(prompts[item, prompt])
+    for example, prompt, column in itertools.product(range(2), range(NUM_PROMPTS), range(7)):
+        projected = alignment.prompt_projection(prompts[example, prompt])
         cosine = torch.cosine_similarity(projected, candidates[column], dim=0)
-        torch.testing.assert_close(similarity[item, prompt, column], cosine / alignment.log_scale[0].neg().exp())
-    assert alignment.log_scale.exp().item() == pytest.approx(1 / 0.07)
+        torch.testing.assert_close(similarity[example, prompt, column], cosine / alignment.logit_scale[0].neg().exp())
+    assert alignment.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_the_temperature_is_bounded(alignment):
-    learned = alignment.log_scale.item()
+    learned = alignment.logit_scale.item()
     try:
-        torch.nn.init.constant_(alignment.log_scale, 50.0)
+        torch.nn.init.constant_(alignment.logit_scale, 50.0)
         assert alignment.similarity(torch.randn(1, NUM_PROMPTS, 16), torch.randn(3, 16)).abs().max() <= 100.001
     finally:
-        torch.nn.init.constant_(alignment.log_scale, learned)
+        torch.nn.init.constant_(alignment.logit_scale, learned)
 
 
 def test_loss_is_the_cross_entropy_with_pad_weighted_down(alignment):
@@ -113,9 +115,9 @@ def test_loss_is_the_cross_entropy_with_pad_weighted_down(alignment):
     outputs = alignment(prompts, tags, labels)
     assert torch.equal(outputs.assignment, match_prompts_to_tags(outputs.logits, labels))
     losses, weights = [], []
-    for item, prompt in itertools.product(range(3), range(NUM_PROMPTS)):
-        logits = outputs.logits[item, prompt].tolist()
-        tag = outputs.assignment[item, prompt].item()
+    for example, prompt in itertools.product(range(3), range(NUM_PROMPTS)):
+        logits = outputs.logits[example, prompt].tolist()
+        tag = outputs.assignment[example, prompt].item()
         losses.append(math.log(sum(math.exp(x) for x in logits)) - logits[tag])
         weights.append(0.3 if tag < 0 else 1.0)
     expected = sum(x * w for x, w in zip(losses, weights)) / sum(weights)

@@ -5,14 +5,14 @@ import random
 import pytest
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.evaluation.metrics import objective_value
+from modeling_optsg.evaluation.metrics import metric_value
 
 TRAIN_COUNTS = {f"tag{n}": n * n for n in range(1, 12)}
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    """References and predictions of 60 items; some tags are not training tags, some training tags no references."""
+    """References and predictions of 60 examples; some tags are not training tags, some training tags no references."""
     generator = random.Random(0)
     tags = [f"tag{n}" for n in range(1, 15) if n != 4]
     references = [generator.sample(tags, generator.randint(0, 5)) for _ in range(60)]
@@ -63,18 +63,18 @@ def mean(values):
 
 def score_plainly(references, predictions, threshold):
     predicted = [{p["tag"] for p in tags if p["score"] >= threshold} for tags in predictions]
-    items = list(zip(map(set, references), predicted))
+    examples = list(zip(map(set, references), predicted))
     evaluated = {tag for tags in references for tag in tags} & TRAIN_COUNTS.keys()
 
     def tag_f1(tag):
         return f1(
-            sum(tag in truth and tag in guess for truth, guess in items),
-            sum(tag in guess for _, guess in items),
-            sum(tag in truth for truth, _ in items),
+            sum(tag in truth and tag in guess for truth, guess in examples),
+            sum(tag in guess for _, guess in examples),
+            sum(tag in truth for truth, _ in examples),
         )
 
-    hits = sum(len(truth & guess) for truth, guess in items)
-    guesses, truths = sum(len(guess) for _, guess in items), sum(len(truth) for truth, _ in items)
+    hits = sum(len(truth & guess) for truth, guess in examples)
+    guesses, truths = sum(len(guess) for _, guess in examples), sum(len(truth) for truth, _ in examples)
     return {
         "full_f1": mean(tag_f1(tag) for tag in evaluated),
         "rare_f1": mean(tag_f1(tag) for tag in evaluated if TRAIN_COUNTS[tag] < 25),
@@ -82,29 +82,29 @@ def score_plainly(references, predictions, threshold):
         "micro_precision": hits / guesses if guesses else 0,
         "micro_recall": hits / truths,
         "micro_f1": f1(hits, guesses, truths),
-        "item_precision": mean(len(truth & guess) / len(guess) if guess else 0 for truth, guess in items),
-        "item_recall": mean(len(truth & guess) / len(truth) if truth else 0 for truth, guess in items),
-        "item_f1": mean(f1(len(truth & guess), len(guess), len(truth)) for truth, guess in items),
-        "novel_share": mean([tag not in TRAIN_COUNTS for _, guess in items for tag in guess] or [0]),
-    } | {"tags_per_item": guesses / len(items) / 100}
+        "example_precision": mean(len(truth & guess) / len(guess) if guess else 0 for truth, guess in examples),
+        "example_recall": mean(len(truth & guess) / len(truth) if truth else 0 for truth, guess in examples),
+        "example_f1": mean(f1(len(truth & guess), len(guess), len(truth)) for truth, guess in examples),
+        "novel_ratio": mean([tag not in TRAIN_COUNTS for _, guess in examples for tag in guess] or [0]),
+    } | {"tags_per_example": guesses / len(examples) / 100}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_every_figure_equals_the_plain_loop(benchmark, evaluator, threshold):
-    figures = evaluator.score(benchmark[1], threshold)
+    metrics = evaluator.score(benchmark[1], threshold)
     expected = score_plainly(*benchmark, threshold)
-    assert figures.keys() == expected.keys()
+    assert metrics.keys() == expected.keys()
     for name, value in expected.items():
-        assert figures[name] == pytest.approx(100 * value, abs=0.0051), name
+        assert metrics[name] == pytest.approx(100 * value, abs=0.0051), name
 
 
 def test_full_is_the_average_of_rare_and_common_by_their_numbers_of_tags(benchmark, evaluator):
     common = sum(TRAIN_COUNTS[tag] >= 25 for tag in evaluator.evaluated_tags)
     rare = len(evaluator.evaluated_tags) - common
     assert rare > 1 and common > 1
-    figures = evaluator.score(benchmark[1], 0.3)
-    weighted = (rare * figures["rare_f1"] + common * figures["common_f1"]) / (rare + common)
-    assert figures["full_f1"] == pytest.approx(weighted, abs=0.011)
+    metrics = evaluator.score(benchmark[1], 0.3)
+    weighted = (rare * metrics["rare_f1"] + common * metrics["common_f1"]) / (rare + common)
+    assert metrics["full_f1"] == pytest.approx(weighted, abs=0.011)
 
 
 def test_evaluated_tags_are_training_tags_with_a_reference(benchmark, evaluator):
@@ -118,14 +118,14 @@ def test_perfect_and_empty_predictions(benchmark, evaluator):
     evaluator = TagEvaluator(references, TRAIN_COUNTS, common_count=25)
     perfect = evaluator.score([[{"tag": tag, "score": 1.0} for tag in tags] for tags in references])
     nothing = evaluator.score([[] for _ in references])
-    for name in ("full_f1", "rare_f1", "common_f1", "micro_f1", "item_f1"):
+    for name in ("full_f1", "rare_f1", "common_f1", "micro_f1", "example_f1"):
         assert (perfect[name], nothing[name]) == (100, 0)
-    assert nothing["micro_precision"] == nothing["novel_share"] == nothing["tags_per_item"] == 0
+    assert nothing["micro_precision"] == nothing["novel_ratio"] == nothing["tags_per_example"] == 0
 
 
 def test_without_rare_or_common_tags_their_average_is_not_a_number():
-    figures = TagEvaluator([["a"]], {"a": 30}).score([[{"tag": "a", "score": 1.0}]])
-    assert figures["common_f1"] == 100 and figures["rare_f1"] != figures["rare_f1"]
+    metrics = TagEvaluator([["a"]], {"a": 30}).score([[{"tag": "a", "score": 1.0}]])
+    assert metrics["common_f1"] == 100 and metrics["rare_f1"] != metrics["rare_f1"]
 
 
 def test_a_sweep_is_the_score_at_every_threshold(benchmark, evaluator):
@@ -136,30 +136,30 @@ def test_a_sweep_is_the_score_at_every_threshold(benchmark, evaluator):
 @pytest.mark.parametrize("objective", ["full_f1", "micro_f1", "micro_precision"])
 @pytest.mark.parametrize("steps", [50, 7])
 def test_the_best_threshold_is_the_best_of_the_grid(benchmark, evaluator, objective, steps):
-    threshold, figures = evaluator.best_threshold(benchmark[1], objective, steps)
+    threshold, metrics = evaluator.best_threshold(benchmark[1], objective, steps)
     grid = {round(top * step / steps, 4) for step in range(steps) for top in (1, 0.1)}
-    assert threshold in grid and figures == evaluator.score(benchmark[1], threshold)
+    assert threshold in grid and metrics == evaluator.score(benchmark[1], threshold)
     best = max(evaluator.score(benchmark[1], t)[objective] for t in grid)
-    assert figures[objective] == best
+    assert metrics[objective] == best
 
 
-def test_the_figures_are_those_of_the_rounded_threshold():
+def test_the_metrics_are_those_of_the_rounded_threshold():
     """1 / 7 lies on the grid of sevenths, and just below what is returned for it."""
     evaluator = TagEvaluator([["a"], ["b"]], {"a": 1, "b": 30})
     predictions = [[{"tag": "a", "score": 1 / 7}, {"tag": "b", "score": 0.142}], [{"tag": "b", "score": 0.5}]]
-    threshold, figures = evaluator.best_threshold(predictions, "micro_precision", steps=7)
-    assert figures == evaluator.score(predictions, threshold)
+    threshold, metrics = evaluator.best_threshold(predictions, "micro_precision", steps=7)
+    assert metrics == evaluator.score(predictions, threshold)
 
 
 def test_bad_input_is_named(evaluator, benchmark):
-    with pytest.raises(ValueError, match="59 predictions for 60 reference items"):
+    with pytest.raises(ValueError, match="59 predictions for 60 reference examples"):
         evaluator.score(benchmark[1][1:])
     twice = [[{"tag": "tag1", "score": 0.5}, {"tag": "tag1", "score": 0.4}], *benchmark[1][1:]]
-    with pytest.raises(ValueError, match="'tag1' is listed twice for item 0"):
+    with pytest.raises(ValueError, match="'tag1' is listed twice for example 0"):
         evaluator.score(twice)
-    with pytest.raises(ValueError, match="'tag1' of item 0 has the score None"):
+    with pytest.raises(ValueError, match="'tag1' of example 0 has the score None"):
         evaluator.score([[{"tag": "tag1", "score": None}], *benchmark[1][1:]])
-    with pytest.raises(ValueError, match="'tag1' of item 0 has the score nan"):
+    with pytest.raises(ValueError, match="'tag1' of example 0 has the score nan"):
         evaluator.score([[{"tag": "tag1", "score": float("nan")}], *benchmark[1][1:]])
     with pytest.raises(ValueError, match="objective='full' is no figure.*full_f1"):
         evaluator.best_threshold(benchmark[1], "full")
@@ -168,10 +168,10 @@ def test_bad_input_is_named(evaluator, benchmark):
 
 
 def test_an_objective_may_have_a_floor():
-    figures = {"full_f1": 40.0, "micro_f1": 51.0}
-    assert objective_value(figures, "full_f1+micro_f1") == 45.5
-    assert objective_value(figures, "full_f1@micro_f1>=51") == 40.0
-    below = [objective_value({"full_f1": 90.0, "micro_f1": micro}, "full_f1@micro_f1>=51") for micro in (50.0, 20.0)]
+    metrics = {"full_f1": 40.0, "micro_f1": 51.0}
+    assert metric_value(metrics, "full_f1+micro_f1") == 45.5
+    assert metric_value(metrics, "full_f1@micro_f1>=51") == 40.0
+    below = [metric_value({"full_f1": 90.0, "micro_f1": micro}, "full_f1@micro_f1>=51") for micro in (50.0, 20.0)]
     assert 0.0 > below[0] > below[1]
     with pytest.raises(ValueError, match="'macro' is no figure"):
-        objective_value(figures, "full_f1@macro>=3")
+        metric_value(metrics, "full_f1@macro>=3")

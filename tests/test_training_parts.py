@@ -1,4 +1,4 @@
-"""A step's items whatever the number of processes, and runs that go on where they were stopped."""
+"""A step's examples whatever the number of processes, and runs that go on where they were stopped."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from modeling_optsg.training import (
     CollateReadable,
     GlobalBatches,
     Interrupted,
-    MatchingMoves,
     RunState,
     RunStatus,
-    SeededItems,
+    SeededExamples,
+    SlotChanges,
     TrainingLog,
     Unreadable,
     micro_batches,
@@ -35,7 +35,7 @@ import small_run  # noqa: E402
 
 
 @pytest.mark.parametrize("processes, parts", [(1, 1), (2, 1), (3, 2), (4, 1)])
-def test_a_step_s_items_do_not_depend_on_processes_and_parts(processes, parts):
+def test_a_step_s_examples_do_not_depend_on_processes_and_parts(processes, parts):
     whole = list(GlobalBatches(23, 12, 8, seed=3))
     shares = [
         list(GlobalBatches(23, 12, 8, seed=3, process=process, num_processes=processes, parts=parts))
@@ -47,12 +47,12 @@ def test_a_step_s_items_do_not_depend_on_processes_and_parts(processes, parts):
         assert all(own[step * parts + part] for own in shares for part in range(parts))
 
 
-def test_every_item_is_seen_once_an_epoch_in_another_order_each_time():
-    order = [item for batch in GlobalBatches(23, 5, 14, seed=0) for item, _ in batch]
+def test_every_example_is_seen_once_an_epoch_in_another_order_each_time():
+    order = [example for batch in GlobalBatches(23, 5, 14, seed=0) for example, _ in batch]
     epochs = [order[:23], order[23:46], order[46:69]]
     assert all(sorted(epoch) == list(range(23)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert order != [item for batch in GlobalBatches(23, 5, 14, seed=1) for item, _ in batch]
+    assert order != [example for batch in GlobalBatches(23, 5, 14, seed=1) for example, _ in batch]
 
 
 def test_going_on_gives_the_batches_that_were_left():
@@ -61,95 +61,97 @@ def test_going_on_gives_the_batches_that_were_left():
     assert list(rest) == whole[12:] and len(rest) == 16
 
 
-def test_a_step_s_items_may_be_of_like_length_and_none_is_lost():
-    lengths = [1 + (7 * item) % 40 for item in range(400)]
+def test_a_step_s_examples_may_be_of_like_length_and_none_is_lost():
+    lengths = [1 + (7 * example) % 40 for example in range(400)]
     settings = {"lengths": lengths, "seed": 0}
-    order = [[item for item, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings)]
-    first, second = ([item for batch in half for item in batch] for half in (order[:40], order[40:]))
+    order = [[example for example, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings)]
+    first, second = ([example for batch in half for example in batch] for half in (order[:40], order[40:]))
     assert sorted(first) == sorted(second) == list(range(400)) and first != second
-    spreads = [[lengths[item] for item in batch] for batch in order]
+    spreads = [[lengths[example] for example in batch] for batch in order]
     # Of 40 lengths a random ten would span nearly all.
     assert sum(max(own) - min(own) for own in spreads) / len(spreads) < 8
     share = {"process": 1, "num_processes": 2, "start": 3}
-    mine = [[item for item, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings, **share)]
+    mine = [[example for example, _ in batch] for batch in GlobalBatches(400, 10, 80, **settings, **share)]
     assert mine == [batch[5:] for batch in order[3:]]
 
 
 def test_groups_of_like_length_begin_anew_with_an_epoch():
     # An epoch ends in the middle of a step.
-    lengths = [1 + item % 40 for item in range(405)]
-    batches = [[lengths[item] for item, _ in batch] for batch in GlobalBatches(405, 10, 200, seed=0, lengths=lengths)]
+    lengths = [1 + example % 40 for example in range(405)]
+    batches = [
+        [lengths[example] for example, _ in batch] for batch in GlobalBatches(405, 10, 200, seed=0, lengths=lengths)
+    ]
     wide = [step for step, own in enumerate(batches) if max(own) - min(own) > 25]
     assert len(wide) < 20
-    order = [item for batch in GlobalBatches(405, 10, 81, seed=0, lengths=lengths) for item, _ in batch]
+    order = [example for batch in GlobalBatches(405, 10, 81, seed=0, lengths=lengths) for example, _ in batch]
     assert sorted(order[:405]) == sorted(order[405:]) == list(range(405))
 
 
-def test_items_have_seeds_of_their_epoch():
+def test_examples_have_seeds_of_their_epoch():
     pairs = [pair for batch in GlobalBatches(4, 4, 2, seed=0) for pair in batch]
     assert len({seed for _, seed in pairs}) == 8
-    assert SeededItems([{"a": 1}])[(0, 17)] == {"a": 1, "item_index": 0, "item_seed": 17}
+    assert SeededExamples([{"a": 1}])[(0, 17)] == {"a": 1, "example_index": 0, "example_seed": 17}
 
 
-def test_items_that_cannot_be_read_are_left_out_counted_and_limited():
-    def collator(items):
-        if bad := [item["item_index"] for item in items if item["item_index"] % 5 == 3]:
-            raise ValueError(f"item {bad[0]} is broken")
-        return {"size": len(items)}
+def test_examples_that_cannot_be_read_are_left_out_counted_and_limited():
+    def collator(examples):
+        if bad := [example["example_index"] for example in examples if example["example_index"] % 5 == 3]:
+            raise ValueError(f"example {bad[0]} is broken")
+        return {"size": len(examples)}
 
-    collate = CollateReadable(collator, [{"item_index": index} for index in (3, 4)])
-    found = collate([{"item_index": index} for index in range(5)])
-    assert (found.items, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, {3: "item 3 is broken"})
-    # Nothing left: an item that could be read before stands in, and does not count.
-    stand_in = collate([{"item_index": 3}, {"item_index": 8}])
-    assert (stand_in.items, stand_in.weight, len(stand_in.unreadable)) == ([], 0.0, 2)
+    collate = CollateReadable(collator, [{"example_index": index} for index in (3, 4)])
+    found = collate([{"example_index": index} for index in range(5)])
+    assert (found.examples, found.batch, found.unreadable) == ([0, 1, 2, 4], {"size": 4}, {3: "example 3 is broken"})
+    # Nothing left: an example that could be read before stands in, and does not count.
+    stand_in = collate([{"example_index": 3}, {"example_index": 8}])
+    assert (stand_in.examples, stand_in.weight, len(stand_in.unreadable)) == ([], 0.0, 2)
     # The same one whatever came before, as for a run that has gone on.
-    assert collate.stand_in == {"item_index": 4, "item_seed": 0}
-    with pytest.raises(ValueError, match="None of the 2 items"):
-        CollateReadable(collator, [])([{"item_index": 3}, {"item_index": 8}])
-    # The first batch of all may be one broken item: another is looked for, among so many.
-    others = [{"item_index": index} for index in (3, 8, 13, 14)]
-    found = CollateReadable(collator, others)([{"item_index": 8, "id": "v8"}])
-    assert (found.items, found.weight, found.unreadable) == ([], 0.0, {"v8": "item 8 is broken"})
-    with pytest.raises(ValueError, match="None of the 1 items"):
-        CollateReadable(collator, others, most_tries=3)([{"item_index": 8}])
+    assert collate.stand_in == {"example_index": 4, "example_seed": 0}
+    with pytest.raises(ValueError, match="None of the 2 examples"):
+        CollateReadable(collator, [])([{"example_index": 3}, {"example_index": 8}])
+    # The first batch of all may be one broken example: another is looked for, among so many.
+    others = [{"example_index": index} for index in (3, 8, 13, 14)]
+    found = CollateReadable(collator, others)([{"example_index": 8, "id": "v8"}])
+    assert (found.examples, found.weight, found.unreadable) == ([], 0.0, {"v8": "example 8 is broken"})
+    with pytest.raises(ValueError, match="None of the 1 examples"):
+        CollateReadable(collator, others, max_tries=3)([{"example_index": 8}])
 
 
-def test_each_broken_item_counts_once_and_after_going_on_too():
+def test_each_broken_example_counts_once_and_after_going_on_too():
     counted = Unreadable(2)
     for _ in range(3):
-        counted.note(counted.new({3: "item 3 is broken"}))
-    counted.note(counted.new({8: "item 8 is broken"}))
-    assert counted.reasons == {"3": "item 3 is broken", "8": "item 8 is broken"}
+        counted.note(counted.new({3: "example 3 is broken"}))
+    counted.note(counted.new({8: "example 8 is broken"}))
+    assert counted.reasons == {"3": "example 3 is broken", "8": "example 8 is broken"}
     again = Unreadable(2, json.loads(json.dumps(counted.reasons)))
-    assert not again.new({3: "item 3 is broken"})
-    with pytest.raises(ValueError, match="3 training items could not be read, more than most_unreadable=2, such as"):
-        again.note(again.new({9: "item 9 is broken"}))
+    assert not again.new({3: "example 3 is broken"})
+    with pytest.raises(ValueError, match="3 training examples could not be read, more than max_unreadable=2, such as"):
+        again.note(again.new({9: "example 9 is broken"}))
 
 
 def test_the_rest_of_a_process_s_share_follows():
     assert micro_batches(512, 8, None) == 1 and micro_batches(512, 8, 64) == 1
     assert micro_batches(512, 8, 30) == 3 and micro_batches(1024, 16, 64) == 1
-    with pytest.raises(ValueError, match="4 items cannot be shared by 8"):
+    with pytest.raises(ValueError, match="4 examples cannot be shared by 8"):
         micro_batches(4, 8, None)
-    with pytest.raises(ValueError, match="at least one item"):
+    with pytest.raises(ValueError, match="at least one example"):
         micro_batches(4, 2, 0)
-    with pytest.raises(ValueError, match="5 items cannot be shared by 4 processes in 2 parts"):
+    with pytest.raises(ValueError, match="5 examples cannot be shared by 4 processes in 2 parts"):
         micro_batches(5, 4, 1)
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(ValueError, match="no examples"):
         GlobalBatches(0, 4, 2, seed=0)
 
 
 def test_tags_that_change_slots_are_counted():
-    moves, ids = MatchingMoves(), torch.tensor([10, 20, 30])
+    moves, ids = SlotChanges(), torch.tensor([10, 20, 30])
     moves.note([0, 1], torch.tensor([[0, 1, -1], [2, -1, -1]]), ids)
     assert moves.share() is None
     moves.note([0, 1], torch.tensor([[0, -1, 1], [2, 0, -1]]), ids)
     assert moves.share() == pytest.approx(1 / 3)
 
 
-def test_only_so_many_items_are_followed():
-    moves, ids = MatchingMoves(most_items=1), torch.tensor([10])
+def test_only_so_many_examples_are_followed():
+    moves, ids = SlotChanges(max_examples=1), torch.tensor([10])
     for slots in ([[0, -1], [0, -1]], [[-1, 0], [0, -1]]):
         moves.note([7, 8], torch.tensor(slots), ids)
     assert moves.share() == 1.0 and list(moves.slots) == [7]
@@ -210,9 +212,9 @@ def test_old_states_go_only_when_the_new_one_is_there(state):
 
 
 def test_a_state_of_another_run_or_model_is_refused(state, tmp_path):
-    run, model = state({"seed": 0, "epochs": 3})
+    run, model = state({"seed": 0, "num_train_epochs": 3})
     run.save(1, {})
-    other, _ = state({"seed": 0, "epochs": 4})
+    other, _ = state({"seed": 0, "num_train_epochs": 4})
     with pytest.raises(ValueError, match=r"epochs 3 \(now 4\)"):
         other.load("auto")
     assert other.load("never") is None
@@ -220,7 +222,7 @@ def test_a_state_of_another_run_or_model_is_refused(state, tmp_path):
         other.load(str(tmp_path))
     path = tmp_path / "state/step-00000001/pytorch_model.bin"
     torch.save({"else": torch.zeros(1)}, path)
-    same, _ = state({"seed": 0, "epochs": 3})
+    same, _ = state({"seed": 0, "num_train_epochs": 3})
     with pytest.raises(ValueError, match="does not fit this model"):
         same.load(str(path.parent))
 
@@ -236,12 +238,14 @@ def test_rows_of_steps_that_are_done_again_are_forgotten(tmp_path):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    small_run.make(folder, items=96)
+    small_run.make(folder, examples=96)
     return folder
 
 
 def test_sigterm_saves_and_says_so_and_the_run_goes_on(small, tmp_path):
-    command = small_run.command(small, tmp_path / "run", epochs=40, save_every=1000, log_every=1, num_workers=1)
+    command = small_run.command(
+        small, tmp_path / "run", num_train_epochs=40, save_steps=1000, logging_steps=1, dataloader_num_workers=1
+    )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     process = subprocess.Popen(command, env=small_run.environment(), **quiet)
     status, log = tmp_path / "run/state/status.json", tmp_path / "run/training_log.jsonl"
@@ -269,7 +273,9 @@ def launch():
 
 
 def test_a_run_whose_launcher_is_stopped_saves_and_stops(small, tmp_path, launch):
-    command = small_run.command(small, tmp_path / "run", launch, epochs=400, save_every=1000, log_every=1)
+    command = small_run.command(
+        small, tmp_path / "run", launch, num_train_epochs=400, save_steps=1000, logging_steps=1
+    )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=small_run.environment(), **quiet)
     status, log = tmp_path / "run/state/status.json", tmp_path / "run/training_log.jsonl"
@@ -294,7 +300,7 @@ def failing(command: list[str], **limits) -> str:
 
 def test_kills_change_nothing(tmp_path):
     program = [sys.executable, BENCHMARKS / "kill_training.py", "--kills", "2", "--streamed_kills", "2"]
-    program += ["--epochs", "12", "--longest", "0.3"]
+    program += ["--num_train_epochs", "12", "--longest", "0.3"]
     done = subprocess.run(list(map(str, program)), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
@@ -336,16 +342,24 @@ def test_machines_that_share_no_folder_are_told(small, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_its_state(small, tmp_path):
-    settings = {"epochs": 20, "save_every": 2, "learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_share": 0.5}
+    settings = {
+        "num_train_epochs": 20,
+        "save_steps": 2,
+        "learning_rate": 1e30,
+        "max_grad_norm": 1e30,
+        "warmup_ratio": 0.5,
+    }
     # Workers, which ignore the signal that Python ends them with, must not keep the program from ending.
-    command = small_run.command(small, tmp_path / "run", **settings, num_workers=2)
-    assert "give a lower learning rate with --resume never" in failing(command)
+    command = small_run.command(small, tmp_path / "run", **settings, dataloader_num_workers=2)
+    assert "give a lower learning rate with --resume_from_checkpoint never" in failing(command)
     told = json.loads((tmp_path / "run/state/status.json").read_text())
     assert told["status"] == "failed" and "FloatingPointError" in told["error"]
 
 
 def test_a_lost_worker_stops_the_run(small, tmp_path):
-    command = small_run.command(small, tmp_path / "run", epochs=400, log_every=1, num_workers=2)
+    command = small_run.command(
+        small, tmp_path / "run", num_train_epochs=400, logging_steps=1, dataloader_num_workers=2
+    )
     process = subprocess.Popen(command, env=small_run.environment(), stderr=subprocess.PIPE, text=True)
     log, deadline = tmp_path / "run/training_log.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
@@ -375,7 +389,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_disk_that_is_full_stops_the_run(small, tmp_path):
-    program, *rest = small_run.command(small, tmp_path / "run", epochs=2, save_every=4, evaluations=1)
+    program, *rest = small_run.command(small, tmp_path / "run", num_train_epochs=2, save_steps=4, eval_steps=0.99)
     said = failing([program, "-c", FULL_DISK, *rest])
     assert "the state of step 4 could not be written" in said and "MiB are free there" in said
     state = tmp_path / "run/state"
@@ -384,27 +398,31 @@ def test_a_disk_that_is_full_stops_the_run(small, tmp_path):
     assert not list(state.glob("step-*")), "nothing half-written is left"
 
 
-def test_other_items_are_another_run(tmp_path):
-    small_run.make(tmp_path, items=64)
-    settings = {"epochs": 4, "save_every": 2, "batch_size": 16, "log_every": 1}
+def test_other_examples_are_another_run(tmp_path):
+    small_run.make(tmp_path, examples=64)
+    settings = {"num_train_epochs": 4, "save_steps": 2, "train_batch_size": 16, "logging_steps": 1}
     command = small_run.command(tmp_path, tmp_path / "run", **settings)
     process = subprocess.Popen(command, env=small_run.environment(), stderr=subprocess.DEVNULL)
     while process.poll() is None and not (tmp_path / "run/state/step-00000002").exists():
         time.sleep(0.002)
     process.kill()
     process.wait()
-    small_run.make(tmp_path, items=64, seed=1)
-    assert "is of a run with other training or validation items" in failing(command)
+    small_run.make(tmp_path, examples=64, seed=1)
+    assert "is of a run with other training or validation examples" in failing(command)
 
 
 def test_an_error_in_a_loader_s_worker_is_told_without_its_traceback(tmp_path):
     def broken(rows):
-        raise ValueError("item v7 is broken\nand so is v8")
+        raise ValueError("example v7 is broken\nand so is v8")
 
     status = RunStatus(tmp_path / "status.json")
     with pytest.raises(ValueError, match="Original Traceback"), status.follow():
-        next(iter(DataLoader([0], collate_fn=broken, num_workers=1)))
-    assert status.read() == {"status": "failed", "error": "ValueError: item v7 is broken\nand so is v8", "process": 0}
+        next(iter(DataLoader([0], collate_fn=broken, dataloader_num_workers=1)))
+    assert status.read() == {
+        "status": "failed",
+        "error": "ValueError: example v7 is broken\nand so is v8",
+        "process": 0,
+    }
 
 
 def test_a_failed_process_is_not_forgotten_when_the_others_are_stopped(tmp_path):
@@ -423,7 +441,7 @@ def test_a_failed_process_is_not_forgotten_when_the_others_are_stopped(tmp_path)
 
 
 def test_a_run_that_goes_on_in_another_folder_ends_with_a_checkpoint(small, tmp_path):
-    settings = {"epochs": 2, "save_every": 6, "evaluations": 1}
+    settings = {"num_train_epochs": 2, "save_steps": 6, "eval_steps": 0.99}
     command = small_run.command(small, tmp_path / "run", **settings)
     state = tmp_path / "run/state/step-00000012"
     process = subprocess.Popen(command, env=small_run.environment(), stderr=subprocess.DEVNULL)
@@ -435,7 +453,9 @@ def test_a_run_that_goes_on_in_another_folder_ends_with_a_checkpoint(small, tmp_
     shutil.copytree(state, tmp_path / "kept" / state.name)
     process.kill()
     process.wait()
-    command = small_run.command(small, tmp_path / "other", **settings, resume=tmp_path / "kept" / state.name)
+    command = small_run.command(
+        small, tmp_path / "other", **settings, resume_from_checkpoint=tmp_path / "kept" / state.name
+    )
     done = subprocess.run(command, env=small_run.environment(), capture_output=True, text=True)
     assert done.returncode == 0 and "Going on after step 12 of 12" in done.stderr
     summary = json.loads((tmp_path / "other/training_summary.json").read_text())

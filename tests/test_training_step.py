@@ -1,4 +1,4 @@
-"""Training: the loss falls, a tiny model learns ten items by heart, and `transformers.Trainer` drives it."""
+"""Training: the loss falls, a tiny model learns ten examples by heart, and `transformers.Trainer` drives it."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_optsg import OPTSGDataCollator, OPTSGProcessor, train_tag_tokenizer
 
-# Title and tags; the picture tells apart those that have no title of their own.
-ITEMS = [
+# Title and tags; the image tells apart those that have no title of their own.
+EXAMPLES = [
     ("a red square", ["red", "square"]),
     ("a blue square", ["blue", "square", "colour"]),
     ("green dog", ["green", "pet", "animal", "dog"]),
@@ -25,26 +25,26 @@ ITEMS = [
 
 
 @pytest.fixture(scope="module")
-def items():
+def examples():
     generator = np.random.default_rng(0)
-    pictures = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in ITEMS]
-    # The last one has a title and no picture.
+    images = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in EXAMPLES]
+    # The last one has a title and no image.
     return [
-        {"image": picture if index < 9 else None, "title": title, "tags": tags}
-        for index, (picture, (title, tags)) in enumerate(zip(pictures, ITEMS))
+        {"image": image if index < 9 else None, "title": title, "tags": tags}
+        for index, (image, (title, tags)) in enumerate(zip(images, EXAMPLES))
     ]
 
 
 @pytest.fixture(scope="module")
 def processor(tiny_processor, text_tokenizer):
-    tags = [tag for _, item_tags in ITEMS for tag in item_tags]
+    tags = [tag for _, example_tags in EXAMPLES for tag in example_tags]
     return OPTSGProcessor(
         tiny_processor.image_processor,
         text_tokenizer,
         train_tag_tokenizer(tags, vocab_size=320),
         num_prompts=4,
         max_tag_tokens=8,
-        train_tags=dict.fromkeys(tags, 1),
+        label_vocabulary=dict.fromkeys(tags, 1),
     )
 
 
@@ -70,9 +70,9 @@ def make_trainable(make_model, processor):
     return make
 
 
-def test_ten_items_are_learnt_to_exact_tag_sets_in_both_decodings(make_trainable, processor, items):
+def test_ten_examples_are_learnt_to_exact_tag_sets_in_both_decodings(make_trainable, processor, examples):
     model = make_trainable(hidden_size=48, intermediate_size=96, num_decoder_layers=1, alignment_size=24)
-    batch = OPTSGDataCollator(processor)(items)
+    batch = OPTSGDataCollator(processor)(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=250)
     torch.manual_seed(0)
@@ -93,15 +93,15 @@ def test_ten_items_are_learnt_to_exact_tag_sets_in_both_decodings(make_trainable
     for decoding in ("parallel", "sequential"):
         for settings in ({}, {"num_beams": 3}):
             predictions = processor.batch_decode(model.generate(**seen, decoding=decoding, **settings))
-            for item, tags in zip(items, predictions):
-                assert {tag["tag"] for tag in tags} == set(item["tags"])
+            for example, tags in zip(examples, predictions):
+                assert {tag["tag"] for tag in tags} == set(example["tags"])
                 assert all(tag["score"] > 0.5 and not tag["novel"] for tag in tags)
 
 
-def test_pictures_and_titles_can_each_be_learnt_from_alone(make_trainable, processor, items):
+def test_images_and_titles_can_each_be_learnt_from_alone(make_trainable, processor, examples):
     """The loss falls on either modality; the towers' own weights move with it."""
     for column in ("image", "title"):
-        rows = [{column: item[column], "tags": item["tags"]} for item in items if item[column]][:6]
+        rows = [{column: example[column], "tags": example["tags"]} for example in examples if example[column]][:6]
         model, batch = make_trainable(), OPTSGDataCollator(processor)(rows)
         tower = model.model.vision_tower if column == "image" else model.model.text_tower
         before = [parameter.clone() for parameter in tower.parameters()]
@@ -118,18 +118,18 @@ def test_pictures_and_titles_can_each_be_learnt_from_alone(make_trainable, proce
         assert any(not torch.equal(old, new) for old, new in zip(before, tower.parameters()))
 
 
-class Items(Dataset):
-    def __init__(self, items):
-        self.items = items
+class Examples(Dataset):
+    def __init__(self, examples):
+        self.examples = examples
 
     def __len__(self):
-        return len(self.items)
+        return len(self.examples)
 
     def __getitem__(self, index):
-        return self.items[index]
+        return self.examples[index]
 
 
-def make_trainer(model, processor, items, folder, **arguments):
+def make_trainer(model, processor, examples, folder, **arguments):
     defaults = {
         "output_dir": str(folder),
         "remove_unused_columns": False,
@@ -142,42 +142,42 @@ def make_trainer(model, processor, items, folder, **arguments):
     return Trainer(
         model=model,
         args=TrainingArguments(**defaults | arguments),
-        train_dataset=Items(items),
-        eval_dataset=Items(items),
+        train_dataset=Examples(examples),
+        eval_dataset=Examples(examples),
         data_collator=OPTSGDataCollator(processor),
     )
 
 
-def test_trainer_trains_evaluates_and_saves(make_trainable, processor, items, tmp_path):
+def test_trainer_trains_evaluates_and_saves(make_trainable, processor, examples, tmp_path):
     model = make_trainable()
     trainer = make_trainer(
-        model, processor, items, tmp_path, max_steps=6, per_device_train_batch_size=5, learning_rate=3e-3
+        model, processor, examples, tmp_path, max_steps=6, per_device_train_batch_size=5, learning_rate=3e-3
     )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 6 and losses[-1] < losses[0]
-    figures = trainer.evaluate()
+    metrics = trainer.evaluate()
     with torch.no_grad():
-        batch = OPTSGDataCollator(processor)(items[:8])
+        batch = OPTSGDataCollator(processor)(examples[:8])
         model.eval()
-        expected = [model(**OPTSGDataCollator(processor)(part)).loss for part in (items[:8], items[8:])]
-    assert figures["eval_loss"] == pytest.approx((8 * expected[0] + 2 * expected[1]).item() / 10, rel=1e-3)
+        expected = [model(**OPTSGDataCollator(processor)(part)).loss for part in (examples[:8], examples[8:])]
+    assert metrics["eval_loss"] == pytest.approx((8 * expected[0] + 2 * expected[1]).item() / 10, rel=1e-3)
     trainer.save_model(str(tmp_path / "saved"))
     loaded = type(model).from_pretrained(tmp_path / "saved")
     with torch.no_grad():
         torch.testing.assert_close(loaded(**batch).loss, expected[0])
 
 
-def test_trainer_averages_over_accumulated_batches(make_trainable, processor, items, tmp_path):
+def test_trainer_averages_over_accumulated_batches(make_trainable, processor, examples, tmp_path):
     """Two equal batches, accumulated, move the weights as one of them does."""
     updates = []
     for steps in (1, 2):
-        model = make_trainable(parallel_share=1.0)
+        model = make_trainable(parallel_ratio=1.0)
         before = model.lm_head.weight.detach().clone()
         make_trainer(
             model,
             processor,
-            [items[0]] * 2 * steps,
+            [examples[0]] * 2 * steps,
             tmp_path,
             max_steps=1,
             per_device_train_batch_size=2,

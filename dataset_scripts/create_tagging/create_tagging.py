@@ -1,7 +1,7 @@
 """CREATE-tagging: Chinese videos with titles and tags (section 1.1 of the supplement), from the released files."""
 
 from ..annotated_media import FEATURE_SUFFIXES, AnnotatedMedia, AnnotatedMediaConfig
-from ..tagging_folder import CLIP_SUFFIXES
+from ..media_suffixes import VIDEO_SUFFIXES
 
 _RAW_TITLE = {"raw": "raw_title"}
 
@@ -26,7 +26,7 @@ class CreateTagging(AnnotatedMedia):
 
     ID_FIELD = "vid"
     MEDIA = {
-        "video": ("videos", tuple(sorted(CLIP_SUFFIXES))),
+        "video": ("videos", tuple(sorted(VIDEO_SUFFIXES))),
         "frame_features": ("features", FEATURE_SUFFIXES),
     }
     BUILDER_CONFIGS = [

@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="then upload the folder as this dataset")
     parser.add_argument("--private", action="store_true", help="make a new dataset on the Hub private")
     parser.add_argument("--data-dir", metavar="DIR", help="installed node_modules folder (default: npm installs it)")
-    parser.add_argument("--work-dir", metavar="DIR", help="where npm packages and drawn pictures are kept")
+    parser.add_argument("--work-dir", metavar="DIR", help="where npm packages and drawn images are kept")
     parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
     parser.add_argument("--num-proc", type=int, metavar="N", help="processes that draw (default: all cores)")
     args = parser.parse_args(arguments)

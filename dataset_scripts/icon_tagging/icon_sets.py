@@ -79,7 +79,7 @@ def read_phosphor(package: Path) -> Iterator[Icon]:
 def read_fontawesome(package: Path) -> Iterator[Icon]:
     for name, entry in _read_json(package / "metadata" / "icon-families.json").items():
         drawn = {style["style"] for style in entry["familyStylesByLicense"]["free"]}
-        # An icon drawn in two styles is one item; "solid" is the style nearly all of them have.
+        # An icon drawn in two styles is one example; "solid" is the style nearly all of them have.
         style = next((style for style in ("solid", "regular", "brands") if style in drawn), None)
         if style is not None:
             # svgs-full centres every icon on one square canvas; svgs crops each to its own width.

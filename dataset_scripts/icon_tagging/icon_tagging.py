@@ -46,7 +46,7 @@ class IconTagging(datasets.GeneratorBasedBuilder):
 
     Args:
         data_dir: a `node_modules` folder with the six sets; without it they are installed by `npm ci`.
-        work_dir: where packages and drawn pictures are kept and found again (default: `~/.cache/optsg/icon_tagging`,
+        work_dir: where packages and drawn images are kept and found again (default: `~/.cache/optsg/icon_tagging`,
             or `icon_tagging_sources` under `cache_dir` where that is given).
         num_render_proc: processes that draw; all cores if not given.
         cache_dir, **kwargs: as for every `datasets.DatasetBuilder`.
@@ -87,7 +87,7 @@ class IconTagging(datasets.GeneratorBasedBuilder):
 
     def _info(self):
         return datasets.DatasetInfo(
-            description="Open icon sets, drawn as pictures, with their names as titles and their tags.",
+            description="Open icon sets, drawn as images, with their names as titles and their tags.",
             features=datasets.Features(
                 {
                     "id": datasets.Value("string"),
@@ -105,24 +105,24 @@ class IconTagging(datasets.GeneratorBasedBuilder):
         if untagged:
             counts = ", ".join(f"{source} {count:,}" for source, count in sorted(untagged.items()))
             logger.warning("left out %s icons that have no tags: %s", f"{untagged.total():,}", counts)
-        pictures, failed = rendering.render_files(
+        images, failed = rendering.render_files(
             [icon.svg for icon in tagged], self.work_dir / "png", self.num_render_proc
         )
         if failed:
             examples = "; ".join(f"{svg}: {reason}" for svg, reason in list(failed.items())[:3])
             logger.warning("left out %s icons that could not be drawn, such as %s", f"{len(failed):,}", examples)
-        items = {"train": [], "validation": [], "test": []}
-        for icon, picture in zip(tagged, pictures, strict=True):
-            if picture is not None:
-                items[split_of(icon.title)].append((icon, picture))
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"items": rows}) for split, rows in items.items()]
+        examples = {"train": [], "validation": [], "test": []}
+        for icon, image in zip(tagged, images, strict=True):
+            if image is not None:
+                examples[split_of(icon.title)].append((icon, image))
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"examples": rows}) for split, rows in examples.items()]
 
-    def _generate_examples(self, items):
-        for icon, picture in items:
-            item_id = f"{icon.source}/{icon.name}"
-            # With the bytes inside, the built dataset outlives the folder of drawn pictures.
-            image = {"path": f"{item_id}.png", "bytes": picture.read_bytes()}
+    def _generate_examples(self, examples):
+        for icon, image in examples:
+            example_id = f"{icon.source}/{icon.name}"
+            # With the bytes inside, the built dataset outlives the folder of drawn images.
+            image = {"path": f"{example_id}.png", "bytes": image.read_bytes()}
             yield (
-                item_id,
-                {"id": item_id, "image": image, "title": icon.title, "tags": icon.tags, "source": icon.source},
+                example_id,
+                {"id": example_id, "image": image, "title": icon.title, "tags": icon.tags, "source": icon.source},
             )

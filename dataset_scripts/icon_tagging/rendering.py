@@ -1,4 +1,4 @@
-"""Draws SVG icons as PNG pictures, in parallel, each only once."""
+"""Draws SVG icons as PNG images, in parallel, each only once."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 try:
     import resvg_py
 except ImportError as error:
-    raise ImportError("icon-tagging draws its pictures with resvg-py: pip install 'optsg[icons]'") from error
+    raise ImportError("icon-tagging draws its images with resvg-py: pip install 'optsg[icons]'") from error
 
 IMAGE_SIZE = 224
 RENDERER = f"resvg_py-{resvg_py.__version__}"
@@ -26,13 +26,13 @@ def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
     Raises:
         ValueError: not an SVG that can be drawn.
     """
-    # System fonts would make a picture depend on the machine it is drawn on.
+    # BaselineSpec fonts would make an image depend on the machine it is drawn on.
     png = resvg_py.svg_to_bytes(svg_string=svg, background="white", width=size, height=size, skip_system_fonts=True)
     with Image.open(io.BytesIO(png)) as drawing:
-        picture = Image.new("RGB", (size, size), "white")
-        picture.paste(drawing.convert("RGB"), ((size - drawing.width) // 2, (size - drawing.height) // 2))
+        image = Image.new("RGB", (size, size), "white")
+        image.paste(drawing.convert("RGB"), ((size - drawing.width) // 2, (size - drawing.height) // 2))
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -41,7 +41,7 @@ def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
     svg_path, folder = job
     try:
         svg = Path(svg_path).read_bytes()
-        # Named by what is drawn: a changed icon gets a new picture, an unchanged one keeps its own.
+        # Named by what is drawn: a changed icon gets a new image, an unchanged one keeps its own.
         png_path = Path(folder, hashlib.sha256(svg).hexdigest()[:32] + ".png")
         if not png_path.exists():
             png = render_svg(svg.decode("utf-8"))
@@ -54,14 +54,14 @@ def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
 
 
 def render_files(svgs: Sequence[Path], folder: Path, num_proc: int | None = None) -> tuple[list[Path | None], dict]:
-    """Draws every SVG into `folder`, reusing the pictures an earlier run left there.
+    """Draws every SVG into `folder`, reusing the images an earlier run left there.
 
     Args:
         svgs: paths of the drawings.
-        folder: where the pictures are kept; one sub-folder per renderer version and size.
+        folder: where the images are kept; one sub-folder per renderer version and size.
         num_proc: number of processes; all cores if not given.
     Returns:
-        a list parallel to `svgs` with each picture's path, or `None` where the SVG could not be drawn; and a dict
+        a list parallel to `svgs` with each image's path, or `None` where the SVG could not be drawn; and a dict
         from the SVGs that could not be drawn to the reason.
     """
     folder = folder / f"{RENDERER}-{IMAGE_SIZE}"

@@ -1,7 +1,7 @@
-"""Pexel-tagging: English pictures with titles and tags (section 1.2 of the supplement), from files you hold."""
+"""Pexel-tagging: English images with titles and tags (section 1.2 of the supplement), from files you hold."""
 
 from ..annotated_media import FEATURE_SUFFIXES, AnnotatedMedia, AnnotatedMediaConfig
-from ..tagging_folder import PICTURE_SUFFIXES
+from ..media_suffixes import IMAGE_SUFFIXES
 
 
 class PexelTagging(AnnotatedMedia):
@@ -13,7 +13,7 @@ class PexelTagging(AnnotatedMedia):
 
     ID_FIELD = "id"
     MEDIA = {
-        "image": ("images", tuple(sorted(PICTURE_SUFFIXES))),
+        "image": ("images", tuple(sorted(IMAGE_SUFFIXES))),
         "frame_features": ("features", FEATURE_SUFFIXES),
     }
     BUILDER_CONFIGS = [

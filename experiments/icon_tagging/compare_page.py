@@ -1,4 +1,4 @@
-"""The page of side-by-side examples: Figures 3 and 4 of the supplement for every test item one cares to look at."""
+"""The page of side-by-side examples: Figures 3 and 4 of the supplement for every test example one cares to look at."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ CASES = {
     "complete": "(a) Complete: every tag of the ground truth is found",
     "meaningful": "(b) Wrong but perhaps meaningful",
     "meaningless": "(c) Wrong and perhaps meaningless",
-    "novel": "(d) Novel: a tag no training item has",
+    "novel": "(d) Novel: a tag no training example has",
 }
 # A mark beside each colour: nobody has to tell colours apart.
 KINDS = {
@@ -28,7 +28,7 @@ TEMPLATE = Path(__file__).with_name("compare_page.html")
 def write_page(
     test,
     predictions: Mapping[str, Sequence[Sequence[tuple[str, float]]]],
-    train_tags: Sequence[Sequence[str]],
+    label_vocabulary: Sequence[Sequence[str]],
     path: Path,
     most: int = 12,
     common_count: int = 25,
@@ -37,15 +37,17 @@ def write_page(
 
     Args:
         test: rows with `title`, `tags` and `image`.
-        predictions: for each system its tags of every item as `(tag, score)`; the first system's decide the case.
-        train_tags: tags of each training item.
-        most: items shown of each case.
+        predictions: for each system its tags of every example as `(tag, score)`; the first system's decide the case.
+        label_vocabulary: tags of each training example.
+        most: examples shown of each case.
         common_count: training count from which a tag is common.
     """
-    counts = Counter(tag for tags in train_tags for tag in set(tags))
+    counts = Counter(tag for tags in label_vocabulary for tag in set(tags))
     titles, references = test["title"][:], test["tags"][:]
     judged = next(iter(predictions))
-    chosen = sort_into_cases([[tag for tag, _ in tags] for tags in predictions[judged]], references, train_tags, most)
+    chosen = sort_into_cases(
+        [[tag for tag, _ in tags] for tags in predictions[judged]], references, label_vocabulary, most
+    )
 
     def describe(tag: str, truth: set[str]) -> dict:
         if tag not in counts:
@@ -64,17 +66,17 @@ def write_page(
             rows = [("ground truth", [describe(tag, truth) for tag in references[index]])]
             rows += [(name, [describe(tag, truth) for tag, _ in tags[index]]) for name, tags in predictions.items()]
             groups[case].append(
-                {"title": titles[index] or "", "picture": data_url(test[index].get("image")), "rows": rows}
+                {"title": titles[index] or "", "image": data_url(test[index].get("image")), "rows": rows}
             )
     page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = page.render(judged=judged, kinds=KINDS, cases=CASES, groups=groups, most=most)
     Path(path).write_text(text, encoding="utf-8")
 
 
-def sort_into_cases(predicted, references, train_tags, most: int) -> dict[str, list[int]]:
-    """Items of each case, at most `most`, each item in one case only."""
+def sort_into_cases(predicted, references, label_vocabulary, most: int) -> dict[str, list[int]]:
+    """Examples of each case, at most `most`, each example in one case only."""
     partners = {}
-    for tags in train_tags:
+    for tags in label_vocabulary:
         for tag in tags:
             partners.setdefault(tag, set()).update(tags)
     cases = {case: [] for case in CASES}
@@ -108,11 +110,11 @@ def spread_out(indices: list[int], most: int) -> list[int]:
     return indices if len(indices) <= most else [indices[place * len(indices) // most] for place in range(most)]
 
 
-def data_url(picture: Image.Image | None) -> str:
-    if picture is None:
+def data_url(image: Image.Image | None) -> str:
+    if image is None:
         return "data:,"
     buffer = io.BytesIO()
-    small = picture.convert("RGBA")
+    small = image.convert("RGBA")
     small.thumbnail((112, 112))
     small.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: F1 by training frequency, time against F1, and the tag frequencies of Figure 1."""
+"""Images of a comparison: F1 by training frequency, time against F1, and the tag frequencies of Figure 1."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +24,13 @@ STYLES = {
 }
 
 
-def write_pictures(
+def write_images(
     comparison: Mapping, train_counts: Mapping[str, int], test_counts: Mapping[str, int], folder: Path
 ) -> None:
     """
     Args:
         comparison: what `examples/compare.py` gathers.
-        train_counts, test_counts: items of each tag in the two splits.
+        train_counts, test_counts: examples of each tag in the two splits.
         folder: where `f1_by_frequency.png`, `time_and_f1.png` and `tag_frequencies.png` go.
     """
     plt.rcParams.update(
@@ -56,7 +56,7 @@ def f1_by_frequency(comparison: Mapping, path: Path) -> None:
     labels = [f"{g['from']}+" if g["to"] is None else f"{g['from']}–{g['to']}" for g in groups]
     labels = [f"{g['from']}" if g["from"] == g["to"] else label for g, label in zip(groups, labels)]
     axes.set_xticks(range(len(groups)), [f"{label}\n{g['tags']} tags" for g, label in zip(groups, labels)], fontsize=7)
-    axes.set(xlabel="training items of a tag", ylabel="F1 averaged over tags, %")
+    axes.set(xlabel="training examples of a tag", ylabel="F1 averaged over tags, %")
     axes.legend(frameon=False, fontsize=8, ncols=2)
     save(figure, path)
 
@@ -64,15 +64,15 @@ def f1_by_frequency(comparison: Mapping, path: Path) -> None:
 def time_and_f1(comparison: Mapping, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4))
     for row, entry in comparison["systems"].items():
-        if "seconds_per_item" in entry:
+        if "seconds_per_example" in entry:
             colour, marker = STYLES[row]
             axes.scatter(
-                1000 * entry["seconds_per_item"], entry["full_f1"], color=colour, marker=marker, s=55, label=row
+                1000 * entry["seconds_per_example"], entry["full_f1"], color=colour, marker=marker, s=55, label=row
             )
     axes.set_xscale("log")
     for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis(ScalarFormatter())
-    axes.set(xlabel="milliseconds an item, towers included (batches of 8)", ylabel="Full F1, %")
+    axes.set(xlabel="milliseconds an example, towers included (batches of 8)", ylabel="Full F1, %")
     if axes.collections:
         axes.legend(frameon=False, fontsize=8)
     save(figure, path)

@@ -3,7 +3,7 @@ r"""Says where a checkpoint loses: which tags it misses and why, and what oracle
     python examples/diagnose.py --checkpoint checkpoints/optsg-icon-small \
         --output results/icon_tagging/recipe/diagnosis.json
 
-All figures are of the validation items (losses of training items too), in parallel decoding. A picture of the misses
+All metrics are of the validation examples (losses of training examples too), in parallel decoding. An image of the misses
 is written beside the JSON.
 """
 
@@ -29,14 +29,14 @@ import matplotlib.pyplot as plt  # noqa: E402
 # What became of a ground-truth tag, the first that holds.
 FATES = {
     "found": "written, above the threshold",
-    "novel": "of no training item",
+    "novel": "of no training example",
     "too unlikely": "a candidate, below the threshold",
     "another was written": "some slot's alignment has it first, and the slot wrote another tag",
     "[PAD] won": "some slot's alignment has it first but for [PAD]",
     "no slot": "no slot's alignment has it first",
 }
 COUNTS = (0, 1, 2, 3, 5, 10, 25, 100)
-FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,88 +46,88 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="icon_tagging")
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--train_items", type=int, default=1024, help="training items whose loss is looked at")
+    parser.add_argument("--train_examples", type=int, default=1024, help="training examples whose loss is looked at")
     return parser.parse_args()
 
 
-def batches(items, collate, size: int, columns: tuple[str, ...], tag_sets: list[list[str]]):
-    for start in tqdm(range(0, len(items), size), leave=False):
-        rows = range(start, min(start + size, len(items)))
-        batch = [{name: items[row][name] for name in columns} | {"tags": tag_sets[row]} for row in rows]
+def batches(examples, collate, size: int, columns: tuple[str, ...], tag_sets: list[list[str]]):
+    for start in tqdm(range(0, len(examples), size), leave=False):
+        rows = range(start, min(start + size, len(examples)))
+        batch = [{name: examples[row][name] for name in columns} | {"tags": tag_sets[row]} for row in rows]
         yield rows, collate(batch)
 
 
-def losses(model, items, tag_sets, table, processor, size: int) -> dict[str, float]:
-    """Mean generation and alignment loss without dropout; tags that are in no training item are left out."""
+def losses(model, examples, tag_sets, table, processor, size: int) -> dict[str, float]:
+    """Mean generation and alignment loss without dropout; tags that are in no training example are left out."""
     known = [[tag for tag in tags if tag in table.index] for tags in tag_sets]
     rows = [row for row, tags in enumerate(known) if tags]
     collate = OPTSGDataCollator(processor, table)
-    subset, own = torch.utils.data.Subset(items, rows), [known[row] for row in rows]
+    subset, own = torch.utils.data.Subset(examples, rows), [known[row] for row in rows]
     sums = Counter()
     for part, batch in batches(subset, collate, size, ("frame_features", "title_features"), own):
         outputs = model(**batch)
-        for name in ("generation_loss", "alignment_loss", "set_loss"):
+        for name in ("generation_loss", "alignment_loss", "classifier_loss"):
             if outputs.get(name) is not None:
                 sums[name] += outputs[name].item() * len(part)
     return {name: round(total / len(rows), 4) for name, total in sums.items()}
 
 
 class Slots:
-    """What the slots of every validation item wrote, proposed and were aligned to."""
+    """What the slots of every validation example wrote, proposed and were aligned to."""
 
-    def __init__(self, model, processor, items, table, size: int):
+    def __init__(self, model, processor, examples, table, size: int):
         self.candidates, self.written, self.aligned, self.aligned_but_for_pad, self.similarity = [], [], [], [], []
         collate = OPTSGDataCollator(processor)
         tag_features = table.features.float()
-        for start in tqdm(range(0, len(items), size), leave=False):
-            rows = range(start, min(start + size, len(items)))
+        for start in tqdm(range(0, len(examples), size), leave=False):
+            rows = range(start, min(start + size, len(examples)))
             names = ("frame_features", "title_features")
-            batch = collate([{name: items[row][name] for name in names} for row in rows])
+            batch = collate([{name: examples[row][name] for name in names} for row in rows])
             outputs = model.generate(**batch, threshold=0.0, output_slots=True)
             for tags in processor.batch_decode(outputs):
                 self.candidates.append({tag["tag"]: tag["score"] for tag in tags})
             first = outputs.slot_tokens[:, :, 0]
             empty = outputs.pad_margins <= 0
-            for item, item_empty in zip(first, empty.tolist()):
-                texts = processor.tag_tokenizer.batch_decode(item, skip_special_tokens=True)
-                self.written.append([None if e or not t else t for t, e in zip(texts, item_empty)])
+            for example, example_empty in zip(first, empty.tolist()):
+                texts = processor.tag_tokenizer.batch_decode(example, skip_special_tokens=True)
+                self.written.append([None if e or not t else t for t, e in zip(texts, example_empty)])
             logits = model.tag_alignment.similarity(model(**batch).order_prompts, tag_features)
             self.similarity.append(logits.half())
             best = logits[..., :-1].argmax(dim=-1)
             wins = logits[..., :-1].amax(dim=-1) > logits[..., -1]
-            for item_best, item_wins in zip(best.tolist(), wins.tolist()):
-                tags = [table.tags[index] for index in item_best]
-                self.aligned.append([tag if won else None for tag, won in zip(tags, item_wins)])
+            for example_best, example_wins in zip(best.tolist(), wins.tolist()):
+                tags = [table.tags[index] for index in example_best]
+                self.aligned.append([tag if won else None for tag, won in zip(tags, example_wins)])
                 self.aligned_but_for_pad.append(tags)
         self.similarity = torch.cat(self.similarity)
 
 
-def fate(slots: Slots, item: int, tag: str, threshold: float, counts: Counter) -> str:
-    score = slots.candidates[item].get(tag)
+def fate(slots: Slots, example: int, tag: str, threshold: float, counts: Counter) -> str:
+    score = slots.candidates[example].get(tag)
     if score is not None and score >= threshold:
         return "found"
     if not counts[tag]:
         return "novel"
     if score is not None:
         return "too unlikely"
-    if tag in slots.aligned[item]:
+    if tag in slots.aligned[example]:
         return "another was written"
-    return "[PAD] won" if tag in slots.aligned_but_for_pad[item] else "no slot"
+    return "[PAD] won" if tag in slots.aligned_but_for_pad[example] else "no slot"
 
 
 def best_at(evaluator: TagEvaluator, predictions: list[dict[str, float]], threshold: float = 0.0) -> dict[str, float]:
     rows = [[{"tag": tag, "score": score} for tag, score in row.items()] for row in predictions]
-    figures = evaluator.score(rows, threshold)
-    return {name: figures[name] for name in FIGURES}
+    metrics = evaluator.score(rows, threshold)
+    return {name: metrics[name] for name in METRICS}
 
 
 def matched_oracle(slots: Slots, references, table) -> list[dict[str, float]]:
-    """Each item's tags of which the matching finds a slot that has the tag first in its alignment, but for [PAD] and
+    """Each example's tags of which the matching finds a slot that has the tag first in its alignment, but for [PAD] and
     for tags matched to other slots: what decoding would write if every slot wrote the tag it is aligned to."""
     found = []
-    for item, tags in enumerate(references):
+    for example, tags in enumerate(references):
         labels = torch.tensor([[table.index[tag] for tag in tags if tag in table.index]])
-        similarity = slots.similarity[item : item + 1].float()
+        similarity = slots.similarity[example : example + 1].float()
         labels = labels[:, : similarity.shape[1]]
         own = {}
         if labels.numel():
@@ -143,7 +143,7 @@ def diagnose(arguments) -> dict:
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint).eval()
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
     cached = arguments.cache_dir / "features"
-    chosen = np.random.default_rng(0).permutation(len(dataset["train"]))[: arguments.train_items]
+    chosen = np.random.default_rng(0).permutation(len(dataset["train"]))[: arguments.train_examples]
     some_of_train = dataset["train"].select(chosen)
     train, validation = (
         CachedFeatures(cache_tower_features(split, model.model, processor, cached))
@@ -164,9 +164,9 @@ def diagnose(arguments) -> dict:
         zip(tags, (len(ids) for ids in processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]))
     )
     by_count, by_length, total = {}, {}, Counter()
-    for item, row in enumerate(references):
+    for example, row in enumerate(references):
         for tag in row:
-            what = fate(slots, item, tag, threshold, counts)
+            what = fate(slots, example, tag, threshold, counts)
             total[what] += 1
             group = max(start for start in COUNTS if counts[tag] >= start)
             by_count.setdefault(group, Counter())[what] += 1
@@ -200,11 +200,11 @@ def diagnose(arguments) -> dict:
                 evaluator, matched_oracle(slots, references, table)
             ),
             "oracle: all candidates that are right": best_at(evaluator, right),
-            "oracle: every tag of the training items": best_at(evaluator, every),
+            "oracle: every tag of the training examples": best_at(evaluator, every),
         },
         "losses": {
-            "training items": losses(model, train, some_of_train["tags"], table, processor, arguments.batch_size),
-            "validation items": losses(model, validation, references, table, processor, arguments.batch_size),
+            "training examples": losses(model, train, some_of_train["tags"], table, processor, arguments.batch_size),
+            "validation examples": losses(model, validation, references, table, processor, arguments.batch_size),
         },
     } | environment()
 
@@ -212,7 +212,7 @@ def diagnose(arguments) -> dict:
 def draw(found: dict, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
     titles = {
-        "by_training_count": "training items of the tag, at least",
+        "by_training_count": "training examples of the tag, at least",
         "by_tokens": "tokens of the tag (5: or more)",
     }
     for axis, (key, title) in zip(axes, titles.items()):

@@ -5,8 +5,8 @@ r"""Fits trained systems to one operating point and scores them there.
 
 Full and Rare F1 are bought with micro F1, at another rate by each system: fitted for a mean of the two, systems end
 at different points of their curves, and one figure of them alone says little. Here each has the settings with the
-best Full F1 on validation items among those that keep micro F1 above the same floor; checkpoints stay as they are. A
-system that weighs slots against the item as a whole is fitted with each of the two alone as well.
+best Full F1 on validation examples among those that keep micro F1 above the same floor; checkpoints stay as they are. A
+system that weighs slots against the example as a whole is fitted with each of the two alone as well.
 """
 
 import argparse
@@ -19,31 +19,31 @@ from score import environment, novel_hits
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, TagEvaluator
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.calibration import fit_generation_config
-from modeling_optsg.evaluation.metrics import objective_value
+from modeling_optsg.evaluation.metrics import metric_value
 from modeling_optsg.evaluation.prediction import predict_tags
 
-FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1", "tags_per_item")
-# Of what a system with `slot_share` says.
-PARTS = {"item alone": 0.0, "slots alone": 1.0}
+METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1", "tags_per_example")
+# Of what a system with `slot_weight` says.
+PARTS = {"classifier alone": 0.0, "slots alone": 1.0}
 
 
 def best_of(tried: list[dict], setting: str, value: float, objective: str) -> dict | None:
     """The best of the fits that had a setting, `None` where none had."""
     own = [entry for entry in tried if entry.get(setting) == value]
-    return max(own, key=lambda entry: objective_value(entry["validation"], objective), default=None)
+    return max(own, key=lambda entry: metric_value(entry["validation"], objective), default=None)
 
 
 @torch.no_grad()
 def point_of(run: Path, arguments, dataset) -> dict:
     summary = json.loads((run / "training_summary.json").read_text(encoding="utf-8"))
     own = summary["arguments"]
-    system = SYSTEMS[own["system"]]
+    system = MODEL_TYPES[own["model_type"]]
     model = system.model.from_pretrained(run).eval()
     processor = OPTSGProcessor.from_pretrained(run)
-    items = {
+    examples = {
         split: CachedFeatures(
             cache_tower_features(dataset[split], model.model, processor, arguments.cache_dir / "features")
         )
@@ -52,41 +52,41 @@ def point_of(run: Path, arguments, dataset) -> dict:
     counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
     validation, test = (TagEvaluator(dataset[split]["tags"], counts) for split in ("validation", "test"))
     decoding = arguments.decoding if arguments.decoding in system.decodings else system.decodings[0]
-    system.set_search(model, own["alternatives"], own["proposals"])
+    system.set_search(model, own["num_return_sequences"], own["num_candidates"])
     fit = fit_generation_config(
         model,
         processor,
-        items["validation"],
+        examples["validation"],
         validation,
         decoding=decoding,
         objective=arguments.objective,
         grid=system.grid(arguments.pad_biases),
     )
     settings = {"decoding": decoding} if decoding else {}
-    predictions = predict_tags(model, processor, items["test"], progress=False, **settings)
+    predictions = predict_tags(model, processor, examples["test"], progress=False, **settings)
     scored = test.score(predictions)
     parts = {}
     for part, share in PARTS.items():
-        if best := best_of(fit["tried"], "slot_share", share, arguments.objective):
-            chosen = {name: best[name] for name in ("score_weights", "logit_adjustment", "threshold")}
-            alone = predict_tags(model, processor, items["test"], progress=False, **settings, **chosen)
+        if best := best_of(fit["tried"], "slot_weight", share, arguments.objective):
+            chosen = {name: best[name] for name in ("fusion_weights", "logit_adjustment", "threshold")}
+            alone = predict_tags(model, processor, examples["test"], progress=False, **settings, **chosen)
             if not share:
                 # Novel tags are the slots' alone.
                 alone = [[tag for tag in tags if not tag["novel"]] for tags in alone]
-            figures = test.score(alone)
+            metrics = test.score(alone)
             parts[part] = {
                 "settings": chosen,
-                "validation": {name: best["validation"][name] for name in FIGURES},
-                "test": {name: figures[name] for name in FIGURES},
+                "validation": {name: best["validation"][name] for name in METRICS},
+                "test": {name: metrics[name] for name in METRICS},
             }
     return {
-        "system": own["system"],
+        "model_type": own["model_type"],
         "seed": own["seed"],
-        "epochs": own["epochs"],
+        "num_train_epochs": own["num_train_epochs"],
         "decoding": decoding,
         "settings": {name: value for name, value in fit.items() if name not in ("tried", "validation")},
-        "validation": {name: fit["validation"][name] for name in FIGURES},
-        "test": {name: scored[name] for name in FIGURES},
+        "validation": {name: fit["validation"][name] for name in METRICS},
+        "test": {name: scored[name] for name in METRICS},
         "novel": novel_hits(predictions, dataset["test"]["tags"]),
         **({"parts": parts} if parts else {}),
     }

@@ -1,15 +1,15 @@
-r"""Runs the ladder of changes, the learning curves in items and in time, or a second data set: many trainings of one
+r"""Runs the ladder of changes, the learning curves in examples and in time, or a second data set: many trainings of one
 preset, each with one thing changed, gathered in one JSON and one table.
 
-    python examples/recipe.py ladder --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
-    python examples/recipe.py curves --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
-    python examples/recipe.py time --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe
-    python examples/recipe.py second --preset examples/presets/optsg-icon-small.json --work_dir runs/recipe \
+    python examples/recipe.py ladder --config examples/configs/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py curves --config examples/configs/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py time --config examples/configs/optsg-icon-small.json --work_dir runs/recipe
+    python examples/recipe.py second --config examples/configs/optsg-icon-small.json --work_dir runs/recipe \
         --dataset data/glyphs
 
-The ladder's rows are in `presets/recipe_rows.json`; they are trained on a share of the items and compared on the
+The ladder's rows are in `presets/recipe_rows.json`; they are trained on a share of the examples and compared on the
 validation split alone. The curves and the second data set are scored on the test split too, with settings fitted on
-validation items. The curve in time is of trainings of 5 to 40 epochs of one share of the items, each with a schedule
+validation examples. The curve in time is of trainings of 5 to 40 epochs of one share of the examples, each with a schedule
 of its own. What is there already is not done again.
 """
 
@@ -28,15 +28,15 @@ from score import environment, novel_hits
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, TagEvaluator
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.prediction import predict_tags
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-ROWS = Path(__file__).with_name("presets") / "recipe_rows.json"
-FIGURES = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+ROWS = Path(__file__).with_name("configs") / "recipe_rows.json"
+METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 SHARES = (0.125, 0.25, 0.5, 1.0)
 LENGTHS = (5, 10, 20, 40)
 COMPARED = ("op-tsg", "asy")
@@ -44,17 +44,17 @@ COMPARED = ("op-tsg", "asy")
 OBJECTIVE = "full_f1+micro_f1"
 LINES = (
     ("OP-TSG", "op-tsg", "parallel"),
-    ("its classifier alone", "op-tsg", "parallel, item alone"),
+    ("its classifier alone", "op-tsg", "parallel, classifier alone"),
     ("ASY", "asy", "only"),
 )
-ITEMS = (2000, 4000, 8000, 16000)
+EXAMPLES = (2000, 4000, 8000, 16000)
 MINUTES = (1, 2, 4, 8, 16, 32)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("ladder", "curves", "time", "second"))
-    parser.add_argument("--preset", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--work_dir", type=Path, required=True, help="where checkpoints are kept, or already lie")
     parser.add_argument("--results_dir", type=Path, default=Path("results/icon_tagging/recipe"))
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
@@ -62,9 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="only these; all that there are if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--train_share", type=float, default=0.25, help="of the items, for the ladder and the curve in time"
+        "--train_ratio", type=float, default=0.25, help="of the examples, for the ladder and the curve in time"
     )
-    parser.add_argument("--epochs", type=float, default=10.0, help="of the ladder's rows")
+    parser.add_argument("--num_train_epochs", type=float, default=10.0, help="of the ladder's rows")
     return parser.parse_args()
 
 
@@ -73,30 +73,30 @@ def planned(arguments) -> dict[str, dict]:
     if arguments.what == "ladder":
         rows = json.loads(ROWS.read_text(encoding="utf-8"))
         for row in rows.values():
-            shorter = {"train_share": arguments.train_share, "epochs": arguments.epochs}
+            shorter = {"train_ratio": arguments.train_ratio, "num_train_epochs": arguments.num_train_epochs}
             row["arguments"] = shorter | row.get("arguments", {})
     elif arguments.what == "curves":
         rows = {
             f"{system}-{share}": {
-                "what": f"{system}, {100 * share:g} % of the items",
-                "arguments": {"system": system, "train_share": share},
+                "what": f"{system}, {100 * share:g} % of the examples",
+                "arguments": {"model_type": system, "train_ratio": share},
             }
             for share in SHARES
             for system in COMPARED
         }
         rows["linear-asy"] = {
             "what": "asy as published: a linear layer, classes not tied to text",
-            "arguments": {"system": "asy"},
-            "config": {"text_classes": False},
+            "arguments": {"model_type": "asy"},
+            "config_overrides": {"cosine_classifier": False},
         }
     elif arguments.what == "time":
-        usual = json.loads(arguments.preset.read_text(encoding="utf-8"))["epochs"]
-        share = arguments.train_share
+        usual = json.loads(arguments.config.read_text(encoding="utf-8"))["num_train_epochs"]
+        share = arguments.train_ratio
         rows = {
             # A training of the preset's length is the learning curve's.
             f"{system}-{share}" + (f"-{epochs}-epochs" if epochs != usual else ""): {
-                "what": f"{system}, {epochs} epochs of {100 * share:g} % of the items",
-                "arguments": {"system": system, "train_share": share, "epochs": epochs},
+                "what": f"{system}, {epochs} epochs of {100 * share:g} % of the examples",
+                "arguments": {"model_type": system, "train_ratio": share, "num_train_epochs": epochs},
             }
             for epochs in LENGTHS
             for system in COMPARED
@@ -107,7 +107,7 @@ def planned(arguments) -> dict[str, dict]:
         rows = {
             f"second-{system}": {
                 "what": f"{system} on another data set",
-                "arguments": {"system": system, "dataset": arguments.dataset},
+                "arguments": {"model_type": system, "dataset": arguments.dataset},
             }
             for system in COMPARED
         }
@@ -119,13 +119,13 @@ def planned(arguments) -> dict[str, dict]:
 def train(arguments, name: str, row: dict, seed: int) -> tuple[Path, str]:
     """Trains a row unless it is trained; its folder, and the command as anybody would type it."""
     folder = arguments.work_dir / f"{name}-seed{seed}"
-    command = ["--preset", arguments.preset, "--seed", seed]
+    command = ["--config", arguments.config, "--seed", seed]
     for argument, value in row.get("arguments", {}).items():
         command += [f"--{argument}", value]
     if "config" in row:
-        config = json.loads(arguments.preset.read_text(encoding="utf-8"))["config"] | row["config"]
-        command += ["--config", json.dumps(config)]
-    # Where the pictures lay is nobody else's business.
+        config = json.loads(arguments.config.read_text(encoding="utf-8"))["config_overrides"] | row["config_overrides"]
+        command += ["--config_overrides", json.dumps(config)]
+    # Where the images lay is nobody else's business.
     names = [Path(part).name if part == arguments.dataset else part for part in command]
     shown = shlex.join(map(str, ["python", "examples/train.py", *names]))
     if not (folder / "training_summary.json").exists():
@@ -140,40 +140,44 @@ def run(command: list[str]) -> None:
 
 
 @torch.no_grad()
-def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
-    """A run's figures: those of the training summary, and for what is scored on test those of the test items."""
+def metrics_of(arguments, folder: Path, row: dict, seed: int) -> dict:
+    """A run's metrics: those of the training summary, and for what is scored on test those of the test examples."""
     summary = json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
     fits, alone = summary["fits"], {}
     for decoding, fit in fits.items():
         tried = fit.pop("tried")
-        # What the slots say alone, the item as a whole alone, and both with rare tags not favoured.
-        parts = {"slots": ("slot_share", 1.0), "item": ("slot_share", 0.0), "unadjusted": ("logit_adjustment", 0.0)}
+        # What the slots say alone, the example as a whole alone, and both with rare tags not favoured.
+        parts = {
+            "slots": ("slot_weight", 1.0),
+            "classifier": ("slot_weight", 0.0),
+            "unadjusted": ("logit_adjustment", 0.0),
+        }
         for part, (setting, value) in parts.items():
             if best := best_of(tried, setting, value, OBJECTIVE):
-                fit[part] = {name: best["validation"][name] for name in FIGURES}
+                fit[part] = {name: best["validation"][name] for name in METRICS}
         # The classifier inside OP-TSG, its slots ignored: it has parameters of its own, so this is ASY with every
         # improvement that applies to it, at the same length. The decoding makes no difference to it.
-        if not alone and (best := best_of(tried, "slot_share", 0.0, OBJECTIVE)):
-            settings = ("score_weights", "logit_adjustment", "threshold")
+        if not alone and (best := best_of(tried, "slot_weight", 0.0, OBJECTIVE)):
+            settings = ("fusion_weights", "logit_adjustment", "threshold")
             alone = {"decoding": decoding} | {name: best[name] for name in settings}
     history = summary["history"]
     found = {
         "seed": seed,
-        "items": summary["items"]["train"],
-        "epochs": summary["arguments"]["epochs"],
-        "seconds_per_epoch": round(summary["training_seconds"] / summary["arguments"]["epochs"], 1),
+        "examples": summary["examples"]["train"],
+        "num_train_epochs": summary["arguments"]["num_train_epochs"],
+        "seconds_per_epoch": round(summary["training_seconds"] / summary["arguments"]["num_train_epochs"], 1),
         "losses": {name: value for name, value in history[-1].items() if name.endswith("loss")} if history else {},
         "validation": fits,
     }
     if arguments.what == "ladder":
         return found | environment()
-    system = SYSTEMS[row["arguments"]["system"]]
+    system = MODEL_TYPES[row["arguments"]["model_type"]]
     dataset = load_tagging_dataset(arguments.dataset or "icon_tagging")
     model = system.model.from_pretrained(folder).eval()
     processor = OPTSGProcessor.from_pretrained(folder)
     cached = cache_tower_features(dataset["test"], model.model, processor, arguments.cache_dir / "features")
     references = dataset["test"]["tags"]
-    # A share of the items knows a share of the tags; every row is judged on the tags of all training items.
+    # A share of the examples knows a share of the tags; every row is judged on the tags of all training examples.
     counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
     evaluator = TagEvaluator(references, counts)
     found["test"] = {}
@@ -186,7 +190,7 @@ def figures_of(arguments, folder: Path, row: dict, seed: int) -> dict:
     if alone:
         predictions = predict_tags(model, processor, CachedFeatures(cached), progress=False, **alone)
         predictions = [[tag for tag in tags if not tag["novel"]] for tags in predictions]
-        found["test"][f"{alone['decoding']}, item alone"] = evaluator.score(predictions) | {"settings": alone}
+        found["test"][f"{alone['decoding']}, classifier alone"] = evaluator.score(predictions) | {"settings": alone}
     return found | environment()
 
 
@@ -200,7 +204,7 @@ def table(rows: dict[str, dict], split: str) -> str:
             run["validation"][decoding]["validation"] if split == "validation" else run["test"][decoding]
             for run in runs
         ]
-        means = [f"{sum(f[figure] for f in own) / len(own):.1f}" for figure in FIGURES]
+        means = [f"{sum(f[figure] for f in own) / len(own):.1f}" for figure in METRICS]
         seconds = sum(run["seconds_per_epoch"] for run in runs) / len(runs)
         cells = [name, row["what"], ", ".join(str(run["seed"]) for run in runs), *means, f"{seconds:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -208,13 +212,13 @@ def table(rows: dict[str, dict], split: str) -> str:
 
 
 def draw_curves(rows: dict[str, dict], path: Path, against: str) -> None:
-    """Test figures against `items` or training `minutes`, a line for each of `LINES`."""
-    figure, axes = plt.subplots(1, len(FIGURES), figsize=(14, 3.4), sharex=True)
+    """Test metrics against `examples` or training `minutes`, a line for each of `LINES`."""
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(14, 3.4), sharex=True)
 
     def place(run: dict) -> float:
-        return run["items"] if against == "items" else run["seconds_per_epoch"] * run["epochs"] / 60
+        return run["examples"] if against == "examples" else run["seconds_per_epoch"] * run["num_train_epochs"] / 60
 
-    for axis, name in zip(axes, FIGURES):
+    for axis, name in zip(axes, METRICS):
         for label, system, decoding in LINES:
             own = [row["runs"] for key, row in rows.items() if key.startswith(f"{system}-")]
             points = sorted(
@@ -228,8 +232,8 @@ def draw_curves(rows: dict[str, dict], path: Path, against: str) -> None:
             if points:
                 axis.plot(*zip(*points), marker="o", label=label)
         axis.set(xscale="log", title=name.replace("_f1", " F1, test"), xlabel=f"training {against}")
-        if against == "items":
-            axis.set_xticks(ITEMS, labels=[f"{items // 1000}k" for items in ITEMS], minor=False)
+        if against == "examples":
+            axis.set_xticks(EXAMPLES, labels=[f"{examples // 1000}k" for examples in EXAMPLES], minor=False)
         else:
             axis.set_xticks(MINUTES, labels=map(str, MINUTES), minor=False)
         axis.set_xticks([], minor=True)
@@ -249,7 +253,7 @@ def main() -> None:
             path = runs_dir / f"{name}-seed{seed}.json"
             if not path.exists():
                 folder, command = train(arguments, name, row, seed)
-                result = {"row": name, "command": command} | figures_of(arguments, folder, row, seed)
+                result = {"row": name, "command": command} | metrics_of(arguments, folder, row, seed)
                 path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     arguments.rows = None
     gathered = {}
@@ -263,7 +267,7 @@ def main() -> None:
     (arguments.results_dir / f"{arguments.what}.md").write_text(text, encoding="utf-8")
     print(text)
     if arguments.what in ("curves", "time"):
-        name, against = ("learning_curves", "items") if arguments.what == "curves" else ("time_curves", "minutes")
+        name, against = ("learning_curves", "examples") if arguments.what == "curves" else ("time_curves", "minutes")
         draw_curves(gathered, arguments.results_dir / f"{name}.png", against)
 
 

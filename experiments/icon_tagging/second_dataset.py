@@ -1,8 +1,8 @@
-"""Builds a folder of tagged pictures on which nothing was tuned: Carbon icons, Ionicons, and emoji drawn by Twemoji
+"""Builds a folder of tagged images on which nothing was tuned: Carbon icons, Ionicons, and emoji drawn by Twemoji
 with the keywords of emojilib. None of them is in icon-tagging.
 
     python examples/second_dataset.py --output data/glyphs
-    accelerate launch examples/train.py --preset examples/presets/optsg-icon-small.json --dataset data/glyphs \\
+    accelerate launch examples/train.py --config examples/configs/optsg-icon-small.json --dataset data/glyphs \\
         --output_dir runs/glyphs
 
 The packages are installed by npm at pinned versions. Splits are made as icon-tagging makes them: by the words of the
@@ -62,7 +62,7 @@ def install(folder: Path) -> Path:
         subprocess.CalledProcessError: npm failed; what it said is on the error stream.
     """
     if shutil.which("npm") is None:
-        raise FileNotFoundError("npm is not on the PATH, and the pictures come from npm packages: install Node.js.")
+        raise FileNotFoundError("npm is not on the PATH, and the images come from npm packages: install Node.js.")
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
     command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *wanted]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -78,21 +78,21 @@ def main() -> None:
         node_modules = install(Path(work))
         icons = [icon for read in (read_carbon, read_ionicons, read_emoji) for icon in read(node_modules)]
         icons = [icon._replace(tags=tags) for icon in icons if (tags := clean_tags(icon.tags))]
-        pictures, failed = render_files([icon.svg for icon in icons], Path(work) / "png")
+        images, failed = render_files([icon.svg for icon in icons], Path(work) / "png")
         rows = {"train": [], "validation": [], "test": []}
-        for icon, picture in zip(icons, pictures, strict=True):
-            if picture is not None:
+        for icon, image in zip(icons, images, strict=True):
+            if image is not None:
                 name = f"{icon.source}-{icon.name}.png"
                 split = split_of(icon.title)
                 row = {"file_name": name, "title": icon.title, "tags": icon.tags, "source": icon.source}
                 rows[split].append(row)
                 (arguments.output / split).mkdir(exist_ok=True)
-                shutil.copy(picture, arguments.output / split / name)
+                shutil.copy(image, arguments.output / split / name)
     for split, own in rows.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in own)
         (arguments.output / split / "metadata.jsonl").write_text(lines, encoding="utf-8")
         tags = Counter(tag for row in own for tag in row["tags"])
-        print(f"{split}: {len(own)} pictures, {len(tags)} tags, {tags.total() / max(len(own), 1):.1f} a picture")
+        print(f"{split}: {len(own)} images, {len(tags)} tags, {tags.total() / max(len(own), 1):.1f} an image")
     if failed:
         print(f"{len(failed)} drawings could not be drawn and are left out.")
 

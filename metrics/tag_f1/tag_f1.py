@@ -1,4 +1,4 @@
-"""Per-tag F1 averaged over the evaluated tags (Full / Rare / Common), micro and per-item figures, and figures at k."""
+"""Per-tag F1 averaged over the evaluated tags (Full / Rare / Common), micro and per-item metrics, and metrics at k."""
 
 import datasets
 import evaluate
@@ -6,26 +6,26 @@ import evaluate
 from modeling_optsg.evaluation.metrics import TagEvaluator, checked_tag_sets, normalize_tag
 
 _DESCRIPTION = """
-F1 of free-form tags as in the OP-TSG paper: computed per tag over the items, and averaged over the evaluated tags,
-those that training and reference items both have. Rare and common tags are told apart by their training count.
+F1 of free-form tags as in the OP-TSG paper: computed per tag over the examples, and averaged over the evaluated tags,
+those that training and reference examples both have. Rare and common tags are told apart by their training count.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: for each item its predicted tags, a list of str, best first, each once.
-    references: for each item its ground-truth tags, a list of str, each once.
-    train_counts: dict from each training tag to its number of training items.
+    predictions: for each example its predicted tags, a list of str, best first, each once.
+    references: for each example its ground-truth tags, a list of str, each once.
+    train_counts: dict from each training tag to its number of training examples.
     common_count: training count from which a tag is common (25).
     ks: of the precision and recall at k ([1, 5, 10]).
     normalize: compare tags without differences of case, width and spaces (False: exactly as they are written). Tags of
-        an item that become the same then count once, training counts of such tags are added up.
+        an example that become the same then count once, training counts of such tags are added up.
 
 Returns:
-    full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, item_precision, item_recall, item_f1,
-    novel_share, precision_at_k and recall_at_k in percent, tags_per_item, and evaluated_tags, their number.
+    full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, example_precision, example_recall, example_f1,
+    novel_ratio, precision_at_k and recall_at_k in percent, tags_per_example, and evaluated_tags, their number.
 
 Raises:
-    ValueError: a tag is listed twice for an item; there are not as many predictions as references; no reference tag is
+    ValueError: a tag is listed twice for an example; there are not as many predictions as references; no reference tag is
         a training tag.
 """
 
@@ -56,5 +56,5 @@ class TagF1(evaluate.Metric):
             train_counts = merged
         evaluator = TagEvaluator(references, train_counts, common_count)
         scored = [[{"tag": tag, "score": 1.0} for tag in tags] for tags in predictions]
-        figures = evaluator.score(scored) | evaluator.at_k(scored, list(ks))
-        return figures | {"evaluated_tags": len(evaluator.evaluated_tags)}
+        metrics = evaluator.score(scored) | evaluator.at_k(scored, list(ks))
+        return metrics | {"evaluated_tags": len(evaluator.evaluated_tags)}

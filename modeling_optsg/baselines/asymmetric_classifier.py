@@ -13,20 +13,20 @@ from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode, plain_settings
 from modeling_optsg.modeling_optsg import ABSENT_BIAS, OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.tag_classifier import (
-    SimilarityClassifier,
-    TagClasses,
+    CosineClassifier,
+    LabelVocabulary,
     asymmetric_loss,
-    check_class_labels,
-    present_tags,
+    check_tag_ids,
+    multi_hot_targets,
 )
-from modeling_optsg.tag_ranking import collect_tags
+from modeling_optsg.tag_ranking import rank_tags
 
 
 @dataclass
 class ASYOutput(ModelOutput):
     """
     Args:
-        loss: scalar, the asymmetric loss summed over the classes and averaged over the items.
+        loss: scalar, the asymmetric loss summed over the classes and averaged over the examples.
         logits: `[batch, num_tag_classes]`; their sigmoid is each tag's probability.
     """
 
@@ -38,7 +38,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and every
     tag's weights give it a probability. It cannot write a tag it has not seen.
 
-    With `text_classes` the item's summary is compared with every tag ([`SimilarityClassifier`]), and what the queries
+    With `cosine_classifier` the example's summary is compared with every tag ([`CosineClassifier`]), and what the queries
     find is added by a share that is learned and begins at none; without, a linear layer classifies what the queries
     find, as in the paper.
     """
@@ -48,14 +48,14 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     def __init__(self, config: ASYConfig):
         super().__init__(config)
         self.model = OPTSGModel(config)
-        self.dropout = nn.Dropout(config.set_dropout if config.text_classes else config.dropout)
-        if config.text_classes:
-            self.classifier = SimilarityClassifier(config, config.num_tag_classes)
+        self.dropout = nn.Dropout(config.classifier_dropout if config.cosine_classifier else config.dropout)
+        if config.cosine_classifier:
+            self.classifier = CosineClassifier(config, config.num_tag_classes)
             # Normalised, what the queries find is far larger than the summary, and at first it says nothing.
-            self.found_share = nn.Parameter(torch.zeros(1))
+            self.query_gate = nn.Parameter(torch.zeros(1))
         else:
             self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
-        self.tag_classes = TagClasses(config)
+        self.label_vocabulary = LabelVocabulary(config)
         self.post_init()
         self.generation_config = GenerationConfig(threshold=0.0)
 
@@ -64,12 +64,12 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if module is getattr(self, "classifier", None):
             init.constant_(module.bias, ABSENT_BIAS)
-        if module is self and self.config.text_classes:
-            init.zeros_(self.found_share)
+        if module is self and self.config.cosine_classifier:
+            init.zeros_(self.query_gate)
 
-    def set_tag_classes(self, input_ids, counts=None) -> None:
-        """Says which tag each class is; see [`TagClasses.set_tags`]."""
-        self.tag_classes.set_tags(input_ids, counts)
+    def set_label_vocabulary(self, input_ids, counts=None) -> None:
+        """Says which tag each class is; see [`LabelVocabulary.set_tags`]."""
+        self.label_vocabulary.set_tags(input_ids, counts)
 
     def forward(
         self,
@@ -81,18 +81,18 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        item_seeds: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> ASYOutput:
         """
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             tag_ids: `[tags]`, the class of each tag of the batch.
-            labels: `[batch, most tags of an item]`, indices of each item's tags in `tag_ids`, -100 where none is.
-            item_seeds: see [`OPTSGModel`].
+            labels: `[batch, most tags of an example]`, indices of each example's tags in `tag_ids`, -100 where none is.
+            example_seeds: see [`OPTSGModel`].
 
         Raises:
-            ValueError: an item cannot be read, or `labels` come without `tag_ids` or name a class there is not.
+            ValueError: an example cannot be read, or `labels` come without `tag_ids` or name a class there is not.
         """
         outputs = self.model(
             pixel_values=pixel_values,
@@ -101,19 +101,19 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
-            item_seeds=item_seeds,
+            example_seeds=example_seeds,
         )
         found = outputs.order_prompts.mean(dim=1)
-        if self.config.text_classes and outputs.summary is not None:
-            found = self.found_share * found + outputs.summary
+        if self.config.cosine_classifier and outputs.prompt_pooler_output is not None:
+            found = self.query_gate * found + outputs.prompt_pooler_output
         logits = self.classifier(self.dropout(found))
         if labels is None:
             return ASYOutput(logits=logits)
-        check_class_labels(tag_ids, len(self.tag_classes))
+        check_tag_ids(tag_ids, len(self.label_vocabulary))
         config = self.config
-        targets = present_tags(labels, tag_ids, logits.shape[1])
+        targets = multi_hot_targets(labels, tag_ids, logits.shape[1])
         loss = asymmetric_loss(
-            logits.float(), targets, config.gamma_negative, config.gamma_positive, config.probability_shift
+            logits.float(), targets, config.asl_gamma_negative, config.asl_gamma_positive, config.asl_margin
         )
         return ASYOutput(loss=loss, logits=logits)
 
@@ -127,12 +127,12 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         generation_config=None,
         **inputs,
     ) -> OPTSGGenerateOutput:
-        """Each item's tags by falling probability.
+        """Each example's tags by falling probability.
 
         Args:
             threshold: tags with a smaller probability are left out.
-            max_tags: at most so many tags an item; 100 if not given, of which a threshold of any use keeps few.
-            logit_adjustment: see [`TagClasses.adjust`]; 0 if not given.
+            max_tags: at most so many tags an example; 100 if not given, of which a threshold of any use keeps few.
+            logit_adjustment: see [`LabelVocabulary.adjust`]; 0 if not given.
             generation_config: instead of the model's.
             inputs: of [`forward`], without labels.
         """
@@ -140,10 +140,10 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             self, generation_config, threshold=threshold, max_tags=max_tags, logit_adjustment=logit_adjustment
         )
         with evaluation_mode(self):
-            logits = self.tag_classes.adjust(self(**inputs).logits.float(), settings["logit_adjustment"])
+            logits = self.label_vocabulary.adjust(self(**inputs).logits.float(), settings["logit_adjustment"])
         log_probs, classes = F.logsigmoid(logits).topk(min(settings["max_tags"] or 100, logits.shape[1]), dim=1)
-        tokens = self.tag_classes.of(classes)[:, :, None]
-        collected = collect_tags(
+        tokens = self.label_vocabulary.of(classes)[:, :, None]
+        collected = rank_tags(
             tokens, log_probs[:, :, None], settings["threshold"], settings["max_tags"], self.config.tag_pad_token_id
         )
         return OPTSGGenerateOutput(sequences=collected.sequences, tag_scores=collected.tag_scores)

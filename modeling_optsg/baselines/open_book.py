@@ -14,7 +14,7 @@ from modeling_optsg.layers import TransformerLayer
 from modeling_optsg.modeling_optsg import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.sampled_softmax import sample_classes
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence, TagDecoder
-from modeling_optsg.tag_ranking import collect_tags
+from modeling_optsg.tag_ranking import rank_tags
 
 
 @dataclass
@@ -39,7 +39,7 @@ class OpenBookOutput(ModelOutput):
 class OpenBookGenerateOutput(OPTSGGenerateOutput):
     """
     Args:
-        copy_gate: `[batch]`, the mean over an item's written tokens of the share that was copied; `None` without a
+        copy_gate: `[batch]`, the mean over an example's written tokens of the share that was copied; `None` without a
             book.
     """
 
@@ -56,7 +56,7 @@ class TagCopier(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layer = TransformerLayer(config)
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.gate = nn.Linear(config.hidden_size, 1)
 
     def read(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -71,8 +71,8 @@ class TagCopier(nn.Module):
 
     def point(self, hidden_states, book, book_mask) -> tuple[torch.Tensor, torch.Tensor]:
         """Where to copy from, `[batch, length, book length]`, and how much, the gate `[batch, length]`; both 0 for an
-        item without a book. Arguments as in [`forward`]."""
-        scores = self.query(hidden_states) @ book.transpose(1, 2) * self.config.hidden_size**-0.5
+        example without a book. Arguments as in [`forward`]."""
+        scores = self.q_proj(hidden_states) @ book.transpose(1, 2) * self.config.hidden_size**-0.5
         scores = scores.float().masked_fill(~book_mask[:, None], torch.finfo(torch.float32).min)
         has_book = book_mask.any(dim=1)[:, None]
         pointer = scores.softmax(dim=-1) * has_book[..., None]
@@ -96,8 +96,8 @@ class TagCopier(nn.Module):
 
 class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     """Retrieve-copy-generate on OP-TSG's own rooms: one slot holds the sequence `y_1 [SEP] y_2 [SEP] … [PAD]` of all
-    tags, and a gate mixes the vocabulary with the tokens of the tags of similar training items. Without a book
-    (`num_book_items=0`) it is the plain one-sequence generator.
+    tags, and a gate mixes the vocabulary with the tokens of the tags of similar training examples. Without a book
+    (`num_book_examples=0`) it is the plain one-sequence generator.
 
     Retrieval is the work of a [`TagBook`]; the model takes the retrieved tags' tokens.
     """
@@ -108,9 +108,9 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     def __init__(self, config: OpenBookConfig):
         super().__init__(config)
         self.model = OPTSGModel(config)
-        self.tag_decoder = TagDecoder(config, longest_slot=config.max_sequence_tokens)
+        self.tag_decoder = TagDecoder(config, max_slot_tokens=config.max_sequence_tokens)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
-        self.copier = TagCopier(config) if config.num_book_items else None
+        self.copier = TagCopier(config) if config.num_book_examples else None
         self.post_init()
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
 
@@ -139,7 +139,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         tag_input_ids: torch.Tensor | None = None,
         tag_lengths: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        item_seeds: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
         **kwargs,
     ) -> OpenBookOutput:
         """The training loss; to write tags call `generate`.
@@ -147,11 +147,11 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             book_input_ids: `[batch, book length]`, tokens of the retrieved tags; `book_mask`: true for real ones. An
-                item may have none.
-            tag_input_ids, tag_lengths, labels, item_seeds: see [`OPTSGForTagGeneration.forward`].
+                example may have none.
+            tag_input_ids, tag_lengths, labels, example_seeds: see [`OPTSGForTagGeneration.forward`].
 
         Raises:
-            ValueError: an item cannot be read, labels or their tags are missing, or a book is given to a model without
+            ValueError: an example cannot be read, labels or their tags are missing, or a book is given to a model without
                 one.
         """
         if labels is None or tag_input_ids is None or tag_lengths is None:
@@ -163,7 +163,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             title_features=title_features,
             attention_mask=attention_mask,
-            item_seeds=item_seeds,
+            example_seeds=example_seeds,
         )
         book = self._open(book_input_ids, book_mask)
         memory, memory_mask = self._with_book(inputs, book)
@@ -210,7 +210,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         if book_input_ids is None:
             return None
         if self.copier is None:
-            raise ValueError("This model has num_book_items=0: it takes no book_input_ids.")
+            raise ValueError("This model has num_book_examples=0: it takes no book_input_ids.")
         if book_input_ids.shape[1] > self.config.max_book_tokens:
             raise ValueError(
                 f"The retrieved tags have {book_input_ids.shape[1]} tokens; this model reads at most max_book_tokens="
@@ -236,12 +236,12 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         return self.copier(hidden_states, logits, tokens, input_ids, mask)
 
     def _one_sequence(self, tag_input_ids, tag_lengths, labels) -> SlotSequence:
-        """All tags of an item in one slot, each ended by [SEP], the whole by [PAD]. Tags that would make it longer
+        """All tags of an example in one slot, each ended by [SEP], the whole by [PAD]. Tags that would make it longer
         than `max_sequence_tokens` are left out."""
         sep, end, room = self.config.tag_sep_token_id, self.config.tag_pad_token_id, self.config.max_sequence_tokens
         rows = []
-        for item_labels in labels.tolist():
-            tags = [label for label in item_labels if label >= 0]
+        for example_labels in labels.tolist():
+            tags = [label for label in example_labels if label >= 0]
             if self.training and self.config.tag_order == "shuffled":
                 tags = [tags[place] for place in torch.randperm(len(tags)).tolist()]
             tokens = []
@@ -280,7 +280,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         max_tags: int | None = None,
         generation_config: GenerationConfig | None = None,
     ) -> OpenBookGenerateOutput:
-        """Writes each item's tags greedily, one sequence an item.
+        """Writes each example's tags greedily, one sequence an example.
 
         A tag's score is the product of its tokens' probabilities given all tags before it; a tag written twice is
         listed once, with the larger.
@@ -289,7 +289,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             pixel_values, …, attention_mask, book_input_ids, book_mask: see [`forward`].
             threshold: tags with a smaller probability are left out.
             pad_bias: added to the logit of the sequence's end where a tag may begin.
-            max_tags: at most so many tags an item.
+            max_tags: at most so many tags an example.
             generation_config: instead of the model's.
         """
         settings = plain_settings(self, generation_config, threshold=threshold, pad_bias=pad_bias, max_tags=max_tags)
@@ -308,7 +308,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
                 inputs.order_prompts.mean(dim=1), memory, memory_mask, book, settings["pad_bias"]
             )
         tokens, log_probs = self._pack(written, memory.device)
-        collected = collect_tags(
+        collected = rank_tags(
             tokens[:, None],
             log_probs[:, None],
             settings["threshold"],
@@ -318,18 +318,18 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         return OpenBookGenerateOutput(**vars(collected), copy_gate=gates)
 
     def _write_sequences(self, prompts, memory, memory_mask, book, pad_bias):
-        """For each item its tags as `(tokens, log-probability)`, and the mean copy gate."""
+        """For each example its tags as `(tokens, log-probability)`, and the mean copy gate."""
         config, decoder = self.config, self.tag_decoder
         sep, end, batch = config.tag_sep_token_id, config.tag_pad_token_id, len(prompts)
         device = prompts.device
-        items = torch.arange(batch, device=device)
+        examples = torch.arange(batch, device=device)
         keys_values = decoder.memory_keys_values(memory)
         cache = [None] * len(decoder.layers)
         token = torch.full((batch,), end, device=device)
         open_tags, open_log_probs = [[] for _ in range(batch)], [0.0] * batch
         written = [[] for _ in range(batch)]
         gate_sums, steps = torch.zeros(batch, device=device), torch.zeros(batch, device=device)
-        active = items
+        active = examples
         for place in range(config.max_sequence_tokens):
             rows = SlotRows(active, batch)
             position = torch.full_like(active, place)
@@ -341,9 +341,9 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
                 gate_sums[active] += gate[:, 0]
                 steps[active] += 1
             scores = log_probs.clone()
-            fresh = torch.tensor([not open_tags[item] for item in active.tolist()], device=device)
+            fresh = torch.tensor([not open_tags[example] for example in active.tolist()], device=device)
             longest = torch.tensor(
-                [len(open_tags[item]) == config.max_tag_tokens for item in active.tolist()], device=device
+                [len(open_tags[example]) == config.max_tag_tokens for example in active.tolist()], device=device
             )
             scores[:, end] = torch.where(fresh, scores[:, end] + pad_bias, -torch.inf)
             scores[:, sep] = scores[:, sep].masked_fill(fresh, -torch.inf)
@@ -353,13 +353,13 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             token = scores.argmax(dim=-1)
             gained = log_probs.gather(1, token[:, None])[:, 0].tolist()
             going_on = []
-            for row, (item, drawn) in enumerate(zip(active.tolist(), token.tolist())):
-                open_log_probs[item] += gained[row]
+            for row, (example, drawn) in enumerate(zip(active.tolist(), token.tolist())):
+                open_log_probs[example] += gained[row]
                 if drawn == sep:
-                    written[item].append((open_tags[item], open_log_probs[item]))
-                    open_tags[item], open_log_probs[item] = [], 0.0
+                    written[example].append((open_tags[example], open_log_probs[example]))
+                    open_tags[example], open_log_probs[example] = [], 0.0
                 elif drawn != end:
-                    open_tags[item].append(drawn)
+                    open_tags[example].append(drawn)
                 if drawn != end:
                     going_on.append(row)
             if not going_on:
@@ -374,10 +374,10 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         longest = max((len(tokens) for tags in written for tokens, _ in tags), default=1)
         packed = torch.full((len(written), most, longest), self.config.tag_pad_token_id)
         log_probs = torch.full((len(written), most), -torch.inf)
-        for item, tags in enumerate(written):
+        for example, tags in enumerate(written):
             for place, (tokens, log_prob) in enumerate(tags):
-                packed[item, place, : len(tokens)] = torch.tensor(tokens)
-                log_probs[item, place] = log_prob
+                packed[example, place, : len(tokens)] = torch.tensor(tokens)
+                log_probs[example, place] = log_prob
         return packed.to(device), log_probs.to(device)
 
 

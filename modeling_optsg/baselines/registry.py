@@ -1,4 +1,4 @@
-"""The systems of the paper by name, and what of each is fitted on validation items."""
+"""The systems of the paper by name, and what of each is fitted on validation examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrained
 
 
 @dataclass(frozen=True)
-class System:
+class BaselineSpec:
     """
     Args:
         model: its class.
@@ -20,8 +20,8 @@ class System:
         has_pad: whether [PAD], or the end of the sequence, competes with the tags, so that `pad_bias` is fitted.
         has_alternatives: how a slot contributes several tags: "beams", "classes", or not at all.
         needs_classes: whether train tags are classes of it.
-        needs_book: whether it looks into a [`TagBook`] of the training items.
-        learns: whether it has anything to train; what has not remembers the training items.
+        needs_book: whether it looks into a [`TagBook`] of the training examples.
+        learns: whether it has anything to train; what has not remembers the training examples.
         config: what its configuration has whatever a preset says.
         fitted: further arguments of `generate` that are fitted, with the values tried.
     """
@@ -40,45 +40,45 @@ class System:
         """What `fit_generation_config` tries beside the threshold."""
         return dict(self.fitted) | ({"pad_bias": pad_biases} if self.has_pad else {})
 
-    def set_search(self, model: OPTSGPreTrainedModel, alternatives: int, proposals: int) -> None:
+    def set_search(self, model: OPTSGPreTrainedModel, num_return_sequences: int, num_candidates: int) -> None:
         """Puts into a model's `generation_config` how it looks for tags.
 
         Args:
-            alternatives: tags a slot may contribute.
-            proposals: train tags that suit an item as a whole, candidates too; of models with `set_alignment`.
+            num_return_sequences: tags a slot may contribute.
+            num_candidates: train tags that suit an example as a whole, candidates too; of models with `use_tag_classifier`.
         """
-        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("alternatives",), None: ()}
-        settings = dict.fromkeys(names[self.has_alternatives], alternatives)
+        names = {"beams": ("num_beams", "num_return_sequences"), "classes": ("num_return_sequences",), None: ()}
+        settings = dict.fromkeys(names[self.has_alternatives], num_return_sequences)
         if self.has_alternatives == "beams":
-            settings["alternative_floor"] = ALTERNATIVE_FLOOR
-        if getattr(model, "set_alignment", None) is not None:
-            settings["proposals"] = proposals
+            settings["min_beam_probability"] = MIN_BEAM_PROBABILITY
+        if getattr(model, "tag_classifier", None) is not None:
+            settings["num_candidates"] = num_candidates
         for name, value in settings.items():
             setattr(model.generation_config, name, value)
 
 
 # Alternatives of a slot below this probability are not worth their time: thresholds lie far above.
-ALTERNATIVE_FLOOR = 0.002
+MIN_BEAM_PROBABILITY = 0.002
 
 RARER = (("logit_adjustment", LOGIT_ADJUSTMENTS),)
 
 # Systems without slots: one query pools the memory.
 ONE_QUERY = (("num_prompts", 1),)
-# Whatever OP-TSG's prompts begin from, a classifier has the item's summary.
-SUMMARISED = (*ONE_QUERY, ("item_summary", True))
+# Whatever OP-TSG's prompts begin from, a classifier has the example's summary.
+WITH_POOLER = (*ONE_QUERY, ("use_prompt_pooler", True))
 
-SYSTEMS = {
-    "op-tsg": System(OPTSGForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
-    "model-f": System(ModelFForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
-    "model-g": System(ModelGForTagClassification, has_alternatives="classes", needs_classes=True, fitted=RARER),
-    "asy": System(ASYForTagClassification, has_pad=False, needs_classes=True, config=SUMMARISED, fitted=RARER),
-    "sequence": System(OpenBookForTagGeneration, config=(*ONE_QUERY, ("num_book_items", 0))),
-    "open-book": System(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
-    "knn": System(
+MODEL_TYPES = {
+    "op-tsg": BaselineSpec(OPTSGForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
+    "model-f": BaselineSpec(ModelFForTagGeneration, ("parallel", "sequential"), has_alternatives="beams"),
+    "model-g": BaselineSpec(ModelGForTagClassification, has_alternatives="classes", needs_classes=True, fitted=RARER),
+    "asy": BaselineSpec(ASYForTagClassification, has_pad=False, needs_classes=True, config=WITH_POOLER, fitted=RARER),
+    "sequence": BaselineSpec(OpenBookForTagGeneration, config=(*ONE_QUERY, ("num_book_examples", 0))),
+    "open-book": BaselineSpec(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
+    "knn": BaselineSpec(
         KNNForTagVote,
         has_pad=False,
         needs_classes=True,
         learns=False,
-        fitted=(("neighbours", (3, 5, 8, 10, 15)), ("picture_weight", (0.2, 0.4, 0.7, 1.0))),
+        fitted=(("neighbours", (3, 5, 8, 10, 15)), ("image_weight", (0.2, 0.4, 0.7, 1.0))),
     ),
 }

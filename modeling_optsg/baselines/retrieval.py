@@ -1,4 +1,4 @@
-"""The book: which training items are like this one, and what their tags are."""
+"""The book: which training examples are like this one, and what their tags are."""
 
 import json
 import os
@@ -11,22 +11,22 @@ from datasets import Dataset, load_from_disk
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
 
-from modeling_optsg.baselines.pooling import pool_frames, pool_items
+from modeling_optsg.baselines.pooling import pool_examples, pool_frames
 from modeling_optsg.data.collator import encode_book
 from modeling_optsg.layers import pool_tokens
 
 
 class TagBook:
-    """The tags of training items, to be found by the items' likeness: a `datasets` table with a FAISS index.
+    """The tags of training examples, to be found by the examples' similarity: a `datasets` table with a FAISS index.
 
-    Likeness is `title similarity + picture_weight * picture similarity`, cosine similarities of pooled tower features,
-    pictures centred on the training mean: that of [`KNNForTagVote`].
+    Likeness is `title similarity + image_weight * image similarity`, cosine similarities of pooled tower features,
+    images centred on the training mean: that of [`KNNForTagVote`].
 
     Args:
-        titles: each training item's title.
+        titles: each training example's title.
         tags: each one's tags.
-        pictures, title_features: `[items, width]` each, from [`pool_items`]; zero for what an item does not have.
-        picture_weight: how much the pictures' likeness counts beside the titles'.
+        images, title_features: `[examples, width]` each, from [`pool_examples`]; zero for what an example does not have.
+        image_weight: how much the images' similarity counts beside the titles'.
 
     Raises:
         ImportError: `faiss` is not installed (`pip install "optsg[book]"`).
@@ -39,26 +39,26 @@ class TagBook:
         self,
         titles: Sequence[str],
         tags: Sequence[Sequence[str]],
-        pictures: torch.Tensor,
+        images: torch.Tensor,
         title_features: torch.Tensor,
-        picture_weight: float = 0.4,
+        image_weight: float = 0.4,
     ):
-        if len({len(titles), len(tags), len(pictures), len(title_features)}) > 1:
+        if len({len(titles), len(tags), len(images), len(title_features)}) > 1:
             raise ValueError(
-                f"{len(titles)} titles, {len(tags)} tag sets, {len(pictures)} pictures and {len(title_features)} "
+                f"{len(titles)} titles, {len(tags)} tag sets, {len(images)} images and {len(title_features)} "
                 "title features: a book needs as many of each."
             )
-        seen = pictures.any(dim=1)
-        self.picture_mean = pictures[seen].mean(dim=0) if seen.any() else torch.zeros(pictures.shape[1])
-        self.picture_weight = picture_weight
+        seen = images.any(dim=1)
+        self.image_mean = images[seen].mean(dim=0) if seen.any() else torch.zeros(images.shape[1])
+        self.image_weight = image_weight
         table = Dataset.from_dict({"title": list(titles), "tags": [list(t) for t in tags]})
-        self.table = table.add_column(self.column, list(self._embed(pictures, title_features)))
+        self.table = table.add_column(self.column, list(self._embed(images, title_features)))
         self._index()
 
     @classmethod
-    def of_items(cls, titles, tags, items, config, picture_weight: float = 0.4) -> "TagBook":
-        """The book of training items whose tower features are known; see [`pool_items`]."""
-        return cls(titles, tags, *pool_items(items, config), picture_weight)
+    def of_examples(cls, titles, tags, examples, config, image_weight: float = 0.4) -> "TagBook":
+        """The book of training examples whose tower features are known; see [`pool_examples`]."""
+        return cls(titles, tags, *pool_examples(examples, config), image_weight)
 
     def _index(self) -> None:
         import faiss
@@ -70,32 +70,32 @@ class TagBook:
     def __len__(self) -> int:
         return len(self.table)
 
-    def _embed(self, pictures: torch.Tensor, title_features: torch.Tensor):
-        """One vector an item, whose inner products are the likeness."""
-        centred = (pictures - self.picture_mean) * pictures.any(dim=1, keepdim=True)
-        pictures = self.picture_weight**0.5 * F.normalize(centred, dim=-1)
-        return torch.cat([F.normalize(title_features, dim=-1), pictures], dim=1).float().numpy()
+    def _embed(self, images: torch.Tensor, title_features: torch.Tensor):
+        """One vector an example, whose inner products are the similarity."""
+        centred = (images - self.image_mean) * images.any(dim=1, keepdim=True)
+        images = self.image_weight**0.5 * F.normalize(centred, dim=-1)
+        return torch.cat([F.normalize(title_features, dim=-1), images], dim=1).float().numpy()
 
     def retrieve(
         self,
-        pictures: torch.Tensor,
+        images: torch.Tensor,
         title_features: torch.Tensor,
         neighbours: int,
         own_titles: Sequence[str] | None = None,
     ) -> list[list[list[str]]]:
-        """The tags of each query's nearest items, nearest first.
+        """The tags of each query's nearest examples, nearest first.
 
         Args:
-            pictures, title_features: `[queries, width]` each, pooled; zero for what a query does not have.
-            neighbours: how many items a query gets.
-            own_titles: in training, the queries' titles. An item is never its own neighbour, nor is one whose title
+            images, title_features: `[queries, width]` each, pooled; zero for what a query does not have.
+            neighbours: how many examples a query gets.
+            own_titles: in training, the queries' titles. An example is never its own neighbour, nor is one whose title
                 has the same words: in the test set there is none, and a model that had them in training would copy
                 blindly.
 
         Returns:
             For each query a list of `neighbours` tag lists; fewer where the book has no more.
         """
-        queries = self._embed(pictures, title_features)
+        queries = self._embed(images, title_features)
         wanted = min(neighbours if own_titles is None else 4 * neighbours + 16, len(self.table))
         _, rows = self.table.search_batch(self.column, queries, k=wanted)
         found = []
@@ -108,14 +108,14 @@ class TagBook:
         return found
 
     def open(self, model, processor, **inputs) -> dict[str, torch.Tensor]:
-        """What an [`OpenBookForTagGeneration`] needs beside the items.
+        """What an [`OpenBookForTagGeneration`] needs beside the examples.
 
         Args:
             model, processor: of the checkpoint.
-            inputs: what `processor` made of the items, or their features.
+            inputs: what `processor` made of the examples, or their features.
 
         Returns:
-            The arguments of `generate`: the items, read by the towers once, and their book.
+            The arguments of `generate`: the examples, read by the towers once, and their book.
         """
         names = ("pixel_values", "frame_features", "frame_mask", "input_ids", "title_features", "attention_mask")
         if unknown := set(inputs) - set(names):
@@ -134,7 +134,7 @@ class TagBook:
             )
         ]
         book = encode_book(
-            self.retrieve(*pooled, config.num_book_items), processor.tag_tokenizer, config.max_book_tokens
+            self.retrieve(*pooled, config.num_book_examples), processor.tag_tokenizer, config.max_book_tokens
         )
         read = {"frame_features": frames, "frame_mask": frame_mask, "title_features": titles}
         read |= {"attention_mask": title_mask} | {name: tensor.to(model.device) for name, tensor in book.items()}
@@ -148,8 +148,8 @@ class TagBook:
             self.table.save_to_disk(folder)
         finally:
             self._index()
-        settings = {"picture_weight": self.picture_weight, "picture_mean": self.picture_mean.tolist()}
-        (Path(folder) / "likeness.json").write_text(json.dumps(settings), encoding="utf-8")
+        settings = {"image_weight": self.image_weight, "image_mean": self.image_mean.tolist()}
+        (Path(folder) / "similarity.json").write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TagBook":
@@ -158,33 +158,33 @@ class TagBook:
             FileNotFoundError: the folder is not one that `save` made.
         """
         book = cls.__new__(cls)
-        settings = json.loads((Path(folder) / "likeness.json").read_text(encoding="utf-8"))
-        book.picture_weight = settings["picture_weight"]
-        book.picture_mean = torch.tensor(settings["picture_mean"])
+        settings = json.loads((Path(folder) / "similarity.json").read_text(encoding="utf-8"))
+        book.image_weight = settings["image_weight"]
+        book.image_mean = torch.tensor(settings["image_mean"])
         book.table = load_from_disk(str(folder))
         book._index()
         return book
 
 
-class ItemsWithBook(TorchDataset):
-    """Items with the tags of their neighbours beside them, as `book_tags`.
+class ExamplesWithBook(TorchDataset):
+    """Examples with the tags of their neighbours beside them, as `book_tags`.
 
     Args:
-        items: rows with `frame_features` and `title_features`.
+        examples: rows with `frame_features` and `title_features`.
         book: a [`TagBook`].
         config: an [`OpenBookConfig`].
-        own_titles: the items' titles if the book was made of them; see [`TagBook.retrieve`].
+        own_titles: the examples' titles if the book was made of them; see [`TagBook.retrieve`].
     """
 
-    def __init__(self, items: Sequence[Mapping], book: TagBook, config, own_titles: Sequence[str] | None = None):
-        self.items = items
-        self.book_tags = book.retrieve(*pool_items(items, config), config.num_book_items, own_titles)
+    def __init__(self, examples: Sequence[Mapping], book: TagBook, config, own_titles: Sequence[str] | None = None):
+        self.examples = examples
+        self.book_tags = book.retrieve(*pool_examples(examples, config), config.num_book_examples, own_titles)
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.examples)
 
     def __getitem__(self, index: int) -> dict:
-        return {**self.items[index], "book_tags": self.book_tags[index]}
+        return {**self.examples[index], "book_tags": self.book_tags[index]}
 
 
 def concept(title: str) -> tuple[str, ...]:

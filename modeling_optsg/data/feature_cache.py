@@ -51,10 +51,10 @@ def cache_tower_features(
     titles: bool = True,
     batch_size: int = 64,
     block_size: int = 4096,
-    most_unreadable: int = 0,
+    max_unreadable: int = 0,
     processes: PartialState | None = None,
 ) -> Dataset:
-    """Replaces pictures and titles by what the model's frozen towers make of them.
+    """Replaces images and titles by what the model's frozen towers make of them.
 
     The result is kept in `cache_dir`, block by block, under names made of the rows, the towers' weights and the
     processor's settings: a second call reads it, one that was stopped goes on, a change of any of them makes a new
@@ -66,7 +66,7 @@ def cache_tower_features(
         processor: its [`OPTSGProcessor`].
         frames, titles: which of the two towers is frozen.
         block_size: rows of a block.
-        most_unreadable: so many items may be broken. With it the result has a column `unreadable`, for an item that
+        max_unreadable: so many examples may be broken. With it the result has a column `unreadable`, for an example that
             is the reason, and its features are `None`.
         processes: those that divide the blocks among them; all of them call it.
 
@@ -75,9 +75,9 @@ def cache_tower_features(
         [`CachedFeatures`] to read arrays.
 
     Raises:
-        ValueError: more than `most_unreadable` items cannot be read.
+        ValueError: more than `max_unreadable` examples cannot be read.
     """
-    encoder = _TowerEncoder(dataset, model, processor, frames, titles, most_unreadable)
+    encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
     fingerprint = digest(
         dataset._fingerprint,
         *([model.vision_tower, processor.image_processor.to_dict(), processor.num_frames] if encoder.frames else []),
@@ -115,21 +115,21 @@ def cache_tower_features(
                 block(index)
             processes.wait_for_everyone()
         rows = concatenate_datasets([block(index) for index in range(len(starts))])
-    _limit([reason for reason in rows[UNREADABLE] if reason is not None], most_unreadable)
-    return rows if most_unreadable else rows.remove_columns(UNREADABLE)
+    _limit([reason for reason in rows[UNREADABLE] if reason is not None], max_unreadable)
+    return rows if max_unreadable else rows.remove_columns(UNREADABLE)
 
 
 def _limit(reasons: list[str], most: int) -> None:
     if len(reasons) > most:
         shown = "; ".join(list(dict.fromkeys(reasons))[:3])
-        raise ValueError(f"{len(reasons)} items cannot be read, more than {most}, such as: {shown}")
+        raise ValueError(f"{len(reasons)} examples cannot be read, more than {most}, such as: {shown}")
 
 
 class _TowerEncoder:
-    """Rows with features instead of pictures and titles; those that cannot be read say why instead."""
+    """Rows with features instead of images and titles; those that cannot be read say why instead."""
 
-    def __init__(self, dataset: Dataset, model, processor, frames: bool, titles: bool, most_unreadable: int):
-        self.model, self.processor, self.most_unreadable = model, processor, most_unreadable
+    def __init__(self, dataset: Dataset, model, processor, frames: bool, titles: bool, max_unreadable: int):
+        self.model, self.processor, self.max_unreadable = model, processor, max_unreadable
         self.visual = next((name for name in ("image", "video") if name in dataset.column_names), None)
         # Whether the dataset has features of its own.
         self.given = self.visual is None and "frame_features" in dataset.column_names
@@ -153,7 +153,7 @@ class _TowerEncoder:
             return self._encode(row)
         except (ValueError, OSError) as error:
             self.unreadable.append(f"{row['id'][0]}: {error}" if "id" in row else str(error))
-            _limit(self.unreadable, self.most_unreadable)
+            _limit(self.unreadable, self.max_unreadable)
             nothing = {column: [None] for name in self.made for column in (name, f"{name}_shape")}
             return nothing | {UNREADABLE: self.unreadable[-1:]}
 
@@ -171,7 +171,7 @@ class _TowerEncoder:
                 if self.frames:
                     tokens = self.model.encode_frames(batch["pixel_values"].to(device))
                 lengths = batch["frame_mask"].sum(dim=1).tolist()
-                encoded = iter(item[:length] for item, length in zip(tokens.cpu(), lengths))
+                encoded = iter(example[:length] for example, length in zip(tokens.cpu(), lengths))
                 features = [next(encoded) if p else None for p in present]
             out |= _to_columns("frame_features", features)
         if self.titles:
@@ -181,7 +181,7 @@ class _TowerEncoder:
                 batch = self.processor(titles=[title for title, p in zip(rows["title"], present) if p])
                 mask = batch["attention_mask"]
                 tokens = self.model.encode_text(batch["input_ids"].to(device), mask.to(device)).cpu()
-                encoded = iter(item[item_mask.bool()] for item, item_mask in zip(tokens, mask))
+                encoded = iter(example[example_mask.bool()] for example, example_mask in zip(tokens, mask))
                 features = [next(encoded) if p else None for p in present]
             out |= _to_columns("title_features", features)
         return out | {UNREADABLE: [None] * count}
@@ -201,7 +201,7 @@ def _to_columns(name: str, features: list) -> dict[str, list]:
 
 class CachedFeatures(TorchDataset):
     """Rows of [`cache_tower_features`] with their features as arrays: `frame_features` `[frames, tokens, width]`
-    (`[frames, width]` if they are the dataset's own) and `title_features` `[length, width]`, `None` for an item that
+    (`[frames, width]` if they are the dataset's own) and `title_features` `[length, width]`, `None` for an example that
     has none."""
 
     def __init__(self, dataset: Dataset):

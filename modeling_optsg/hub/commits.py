@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.utils import validate_repo_id
 
 # The Hub's own limit; `hf upload` makes several commits.
-MOST_FILES = 25_000
+MAX_FILES = 25_000
 TEXT_SUFFIXES = frozenset(".jinja .json .md .py .txt".split())
 # Of httpx, or of what `huggingface_hub` has taken in its place: also what is raised when a connection is lost.
 HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
@@ -102,9 +102,9 @@ def push_files(
         PublishingError: the Hub cannot be reached or refuses, or a file was changed on the way.
     """
     check_repo_id(repo_id)
-    if len(files.paths) > MOST_FILES:
+    if len(files.paths) > MAX_FILES:
         raise ValueError(
-            f"{len(files.paths)} files are more than one commit may have ({MOST_FILES}); upload them in several by "
+            f"{len(files.paths)} files are more than one commit may have ({MAX_FILES}); upload them in several by "
             f"`hf upload {repo_id} FOLDER --repo-type {repo_type}`"
         )
     # Without one, each call below fails in words of its own.
@@ -115,7 +115,7 @@ def push_files(
     outcome = "nothing was published"
     try:
         with warnings.catch_warnings():
-            # Of a book of training items, which belongs to its model.
+            # Of a book of training examples, which belongs to its model.
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
             if not create_pr:
                 api.create_repo(**where, private=private or None, exist_ok=True)

@@ -1,6 +1,6 @@
-"""A checkpoint's handler for Inference Endpoints: requests in JSON or as a picture's bytes, tags out.
+"""A checkpoint's handler for Inference Endpoints: requests in JSON or as an image's bytes, tags out.
 
-It stands beside the weights and needs nothing but `transformers`, what that loads the folder with, and PyAV for clips.
+It stands beside the weights and needs nothing but `transformers`, what that loads the folder with, and PyAV for videos.
 """
 
 import base64
@@ -32,14 +32,14 @@ class EndpointHandler:
         """Answers a request.
 
         Args:
-            data: `{"inputs": …, "parameters": {…}}`. The inputs are an item or a list of items; an item is a picture
-                or a clip, or a dictionary of `"image"` or `"video"` or `"frames"` (a list of pictures) and `"title"`.
-                Files are bytes or base64, with or without `data:…;base64,` before it; a picture may be a PIL one,
-                which the toolkit makes of a body with a picture's content type. Parameters are the pipeline's `top_k`,
+            data: `{"inputs": …, "parameters": {…}}`. The inputs are an example or a list of examples; an example is an image
+                or a video, or a dictionary of `"image"` or `"video"` or `"frames"` (a list of images) and `"title"`.
+                Files are bytes or base64, with or without `data:…;base64,` before it; an image may be a PIL one,
+                which the toolkit makes of a body with an image's content type. Parameters are the pipeline's `top_k`,
                 `threshold`, `decoding` and `tag_vocabulary`.
 
         Returns:
-            Per item `[{"label": str, "score": float, "novel": bool}]` by falling score.
+            Per example `[{"label": str, "score": float, "novel": bool}]` by falling score.
 
         Raises:
             ValueError: the request is not one, or a file cannot be read. Nothing is opened or fetched by name.
@@ -55,25 +55,25 @@ class EndpointHandler:
             raise ValueError(f"there are no parameters {sorted(unknown)}; there are {list(PARAMETERS)}")
         inputs = data["inputs"]
         many = isinstance(inputs, list)
-        items = [self._item(item) for item in (inputs if many else [inputs])]
-        found = self.pipeline(items, batch_size=8, **parameters)
+        examples = [self._example(example) for example in (inputs if many else [inputs])]
+        found = self.pipeline(examples, batch_size=8, **parameters)
         return found if many else found[0]
 
     @staticmethod
-    def _item(item: Any) -> dict:
-        if not isinstance(item, Mapping):
-            content = _content(item)
-            return {"video" if _is_clip(content) else "image": content}
-        if unknown := item.keys() - set(PARTS):
-            raise ValueError(f"an item has {sorted(unknown)}; expected some of {list(PARTS)}")
-        item = {part: value for part, value in item.items() if value is not None}
-        for part in item.keys() & {"image", "video"}:
-            item[part] = _content(item[part])
-        if "frames" in item:
-            if not isinstance(item["frames"], list):
-                raise ValueError('"frames" is not a list of pictures')
-            item["frames"] = [_content(frame) for frame in item["frames"]]
-        return item
+    def _example(example: Any) -> dict:
+        if not isinstance(example, Mapping):
+            content = _content(example)
+            return {"video" if _is_video(content) else "image": content}
+        if unknown := example.keys() - set(PARTS):
+            raise ValueError(f"an example has {sorted(unknown)}; expected some of {list(PARTS)}")
+        example = {part: value for part, value in example.items() if value is not None}
+        for part in example.keys() & {"image", "video"}:
+            example[part] = _content(example[part])
+        if "frames" in example:
+            if not isinstance(example["frames"], list):
+                raise ValueError('"frames" is not a list of images')
+            example["frames"] = [_content(frame) for frame in example["frames"]]
+        return example
 
 
 def _content(file: Any) -> Any:
@@ -96,23 +96,23 @@ def _content(file: Any) -> Any:
 
 
 def _of_few_pixels(content: bytes) -> bytes:
-    """A small file may be a picture of more pixels than there is memory, of which Pillow only warns."""
+    """A small file may be an image of more pixels than there is memory, of which Pillow only warns."""
     most = Image.MAX_IMAGE_PIXELS
     try:
-        # What is no picture is for the pipeline to say.
+        # What is no image is for the pipeline to say.
         with contextlib.suppress(OSError):
             width, height = Image.open(io.BytesIO(content)).size
             if most is not None and width * height > most:
-                raise ValueError(f"a picture of {width} × {height} pixels exceeds limit of {most}")
+                raise ValueError(f"an image of {width} × {height} pixels exceeds limit of {most}")
     except Image.DecompressionBombError as error:
-        raise ValueError(f"a picture's pixels are too many: {error}") from error
+        raise ValueError(f"an image's pixels are too many: {error}") from error
     return content
 
 
-def _is_clip(content: Any) -> bool:
+def _is_video(content: Any) -> bool:
     """Whether a file begins as MP4 and its kin, Matroska or WebM, or AVI do."""
     if not isinstance(content, bytes):
         return False
-    pictures = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-    is_mp4 = content[4:8] == b"ftyp" and content[8:12] not in pictures
+    images = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    is_mp4 = content[4:8] == b"ftyp" and content[8:12] not in images
     return is_mp4 or content.startswith(b"\x1aE\xdf\xa3") or (content[:4] == b"RIFF" and content[8:12] == b"AVI ")

@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint's weights on the Hub: the model card, its example pictures, the endpoint handler."""
+"""What lies beside a checkpoint's weights on the Hub: the model card, its example images, the endpoint handler."""
 
 import json
 import logging
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
-FIGURES = {
+METRICS = {
     "full_f1": "Full F1",
     "rare_f1": "Rare F1",
     "common_f1": "Common F1",
     "micro_precision": "Micro precision",
     "micro_recall": "Micro recall",
     "micro_f1": "Micro F1",
-    "tags_per_item": "Tags an item",
+    "tags_per_example": "Tags an example",
 }
 # What a card calls a model that has no name on the Hub yet.
 NAMELESS = "FOLDER"
@@ -45,17 +45,17 @@ def write_model_card(
     use: str | None = None,
     licences: str | None = None,
 ) -> ModelCard:
-    """Writes `README.md` into a checkpoint's folder, and beside it the example pictures and the endpoint handler.
+    """Writes `README.md` into a checkpoint's folder, and beside it the example images and the endpoint handler.
     Every figure in the card is read from a file, and the tags of the examples are the model's.
 
     Args:
         checkpoint: folder with `training_summary.json`, as `examples/train.py` leaves it.
-        results: what `examples/score.py` wrote for it; without, the card has the validation figures of the training.
+        results: what `examples/score.py` wrote for it; without, the card has the validation metrics of the training.
         name: the model's name, or the repository's as `org/name`; dataset_name: the benchmark's.
         train_command, score_command: the commands that made the two; the training's is told by its arguments if not
             given.
         license, language: as the Hub names them.
-        examples: pictures for the widget, named as their files are. One that gets no tags is left out, with a warning.
+        examples: images for the widget, named as their files are. One that gets no tags is left out, with a warning.
         use: what the model is for and what its limits are, in Markdown; a general text if not given.
         licences: of what it was made from, in Markdown.
 
@@ -67,12 +67,12 @@ def write_model_card(
     arguments = summary["arguments"]
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
     if scores is not None:
-        split, figures = "test", scores["test"]
+        split, metrics = "test", scores["test"]
     else:
-        split, figures = "validation", {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
+        split, metrics = "validation", {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
     for file in ENDPOINT_FILES:
         shutil.copy(Path(__file__).with_name(file), checkpoint)
-    measured = next(iter(figures.values()), None)
+    measured = next(iter(metrics.values()), None)
     data = ModelCardData(
         model_name=name.rpartition("/")[2],
         license=license,
@@ -91,7 +91,7 @@ def write_model_card(
                 dataset_name=dataset_name,
                 dataset_split=split,
                 metric_type=metric,
-                metric_name=FIGURES[metric],
+                metric_name=METRICS[metric],
                 metric_value=measured[metric],
             )
             for metric in MEASURED
@@ -111,19 +111,19 @@ def write_model_card(
         towers=[
             (_public(arguments[tower]), role, arguments.get(tuned))
             for tower, role, tuned in (
-                ("vision_tower", "pictures", "tune_vision"),
-                ("text_tower", "titles and, in training, the text of tags", "tune_text"),
+                ("vision_tower", "images", "train_vision_tower"),
+                ("text_tower", "titles and, in training, the text of tags", "train_text_tower"),
             )
             if arguments.get(tower) not in (None, "none")
         ],
         parameters=round(summary["parameters"] / 1e6, 1),
         trained_parameters=round(summary["trained_parameters"] / 1e6, 1),
-        items=summary["items"],
+        examples=summary["examples"],
         training_minutes=round(summary["training_seconds"] / 60),
         split=split,
-        results=figures,
+        results=metrics,
         scores=scores,
-        figures=FIGURES,
+        metrics=METRICS,
         train_command=train_command or _train_command(arguments, checkpoint),
         score_command=score_command,
         use=use,
@@ -134,7 +134,7 @@ def write_model_card(
 
 
 def _train_command(arguments: dict, checkpoint: Path) -> str:
-    names = ("preset",) if arguments.get("preset") else ("system", "dataset", "checkpoint", "seed")
+    names = ("preset",) if arguments.get("config") else ("system", "dataset", "checkpoint", "seed")
     chosen = {name: arguments.get(name) for name in names} | {"output_dir": checkpoint}
     given = [f"--{name} {_public(value)}" for name, value in chosen.items() if value is not None]
     return f"accelerate launch examples/train.py {' '.join(given)}"

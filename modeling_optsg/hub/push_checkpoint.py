@@ -20,7 +20,7 @@ REQUIRED = (
     "config.json",
     "generation_config.json",
     "processor_config.json",
-    "train_tags.json",
+    "label_vocabulary.json",
     "tag_tokenizer/tokenizer.json",
     "README.md",
 )
@@ -36,7 +36,7 @@ SUMMARY = "training_summary.json"
 # Weights of an earlier push in other shards would be loaded in place of these.
 REPLACED = ("*.safetensors", "*.safetensors.index.json")
 # Tags and tokens may look like anything.
-WORD_LISTS = frozenset("tokenizer.json train_tags.json vocab.json".split())
+WORD_LISTS = frozenset("tokenizer.json label_vocabulary.json vocab.json".split())
 MACHINE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
 # In a longer text, where a space ends it, and neither `org/name` nor an address is one.
 MACHINE_PATH_INSIDE = re.compile(r"(?<![\w./:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"'<>|]+){2,}[/\\]?")
@@ -105,7 +105,7 @@ def push_checkpoint(
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     """Chooses what of a folder is published and makes sure that whoever loads it can.
 
-    Weights, configurations, the processor's files, the remote code that they name, the card with its pictures, a
+    Weights, configurations, the processor's files, the remote code that they name, the card with its images, a
     licence and the training's summary are published; the state of a training, logs, hidden files and everything else
     are left out.
 
@@ -322,9 +322,9 @@ def _weight_problems(chosen: dict[str, Path]) -> list[str]:
 
 def _loading_problems(folder: Path) -> list[str]:
     from modeling_optsg import OPTSGProcessor
-    from modeling_optsg.baselines.registry import SYSTEMS
+    from modeling_optsg.baselines.registry import MODEL_TYPES
 
-    models = {system.model.config_class.model_type: system.model for system in SYSTEMS.values()}
+    models = {system.model.config_class.model_type: system.model for system in MODEL_TYPES.values()}
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type not in models:
         return [f"config.json: model_type is {model_type!r}, expected one of {', '.join(models)}"]

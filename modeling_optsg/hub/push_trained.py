@@ -21,7 +21,7 @@ def write_card_of_training(
     """Writes the card of a checkpoint whose training's summary is beside it, which also says what it was trained on.
 
     Args:
-        results: of `examples/score.py`, for the figures of the test split; settings: others of [`write_model_card`].
+        results: of `examples/score.py`, for the metrics of the test split; settings: others of [`write_model_card`].
 
     Raises:
         ValueError: there is no summary, or a file is not what it should be.

@@ -12,7 +12,7 @@ from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, s
 # The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (
     "tag_decoder.token_embeddings.weight",
-    "set_alignment.classifier.weights.weight",
+    "tag_classifier.classifier.class_embeddings.weight",
     "model.text_tower.embeddings.word_embeddings.weight",
 )
 

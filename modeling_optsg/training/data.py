@@ -1,4 +1,4 @@
-"""The items that are trained on, and those left out."""
+"""The examples that are trained on, and those left out."""
 
 import functools
 import hashlib
@@ -14,59 +14,61 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
-from modeling_optsg.baselines.registry import SYSTEMS
+from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.feature_cache import UNREADABLE
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
-from .sampling import item_seed
-from .streaming import open_lanes
+from .sampling import example_seed
+from .streaming import open_shards
 
 logger = get_logger(__name__, log_level="INFO")
 
 # Below the output folder, as long as the run lasts.
 VALIDATION_ROWS = "state/validation.arrow"
-NO_TAGS = "No training item has a tag; the column `tags` holds each item's list of tags."
+NO_TAGS = "No training example has a tag; the column `tags` holds each example's list of tags."
 
 
 def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
-    """The training items as lanes of streams, texts of all of them (see [`open_lanes`]), and the validation items:
-    where there is no such split a share of the items, the same ones however often they are read.
+    """The training examples as shards of streams, texts of all of them (see [`open_shards`]), and the validation examples:
+    where there is no such split a share of the examples, the same ones however often they are read.
 
     Raises:
-        ValueError: a stream is not all that the system or the arguments need, items have no ids of their own, or none
+        ValueError: a stream is not all that the system or the arguments need, examples have no ids of their own, or none
             is set aside.
     """
-    if arguments.train_share < 1:
-        raise ValueError("--streaming reads whole splits: leave out --train_share, or --streaming.")
-    if SYSTEMS[arguments.system].needs_book or not SYSTEMS[arguments.system].learns:
-        raise ValueError(f"--system {arguments.system} looks up all training items at once: leave out --streaming.")
+    if arguments.train_ratio < 1:
+        raise ValueError("--streaming reads whole splits: leave out --train_ratio, or --streaming.")
+    if MODEL_TYPES[arguments.model_type].needs_book or not MODEL_TYPES[arguments.model_type].learns:
+        raise ValueError(
+            f"--model_type {arguments.model_type} looks up all training examples at once: leave out --streaming."
+        )
     load = functools.partial(load_tagging_dataset, arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
     streams = {name: undecoded(rows) for name, rows in load().items()}
     texts = load(texts_only=True)["train"]
-    lanes, known = open_lanes(streams["train"], texts, arguments.stream_lanes, arguments.dataset)
+    shards, known = open_shards(streams["train"], texts, arguments.num_stream_shards, arguments.dataset)
     validation = streams.get("validation")
     if validation is None:
-        limit = arguments.validation_share * 2**56  # an item's seed is a number of 56 bits
+        limit = arguments.validation_ratio * 2**56  # an example's seed is a number of 56 bits
         aside = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit)
         kept = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit, others=True)
         validation = streams["train"].filter(aside, input_columns="id")
-        lanes = [rows.filter(kept, input_columns="id") for rows in lanes]
+        shards = [rows.filter(kept, input_columns="id") for rows in shards]
         known = known.filter(kept, input_columns="id")
     features = streams.get("validation", streams["train"]).features
     validation = _on_disk(validation, features, Path(arguments.output_dir, VALIDATION_ROWS))
     if not len(validation):
-        raise ValueError(f"{arguments.dataset}: no item is left for validation; give a larger --validation_share.")
+        raise ValueError(f"{arguments.dataset}: no example is left for validation; give a larger --validation_ratio.")
     if "validation" not in streams:
-        logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
-    return lanes, known, validation
+        logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
+    return shards, known, validation
 
 
-def items_digest(*splits: Dataset) -> str:
-    """Tells items from those of another run, by `id`, `title`, `tags` and `lane`."""
+def examples_fingerprint(*splits: Dataset) -> str:
+    """Tells examples from those of another run, by `id`, `title`, `tags` and `shard`."""
     known = hashlib.sha256()
     for split in splits:
-        for name in [name for name in ("id", "title", "tags", "lane") if name in split.column_names]:
+        for name in [name for name in ("id", "title", "tags", "shard") if name in split.column_names]:
             # A batch at a time: as Python's own texts they are several times larger.
             for batch in split.select_columns(name).iter(10_000):
                 known.update(json.dumps(batch[name]).encode())
@@ -83,7 +85,7 @@ def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
                 try:
                     writer.write_table(table)
                 except OSError as error:
-                    raise cannot_be_written("the validation items", path.parent, error) from error
+                    raise cannot_be_written("the validation examples", path.parent, error) from error
             writer.finalize()
         os.replace(partial, path)
     known = hashlib.sha256()
@@ -95,26 +97,26 @@ def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
     return Dataset(table, info=DatasetInfo(features=features), fingerprint=known.hexdigest()[:16])
 
 
-def _is_set_aside(item_id: str, seed: int, limit: float, others: bool = False) -> bool:
-    return (item_seed(seed, 0, item_id) < limit) != others
+def _is_set_aside(example_id: str, seed: int, limit: float, others: bool = False) -> bool:
+    return (example_seed(seed, 0, example_id) < limit) != others
 
 
 def load_splits(arguments) -> tuple[None, Dataset, Dataset]:
-    """No lanes, the training items and the validation items; see [`load_streams`]."""
+    """No shards, the training examples and the validation examples; see [`load_streams`]."""
     dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     train, validation = dataset["train"], dataset.get("validation")
     if validation is None:
-        parts = train.train_test_split(test_size=arguments.validation_share, seed=arguments.seed)
+        parts = train.train_test_split(test_size=arguments.validation_ratio, seed=arguments.seed)
         train, validation = parts["train"], parts["test"]
-        logger.info(f"No validation split: {len(validation)} of the training items are set aside.")
-    if arguments.train_share < 1:
-        train = train.shuffle(seed=0).select(range(math.ceil(arguments.train_share * len(train))))
+        logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
+    if arguments.train_ratio < 1:
+        train = train.shuffle(seed=0).select(range(math.ceil(arguments.train_ratio * len(train))))
     return None, train, validation
 
 
 def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
-    """Leaves out tags longer than the decoder allows and items without tags, and says how many."""
-    tags = sorted({tag for item_tags in train["tags"] for tag in item_tags})
+    """Leaves out tags longer than the decoder allows and examples without tags, and says how many."""
+    tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
     ids = (
         processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
     )
@@ -124,30 +126,30 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
             f"{len(too_long)} of {len(tags)} training tags are longer than max_tag_tokens={processor.max_tag_tokens} "
             f"tokens and are left out: {sorted(too_long)[:5]} …"
         )
-        train = train.map(lambda item: {"tags": [tag for tag in item["tags"] if tag not in too_long]})
-    tagged = [index for index, item_tags in enumerate(train["tags"]) if item_tags]
+        train = train.map(lambda example: {"tags": [tag for tag in example["tags"] if tag not in too_long]})
+    tagged = [index for index, example_tags in enumerate(train["tags"]) if example_tags]
     if not tagged:
         raise ValueError(NO_TAGS)
     if len(tagged) < len(train):
-        logger.warning(f"{len(train) - len(tagged)} of {len(train)} training items have no tags and are left out.")
+        logger.warning(f"{len(train) - len(tagged)} of {len(train)} training examples have no tags and are left out.")
         train = train.select(tagged)
-    oversized = sum(len(set(item_tags)) > processor.num_prompts for item_tags in train["tags"])
+    oversized = sum(len(set(example_tags)) > processor.num_prompts for example_tags in train["tags"])
     if oversized:
         logger.warning(
-            f"{oversized} of {len(train)} training items have more than num_prompts={processor.num_prompts} tags; "
+            f"{oversized} of {len(train)} training examples have more than num_prompts={processor.num_prompts} tags; "
             "a random choice of them is used each time."
         )
     return train
 
 
 def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
-    """Tokens of each item's title.
+    """Tokens of each example's title.
 
     Raises:
         ValueError: there are no titles.
     """
     if "title" not in train.column_names:
-        raise ValueError("--group_by_length: the items have no titles.")
+        raise ValueError("--group_by_length: the examples have no titles.")
     lengths = []
     settings = {"truncation": processor.tokenizer.model_max_length < NO_MAX_LENGTH, "split_special_tokens": True}
     for batch in train.select_columns("title").iter(10_000):
@@ -156,7 +158,7 @@ def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
 
 
 def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:
-    """Leaves out items that [`cache_tower_features`] could not read, and says how many.
+    """Leaves out examples that [`cache_tower_features`] could not read, and says how many.
 
     Args:
         rows: as they were; features: what it made of them.
@@ -173,7 +175,7 @@ def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Datas
     ids = rows["id"] if "id" in rows.column_names else range(len(rows))
     reasons = {str(ids[index]): reason for index, reason in broken.items()}
     logger.warning(
-        f"{len(broken)} of {len(rows)} items cannot be read and are left out, such as: {broken[min(broken)]}"
+        f"{len(broken)} of {len(rows)} examples cannot be read and are left out, such as: {broken[min(broken)]}"
     )
     kept = [index for index in range(len(rows)) if index not in broken]
     return rows.select(kept), features.select(kept), reasons

@@ -59,7 +59,7 @@ class RunStatus:
             yield
         except Interrupted as stop:
             self.set("interrupted", step=stop.step)
-            logger.info("Stopped; the same command, with --resume auto, goes on from here.")
+            logger.info("Stopped; the same command, with --resume_from_checkpoint auto, goes on from here.")
         except BaseException as error:
             # Not to hide it behind another one: the disk may be full.
             with contextlib.suppress(OSError):

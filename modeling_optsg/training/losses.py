@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather, pad_across_processes
 
 
-def share_candidates(
+def gather_candidates(
     accelerator: Accelerator,
     config,
     batches: Sequence[dict],
@@ -58,14 +58,14 @@ def share_candidates(
         batch["tag_features"] = torch.cat([batch["tag_features"], features])
 
 
-def weigh_losses(
+def global_loss_weights(
     accelerator: Accelerator, config, batches: Sequence[Mapping], weights: Sequence[float] | None = None
 ) -> list[dict[str, float]]:
     """What each part of a global batch must multiply its mean losses with, so that their sum over parts and processes
-    is the mean over the global batch's tokens, prompts and items.
+    is the mean over the global batch's tokens, prompts and examples.
 
-    Exact for OP-TSG, whose empty slots count as they do without `pad_slot_share`, and for losses that are means over
-    items.
+    Exact for OP-TSG, whose empty slots count as they do without `pad_slot_ratio`, and for losses that are means over
+    examples.
 
     Args:
         config: the model's.
@@ -73,15 +73,15 @@ def weigh_losses(
         weights: 0 for a part that does not count.
 
     Returns:
-        For each part its share of the written tokens (`generation_loss`), prompts (`alignment_loss`) and items
-        (`set_loss`).
+        For each part its share of the written tokens (`generation_loss`), prompts (`alignment_loss`) and examples
+        (`classifier_loss`).
     """
     counts = torch.tensor([_counts(config, batch) for batch in batches])
     if weights is not None:
         counts = counts * torch.tensor(weights)[:, None]
     totals = accelerator.reduce(counts.sum(dim=0).to(accelerator.device), "sum").cpu()
     shares = (counts / totals.clamp(min=1e-9)).tolist()
-    return [dict(zip(("generation_loss", "alignment_loss", "set_loss"), row)) for row in shares]
+    return [dict(zip(("generation_loss", "alignment_loss", "classifier_loss"), row)) for row in shares]
 
 
 def weighted_losses(config, outputs: Mapping, shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
@@ -89,22 +89,22 @@ def weighted_losses(config, outputs: Mapping, shares: Mapping[str, float]) -> di
 
     Args:
         config: the model's, with the weight of each part.
-        outputs: of the model; shares: of [`weigh_losses`].
+        outputs: of the model; shares: of [`global_loss_weights`].
     """
     if outputs.get("alignment_loss") is None:
-        return {"loss": outputs["loss"] * shares["set_loss"]}
-    weights = {"generation_loss": 1.0, "alignment_loss": config.alignment_weight}
-    weights["set_loss"] = config.set_alignment_weight
+        return {"loss": outputs["loss"] * shares["classifier_loss"]}
+    weights = {"generation_loss": 1.0, "alignment_loss": config.alignment_loss_weight}
+    weights["classifier_loss"] = config.classifier_loss_weight
     parts = {name: outputs[name] * shares[name] for name in weights if outputs.get(name) is not None}
     return {"loss": sum(weights[name] * part for name, part in parts.items()), **parts}
 
 
 def _counts(config, batch: Mapping) -> tuple[float, float, float]:
-    """Weights of a batch's mean losses: of its written tokens, its prompts and its items."""
+    """Weights of a batch's mean losses: of its written tokens, its prompts and its examples."""
     labels = batch["labels"]
     given = labels >= 0
-    items, tags = labels.shape[0], int(given.sum())
-    empty = items * config.num_prompts - tags
+    examples, tags = labels.shape[0], int(given.sum())
+    empty = examples * config.num_prompts - tags
     # Each tag is its tokens and [SEP]; an empty slot is one [PAD].
     lengths = int(batch["tag_lengths"][labels[given]].sum()) if "tag_lengths" in batch else 0
-    return lengths + tags + empty, tags + config.alignment_pad_weight * empty, float(items)
+    return lengths + tags + empty, tags + config.no_object_weight * empty, float(examples)

@@ -42,7 +42,7 @@ def make_accelerator(mixed_precision: str | None, **settings) -> tuple[Accelerat
         kwargs_handlers=[
             # Buffers, such as what is tied to text, are the same in all processes and stay so.
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
-            # The others wait while the first builds the dataset and looks at every picture.
+            # The others wait while the first builds the dataset and looks at every image.
             InitProcessGroupKwargs(timeout=timedelta(days=2)),
         ],
         **settings,
@@ -123,7 +123,7 @@ def prepare_training(
 
     Args:
         model: of [`prepare_model`].
-        micro_batch_size: most items that a process computes at once.
+        micro_batch_size: most examples that a process computes at once.
         mixed_precision: of [`make_accelerator`].
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -152,8 +152,8 @@ def refuse_other_run(saved: dict, arguments: dict, name: str | os.PathLike) -> N
     if other := sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key)):
         changed = ", ".join(f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in other if key != "data")
         if "data" in other:
-            changed = ", ".join(filter(None, [changed, "other training or validation items"]))
+            changed = ", ".join(filter(None, [changed, "other training or validation examples"]))
         raise ValueError(
             f"{name} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
-            "--resume never."
+            "--resume_from_checkpoint never."
         )

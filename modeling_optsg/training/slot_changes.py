@@ -6,38 +6,38 @@ import numpy as np
 import torch
 
 
-class MatchingMoves:
-    """Remembers in which slot each item's tags were, and counts those that are in another one now.
+class SlotChanges:
+    """Remembers in which slot each example's tags were, and counts those that are in another one now.
 
     Args:
-        most_items: so many items are followed, those seen first: items come shuffled, and what is remembered of
+        max_examples: so many examples are followed, those seen first: examples come shuffled, and what is remembered of
             millions would fill the memory.
     """
 
-    def __init__(self, most_items: int = 20_000):
-        self.most_items = most_items
+    def __init__(self, max_examples: int = 20_000):
+        self.max_examples = max_examples
         self.slots: dict[int, dict[int, int]] = {}
         self.moved = self.seen = 0
 
-    def note(self, items: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
+    def note(self, examples: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
         """
         Args:
-            items: the batch's items.
+            examples: the batch's examples.
             assignment: `[batch, num_prompts]`, the candidate of each prompt, -1 for [PAD].
             tag_ids: `[tags]`, what each candidate is called from batch to batch.
         """
         assignment, tag_ids = assignment.cpu().numpy(), tag_ids.cpu().numpy()
-        for item, row in zip(items, assignment, strict=True):
-            if item not in self.slots and len(self.slots) >= self.most_items:
+        for example, row in zip(examples, assignment, strict=True):
+            if example not in self.slots and len(self.slots) >= self.max_examples:
                 continue
             places = np.flatnonzero(row >= 0)
             now = dict(zip(tag_ids[row[places]].tolist(), places.tolist()))
-            before = self.slots.get(item)
+            before = self.slots.get(example)
             if before is not None:
                 again = now.keys() & before.keys()
                 self.seen += len(again)
                 self.moved += sum(now[tag] != before[tag] for tag in again)
-            self.slots[item] = now
+            self.slots[example] = now
 
     def share(self) -> float | None:
         """Share of the tags seen again since the last call that have changed slots; `None` if there were none."""

@@ -1,4 +1,4 @@
-"""Training items that are read as streams: each step's are the same whichever processes and workers read them."""
+"""Training examples that are read as streams: each step's are the same whichever processes and workers read them."""
 
 import itertools
 import math
@@ -13,25 +13,25 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_scripts import undecoded
 
-from .sampling import SharedSteps, item_seed, micro_batches
+from .sampling import SharedSteps, example_seed, micro_batches
 
-# A lane of fewer files would give its items in nearly the same order in every epoch.
-FILES_OF_A_LANE = 16
-# Processes may have so much more than an even share of a step's items before each reads everything instead.
+# A shard of fewer files would give its examples in nearly the same order in every epoch.
+FILES_PER_SHARD = 16
+# Processes may have so much more than an even share of a step's examples before each reads everything instead.
 UNEVEN = 0.1
 
 
 class TaggedStream:
-    """Items of which some tags are trained on, in lanes: streams that are read side by side, each by itself.
+    """Examples of which some tags are trained on, in shards: streams that are read side by side, each by itself.
 
-    An epoch's order says which lane each item is of, and each lane gives its items in an order of its own. All lanes
-    end with the epoch, however many items each has.
+    An epoch's order says which shard each example is of, and each shard gives its examples in an order of its own. All shards
+    end with the epoch, however many examples each has.
 
     Args:
-        lanes: of [`open_lanes`]; items are told apart by their `id`.
-        tags: those trained on. Items without any are left out.
-        items: how many of each lane have one.
-        buffer_size: rows, of all lanes, among which the next ones are drawn.
+        shards: of [`open_shards`]; examples are told apart by their `id`.
+        tags: those trained on. Examples without any are left out.
+        examples: how many of each shard have one.
+        buffer_size: rows, of all shards, among which the next ones are drawn.
 
     Raises:
         ValueError: no row is trained on.
@@ -39,54 +39,59 @@ class TaggedStream:
 
     def __init__(
         self,
-        lanes: Sequence[datasets.IterableDataset],
+        shards: Sequence[datasets.IterableDataset],
         tags: Collection[str],
-        items: Sequence[int],
+        examples: Sequence[int],
         buffer_size: int = 1000,
     ):
-        if not sum(items):
-            raise ValueError("There are no items to train on.")
+        if not sum(examples):
+            raise ValueError("There are no examples to train on.")
         # Rows of other processes are passed over; nothing of them is decoded.
-        self.lanes, self.tags, self.items = [undecoded(rows) for rows in lanes], frozenset(tags), list(items)
-        self.buffer_size = max(1, buffer_size // len(lanes))
-        # The k-th of a lane's n items has its place (k + 1/2) / n of the way through the epoch.
-        way = np.concatenate([(np.arange(count) + 0.5) / max(1, count) for count in self.items])
-        self.lane_of = np.repeat(np.arange(len(lanes)), self.items)[np.argsort(way, kind="stable")]
+        self.shards, self.tags, self.examples = [undecoded(rows) for rows in shards], frozenset(tags), list(examples)
+        self.buffer_size = max(1, buffer_size // len(shards))
+        # The k-th of a shard's n examples has its place (k + 1/2) / n of the way through the epoch.
+        way = np.concatenate([(np.arange(count) + 0.5) / max(1, count) for count in self.examples])
+        self.shard_of = np.repeat(np.arange(len(shards)), self.examples)[np.argsort(way, kind="stable")]
 
     def __len__(self) -> int:
-        return len(self.lane_of)
+        return len(self.shard_of)
 
     @property
     def is_hardly_shuffled(self) -> bool:
-        """Whether items come in nearly the same order in every epoch: of few files, and many more than the buffer."""
-        return any(rows.num_shards < 4 and own > 4 * self.buffer_size for rows, own in zip(self.lanes, self.items))
+        """Whether examples come in nearly the same order in every epoch: of few files, and many more than the buffer."""
+        return any(rows.num_shards < 4 and own > 4 * self.buffer_size for rows, own in zip(self.shards, self.examples))
 
     def __iter__(self) -> Iterator[dict]:
-        return itertools.chain.from_iterable(self.epoch(lane, 0, 0) for lane in range(len(self.lanes)))
+        return itertools.chain.from_iterable(self.epoch(shard, 0, 0) for shard in range(len(self.shards)))
 
-    def epoch(self, lane: int, epoch: int, seed: int) -> Iterator[dict]:
-        """Each item of a lane once, in an order of the epoch's own.
+    def epoch(self, shard: int, epoch: int, seed: int) -> Iterator[dict]:
+        """Each example of a shard once, in an order of the epoch's own.
 
         Raises:
             ValueError: there are not as many as there were.
             OSError: a file is broken.
         """
         found = 0
-        for row in self._rows(lane, epoch, seed):
+        for row in self._rows(shard, epoch, seed):
             if tags := [tag for tag in row["tags"] if tag in self.tags]:
                 found += 1
-                if found > self.items[lane]:
+                if found > self.examples[shard]:
                     break
-                # One number in every epoch, and no list of all items anywhere.
-                known = {"item_index": item_seed(0, 0, row["id"]), "item_seed": item_seed(seed, epoch, row["id"])}
+                # One number in every epoch, and no list of all examples anywhere.
+                known = {
+                    "example_index": example_seed(0, 0, row["id"]),
+                    "example_seed": example_seed(seed, epoch, row["id"]),
+                }
                 yield {**row, "tags": tags, **known}
-        if found != self.items[lane]:
-            more = "more" if found > self.items[lane] else f"{found}"
-            raise ValueError(f"A stream had {self.items[lane]} items to train on when it was first read, now {more}.")
+        if found != self.examples[shard]:
+            more = "more" if found > self.examples[shard] else f"{found}"
+            raise ValueError(
+                f"A stream had {self.examples[shard]} examples to train on when it was first read, now {more}."
+            )
 
-    def _rows(self, lane: int, epoch: int, seed: int) -> Iterator[dict]:
-        # One file after the other: others are read beside it, as other lanes.
-        rows = self.lanes[lane].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
+    def _rows(self, shard: int, epoch: int, seed: int) -> Iterator[dict]:
+        # One file after the other: others are read beside it, as other shards.
+        rows = self.shards[shard].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
         rows.set_epoch(epoch)
         last = None
         try:
@@ -96,82 +101,82 @@ class TaggedStream:
                 last = row["id"]
                 yield row
         except (OSError, ArrowException) as error:
-            where = f"in part {lane + 1} of {len(self.lanes)} of its files, " + (
-                "before the first item" if last is None else f"after item {last}"
+            where = f"in part {shard + 1} of {len(self.shards)} of its files, " + (
+                "before the first example" if last is None else f"after example {last}"
             )
             raise OSError(f"The stream cannot be read on, {where}: {error}") from error
 
     def divide(
-        self, batch_size: int, num_processes: int, most_items: int | None
+        self, batch_size: int, num_processes: int, max_examples: int | None
     ) -> tuple[list[list[int]] | None, int, int]:
-        """Which lanes are whose, so that no process reads what another one trains on.
+        """Which shards are whose, so that no process reads what another one trains on.
 
         Args: those of [`micro_batches`].
 
         Returns:
-            Each process's lanes, or `None` where every process must read all of them: there are too few, or some are
+            Each process's shards, or `None` where every process must read all of them: there are too few, or some are
             so much longer that processes would wait for one another. Then how many parts each has in a step, and the
-            most items of a part.
+            most examples of a part.
 
         Raises:
-            ValueError: there are fewer items than a step's; see [`micro_batches`] too.
+            ValueError: there are fewer examples than a step's; see [`micro_batches`] too.
         """
         if batch_size > len(self):
-            raise ValueError(f"A step cannot have {batch_size} items: there are {len(self)}.")
-        parts, even = micro_batches(batch_size, num_processes, most_items), math.ceil(batch_size / num_processes)
+            raise ValueError(f"A step cannot have {batch_size} examples: there are {len(self)}.")
+        parts, even = micro_batches(batch_size, num_processes, max_examples), math.ceil(batch_size / num_processes)
         whole = (None, parts, math.ceil(even / parts))
-        if not 1 < num_processes <= len(self.lanes):
+        if not 1 < num_processes <= len(self.shards):
             return whole
         shares, sizes = [[] for _ in range(num_processes)], [0] * num_processes
-        for lane in sorted(range(len(self.lanes)), key=lambda lane: -self.items[lane]):
+        for shard in sorted(range(len(self.shards)), key=lambda shard: -self.examples[shard]):
             process = int(np.argmin(sizes))
-            shares[process].append(lane)
-            sizes[process] += self.items[lane]
+            shares[process].append(shard)
+            sizes[process] += self.examples[shard]
         least, most = batch_size, 0
-        for lanes in shares:
-            passed = np.concatenate([[0], np.cumsum(np.tile(np.isin(self.lane_of, lanes), 2))])
+        for shards in shares:
+            passed = np.concatenate([[0], np.cumsum(np.tile(np.isin(self.shard_of, shards), 2))])
             # Of every batch there can be, wherever in an epoch it begins.
             counts = passed[batch_size : batch_size + len(self)] - passed[: len(self)]
             least, most = min(least, int(counts.min())), max(most, int(counts.max()))
-        parts = 1 if most_items is None else math.ceil(most / most_items)
+        parts = 1 if max_examples is None else math.ceil(most / max_examples)
         if most > batch_size / num_processes * (1 + UNEVEN) + 1 or least < parts:
             return whole
         return shares, parts, math.ceil(most / parts)
 
 
 class StreamBatches(SharedSteps, IterableDataset):
-    """What [`GlobalBatches`] is for map-style items: this process's items of each step, from the step asked for on.
+    """What [`GlobalBatches`] is for map-style examples: this process's examples of each step, from the step asked for on.
 
-    A step's items are the same for any number of processes and workers, none is seen twice or missed in an epoch, and
+    A step's examples are the same for any number of processes and workers, none is seen twice or missed in an epoch, and
     none waits for another at an uneven end. Workers take turns with batches, and each reads what all of them need.
 
-    Args: those of [`SharedSteps`], with a [`TaggedStream`] as `items`, and
-        lanes: those whose items are this process's, of [`TaggedStream.divide`]; all are read, and an even share is
+    Args: those of [`SharedSteps`], with a [`TaggedStream`] as `examples`, and
+        shards: those whose examples are this process's, of [`TaggedStream.divide`]; all are read, and an even share is
             kept, if not given.
 
     Yields:
-        lists of items with `item_index` and `item_seed`.
+        lists of examples with `example_index` and `example_seed`.
     """
 
-    def __init__(self, *args, lanes: Sequence[int] | None = None, **kwargs):
+    def __init__(self, *args, shards: Sequence[int] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lanes = lanes
+        self.shards = shards
 
     def __iter__(self) -> Iterator[list[dict]]:
         worker = get_worker_info()
         turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        lane_of = self.items.lane_of
-        epoch, passed = divmod(self.start * self.batch_size, len(lane_of))
-        begin = np.bincount(lane_of[:passed], minlength=len(self.items.lanes)).tolist()
+        shard_of = self.examples.shard_of
+        epoch, passed = divmod(self.start * self.batch_size, len(shard_of))
+        begin = np.bincount(shard_of[:passed], minlength=len(self.examples.shards)).tolist()
         rows = {
-            lane: itertools.islice(self._epochs(lane, epoch), begin[lane], None)
-            for lane in (range(len(begin)) if self.lanes is None else self.lanes)
+            shard: itertools.islice(self._epochs(shard, epoch), begin[shard], None)
+            for shard in (range(len(begin)) if self.shards is None else self.shards)
         }
         for step in range(self.start, self.steps):
-            lanes = lane_of.take(range(step * self.batch_size, (step + 1) * self.batch_size), mode="wrap")
+            shards = shard_of.take(range(step * self.batch_size, (step + 1) * self.batch_size), mode="wrap")
             own = self.own_places()
-            if self.lanes is not None:
-                own = np.array_split(np.flatnonzero(np.isin(lanes, self.lanes)), self.parts)
+            if self.shards is not None:
+                own = np.array_split(np.flatnonzero(np.isin(shards, self.shards)), self.parts)
             mine = {
                 place: part
                 for part, places in enumerate(own)
@@ -179,65 +184,65 @@ class StreamBatches(SharedSteps, IterableDataset):
                 for place in places.tolist()
             }
             batches = {part: [] for part in sorted(set(mine.values()))}
-            for place, lane in enumerate(lanes.tolist()):
-                if lane in rows:
-                    row = next(rows[lane])
+            for place, shard in enumerate(shards.tolist()):
+                if shard in rows:
+                    row = next(rows[shard])
                     if place in mine:
                         batches[mine[place]].append(row)
             yield from batches.values()
 
-    def _epochs(self, lane: int, first: int) -> Iterator[dict]:
-        epochs = (self.items.epoch(lane, epoch, self.seed) for epoch in itertools.count(first))
+    def _epochs(self, shard: int, first: int) -> Iterator[dict]:
+        epochs = (self.examples.epoch(shard, epoch, self.seed) for epoch in itertools.count(first))
         return itertools.chain.from_iterable(epochs)
 
 
-def open_lanes(
+def open_shards(
     rows: datasets.IterableDataset, texts: datasets.IterableDataset, most: int, name: str
 ) -> tuple[list[datasets.IterableDataset], datasets.Dataset]:
-    """Divides a stream's files among lanes, and reads its texts.
+    """Divides a stream's files among shards, and reads its texts.
 
     Args:
         rows: of [`load_tagging_dataset`], of one split; texts: of the same, with `texts_only`.
-        most: lanes there may be.
+        most: shards there may be.
         name: what to call the dataset in errors.
 
     Returns:
-        The lanes; and `id`, `title`, `tags` and `lane` of every item.
+        The shards; and `id`, `title`, `tags` and `shard` of every example.
 
     Raises:
-        ValueError: there are no rows, or items have no ids of their own: those without are numbered as they come, in
-            each lane anew.
+        ValueError: there are no rows, or examples have no ids of their own: those without are numbered as they come, in
+            each shard anew.
     """
     files = rows.num_shards
     divided, count = (rows, texts), 1
     if most > 1:
-        if files < most * FILES_OF_A_LANE:
+        if files < most * FILES_PER_SHARD:
             # Parquet can be read from each of its row groups on, in any order.
             divided = rows.reshard(), texts.reshard()
         count = min(most, divided[0].num_shards)
-    lanes, texts_of = ([some.shard(count, lane) for lane in range(count)] for some in divided)
+    shards, texts_of = ([some.shard(count, shard) for shard in range(count)] for some in divided)
     tables = []
-    for lane, own in enumerate(texts_of):
+    for shard, own in enumerate(texts_of):
         # As Arrow tables, a fifth of what they are as Python's own texts.
         for table in own.with_format("arrow").iter(1000):
-            tables.append(table.append_column("lane", pa.array([lane] * len(table))))
+            tables.append(table.append_column("shard", pa.array([shard] * len(table))))
     if not tables:
         raise ValueError(f"{name}: there are no rows to train on.")
     table = pa.concat_tables(tables)
     if missing := table["id"].null_count:
         if files > 1:
             raise ValueError(
-                f"{name}: items of a stream of several files need an `id`, by which they are known; {missing:,} of "
+                f"{name}: examples of a stream of several files need an `id`, by which they are known; {missing:,} of "
                 f"{len(table):,} have none."
             )
         if count > 1:
-            return open_lanes(rows, texts, 1, name)
+            return open_shards(rows, texts, 1, name)
         # Of one file that is read from its beginning the numbers of rows stay.
         numbers = pa.array(map(str, range(len(table))), pa.string())
         table = table.set_column(0, "id", pc.coalesce(table["id"], numbers))
     if (different := pc.count_distinct(table["id"]).as_py()) < len(table):
         raise ValueError(
-            f"{name}: items of a stream are known by their `id`, and {len(table):,} of them have only {different:,} "
+            f"{name}: examples of a stream are known by their `id`, and {len(table):,} of them have only {different:,} "
             "different ones."
         )
-    return lanes, datasets.Dataset(datasets.table.InMemoryTable(table))
+    return shards, datasets.Dataset(datasets.table.InMemoryTable(table))

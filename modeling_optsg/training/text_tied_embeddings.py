@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from transformers.initialization import no_init_weights
 
 
-class TiedToText(nn.Module):
+class TextTiedEmbedding(nn.Module):
     """An embedding table in training: a learned projection of fixed text features, and an offset of each row's own.
 
     What is learned of one token moves all that mean alike; a rare one is found from its neighbours. A parametrization
@@ -76,27 +76,27 @@ def tie_tokens_to_text(model, processor, scale: float, batch_size: int = 256) ->
     offsets = torch.randn_like(embedding.weight) * scale
     offsets[known] = 0.0
     embedding.weight.copy_(offsets)
-    parametrize.register_parametrization(embedding, "weight", TiedToText(features, projection * scale))
+    parametrize.register_parametrization(embedding, "weight", TextTiedEmbedding(features, projection * scale))
 
 
 @torch.no_grad()
 def tie_classes_to_text(model, features: torch.Tensor, begin_title: bool = True) -> None:
     """Ties the weights of a model's classes, one a train tag, to the tags' text-tower features `[tags, text width]`,
-    and begins the title's way into the item's summary with the same projection: an item begins near the tags that say
+    and begins the title's way into the example's summary with the same projection: an example begins near the tags that say
     what its title says (not with `begin_title=False`, where the model has learned one). Classes beyond the tags have
     no text."""
-    classifier = model.classifier if hasattr(model, "classifier") else model.set_alignment.classifier
-    width = classifier.weights.embedding_dim
+    classifier = model.classifier if hasattr(model, "classifier") else model.tag_classifier.classifier
+    width = classifier.class_embeddings.embedding_dim
     features = features.float().to(classifier.bias.device)
     features = F.layer_norm(features - features.mean(dim=0), features.shape[1:])
     # A random projection keeps angles, and at first that is all there is to keep.
     projection = torch.randn(features.shape[1], width).to(features) * features.shape[1] ** -0.5
-    others = classifier.weights.num_embeddings - len(features)
-    classifier.weights.weight.zero_()
-    tie = TiedToText(F.pad(features, (0, 0, 0, others)), projection, normalize=True)
-    parametrize.register_parametrization(classifier.weights, "weight", tie)
+    others = classifier.class_embeddings.num_embeddings - len(features)
+    classifier.class_embeddings.weight.zero_()
+    tie = TextTiedEmbedding(F.pad(features, (0, 0, 0, others)), projection, normalize=True)
+    parametrize.register_parametrization(classifier.class_embeddings, "weight", tie)
     encoder = model.model.multimodal_encoder
-    summary = encoder.summary if encoder.set_summary is None else encoder.set_summary
+    summary = encoder.prompt_pooler if encoder.classifier_pooler is None else encoder.classifier_pooler
     if summary is not None and begin_title:
         summary.title_projection.weight.copy_(projection.T)
 

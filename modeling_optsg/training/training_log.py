@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 
 from modeling_optsg.data.atomic_files import write_text
 
-LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "set_loss")
+LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "classifier_loss")
 
 
 class TrainingLog:
-    """Rows of a JSON lines file, and of the trackers that `accelerate` was told of; a bar with the time that is left.
+    """Rows of a JSON lines file, and of the report_to that `accelerate` was told of; a bar with the time that is left.
 
     Args:
         start: the step a run goes on from; rows of later ones are forgotten.
@@ -41,10 +41,10 @@ class TrainingLog:
         self.bar.update()
 
     def means(self, rate: float) -> dict[str, float]:
-        """Mean losses of the steps since the last call; shows them, and the items a second."""
+        """Mean losses of the steps since the last call; shows them, and the examples a second."""
         means = {part: round(self.sums[part] / self.sums["steps"], 6) for part in LOSS_PARTS if part in self.sums}
         self.sums.clear()
-        self.bar.set_postfix({part: f"{loss:.3g}" for part, loss in means.items()} | {"items/s": f"{rate:.0f}"})
+        self.bar.set_postfix({part: f"{loss:.3g}" for part, loss in means.items()} | {"examples/s": f"{rate:.0f}"})
         return means
 
     def write(self, row: dict) -> None:
@@ -59,15 +59,15 @@ class TrainingLog:
 
     def _show(self, row: dict) -> None:
         losses = ", ".join(f"{part} {row[part]:.3f}" for part in LOSS_PARTS if part in row)
-        figures = row["validation"]
+        metrics = row["validation"]
         self.bar.write(
-            f"step {row['step']}: {losses}, {row['items_per_second']:.0f} items/s; validation Full "
-            f"{figures['full_f1']:.1f} / Rare {figures['rare_f1']:.1f} / Common {figures['common_f1']:.1f}, micro "
-            f"{figures['micro_f1']:.1f}"
+            f"step {row['step']}: {losses}, {row['examples_per_second']:.0f} examples/s; validation Full "
+            f"{metrics['full_f1']:.1f} / Rare {metrics['rare_f1']:.1f} / Common {metrics['common_f1']:.1f}, micro "
+            f"{metrics['micro_f1']:.1f}"
         )
-        for item in row.get("samples", ()):
-            name = item.get("title") or item.get("id") or "an item"
-            self.bar.write(f"  {name}: {', '.join(item['tags'])} -> {', '.join(item['written']) or '(none)'}")
+        for example in row.get("sample_predictions", ()):
+            name = example.get("title") or example.get("id") or "an example"
+            self.bar.write(f"  {name}: {', '.join(example['tags'])} -> {', '.join(example['written']) or '(none)'}")
 
 
 def _step_of(line: str) -> int | None:

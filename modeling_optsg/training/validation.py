@@ -16,24 +16,24 @@ def validate(
     accelerator: Accelerator,
     model,
     processor,
-    items: Sequence[Mapping],
+    examples: Sequence[Mapping],
     evaluator: TagEvaluator,
     objective: str,
     stop: StopSignal,
     **generate_kwargs,
 ) -> tuple[dict, list[list[str]]]:
-    """Figures at the best threshold, and the tags of each item there. All processes call it, each tags its share.
+    """Figures at the best threshold, and the tags of each example there. All processes call it, each tags its share.
 
     Args:
-        model: a whole one, in every process; items, evaluator, objective: see [`fit_generation_config`].
+        model: a whole one, in every process; examples, evaluator, objective: see [`fit_generation_config`].
 
     Raises:
         Interrupted: `stop` has noted something in any process; all of them raise it.
     """
-    mine = range(accelerator.process_index, len(items), accelerator.num_processes)
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
     try:
         with accelerator.autocast():
-            tags = predict_tags(model, processor, _UntilStopped(items, mine, stop), **generate_kwargs)
+            tags = predict_tags(model, processor, _UntilStopped(examples, mine, stop), **generate_kwargs)
         found = list(zip(mine, tags, strict=True))
     except Interrupted:
         # The others wait for this process's share.
@@ -42,16 +42,16 @@ def validate(
     if None in pairs:
         raise Interrupted(stop.saved_step)
     predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
-    threshold, figures = evaluator.best_threshold(predictions, objective)
+    threshold, metrics = evaluator.best_threshold(predictions, objective)
     written = [[tag["tag"] for tag in own if tag["score"] >= threshold] for own in predictions]
-    return {"threshold": threshold} | figures, written
+    return {"threshold": threshold} | metrics, written
 
 
 class _UntilStopped(Dataset):
-    """Items that are there until the program is asked to stop."""
+    """Examples that are there until the program is asked to stop."""
 
-    def __init__(self, items: Sequence[Mapping], indices: Sequence[int], stop: StopSignal):
-        self.items, self.indices, self.stop = items, indices, stop
+    def __init__(self, examples: Sequence[Mapping], indices: Sequence[int], stop: StopSignal):
+        self.examples, self.indices, self.stop = examples, indices, stop
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -59,11 +59,11 @@ class _UntilStopped(Dataset):
     def __getitem__(self, index: int) -> Mapping:
         if self.stop.noted:
             raise Interrupted(self.stop.saved_step)
-        return self.items[self.indices[index]]
+        return self.examples[self.indices[index]]
 
 
-def samples(rows, written: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
-    """A few items, always the same: their titles, their tags, and those written.
+def sample_predictions(rows, written: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
+    """A few examples, always the same: their titles, their tags, and those written.
 
     Args:
         rows: of a dataset with `tags`.

@@ -1,4 +1,4 @@
-"""Captions (`photo.txt`): the tags of a picture in one line, comma and space between, as image generators train on.
+"""Captions (`photo.txt`): the tags of an image in one line, comma and space between, as image generators train on.
 
 A caption has no room for a record of whose tag is whose, so each folder has one, `.optsg-captions.jsonl`.
 """
@@ -23,8 +23,8 @@ class Captions:
 
     kind = "txt"
 
-    def __init__(self, places: SidecarPlaces, stamps, model: str, dry_run: bool):
-        self.places, self.stamps, self.model, self.dry_run = places, stamps, model, dry_run
+    def __init__(self, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
+        self.places, self.fingerprints, self.model, self.dry_run = places, fingerprints, model, dry_run
         self.journals: dict[str, Journal] = {}
 
     def done(self, file: MediaFile) -> bool:
@@ -35,7 +35,7 @@ class Captions:
         """
         place = self.places.of(file, ".txt", "stem")
         data, entry = self._read(place)
-        done = data is not None and entry.get("stamp") == self.stamps(file)
+        done = data is not None and entry.get("fingerprint") == self.fingerprints(file)
         if not done:
             self.places.check_writable(place)
         return done
@@ -60,7 +60,7 @@ class Captions:
             change = Change(place.path, owned.added, owned.removed, written=new != data)
             if len(given) < len(tags):
                 change.notes.append(COMMA_NOTE)
-            record = {"written": owned.ours, "declined": owned.declined, "stamp": self.stamps(file)}
+            record = {"written": owned.ours, "declined": owned.declined, "fingerprint": self.fingerprints(file)}
             if self.dry_run or (not change.written and record == {k: entry.get(k) for k in record}):
                 return change
             # Two files cannot change at once: the record comes first and says how to tell whether the caption did.

@@ -22,8 +22,8 @@ class JsonSidecars:
 
     kind = "json"
 
-    def __init__(self, places: SidecarPlaces, stamps, model: str, dry_run: bool):
-        self.places, self.stamps, self.model, self.dry_run = places, stamps, model, dry_run
+    def __init__(self, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
+        self.places, self.fingerprints, self.model, self.dry_run = places, fingerprints, model, dry_run
 
     def done(self, file: MediaFile) -> bool:
         """Whether the sidecar is on record as made of this model, these settings and this file.
@@ -33,7 +33,7 @@ class JsonSidecars:
         """
         place = self.places.of(file, SUFFIX, "full")
         data, _ = _read(place)
-        done = os.path.lexists(place.path) and data.get("stamp") == self.stamps(file)
+        done = os.path.lexists(place.path) and data.get("fingerprint") == self.fingerprints(file)
         if not done:
             self.places.check_writable(place)
         return done
@@ -61,7 +61,7 @@ class JsonSidecars:
                 "tags": theirs + ours,
                 "written": owned.ours,
                 "declined": owned.declined,
-                "stamp": self.stamps(file),
+                "fingerprint": self.fingerprints(file),
             }
             change = Change(place.path, owned.added, owned.removed, written=new != sidecar or before is None)
             if change.written and not self.dry_run:

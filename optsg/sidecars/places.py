@@ -1,10 +1,10 @@
-"""Where a picture's sidecar is: beside it or in a tree like its own, under either of the two names in use."""
+"""Where an image's sidecar is: beside it or in a tree like its own, under either of the two names in use."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..media_files import CLIP_SUFFIXES, PICTURE_SUFFIXES, RAW_SUFFIXES, MediaFile
+from ..media_files import IMAGE_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, MediaFile
 from .change import SidecarError
 from .whole_files import check_writable
 
@@ -29,7 +29,7 @@ class Place:
 class SidecarPlaces:
     """
     Args:
-        output: folder of a tree like the pictures'; beside the pictures if not given.
+        output: folder of a tree like the images'; beside the images if not given.
         names: "full" (`photo.jpg.xmp`: darktable, digiKam, Immich) or "stem" (`photo.xmp`: Lightroom).
     """
 
@@ -40,7 +40,7 @@ class SidecarPlaces:
     _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def of(self, file: MediaFile, suffix: str, names: str, either: bool = False) -> Place:
-        """The place of a picture's sidecar.
+        """The place of an image's sidecar.
 
         Args:
             suffix: with its dot.
@@ -48,7 +48,7 @@ class SidecarPlaces:
             either: an existing sidecar under the other name is used, unless it may belong to another file.
 
         Raises:
-            SidecarError: another picture would have the same sidecar.
+            SidecarError: another image would have the same sidecar.
         """
         beside = place = self._choose(file.path, file.path, suffix, names, either)
         if self.output is not None:
@@ -61,9 +61,9 @@ class SidecarPlaces:
             raise SidecarError(
                 f"{file.path}: its sidecar {name} would be that of {twins[0]} too; rename one of the two"
             )
-        picture = os.path.realpath(file.path)
-        owner = self._owners.setdefault(os.path.realpath(place.path), picture)
-        if owner != picture:
+        image = os.path.realpath(file.path)
+        owner = self._owners.setdefault(os.path.realpath(place.path), image)
+        if owner != image:
             raise SidecarError(
                 f"{file.path}: {place.path} is the sidecar of {owner} already; tag them into two folders"
             )
@@ -79,7 +79,7 @@ class SidecarPlaces:
             check_writable(folder)
             self._writable.add(folder)
 
-    def _choose(self, picture: str, base: str, suffix: str, names: str, either: bool) -> Place:
+    def _choose(self, image: str, base: str, suffix: str, names: str, either: bool) -> Place:
         paths = {"full": base + suffix, "stem": os.path.splitext(base)[0] + suffix}
         wanted, other = paths[names], paths["stem" if names == "full" else "full"]
         if not either:
@@ -89,21 +89,19 @@ class SidecarPlaces:
                 return Place(path)
         for path in (other, other[: -len(suffix)] + suffix.upper()):
             if os.path.lexists(path):
-                if names == "full" and self._twins(picture, raw=True):
-                    return Place(
-                        wanted, note=f"{suffix} files without the picture's own suffix are another file's too"
-                    )
+                if names == "full" and self._twins(image, raw=True):
+                    return Place(wanted, note=f"{suffix} files without the image's own suffix are another file's too")
                 return Place(path, note=f"existing {suffix} files under the other name are used")
         return Place(wanted)
 
     def _twins(self, path: str, raw: bool) -> list[str]:
-        """Other pictures and clips (and raw files) in the folder that differ from `path` by their suffix only."""
+        """Other images and videos (and raw files) in the folder that differ from `path` by their suffix only."""
         folder, name = os.path.split(path)
         if folder not in self._stems:
             stems = self._stems[folder] = {}
             for other in sorted(os.listdir(folder or ".")):
                 stem, suffix = os.path.splitext(other)
-                if suffix.lower() in PICTURE_SUFFIXES | CLIP_SUFFIXES | RAW_SUFFIXES:
+                if suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES | RAW_SUFFIXES:
                     stems.setdefault(stem.casefold(), []).append(other)
         same = self._stems[folder].get(os.path.splitext(name)[0].casefold(), ())
         return [o for o in same if o != name and (raw or os.path.splitext(o)[1].lower() not in RAW_SUFFIXES)]

@@ -1,4 +1,4 @@
-"""`tags.csv` and `tags.parquet`: one file for the run, one row a picture or clip.
+"""`tags.csv` and `tags.parquet`: one file for the run, one row an image or video.
 
 What is tagged goes into a journal beside it, file by file; the table is made of that when the run is through, so that
 a run that was stopped goes on, and the table is always whole.
@@ -24,16 +24,16 @@ class TableFile:
 
     Args:
         path: of the table; its suffix says which kind. The journal is beside it.
-        stamps: see `make_writer`.
+        fingerprints: see `make_writer`.
         dry_run: write nothing.
 
     Raises:
         SidecarError: the table is there, and is not as this program left it.
     """
 
-    def __init__(self, path: Path, stamps, dry_run: bool):
+    def __init__(self, path: Path, fingerprints, dry_run: bool):
         self.kind = path.suffix[1:]
-        self.path, self.stamps, self.dry_run = path, stamps, dry_run
+        self.path, self.fingerprints, self.dry_run = path, fingerprints, dry_run
         check_writable(str(path.parent))
         self.journal = Journal(str(path.with_name(f".optsg-{path.name}.jsonl")))
         self.rows: dict[str, dict] = {}
@@ -45,7 +45,7 @@ class TableFile:
     def done(self, file: MediaFile) -> bool:
         """Whether the journal has this file's tags, made of this model and these settings."""
         entry = self.journal.get(file.path)
-        found = entry.get("stamp") == self.stamps(file)
+        found = entry.get("fingerprint") == self.fingerprints(file)
         if found:
             self._take(file, entry["tags"])
         return found
@@ -63,7 +63,7 @@ class TableFile:
         tags = [{**tag, "score": round(tag["score"], 4)} for tag in tags]
         if not self.dry_run:
             with only_here(str(self.path.parent)):
-                self.journal.add(file.path, {"stamp": self.stamps(file), "tags": tags})
+                self.journal.add(file.path, {"fingerprint": self.fingerprints(file), "tags": tags})
         self._take(file, tags)
         added, removed = ([t for t in one if t not in other] for one, other in ((after, before), (before, after)))
         return Change(str(self.path), added, removed, written=True)

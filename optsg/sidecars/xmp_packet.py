@@ -71,33 +71,33 @@ class XmpPacket:
         self.edits: list[tuple[int, int, bytes]] = []
         self.new_properties: dict[str, list[bytes]] = {}
 
-    def items(self, namespace: str, name: str) -> list[str] | None:
+    def examples(self, namespace: str, name: str) -> list[str] | None:
         """The texts of a list property, or `None` if there is no such property.
 
         Raises:
             ValueError: the property is there and is not a list.
         """
         properties = self._properties(namespace, name)
-        return [_value(item) for found in properties for item in self._items(found)] if properties else None
+        return [_value(example) for found in properties for example in self._examples(found)] if properties else None
 
     def change(self, namespace: str, prefix: str, name: str, add: list[str], remove: list[str], kind: str = "Bag"):
         """Adds texts at the end of a list property, which is made if it is not there, and removes others.
 
-        A property that becomes empty is taken out. Items with qualifiers are left alone.
+        A property that becomes empty is taken out. Examples with qualifiers are left alone.
 
         Raises:
-            ValueError: see `items`.
+            ValueError: see `examples`.
         """
         properties = self._properties(namespace, name)
         leaving = set(remove)
         for found in properties:
-            items = self._items(found)
-            out = [item for item in items if not item.children and _value(item) in leaving]
-            if out and len(out) == len(items) and not (add and found is properties[0]):
+            examples = self._examples(found)
+            out = [example for example in examples if not example.children and _value(example) in leaving]
+            if out and len(out) == len(examples) and not (add and found is properties[0]):
                 self._cut(found)
                 continue
-            for item in out:
-                self._cut(item)
+            for example in out:
+                self._cut(example)
             if add and found is properties[0]:
                 self._append(found, add, kind)
         if add and not properties:
@@ -131,7 +131,7 @@ class XmpPacket:
         return [p for description in self.root.children for p in description.children if p.name == (namespace, name)]
 
     @staticmethod
-    def _items(found: _Element) -> list[_Element]:
+    def _examples(found: _Element) -> list[_Element]:
         container = found.children[0] if len(found.children) == 1 else None
         if container is not None and container.name in CONTAINERS and not found.text.strip():
             return [child for child in container.children if child.name == (RDF, "li")]
@@ -153,15 +153,15 @@ class XmpPacket:
             self.edits.append((found.start, found.stop, self._open(found) + inside + b"</" + tag + b">"))
             return
         container = found.children[0]
-        items = [child for child in container.children if child.name == (RDF, "li")]
+        examples = [child for child in container.children if child.name == (RDF, "li")]
         prefix = self._prefix(container)
-        space = self._space_before(items[-1].start) if items else self._space_before(container.start) + b" "
-        new = b"".join(space + _item(prefix, text) for text in texts)
+        space = self._space_before(examples[-1].start) if examples else self._space_before(container.start) + b" "
+        new = b"".join(space + _example(prefix, text) for text in texts)
         if container.closes_itself:
             closing = self._space_before(container.start) + b"</" + self._tag_name(container) + b">"
             self.edits.append((container.start, container.stop, self._open(container) + new + closing))
         else:
-            position = items[-1].stop if items else container.inner
+            position = examples[-1].stop if examples else container.inner
             self.edits.append((position, position, new))
 
     def _open(self, element: _Element) -> bytes:
@@ -183,8 +183,8 @@ class XmpPacket:
 
     def _list(self, texts: list[str], kind: str, prefix: bytes, indent: bytes) -> bytes:
         tag = (prefix + b":" if prefix else b"") + kind.encode()
-        items = b"".join(indent + b" " + _item(prefix, text) for text in texts)
-        return indent + b"<" + tag + b">" + items + indent + b"</" + tag + b">"
+        examples = b"".join(indent + b" " + _example(prefix, text) for text in texts)
+        return indent + b"<" + tag + b">" + examples + indent + b"</" + tag + b">"
 
     def _indent(self) -> bytes:
         """White space, a line end in it, that stands before a description."""
@@ -210,13 +210,13 @@ class XmpPacket:
         return max(position, self.root.inner), max(position, self.root.inner), new
 
 
-def _item(prefix: bytes, text: str) -> bytes:
+def _example(prefix: bytes, text: str) -> bytes:
     tag = prefix + b":li" if prefix else b"li"
     return b"<" + tag + b">" + escape(text, {"\r": "&#13;"}).encode() + b"</" + tag + b">"
 
 
-def _value(item: _Element) -> str:
-    value = next((child for child in item.children if child.name == (RDF, "value")), item)
+def _value(example: _Element) -> str:
+    value = next((child for child in example.children if child.name == (RDF, "value")), example)
     return value.text.strip()
 
 

@@ -3,7 +3,7 @@
 On record in the sidecar, in a namespace of our own, are lists of text only, the one form that every XMP library leaves
 as it is: `Tags` (what is ours in `dc:subject`), `Probabilities` (of each), `Novel` (those of them not among the
 training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what of ours a person deleted), `Unlisted`
-(what a person took out of `digiKam:TagsList` only), `Run` (stamp and model).
+(what a person took out of `digiKam:TagsList` only), `Run` (fingerprint and model).
 """
 
 import os
@@ -30,8 +30,8 @@ class XmpSidecars:
 
     kind = "xmp"
 
-    def __init__(self, places: SidecarPlaces, stamps, model: str, dry_run: bool):
-        self.places, self.stamps, self.model, self.dry_run = places, stamps, model, dry_run
+    def __init__(self, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
+        self.places, self.fingerprints, self.model, self.dry_run = places, fingerprints, model, dry_run
 
     def done(self, file: MediaFile) -> bool:
         """Whether the sidecar is on record as made of this model, these settings and this file.
@@ -42,12 +42,12 @@ class XmpSidecars:
         place = self.places.of(file, ".xmp", self.places.names, either=True)
         data = read_whole(place.path)
         if data is None:
-            # Told now whether it will do, before time is spent on the picture.
+            # Told now whether it will do, before time is spent on the image.
             _packet(place.begin_from, read_whole(place.begin_from) if place.begin_from else None)
             self.places.check_writable(place)
             return False
-        run = _items(_packet(place.path, data), place.path, (*RECORD, "Run"))
-        done = bool(run) and run[0] == self.stamps(file)
+        run = _examples(_packet(place.path, data), place.path, (*RECORD, "Run"))
+        done = bool(run) and run[0] == self.fingerprints(file)
         if not done:
             self.places.check_writable(place)
         return done
@@ -65,7 +65,7 @@ class XmpSidecars:
             if data is None and place.begin_from:
                 source, data = place.begin_from, read_whole(place.begin_from)
             packet = _packet(source, data)
-            change = self._merge(packet, source, tags, self.stamps(file))
+            change = self._merge(packet, source, tags, self.fingerprints(file))
             change.path = place.path
             if place.note:
                 change.notes.append(place.note)
@@ -76,13 +76,13 @@ class XmpSidecars:
                 write_whole(place.path, new)
         return change
 
-    def _merge(self, packet: XmpPacket, path: str, tags: list[dict], stamp: str) -> Change:
-        def items(*name):
-            return _items(packet, path, name)
+    def _merge(self, packet: XmpPacket, path: str, tags: list[dict], fingerprint: str) -> Change:
+        def examples(*name):
+            return _examples(packet, path, name)
 
-        subject, listed, hierarchy = items(*SUBJECT) or [], items(*TAGS_LIST), _leaves(items(*HIERARCHY), "|")
+        subject, listed, hierarchy = examples(*SUBJECT) or [], examples(*TAGS_LIST), _leaves(examples(*HIERARCHY), "|")
         record_names = ("Tags", "Listed", "Declined", "Unlisted")
-        ours, ours_listed, declined, unlisted = (items(*RECORD, name) or [] for name in record_names)
+        ours, ours_listed, declined, unlisted = (examples(*RECORD, name) or [] for name in record_names)
         scores = {tag["tag"].strip(): tag for tag in tags if is_xml_text(tag["tag"])}
         theirs_listed = [tag for tag in listed or [] if tag not in ours_listed]
         # Other programs copy our tags into fields of theirs: that alone makes no person's tag of them.
@@ -111,9 +111,9 @@ class XmpSidecars:
             "Listed": wanted,
             "Declined": owned.declined,
             "Unlisted": sorted(refused),
-            "Run": [stamp, self.model],
+            "Run": [fingerprint, self.model],
         }
-        if any(record[name] != (items(*RECORD, name) or []) for name in record):
+        if any(record[name] != (examples(*RECORD, name) or []) for name in record):
             packet.replace(*RECORD, record)
         notes = [NOT_XML_NOTE] if len(scores) < len(tags) else []
         notes += [HIDDEN_NOTE] if hierarchy else []
@@ -127,7 +127,7 @@ def _packet(path: str | None, data: bytes | None) -> XmpPacket:
         raise SidecarError(f"{path} is left as it is: {error}") from error
 
 
-def _items(packet: XmpPacket, path: str, name: tuple[str, str, str]) -> list[str] | None:
+def _examples(packet: XmpPacket, path: str, name: tuple[str, str, str]) -> list[str] | None:
     try:
         return packet.items(name[0], name[2])
     except ValueError as error:
