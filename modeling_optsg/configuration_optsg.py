@@ -1,17 +1,31 @@
-"""Configurations of OP-TSG and of the small convolutional vision tower that ships with it."""
+"""Configurations of OP-TSG and of the small vision tower that ships with it."""
+
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+RATIOS = (
+    "dropout",
+    "attention_dropout",
+    "classifier_dropout",
+    "modality_dropout",
+    "memory_token_dropout",
+    "parallel_ratio",
+    "pad_slot_ratio",
+)
+
 
 class EfficientNetLiteConfig(PreTrainedConfig):
-    """Configuration of [`EfficientNetLiteModel`] (EfficientNet-Lite: no squeeze-and-excitation, ReLU6).
+    """Configuration of [`EfficientNetLiteModel`].
+
+    EfficientNet-Lite is EfficientNet without squeeze-and-excitation and with ReLU6. The defaults are those of Lite0.
 
     Args:
-        stem_size: channels of the stem convolution.
-        stages: one `[repeats, kernel size, stride, expansion ratio, channels]` a stage; the default is Lite0.
-        hidden_size: channels of the last feature map, the width other models see.
-        batch_norm_eps: epsilon of every batch normalisation.
+        stem_size: Channels of the stem convolution.
+        stages: One `[repeats, kernel size, stride, expansion ratio, channels]` per stage.
+        hidden_size: Channels of the last feature map.
+        batch_norm_eps: Epsilon of every batch normalisation.
     """
 
     model_type = "efficientnet_lite"
@@ -21,7 +35,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     hidden_size: int = 1280
     batch_norm_eps: float = 1e-3
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         if self.stages is None:
             self.stages = [
                 [1, 3, 1, 1, 16],
@@ -35,8 +49,8 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
 
-# Registered here and not in `__init__`: remote code loads this file alone, and the towers' `AutoConfig` look-up
-# happens while `OPTSGConfig` is being built from its JSON.
+# Registered here and not in `__init__`: remote code loads this file alone, and `AutoConfig` looks up the towers while
+# `OPTSGConfig` is being built from its JSON.
 AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
 
 
@@ -44,41 +58,57 @@ class OPTSGConfig(PreTrainedConfig):
     """Configuration of [`OPTSGModel`] and [`OPTSGForTagGeneration`].
 
     Args:
-        vision_config: configuration of the vision tower (anything `AutoModel` builds); `None` for a model that only
-            reads precomputed frame features.
-        text_config: configuration of the text tower, which reads titles and, for the alignment, tags.
-        frame_feature_size: width of precomputed frame features and of the vision tower's tokens; taken from
-            `vision_config.hidden_size` when left out.
-        hidden_size: width d of everything after the towers.
-        num_attention_heads, intermediate_size: shape of every transformer layer after the towers.
-        num_encoder_layers, num_prompt_layers, num_decoder_layers: depth of the three rooms.
+        vision_config: Configuration of the vision tower, anything that `AutoModel` builds. `None` for a model that
+            reads precomputed frame features only.
+        text_config: Configuration of the text tower, which encodes titles and the texts of tags.
+        frame_feature_size: Width of the vision tower's tokens and of precomputed frame features. Defaults to
+            `vision_config.hidden_size`.
+        hidden_size: Width of everything after the towers.
+        num_attention_heads: Attention heads of every layer after the towers.
+        intermediate_size: Width of the feed-forward block of every layer after the towers.
+        num_encoder_layers: Layers of the multimodal encoder.
+        num_prompt_layers: Layers of the prompt encoder.
+        num_decoder_layers: Layers of the tag decoder.
         num_prompts: K, the number of order prompts.
-        max_frames: longest video, in frames.
-        max_tag_tokens: longest tag, in tokens of the tag tokenizer.
-        tag_vocab_size: size of the tag tokenizer.
-        tag_pad_token_id: token of the pre-defined [PAD] tag (also the filler of `tag_input_ids`).
-        tag_sep_token_id: token that ends a tag.
-        dropout: dropout after attention and feed-forward blocks; `attention_dropout` that of attention weights.
-        modality_dropout: in training, probability that an example with image and title loses one of the two.
-        use_prompt_pooler: whether the order prompts begin from the example's pooled tower features, beside what they find in
-            the memory.
-        use_tag_classifier: whether the example as a whole is compared with all train tags too, in training and for the
-            probability of a written tag.
-        num_tag_classes: number of train tags it is compared with; with 0 there is no such comparison.
-        classifier_loss_weight: its share in the loss; classifier_dropout: dropout of the summary there.
-        asl_gamma_negative, asl_gamma_positive, asl_margin: of its asymmetric loss: focusing exponents (γ⁻, γ⁺) for
-            absent and present tags, and by how much the probability of an absent tag is lowered (m).
-        memory_token_dropout: in training, probability that a token of the memory is hidden from an example.
-        alignment_size: width of the space in which prompts and tags are compared.
-        alignment_loss_weight: λ of `loss = generation_loss + λ * alignment_loss`.
-        no_object_weight: weight of a [PAD]-aligned prompt in the alignment loss.
-        logit_scale_init_value: initial logarithm of the scale of similarities (learned).
-        parallel_ratio: share of the examples that train with the parallel attention mask; the rest are sequential.
-        pad_slot_ratio: in training, share of the [PAD]-aligned slots that are written, at random; their loss counts as
+        max_frames: Maximum number of frames of a video.
+        max_tag_tokens: Maximum number of tokens of a tag.
+        tag_vocab_size: Size of the tag tokenizer's vocabulary.
+        tag_pad_token_id: Token of the predefined [PAD] tag. It also pads `tag_input_ids`.
+        tag_sep_token_id: Token that ends a tag.
+        dropout: Dropout after attention and feed-forward blocks.
+        attention_dropout: Dropout of attention weights.
+        modality_dropout: Probability that a training example with an image and a title loses one of the two.
+        memory_token_dropout: Probability that a token of the memory is hidden in training.
+        use_prompt_pooler: Add the pooled tower features to the queries of the prompt encoder.
+        use_tag_classifier: Train a tag classifier over the label vocabulary and fuse its logits with the slots'.
+        num_tag_classes: Size of the label vocabulary. With 0 there is no tag classifier.
+        classifier_loss_weight: Weight of the classifier loss.
+        classifier_dropout: Dropout of the classifier's input.
+        asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
+        asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.
+        asl_margin: Probability margin m of the asymmetric loss. Probabilities of absent tags are lowered by it.
+        alignment_size: Width of the space in which prompts and tags are compared.
+        alignment_loss_weight: Weight λ of the alignment loss.
+        no_object_weight: Weight of a [PAD]-aligned prompt in the alignment loss.
+        logit_scale_init_value: Initial logarithm of the scale of cosine similarities. The default is CLIP's, ln(1 / 0.07).
+        parallel_ratio: Ratio of training examples that use the parallel attention mask. The others use the sequential
+            mask.
+        pad_slot_ratio: Ratio of [PAD]-aligned slots that are decoded in training. Their loss is scaled up to count as
             that of all.
-        num_sampled_tokens: in training, tokens drawn at random as negatives beside the batch's own in place of the
-            whole vocabulary; 0 for all of it.
-        initializer_range: standard deviation of the weights' initialisation.
+        num_sampled_tokens: Number of random tokens next to a training batch's own in the softmax over tokens. With 0
+            the softmax is over the whole vocabulary.
+        initializer_range: Standard deviation of initial weights.
+        tie_word_embeddings: Share the token embeddings with the output layer.
+
+    Raises:
+        ValueError: A value is out of range, or two values contradict each other.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGConfig
+        >>> config = OPTSGConfig(text_config={"model_type": "bert"}, frame_feature_size=512, num_prompts=10)
+        >>> config.num_prompts, config.vision_config
+        (10, None)
     """
 
     model_type = "optsg"
@@ -117,7 +147,6 @@ class OPTSGConfig(PreTrainedConfig):
     alignment_size: int = 256
     alignment_loss_weight: float = 1.0
     no_object_weight: float = 0.1
-    # ln(1 / 0.07), as in CLIP.
     logit_scale_init_value: float = 2.6593
     parallel_ratio: float = 0.5
     pad_slot_ratio: float = 1.0
@@ -125,24 +154,24 @@ class OPTSGConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
         if self.frame_feature_size is None and self.vision_config is not None:
             self.frame_feature_size = self.vision_config.hidden_size
         self._check()
 
-    def _check(self):
+    def _check(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
             )
+        if self.frame_feature_size is None:
+            raise ValueError("Set frame_feature_size: without a vision_config it is the width of the frame features.")
         if self.vision_config is not None and self.vision_config.hidden_size != self.frame_feature_size:
             raise ValueError(
                 f"frame_feature_size={self.frame_feature_size} must equal vision_config.hidden_size="
-                f"{self.vision_config.hidden_size}: precomputed features stand in for the tower's tokens."
+                f"{self.vision_config.hidden_size}: frame features replace the vision tower's tokens."
             )
-        if self.frame_feature_size is None:
-            raise ValueError("frame_feature_size is needed when there is no vision_config: the width of the features.")
         if self.tag_pad_token_id == self.tag_sep_token_id:
             raise ValueError(
                 f"tag_pad_token_id and tag_sep_token_id are both {self.tag_pad_token_id}; they must differ."
@@ -150,8 +179,7 @@ class OPTSGConfig(PreTrainedConfig):
         for name in ("num_prompts", "max_tag_tokens", "max_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        shares = "dropout attention_dropout classifier_dropout modality_dropout memory_token_dropout parallel_ratio"
-        for name in (*shares.split(), "pad_slot_ratio"):
+        for name in RATIOS:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie between 0 and 1.")
         for name in ("num_sampled_tokens", "asl_gamma_negative", "asl_gamma_positive"):

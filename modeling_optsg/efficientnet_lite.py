@@ -1,4 +1,6 @@
-"""EfficientNet-Lite as a `transformers` vision tower: the small convolutional network of the shipped checkpoint."""
+"""EfficientNet-Lite as a `transformers` model: the vision tower of the shipped checkpoint."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,10 +13,13 @@ from .configuration_optsg import EfficientNetLiteConfig
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution padded as TensorFlow's `SAME`, with which the pretrained weights were made: a stride-2 convolution
-    pads more on the right and the bottom."""
+    """Convolution with TensorFlow's `SAME` padding, which the pretrained weights expect.
+
+    With a stride of 2 it pads more on the right and at the bottom.
+    """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Pads and convolves `[batch, channels, height, width]`."""
         padding = []
         for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -23,18 +28,40 @@ class SameConv2d(nn.Conv2d):
 
 
 class ConvNormAct(nn.Module):
-    def __init__(self, config, in_channels, out_channels, kernel_size, stride=1, groups=1, activation=True):
+    """Convolution, batch normalisation, and ReLU6 (optional)."""
+
+    def __init__(
+        self,
+        config: EfficientNetLiteConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+    ) -> None:
         super().__init__()
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU6() if activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Applies the layer to `[batch, channels, height, width]`."""
         return self.activation(self.norm(self.conv(hidden_states)))
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, config, in_channels, out_channels, kernel_size, stride, expansion):
+    """Inverted residual block: expansion, depthwise convolution, projection."""
+
+    def __init__(
+        self,
+        config: EfficientNetLiteConfig,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        expansion: int,
+    ) -> None:
         super().__init__()
         width = in_channels * expansion
         self.expand = ConvNormAct(config, in_channels, width, 1) if expansion != 1 else nn.Identity()
@@ -43,6 +70,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Applies the block to `[batch, channels, height, width]`."""
         output = self.project(self.depthwise(self.expand(hidden_states)))
         return output + hidden_states if self.residual else output
 
@@ -50,18 +78,18 @@ class InvertedResidual(nn.Module):
 class EfficientNetLiteModel(PreTrainedModel):
     """EfficientNet-Lite without its classifier.
 
-    Batch normalisation always uses the pretrained statistics, in training too: the batches of tagging are too small
-    and too unlike ImageNet to estimate them anew.
+    Batch normalisation uses the pretrained statistics in training too: the batches are too small, and too different
+    from ImageNet, to estimate new ones.
     """
 
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
     main_input_name = "pixel_values"
-    # There is no attention here; without the flag a model that asks for sdpa refuses the tower.
+    # The tower has no attention, but a model with SDPA attention accepts only towers that have this flag.
     _supports_sdpa = True
     _no_split_modules = ["InvertedResidual"]
 
-    def __init__(self, config: EfficientNetLiteConfig):
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__(config)
         self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
         blocks, channels = [], config.stem_size
@@ -78,7 +106,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.post_init()
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out")
         elif isinstance(module, nn.BatchNorm2d):
@@ -88,23 +116,26 @@ class EfficientNetLiteModel(PreTrainedModel):
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "EfficientNetLiteModel":
+        """Sets the mode of all modules but batch normalisation, which stays in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Computes the features of images.
+
         Args:
             pixel_values: `[batch, 3, height, width]`.
+            kwargs: ignored; other towers have more arguments.
 
         Returns:
-            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]` and its mean over space,
-            `pooler_output` `[batch, hidden_size]`.
+            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`, and `pooler_output`
+            `[batch, hidden_size]`, its mean over height and width.
         """
-        # Depthwise convolutions run about twice as fast on a CPU when channels lie innermost.
+        # On CPUs depthwise convolutions are about twice as fast in this memory format.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             hidden_states = block(hidden_states)

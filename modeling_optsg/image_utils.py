@@ -1,21 +1,33 @@
-"""Images from files, bytes and arrays, as upright RGB on white."""
+"""Reads images from files, bytes and arrays."""
 
 import io
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def is_url(source: str) -> bool:
-    """Whether `source` names something to download rather than a file on disk."""
+    """Returns whether `source` is an address and not a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", source) is not None
 
 
-def unwrap_file(source, name: str):
-    """Unwraps what `datasets` gives for an undecoded file, and names a file by its path where it has one."""
+def unwrap_file(source: Any, name: str) -> tuple[Any, str]:
+    """Unwraps an undecoded file of `datasets`.
+
+    Args:
+        source: `{"bytes": …, "path": …}`, or anything else, which is returned unchanged.
+        name: name of the file in error messages, if it has no path.
+
+    Returns:
+        The bytes or the path of the file, and its name.
+
+    Raises:
+        ValueError: there are neither bytes nor a path.
+    """
     if isinstance(source, Mapping):
         path, source = source.get("path"), source.get("bytes") or source.get("path")
         if source is None:
@@ -24,25 +36,24 @@ def unwrap_file(source, name: str):
     return source, os.fspath(source) if isinstance(source, (str, os.PathLike)) else name
 
 
-def read_image(source, name: str) -> Image.Image:
-    """Reads an image, decoding all of it.
+def read_image(source: Any, name: str) -> Image.Image:
+    """Reads and decodes an image.
 
     Args:
         source: a path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
-            `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels (the
-            last axis is the channels where both could be).
-        name: what to call the image in errors, if it has no path.
+            `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels. An
+            array that fits both layouts has its channels in the last axis.
+        name: name of the image in error messages, if it has no path.
 
     Returns:
-        The image in RGB, turned upright as its EXIF data says, on white where it is transparent.
+        The image in RGB, turned upright according to its EXIF data, with transparent pixels blended with white.
 
     Raises:
-        ValueError: naming the image, if it cannot be read: missing, damaged, too large, not an image, or a remote
-            address.
+        ValueError: the image is missing, damaged, too large, a remote address, or not an image.
     """
     source, name = unwrap_file(source, name)
     if isinstance(source, str) and is_url(source):
-        raise ValueError(f"{name} is a remote address; nothing is downloaded here, give a file or its bytes")
+        raise ValueError(f"{name} is a remote address, which is not downloaded; give a file or its bytes")
     try:
         if isinstance(source, Image.Image):
             return _to_rgb(source)
@@ -53,13 +64,13 @@ def read_image(source, name: str) -> Image.Image:
             return _to_rgb(Image.open(io.BytesIO(source)))
         return _to_rgb(_from_array(source))
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that can be read (videos go in videos)") from error
+        raise ValueError(f"{name} is not an image that can be read (pass videos as `videos`)") from error
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not an image that can be read: {reason}") from error
 
 
-def _from_array(array) -> Image.Image:
+def _from_array(array: Any) -> Image.Image:
     if not hasattr(array, "__array__"):
         raise ValueError(f"expected a path, bytes, a PIL image or an array, got {type(array).__name__}")
     array = np.asarray(array)
@@ -73,7 +84,7 @@ def _from_array(array) -> Image.Image:
     if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)):
         raise ValueError(f"the array has shape {shape}, expected [height, width] and 1, 3 or 4 channels")
     if 0 in array.shape:
-        raise ValueError(f"the array has shape {shape}, no pixels")
+        raise ValueError(f"the array has shape {shape} and no pixels")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -84,7 +95,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow would clip instead of scale.
+        # Pillow saturates values above 255 instead of scaling them.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"its pixels range from {values.min()} to {values.max()}, beyond 16 bits")

@@ -1,33 +1,77 @@
-"""The transformer layer that the encoder, the prompts and the decoder are built of."""
+"""The transformer layer shared by multimodal encoder, prompt encoder and tag decoder."""
+
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
-def attention_weights(query, key, attention_mask, scaling) -> torch.Tensor:
-    """`[batch, heads, queries, keys]`, each row adding up to 1. `attention_mask` is boolean, true where allowed."""
+def attention_weights(
+    query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Computes softmax attention weights in float32.
+
+    Args:
+        query: `[batch, heads, queries, head size]`.
+        key: `[batch, heads, keys, head size]`.
+        attention_mask: Boolean, broadcastable to `[batch, heads, queries, keys]`, true where attention is allowed.
+        scaling: Factor of the dot products.
+
+    Returns:
+        `[batch, heads, queries, keys]`; each row sums to 1.
+    """
     weights = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         weights = weights.masked_fill(~attention_mask, torch.finfo(weights.dtype).min)
     return weights.softmax(dim=-1, dtype=torch.float32)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Attention written out, with the weights returned."""
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes attention in plain torch, in the interface of `ALL_ATTENTION_FUNCTIONS`."""
     weights = attention_weights(query, key, attention_mask, scaling).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
 
+def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Averages the real tokens of each example.
+
+    Args:
+        tokens: `[batch, length, width]`, or `None`.
+        mask: `[batch, length]`, true for real tokens. By default all are real.
+
+    Returns:
+        `[batch, width]`, zero for an example without real tokens; `None` without `tokens`.
+    """
+    if tokens is None:
+        return None
+    if mask is None:
+        return tokens.float().mean(dim=1)
+    weights = mask.float()[..., None]
+    return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention in three steps (`queries`, `keys_values`, `attend`), so that a decoder can keep the keys
-    and values it has computed once."""
+    """Multi-head attention in three steps, so that a decoder can cache keys and values.
+
+    The steps are [`queries`], [`keys_values`] and [`attend`].
+    """
 
     is_causal = False
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
         self.num_heads = config.num_attention_heads
@@ -41,25 +85,33 @@ class MultiHeadAttention(nn.Module):
         return hidden_states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[batch, length, width]` -> `[batch, heads, length, width / heads]`."""
+        """Projects `[batch, length, width]` to queries `[batch, heads, length, head size]`."""
         return self._split_heads(self.q_proj(hidden_states))
 
     def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[batch, length, width]` -> two of `[batch, heads, length, width / heads]`."""
+        """Projects `[batch, length, width]` to keys and values, each `[batch, heads, length, head size]`."""
         return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
 
     def attend(
-        self, query, key, value, attention_mask=None, output_attentions: bool = False
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
+        """Attends and projects the result.
+
         Args:
-            query: `[batch, heads, queries, width / heads]`; `key`, `value` likewise over the keys.
-            attention_mask: boolean, broadcastable to `[batch, heads, queries, keys]`, true where allowed.
-            output_attentions: make the weights a second time where the implementation keeps them to itself (sdpa,
-                flash); the output stays that implementation's own.
+            query: `[batch, heads, queries, head size]`.
+            key: `[batch, heads, keys, head size]`.
+            value: `[batch, heads, keys, head size]`.
+            attention_mask: Boolean, broadcastable to `[batch, heads, queries, keys]`, true where attention is allowed.
+            output_attentions: Compute the weights separately if the implementation (sdpa, flash) does not return
+                them. The output stays that of the implementation.
 
         Returns:
-            The output `[batch, queries, width]` and, with eager attention or `output_attentions`, the weights
+            The output `[batch, queries, width]`, and with eager attention or `output_attentions` the weights
             `[batch, heads, queries, keys]`.
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -77,13 +129,22 @@ class MultiHeadAttention(nn.Module):
             weights = attention_weights(query, key, attention_mask, self.head_size**-0.5).to(value.dtype)
         return self.out_proj(output.flatten(2)), weights
 
-    def forward(self, hidden_states, source=None, attention_mask=None, output_attentions: bool = False):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        source: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends from `hidden_states` to `source`, or to itself; see [`attend`]."""
         key, value = self.keys_values(hidden_states if source is None else source)
         return self.attend(self.queries(hidden_states), key, value, attention_mask, output_attentions)
 
 
 class FeedForward(nn.Sequential):
-    def __init__(self, config):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(
             nn.Linear(config.hidden_size, config.intermediate_size),
             nn.GELU(),
@@ -92,9 +153,9 @@ class FeedForward(nn.Sequential):
 
 
 class TransformerLayer(GradientCheckpointingLayer):
-    """Pre-norm layer: self-attention, cross-attention to a memory if asked for, feed-forward."""
+    """Pre-norm layer: self-attention, optional cross-attention to a memory, feed-forward."""
 
-    def __init__(self, config, cross_attention: bool = False):
+    def __init__(self, config: PreTrainedConfig, cross_attention: bool = False):
         super().__init__()
         self.self_norm = nn.LayerNorm(config.hidden_size)
         self.self_attention = MultiHeadAttention(config)
@@ -106,19 +167,25 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden_states, attention_mask=None, memory=None, memory_mask=None, output_attentions: bool = False
-    ):
-        """
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        memory_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Applies the layer.
+
         Args:
             hidden_states: `[batch, length, width]`.
-            attention_mask: boolean, broadcastable to `[batch, heads, length, length]`.
+            attention_mask: Boolean, broadcastable to `[batch, heads, length, length]`.
             memory: `[batch, memory length, width]` for the cross-attention.
-            memory_mask: boolean, broadcastable to `[batch, heads, length, memory length]`.
-            output_attentions: return the cross-attention's weights whatever the implementation.
+            memory_mask: Boolean, broadcastable to `[batch, heads, length, memory length]`.
+            output_attentions: Return the weights of the cross-attention with any attention implementation.
 
         Returns:
-            `[batch, length, width]` and the cross-attention's weights `[batch, heads, length, memory length]` (`None`
-            unless asked for or attention is eager).
+            `[batch, length, width]`, and the weights of the cross-attention `[batch, heads, length, memory length]`
+            (`None` unless asked for or attention is eager).
         """
         attended, _ = self.self_attention(self.self_norm(hidden_states), attention_mask=attention_mask)
         hidden_states = hidden_states + self.dropout(attended)
@@ -130,20 +197,3 @@ class TransformerLayer(GradientCheckpointingLayer):
             hidden_states = hidden_states + self.dropout(attended)
         hidden_states = hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
         return hidden_states, cross_weights
-
-
-def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The mean of an example's real tokens.
-
-    Args:
-        tokens: `[batch, length, width]`; mask: `[batch, length]`, all real when left out.
-
-    Returns:
-        `[batch, width]`; zero for an example without any.
-    """
-    if tokens is None:
-        return None
-    if mask is None:
-        return tokens.float().mean(dim=1)
-    weights = mask.float()[..., None]
-    return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

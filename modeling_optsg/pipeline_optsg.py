@@ -1,21 +1,23 @@
-"""`pipeline("tag-generation")`: images and videos in, tags out, in the shape of image classification."""
+"""`pipeline("tag-generation")`: images and videos in, tags out, in the format of image classification."""
 
 import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from types import ModuleType
 from typing import Any
 
 from torch.utils.data import DataLoader, Subset
-from transformers import Pipeline
+from transformers import BatchFeature, Pipeline
 from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .generation_optsg import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
+from .generation_optsg import OPTSGGenerateOutput
+from .tag_vocabulary import TagVocabularyLogitsProcessor
 from .video_utils import is_video_file
 
 TASK = "tag-generation"
-# An example's parts -> what the processor calls them.
+# The parts of an example and the processor's arguments for them.
 PARTS = {
     "image": "images",
     "video": "videos",
@@ -23,25 +25,33 @@ PARTS = {
     "frame_features": "frame_features",
     "title": "titles",
 }
-# What else a row of a tagging dataset has.
-OF_A_ROW = ("id", "tags", "file_name")
-# Of `datasets` since 4.0: one column of a dataset.
-COLUMNS = ("Column", "IterableColumn")
-# Of Linux; elsewhere they are shorter.
+# Further columns that a row of a tagging dataset may have; they are ignored.
+OTHER_COLUMNS = ("id", "tags", "file_name")
+# Classes of `datasets` since 4.0, for one column of a dataset.
+COLUMN_CLASSES = ("Column", "IterableColumn")
+# The limit on Linux; other systems have a lower one.
 MAX_PATH_LENGTH = 4096
-# As `config.json` names it: a file beside it and a class in it, and the class that loads the model.
+# Entry of `config.json`: the pipeline's file and class, and the auto class that loads the model.
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
 
 
 class TagGenerationPipeline(Pipeline):
-    """Tags for images and videos, each with its probability.
+    """Tags images and videos, with a probability for each tag.
 
-        tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small", trust_remote_code=True)
-        tagger("photo.jpg", top_k=5)
-        tagger({"video": "video.mp4", "title": "a walk along the harbour"})
+    ```python
+    import modeling_optsg
+    from transformers import pipeline
 
-    Reading and preparing is done by the data loader's `num_workers` processes, for a whole batch at a time: the examples
-    of a batch may be images, videos of any length and titles in any mixture.
+    tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small")
+    tagger("photo.jpg", top_k=5)
+    tagger({"video": "video.mp4", "title": "a walk along the harbour"})
+    ```
+
+    A folder that `save_pretrained` or `optsg push` wrote brings this pipeline's code and loads with
+    `trust_remote_code=True`, with and without `import modeling_optsg`.
+
+    The `num_workers` processes of the data loader read and prepare a whole batch at a time. The examples of a batch
+    may be any mixture of images, videos of any length and titles.
     """
 
     _load_processor = True
@@ -50,50 +60,53 @@ class TagGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, *args, **kwargs):
-        # The base class looks at the settings it is made with.
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Set first: the base class calls `_sanitize_parameters`.
         self._last_vocabulary: tuple[list, TagVocabularyLogitsProcessor] | None = None
         super().__init__(*args, **kwargs)
         if self.processor is None:
-            raise ValueError("a tag-generation pipeline needs a processor; give `processor=` beside a model object")
+            raise ValueError("a tag-generation pipeline needs a processor; pass `processor=` with a model object")
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
-        """Tags an example, or many.
+        """Tag one example or many.
 
         Args:
             inputs: an example, a list of examples, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
                 generator. An example is an image (path, http(s) address, bytes of a file, PIL image or array), the
-                path of a video (by its suffix), or a dictionary of some of
+                path of a video (recognised by its content), or a dictionary with some of
 
                 - `"image"`: an image; or `"video"`: path or bytes of a video; or `"frames"`: the list of a video's
                   frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
                 - `"title"`: text.
 
-                Of a dataset's columns, those are read which are called so; a row of one may have its `id`, `tags` and
-                `file_name` with it, which are not looked at.
-            top_k: at most so many tags an example, the most probable ones.
-            threshold: tags with a smaller probability are left out; the model's own if not given.
-            decoding: "parallel" or "sequential"; the model's own if not given.
+                The columns of a dataset are read by these names. A row may also have `id`, `tags` and `file_name`,
+                which are ignored.
+            top_k: the maximum number of tags per example; the most probable ones are kept.
+            threshold: minimum probability of a tag; by default the model's own.
+            decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: the only tags allowed, as text, in any letter case.
             timeout: seconds to wait for an image's address.
-            batch_size, num_workers: examples at a time (1), and processes that read them (0, in this process).
-            kwargs: other settings of the model's `generate`.
+            batch_size: examples per batch; 1 by default.
+            num_workers: processes that read the examples; by default 0, which is this process.
+            kwargs: further settings of the model's `generate`.
 
         Returns:
-            Per example `[{"label": str, "score": float, "novel": bool}]` by falling score, `novel` where no training example
-            has the tag. Of one example its tags, of a list a list; of a dataset or generator an iterator.
+            Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score; `novel` tags occur
+            in no training example. The result is one such list for a single example, a list of them for a list, and an
+            iterator for a dataset or a generator.
 
         Raises:
-            ValueError: an example cannot be read, or is not an example; or an unknown or impossible setting.
+            ValueError: an example is malformed or cannot be read, or a setting is unknown or out of range.
         """
-        # Whoever has a dataset has imported the library; the others need not have it.
+        # A caller with a dataset has imported the library; other callers do not need it.
         datasets = sys.modules.get("datasets")
         if datasets is not None:
             if isinstance(inputs, datasets.DatasetDict | datasets.IterableDatasetDict):
-                raise ValueError(f"the dataset has the splits {list(inputs)}; give one of them")
+                raise ValueError(f"the dataset has the splits {list(inputs)}; pass one of them")
             if isinstance(inputs, datasets.Dataset | datasets.IterableDataset):
-                inputs = self._readable(inputs, datasets)
-            elif isinstance(inputs, tuple(getattr(datasets, kind) for kind in COLUMNS if hasattr(datasets, kind))):
+                inputs = self._select_columns(inputs, datasets)
+            column_classes = tuple(getattr(datasets, name) for name in COLUMN_CLASSES if hasattr(datasets, name))
+            if isinstance(inputs, column_classes):
                 inputs = (example for example in inputs)
         if isinstance(inputs, tuple):
             inputs = list(inputs)
@@ -102,8 +115,8 @@ class TagGenerationPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     @staticmethod
-    def _readable(dataset, datasets):
-        """A dataset's columns that are parts of an example, files in them undecoded, as the base class takes datasets."""
+    def _select_columns(dataset: Any, datasets: ModuleType) -> Iterable[dict]:
+        """Return the rows with the columns that are parts of an example; their files are not decoded."""
         names = dataset.column_names or list(next(iter(dataset.take(1)), {}))
         columns = [part for part in PARTS if part in names]
         if not names:
@@ -120,78 +133,94 @@ class TagGenerationPipeline(Pipeline):
         return Subset(dataset, range(len(dataset)))
 
     def _sanitize_parameters(
-        self, top_k=None, threshold=None, decoding=None, tag_vocabulary=None, timeout=None, **generate_kwargs
-    ):
+        self,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        decoding: str | None = None,
+        tag_vocabulary: Iterable[str] | None = None,
+        timeout: float | None = None,
+        **generate_kwargs: Any,
+    ) -> tuple[dict, dict, dict]:
         if top_k is not None:
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-                raise ValueError(f"top_k is {top_k!r}; expected a whole number of at least 1")
+                raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1")
             if "max_tags" in generate_kwargs:
-                raise ValueError("top_k and max_tags are the same; give one of them")
+                raise ValueError("top_k and max_tags are the same setting; pass one of them")
             generate_kwargs["max_tags"] = top_k
         if threshold is not None:
             generate_kwargs["threshold"] = threshold
         if decoding is not None:
             generate_kwargs["decoding"] = decoding
         if tag_vocabulary is not None:
-            generate_kwargs["tag_vocabulary"] = self._vocabulary(tag_vocabulary)
-        # The other systems' `generate` would hand what it does not know to `forward`, which ignores it.
-        taken = inspect.signature(self.model.generate).parameters
-        if "decoding" not in taken and (unknown := generate_kwargs.keys() - taken.keys()):
-            raise ValueError(f"{type(self.model).__name__} has no {sorted(unknown)}; leave them out")
+            generate_kwargs["tag_vocabulary"] = self._build_vocabulary(tag_vocabulary)
+        # The baselines' `generate` passes unknown settings to `forward`, which ignores them.
+        known = inspect.signature(self.model.generate).parameters
+        if "decoding" not in known and (unknown := generate_kwargs.keys() - known.keys()):
+            raise ValueError(f"{type(self.model).__name__}.generate has no setting {sorted(unknown)}; leave it out")
         return {} if timeout is None else {"timeout": timeout}, generate_kwargs, {}
 
-    def _vocabulary(self, tags) -> TagVocabularyLogitsProcessor:
-        # The last one is kept: of many thousand tags it takes seconds to make.
+    def _build_vocabulary(self, tags: Iterable[str]) -> TagVocabularyLogitsProcessor:
+        # The last vocabulary is kept, because building one from many thousand tags takes seconds.
         if isinstance(tags, Iterable) and not isinstance(tags, str | Mapping):
             tags = list(tags)
-        # One that another thread replaces meanwhile stays this one's.
+        # A local variable, because another thread may replace the attribute.
         last = self._last_vocabulary
         if last is None or last[0] != tags:
-            last = (tags, TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config))
+            last = (tags, TagVocabularyLogitsProcessor.from_tags(tags, self.processor, self.model.config))
             self._last_vocabulary = last
         return last[1]
 
-    def preprocess(self, example, timeout: float | None = None) -> dict:
-        """An example's parts by the processor's names for them; nothing is opened yet but addresses."""
+    def preprocess(self, example: Any, timeout: float | None = None) -> dict[str, Any]:
+        """Check an example and name its parts as the processor does; only web addresses are opened here."""
         if not isinstance(example, Mapping):
             is_video = isinstance(example, (str, os.PathLike)) and is_video_file(example)
             example = {"video" if is_video else "image": example}
         elif "bytes" in example and example.keys() <= {"bytes", "path"}:
             example = {"image": example}
         given = {part: value for part, value in example.items() if part in PARTS and value is not None}
-        if unknown := example.keys() - PARTS.keys() - set(OF_A_ROW):
-            raise ValueError(f"an example has {sorted(map(str, unknown))}; expected some of {list(PARTS)}")
+        if unknown := example.keys() - PARTS.keys() - set(OTHER_COLUMNS):
+            raise ValueError(f"unknown keys {sorted(map(str, unknown))} in an example; expected some of {list(PARTS)}")
         if {"video", "frames"} <= given.keys():
-            raise ValueError("an example has both a video and frames; expected one of them")
+            raise ValueError('an example has both "video" and "frames"; pass one of them')
         if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://", "data:")):
             try:
                 given["image"] = load_image(image, timeout=timeout)
-            except Exception as error:  # those of the client, of base64 and of Pillow
+            except Exception as error:  # from the HTTP client, base64 or Pillow
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ValueError(f"{_shown(image)} cannot be loaded ({_shown(reason)})") from error
         elif isinstance(image, str) and len(image) > MAX_PATH_LENGTH:
-            raise ValueError(f"{_shown(image)} is too long for a path; give base64 as data:image/…;base64,…")
+            raise ValueError(f"{_shown(image)} is too long for a path; pass base64 as data:image/…;base64,…")
         return {PARTS[part]: value for part, value in given.items()}
 
-    def _collate(self, examples: list[dict]):
+    def _collate(self, examples: list[dict]) -> BatchFeature:
         names = dict.fromkeys(name for example in examples for name in example)
         return self.processor(
             **{name: [example.get(name) for example in examples] for name in names}, return_tensors="pt"
         )
 
-    def _forward(self, model_inputs, **generate_kwargs) -> dict:
+    def _forward(self, model_inputs: Mapping[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         outputs = self.model.generate(**model_inputs, **generate_kwargs)
         return {"sequences": outputs.sequences, "tag_scores": outputs.tag_scores}
 
-    def postprocess(self, model_outputs) -> list[dict]:
+    def postprocess(self, model_outputs: Mapping[str, Any]) -> list[dict]:
+        """Return the tags of one example, in the format of image classification."""
         (tags,) = self.processor.batch_decode(OPTSGGenerateOutput(**model_outputs))
         return [{"label": tag["tag"], "score": tag["score"], "novel": tag["novel"]} for tag in tags]
 
     def get_iterator(
-        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
-    ):
-        # The base class would join the tensors of examples prepared one by one, which must then have the same parts and
-        # equally many frames.
+        self,
+        inputs: Iterable,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> PipelineIterator:
+        """Iterate over the tags of the inputs.
+
+        The base class concatenates the tensors of examples that were prepared one by one. They would need the same
+        parts and the same number of frames, so here the processor prepares a whole batch.
+        """
         kind = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         loader = DataLoader(
             kind(inputs, self.preprocess, preprocess_params),
@@ -202,16 +231,19 @@ class TagGenerationPipeline(Pipeline):
         batches = PipelineIterator(loader, self.forward, forward_params, loader_batch_size=batch_size)
         return PipelineIterator(batches, self.postprocess, postprocess_params)
 
-    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params):
+    def run_single(
+        self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict
+    ) -> list[dict]:
+        """Return the tags of one example."""
         iterator = self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)
         return next(iter(iterator))
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
-        """Saves the model, this code and, which the base class leaves out, the processor."""
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model, its code and the processor, which the base class does not save."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
 
 def _shown(text: str) -> str:
-    """A text that may be a whole file, short enough for a message."""
+    """Shorten a text that may be a whole file for an error message."""
     return text if len(text) <= 200 else f"{text[:100]}… ({len(text):,} characters)"

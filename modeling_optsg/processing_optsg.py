@@ -1,4 +1,4 @@
-"""Images, videos, titles and tags to tensors, and what the model writes back to tags."""
+"""The processor: images, videos, titles and tags to tensors, and generated token ids to tags."""
 
 import json
 import os
@@ -8,131 +8,134 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import cached_file
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import ModelOutput, cached_file
 
 from .image_utils import read_image, unwrap_file
 from .video_utils import evenly_spaced, read_frames
 
 LABEL_VOCABULARY_NAME = "label_vocabulary.json"
-# A tokenizer without a length limit says so with a number no text reaches.
+# A tokenizer without a length limit has a larger `model_max_length`.
 NO_MAX_LENGTH = 1_000_000
 
 
 class OPTSGProcessor(ProcessorMixin):
-    """Prepares examples for [`OPTSGForTagGeneration`] and reads its tags back.
+    """Prepares inputs for [`OPTSGForTagGeneration`] and decodes the tags that it generates.
 
     Args:
-        image_processor: the vision tower's; any that makes images of one size. See [`OPTSGFeatureProcessor`] for
-            models that read precomputed frame features only.
-        tokenizer: the text tower's, for titles and for the text of tags. Text longer than its `model_max_length` is
-            cut off there.
-        tag_tokenizer: the tag decoder's, made by `train_tag_tokenizer`.
-        num_frames: most frames of a video; longer videos are sampled at the centres of `num_frames` equal segments.
-        num_prompts: K, the most tags an example can have.
-        max_tag_tokens: longest tag, in tokens of `tag_tokenizer`, its [SEP] not counted.
-        label_vocabulary: the training tags and how often each occurred. A written tag that is not among them is novel;
-            without any, every tag is.
+        image_processor: the image processor of the vision tower; it must resize all images to one size. See
+            [`OPTSGFeatureProcessor`] for models with precomputed frame features.
+        tokenizer: the tokenizer of the text tower, for titles and for the text of tags. Longer texts are truncated to
+            its `model_max_length`.
+        tag_tokenizer: the tag tokenizer, from `train_tag_tokenizer`.
+        num_frames: maximum number of frames of a video. Longer videos are sampled at the centres of `num_frames` equal
+            segments.
+        num_prompts: number of order prompts, which is the maximum number of tags of an example.
+        max_tag_tokens: maximum number of tokens of a tag, without [SEP].
+        label_vocabulary: the training tags and their numbers of training examples. A generated tag outside the label
+            vocabulary is novel; without a label vocabulary all tags are novel.
 
     Raises:
-        TypeError: a component is not what its name says.
-        ValueError: a setting is not a positive whole number, or `tag_tokenizer` is not a tag tokenizer.
+        TypeError: a component has the wrong type.
+        ValueError: a setting is not a positive integer, or `tag_tokenizer` is not a tag tokenizer.
     """
 
     def __init__(
         self,
-        image_processor,
-        tokenizer,
-        tag_tokenizer,
+        image_processor: BaseImageProcessor | None,
+        tokenizer: PreTrainedTokenizerBase,
+        tag_tokenizer: PreTrainedTokenizerBase,
         num_frames: int = 8,
         num_prompts: int = 20,
         max_tag_tokens: int = 16,
         label_vocabulary: Mapping[str, int] | None = None,
-    ):
+    ) -> None:
         components = {"image_processor": image_processor, "tokenizer": tokenizer, "tag_tokenizer": tag_tokenizer}
         super().__init__(**{name: components[name] for name in self.get_attributes()})
         settings = {"num_frames": num_frames, "num_prompts": num_prompts, "max_tag_tokens": max_tag_tokens}
         for name, value in settings.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+                raise ValueError(f"{name} is {value!r}; expected a positive integer")
             setattr(self, name, value)
         if (tag_tokenizer.pad_token_id, tag_tokenizer.sep_token_id) != (0, 1):
             raise ValueError(
                 f"tag_tokenizer has [PAD] = {tag_tokenizer.pad_token_id} and [SEP] = {tag_tokenizer.sep_token_id}; "
-                "expected 0 and 1, as train_tag_tokenizer makes them. Is it the text tower's tokenizer?"
+                "expected 0 and 1, as train_tag_tokenizer sets them. Is it the tokenizer of the text tower?"
             )
         self.label_vocabulary = dict(label_vocabulary or {})
 
     def __call__(
         self,
-        images=None,
-        videos=None,
+        images: Any = None,
+        videos: Any = None,
         titles: str | list[str | None] | None = None,
         tags: list[str] | list[list[str]] | None = None,
-        frame_features=None,
+        frame_features: Any = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Turns a batch of examples, or a single one, into the model's inputs.
+        """Converts one example or a batch of examples to the inputs of the model.
 
-        Every argument holds one entry per example, `None` where that example has none of it. An example has an image, a video
-        or frame features, or none of these, and a title or none; it must have something.
+        Every argument has one entry per example, `None` if the example does not have this input. An example has an
+        image, a video, frame features or none of these, and a title or none; it must have at least one input.
 
         Args:
-            images: per example a path, the bytes of a file, a PIL image, a `uint8` array `[height, width, channels]`,
-                `[channels, height, width]` or `[height, width]`, or what `datasets.Image(decode=False)` gives. A
-                image is turned upright as its EXIF data says, and transparency becomes white.
-            videos: per example a path, the bytes of a file, what `datasets.Video(decode=False)` gives, or the list of a
-                video's frames, each anything an image can be.
-            titles: per example a title. An empty or blank one is a missing one.
-            tags: per example its ground-truth tags, for training. A tag repeated within an example counts once.
-            frame_features: per example precomputed features `[frames, width]` or `[frames, tokens, width]`, instead of
-                pixels for the whole batch.
+            images: paths, bytes of files, PIL images, `uint8` arrays (`[height, width, channels]`,
+                `[channels, height, width]` or `[height, width]`), or values of `datasets.Image(decode=False)`. Images
+                are turned upright according to their EXIF data, and transparent pixels are blended with white.
+            videos: paths, bytes of files, values of `datasets.Video(decode=False)`, or lists of frames, each frame in
+                any form that an image can have.
+            titles: titles. A blank title is a missing title.
+            tags: lists of ground-truth tags, for training. Repeated tags of an example are merged.
+            frame_features: precomputed features `[frames, width]` or `[frames, tokens, width]`. All visual inputs of a
+                batch must be features, or none.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            A `BatchFeature` with, for B examples of at most T frames, at most M tags each, N different tags in all:
+            A `BatchFeature` for B examples with up to T frames and M tags each, and N different tags in all:
 
-            - `pixel_values` `[B, T, 3, height, width]` or `frame_features` `[B, T, …]`, zero where there is no frame;
-              absent if no example has an image.
-            - `frame_mask` `[B, T]`, 1 for frames, 0 for padding; absent if no example has an image.
-            - `input_ids`, `attention_mask` `[B, length]`, the titles. The mask of an example without a title is all zero.
+            - `pixel_values` `[B, T, 3, height, width]` or `frame_features` `[B, T, …]`, zero for padding. Absent if no
+              example has a visual input.
+            - `frame_mask` `[B, T]`, 1 for frames, 0 for padding. Absent if no example has a visual input.
+            - `input_ids` and `attention_mask` `[B, length]`, the titles. The mask of a missing title is 0 everywhere.
               Absent if no example has a title.
-            - with `tags`: what [`~OPTSGProcessor.encode_tags`] makes of the N different tags, and `labels` `[B, M]`,
-              the indices of each example's tags among them, filled up with -100.
+            - with `tags`: the output of [`~OPTSGProcessor.encode_tags`] for the N different tags, and `labels`
+              `[B, M]`, the indices of each example's tags among them, padded with -100.
 
         Raises:
-            ValueError: naming the example and what is wrong with it: it has neither image nor title; a file, video or
-                array cannot be read; its tags are missing, blank, not text, too long or too many; or the arguments
-                differ in length.
-            ImportError: a video is to be read and PyAV is not installed.
+            ValueError: an example has no input; a file, video or array cannot be read; its tags are missing, blank,
+                not text, too long or too many; or the arguments differ in length. The message names the example.
+            ImportError: PyAV, which videos need, is not installed.
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
         batch = _Batch(images, videos, titles, tags, frame_features)
         data = {}
         if batch.has("frame_features"):
-            data |= _pad_frames("frame_features", self._features(batch.frame_features))
+            data |= _pad_frames("frame_features", self._sample_features(batch.frame_features))
         elif batch.has("images") or batch.has("videos"):
-            data |= _pad_frames("pixel_values", [self._pixels(batch, i) for i in range(batch.size)])
+            data |= _pad_frames("pixel_values", [self._read_pixels(batch, i) for i in range(batch.size)])
         if batch.has("titles"):
             data |= self._encode_titles(batch.titles)
         if tags is not None:
             data |= self._encode_tag_sets(batch.tags)
         return BatchFeature({name: value.numpy() for name, value in data.items()} if return_tensors == "np" else data)
 
-    def spell_as_trained(self, tags: Iterable[str]) -> list[str]:
-        """Tags as the training tags spell them, where only letter case differs: what the model has learned to write.
+    def match_vocabulary_case(self, tags: Iterable[str]) -> list[str]:
+        """Gives tags the letter case of the label vocabulary, in which the model generates them.
+
+        If several training tags differ only in case, the most frequent one is used. Other tags are unchanged.
 
         Args:
-            tags: any; those that no training tag is like stay as they are.
+            tags: tags in any letter case.
 
         Returns:
-            Each once, in the order given.
+            The tags in the same order, each once.
         """
-        # Of two spellings of one tag the more frequent.
-        known = {tag.casefold(): tag for tag in sorted(self.label_vocabulary, key=self.label_vocabulary.get)}
-        spelled = (tag if tag in self.label_vocabulary else known.get(tag.casefold(), tag) for tag in tags)
-        return list(dict.fromkeys(spelled))
+        by_frequency = sorted(self.label_vocabulary, key=self.label_vocabulary.get)
+        # Of several spellings the last one is kept, which is the most frequent.
+        spelling = {tag.casefold(): tag for tag in by_frequency}
+        matched = (tag if tag in self.label_vocabulary else spelling.get(tag.casefold(), tag) for tag in tags)
+        return list(dict.fromkeys(matched))
 
     def encode_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
         """Encodes tags for the tag decoder and for the text tower.
@@ -141,12 +144,12 @@ class OPTSGProcessor(ProcessorMixin):
             tags: N tags.
 
         Returns:
-            `tag_input_ids` `[N, longest tag]`, tokens of the tag tokenizer without [SEP], filled up with 0;
+            `tag_input_ids` `[N, max length]`, token ids of the tag tokenizer without [SEP], padded with 0;
             `tag_lengths` `[N]`; `tag_text_input_ids` and `tag_text_attention_mask` `[N, length]`, the same tags for
             the text tower.
 
         Raises:
-            ValueError: naming the tag, if it is blank, not text, or longer than `max_tag_tokens` tokens.
+            ValueError: a tag is blank, not text, or longer than `max_tag_tokens` tokens.
         """
         for tag in tags:
             if not isinstance(tag, str):
@@ -171,19 +174,19 @@ class OPTSGProcessor(ProcessorMixin):
             "tag_text_attention_mask": text["attention_mask"],
         }
 
-    def batch_decode(self, outputs) -> list[list[dict[str, Any]]]:
-        """Reads the tags that `generate` wrote.
+    def batch_decode(self, outputs: ModelOutput | torch.Tensor) -> list[list[dict[str, Any]]]:
+        """Decodes the tags that `generate` returned.
 
         Args:
-            outputs: `generate`'s output, with `sequences` `[batch, tags, length]` (tokens of the tag tokenizer,
-                filled up with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
+            outputs: output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
+                padded with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
 
         Returns:
-            Per example a list of `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None` where
-            there are no scores. A tag written twice is listed once, with the larger score. Blank tags are left out.
+            For each example its tags as `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None`
+            without scores. A tag that occurs twice is listed once, with the larger score. Blank tags are dropped.
 
         Raises:
-            ValueError: the sequences or the scores have another shape.
+            ValueError: the sequences or the scores have a wrong shape.
         """
         sequences = torch.as_tensor(getattr(outputs, "sequences", outputs))
         scores = getattr(outputs, "tag_scores", None)
@@ -193,7 +196,7 @@ class OPTSGProcessor(ProcessorMixin):
             scores = [[None] * sequences.shape[1]] * sequences.shape[0]
         elif tuple(scores.shape) != tuple(sequences.shape[:2]):
             raise ValueError(
-                f"tag_scores have shape {tuple(scores.shape)}; expected {tuple(sequences.shape[:2])} as the sequences"
+                f"tag_scores have shape {tuple(scores.shape)}; expected {tuple(sequences.shape[:2])}, as the sequences"
             )
         else:
             scores = scores.tolist()
@@ -203,6 +206,7 @@ class OPTSGProcessor(ProcessorMixin):
         ]
 
     def _rank(self, tags: list[str], scores: list[float | None]) -> list[dict[str, Any]]:
+        """Merges and sorts the tags of one example."""
         best = {}
         for tag, score in zip(tags, scores, strict=True):
             if tag.strip() and (tag not in best or (score is not None and score > best[tag])):
@@ -212,9 +216,11 @@ class OPTSGProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """The names of the inputs for generation."""
         return ["pixel_values", "frame_features", "frame_mask", "input_ids", "attention_mask"]
 
-    def _features(self, features: list) -> list[torch.Tensor | None]:
+    def _sample_features(self, features: list) -> list[torch.Tensor | None]:
+        """Checks precomputed frame features, and samples at most `num_frames` frames."""
         tensors = []
         for i, value in enumerate(features):
             if value is not None:
@@ -222,42 +228,46 @@ class OPTSGProcessor(ProcessorMixin):
                 if value.ndim not in (2, 3) or 0 in value.shape:
                     raise ValueError(
                         f"frame_features[{i}] has shape {list(value.shape)}; expected [frames, width] or "
-                        "[frames, tokens, width], none of them 0"
+                        "[frames, tokens, width], without empty dimensions"
                     )
                 value = value[evenly_spaced(len(value), self.num_frames)]
             tensors.append(value)
         return tensors
 
-    def _pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
-        """An example's frames `[frames, 3, height, width]`. One example at a time: full-size frames of a batch are large."""
+    def _read_pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
+        """Reads the frames of an example as `[frames, 3, height, width]`.
+
+        Examples are read one by one, because the frames of a whole batch need much memory before they are resized.
+        """
         image, video = batch.images[i], batch.videos[i]
         if image is None and video is None:
             return None
         if self.image_processor is None:
             raise ValueError(f"example {i} has an image, but this processor takes frame features only")
-        images = [read_image(image, f"images[{i}]")] if video is None else self._video(video, f"videos[{i}]")
+        images = [read_image(image, f"images[{i}]")] if video is None else self._read_video(video, f"videos[{i}]")
         pixels = [torch.as_tensor(p) for p in self.image_processor(images=images)["pixel_values"]]
         if len({p.shape for p in pixels}) > 1 or pixels[0].ndim != 3:
             shapes = sorted({tuple(p.shape) for p in pixels})
             raise ValueError(
-                f"{type(self.image_processor).__name__} made frames of shapes {shapes} of example {i}; "
-                "it must make [3, height, width] of one size: set a fixed size, or a centre crop"
+                f"{type(self.image_processor).__name__} gave the frames of example {i} the shapes {shapes}; expected "
+                "[3, height, width] of one size. Set a fixed size or a centre crop"
             )
         return torch.stack(pixels)
 
-    def _video(self, video, name: str) -> list[Image.Image]:
+    def _read_video(self, video: Any, name: str) -> list[Image.Image]:
+        """Reads at most `num_frames` frames of a video."""
         video, name = unwrap_file(video, name)
         if isinstance(video, (str, os.PathLike, bytes)):
             frames = read_frames(video, self.num_frames, name=name)
         elif isinstance(video, Image.Image) or getattr(video, "ndim", 4) != 4 or not isinstance(video, Iterable):
             raise ValueError(
                 f"{name} is one {type(video).__name__}; expected a path, the bytes of a file, or the list of the "
-                "video's frames. videos holds one entry per example: a single video's frames are videos=[[frame, frame, …]]"
+                "video's frames. Give the frames of one video as videos=[[frame, frame, …]]"
             )
         else:
             frames = list(video)
         if not frames:
-            raise ValueError(f"{name} is a video without frames")
+            raise ValueError(f"{name} has no frames")
         return [read_image(frames[j], f"{name}[{j}]") for j in evenly_spaced(len(frames), self.num_frames)]
 
     def _encode_text(self, texts: list[str]) -> BatchFeature:
@@ -265,7 +275,7 @@ class OPTSGProcessor(ProcessorMixin):
             list(texts),
             padding=True,
             truncation=self.tokenizer.model_max_length < NO_MAX_LENGTH,
-            # A title that happens to spell "[MASK]" is text.
+            # A title that contains "[MASK]" is ordinary text.
             split_special_tokens=True,
             return_token_type_ids=False,
             return_attention_mask=True,
@@ -302,24 +312,25 @@ class OPTSGProcessor(ProcessorMixin):
         return {**self.encode_tags(list(index)), "labels": padded}
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns the settings; the label vocabulary has a file of its own."""
         output = super().to_dict()
         output.pop("label_vocabulary", None)
         return output
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Saves everything [`~OPTSGProcessor.from_pretrained`] needs, the training tags in `label_vocabulary.json`."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Saves the processor, with its label vocabulary in `label_vocabulary.json`."""
         files = super().save_pretrained(save_directory)
-        label_vocabulary = Path(save_directory, LABEL_VOCABULARY_NAME)
-        label_vocabulary.write_text(
-            json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0) + "\n", encoding="utf-8"
-        )
+        path = Path(save_directory, LABEL_VOCABULARY_NAME)
+        path.write_text(json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        return [*files, str(label_vocabulary)]
+        return [*files, str(path)]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """The saved processor; where it has no image processor, an [`OPTSGFeatureProcessor`]."""
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "OPTSGProcessor":
+        """Loads a processor; one without an image processor is loaded as an [`OPTSGFeatureProcessor`]."""
         if cls is OPTSGProcessor:
             saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
             if saved.get("processor_class") == OPTSGFeatureProcessor.__name__:
@@ -327,67 +338,71 @@ class OPTSGProcessor(ProcessorMixin):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def get_processor_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the settings and the label vocabulary of a saved processor."""
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "label_vocabulary" not in kwargs:
-            where = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-            label_vocabulary = cached_file(
-                pretrained_model_name_or_path, LABEL_VOCABULARY_NAME, **{k: kwargs[k] for k in where if k in kwargs}
+            names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+            path = cached_file(
+                pretrained_model_name_or_path, LABEL_VOCABULARY_NAME, **{k: kwargs[k] for k in names if k in kwargs}
             )
-            processor_dict["label_vocabulary"] = json.loads(Path(label_vocabulary).read_text(encoding="utf-8"))
+            processor_dict["label_vocabulary"] = json.loads(Path(path).read_text(encoding="utf-8"))
         return processor_dict, unused
 
 
 class OPTSGFeatureProcessor(OPTSGProcessor):
-    """[`OPTSGProcessor`] without an image processor, for models that read precomputed frame features only."""
+    """An [`OPTSGProcessor`] without an image processor, for models with precomputed frame features."""
 
     image_processor = None
 
     def __init__(
         self,
-        tokenizer,
-        tag_tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
+        tag_tokenizer: PreTrainedTokenizerBase,
         num_frames: int = 8,
         num_prompts: int = 20,
         max_tag_tokens: int = 16,
         label_vocabulary: Mapping[str, int] | None = None,
-    ):
+    ) -> None:
         super().__init__(None, tokenizer, tag_tokenizer, num_frames, num_prompts, max_tag_tokens, label_vocabulary)
 
 
 class _Batch:
     """The arguments of a call, as lists with one entry per example."""
 
-    def __init__(self, images, videos, titles, tags, frame_features):
+    def __init__(self, images: Any, videos: Any, titles: Any, tags: Any, frame_features: Any) -> None:
         is_file = isinstance(images, (str, os.PathLike, bytes, Mapping, Image.Image))
-        self.images = _per_example("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
+        self.images = _to_list("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
         is_file = isinstance(videos, (str, os.PathLike, bytes, Mapping))
-        self.videos = _per_example("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
-        self.titles = _per_example("titles", titles, single=isinstance(titles, str))
+        self.videos = _to_list("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
+        self.titles = _to_list("titles", titles, single=isinstance(titles, str))
         is_tag_set = isinstance(tags, (list, tuple, set)) and isinstance(next(iter(tags), ""), str)
-        self.tags = _per_example("tags", tags, single=is_tag_set)
+        self.tags = _to_list("tags", tags, single=is_tag_set)
         is_video = getattr(frame_features, "ndim", 3) < 3
-        self.frame_features = _per_example("frame_features", frame_features, single=is_video)
+        self.frame_features = _to_list("frame_features", frame_features, single=is_video)
 
         columns = {name: values for name, values in vars(self).items() if values is not None}
         if len({len(values) for values in columns.values()}) > 1:
             counts = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
-            raise ValueError(f"got {counts}; expected one entry per example, None where an example has none of it")
+            raise ValueError(f"got {counts}; expected one entry per example, None for a missing input")
         self.size = len(next(iter(columns.values()), []))
         if self.size == 0:
             raise ValueError("there are no examples; give images, videos, frame_features or titles")
         for name in ("images", "videos", "titles", "tags", "frame_features"):
             setattr(self, name, columns.get(name, [None] * self.size))
-        self.titles = [_title(title, i) for i, title in enumerate(self.titles)]
+        self.titles = [_check_title(title, i) for i, title in enumerate(self.titles)]
         self._check_examples()
 
     def has(self, name: str) -> bool:
+        """Returns whether any example has this input."""
         return any(value is not None for value in getattr(self, name))
 
-    def _check_examples(self):
-        sights = ("images", "videos", "frame_features")
+    def _check_examples(self) -> None:
+        visual = ("images", "videos", "frame_features")
         for i in range(self.size):
-            given = [f"{name}[{i}]" for name in sights if getattr(self, name)[i] is not None]
+            given = [f"{name}[{i}]" for name in visual if getattr(self, name)[i] is not None]
             if len(given) > 1:
                 raise ValueError(f"example {i} has {' and '.join(given)}; expected one of them")
             if not given and self.titles[i] is None:
@@ -396,10 +411,11 @@ class _Batch:
                     f"titles[{i}] are all missing or empty"
                 )
         if self.has("frame_features") and (self.has("images") or self.has("videos")):
-            raise ValueError("some examples have frame features and others pixels; a batch has one or the other")
+            raise ValueError("some examples have frame features and others pixels; a batch must not have both")
 
 
-def _per_example(name: str, values, single: bool) -> list | None:
+def _to_list(name: str, values: Any, single: bool) -> list | None:
+    """Converts an argument to a list; `single` tells that it is one example and not a batch."""
     if values is None:
         return None
     if single:
@@ -409,7 +425,8 @@ def _per_example(name: str, values, single: bool) -> list | None:
     return list(values)
 
 
-def _title(title, i: int) -> str | None:
+def _check_title(title: Any, i: int) -> str | None:
+    """Checks a title; a blank one becomes `None`."""
     if title is None:
         return None
     if not isinstance(title, str):
@@ -418,7 +435,7 @@ def _title(title, i: int) -> str | None:
     return title if title.strip() else None
 
 
-def _check_unicode(text: str, name: str):
+def _check_unicode(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -426,9 +443,10 @@ def _check_unicode(text: str, name: str):
 
 
 def _pad_frames(name: str, examples: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """Pads frames `[frames, …]` of examples to `[B, T, …]` and makes the `frame_mask` `[B, T]`."""
     shapes = {tuple(example.shape[1:]) for example in examples if example is not None}
     if len(shapes) > 1:
-        raise ValueError(f"the frames of a batch have different shapes {sorted(shapes)} in {name}; expected one size")
+        raise ValueError(f"the {name} of a batch have different shapes {sorted(shapes)}; expected one size")
     lengths = torch.tensor([0 if example is None else len(example) for example in examples])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     frames = torch.cat([example for example in examples if example is not None])

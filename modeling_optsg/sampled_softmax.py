@@ -1,4 +1,4 @@
-"""A softmax over a sample of its classes, for training steps whose widest layer is the last."""
+"""Softmax over a sample of the classes, for training steps in which the output layer dominates."""
 
 import math
 
@@ -8,40 +8,47 @@ import torch
 def sample_classes(
     targets: torch.Tensor, num_classes: int, num_sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The classes of a step: those of the targets, and as many others drawn at random.
+    """Chooses the classes of a step: those of the targets and `num_sampled` random others.
 
-    Each drawn class stands for all that were not: with `correction` added to its logit, the sum over the classes keeps
-    its expected value.
+    A sampled class stands for all classes that were not sampled: with `correction` added to its logit, the sum of
+    exponentials keeps its expected value.
 
     Args:
-        targets: `[positions]`, classes; num_sampled: at most so many others, 0 for all.
+        targets: `[positions]`, classes.
+        num_classes: Number of all classes.
+        num_sampled: Number of other classes. With 0, or when there are no more, all classes are returned.
 
     Returns:
-        `classes` `[columns]`, the `column` of each target `[positions]`, and `correction` `[columns]`.
+        The classes `[columns]`, the column of each target `[positions]`, and the correction `[columns]`.
     """
-    own, column = targets.unique(return_inverse=True)
-    rest = num_classes - len(own)
-    if not 0 < num_sampled < rest:
+    own, columns = targets.unique(return_inverse=True)
+    num_others = num_classes - len(own)
+    if not 0 < num_sampled < num_others:
         return torch.arange(num_classes, device=targets.device), targets, torch.zeros(num_classes, device=own.device)
-    others = torch.ones(num_classes, device=own.device).index_fill_(0, own, 0.0)
-    classes = torch.cat([own, others.multinomial(num_sampled)])
+    is_other = torch.ones(num_classes, device=own.device).index_fill_(0, own, 0.0)
+    classes = torch.cat([own, is_other.multinomial(num_sampled)])
     correction = torch.zeros(len(classes), device=own.device)
-    correction[len(own) :] = math.log(rest / num_sampled)
-    return classes, column, correction
+    correction[len(own) :] = math.log(num_others / num_sampled)
+    return classes, columns, correction
 
 
-def classes_of_step(
-    targets: torch.Tensor, num_classes: int, own: torch.Tensor, drawn: torch.Tensor
+def use_sampled_classes(
+    targets: torch.Tensor, num_classes: int, own: torch.Tensor, sampled: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """[`sample_classes`] where what is drawn is the same for all parts of a step.
+    """Does the work of [`sample_classes`] with classes that were chosen for all parts of a step.
 
     Args:
-        targets: `[positions]`, all of them among `own`.
-        own: `[classes]`, those of the whole step's targets, each once; drawn: as many others as are sampled.
+        targets: `[positions]`, classes, all of them in `own`.
+        num_classes: Number of all classes.
+        own: `[classes]`, the classes of all targets of the step, each once.
+        sampled: `[classes]`, the sampled others.
+
+    Returns:
+        See [`sample_classes`].
     """
     columns = torch.full((num_classes,), -1, device=own.device)
     columns[own] = torch.arange(len(own), device=own.device)
-    correction = torch.zeros(len(own) + len(drawn), device=own.device)
-    if len(drawn):
-        correction[len(own) :] = math.log((num_classes - len(own)) / len(drawn))
-    return torch.cat([own, drawn]), columns[targets], correction
+    correction = torch.zeros(len(own) + len(sampled), device=own.device)
+    if len(sampled):
+        correction[len(own) :] = math.log((num_classes - len(own)) / len(sampled))
+    return torch.cat([own, sampled]), columns[targets], correction

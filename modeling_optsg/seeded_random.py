@@ -1,54 +1,54 @@
-"""What a training step leaves to chance in the model, drawn for each example by a seed of its own where it has one: the
-same in whichever process and company the example is."""
+"""Random numbers that depend on each example's own seed, not on the batch or the process that it is in."""
 
 import torch
 
-# One name for each thing that is drawn.
+# Each purpose has its own stream of numbers. The order is part of the stream: append, never reorder.
 PURPOSES = (
-    "modality is dropped",
-    "which modality",
-    "frame tokens",
-    "title tokens",
-    "parallel mask",
-    "empty slots",
+    "modality dropout",
+    "dropped modality",
+    "frame token dropout",
+    "title token dropout",
+    "attention mask",
+    "pad slots",
 )
 
 
 def seeded_uniform(
     purpose: str, size: tuple[int, ...], seeds: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
-    """Numbers of [0, 1).
+    """Draws uniform numbers in [0, 1).
 
     Args:
-        purpose: of `PURPOSES`; draws for different ones are independent.
-        size: `(batch,)` or `(batch, draws of an example)`.
-        seeds: `[batch]`, whole numbers; the process's own random state if not given.
+        purpose: One of `PURPOSES`. Numbers drawn for different purposes are independent.
+        size: `(batch,)` or `(batch, draws per example)`.
+        seeds: `[batch]`, integers. Without seeds the numbers come from torch's global generator.
+        device: Device of the result.
 
     Returns:
-        A tensor of `size`. With seeds an example's first draws are the same however many follow.
+        A tensor of `size`. With seeds, the first draws of an example do not depend on how many follow.
     """
     if seeds is None:
         return torch.rand(size, device=device)
     draws = size[1] if len(size) > 1 else 1
-    # SplitMix64 (Steele, Lea and Flood, 2014), counting on from where the seed and the purpose say.
-    place = torch.arange(draws, device=device) * len(PURPOSES) + PURPOSES.index(purpose)
+    # SplitMix64 (Steele, Lea and Flood, 2014); the purposes interleave in one sequence per seed.
+    index = torch.arange(draws, device=device) * len(PURPOSES) + PURPOSES.index(purpose)
     start = _mix(seeds.to(device=device, dtype=torch.int64))
-    bits = _mix(start[:, None] + (place + 1) * _signed(0x9E3779B97F4A7C15))
-    # The upper 24 bits, all that a float holds.
-    return (_shifted(bits, 40).float() * 2**-24).view(size)
+    bits = _mix(start[:, None] + (index + 1) * _as_signed(0x9E3779B97F4A7C15))
+    # A float32 holds the upper 24 bits.
+    return (_logical_right_shift(bits, 40).float() * 2**-24).view(size)
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
-    value = (value ^ _shifted(value, 30)) * _signed(0xBF58476D1CE4E5B9)
-    value = (value ^ _shifted(value, 27)) * _signed(0x94D049BB133111EB)
-    return value ^ _shifted(value, 31)
+    value = (value ^ _logical_right_shift(value, 30)) * _as_signed(0xBF58476D1CE4E5B9)
+    value = (value ^ _logical_right_shift(value, 27)) * _as_signed(0x94D049BB133111EB)
+    return value ^ _logical_right_shift(value, 31)
 
 
-def _shifted(value: torch.Tensor, places: int) -> torch.Tensor:
-    """A logical shift to the right; torch's own copies the sign."""
-    return (value >> places) & ((1 << (64 - places)) - 1)
+def _logical_right_shift(value: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shifts int64 to the right and fills with zeros; torch's `>>` copies the sign."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
-    """The same 64 bits as a signed number, which products wrap around to."""
+def _as_signed(value: int) -> int:
+    """Reads an unsigned 64-bit constant as a signed one, as torch has no uint64 arithmetic."""
     return value - (1 << 64) if value >= 1 << 63 else value

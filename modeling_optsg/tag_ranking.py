@@ -1,47 +1,56 @@
-"""From what slots propose to an example's tags: each tag once, with one probability."""
+"""Ranks the candidates of an example: each tag once, with one probability."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-# The slots' say on a tag that none of them wrote, and the most they can be sure of: a logit needs both bounds.
+# Clamp probabilities of slots so that their logits are finite, also for tags that no slot generated.
 MIN_SLOT_PROBABILITY = 1e-3
 
 
 @dataclass
 class ClassifierEvidence:
-    """What the example as a whole says of tags, and how much it counts ([`TagClassifier`]).
+    """What the tag classifier knows about the candidates, and how it is fused with the slots.
 
     Args:
-        logits: `[batch, classes]`, of every train tag.
-        classes: which class a train tag is, by its tokens. Of other tags the example as a whole says nothing.
-        num_candidates: `[batch, num_candidates, longest]`, train tags that are candidates whether a slot wrote them or not,
-            filled up with `tag_pad_token_id`.
-        weights: for a train tag of the slots' logit and of the example's, and the bias of their sum; for a novel one of
-            the slots' logit, and the bias. `None` leaves scores to the slots.
+        logits: `[batch, classes]`, classifier logits of the label vocabulary.
+        classes: The class of each tag of the label vocabulary, by its token ids. Novel tags have none.
+        candidates: `[batch, num_candidates, max length]`, tags that are candidates whether a slot generated them or
+            not, padded with [PAD].
+        fusion_weights: For a tag of the label vocabulary the weight of the slots' logit, the weight of the classifier
+            logit, and the bias; for a novel tag the weight of the slots' logit, and the bias. With `None` the
+            probability is that of the slots.
     """
 
     logits: torch.Tensor
     classes: dict[tuple[int, ...], int]
-    num_candidates: torch.Tensor
-    weights: tuple[float, float, float, float, float] | None = None
+    candidates: torch.Tensor
+    fusion_weights: tuple[float, float, float, float, float] | None = None
 
-    def score(self, probability: float, logit: float | None) -> float:
-        """The probability that follows from the slots' and from the example's logit."""
-        bounded = min(max(probability, MIN_SLOT_PROBABILITY), 1 - MIN_SLOT_PROBABILITY)
-        slot_logit = math.log(bounded / (1 - bounded))
-        slots, example, bias, novel, novel_bias = self.weights
-        total = novel * slot_logit + novel_bias if logit is None else slots * slot_logit + example * logit + bias
-        # The logistic function, where its exponential would not overflow.
-        return 0.5 * (1 + math.tanh(total / 2))
+    def fuse(self, slot_probability: float, classifier_logit: float | None) -> float:
+        """Fuses the slots' probability of a tag with its classifier logit (`None` for a novel tag)."""
+        clamped = min(max(slot_probability, MIN_SLOT_PROBABILITY), 1 - MIN_SLOT_PROBABILITY)
+        slot_logit = math.log(clamped / (1 - clamped))
+        slot_weight, classifier_weight, bias, novel_weight, novel_bias = self.fusion_weights
+        if classifier_logit is None:
+            logit = novel_weight * slot_logit + novel_bias
+        else:
+            logit = slot_weight * slot_logit + classifier_weight * classifier_logit + bias
+        # The sigmoid, without overflow.
+        return 0.5 * (1 + math.tanh(logit / 2))
 
 
 @dataclass
 class RankedTags:
-    """
+    """The tags of a batch, best first.
+
     Args:
-        sequences, tag_scores, slots, slot_scores, classifier_logits: see [`OPTSGGenerateOutput`].
+        sequences: See [`OPTSGGenerateOutput`].
+        tag_scores: See [`OPTSGGenerateOutput`].
+        slots: See [`OPTSGGenerateOutput`].
+        slot_scores: See [`OPTSGGenerateOutput`].
+        classifier_logits: See [`OPTSGGenerateOutput`].
     """
 
     sequences: torch.Tensor
@@ -51,76 +60,120 @@ class RankedTags:
     classifier_logits: torch.Tensor | None = None
 
 
+@dataclass
+class _Candidate:
+    tag: tuple[int, ...]
+    slot: int = -1
+    # The log-probability that no slot generates the tag. Logarithms keep small probabilities that 1 - p rounds away.
+    log_missed: float = 0.0
+    classifier_logit: float | None = None
+    score: float = 0.0
+    seen_in: set[int] = field(default_factory=set)
+
+    @property
+    def slot_score(self) -> float:
+        return -math.expm1(self.log_missed)
+
+
 def rank_tags(
-    tokens,
-    log_probs,
+    tokens: torch.Tensor,
+    log_probs: torch.Tensor,
     threshold: float,
     max_tags: int | None,
     pad_token_id: int,
     evidence: ClassifierEvidence | None = None,
 ) -> RankedTags:
-    """Each example's tags by falling probability, each once.
+    """Merges what the slots generated and what the classifier proposes, and ranks it.
 
-    For the slots, a tag's probability is that at least one of them writes it, `1 - Π(1 - p)` over those that propose
-    it: where the matching has not settled which of several slots a tag goes to, its probability is shared out among
-    them. With `evidence` that has weights, it is weighed against what the example as a whole says, in logits.
+    The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has not
+    settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up. With
+    fusion weights it is fused with the classifier logit.
 
     Args:
-        tokens: `[batch, slots, hypotheses, longest]`, filled up with `pad_token_id`.
-        log_probs: `[batch, slots, hypotheses]`, -inf where nothing is written.
+        tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
+        log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
+        threshold: Tags with a smaller probability are dropped.
+        max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
+        pad_token_id: Token of [PAD].
+        evidence: The tag classifier's evidence.
     """
-    batch, _, hypotheses, longest = tokens.shape
+    num_hypotheses, max_length = tokens.shape[2:]
     if evidence is not None:
-        longest = max(longest, evidence.num_candidates.shape[-1])
-    kept = []
-    for example, (example_tokens, example_log_probs) in enumerate(
-        zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist())
-    ):
-        place_of, log_missed, written = {}, {}, set()
-        for place in sorted(range(len(example_log_probs)), key=lambda place: -example_log_probs[place]):
-            tag = _without_filler(example_tokens[place], pad_token_id)
-            # Sampling may draw a tag several times in a slot, which makes it no likelier.
-            if example_log_probs[place] > -math.inf and (tag, place // hypotheses) not in written:
-                written.add((tag, place // hypotheses))
-                place_of.setdefault(tag, place)
-                # Logarithms keep the small probabilities that 1 - p would round away; rounding may leave a p past 1.
-                probability = min(math.exp(example_log_probs[place]), 1.0)
-                log_missed[tag] = log_missed.get(tag, 0.0) + (
-                    math.log1p(-probability) if probability < 1 else -math.inf
-                )
-        found = [(tag, -math.expm1(log_missed[tag]), place // hypotheses) for tag, place in place_of.items()]
+        max_length = max(max_length, evidence.candidates.shape[-1])
+    ranked = []
+    rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
+    for example, (example_tokens, example_log_probs) in enumerate(rows):
+        candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
         if evidence is not None:
-            for row in evidence.num_candidates[example].tolist():
-                tag = _without_filler(row, pad_token_id)
-                if tag not in place_of:
-                    found.append((tag, 0.0, -1))
-            known = [evidence.classes.get(tag, -1) for tag, _, _ in found]
-            logits = evidence.logits[example, known].tolist() if known else []
-            found = [(*entry, None if k < 0 else logit) for entry, k, logit in zip(found, known, logits)]
-        weighed = evidence is not None and evidence.weights is not None
-        scores = [evidence.score(entry[1], entry[3]) if weighed else entry[1] for entry in found]
-        # Rounded as they are returned: a threshold equal to a returned score keeps its tag.
-        scores = torch.tensor(scores).tolist()
-        scored = sorted(zip(scores, found), key=lambda pair: -pair[0])
-        kept.append([(score, *entry) for score, entry in scored if score >= threshold][:max_tags])
-    most = max(max(map(len, kept)), 1)
-    sequences = torch.full((batch, most, longest), pad_token_id)
-    tag_scores, slot_scores, classifier_logits = torch.zeros(3, batch, most)
-    slots = torch.full((batch, most), -1)
-    for example, entries in enumerate(kept):
-        for rank, (score, tag, slot_score, slot, *logit) in enumerate(entries):
-            sequences[example, rank, : len(tag)] = torch.tensor(tag)
-            tag_scores[example, rank], slots[example, rank], slot_scores[example, rank] = score, slot, slot_score
-            classifier_logits[example, rank] = (logit and logit[0]) or 0.0
-    collected = RankedTags(sequences, tag_scores, slots)
-    if evidence is not None:
-        collected.slot_scores, collected.classifier_logits = slot_scores, classifier_logits
-    for name, value in vars(collected).items():
-        setattr(collected, name, value.to(tokens.device) if value is not None else None)
-    return collected
+            _add_evidence(candidates, evidence, example, pad_token_id)
+        ranked.append(_score(list(candidates.values()), evidence, threshold)[:max_tags])
+    return _to_tensors(ranked, max_length, pad_token_id, evidence is not None, tokens.device)
 
 
-def _without_filler(tokens: list[int], pad_token_id: int) -> tuple[int, ...]:
+def _merge_slots(
+    tokens: list[list[int]], log_probs: list[float], num_hypotheses: int, pad_token_id: int
+) -> dict[tuple[int, ...], _Candidate]:
+    candidates: dict[tuple[int, ...], _Candidate] = {}
+    for index in sorted(range(len(log_probs)), key=lambda index: -log_probs[index]):
+        if log_probs[index] == -math.inf:
+            continue
+        tag, slot = _strip_padding(tokens[index], pad_token_id), index // num_hypotheses
+        candidate = candidates.setdefault(tag, _Candidate(tag, slot))
+        # Sampling may draw a tag several times in one slot, which does not make it more probable.
+        if slot not in candidate.seen_in:
+            candidate.seen_in.add(slot)
+            # Rounding may leave a probability just above 1.
+            probability = min(math.exp(log_probs[index]), 1.0)
+            candidate.log_missed += math.log1p(-probability) if probability < 1 else -math.inf
+    return candidates
+
+
+def _add_evidence(
+    candidates: dict[tuple[int, ...], _Candidate], evidence: ClassifierEvidence, example: int, pad_token_id: int
+) -> None:
+    for row in evidence.candidates[example].tolist():
+        tag = _strip_padding(row, pad_token_id)
+        candidates.setdefault(tag, _Candidate(tag))
+    known = [candidate for candidate in candidates.values() if candidate.tag in evidence.classes]
+    classes = [evidence.classes[candidate.tag] for candidate in known]
+    for candidate, logit in zip(known, evidence.logits[example, classes].tolist(), strict=True):
+        candidate.classifier_logit = logit
+
+
+def _score(candidates: list[_Candidate], evidence: ClassifierEvidence | None, threshold: float) -> list[_Candidate]:
+    fused = evidence is not None and evidence.fusion_weights is not None
+    scores = [
+        evidence.fuse(candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
+        for candidate in candidates
+    ]
+    # Rounded to float32 as they are returned: a threshold equal to a returned score keeps its tag.
+    for candidate, score in zip(candidates, torch.tensor(scores).tolist(), strict=True):
+        candidate.score = score
+    kept = [candidate for candidate in candidates if candidate.score >= threshold]
+    return sorted(kept, key=lambda candidate: -candidate.score)
+
+
+def _to_tensors(
+    ranked: list[list[_Candidate]], max_length: int, pad_token_id: int, with_evidence: bool, device: torch.device
+) -> RankedTags:
+    shape = (len(ranked), max(max(map(len, ranked)), 1))
+    sequences = torch.full((*shape, max_length), pad_token_id)
+    tag_scores, slot_scores, classifier_logits = torch.zeros(3, *shape)
+    slots = torch.full(shape, -1)
+    for example, candidates in enumerate(ranked):
+        for rank, candidate in enumerate(candidates):
+            sequences[example, rank, : len(candidate.tag)] = torch.tensor(candidate.tag)
+            tag_scores[example, rank] = candidate.score
+            slots[example, rank] = candidate.slot
+            slot_scores[example, rank] = candidate.slot_score
+            classifier_logits[example, rank] = candidate.classifier_logit or 0.0
+    tensors = {"sequences": sequences, "tag_scores": tag_scores, "slots": slots}
+    if with_evidence:
+        tensors |= {"slot_scores": slot_scores, "classifier_logits": classifier_logits}
+    return RankedTags(**{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def _strip_padding(tokens: list[int], pad_token_id: int) -> tuple[int, ...]:
     length = len(tokens)
     while length and tokens[length - 1] == pad_token_id:
         length -= 1

@@ -1,4 +1,4 @@
-"""The tag tokenizer: byte-level BPE trained on the training tags, lossless in every language."""
+"""The tag tokenizer: byte-level BPE, trained on the training tags and lossless in every language."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,35 +10,35 @@ SEP_TOKEN = "[SEP]"
 
 
 def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer the tag decoder writes with.
+    """Trains the tokenizer of the tag decoder.
 
-    Every tag, seen in training or not, comes back from `decode(encode(tag))` character for character: there is no
-    unknown token (all 256 bytes are in the vocabulary), no clean-up of spaces, and a tag that spells a special token,
-    such as `"[PAD]"`, is read as text. One space is put before the tag and taken away again, so that a word has the
-    same tokens wherever in a tag it stands.
+    `decode(encode(tag))` returns every tag unchanged, whether it occurred in training or not: all 256 bytes are in the
+    vocabulary, so there is no unknown token; spaces are not cleaned up; and a tag that contains a special token, such
+    as `"[PAD]"`, is encoded as text. Encoding inserts a space before the tag, and decoding removes it, so that a word
+    has the same tokens anywhere in a tag.
 
-    The special tokens are `[PAD]` (id 0: filler, and the pre-defined [PAD] tag) and `[SEP]` (id 1: ends a tag).
-    Encoding adds neither.
+    The special tokens are `[PAD]` (id 0, the padding and the [PAD] tag) and `[SEP]` (id 1, the end of a tag). Encoding
+    adds neither.
 
     Args:
-        tags: the training tags, once per occurrence, so that frequent tags get short spellings.
-        vocab_size: the largest vocabulary to make, special tokens and bytes included. Few tags give a smaller one.
+        tags: the training tags. Repeat a tag for each of its occurrences, so that frequent tags get fewer tokens.
+        vocab_size: maximum size of the vocabulary, with special tokens and bytes. Few tags give a smaller one.
 
     Returns:
-        A tokenizer that `AutoTokenizer` loads.
+        A tokenizer that `AutoTokenizer` can load.
 
     Raises:
-        ValueError: `tags` is empty or holds something that is not text, or `vocab_size` has no room for the bytes.
+        ValueError: `tags` is empty or contains something other than text, or `vocab_size` is too small for the bytes.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(alphabet) + 2
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size is {vocab_size}; the bytes and the special tokens alone need {smallest}")
+    min_size = len(alphabet) + 2
+    if vocab_size < min_size:
+        raise ValueError(f"vocab_size is {vocab_size}; expected at least {min_size}, for bytes and special tokens")
     if isinstance(tags, str):
         raise ValueError(f"tags is the text {tags!r}; expected an iterable of tags, such as [{tags!r}]")
 
     tokenizer = Tokenizer(models.BPE())
-    # Not ByteLevel(add_prefix_space=True): that skips a tag which already starts with a space, and would lose it.
+    # ByteLevel(add_prefix_space=True) adds no space to a tag that starts with one, so decoding would remove that one.
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", left=1, right=0)])
@@ -48,8 +48,8 @@ def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrain
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    # The trainer runs in Rust, which would hide an error raised inside its iterator.
-    checked = list(_checked(tags))
+    # The trainer, written in Rust, hides errors that its iterator raises.
+    checked = list(_check_tags(tags))
     if not checked:
         raise ValueError("there are no tags to train a tag tokenizer on")
     tokenizer.train_from_iterator(checked, trainer)
@@ -63,7 +63,7 @@ def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrain
     )
 
 
-def _checked(tags: Iterable[str]) -> Iterator[str]:
+def _check_tags(tags: Iterable[str]) -> Iterator[str]:
     for index, tag in enumerate(tags):
         if not isinstance(tag, str):
             raise ValueError(f"training tag {index} is {tag!r} of type {type(tag).__name__}; expected str")

@@ -1,11 +1,14 @@
-"""Frames from videos, through PyAV."""
+"""Reads frames from videos with PyAV."""
 
 import io
 import logging
+import mimetypes
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
+from types import ModuleType
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -15,55 +18,66 @@ logger = logging.getLogger(__name__)
 
 
 def evenly_spaced(count: int, num: int) -> list[int]:
-    """The indices at the centres of `num` equal segments of `count` frames; all of them if there are no more."""
+    """Returns the frame indices at the centres of `num` equal segments of `count` frames.
+
+    If there are no more than `num` frames, all indices are returned.
+    """
     return list(range(count)) if count <= num else [(2 * i + 1) * count // (2 * num) for i in range(num)]
 
 
 def is_video_file(path: str | os.PathLike) -> bool:
-    """Whether a local file is a video by its content; a file that cannot be opened, or an address, is not."""
-    if is_url(os.fspath(path)):
+    """Decides whether a local file is a video, by its content.
+
+    Images that Pillow recognises are not videos, except GIF. Any other file is a video if FFmpeg finds a video stream
+    in it, or if it cannot be read and its name is that of a video, so that [`read_frames`] reports the reason.
+
+    Returns:
+        Whether the file is a video; `False` for addresses, folders, and files that are missing or cannot be opened.
+    """
+    if is_url(os.fspath(path)) or not os.path.isfile(path):
         return False
     try:
         with Image.open(path) as image:
-            # Pillow shows the first frame of a GIF, and recognises MPEG without reading it.
+            # Pillow recognises MPEG, but cannot read it.
             return image.format in ("GIF", "MPEG")
     except UnidentifiedImageError:
-        return True
-    except (OSError, ValueError):
+        pass
+    except Exception:  # Pillow's plugins raise every kind of exception on damaged files.
         return False
+    try:
+        # FFmpeg reads single images with demuxers such as "png_pipe".
+        return not _container_format(path).endswith("_pipe")
+    except (ImportError, ValueError):
+        return (mimetypes.guess_type(path)[0] or "").startswith("video/")
 
 
 def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:
-    """Reads `num_frames` frames of a video, those at the centres of as many equal segments of its frames.
+    """Reads the frames at the centres of `num_frames` equal segments of a video.
 
-    The video's packets are listed first, without decoding them; then only the frames asked for, and those they depend
-    on, are decoded. A video whose timestamps do not allow that is decoded from end to end, twice.
+    All packets are listed first, without decoding them; then only the selected frames, and the frames they depend on,
+    are decoded. A video without usable timestamps is decoded from start to end, twice.
 
     Args:
         source: path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
-        num_frames: how many frames. A video that has fewer gives all it has.
-        name: what to call the video in errors; its path by default.
+        num_frames: number of frames. A shorter video gives all its frames.
+        name: name of the video in error messages; its path by default.
 
     Returns:
-        The frames in time order, turned upright, as RGB images, or RGBA where the video has transparency.
+        The frames in time order, turned upright, as RGB images, or RGBA images if the video has transparency.
 
     Raises:
-        ValueError: naming the video, if it cannot be read, has no video stream, or none of its frames can be decoded.
+        ValueError: the video cannot be read, has no video stream, or none of its frames can be decoded.
         ImportError: PyAV is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading videos needs PyAV: pip install av") from error
-
+    av = _import_av()
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; expected at least 1")
     is_path = isinstance(source, (str, os.PathLike))
     name = name or (os.fspath(source) if is_path else "video given as bytes")
     if isinstance(source, str) and is_url(source):
-        raise ValueError(f"{name} is a remote address; nothing is downloaded here, give a file or its bytes")
+        raise ValueError(f"{name} is a remote address, which is not downloaded; give a file or its bytes")
     try:
-        # A Python file, never the path: FFmpeg would take "concat:…" or "frame%03d.png" for more than a file name.
+        # FFmpeg must not see the path: it would interpret "concat:…" or "frame%03d.png".
         with open(source, "rb") if is_path else io.BytesIO(source) as file:
             return _Video(av, file, name).read(num_frames)
     except Exception as error:  # On damaged files PyAV raises more than its own errors.
@@ -71,49 +85,59 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
         raise ValueError(f"{name} is not a video that can be read: {reason}") from error
 
 
-def check_video(source: str | os.PathLike) -> None:
-    """Opens a video without decoding it: milliseconds.
+def _container_format(source: str | os.PathLike) -> str:
+    """Returns FFmpeg's name for the format of a video file, without decoding the video.
 
     Raises:
-        ValueError: it is no file that FFmpeg knows, or has no video stream with a decoder.
+        ValueError: FFmpeg cannot read the file, or it has no video stream with a decoder.
         ImportError: PyAV is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading videos needs PyAV: pip install av") from error
-
+    av = _import_av()
     try:
         with open(source, "rb") as file:
             video = _Video(av, file, os.fspath(source))
-            with video._open() as container:
-                video._video_stream(container)
+            with video.open() as container:
+                video.video_stream(container)
+                return container.format.name
     except Exception as error:  # As in `read_frames`.
         raise ValueError(f"{source} is not a video that can be read: {error}") from error
 
 
+def _import_av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading videos needs PyAV: pip install av") from error
+    return av
+
+
 class _Video:
-    def __init__(self, av, file, name: str):
+    """A video file that is open for reading. PyAV objects have the type `Any`, because PyAV is optional."""
+
+    def __init__(self, av: ModuleType, file: BinaryIO, name: str) -> None:
         self.av, self.file, self.name = av, file, name
 
     def read(self, num_frames: int) -> list[Image.Image]:
-        with self._open() as container:
-            stream = self._video_stream(container)
+        """Reads frames as [`read_frames`] does."""
+        with self.open() as container:
+            stream = self.video_stream(container)
             timestamps, keyframes = self._timestamps(container, stream)
             wanted = [timestamps[i] for i in evenly_spaced(len(timestamps), num_frames)]
             frames = self._seek_frames(container, stream, wanted, keyframes)
         return frames or self._decode_through(num_frames)
 
-    def _open(self):
+    def open(self) -> Any:
+        """Opens the container."""
         self.file.seek(0)
-        # A playlist must not make FFmpeg open the files and addresses it names.
+        # FFmpeg must not open the files and addresses that a playlist contains.
         container = self.av.open(self.file, container_options={"protocol_whitelist": "none"})
         if container.format.name == "tty":
             container.close()
             raise ValueError("it is a text file")
         return container
 
-    def _video_stream(self, container):
+    def video_stream(self, container: Any) -> Any:
+        """Returns the video stream, which is not the cover art of a sound file."""
         cover_art = self.av.stream.Disposition.attached_pic
         stream = next((s for s in container.streams.video if not s.disposition & cover_art), None)
         if stream is None:
@@ -122,8 +146,11 @@ class _Video:
             raise ValueError("FFmpeg has no decoder for its video stream")
         return stream
 
-    def _timestamps(self, container, stream) -> tuple[list[int], list[int]]:
-        """The timestamps of all frames and of the key frames, in order; two empty lists if they cannot be told."""
+    def _timestamps(self, container: Any, stream: Any) -> tuple[list[int], list[int]]:
+        """Returns the sorted timestamps of all frames and of the key frames.
+
+        Both lists are empty if a timestamp is missing or occurs twice.
+        """
         timestamps, keyframes, packets = [], [], 0
         try:
             for packet in container.demux(stream):
@@ -138,15 +165,15 @@ class _Video:
                 if packet.is_keyframe:
                     keyframes.append(packet.pts)
         except self.av.FFmpegError as error:
-            logger.warning("%s breaks off after %d frames (%s)", self.name, packets, error.strerror)
+            logger.warning("%s ends early, after %d frames (%s)", self.name, packets, error.strerror)
         if packets < stream.frames:
-            logger.warning("%s holds %d of the %d frames it announces", self.name, packets, stream.frames)
+            logger.warning("%s has %d of the %d frames that its header announces", self.name, packets, stream.frames)
         if len(set(timestamps)) < len(timestamps):
             return [], []
         return sorted(timestamps), sorted(keyframes)
 
-    def _seek_frames(self, container, stream, wanted: list[int], keyframes: list[int]) -> list[Image.Image]:
-        """The frames at the timestamps `wanted`, or none at all if one of them cannot be had exactly."""
+    def _seek_frames(self, container: Any, stream: Any, wanted: list[int], keyframes: list[int]) -> list[Image.Image]:
+        """Reads the frames at the timestamps `wanted`; returns no frames if one of them is not found exactly."""
         images, decoded, position = [], None, None
         try:
             for timestamp in wanted:
@@ -166,10 +193,10 @@ class _Video:
         return images
 
     @staticmethod
-    def _needed(container, stream, wanted: set[int]) -> Iterator:
-        """Frames from where the container stands; those that are not wanted and of no use to others may be missing."""
+    def _needed(container: Any, stream: Any, wanted: set[int]) -> Iterator:
+        """Decodes frames from the container's position on; frames that are not needed may be missing."""
         for packet in container.demux(stream):
-            # The codec itself knows which frames no other one depends on: half of them, with x264's settings.
+            # The codec knows which frames no other frame depends on: half of them with x264's defaults.
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             yield from packet.decode()
 
@@ -182,9 +209,9 @@ class _Video:
 
     def _decoded(self) -> Iterator:
         broken = 0
-        with self._open() as container:
+        with self.open() as container:
             try:
-                for packet in container.demux(self._video_stream(container)):
+                for packet in container.demux(self.video_stream(container)):
                     try:
                         yield from packet.decode()
                     except self.av.FFmpegError:
@@ -195,7 +222,7 @@ class _Video:
             logger.warning("%s: %d damaged packets were skipped", self.name, broken)
 
 
-def _to_image(frame) -> Image.Image:
+def _to_image(frame: Any) -> Image.Image:
     has_alpha = any(component.is_alpha for component in frame.format.components)
     image = Image.fromarray(frame.to_ndarray(format="rgba")) if has_alpha else frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image

@@ -1,6 +1,8 @@
-"""ASY: every train tag is a class, learned with the asymmetric loss (Ridnik et al., ICCV 2021)."""
+"""ASY: multi-label classification with the asymmetric loss (Ridnik et al., ICCV 2021)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +12,9 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from modeling_optsg.baselines.configuration import ASYConfig
-from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode, plain_settings
-from modeling_optsg.modeling_optsg import ABSENT_BIAS, OPTSGModel, OPTSGPreTrainedModel
+from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
+from modeling_optsg.generation_settings import read_ranking_settings
+from modeling_optsg.modeling_optsg import INITIAL_CLASS_BIAS, OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.tag_classifier import (
     CosineClassifier,
     LabelVocabulary,
@@ -21,13 +24,16 @@ from modeling_optsg.tag_classifier import (
 )
 from modeling_optsg.tag_ranking import rank_tags
 
+DEFAULT_MAX_TAGS = 100
+
 
 @dataclass
 class ASYOutput(ModelOutput):
-    """
+    """Output of [`ASYForTagClassification`].
+
     Args:
-        loss: scalar, the asymmetric loss summed over the classes and averaged over the examples.
-        logits: `[batch, num_tag_classes]`; their sigmoid is each tag's probability.
+        loss: Scalar, the asymmetric loss summed over the classes and averaged over the examples. Returned with `labels`.
+        logits: `[batch, num_tag_classes]`. Their sigmoid is each tag's probability.
     """
 
     loss: torch.Tensor | None = None
@@ -35,12 +41,11 @@ class ASYOutput(ModelOutput):
 
 
 class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
-    """Multi-label classification over the train tags, on OP-TSG's own encoder: its queries pool the memory, and every
-    tag's weights give it a probability. It cannot write a tag it has not seen.
+    """Multi-label classifier over the label vocabulary, on OP-TSG's own encoder. It cannot predict novel tags.
 
-    With `cosine_classifier` the example's summary is compared with every tag ([`CosineClassifier`]), and what the queries
-    find is added by a share that is learned and begins at none; without, a linear layer classifies what the queries
-    find, as in the paper.
+    As in the paper, queries pool the memory and a linear layer classifies their mean. With `cosine_classifier`, a
+    [`CosineClassifier`] reads the pooled tower features, and the queries' mean is added through a learned gate that
+    starts at 0.
     """
 
     config_class = ASYConfig
@@ -51,7 +56,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.dropout = nn.Dropout(config.classifier_dropout if config.cosine_classifier else config.dropout)
         if config.cosine_classifier:
             self.classifier = CosineClassifier(config, config.num_tag_classes)
-            # Normalised, what the queries find is far larger than the summary, and at first it says nothing.
+            # The queries' outputs are normalised and much larger than the pooled features, and carry nothing at first.
             self.query_gate = nn.Parameter(torch.zeros(1))
         else:
             self.classifier = nn.Linear(config.hidden_size, config.num_tag_classes)
@@ -60,60 +65,45 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(threshold=0.0)
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is getattr(self, "classifier", None):
-            init.constant_(module.bias, ABSENT_BIAS)
+            init.constant_(module.bias, INITIAL_CLASS_BIAS)
         if module is self and self.config.cosine_classifier:
             init.zeros_(self.query_gate)
 
-    def set_label_vocabulary(self, input_ids, counts=None) -> None:
-        """Says which tag each class is; see [`LabelVocabulary.set_tags`]."""
+    def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
+        """Sets the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
     def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        frame_features: torch.Tensor | None = None,
-        frame_mask: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        title_features: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        tag_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        example_seeds: torch.Tensor | None = None,
-        **kwargs,
+        self, tag_ids: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs: Any
     ) -> ASYOutput:
-        """
+        """Computes logits, and with `labels` the loss.
+
         Args:
-            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: see [`OPTSGModel`].
             tag_ids: `[tags]`, the class of each tag of the batch.
-            labels: `[batch, most tags of an example]`, indices of each example's tags in `tag_ids`, -100 where none is.
-            example_seeds: see [`OPTSGModel`].
+            labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
+            inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: an example cannot be read, or `labels` come without `tag_ids` or name a class there is not.
+            ValueError: An example cannot be encoded, or `labels` come without the classes of their tags.
         """
-        outputs = self.model(
-            pixel_values=pixel_values,
-            frame_features=frame_features,
-            frame_mask=frame_mask,
-            input_ids=input_ids,
-            title_features=title_features,
-            attention_mask=attention_mask,
-            example_seeds=example_seeds,
-        )
-        found = outputs.order_prompts.mean(dim=1)
+        outputs = self.model(**inputs)
+        pooled = outputs.order_prompts.mean(dim=1)
         if self.config.cosine_classifier and outputs.prompt_pooler_output is not None:
-            found = self.query_gate * found + outputs.prompt_pooler_output
-        logits = self.classifier(self.dropout(found))
+            pooled = self.query_gate * pooled + outputs.prompt_pooler_output
+        logits = self.classifier(self.dropout(pooled))
         if labels is None:
             return ASYOutput(logits=logits)
         check_tag_ids(tag_ids, len(self.label_vocabulary))
         config = self.config
-        targets = multi_hot_targets(labels, tag_ids, logits.shape[1])
         loss = asymmetric_loss(
-            logits.float(), targets, config.asl_gamma_negative, config.asl_gamma_positive, config.asl_margin
+            logits.float(),
+            multi_hot_targets(labels, tag_ids, logits.shape[1]),
+            config.asl_gamma_negative,
+            config.asl_gamma_positive,
+            config.asl_margin,
         )
         return ASYOutput(loss=loss, logits=logits)
 
@@ -124,32 +114,35 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         threshold: float | None = None,
         max_tags: int | None = None,
         logit_adjustment: float | None = None,
-        generation_config=None,
-        **inputs,
+        generation_config: GenerationConfig | None = None,
+        **inputs: Any,
     ) -> OPTSGGenerateOutput:
-        """Each example's tags by falling probability.
+        """Predicts the tags of each example, most probable first.
 
         Args:
-            threshold: tags with a smaller probability are left out.
-            max_tags: at most so many tags an example; 100 if not given, of which a threshold of any use keeps few.
-            logit_adjustment: see [`LabelVocabulary.adjust`]; 0 if not given.
-            generation_config: instead of the model's.
-            inputs: of [`forward`], without labels.
+            threshold: Minimum probability of a tag.
+            max_tags: Maximum number of tags of an example. Defaults to 100.
+            logit_adjustment: See [`LabelVocabulary.adjust_logits`].
+            generation_config: Used instead of the model's.
+            inputs: Arguments of [`OPTSGModel.forward`].
         """
-        settings = plain_settings(
+        settings = read_ranking_settings(
             self, generation_config, threshold=threshold, max_tags=max_tags, logit_adjustment=logit_adjustment
         )
         with evaluation_mode(self):
-            logits = self.label_vocabulary.adjust(self(**inputs).logits.float(), settings["logit_adjustment"])
-        log_probs, classes = F.logsigmoid(logits).topk(min(settings["max_tags"] or 100, logits.shape[1]), dim=1)
-        tokens = self.label_vocabulary.of(classes)[:, :, None]
-        collected = rank_tags(
-            tokens, log_probs[:, :, None], settings["threshold"], settings["max_tags"], self.config.tag_pad_token_id
+            logits = self(**inputs).logits.float()
+        logits = self.label_vocabulary.adjust_logits(logits, settings["logit_adjustment"])
+        num_tags = min(settings["max_tags"] or DEFAULT_MAX_TAGS, logits.shape[1])
+        log_probs, classes = F.logsigmoid(logits).topk(num_tags, dim=1)
+        ranked = rank_tags(
+            self.label_vocabulary.tokens_of(classes)[:, :, None],
+            log_probs[:, :, None],
+            settings["threshold"],
+            settings["max_tags"],
+            self.config.tag_pad_token_id,
         )
-        return OPTSGGenerateOutput(sequences=collected.sequences, tag_scores=collected.tag_scores)
+        return OPTSGGenerateOutput(sequences=ranked.sequences, tag_scores=ranked.tag_scores)
 
 
 ASYConfig.register_for_auto_class()
 ASYForTagClassification.register_for_auto_class("AutoModel")
-
-__all__ = ["ASYForTagClassification", "ASYOutput"]

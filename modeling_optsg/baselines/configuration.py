@@ -4,7 +4,7 @@ from modeling_optsg.configuration_optsg import OPTSGConfig
 
 
 class ModelFConfig(OPTSGConfig):
-    """Configuration of [`ModelFForTagGeneration`]: that of OP-TSG."""
+    """Configuration of [`ModelFForTagGeneration`]; the same as OP-TSG's."""
 
     model_type = "optsg_model_f"
 
@@ -13,8 +13,8 @@ class ModelGConfig(OPTSGConfig):
     """Configuration of [`ModelGForTagClassification`].
 
     Args:
-        num_tag_classes: number of train tags, each a class beside [PAD].
-        cosine_classifier: as in [`ASYConfig`].
+        num_tag_classes: Size of the label vocabulary. Each tag is a class, in addition to [PAD].
+        cosine_classifier: Use a [`CosineClassifier`] instead of a linear layer.
     """
 
     model_type = "optsg_model_g"
@@ -27,10 +27,9 @@ class ASYConfig(OPTSGConfig):
     """Configuration of [`ASYForTagClassification`].
 
     Args:
-        num_prompts: queries that pool the memory; their outputs are averaged.
-        num_tag_classes: number of train tags, each a class.
-        cosine_classifier: whether classes are compared with the example's direction and may be tied to their tags' texts
-            ([`CosineClassifier`]); else a linear layer.
+        num_prompts: Number of queries that pool the memory; their outputs are averaged.
+        num_tag_classes: Size of the label vocabulary. Each tag is a class.
+        cosine_classifier: Use a [`CosineClassifier`] on the pooled representation instead of a linear layer.
     """
 
     model_type = "optsg_asy"
@@ -44,12 +43,12 @@ class OpenBookConfig(OPTSGConfig):
     """Configuration of [`OpenBookForTagGeneration`].
 
     Args:
-        num_prompts: queries that pool the memory into the sequence's opening.
-        num_book_examples: neighbours whose tags are looked at and copied from; 0 for a generator without a book.
-        max_book_tokens: most tokens of an example's retrieved tags; further tags are left out.
-        max_sequence_tokens: most tokens of the sequence of all tags, [SEP]s and its end included.
-        tag_order: order of an example's tags in the training sequence: "given", as in the data, or "shuffled", another
-            one each time.
+        num_prompts: Number of queries that pool the memory into the prompt of the sequence.
+        num_book_examples: Number of neighbours whose tags are retrieved. With 0 the model has no book.
+        max_book_tokens: Maximum number of tokens of an example's retrieved tags. Further tags are dropped.
+        max_sequence_tokens: Maximum number of tokens of the sequence of all tags, including [SEP] and the end.
+        tag_order: Order of the tags in the training sequence: "given", as in the data, or "shuffled", a new order each
+            time.
     """
 
     model_type = "optsg_open_book"
@@ -61,7 +60,7 @@ class OpenBookConfig(OPTSGConfig):
     max_sequence_tokens: int = 96
     tag_order: str = "given"
 
-    def _check(self):
+    def _check(self) -> None:
         super()._check()
         if self.tag_order not in ("given", "shuffled"):
             raise ValueError(f'tag_order={self.tag_order!r} must be "given" or "shuffled".')
@@ -76,9 +75,9 @@ class KNNConfig(OPTSGConfig):
     """Configuration of [`KNNForTagVote`].
 
     Args:
-        num_examples: training examples that vote.
-        num_tag_classes: number of train tags.
-        max_tags_per_example: most tags of a training example.
+        num_examples: Number of training examples.
+        num_tag_classes: Size of the label vocabulary.
+        max_tags_per_example: Maximum number of tags of a training example.
     """
 
     model_type = "optsg_knn"

@@ -1,4 +1,4 @@
-"""kNN: what a user would try first. The tags of the most similar training examples, by a weighted vote."""
+"""kNN: a weighted vote of the nearest training examples under the same towers."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 
 from modeling_optsg.baselines.configuration import KNNConfig
-from modeling_optsg.baselines.pooling import pool_frames
-from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode, plain_settings
+from modeling_optsg.baselines.pooling import centre_images, mean_image, pool_frames
+from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
+from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.tag_classifier import LabelVocabulary
@@ -16,9 +17,11 @@ from modeling_optsg.tag_ranking import rank_tags
 
 
 class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
-    """Neighbours by `title similarity + image_weight * image similarity`, cosine similarities of mean-pooled
-    features of the towers (images centred on the training mean). Each votes for its tags with its similarity; a
-    tag's score is its share of all votes. There is nothing to train: [`fit`] takes the training examples in.
+    """Predicts the tags of the k nearest training examples, each weighted by its similarity.
+
+    The similarity is `title similarity + image_weight * image similarity`, cosine similarities of mean-pooled tower
+    features. Images are centred on the training mean. The training examples are buffers, saved with the model; nothing
+    is trained.
     """
 
     config_class = KNNConfig
@@ -28,59 +31,64 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         self.model = OPTSGTowers(config)
         self.label_vocabulary = LabelVocabulary(config)
         widths = (config.frame_feature_size, config.text_config.hidden_size)
-        for name, width in zip(("images", "titles"), widths):
+        for name, width in zip(("images", "titles"), widths, strict=True):
             self.register_buffer(name, torch.zeros(config.num_examples, width))
         self.register_buffer("image_mean", torch.zeros(widths[0]))
-        # Padded with one class more than there are, which is thrown away after the count.
-        empty = torch.full(
-            (config.num_examples, config.max_tags_per_example), config.num_tag_classes, dtype=torch.int32
-        )
-        self.register_buffer("example_tags", empty)
+        self.register_buffer("example_tags", self._empty_tags())
         self.post_init()
         self.generation_config = GenerationConfig(
             threshold=0.0, neighbours=min(10, max(config.num_examples, 1)), image_weight=0.4
         )
 
-    def set_label_vocabulary(self, input_ids, counts=None) -> None:
-        """Says which tag each class is; see [`LabelVocabulary.set_tags`]."""
+    def _empty_tags(self) -> torch.Tensor:
+        # Padded with one class more than there are; its votes are dropped.
+        shape = (self.config.num_examples, self.config.max_tags_per_example)
+        return torch.full(shape, self.config.num_tag_classes, dtype=torch.int32)
+
+    def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
+        """Sets the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
     def fit(self, images: torch.Tensor, titles: torch.Tensor, example_tags: Sequence[Sequence[int]]) -> None:
-        """Takes in the training examples.
+        """Stores the training examples.
 
         Args:
-            images: `[examples, frame_feature_size]`, mean-pooled; zero for an example without one.
-            titles: `[examples, text width]`, likewise.
-            example_tags: the classes of each example's tags.
+            images: `[examples, frame_feature_size]`, mean-pooled, zero for an example without an image.
+            titles: `[examples, text width]`, mean-pooled, zero for an example without a title.
+            example_tags: The classes of each example's tags.
 
         Raises:
-            ValueError: there are none, or not as many of one as of the others.
+            ValueError: There are no examples, or the lengths differ.
         """
         if not len(images) == len(titles) == len(example_tags) > 0:
             raise ValueError(
-                f"{len(images)} images, {len(titles)} titles and {len(example_tags)} tag sets: there must be as "
-                "many of each, and at least one."
+                f"{len(images)} images, {len(titles)} titles and {len(example_tags)} tag sets; expected the same number "
+                "of each, at least one."
             )
-        config = self.config
+        config, device = self.config, self.image_mean.device
         config.num_examples, config.max_tags_per_example = len(example_tags), max(1, *map(len, example_tags))
-        seen = images.any(dim=1)
-        self.image_mean.copy_(images[seen].mean(dim=0) if seen.any() else torch.zeros_like(self.image_mean))
-        device = self.image_mean.device
-        self.images = F.normalize((images.to(device) - self.image_mean) * seen.to(device)[:, None], dim=-1)
+        self.image_mean.copy_(mean_image(images))
+        self.images = F.normalize(centre_images(images.to(device), self.image_mean), dim=-1)
         self.titles = F.normalize(titles.to(device), dim=-1)
-        shape = (config.num_examples, config.max_tags_per_example)
-        self.example_tags = torch.full(shape, config.num_tag_classes, dtype=torch.int32, device=device)
+        self.example_tags = self._empty_tags().to(device)
         for row, classes in enumerate(example_tags):
             self.example_tags[row, : len(classes)] = torch.tensor(list(classes), dtype=torch.int32)
 
-    def similarity(self, images: torch.Tensor | None, titles: torch.Tensor | None, image_weight: float):
-        """`[batch, num_examples]`; an example without an image or a title is compared by what it has."""
+    def similarity(
+        self, images: torch.Tensor | None, titles: torch.Tensor | None, image_weight: float
+    ) -> torch.Tensor:
+        """Computes the similarity `[batch, num_examples]` to the training examples.
+
+        Args:
+            images: `[batch, frame_feature_size]`, pooled; a missing modality does not count.
+            titles: `[batch, text width]`, pooled.
+            image_weight: Weight of the image similarity.
+        """
         total = 0.0
         if titles is not None:
             total = total + F.normalize(titles, dim=-1) @ self.titles.float().T
         if images is not None:
-            seen = images.any(dim=1, keepdim=True)
-            centred = F.normalize((images - self.image_mean) * seen, dim=-1)
+            centred = F.normalize(centre_images(images, self.image_mean), dim=-1)
             total = total + image_weight * centred @ self.images.float().T
         return total
 
@@ -100,59 +108,57 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         image_weight: float | None = None,
         generation_config: GenerationConfig | None = None,
     ) -> OPTSGGenerateOutput:
-        """Each example's tags by falling share of the vote.
+        """Predicts the tags of each example. The score of a tag is its ratio of the vote.
 
         Args:
-            pixel_values, …, attention_mask: see [`OPTSGModel.forward`].
-            threshold: tags with a smaller share are left out.
-            max_tags: at most so many tags an example.
-            neighbours: k, how many training examples vote.
-            image_weight: how much the images' similarity counts beside the titles'.
-            generation_config: instead of the model's.
+            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
+                [`OPTSGModel.forward`].
+            threshold: Minimum score of a tag.
+            max_tags: Maximum number of tags of an example.
+            neighbours: k, the number of training examples that vote.
+            image_weight: Weight of the image similarity.
+            generation_config: Used instead of the model's.
 
         Raises:
-            ValueError: there is nothing to look at, or a setting is out of range.
+            ValueError: An example has neither an image nor a title, or a setting is out of range.
         """
-        settings = plain_settings(
-            self,
-            generation_config,
-            threshold=threshold,
-            max_tags=max_tags,
-            neighbours=neighbours,
-            image_weight=image_weight,
-        )
-        k, weight = settings["neighbours"], settings["image_weight"]
+        own = {"threshold": threshold, "max_tags": max_tags, "neighbours": neighbours, "image_weight": image_weight}
+        settings = read_ranking_settings(self, generation_config, **own)
+        k, image_weight = settings["neighbours"], settings["image_weight"]
         if not isinstance(k, int) or not 1 <= k <= self.config.num_examples:
-            raise ValueError(
-                f"neighbours={k!r} must be a whole number from 1 to num_examples={self.config.num_examples}."
-            )
-        if weight < 0:
-            raise ValueError(f"image_weight={weight} must not be negative.")
+            raise ValueError(f"neighbours={k!r} must be an integer from 1 to num_examples={self.config.num_examples}.")
+        if image_weight < 0:
+            raise ValueError(f"image_weight={image_weight} must not be negative.")
         with evaluation_mode(self):
-            frames, titles = self.model.read(
+            frames, titles = self.model.encode_inputs(
                 pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
             )
         if frames is None and titles is None:
-            raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
-        similarity = self.similarity(pool_frames(frames, frame_mask), pool_tokens(titles, attention_mask), weight)
+            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
+        images, titles = pool_frames(frames, frame_mask), pool_tokens(titles, attention_mask)
+        scores, classes = self._vote(self.similarity(images, titles, image_weight), k)
+        ranked = rank_tags(
+            self.label_vocabulary.tokens_of(classes)[:, :, None],
+            scores.clamp(max=1.0).log()[:, :, None],
+            settings["threshold"],
+            settings["max_tags"],
+            self.config.tag_pad_token_id,
+        )
+        return OPTSGGenerateOutput(sequences=ranked.sequences, tag_scores=ranked.tag_scores)
+
+    def _vote(self, similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns scores and classes `[batch, tags]`, highest score first."""
         weights, rows = similarity.topk(k, dim=1)
-        # An unlike example has no negative vote.
+        # A neighbour with a negative similarity has no vote.
         weights = weights.clamp(min=1e-6)
         weights = weights / weights.sum(dim=1, keepdim=True)
-        tags = self.example_tags[rows].long().flatten(1)
+        classes = self.example_tags[rows].long().flatten(1)
         votes = weights.new_zeros(len(rows), self.config.num_tag_classes + 1)
-        votes.scatter_add_(1, tags, weights.repeat_interleave(self.config.max_tags_per_example, dim=1))
-        most = max(int((votes[:, :-1] > 0).sum(dim=1).max()), 1)
-        shares, classes = votes[:, :-1].topk(most, dim=1)
-        log_probs = shares.clamp(max=1.0).log()
-        tokens = self.label_vocabulary.of(classes)[:, :, None]
-        collected = rank_tags(
-            tokens, log_probs[:, :, None], settings["threshold"], settings["max_tags"], self.config.tag_pad_token_id
-        )
-        return OPTSGGenerateOutput(sequences=collected.sequences, tag_scores=collected.tag_scores)
+        votes.scatter_add_(1, classes, weights.repeat_interleave(self.config.max_tags_per_example, dim=1))
+        votes = votes[:, :-1]
+        max_tags = max(int((votes > 0).sum(dim=1).max()), 1)
+        return votes.topk(max_tags, dim=1)
 
 
 KNNConfig.register_for_auto_class()
 KNNForTagVote.register_for_auto_class("AutoModel")
-
-__all__ = ["KNNForTagVote"]

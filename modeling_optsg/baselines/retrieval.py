@@ -1,4 +1,4 @@
-"""The book: which training examples are like this one, and what their tags are."""
+"""The book of the open-book baseline: finds similar training examples and their tags."""
 
 import json
 import os
@@ -6,31 +6,39 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset, load_from_disk
 from torch.nn import functional as F
 from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerFast
 
-from modeling_optsg.baselines.pooling import pool_examples, pool_frames
-from modeling_optsg.data.collator import encode_book
+from modeling_optsg.baselines.configuration import OpenBookConfig
+from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
+from modeling_optsg.baselines.pooling import centre_images, mean_image, pool_examples, pool_frames
+from modeling_optsg.data.collator import pad_rows
 from modeling_optsg.layers import pool_tokens
+from modeling_optsg.processing_optsg import OPTSGProcessor
+
+SETTINGS_NAME = "similarity.json"
+TOWER_INPUTS = ("pixel_values", "frame_features", "frame_mask", "input_ids", "title_features", "attention_mask")
 
 
 class TagBook:
-    """The tags of training examples, to be found by the examples' similarity: a `datasets` table with a FAISS index.
+    """The tags of training examples, in a `datasets` table with a FAISS index.
 
-    Likeness is `title similarity + image_weight * image similarity`, cosine similarities of pooled tower features,
-    images centred on the training mean: that of [`KNNForTagVote`].
+    The similarity is that of [`KNNForTagVote`].
 
     Args:
-        titles: each training example's title.
-        tags: each one's tags.
-        images, title_features: `[examples, width]` each, from [`pool_examples`]; zero for what an example does not have.
-        image_weight: how much the images' similarity counts beside the titles'.
+        titles: The title of each training example.
+        tags: The tags of each training example.
+        images: `[examples, width]`, from [`pool_examples`], zero for a missing image.
+        title_features: `[examples, width]`, from [`pool_examples`], zero for a missing title.
+        image_weight: Weight of the image similarity.
 
     Raises:
         ImportError: `faiss` is not installed (`pip install "optsg[book]"`).
-        ValueError: there are not as many of one as of the others.
+        ValueError: The lengths differ.
     """
 
     column = "embedding"
@@ -45,19 +53,24 @@ class TagBook:
     ):
         if len({len(titles), len(tags), len(images), len(title_features)}) > 1:
             raise ValueError(
-                f"{len(titles)} titles, {len(tags)} tag sets, {len(images)} images and {len(title_features)} "
-                "title features: a book needs as many of each."
+                f"{len(titles)} titles, {len(tags)} tag sets, {len(images)} images and {len(title_features)} title "
+                "features; a book needs the same number of each."
             )
-        seen = images.any(dim=1)
-        self.image_mean = images[seen].mean(dim=0) if seen.any() else torch.zeros(images.shape[1])
-        self.image_weight = image_weight
+        self.image_mean, self.image_weight = mean_image(images), image_weight
         table = Dataset.from_dict({"title": list(titles), "tags": [list(t) for t in tags]})
         self.table = table.add_column(self.column, list(self._embed(images, title_features)))
         self._index()
 
     @classmethod
-    def of_examples(cls, titles, tags, examples, config, image_weight: float = 0.4) -> "TagBook":
-        """The book of training examples whose tower features are known; see [`pool_examples`]."""
+    def from_examples(
+        cls,
+        titles: Sequence[str],
+        tags: Sequence[Sequence[str]],
+        examples: Sequence[Mapping],
+        config: OpenBookConfig,
+        image_weight: float = 0.4,
+    ) -> "TagBook":
+        """Makes the book of training examples with precomputed tower features; see [`pool_examples`]."""
         return cls(titles, tags, *pool_examples(examples, config), image_weight)
 
     def _index(self) -> None:
@@ -65,15 +78,14 @@ class TagBook:
 
         self.table.add_faiss_index(self.column, metric_type=faiss.METRIC_INNER_PRODUCT)
         self._tags = self.table.with_format(None)["tags"][:]
-        self._concepts = [concept(title) for title in self.table["title"]]
+        self._title_words = [title_words(title) for title in self.table["title"]]
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def _embed(self, images: torch.Tensor, title_features: torch.Tensor):
-        """One vector an example, whose inner products are the similarity."""
-        centred = (images - self.image_mean) * images.any(dim=1, keepdim=True)
-        images = self.image_weight**0.5 * F.normalize(centred, dim=-1)
+    def _embed(self, images: torch.Tensor, title_features: torch.Tensor) -> np.ndarray:
+        """Returns one vector per example; inner products are similarities."""
+        images = self.image_weight**0.5 * F.normalize(centre_images(images, self.image_mean), dim=-1)
         return torch.cat([F.normalize(title_features, dim=-1), images], dim=1).float().numpy()
 
     def retrieve(
@@ -83,65 +95,71 @@ class TagBook:
         neighbours: int,
         own_titles: Sequence[str] | None = None,
     ) -> list[list[list[str]]]:
-        """The tags of each query's nearest examples, nearest first.
+        """Retrieves the tags of each query's nearest examples, nearest first.
 
         Args:
-            images, title_features: `[queries, width]` each, pooled; zero for what a query does not have.
-            neighbours: how many examples a query gets.
-            own_titles: in training, the queries' titles. An example is never its own neighbour, nor is one whose title
-                has the same words: in the test set there is none, and a model that had them in training would copy
-                blindly.
+            images: `[queries, width]`, pooled, zero for a missing image.
+            title_features: `[queries, width]`, pooled, zero for a missing title.
+            neighbours: Number of examples per query.
+            own_titles: In training, the queries' titles. Examples whose title has the same words are left out, the
+                query itself among them: the test split has no such neighbours, and a model that had them in training
+                would copy blindly.
 
         Returns:
-            For each query a list of `neighbours` tag lists; fewer where the book has no more.
+            For each query at most `neighbours` tag lists.
         """
         queries = self._embed(images, title_features)
         wanted = min(neighbours if own_titles is None else 4 * neighbours + 16, len(self.table))
         _, rows = self.table.search_batch(self.column, queries, k=wanted)
-        found = []
-        for query, near in enumerate(rows.tolist()):
-            near = [row for row in near if row >= 0]
+        retrieved = []
+        for query, nearest in enumerate(rows.tolist()):
+            nearest = [row for row in nearest if row >= 0]
             if own_titles is not None:
-                own = concept(own_titles[query])
-                near = [row for row in near if self._concepts[row] != own]
-            found.append([self._tags[row] for row in near[:neighbours]])
-        return found
+                own_words = title_words(own_titles[query])
+                nearest = [row for row in nearest if self._title_words[row] != own_words]
+            retrieved.append([self._tags[row] for row in nearest[:neighbours]])
+        return retrieved
 
-    def open(self, model, processor, **inputs) -> dict[str, torch.Tensor]:
-        """What an [`OpenBookForTagGeneration`] needs beside the examples.
+    def look_up(
+        self, model: OpenBookForTagGeneration, processor: OPTSGProcessor, **inputs: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Runs the towers and retrieves the book of a batch.
 
         Args:
-            model, processor: of the checkpoint.
-            inputs: what `processor` made of the examples, or their features.
+            model: The model that will generate.
+            processor: Its processor.
+            inputs: Inputs of the towers, from the processor, or precomputed features.
 
         Returns:
-            The arguments of `generate`: the examples, read by the towers once, and their book.
+            The arguments of `generate`: tower features and the retrieved tags' tokens.
+
+        Raises:
+            ValueError: An input is unknown, or the batch has neither images nor titles.
         """
-        names = ("pixel_values", "frame_features", "frame_mask", "input_ids", "title_features", "attention_mask")
-        if unknown := set(inputs) - set(names):
-            raise ValueError(f"{sorted(unknown)} are no inputs of the towers; expected some of {list(names)}.")
-        pixels, frames, frame_mask, input_ids, titles, title_mask = (inputs.get(name) for name in names)
+        if unknown := set(inputs) - set(TOWER_INPUTS):
+            raise ValueError(f"{sorted(unknown)} are not inputs of the towers; expected some of {list(TOWER_INPUTS)}.")
         with torch.no_grad():
-            frames, titles = model.model.read(pixels, frames, frame_mask, input_ids, titles, title_mask)
+            frames, titles = model.model.encode_inputs(**{name: inputs.get(name) for name in TOWER_INPUTS})
         if frames is None and titles is None:
-            raise ValueError("Nothing to look at: give pixel_values, frame_features, input_ids or title_features.")
-        count, config = len(frames if frames is not None else titles), model.config
-        pooled = [
-            torch.zeros(count, width) if features is None else features.cpu()
-            for features, width in (
-                (pool_frames(frames, frame_mask), config.frame_feature_size),
-                (pool_tokens(titles, title_mask), config.text_config.hidden_size),
-            )
-        ]
-        book = encode_book(
-            self.retrieve(*pooled, config.num_book_examples), processor.tag_tokenizer, config.max_book_tokens
-        )
-        read = {"frame_features": frames, "frame_mask": frame_mask, "title_features": titles}
-        read |= {"attention_mask": title_mask} | {name: tensor.to(model.device) for name, tensor in book.items()}
-        return {name: tensor for name, tensor in read.items() if tensor is not None}
+            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
+        frame_mask, title_mask = inputs.get("frame_mask"), inputs.get("attention_mask")
+        batch, config = len(frames if frames is not None else titles), model.config
+        images, title_features = pool_frames(frames, frame_mask), pool_tokens(titles, title_mask)
+        images = torch.zeros(batch, config.frame_feature_size) if images is None else images.cpu()
+        if title_features is None:
+            title_features = torch.zeros(batch, config.text_config.hidden_size)
+        retrieved = self.retrieve(images, title_features.cpu(), config.num_book_examples)
+        rows = encode_book(retrieved, processor.tag_tokenizer, config.max_book_tokens)
+        arguments = {"frame_features": frames, "frame_mask": frame_mask}
+        arguments |= {"title_features": titles, "attention_mask": title_mask}
+        arguments |= {
+            "book_input_ids": pad_rows(rows, processor.tag_tokenizer.pad_token_id).to(model.device),
+            "book_mask": pad_rows([[1] * len(row) for row in rows], 0).bool().to(model.device),
+        }
+        return {name: tensor for name, tensor in arguments.items() if tensor is not None}
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Keeps titles, tags and embeddings in a folder; the index is built again when it is loaded."""
+        """Saves titles, tags and embeddings; the index is rebuilt when the book is loaded."""
         # A table with an index cannot be saved.
         self.table.drop_index(self.column)
         try:
@@ -149,16 +167,17 @@ class TagBook:
         finally:
             self._index()
         settings = {"image_weight": self.image_weight, "image_mean": self.image_mean.tolist()}
-        (Path(folder) / "similarity.json").write_text(json.dumps(settings), encoding="utf-8")
+        (Path(folder) / SETTINGS_NAME).write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TagBook":
-        """
+        """Loads a saved book.
+
         Raises:
-            FileNotFoundError: the folder is not one that `save` made.
+            FileNotFoundError: `folder` was not made by [`save`].
         """
         book = cls.__new__(cls)
-        settings = json.loads((Path(folder) / "similarity.json").read_text(encoding="utf-8"))
+        settings = json.loads((Path(folder) / SETTINGS_NAME).read_text(encoding="utf-8"))
         book.image_weight = settings["image_weight"]
         book.image_mean = torch.tensor(settings["image_mean"])
         book.table = load_from_disk(str(folder))
@@ -167,26 +186,65 @@ class TagBook:
 
 
 class ExamplesWithBook(TorchDataset):
-    """Examples with the tags of their neighbours beside them, as `book_tags`.
+    """Examples with the tokens of their neighbours' tags as `book_input_ids`.
 
     Args:
-        examples: rows with `frame_features` and `title_features`.
-        book: a [`TagBook`].
-        config: an [`OpenBookConfig`].
-        own_titles: the examples' titles if the book was made of them; see [`TagBook.retrieve`].
+        examples: Rows with `frame_features` and `title_features`.
+        book: The book of the training examples.
+        config: The model's configuration.
+        tag_tokenizer: The tag tokenizer of the model.
+        own_titles: The examples' titles, if they are in the book; see [`TagBook.retrieve`].
     """
 
-    def __init__(self, examples: Sequence[Mapping], book: TagBook, config, own_titles: Sequence[str] | None = None):
+    def __init__(
+        self,
+        examples: Sequence[Mapping],
+        book: TagBook,
+        config: OpenBookConfig,
+        tag_tokenizer: PreTrainedTokenizerFast,
+        own_titles: Sequence[str] | None = None,
+    ):
         self.examples = examples
-        self.book_tags = book.retrieve(*pool_examples(examples, config), config.num_book_examples, own_titles)
+        retrieved = book.retrieve(*pool_examples(examples, config), config.num_book_examples, own_titles)
+        self.book_input_ids = encode_book(retrieved, tag_tokenizer, config.max_book_tokens)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict:
-        return {**self.examples[index], "book_tags": self.book_tags[index]}
+        return {**self.examples[index], "book_input_ids": self.book_input_ids[index]}
 
 
-def concept(title: str) -> tuple[str, ...]:
-    """The words of a title, in no order and any case: what two drawings of one thing have in common."""
+def encode_book(
+    retrieved: Sequence[Sequence[Sequence[str]]], tag_tokenizer: PreTrainedTokenizerFast, max_tokens: int
+) -> list[list[int]]:
+    """Tokenises retrieved tags, nearest neighbour first, each tag followed by [SEP].
+
+    A tag of several neighbours occurs several times: the pointer adds up the probabilities of its copies, so that each
+    copy is a vote. Tags beyond `max_tokens` are dropped, starting with those of the farthest neighbour.
+
+    Args:
+        retrieved: For each example the tag lists of its neighbours.
+        tag_tokenizer: The tag tokenizer of the model.
+        max_tokens: Maximum number of tokens per example.
+
+    Returns:
+        For each example its token ids.
+    """
+    tags = list({tag: None for neighbours in retrieved for tags in neighbours for tag in tags})
+    encoded = tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
+    tokens = {tag: [*ids, tag_tokenizer.sep_token_id] for tag, ids in zip(tags, encoded, strict=True)}
+    rows = []
+    for neighbours in retrieved:
+        row = []
+        for tag_tokens in (tokens[tag] for tags in neighbours for tag in tags):
+            if len(row) + len(tag_tokens) > max_tokens:
+                break
+            row += tag_tokens
+        rows.append(row)
+    return rows
+
+
+def title_words(title: str) -> tuple[str, ...]:
+    """Returns the words of a title in lower case, sorted, each once: two drawings of one thing have the same."""
     return tuple(sorted(set(re.findall(r"\w+", title.lower()))))

@@ -1,0 +1,206 @@
+"""Reads and checks the settings of a `generate` call."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel
+
+DECODINGS = ("parallel", "sequential")
+
+# Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
+# silently, so they are rejected.
+SEARCH_SETTINGS = (
+    "num_beams",
+    "length_penalty",
+    "num_return_sequences",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "min_length",
+    "min_new_tokens",
+    "exponential_decay_length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "renormalize_logits",
+    "remove_invalid_values",
+)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """Checked settings of one `generate` call; see [`OrderPromptGenerationMixin.generate`].
+
+    Args:
+        config: The remaining settings, for the logits processors.
+        decoding: "parallel" or "sequential".
+        threshold: Minimum probability of a tag.
+        pad_bias: Added to the logit of [PAD].
+        max_tags: Maximum number of tags of an example, or `None`.
+        num_candidates: Number of classifier candidates.
+        fusion_weights: Five fusion weights, or `None`.
+        logit_adjustment: Temperature of the logit adjustment.
+        length_penalty: Exponent of the length that beams are divided by.
+        min_log_probability: Logarithm of `min_beam_probability`.
+    """
+
+    config: GenerationConfig
+    decoding: str
+    threshold: float
+    pad_bias: float
+    max_tags: int | None
+    num_candidates: int
+    fusion_weights: tuple[float, ...] | None
+    logit_adjustment: float
+    length_penalty: float
+    min_log_probability: float
+
+    @property
+    def num_hypotheses(self) -> int:
+        """Number of samples or beams per slot."""
+        return self.config.num_return_sequences if self.config.do_sample else self.config.num_beams
+
+
+def read_generation_settings(
+    model: PreTrainedModel, generation_config: GenerationConfig | None, own: dict[str, Any], search: dict[str, Any]
+) -> GenerationSettings:
+    """Merges the arguments of a `generate` call with the generation config, and checks them.
+
+    Args:
+        model: The model, for its `generation_config` and its limits.
+        generation_config: Used instead of the model's.
+        own: Settings of this package, `None` where not given.
+        search: Settings of `GenerationConfig`.
+
+    Raises:
+        ValueError: A setting is unknown, out of range, or contradicts another one.
+    """
+    if unknown := search.keys() - set(SEARCH_SETTINGS):
+        raise ValueError(
+            f"generate() got unknown settings {sorted(unknown)}; it takes {sorted([*own, *SEARCH_SETTINGS])}."
+        )
+    config = copy.deepcopy(generation_config if generation_config is not None else model.generation_config)
+    for name, value in own.items():
+        setattr(config, name, value if value is not None else getattr(config, name, None))
+    config.update(**search)
+    # Read before the library's default of 1 is filled in: tags are short, and beams need no penalty.
+    length_penalty = config.length_penalty or 0.0
+    config.update(**config._get_default_generation_params(), defaults_only=True)
+    decoding = config.decoding or "parallel"
+    if decoding not in DECODINGS:
+        raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
+    fusion_weights = _for_decoding(config, "fusion_weights", decoding)
+    settings = GenerationSettings(
+        config=config,
+        decoding=decoding,
+        threshold=_finite("threshold", _for_decoding(config, "threshold", decoding, 0.0)),
+        pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
+        max_tags=config.max_tags,
+        num_candidates=config.num_candidates or 0,
+        fusion_weights=fusion_weights and tuple(_finite("fusion_weights", weight) for weight in fusion_weights),
+        logit_adjustment=_finite("logit_adjustment", _for_decoding(config, "logit_adjustment", decoding, 0.0)),
+        length_penalty=length_penalty,
+        min_log_probability=_log_of_probability("min_beam_probability", config.min_beam_probability or 0.0),
+    )
+    _check_ranking(settings, has_classifier=model.tag_classifier is not None)
+    _check_search(config, model.config.tag_vocab_size)
+    return settings
+
+
+def read_ranking_settings(
+    model: PreTrainedModel, generation_config: GenerationConfig | None, **given: Any
+) -> dict[str, Any]:
+    """Reads the settings of a `generate` call that classifies tags instead of generating them.
+
+    Args:
+        model: The model, for its `generation_config`.
+        generation_config: Used instead of the model's.
+        given: Settings of the call, `None` where not given.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+    config = generation_config if generation_config is not None else model.generation_config
+    settings = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
+    for name in ("threshold", "pad_bias", "logit_adjustment"):
+        if name in settings:
+            settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
+    _check_threshold(settings["threshold"])
+    for name in ("max_tags", "num_return_sequences"):
+        _check_positive_integer(name, settings.get(name))
+    return settings
+
+
+def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
+    _check_threshold(settings.threshold)
+    _check_positive_integer("max_tags", settings.max_tags)
+    if settings.fusion_weights is not None and (len(settings.fusion_weights) != 5 or not has_classifier):
+        raise ValueError(
+            f"fusion_weights={settings.fusion_weights} must be five numbers, and the model must have a tag classifier."
+        )
+    num_candidates = settings.num_candidates
+    if not isinstance(num_candidates, int) or num_candidates < 0:
+        raise ValueError(f"num_candidates={num_candidates!r} must be an integer of at least 0.")
+    if num_candidates and settings.fusion_weights is None:
+        raise ValueError(
+            f"num_candidates={num_candidates} needs fusion_weights: no slot gives these candidates a probability."
+        )
+
+
+def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:
+    for name in ("num_beams", "num_return_sequences"):
+        _check_positive_integer(name, getattr(config, name))
+    if config.num_beams > tag_vocab_size:
+        raise ValueError(f"num_beams={config.num_beams} exceeds tag_vocab_size={tag_vocab_size}.")
+    if config.num_beams > 1 and config.do_sample:
+        raise ValueError(f"num_beams={config.num_beams} and do_sample=True exclude each other; choose one.")
+    if not config.do_sample and config.num_return_sequences > config.num_beams:
+        raise ValueError(
+            f"num_return_sequences={config.num_return_sequences} needs at least as many num_beams "
+            f"(now {config.num_beams}), or do_sample=True."
+        )
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1.")
+
+
+def _check_positive_integer(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+
+
+def _finite(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number.")
+    return float(value)
+
+
+def _log_of_probability(name: str, value: Any) -> float:
+    if not 0 <= _finite(name, value) < 1:
+        raise ValueError(f"{name}={value} must lie in [0, 1).")
+    return math.log(value) if value else -math.inf
+
+
+def _for_decoding(config: GenerationConfig, name: str, decoding: str, default: Any = None) -> Any:
+    """Reads a setting that is one value for all decodings, or a mapping with a value per decoding."""
+    value = getattr(config, name)
+    if isinstance(value, Mapping):
+        if unknown := set(value) - set(DECODINGS):
+            raise ValueError(f"{name} is given for {sorted(map(str, unknown))}; the decodings are {DECODINGS}.")
+        value = value.get(decoding)
+    return default if value is None else value
