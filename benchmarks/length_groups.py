@@ -1,11 +1,10 @@
-r"""Whether steps of examples with titles of like length (`--group_by_length`) pay: the time they save, and what the model
-is worth after them.
+r"""Measure what `--group_by_length` saves in training time, and how it changes the validation metrics.
 
     python benchmarks/length_groups.py --output results/training/length_groups.json
 
-Times are of steps on made-up examples, of an icon's short titles and of a video's long ones: each grouped step follows a
-random one, with the model of [`training_throughput.py`]. The trainings are `examples/train.py` on a quarter of
-icon-tagging, two at a time on a thread each, one with groups and one without.
+Step times are measured on synthetic examples with short titles, like those of icons, and with long ones, like those of
+videos. Grouped and random steps take turns, with the model of `training_throughput.py`. The metrics come from
+`examples/train.py` on a quarter of icon-tagging. The runs with and without groups share the machine, a thread each.
 """
 
 import argparse
@@ -21,24 +20,22 @@ from pathlib import Path
 import torch
 import training_throughput
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from score import environment  # noqa: E402
-
 from modeling_optsg import train_tag_tokenizer
+from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training import GlobalBatches, gather_candidates, global_loss_weights, weighted_losses
 
 ROOT = Path(__file__).resolve().parent.parent
-# Of an icon's name, and of a video's description.
+# Maximum length of titles like those of icons, and like those of videos.
 TITLE_TOKENS = (8, 64)
 EXAMPLES, BATCH, SKIPPED = 4096, 64, 3
 METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
 def step_times(max_title_tokens: int) -> dict:
-    """Of an epoch in each order."""
+    """Measure the steps of an epoch in each order."""
     examples = training_throughput.make_examples(max_title_tokens, EXAMPLES)
     tokenizer = train_tag_tokenizer((tag for example in examples for tag in example["tags"]), 4000)
-    accelerator, model, optimizer, table, collate = training_throughput.trained(20, tokenizer)
+    accelerator, model, optimizer, table, collate = training_throughput.make_training(20, tokenizer)
     lengths = [len(example["title_features"]) for example in examples]
     steps = EXAMPLES // BATCH
     orders = {
@@ -50,10 +47,10 @@ def step_times(max_title_tokens: int) -> dict:
         for name, order in orders.items():
             chosen = [example for example, _ in next(order)]
             began = time.perf_counter()
-            batch = collate([{**examples[i], "example_index": i, "example_seed": i} for i in chosen]).batch
+            batch = collate([{**examples[i], "example_index": i, "example_seed": i} for i in chosen]).inputs
             gather_candidates(accelerator, model.config, [batch], table)
-            (shares,) = global_loss_weights(accelerator, model.config, [batch])
-            accelerator.backward(weighted_losses(model.config, model(**batch), shares)["loss"])
+            (weights,) = global_loss_weights(accelerator, model.config, [batch])
+            accelerator.backward(weighted_losses(model.config, model(**batch), weights)["loss"])
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -67,27 +64,28 @@ def step_times(max_title_tokens: int) -> dict:
     }
 
 
-def trained(folder: Path, seed: int, others: list[str]) -> dict:
-    """Validation metrics and training time with groups and without."""
+def train(folder: Path, seed: int, arguments: list[str]) -> dict:
+    """Train with and without groups; return validation metrics and training times."""
     runs = {}
     for name, grouped in (("random", False), ("grouped", True)):
-        command = [sys.executable, str(ROOT / "examples/train.py"), "--seed", str(seed), *others]
+        command = [sys.executable, str(ROOT / "examples/train.py"), "--seed", str(seed), *arguments]
         command += ["--group_by_length", str(grouped), "--output_dir", str(folder / f"{name}-{seed}")]
-        told = (folder / f"{name}-{seed}.txt").open("w")
+        output = (folder / f"{name}-{seed}.txt").open("w")
         own = os.environ | {"OMP_NUM_THREADS": "1"}
-        runs[name] = subprocess.Popen(command, env=own, stdout=told, stderr=told)
+        runs[name] = subprocess.Popen(command, env=own, stdout=output, stderr=output)
     found = {}
     for name, run in runs.items():
         if run.wait():
             raise SystemExit(f"{name}, seed {seed}: {(folder / f'{name}-{seed}.txt').read_text()[-3000:]}")
         summary = json.loads((folder / f"{name}-{seed}" / "training_summary.json").read_text(encoding="utf-8"))
         metrics = next(iter(summary["fits"].values()))["validation"]
-        found[name] = {figure: metrics[figure] for figure in METRICS}
+        found[name] = {metric: metrics[metric] for metric in METRICS}
         found[name]["training_seconds"] = summary["training_seconds"]
     return found
 
 
 def main() -> None:
+    """Measure the steps, train with each seed and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
@@ -95,31 +93,31 @@ def main() -> None:
     parser.add_argument("--train_ratio", default="0.25")
     parser.add_argument("--num_train_epochs", default="10")
     arguments = parser.parse_args()
-    others = [
+    train_arguments = [
         "--config",
-        arguments.preset,
+        arguments.config,
         "--train_ratio",
         arguments.train_ratio,
         "--num_train_epochs",
-        arguments.epochs,
+        arguments.num_train_epochs,
     ]
     torch.set_num_threads(1)
     times = {}
-    for most in TITLE_TOKENS:
-        times[f"titles of 3 to {most} tokens"] = step_times(most)
+    for max_tokens in TITLE_TOKENS:
+        times[f"titles of 3 to {max_tokens} tokens"] = step_times(max_tokens)
         print(times, flush=True)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
-            found[f"seed {seed}"] = trained(Path(folder), seed, others)
+            found[f"seed {seed}"] = train(Path(folder), seed, train_arguments)
             print(found, flush=True)
     result = {
         "examples": EXAMPLES,
-        "train_batch_size": BATCH,
+        "batch_size": BATCH,
         "steps": times,
         "train_ratio": float(arguments.train_ratio),
     }
-    result |= {"num_train_epochs": float(arguments.epochs), "validation": found}
+    result |= {"num_train_epochs": float(arguments.num_train_epochs), "validation": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
 

@@ -1,11 +1,11 @@
-r"""Trains the same run with one, two and four processes, in parts, and streamed, and compares losses step by step.
+r"""Train the same run with one, two and four processes, with micro-batches and streamed, and compare the losses.
 
     python benchmarks/processes.py --output results/training/processes.json
 
-The global batch is the same each time. fp32 and no dropout. What is drawn for an example follows from the example's own
-seed: which of its tags, more than there are prompts, and in the runs "with draws" and "streamed" its attention mask,
-its empty slots, the modality that is hidden and the tokens of its memory; which tokens of the vocabulary, from the
-step. Processes talk by gloo. Rates are of two cores that all processes share, so they say nothing of speed.
+The global batch is the same in all runs, in fp32 and without dropout. Random choices for an example follow from its
+own seed: which of its tags are used if there are more than prompts, and in the runs "with draws" and "streamed" its
+attention mask, its empty slots, the hidden modality and the dropped memory tokens. Sampled tokens of the vocabulary
+follow from the step. The processes communicate by gloo. They share the cores, so the runs say nothing about speed.
 """
 
 import argparse
@@ -18,19 +18,18 @@ from pathlib import Path
 
 import small_run
 
-sys.path.insert(0, str(small_run.TRAIN.parent))
-from score import environment  # noqa: E402
+from modeling_optsg.evaluation.reporting import environment
 
 PLAIN = {
     "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0, "parallel_ratio": 1.0,
     "pad_slot_ratio": 1.0, "num_sampled_tokens": 0,
 }  # fmt: skip
-# Those of the shipped presets, and a dropout of tokens.
+# Those of the shipped configurations, and dropout of memory tokens.
 DRAWS = {
     "parallel_ratio": 0.75, "pad_slot_ratio": 0.25, "num_sampled_tokens": 40, "modality_dropout": 0.15,
     "memory_token_dropout": 0.1,
 }  # fmt: skip
-# Name -> processes, and arguments; "machines" is how many launchers have an equal share of the processes.
+# Name -> number of processes, and arguments ("machines": the number of launchers).
 RUNS = {
     "one": (1, {}),
     "one, in parts of 5": (1, {"per_device_train_batch_size": 5}),
@@ -51,29 +50,30 @@ RUNS = {
     ),
     "streamed, four": (4, {"config_overrides": DRAWS, "streaming": True}),
 }
-WAYS = ("streamed", "with negatives", "with draws")
-# What each is compared with.
-EXPECTED = {run: next((f"{way}, one" for way in WAYS if run.startswith(way)), "one") for run in RUNS}
+GROUPS = ("streamed", "with negatives", "with draws")
+# Run -> the run it is compared with.
+EXPECTED = {run: next((f"{group}, one" for group in GROUPS if run.startswith(group)), "one") for run in RUNS}
 TOLERANCE = 1e-4
 CONFIGURATION = small_run.TRAIN.parent / "accelerate/ddp_2x8.yaml"
 
 
 def free_port() -> int:
+    """Return a free TCP port of this machine."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
 
 
-def losses(folder: Path, name: str, steps: int, batch_size: int, examples: int) -> tuple[list[dict], bool]:
-    """Rows of the log, and whether the reading of a stream was divided."""
+def train(folder: Path, name: str, steps: int, batch_size: int, examples: int) -> tuple[list[dict], bool]:
+    """Train a run; return the rows of its log, and whether its processes divided the reading of a stream."""
     processes, more = RUNS[name]
     more = dict(more)
-    config, machines = PLAIN | more.pop("config", {}), more.pop("machines", 1)
+    config, machines = PLAIN | more.pop("config_overrides", {}), more.pop("machines", 1)
     settings = {
         "train_batch_size": batch_size,
         "num_train_epochs": steps * batch_size / examples,
         "logging_steps": 1,
-        "eval_steps": 0.99,
+        "eval_steps": steps,
     }
     settings["learning_rate"] = 2e-3
     output = folder / name.replace(" ", "_")
@@ -87,21 +87,21 @@ def losses(folder: Path, name: str, steps: int, batch_size: int, examples: int) 
             launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", port, "--mixed_precision", "no"]
         command = small_run.command(folder, output, tuple(map(str, launcher)), config, **settings, **more)
         own = small_run.environment() | {"ACCELERATE_USE_CPU": "true"}
-        told = (folder / f"machine-{machine}.txt").open("w+")
-        running.append((subprocess.Popen(command, env=own, stdout=told, stderr=told), told))
+        output_file = (folder / f"machine-{machine}.txt").open("w+")
+        running.append((subprocess.Popen(command, env=own, stdout=output_file, stderr=output_file), output_file))
     texts = []
-    for process, told in running:
+    for process, output_file in running:
         process.wait()
-        told.seek(0)
-        texts.append(told.read())
+        output_file.seek(0)
+        texts.append(output_file.read())
     if any(process.returncode for process, _ in running):
         raise SystemExit(f"{name}: " + "\n".join(text[-3000:] for text in texts))
     rows = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    return rows, any("Each process reads shares" in text for text in texts)
+    return rows, any("Each process reads stream shards of its own" in text for text in texts)
 
 
 def differences(expected: list[dict], found: list[dict]) -> dict[str, float]:
-    """The largest relative difference of each loss part over the steps."""
+    """Return the largest relative difference of each loss over the steps."""
     if len(expected) != len(found):
         raise SystemExit(f"{len(found)} steps instead of {len(expected)}.")
     names = [name for name in expected[0] if name.endswith("loss")]
@@ -109,24 +109,25 @@ def differences(expected: list[dict], found: list[dict]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Train all runs, write the result file and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     arguments = parser.parse_args()
-    # Sixteen examples a step and an epoch that they do not divide; the last of an epoch shares a step with the next.
+    # The batch size does not divide the epoch: the last examples of an epoch share a step with the next one.
     examples, batch_size = 150, 16
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small_run.make(folder, examples, most_tags=12)
+        small_run.make(folder, examples, max_tags=12)
         wanted = dict.fromkeys([*(EXPECTED[run] for run in arguments.runs), *arguments.runs])
-        found = {run: losses(folder, run, arguments.steps, batch_size, examples) for run in wanted}
+        found = {run: train(folder, run, arguments.steps, batch_size, examples) for run in wanted}
     rows = {run: own for run, (own, _) in found.items()}
-    divided = [run for run, (_, shares) in found.items() if shares]
+    divided = [run for run, (_, is_divided) in found.items() if is_divided]
     found = {run: differences(rows[EXPECTED[run]], own) for run, own in rows.items() if run != EXPECTED[run]}
     result = {
         "steps": arguments.steps,
-        "train_batch_size": batch_size,
+        "batch_size": batch_size,
         "examples": examples,
         "first_and_last_loss": {run: [own[0]["loss"], own[-1]["loss"]] for run, own in rows.items()},
         "reading_divided": divided,

@@ -1,4 +1,4 @@
-"""A training of seconds for what must be run many times: made-up frame features, Chinese titles, a tiny text tower."""
+"""A training of a few seconds on synthetic frame features, for benchmarks and tests that train many times."""
 
 import json
 import os
@@ -17,15 +17,23 @@ TAGS = [f"标签{number}" for number in range(60)]
 WIDTH = 16
 
 
-def make(folder: Path, examples: int = 240, most_tags: int = 6, seed: int = 0) -> None:
-    """Writes `data` (Parquet; tags follow from the features) and `tower` (a BERT of one layer) below `folder`."""
+def make(folder: Path, examples: int = 240, max_tags: int = 6, seed: int = 0) -> None:
+    """Write a dataset and a text tower.
+
+    Args:
+        folder: Gets `data`, Parquet files with Chinese titles and with frame features that determine the tags, and
+            `tower`, a BERT of one layer.
+        examples: Number of training examples.
+        max_tags: Maximum number of tags per example.
+        seed: Seed of the data and of the tower's weights.
+    """
     random = np.random.default_rng(seed)
     directions = random.normal(size=(len(TAGS), WIDTH))
     splits = {}
     for split, count in (("train", examples), ("validation", examples // 8)):
         rows = []
         for number in range(count):
-            tags = random.choice(len(TAGS), size=random.integers(1, most_tags + 1), replace=False)
+            tags = random.choice(len(TAGS), size=random.integers(1, max_tags + 1), replace=False)
             frames = directions[tags].sum(axis=0) + 0.1 * random.normal(size=(3, WIDTH))
             title = "".join(TAGS[tag] for tag in tags[:1])
             rows.append(
@@ -34,7 +42,7 @@ def make(folder: Path, examples: int = 240, most_tags: int = 6, seed: int = 0) -
         splits[split] = Dataset.from_list(rows)
     for split, rows in DatasetDict(splits).items():
         (folder / "data").mkdir(parents=True, exist_ok=True)
-        # Row groups of a few examples, which a stream reads side by side.
+        # Small row groups, so that a stream has several shards.
         rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", batch_size=10)
     characters = sorted(set("".join(TAGS)))
     vocabulary = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
@@ -51,10 +59,24 @@ def make(folder: Path, examples: int = 240, most_tags: int = 6, seed: int = 0) -
     BertModel(config).save_pretrained(folder / "tower")
 
 
-def command(folder: Path, output: Path, launcher: tuple[str, ...] = (), config: dict | None = None, **arguments):
-    """The command of a run on what [`make`] wrote; `config` and `arguments` change the model and the run."""
+def command(
+    folder: Path,
+    output: Path,
+    launcher: tuple[str, ...] = (),
+    config_overrides: dict | None = None,
+    **arguments: object,
+) -> list[str]:
+    """Return the command of a run on the files of [`make`].
+
+    Args:
+        folder: Folder of those files.
+        output: Output folder of the run.
+        launcher: Words before the program, instead of those that start Python.
+        config_overrides: Fields of the model's configuration.
+        arguments: Arguments of the training.
+    """
     own = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 8}
-    own |= {"num_encoder_layers": 1, "num_prompt_layers": 1, "num_decoder_layers": 1} | (config or {})
+    own |= {"num_encoder_layers": 1, "num_prompt_layers": 1, "num_decoder_layers": 1} | (config_overrides or {})
     given = {
         "dataset": folder / "data", "dataset_dir": folder / "hf", "cache_dir": folder / "cache", "output_dir": output,
         "vision_tower": "none", "text_tower": folder / "tower", "tag_vocab_size": 300, "train_batch_size": 16,
@@ -65,6 +87,6 @@ def command(folder: Path, output: Path, launcher: tuple[str, ...] = (), config: 
 
 
 def environment() -> dict[str, str]:
-    """One thread: sums are then made in one order."""
+    """Return environment variables for reproducible runs: with one thread, sums have a fixed order."""
     paths = [str(TRAIN.parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}

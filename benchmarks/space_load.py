@@ -1,16 +1,15 @@
-r"""Fifty requests at once to the Space, round after round, and whether it answers all of them and stays in its memory.
+"""Measures the Space under load: its answers, latency and memory.
 
     python benchmarks/space_load.py --output results/space/load.json
 
-Images, videos, and files that are none of these, each with a title or without, by the Space's API on loopback. Every
-answer is compared with the one the same request gets when nothing else is asked; a file that is not taken must be
-refused in the same words. Memory is that of the server and of the processes that read files for it, after each round.
+Each round sends many concurrent requests to the API on loopback: images, videos and other files, with and without a
+title. Each answer is compared with the answer to the same request sent alone; a refusal must have the same message.
+The memory after each round is that of the server and the process that reads files.
 """
 
 import argparse
 import json
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -26,9 +25,9 @@ from pathlib import Path
 import psutil
 from gradio_client import Client, handle_file
 
+from modeling_optsg.evaluation.reporting import environment
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-from score import environment  # noqa: E402
 
 IMAGES = ROOT / "examples" / "images"
 START_SECONDS, ANSWER_SECONDS = 120, 600
@@ -36,14 +35,27 @@ START_SECONDS, ANSWER_SECONDS = 120, 600
 
 @contextmanager
 def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The Space on a free port of loopback, as anybody would start it: its address and its process."""
+    """Runs the Space on a free port of loopback.
+
+    Args:
+        folder: Folder of the Space.
+        variables: Additional environment variables.
+
+    Yields:
+        The address and the process of the Space.
+
+    Raises:
+        RuntimeError: The Space has not started within `START_SECONDS`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    settings = {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(folder / "app.py")]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=os.environ | own | variables, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=os.environ | settings | variables, stdout=log, stderr=subprocess.STDOUT
+        )
         address = f"http://127.0.0.1:{port}/"
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -54,7 +66,7 @@ def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[t
                 except OSError:
                     if process.poll() is not None or time.monotonic() > deadline:
                         log.seek(0)
-                        raise RuntimeError(f"the Space has not started:\n{log.read().decode()[-2000:]}") from None
+                        raise RuntimeError(f"The Space did not start:\n{log.read().decode()[-2000:]}") from None
                     time.sleep(0.2)
             yield address, process
         finally:
@@ -67,12 +79,18 @@ def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[t
 
 
 def megabytes(process: subprocess.Popen) -> float:
+    """Measures the memory of a process and its children."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     return sum(member.memory_info().rss for member in family) / 1e6
 
 
-def requests(folder: Path, count: int) -> list[dict]:
-    """Mixed: of ten, five images, three videos, two that are neither."""
+def mixed_requests(folder: Path, count: int) -> list[dict]:
+    """Makes requests for images (50 %), videos (30 %) and files that are neither (20 %).
+
+    Args:
+        folder: Folder for the files that are neither.
+        count: Number of requests.
+    """
     broken, text = folder / "broken.png", folder / "notes.jpg"
     broken.write_bytes((IMAGES / "bus.png").read_bytes()[:900])
     text.write_text("this is not an image")
@@ -91,62 +109,78 @@ def requests(folder: Path, count: int) -> list[dict]:
     return files
 
 
-def ask(client: Client, request: dict) -> tuple[float, object]:
-    """How long it took, and the tags or why there are none."""
-    before = time.perf_counter()
+def send(client: Client, request: dict) -> tuple[float, list | str]:
+    """Sends a request.
+
+    Returns:
+        The seconds it took, and the tags or the error message.
+    """
+    start = time.perf_counter()
     try:
         answer = client.predict(
             handle_file(request["file"]), title=request["title"], decoding=request["decoding"], api_name="/tag"
         )
-        found = [(tag["tag"], round(tag["score"], 3), tag["mark"]) for tag in answer["tags"]]
+        result = [(tag["tag"], round(tag["score"], 3), tag["mark"]) for tag in answer["tags"]]
     except Exception as error:
-        # What is lost must be counted, whatever the client calls it; a refusal is an answer.
-        found = f"{type(error).__name__}: {error}"
-    return time.perf_counter() - before, found
+        # A refused file raises here too. Every other error differs from the answer of the request sent alone.
+        result = f"{type(error).__name__}: {error}"
+    return time.perf_counter() - start, result
+
+
+def run_round(requests: list[dict], alone: list, address: str, process: subprocess.Popen) -> dict[str, float]:
+    """Sends all requests at the same time, each from its own client.
+
+    Args:
+        requests: The requests.
+        alone: For each request, what [`send`] returned for it alone.
+        address: Address of the Space.
+        process: Process of the Space.
+    """
+    clients = [Client(address, verbose=False) for _ in requests]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(requests)) as pool:
+        futures = [pool.submit(send, *pair) for pair in zip(clients, requests)]
+        answers = [future.result(timeout=ANSWER_SECONDS) for future in futures]
+    seconds = time.perf_counter() - start
+    latencies = sorted(latency for latency, _ in answers)
+    return {
+        "seconds": round(seconds, 1),
+        "same_as_alone": sum(result == expected for (_, result), (_, expected) in zip(answers, alone)),
+        "tagged": sum(isinstance(result, list) for _, result in answers),
+        "latency_median": round(statistics.median(latencies), 2),
+        "latency_95": round(latencies[int(0.95 * (len(latencies) - 1))], 2),
+        "latency_max": round(latencies[-1], 2),
+        "megabytes": round(megabytes(process)),
+    }
 
 
 def main() -> None:
+    """Runs all rounds and writes the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--requests", type=int, default=50, help="at once")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, required=True, help="result file (JSON)")
+    parser.add_argument("--requests", type=int, default=50, help="number of concurrent requests")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
     rounds = []
-    try:
-        with running_space() as (address, process):
-            asked = requests(folder, arguments.requests)
-            client = Client(address, verbose=False)
-            alone = [ask(client, request) for request in asked]
-            settled = megabytes(process)
-            for _ in range(arguments.rounds):
-                clients = [Client(address, verbose=False) for _ in asked]
-                before = time.perf_counter()
-                with ThreadPoolExecutor(len(asked)) as pool:
-                    futures = [pool.submit(ask, *pair) for pair in zip(clients, asked)]
-                    answers = [future.result(timeout=ANSWER_SECONDS) for future in futures]
-                seconds = sorted(answer[0] for answer in answers)
-                rounds.append(
-                    {
-                        "seconds": round(time.perf_counter() - before, 1),
-                        "as_alone": sum(own == other for (_, own), (_, other) in zip(answers, alone)),
-                        "tagged": sum(isinstance(found, list) for _, found in answers),
-                        "latency_median": round(statistics.median(seconds), 2),
-                        "latency_95": round(seconds[int(0.95 * (len(seconds) - 1))], 2),
-                        "latency_max": round(seconds[-1], 2),
-                        "megabytes": round(megabytes(process)),
-                    }
-                )
-                print(json.dumps(rounds[-1]), flush=True)
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder, running_space() as (address, process):
+        requests = mixed_requests(Path(folder), arguments.requests)
+        client = Client(address, verbose=False)
+        alone = [send(client, request) for request in requests]
+        megabytes_alone = megabytes(process)
+        for _ in range(arguments.rounds):
+            rounds.append(run_round(requests, alone, address, process))
+            print(json.dumps(rounds[-1]), flush=True)
+    refusals = [result for _, result in alone if isinstance(result, str)]
     result = {
-        "requests_at_once": len(asked),
-        "of_them": {"refused_as_no_image_or_video": sum(isinstance(found, str) for _, found in alone)},
-        "refusals": sorted({found for _, found in alone if isinstance(found, str)}),
-        "alone": {"latency_median": round(statistics.median(t for t, _ in alone), 2), "megabytes": round(settled)},
+        "concurrent_requests": len(requests),
+        "refused": len(refusals),
+        "refusals": sorted(set(refusals)),
+        "alone": {
+            "latency_median": round(statistics.median(latency for latency, _ in alone), 2),
+            "megabytes": round(megabytes_alone),
+        },
         "rounds": rounds,
-        "lost": sum(len(asked) - one["as_alone"] for one in rounds),
+        "lost": sum(len(requests) - one["same_as_alone"] for one in rounds),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")

@@ -1,66 +1,66 @@
-r"""Measures how long training waits for data when examples are streamed from Parquet: the share of the time.
+r"""Measure the ratio of time that training waits for data when examples are streamed from Parquet files.
 
     python benchmarks/streaming_training.py --output results/create_tagging/streaming.json
 
-Two cases, both read by `load_tagging_dataset(folder, streaming=True)` of what `optsg export` wrote, shuffled by a
-buffer, collated by a `DataLoader` with so many workers: icon-tagging's images, which both frozen towers look at in
-every step; and made-up examples in CREATE's format with 16 frame features each. The model is that of the shipped preset.
-The time to the first batch is told apart.
+Both cases read files written by `optsg export` with `load_tagging_dataset(folder, streaming=True)`, shuffle them in a
+buffer and collate them in a `DataLoader`. In the first case both frozen towers run on the images and titles of
+icon-tagging in every step. In the second case synthetic examples in CREATE's format have 16 frame features each. The
+model is the shipped one. The time to the first batch is reported separately.
 """
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import create_scale
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-import scale  # noqa: E402
-from score import environment  # noqa: E402
-
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGConfig, OPTSGDataCollator, OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
-from optsg.__main__ import main as optsg
+from modeling_optsg.evaluation.reporting import environment
+from optsg import main as optsg
 
 BATCH, FRAMES, WIDTH, BUFFER = 32, 16, 512, 500
 WORKERS = (0, 1, 2)
 
 
 def create_examples(folder: Path, examples: int) -> Path:
-    scale.make(folder, examples)
+    """Write synthetic examples with frame features, and export them as Parquet files."""
+    create_scale.make(folder, examples)
     (folder / "features").mkdir()
     random = np.random.default_rng(0)
     for number in range(examples):
         features = random.normal(size=(FRAMES, WIDTH)).astype(np.float16)
         np.save(folder / "features" / f"v{number:08d}.npy", features)
-    return exported("create-tagging", folder, "--data-dir", folder, "--config-name", "create_3m")
+    return export("create-tagging", folder, "--data-dir", folder, "--config-name", "create_3m")
 
 
-def exported(name: str, folder: Path, *arguments) -> Path:
+def export(name: str, folder: Path, *arguments: object) -> Path:
+    """Export a benchmark as Parquet files, and return their folder."""
     if optsg(["export", name, str(folder / "parquet"), *map(str, arguments)]):
         raise SystemExit(f"{name} could not be exported.")
     return folder / "parquet"
 
 
 def without_vision(model: OPTSGForTagGeneration) -> OPTSGForTagGeneration:
-    """The same rooms for frame features of CREATE's kind, not trained."""
+    """Return an untrained model of the same shape for frame features like those of CREATE."""
     config = model.config.to_dict() | {"vision_config": None, "frame_feature_size": WIDTH}
     return OPTSGForTagGeneration(OPTSGConfig.from_dict(config))
 
 
-def measure(model, processor, folder: Path, workers: int, steps: int) -> dict:
+def measure(model: OPTSGForTagGeneration, processor: OPTSGProcessor, folder: Path, workers: int, steps: int) -> dict:
+    """Train on a stream with some data loader workers, and return speed and waiting time."""
     rows = load_tagging_dataset(folder, split="train", streaming=True).shuffle(seed=0, buffer_size=BUFFER)
     model.requires_grad_(True)
     for tower in (model.model.vision_tower, model.model.text_tower):
         if tower is not None:
             tower.requires_grad_(False)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    model.config.use_tag_classifier = False  # It knows its own training tags only.
+    model.config.use_tag_classifier = False  # Its classes are the tags of the checkpoint.
     loader = DataLoader(rows, BATCH, collate_fn=OPTSGDataCollator(processor), num_workers=workers)
     started = time.perf_counter()
     batches = iter(loader)
@@ -89,17 +89,18 @@ def measure(model, processor, folder: Path, workers: int, steps: int) -> dict:
 
 
 def main() -> None:
+    """Measure all cases and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/optsg-icon-small"))
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
-    # More than are read: at the end of a pass `datasets` sleeps for five seconds, once an epoch.
+    # More than are read: `datasets` sleeps for five seconds at the end of an epoch.
     examples = (arguments.steps + 16) * BATCH + 2 * BUFFER
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         cases = {
-            "images": lambda: exported("icon-tagging", Path(folder, "icons")),
+            "images": lambda: export("icon-tagging", Path(folder, "icons")),
             "frame features": lambda: create_examples(make_folder(folder, "create"), examples),
         }
         for name, write in cases.items():
@@ -118,7 +119,8 @@ def main() -> None:
     arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
 
 
-def make_folder(*parts) -> Path:
+def make_folder(*parts: str) -> Path:
+    """Create a folder and return its path."""
     path = Path(*parts)
     path.mkdir(parents=True)
     return path

@@ -1,18 +1,19 @@
-r"""Measures training: examples a second, how much of a step is forward and backward alone, the matching's share, and how
-near the step comes to the machine's matrix products; over batch sizes and numbers of prompts.
+r"""Measure the speed of training steps for several batch sizes and numbers of prompts.
 
     python benchmarks/training_throughput.py --output results/training/throughput.json
 
-The model has the shape of `optsg-icon-small` and reads made-up tower features of icon-tagging's shape, as a training
-with cached towers does. A step is what `examples/train.py` does in one: fetching and collating, sharing candidates,
-forward and backward, clipping and the optimiser. The first steps, which compile, are not counted; times are medians.
+Reported are examples per second, the ratios of time in the forward and backward pass and in the matching, and the
+rate of floating-point operations next to that of plain matrix products. The model has the shape of `optsg-icon-small`
+and reads synthetic tower features of icon-tagging's shape, as in a training with cached towers. A step is that of
+`OPTSGTrainer`: fetching and collating, gathering candidates, forward and backward pass, clipping, the optimizer. The
+first steps are not counted; times are medians.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from score import environment  # noqa: E402
+from transformers import BertConfig, PreTrainedTokenizerBase
 
 from modeling_optsg import (
     OPTSGConfig,
@@ -34,10 +32,11 @@ from modeling_optsg import (
     train_tag_tokenizer,
 )
 from modeling_optsg import tag_alignment as alignment
+from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training import (
-    CollateReadable,
     GlobalBatches,
     SeededExamples,
+    SkippingCollator,
     gather_candidates,
     global_loss_weights,
     weighted_losses,
@@ -49,7 +48,7 @@ CASES = ((32, 20), (64, 20), (128, 20), (64, 10), (64, 40))
 
 
 def make_examples(max_title_tokens: int = 8, count: int = EXAMPLES) -> list[dict]:
-    """16 tokens of an image and 3 or more of a title, and about seven tags with a long tail."""
+    """Make examples with 16 image tokens, 3 or more title tokens and about seven tags with a long tail."""
     random = np.random.default_rng(0)
     chances = 1 / np.arange(1, TAGS + 1)
     chances /= chances.sum()
@@ -64,7 +63,7 @@ def make_examples(max_title_tokens: int = 8, count: int = EXAMPLES) -> list[dict
 
 
 def matrix_rate() -> float:
-    """Products of bf16 matrices of the model's width, in GFLOP/s."""
+    """Return the speed of bf16 matrix products of the model's width, in GFLOP/s."""
     a, b = torch.randn(2048, 256).bfloat16(), torch.randn(256, 1024).bfloat16()
     times = []
     for _ in range(200):
@@ -75,25 +74,26 @@ def matrix_rate() -> float:
 
 
 class Timer:
-    """Stands in for a function and adds up its time."""
+    """Replacement for a function that measures its time."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable):
         self.function, self.seconds = function, 0.0
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call the function."""
         start = time.perf_counter()
         result = self.function(*args, **kwargs)
         self.seconds += time.perf_counter() - start
         return result
 
 
-def trained(num_prompts: int, tokenizer) -> tuple:
-    """What a training steps: the model, its optimizer and accelerator, and what collates for it."""
-    preset = json.loads((ROOT / "examples/configs/optsg-icon-small.json").read_text())["config_overrides"]
+def make_training(num_prompts: int, tokenizer: PreTrainedTokenizerBase) -> tuple:
+    """Return accelerator, model, optimizer, tag table and collator of a training."""
+    config = json.loads((ROOT / "examples/configs/optsg-icon-small.json").read_text())["config_overrides"]
     torch.manual_seed(0)
     model = OPTSGForTagGeneration(
         OPTSGConfig(
-            **(preset | {"num_prompts": num_prompts}),
+            **(config | {"num_prompts": num_prompts}),
             text_config=BertConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64),
             frame_feature_size=1280,
             tag_vocab_size=len(tokenizer),
@@ -110,22 +110,25 @@ def trained(num_prompts: int, tokenizer) -> tuple:
     accelerator.free_memory()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     model, optimizer = accelerator.prepare(model.train(), optimizer)
-    return accelerator, model, optimizer, table, CollateReadable(OPTSGDataCollator(processor, table), [])
+    return accelerator, model, optimizer, table, SkippingCollator(OPTSGDataCollator(processor, table), [])
 
 
-def measure(batch_size: int, num_prompts: int, steps: int, examples: list[dict], tokenizer) -> dict:
-    accelerator, model, optimizer, table, collate = trained(num_prompts, tokenizer)
+def measure(
+    batch_size: int, num_prompts: int, steps: int, examples: list[dict], tokenizer: PreTrainedTokenizerBase
+) -> dict:
+    """Measure the steps of one case."""
+    accelerator, model, optimizer, table, collate = make_training(num_prompts, tokenizer)
     order = GlobalBatches(len(examples), batch_size, steps + SKIPPED, seed=0)
     loader = iter(DataLoader(SeededExamples(examples), batch_sampler=order, collate_fn=collate))
     matching = alignment.match_prompts_to_tags = Timer(alignment.match_prompts_to_tags)
     whole, bare, matched = [], [], []
     for _ in range(steps + SKIPPED):
         start = time.perf_counter()
-        batches = [next(loader).batch]
+        batches = [next(loader).inputs]
         gather_candidates(accelerator, model.config, batches, table)
-        (shares,) = global_loss_weights(accelerator, model.config, batches)
+        (weights,) = global_loss_weights(accelerator, model.config, batches)
         matching.seconds, before = 0.0, time.perf_counter()
-        loss = weighted_losses(model.config, model(**batches[0]), shares)["loss"]
+        loss = weighted_losses(model.config, model(**batches[0]), weights)["loss"]
         accelerator.backward(loss)
         bare.append(time.perf_counter() - before)
         matched.append(matching.seconds)
@@ -147,6 +150,7 @@ def measure(batch_size: int, num_prompts: int, steps: int, examples: list[dict],
 
 
 def main() -> None:
+    """Measure all cases and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=12)

@@ -1,4 +1,4 @@
-"""Benchmarks that are released as annotation files beside a folder of media or of their features."""
+"""Builds benchmarks that are released as annotation files and a folder of media or of their features."""
 
 import hashlib
 import inspect
@@ -6,39 +6,43 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from dataset_scripts import annotation_files
-
+from . import annotation_files, frame_features, media_folder, tagging_columns
 from .annotation_files import read_annotations
+from .media_folder import MediaFolder, UnusableMediaError
+from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_TABLE = 2000
-COMPRESSIONS = ("", ".gz", ".zst")
-WIDTH_SAMPLE = 50
-FEATURE_SUFFIXES = (".npy", ".npz", ".pt", ".h5")
-WHEN_MISSING = ("skip", "keep")
+COMPRESSION_SUFFIXES = ("", ".gz", ".zst")
+MISSING_MEDIA_POLICIES = ("skip", "keep")
+VISUAL_COLUMNS = datasets.Features(
+    {**MEDIA_COLUMNS, "frame_features": datasets.List(datasets.List(datasets.Value("float32")))}
+)
 
 
 @dataclass
 class AnnotatedMediaConfig(datasets.BuilderConfig):
-    """
+    """Configuration of [`AnnotatedMedia`].
+
     Args:
-        files: of each split the annotation file's name, without a compression's suffix.
-        title_fields: fields of an annotation that may be its title, by the name under which `title` chooses one.
-        title: which of them.
-        visual: "video", "image" or "frame_features"; `None` for whichever folder `data_dir` holds.
-        missing: what becomes of an example whose media or feature file is not there: "skip" or "keep" it without.
-        check_media: whether images and videos are opened (not decoded) to see that they are such; milliseconds each.
-        categories: whether annotations have a `category`.
+        files: The annotation files that each split may have, without a suffix for compression.
+        title_fields: The fields of an annotation that may be its title, by the values that `title` accepts.
+        title: Which of them is used; the first one by default.
+        visual: "video", "image", "frame_features", or "none" for titles alone. By default it follows from the folders
+            in `data_dir`.
+        missing: Whether to "skip" or "keep" an example whose media or feature file cannot be used.
+        check_media: Whether images and videos are opened, which takes milliseconds and decodes nothing.
+        categories: Whether annotations have a `category`.
     """
 
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -51,223 +55,192 @@ class AnnotatedMediaConfig(datasets.BuilderConfig):
 
 
 class AnnotatedMedia(datasets.ArrowBasedBuilder):
-    """Reads annotations example by example, finds each example's file by its id, and writes rows of `id`, `title`, `tags`, and
-    `video`, `image` or `frame_features`.
+    """Reads annotations example by example and finds the media of each by its id.
 
-    In `data_dir` lie the annotation files (plain, `.gz` or `.zst`; a JSON list or JSON lines) and, where there are
-    any, the folders of `MEDIA`: a file in them is named by its example's id. Examples that cannot be used are left out,
-    counted by reason, and logged; `left_out` holds the counts of each split.
+    `data_dir` contains the annotation files (JSON lists or JSON lines, plain, `.gz` or `.zst`) and, optionally, the
+    folders of `MEDIA`. Rows have `id`, `title`, `tags`, and `video`, `image` or `frame_features`. Examples and tags
+    that cannot be used are left out, counted by reason and logged; `left_out` has the counts of each split.
 
     Raises:
-        ValueError: an annotation file is broken, none of its examples can be used, or a configuration's value is unknown.
-        FileNotFoundError: `data_dir`, an annotation file or the folder that `visual` asks for is not there.
+        ValueError: An annotation file is damaged, a split has no usable example, or an option has an unknown value.
+        FileNotFoundError: `data_dir`, the annotation files or the folder that `visual` needs are missing.
     """
 
     BUILDER_CONFIG_CLASS = AnnotatedMediaConfig
     ID_FIELD: str
-    # What may be looked at -> the folder it lies in and the suffixes of its files.
+    # Values of `visual`, with the folder in `data_dir` and the suffixes of its files.
     MEDIA: dict[str, tuple[str, tuple[str, ...]]]
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         self.left_out: dict[str, dict[str, int]] = {}
         super().__init__(*args, **kwargs)
 
-    def _create_builder_config(self, *args, **kwargs):
-        config, _ = super()._create_builder_config(*args, **kwargs)
-        if config.data_dir is None:
-            raise FileNotFoundError(f"{self.name} is not distributed openly: give data_dir, the folder of its files")
-        folder = Path(config.data_dir).expanduser().resolve()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"data_dir={folder} is no folder")
-        if config.missing not in WHEN_MISSING:
-            raise ValueError(f"missing={config.missing!r} must be one of {WHEN_MISSING}")
-        config.title = config.title or next(iter(config.title_fields))
-        if config.title not in config.title_fields:
-            raise ValueError(f"title={config.title!r} must be one of {sorted(config.title_fields)}")
-        present = [visual for visual, (name, _) in self.MEDIA.items() if (folder / name).is_dir()]
-        if config.visual is None:
-            config.visual = present[0] if present else "none"
-        elif config.visual not in (*self.MEDIA, "none"):
-            raise ValueError(f"visual={config.visual!r} must be one of {(*self.MEDIA, 'none')}")
-        elif config.visual != "none" and config.visual not in present:
-            raise FileNotFoundError(
-                f"visual={config.visual!r} needs the folder {folder / self.MEDIA[config.visual][0]}"
-            )
-        config.data_dir = str(folder)
-        # Without this a changed file would give the rows of the cache, made of the file as it was.
-        digest = hashlib.sha256()
-        for module in (__file__, annotation_files.__file__, inspect.getfile(type(self))):
-            digest.update(Path(module).read_bytes())
-        for path in self._annotation_files(config).values():
-            status = path.stat()
-            digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
-        if config.visual != "none":
-            with os.scandir(folder / self.MEDIA[config.visual][0]) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    status = entry.stat(follow_symlinks=False)
-                    digest.update(f"{entry.name}:{status.st_size}:{status.st_mtime_ns}".encode())
-        choices = f"{config.title}-{config.visual}-{config.missing}-{config.check_media}"
-        return config, f"{config.name}-{choices}-{digest.hexdigest()[:16]}"
-
-    def _annotation_files(self, config) -> dict[str, Path]:
-        """The splits whose files are there; at least one must be."""
-        folder, found = Path(config.data_dir), {}
-        for split, names in config.files.items():
-            tried = [folder / f"{name}{compression}" for name in names for compression in COMPRESSIONS]
-            if there := [path for path in tried if path.is_file()]:
-                found[split] = there[0]
-        if not found:
-            wanted = sorted(name for names in config.files.values() for name in names)
-            raise FileNotFoundError(f"{folder} holds none of {', '.join(wanted)}, plain or as .gz or .zst")
-        return found
-
-    def _info(self):
-        text = datasets.Value("string")
-        features = {"id": text, "title": text, "tags": datasets.List(text)}
-        if self.config.categories:
-            features["category"] = datasets.Value("int32")
-        visual = {
-            "video": datasets.Video(decode=False),
-            "image": datasets.Image(),
-            "frame_features": datasets.List(datasets.List(datasets.Value("float32"))),
-        }
-        if self.config.visual in visual:
-            features[self.config.visual] = visual[self.config.visual]
-        return datasets.DatasetInfo(features=datasets.Features(features))
-
-    def download_and_prepare(self, *args, **kwargs):
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Builds the dataset or finds it in the cache, and sets `left_out`."""
         super().download_and_prepare(*args, **kwargs)
-        # Beside the rows: who loads them from the cache is to know too what they lack.
+        # Kept in the cache, so that loading from it reports the same counts.
         path = Path(self.cache_dir, "left_out.json")
         if self.left_out:
             path.write_text(json.dumps(self.left_out, indent=1), encoding="utf-8")
         elif path.is_file():
             self.left_out = json.loads(path.read_text(encoding="utf-8"))
-            for split, reasons in self.left_out.items():
-                if reasons:
-                    logger.warning("%s %s: left out: %s", self.name, split, _listed(reasons))
+            for split, counts in self.left_out.items():
+                if counts:
+                    logger.warning("%s %s: left out %s", self.name, split, _describe(counts))
 
-    def _split_generators(self, dl_manager):
+    def _create_builder_config(self, *args: Any, **kwargs: Any) -> tuple[AnnotatedMediaConfig, str]:
+        config, _ = super()._create_builder_config(*args, **kwargs)
+        if config.data_dir is None:
+            raise FileNotFoundError(f"{self.name} cannot be downloaded: give data_dir, the folder of its files")
+        folder = Path(config.data_dir).expanduser().resolve()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"data_dir={folder} is not a folder")
+        config.data_dir = str(folder)
+        if config.missing not in MISSING_MEDIA_POLICIES:
+            raise ValueError(f"missing={config.missing!r} must be one of {MISSING_MEDIA_POLICIES}")
+        config.title = config.title or next(iter(config.title_fields))
+        if config.title not in config.title_fields:
+            raise ValueError(f"title={config.title!r} must be one of {sorted(config.title_fields)}")
+        config.visual = self._choose_visual(config.visual, folder)
+        options = f"{config.title}-{config.visual}-{config.missing}-{config.check_media}"
+        return config, f"{config.name}-{options}-{self._fingerprint(config)}"
+
+    def _choose_visual(self, visual: str | None, folder: Path) -> str:
+        present = [kind for kind, (name, _) in self.MEDIA.items() if (folder / name).is_dir()]
+        if visual is None:
+            return present[0] if present else "none"
+        if visual not in (*self.MEDIA, "none"):
+            raise ValueError(f"visual={visual!r} must be one of {(*self.MEDIA, 'none')}")
+        if visual != "none" and visual not in present:
+            raise FileNotFoundError(f"visual={visual!r} needs the folder {folder / self.MEDIA[visual][0]}")
+        return visual
+
+    def _fingerprint(self, config: AnnotatedMediaConfig) -> str:
+        """Returns a hash of the code and the files; without it, changed files would give the rows of the cache."""
+        digest = hashlib.sha256()
+        modules = [module.__file__ for module in (annotation_files, frame_features, media_folder, tagging_columns)]
+        for path in (__file__, *modules, inspect.getfile(type(self))):
+            digest.update(Path(path).read_bytes())
+        for path in self._annotation_files(config).values():
+            status = path.stat()
+            digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}".encode())
+        if config.visual != "none":
+            with os.scandir(Path(config.data_dir, self.MEDIA[config.visual][0])) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    digest.update(f"{entry.name}:{status.st_size}:{status.st_mtime_ns}".encode())
+        return digest.hexdigest()[:16]
+
+    def _annotation_files(self, config: AnnotatedMediaConfig) -> dict[str, Path]:
+        """Returns the annotation file of each split that has one; at least one split must."""
+        folder, found = Path(config.data_dir), {}
+        for split, names in config.files.items():
+            candidates = [folder / f"{name}{suffix}" for name in names for suffix in COMPRESSION_SUFFIXES]
+            if present := [path for path in candidates if path.is_file()]:
+                found[split] = present[0]
+        if not found:
+            names = sorted(name for names in config.files.values() for name in names)
+            raise FileNotFoundError(f"{folder} contains none of {', '.join(names)}, plain, .gz or .zst")
+        return found
+
+    def _info(self) -> datasets.DatasetInfo:
+        features = datasets.Features(TEXT_COLUMNS)
+        if self.config.categories:
+            features["category"] = datasets.Value("int32")
+        if self.config.visual in VISUAL_COLUMNS:
+            features[self.config.visual] = VISUAL_COLUMNS[self.config.visual]
+        return datasets.DatasetInfo(features=features)
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"path": str(path), "split": str(split)})
             for split, path in self._annotation_files(self.config).items()
         ]
 
     def _generate_tables(self, path: str, split: str) -> Iterator[tuple[int, pa.Table]]:
-        left_out, rows, written = Counter(), [], 0
+        left_out, rows, count = Counter(), [], 0
         for row in self._rows(Path(path), left_out):
             rows.append(row)
             if len(rows) == ROWS_PER_TABLE:
-                yield written, self._table(rows)
-                written, rows = written + len(rows), []
+                yield count, self._table(rows)
+                count, rows = count + len(rows), []
         if rows:
-            yield written, self._table(rows)
-            written += len(rows)
+            yield count, self._table(rows)
+            count += len(rows)
         self.left_out[split] = dict(left_out)
         if left_out:
-            logger.warning("%s: %s rows; left out: %s", path, f"{written:,}", _listed(left_out))
-        if not written:
-            raise ValueError(f"{path}: none of its examples can be used: {dict(left_out) or 'there are none'}")
+            logger.warning("%s: %s rows; left out %s", path, f"{count:,}", _describe(left_out))
+        if not count:
+            reasons = f"left out {_describe(left_out)}" if left_out else "the file has none"
+            raise ValueError(f"{path}: no example can be used; {reasons}")
 
     def _table(self, rows: list[dict]) -> pa.Table:
-        # Rows are made as Arrow stores them: encoding each by its features takes most of the time.
+        # Rows have Arrow's own types already: encoding them by `datasets` would take most of the time.
         return pa.Table.from_pylist(rows, schema=self.info.features.arrow_schema)
 
-    def _rows(self, path: Path, left_out: Counter) -> Iterator[dict]:
-        seen, visual = set(), self.config.visual
-        title_field, find = self.config.title_fields[self.config.title], self._finder()
-        for example in read_annotations(path):
-            name = example.get(self.ID_FIELD)
-            if isinstance(name, int) and not isinstance(name, bool):
-                name = str(name)
-            if not _is_text(name) or not name.strip():
-                left_out[f"examples without {self.ID_FIELD}"] += 1
+    def _rows(self, path: Path, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
+        visual, media, seen = self.config.visual, None, set()
+        if visual != "none":
+            name, suffixes = self.MEDIA[visual]
+            media = MediaFolder(Path(self.config.data_dir, name), visual, suffixes, self.config.check_media)
+        for annotation in read_annotations(path):
+            row = self._text_row(annotation, seen, left_out)
+            if row is None:
                 continue
-            if name in seen:
-                left_out[f"examples of a {self.ID_FIELD} that was there before"] += 1
-                continue
-            seen.add(name)
-            tags = self._tags(example.get("tag", example.get("tags")), left_out)
-            if not tags:
-                left_out["examples without tags"] += 1
-                continue
-            title = example.get(title_field)
-            row = {"id": name, "title": title.strip() if _is_text(title) else "", "tags": tags}
-            if self.config.categories:
-                category = example.get("category")
-                known = isinstance(category, int) and not isinstance(category, bool) and abs(category) < 2**31
-                row["category"] = category if known else None
-            if visual != "none":
-                row[visual], problem = find(name)
-                if problem:
-                    left_out[f"examples {problem}" if self.config.missing == "skip" else f"files {problem}"] += 1
+            if media is not None:
+                try:
+                    found = media.read(row["id"])
+                    row[visual] = list(found) if isinstance(found, np.ndarray) else found
+                except UnusableMediaError as error:
                     if self.config.missing == "skip":
+                        left_out[f"examples {error}"] += 1
                         continue
-                if visual == "frame_features" and row[visual] is not None:
-                    row[visual] = list(row[visual])
+                    left_out[f"{visual} of examples {error}"] += 1
+                    row[visual] = None
             yield row
 
-    @staticmethod
-    def _tags(values, left_out: Counter) -> list[str]:
-        if not isinstance(values, list):
-            return []
-        texts = [value.strip() for value in values if _is_text(value)]
-        tags = list(dict.fromkeys(text for text in texts if text))
-        left_out["tags that are no text"] += len(values) - len(texts)
-        left_out["empty tags"] += texts.count("")
-        left_out["tags an example has twice"] += len(texts) - texts.count("") - len(tags)
-        for reason in [reason for reason, count in left_out.items() if not count]:
-            del left_out[reason]
-        return tags
-
-    def _finder(self) -> Callable[[str], tuple[object, str | None]]:
-        """A function from an id to what is looked at and what is wrong with it."""
-        if self.config.visual == "none":
-            return lambda example: (None, None)
-        name, suffixes = self.MEDIA[self.config.visual]
-        folder = Path(self.config.data_dir, name).resolve()
-        # One look at the folder instead of one for each suffix of each example; of two files the earlier suffix.
-        files: dict[str, str] = {}
-        with os.scandir(folder) as entries:
-            named = [entry.name for entry in entries if entry.name.lower().endswith(suffixes)]
-        for file in sorted(named, key=lambda file: suffixes.index(os.path.splitext(file)[1].lower()), reverse=True):
-            files[os.path.splitext(file)[0]] = file
-        width = _usual_width(folder, files) if self.config.visual == "frame_features" else None
-
-        def find(example: str):
-            # An id is a file's name, never a way out of the folder.
-            if example in (".", "..") or "/" in example or os.sep in example or "\0" in example:
-                return None, "whose id is no file name"
-            path = folder / files[example] if example in files else None
-            if path is None or not path.exists():
-                return None, f"whose file is not in {name}/"
-            if not path.resolve().is_relative_to(folder):
-                return None, f"whose file is a link out of {name}/"
-            if self.config.visual != "frame_features":
-                if self.config.check_media and (problem := _problem(path, self.config.visual)):
-                    logger.info("%s: %s", path, problem)
-                    return None, f"whose {self.config.visual} cannot be opened"
-                return {"bytes": None, "path": str(path)}, None
-            try:
-                features = read_features(path)
-            except ImportError:
-                raise
-            except Exception as error:  # Each format has its own for a file that is damaged.
-                logger.info("%s: %s", path, error)
-                return None, "whose features cannot be read"
-            if features.shape[1] != width:
-                return None, f"whose features are not {width} wide, as most are"
-            return features, None
-
-        return find
+    def _text_row(self, annotation: dict, seen: set[str], left_out: Counter[str]) -> dict[str, Any] | None:
+        """Returns a row without its media, or `None` for an example that is left out."""
+        example_id = annotation.get(self.ID_FIELD)
+        if isinstance(example_id, int) and not isinstance(example_id, bool):
+            example_id = str(example_id)
+        if not _is_text(example_id) or not example_id.strip():
+            left_out[f"examples without {self.ID_FIELD}"] += 1
+            return None
+        if example_id in seen:
+            left_out[f"examples with a repeated {self.ID_FIELD}"] += 1
+            return None
+        seen.add(example_id)
+        tags = _clean_tags(annotation.get("tag", annotation.get("tags")), left_out)
+        if not tags:
+            left_out["examples without tags"] += 1
+            return None
+        title = annotation.get(self.config.title_fields[self.config.title])
+        row = {"id": example_id, "title": title.strip() if _is_text(title) else "", "tags": tags}
+        if self.config.categories:
+            category = annotation.get("category")
+            is_valid = isinstance(category, int) and not isinstance(category, bool) and abs(category) < 2**31
+            row["category"] = category if is_valid else None
+        return row
 
 
-def _listed(reasons: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda own: -own[1]))
+def _clean_tags(values: Any, left_out: Counter[str]) -> list[str]:
+    if not isinstance(values, list):
+        return []
+    texts = [value for value in values if _is_text(value)]
+    num_empty = sum(not text.strip() for text in texts)
+    tags = distinct_tags(texts)
+    counts = {
+        "tags that are not text": len(values) - len(texts),
+        "empty tags": num_empty,
+        "repeated tags": len(texts) - num_empty - len(tags),
+    }
+    left_out.update({reason: count for reason, count in counts.items() if count})
+    return tags
 
 
-def _is_text(value) -> bool:
-    """Whether a value is text that can be written: JSON can spell half a character."""
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that UTF-8 can encode: JSON can contain one half of a surrogate pair."""
     if not isinstance(value, str):
         return False
     try:
@@ -277,68 +250,6 @@ def _is_text(value) -> bool:
     return True
 
 
-def _usual_width(folder: Path, files: Mapping[str, str]) -> int | None:
-    """The width that most of some feature files have: one file of another must not decide for all."""
-    widths = Counter()
-    for name in sorted(files)[:: max(1, len(files) // WIDTH_SAMPLE)]:
-        try:
-            widths[read_features(folder / files[name]).shape[1]] += 1
-        except ImportError:
-            raise
-        except Exception:
-            continue
-    return widths.most_common(1)[0][0] if widths else None
-
-
-def _problem(path: Path, visual: str) -> str | None:
-    """What is wrong with an image or video as far as opening it tells."""
-    try:
-        if visual == "image":
-            Image.open(path).close()
-        else:
-            from modeling_optsg.video_utils import check_video
-
-            check_video(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
-    return None
-
-
-def read_features(path: Path) -> np.ndarray:
-    """Frame features `[frames, width]`, float32, of one example; of an archive the first array.
-
-    Raises:
-        ValueError: they have another number of dimensions, no frame, or are not finite.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        features = np.load(path, allow_pickle=False)
-    elif suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            features = archive[archive.files[0]] if archive.files else np.zeros(0)
-    elif suffix == ".pt":
-        import pickle
-
-        import torch
-
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise ValueError(f"no tensor that is safe to load: {error}") from None
-        features = loaded.detach().float().numpy() if isinstance(loaded, torch.Tensor) else np.zeros(0)
-    else:
-        try:
-            import h5py
-        except ImportError as error:
-            raise ModuleNotFoundError(f"{path} needs h5py: pip install 'optsg[h5]'") from error
-
-        with h5py.File(path) as archive:
-            found = next((entry for entry in archive.values() if isinstance(entry, h5py.Dataset)), None)
-            features = np.zeros(0) if found is None else found[()]
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features of shape {features.shape}; expected [frames, width]")
-    features = features.astype(np.float32)
-    # What is cached in training has 16 bits.
-    if not (np.abs(features) <= np.finfo(np.float16).max).all():
-        raise ValueError("features are not finite, or beyond 65,504")
-    return features
+def _describe(counts: Mapping[str, int]) -> str:
+    most_frequent_first = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{count:,} {reason}" for reason, count in most_frequent_first)

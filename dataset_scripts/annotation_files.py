@@ -7,43 +7,44 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 CHUNK = 1 << 20
 MAX_OBJECT_CHARACTERS = 1 << 24
 _DECODER = json.JSONDecoder()
-_BLANK = " \t\r\n"
+_WHITE_SPACE = " \t\r\n"
 
 
 def read_annotations(path: str | os.PathLike) -> Iterator[dict]:
-    """Yields the objects of a JSON list, or of a file with one JSON object a line (blank lines are allowed).
+    """Yields the objects of a JSON list, or of a file with one JSON object on each line.
 
-    Which of the two it is, the first character says. A name that ends with `.gz` or `.zst` says how it is compressed.
-    At most one example and a megabyte of text more are held at a time.
+    The first character decides which of the two it is. Files may be compressed (`.gz` and `.zst`), and blank lines are
+    allowed. At most one example and another megabyte of text are in memory.
 
     Raises:
-        ValueError: the file ends in the middle, holds something that is no object, or is no JSON or UTF-8; names the
-            file and the number of examples read until then.
+        ValueError: The file is truncated, is not JSON or UTF-8, or contains something other than objects. The message
+            has the file's name and the number of examples before the error.
     """
     path, count = Path(path), 0
     with _open(path) as raw:
         try:
-            for example in _objects(_decoded(raw)):
+            for example in _JSONReader(_decode(raw)).values():
                 if not isinstance(example, dict):
-                    raise _Broken(f"holds {_shown(example)} where an object should be")
+                    raise _InvalidFile(f"expected an object, got {_shorten(example)}")
                 yield example
                 count += 1
-        except _Broken as error:
+        except _InvalidFile as error:
             raise ValueError(f"{path}, after {count:,} examples: {error}") from None
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, after {count:,} examples: not UTF-8 ({error.reason})") from None
         except (EOFError, OSError) as error:
-            # gzip says so where compressed data stop in the middle.
+            # From gzip, where the compressed data are truncated.
             raise ValueError(f"{path}, after {count:,} examples: {error}") from None
 
 
-class _Broken(Exception):
+class _InvalidFile(Exception):
     pass
 
 
@@ -55,73 +56,80 @@ def _open(path: Path) -> io.BufferedIOBase:
     return open(path, "rb")
 
 
-def _decoded(raw: io.BufferedIOBase) -> Iterator[str]:
+def _decode(raw: io.BufferedIOBase) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     while chunk := raw.read(CHUNK):
         yield decoder.decode(chunk)
     yield decoder.decode(b"", final=True)
 
 
-def _objects(chunks: Iterator[str]) -> Iterator:
-    """The values of a list, or of lines one after the other."""
-    text, at, ended = "", 0, False
+class _JSONReader:
+    """Parses JSON values from chunks of text."""
 
-    def more() -> bool:
-        """Lets go of what is read, and reads on."""
-        nonlocal text, at, ended
-        chunk = next(chunks, None)
-        ended = chunk is None
-        text, at = text[at:] + (chunk or ""), 0
-        return not ended
+    def __init__(self, chunks: Iterator[str]):
+        self.chunks = chunks
+        self.text = ""
+        self.position = 0
+        self.at_end = False
 
-    def skip(characters: str) -> str:
-        """The next character that is none of these, "" at the end."""
-        nonlocal at
+    def values(self) -> Iterator[Any]:
+        """Yields the values of a list, or values that follow each other."""
+        if self._next_character() != "[":
+            while self._next_character():
+                yield self._value()
+            return
+        self.position += 1
+        if self._next_character() != "]":
+            yield self._value()
+            while self._next_character() == ",":
+                self.position += 1
+                if self._next_character() == "]":
+                    raise _InvalidFile("there is a comma before the end of the list")
+                yield self._value()
+        if (end := self._next_character()) != "]":
+            raise _InvalidFile(f"expected a comma, got {end!r}" if end else "the file ends in the middle of its list")
+        self.position += 1
+        if rest := self._next_character():
+            raise _InvalidFile(f"there is {rest!r} after the end of the list")
+
+    def _next_character(self) -> str:
+        """Skips white space and returns the next character without consuming it; `""` at the end."""
         while True:
-            while at < len(text) and text[at] in characters:
-                at += 1
-            if at < len(text) or not more():
-                return text[at : at + 1]
+            while self.position < len(self.text) and self.text[self.position] in _WHITE_SPACE:
+                self.position += 1
+            if self.position < len(self.text) or not self._read_chunk():
+                return self.text[self.position : self.position + 1]
 
-    in_list = skip(_BLANK) == "["
-    at += in_list
-    first = True
-    while True:
-        following = skip(_BLANK)
-        if in_list and following == "]":
-            at += 1
-            if rest := skip(_BLANK):
-                raise _Broken(f"goes on with {rest!r} after the end of its list")
-            return
-        if not following:
-            if in_list:
-                raise _Broken("the file ends in the middle of its list")
-            return
-        if in_list and not first:
-            if following != ",":
-                raise _Broken(f"has {following!r} where a comma should be")
-            at += 1
-            if skip(_BLANK) == "]":
-                raise _Broken("has a comma before the end of its list")
+    def _read_chunk(self) -> bool:
+        """Drops the text before the position and appends the next chunk; whether there was one."""
+        chunk = next(self.chunks, None)
+        if chunk is None:
+            self.at_end = True
+            return False
+        self.text, self.position = self.text[self.position :] + chunk, 0
+        return True
+
+    def _value(self) -> Any:
         while True:
             try:
-                value, end = _DECODER.raw_decode(text, at)
+                value, end = _DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                # Perhaps the rest is in what is not read yet. What no example is long enough for is no example.
-                if len(text) - at > MAX_OBJECT_CHARACTERS or not more():
-                    # The decoder stops where a string begins that has no end, or at what it cannot go on with.
-                    if "Unterminated" in error.msg or error.pos >= len(text.rstrip()) - 6:
-                        raise _Broken("the file ends in the middle of an example") from None
-                    raise _Broken(f"no JSON: {error.msg} at {text[error.pos : error.pos + 20]!r}") from None
+                # The rest of the value may be in the next chunk.
+                if len(self.text) - self.position > MAX_OBJECT_CHARACTERS or not self._read_chunk():
+                    raise self._explain(error) from None
                 continue
-            # A number at the end of what is read may go on.
-            if end == len(text) and not ended and more():
-                continue
-            break
-        at, first = end, False
-        yield value
+            # A number at the end of the text may continue in the next chunk.
+            if end < len(self.text) or self.at_end or not self._read_chunk():
+                self.position = end
+                return value
+
+    def _explain(self, error: json.JSONDecodeError) -> _InvalidFile:
+        # In truncated text the decoder stops where an unterminated string begins, or near the end.
+        if "Unterminated" in error.msg or error.pos >= len(self.text.rstrip()) - 6:
+            return _InvalidFile("the file ends in the middle of an example")
+        return _InvalidFile(f"not JSON: {error.msg} at {self.text[error.pos : error.pos + 20]!r}")
 
 
-def _shown(value) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,6 +1,7 @@
-"""Which files are images and which are videos, by their names."""
+"""Which files of a folder are images, videos and metadata, by their names."""
 
 IMAGE_SUFFIXES = frozenset(
     ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -1,72 +1,29 @@
-"""Writes a tagging dataset as Parquet files, videos beside them, with its card: the form that everyone else loads."""
+"""Exports a tagging dataset as Parquet files and video files that `datasets` loads without this package."""
 
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, SplitDict, SplitInfo, Value, Video
-from datasets.info import DatasetInfosDict
+from datasets import Dataset, DatasetDict, Image, Value, Video
+from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from datasets.table import embed_table_storage
 from datasets.utils.py_utils import convert_file_size_to_int
-from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub import DatasetCard
 
-from .tag_statistics import TagCounts, size_statistics, tag_statistics
+from .export_card import fill_card
+from .tag_counts import TagCounts, size_statistics, tag_statistics
 
-if TYPE_CHECKING:
-    from modeling_optsg.hub.commits import Published
-
-# The Hub asks for no more than 10,000 files in a folder.
+# The Hub recommends at most 10,000 files in a folder.
 VIDEOS_PER_FOLDER = 5000
-VIDEO_FILE_SUFFIXES = frozenset(".avi .mkv .mov .mp4 .mpeg".split())
+# `datasets` takes files with other suffixes for sound or images. FFmpeg recognises a video by its content.
+VIDEO_SUFFIXES_OF_DATASETS = frozenset(VideoFolder.EXTENSIONS)
+OTHER_VIDEO_SUFFIX = ".mp4"
 TEXT_ROW_GROUP = 20_000
-# Lists what an export has written, so that another one takes away that and nothing else.
+# Lists the exported files, so that the next export removes them and no others.
 MANIFEST = ".optsg-export.json"
-_STATISTICS = re.compile(r"(<!-- statistics -->\n).*?(<!-- /statistics -->)", re.DOTALL)
-_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B")
-_TEXT = """
-# {name}
-
-Examples with free-form tags, exported with `optsg export`. Columns: {columns}.
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("{where}")
-```
-{videos}
-<!-- statistics -->
-<!-- /statistics -->
-"""
-_VIDEOS = """
-`video` is decoded by [torchcodec](https://github.com/pytorch/torchcodec); without it,
-`dataset.cast_column("video", datasets.Video(decode=False))` gives the videos' paths.
-"""
-
-
-def new_card(name: str, dataset: DatasetDict, license: str | None, language: list[str] | None) -> DatasetCard:
-    """A card for a dataset that has none of its own.
-
-    Args:
-        name: what to call it, such as a folder's or a repository's name.
-        license, language: identifiers of the Hub, such as `"cc-by-4.0"` and `["en"]`; `"unknown"` and left out if not
-            given.
-    """
-    features = next(iter(dataset.values())).features
-    data = DatasetCardData(
-        pretty_name=name,
-        license=license or "unknown",
-        language=language,
-        task_categories=["video-classification" if "video" in features else "image-classification"],
-        tags=["tagging"],
-    )
-    columns = ", ".join(f"`{column}`" for column in features)
-    text = _TEXT.format(name=name, columns=columns, where=name, videos=_VIDEOS if "video" in features else "")
-    return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
 def write_parquet(
@@ -75,100 +32,83 @@ def write_parquet(
     card: DatasetCard | str | os.PathLike,
     max_shard_size: str | int = "500MB",
 ) -> dict[str, int | float]:
-    """Writes every split as `<split>-00000-of-00003.parquet`, …, and the card with its sizes and statistics.
+    """Writes a dataset and its card to a folder from which `datasets.load_dataset` loads it again.
 
-    Images and features are embedded. A dataset with videos is written as a `videofolder` instead: the videos' files as
-    they are, five thousand a folder, and `data/<split>/metadata.parquet`; unless a split has no video, when videos are
-    embedded too. Either way `datasets.load_dataset(folder)` gives the dataset back. Everything is written beside the
-    folder first; the card comes last: a folder without `README.md` was not finished.
+    Every split is written as `<split>-00000-of-00003.parquet` and so on, with images and features inside. If every
+    split has videos, the dataset is written as a `videofolder` instead: unchanged video files, and a
+    `data/<split>/metadata.parquet`. Everything is written next to the folder first and then moved into it. The card is
+    written last, so a folder without `README.md` is incomplete.
 
     Args:
-        dataset: splits with the columns of [`load_tagging_dataset`].
-        folder: empty, made if it is not there, or that of an earlier export, whose files are replaced.
-        card: a dataset card, or its path. Statistics go into its `<!-- statistics -->` … `<!-- /statistics -->`
-            section, or to the end of one that has none.
-        max_shard_size: of a Parquet file before compression, in bytes or as `"500MB"`.
+        dataset: Splits with the columns of [`load_tagging_dataset`].
+        folder: A new or empty folder, or one with an earlier export, whose files are replaced.
+        card: A dataset card or its path. Its size and statistics are filled in (see [`fill_card`]).
+        max_shard_size: Largest size of a Parquet file before compression, in bytes or as `"500MB"`.
 
     Returns:
-        the statistics that the card shows.
+        The statistics in the card.
 
     Raises:
-        ValueError: `folder` holds anything that no export has written; a Parquet dataset names files instead of
-            holding them; or `max_shard_size` is no size.
-        FileNotFoundError: an image or video the dataset names is not there.
+        ValueError: `folder` contains files that are not from an export, a Parquet dataset has paths instead of images
+            or videos, or `max_shard_size` is not a size.
+        FileNotFoundError: An image or video of the dataset is missing.
     """
-    folder, largest = Path(folder), convert_file_size_to_int(max_shard_size)
-    if largest < 1:
-        raise ValueError(f"max_shard_size={max_shard_size!r} must be at least a byte")
+    folder, shard_bytes = Path(folder), convert_file_size_to_int(max_shard_size)
+    if shard_bytes < 1:
+        raise ValueError(f"max_shard_size={max_shard_size!r} must be at least one byte")
     for split, rows in dataset.items():
-        _check_files(rows, split)
-    earlier = _written_before(folder)
-    filled = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
-    # A split of no videos would not be taken for a part of a folder of videos.
+        _check_media(rows, split)
+    earlier = _read_manifest(folder)
+    card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
+    # `datasets` would not take a split without videos for a part of a video folder.
     as_files = all("video" in rows.features and _has_videos(rows) for rows in dataset.values())
 
     partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        written = {
-            split: list(
-                _write_videos(rows, partial / "data" / split)
-                if as_files
-                else _write_shards(rows, partial, split, largest)
-            )
-            for split, rows in dataset.items()
-        }
-        counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
+        files, num_bytes, data_files = [], {}, {}
+        for split, rows in dataset.items():
+            if as_files:
+                paths = list(_write_videos(rows, partial, split))
+            else:
+                paths = list(_write_shards(rows, partial, split, shard_bytes))
+            files += [path.relative_to(partial).as_posix() for path in paths]
+            num_bytes[split] = sum(path.stat().st_size for path in paths)
+            data_files[split] = f"data/{split}/**" if as_files else f"{split}-*-of-*.parquet"
+        counts = {split: TagCounts.from_rows(rows) for split, rows in dataset.items()}
         statistics = tag_statistics(counts) if {"train", "test"} <= counts.keys() else size_statistics(counts)
-        _fill_card(filled, dataset, written, statistics, as_files)
-        files = [path.relative_to(partial).as_posix() for paths in written.values() for path in paths]
-        _put_in_place(partial, folder, files, earlier)
+        fill_card(card, dataset, num_bytes, data_files, statistics)
+        _replace_files(partial, folder, files, earlier)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    filled.save(folder / "README.md")
+    card.save(folder / "README.md")
     return statistics
 
 
-def push_folder(folder: str | os.PathLike, repo_id: str, private: bool = False) -> "Published":
-    """Publishes what [`write_parquet`] wrote as the Hub dataset `repo_id`, made if need be, by one commit.
-
-    Raises:
-        ValueError: the name is malformed, or there are more files than one commit may have.
-        PublishingError: the Hub cannot be reached or refuses, or a file was changed on the way.
-    """
-    # Brings torch, which nothing else here needs.
-    from modeling_optsg.hub.commits import LocalFiles, push_files
-
-    # Whatever else lies in the folder is not ours to publish.
-    names = [*json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8")), "README.md"]
-    return push_files(
-        LocalFiles({name: Path(folder) / name for name in names}),
-        repo_id,
-        repo_type="dataset",
-        private=private,
-        commit_message="Upload dataset",
-        # Files of an earlier upload under other names would stay part of the dataset.
-        replace=["*.parquet", "data/*"],
-    )
+def exported_files(folder: str | os.PathLike) -> list[str]:
+    """Returns the names of the files that [`write_parquet`] wrote to `folder`, with the card."""
+    return [*json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8")), "README.md"]
 
 
-def _written_before(folder: Path) -> list[str]:
-    """What an earlier run has written into `folder`, which must hold nothing if none has."""
+def _read_manifest(folder: Path) -> list[str]:
+    """Returns the files of an earlier export to `folder`; without one the folder must be empty."""
     if (folder / MANIFEST).is_file():
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if folder.is_dir() and (others := sorted(folder.iterdir())):
         raise ValueError(
-            f"{folder} holds files that no export has written, such as {others[0].name}; give an empty or a new folder"
+            f"{folder} contains files that are not from an export, such as {others[0].name}; give a new folder"
         )
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder")
     return []
 
 
-def _put_in_place(partial: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
-    """Moves what is written to where it belongs, in place of what was there. At any moment the manifest names all that
-    may lie there, and the card is missing until everything does."""
+def _replace_files(partial: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
+    """Moves the new files into `folder` in place of earlier ones.
+
+    At any time the manifest names every exported file that may be there, and the card is missing until all are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
     (folder / MANIFEST).write_text(json.dumps(sorted({*files, *earlier}), indent=0), encoding="utf-8")
@@ -183,54 +123,50 @@ def _put_in_place(partial: Path, folder: Path, files: list[str], earlier: list[s
     (folder / MANIFEST).write_text(json.dumps(files, indent=0), encoding="utf-8")
 
 
-def _check_files(rows: Dataset, split: str) -> None:
-    """Refuses what a stranger's rows could make of this computer's files, and names that would be lost."""
+def _check_media(rows: Dataset, split: str) -> None:
+    """Refuses rows with paths of any file on this computer, and a column that the export would overwrite."""
     if "video" in rows.features and "file_name" in rows.features:
-        raise ValueError("a dataset of videos cannot have a column file_name: the videos' names go there; rename it")
-    # These builders take a cell as it is written; all others have made the path themselves.
-    foreign = rows.info.builder_name in ("parquet", "json", "csv", "arrow", "text")
+        raise ValueError("a dataset with videos cannot have a column file_name, which the export adds; rename it")
+    # These builders take cells from a file unchanged; all others make the paths themselves.
+    is_foreign = rows.info.builder_name in ("parquet", "json", "csv", "arrow", "text")
     for column in _media_columns(rows):
-        undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
-        for number, row in enumerate(undecoded):
-            cell = row[column]
+        for number, cell in enumerate(_undecoded_cells(rows, column)):
             if cell is None or cell["bytes"] is not None:
                 continue
             if cell["path"] is None:
                 raise ValueError(f"{split}, row {number}: {column} has neither bytes nor a path")
-            if foreign:
+            if is_foreign:
                 raise ValueError(
-                    f"{split}, row {number}: {column} is the path {cell['path']!r}, not the file itself. What lies "
-                    "under that name here is not copied."
+                    f"{split}, row {number}: {column} is the path {cell['path']!r}, not the file itself. For safety, "
+                    "files of this computer that a dataset names are not exported."
                 )
             if not os.path.isfile(cell["path"]):
-                raise FileNotFoundError(f"{split}, row {number}: there is no file {cell['path']}")
+                raise FileNotFoundError(f"{split}, row {number}: the file {cell['path']} does not exist")
 
 
 def _has_videos(rows: Dataset) -> bool:
-    videos = rows.select_columns("video").cast_column("video", Video(decode=False))
-    return any(row["video"] is not None for row in videos)
+    return any(video is not None for video in _undecoded_cells(rows, "video"))
 
 
-def _write_shards(rows: Dataset, folder: Path, split: str, largest: int) -> Iterator[Path]:
-    size = rows.data.nbytes * len(rows) / max(rows.data.num_rows, 1) + _outside_bytes(rows)
-    # No more of them than rows, however large a row is.
-    num_shards = max(1, min(math.ceil(size / largest), len(rows)))
+def _write_shards(rows: Dataset, folder: Path, split: str, shard_bytes: int) -> Iterator[Path]:
+    size = rows.data.nbytes * len(rows) / max(rows.data.num_rows, 1) + _bytes_of_files(rows)
+    # At most one shard for each row, however large a row is.
+    num_shards = max(1, min(math.ceil(size / shard_bytes), len(rows)))
     for index in range(num_shards):
-        shard = _embedded(rows.shard(num_shards, index, contiguous=True))
-        yield _write(shard, folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet")
+        shard = _embed_files(rows.shard(num_shards, index, contiguous=True))
+        yield _write_rows(shard, folder / f"{split}-{index:05d}-of-{num_shards:05d}.parquet")
 
 
-def _write_videos(rows: Dataset, folder: Path) -> Iterator[Path]:
+def _write_videos(rows: Dataset, folder: Path, split: str) -> Iterator[Path]:
+    folder = folder / "data" / split
     names = []
-    for number, video in enumerate(rows.select_columns("video").cast_column("video", Video(decode=False))):
-        video = video["video"]
+    for number, video in enumerate(_undecoded_cells(rows, "video")):
         if video is None:
             names.append(None)
             continue
-        # Numbered: an id need not be a file name, and two videos may have one name in different folders. By other
-        # suffixes `datasets` takes a video for sound or an image; FFmpeg looks at what is in the file.
+        # Numbers, because an id need not be a file name and videos of different folders may have the same name.
         suffix = Path(video["path"] or "").suffix.lower()
-        suffix = suffix if suffix in VIDEO_FILE_SUFFIXES else ".mp4"
+        suffix = suffix if suffix in VIDEO_SUFFIXES_OF_DATASETS else OTHER_VIDEO_SUFFIX
         names.append(f"{number // VIDEOS_PER_FOLDER:05d}/{number % VIDEOS_PER_FOLDER:05d}{suffix}")
         path = folder / names[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,79 +175,38 @@ def _write_videos(rows: Dataset, folder: Path) -> Iterator[Path]:
         else:
             shutil.copyfile(video["path"], path)
         yield path
-    # One file: of several, `datasets` reads the rows in no certain order.
-    listed = _embedded(rows.remove_columns("video")).add_column("file_name", names, feature=Value("string"))
+    # One file, because `datasets` reads the rows of several metadata files in no fixed order.
+    metadata = _embed_files(rows.remove_columns("video")).add_column("file_name", names, feature=Value("string"))
     folder.mkdir(parents=True, exist_ok=True)
-    yield _write(listed, folder / "metadata.parquet")
+    yield _write_rows(metadata, folder / "metadata.parquet")
 
 
-def _write(rows: Dataset, path: Path) -> Path:
-    # The library's row groups are of a hundred megabytes, which is a million examples where there is nothing but text.
-    only_text = not rows.features.keys() & {"image", "video", "frame_features"}
-    rows.to_parquet(str(path), batch_size=TEXT_ROW_GROUP if only_text else None)
+def _write_rows(rows: Dataset, path: Path) -> Path:
+    # By default a row group has 100 MB, which is a million examples of text: too few groups to shuffle a stream.
+    has_media = rows.features.keys() & {"image", "video", "frame_features"}
+    rows.to_parquet(str(path), batch_size=None if has_media else TEXT_ROW_GROUP)
     return path
 
 
-def _embedded(rows: Dataset) -> Dataset:
-    """With the bytes of images and videos that are files."""
+def _embed_files(rows: Dataset) -> Dataset:
+    """Replaces the paths of images and videos by the contents of the files."""
     if not _media_columns(rows):
         return rows
     return rows.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True).with_format(None)
 
 
-def _outside_bytes(rows: Dataset) -> int:
-    """Bytes of the images and videos that are files."""
-    size = 0
-    for column in _media_columns(rows):
-        undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
-        for row in undecoded:
-            if row[column] is not None and row[column]["bytes"] is None:
-                size += os.path.getsize(row[column]["path"])
-    return size
+def _bytes_of_files(rows: Dataset) -> int:
+    """Returns the size of the images and videos that rows name by their paths."""
+    cells = (cell for column in _media_columns(rows) for cell in _undecoded_cells(rows, column))
+    return sum(os.path.getsize(cell["path"]) for cell in cells if cell is not None and cell["bytes"] is None)
 
 
 def _media_columns(rows: Dataset) -> list[str]:
     return [column for column, feature in rows.features.items() if isinstance(feature, (Image, Video))]
 
 
-def _fill_card(filled: DatasetCard, dataset: DatasetDict, written: dict, statistics: dict, as_files: bool) -> None:
-    DatasetInfosDict(default=_info(dataset, written)).to_dataset_card_data(filled.data)
-    # By these, not by the files' names: a split may have any name.
-    filled.data.configs = [
-        {
-            "config_name": "default",
-            "data_files": [
-                {"split": str(split), "path": f"data/{split}/**" if as_files else f"{split}-*-of-*.parquet"}
-                for split in dataset
-            ],
-        }
-    ]
-    filled.data.size_categories = [_size_category(statistics["examples"])]
-    if not _STATISTICS.search(filled.text):
-        filled.text += "\n<!-- statistics -->\n<!-- /statistics -->\n"
-    filled.text = _STATISTICS.sub(lambda found: found[1] + _as_table(statistics) + found[2], filled.text)
-
-
-def _info(dataset: DatasetDict, written: dict[str, list[Path]]) -> DatasetInfo:
-    features = Features(next(iter(dataset.values())).features)
-    if "video" in features:
-        features["video"] = Video()
-    sizes = {split: sum(path.stat().st_size for path in paths) for split, paths in written.items()}
-    splits = SplitDict(
-        {split: SplitInfo(split, num_bytes=sizes[split], num_examples=len(rows)) for split, rows in dataset.items()}
-    )
-    total = sum(sizes.values())
-    return DatasetInfo(features=features, splits=splits, download_size=total, dataset_size=total)
-
-
-def _size_category(examples: int) -> str:
-    """The Hub's name for a number of examples, such as `10K<n<100K`."""
-    place = sum(examples >= 10 ** (3 + power) for power in range(len(_SIZES)))
-    if place == 0:
-        return f"n<{_SIZES[0]}"
-    return f"n>{_SIZES[-1]}" if place == len(_SIZES) else f"{_SIZES[place - 1]}<n<{_SIZES[place]}"
-
-
-def _as_table(statistics: dict[str, int | float]) -> str:
-    rows = [f"| {name.replace('_', ' ')} | {value:,} |" for name, value in statistics.items()]
-    return "\n".join(["| | |", "|---|---|", *rows]) + "\n"
+def _undecoded_cells(rows: Dataset, column: str) -> Iterator[dict | None]:
+    """Yields the images or videos of a column as `{"bytes": …, "path": …}`."""
+    undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
+    for row in undecoded:
+        yield row[column]

@@ -1,12 +1,14 @@
-"""What the supplement says of the benchmarks (Tables 1 to 3), for comparison with what is counted."""
+"""Statistics that the supplement publishes (Tables 1 to 3), for comparison with counted ones."""
 
-# Benchmark -> the metrics of Tables 1 and 2 by the names of `tag_statistics`, examples rounded as there; where a table
-# and its section differ, those of the section, and a note below.
+from collections.abc import Mapping
+
+# Tables 1 and 2, with the names of `tag_statistics`. Numbers of examples are rounded as in the supplement. Where a
+# table and its section differ, the section's number is here and `DISCREPANCIES` names both.
 PUBLISHED = {
     "create_tagging": {
         "train_examples": 162_000,
         "test_examples": 5_000,
-        "label_vocabulary": 17573,
+        "train_tags": 17573,
         "test_tags": 3686,
         "union": 18464,
         "evaluated_tags": 2795,
@@ -16,7 +18,7 @@ PUBLISHED = {
     "pexel_tagging": {
         "train_examples": 162_000,
         "test_examples": 5_000,
-        "label_vocabulary": 27752,
+        "train_tags": 27752,
         "test_tags": 6003,
         "union": 28094,
         "evaluated_tags": 5669,
@@ -25,13 +27,13 @@ PUBLISHED = {
     },
 }
 
-# What the supplement says in two ways.
-NOTES = {
-    "create_tagging": ("Table 1 has 210k training videos, section 1.1 162k",),
-    "pexel_tagging": ("Table 2 has an intersection of 5,660, section 1.2 one of 5,669, which is common + rare",),
+# Contradictions within the supplement.
+DISCREPANCIES = {
+    "create_tagging": ("Table 1 has 210k training videos, section 1.1 has 162k",),
+    "pexel_tagging": ("Table 2 has an intersection of 5,660, section 1.2 has 5,669, which is common + rare",),
 }
 
-# Table 3: dataset, data type, videos or images, tags or labels, domain.
+# Table 3: dataset, type of data, number of videos or images, number of tags or labels, domain.
 COMPARED_DATASETS = (
     ("CREATE-3M", "Video Tag.", "3M", 57297, "Open"),
     ("CREATE-210k", "Video Tag.", "215k", 18464, "Open"),
@@ -45,11 +47,21 @@ COMPARED_DATASETS = (
 )
 
 
-def identities(metrics: dict) -> list[tuple[str, bool]]:
-    """The two identities of such a table, and whether each holds."""
-    union = metrics["label_vocabulary"] + metrics["test_tags"] - metrics["evaluated_tags"]
-    parts = metrics["common_tags"] + metrics["rare_tags"]
+def check_identities(statistics: Mapping[str, int | float]) -> list[tuple[str, bool]]:
+    """Checks the two identities that hold in every table of this kind.
+
+    Args:
+        statistics: Counted or published statistics of a benchmark with the splits train and test.
+
+    Returns:
+        A description of each identity with its numbers, and whether it holds.
+    """
+    union = statistics["train_tags"] + statistics["test_tags"] - statistics["evaluated_tags"]
+    evaluated = statistics["common_tags"] + statistics["rare_tags"]
     return [
-        (f"train + test - intersection = {union:,}, union {metrics['union']:,}", union == metrics["union"]),
-        (f"common + rare = {parts:,}, intersection {metrics['evaluated_tags']:,}", parts == metrics["evaluated_tags"]),
+        (f"train + test - intersection = {union:,}, union {statistics['union']:,}", union == statistics["union"]),
+        (
+            f"common + rare = {evaluated:,}, intersection {statistics['evaluated_tags']:,}",
+            evaluated == statistics["evaluated_tags"],
+        ),
     ]

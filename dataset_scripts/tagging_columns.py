@@ -1,6 +1,8 @@
-"""Gives a dataset loaded from Parquet or from the Hub the columns that every tagging dataset has."""
+"""Gives a dataset from Parquet files or from the Hub the columns that every tagging dataset has."""
 
+import functools
 import logging
+from collections.abc import Iterable
 
 import datasets
 import numpy as np
@@ -9,69 +11,84 @@ import pyarrow.compute as pc
 
 logger = logging.getLogger(__name__)
 
-_TEXT = datasets.Value("string")
-TEXT_COLUMNS = datasets.Features({"id": _TEXT, "title": _TEXT, "tags": datasets.List(_TEXT)})
-_MEDIA_FEATURES = {"image": datasets.Image(), "video": datasets.Video(decode=False)}
+Rows = datasets.Dataset | datasets.IterableDataset
+
+TEXT_COLUMNS = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "title": datasets.Value("string"),
+        "tags": datasets.List(datasets.Value("string")),
+    }
+)
+MEDIA_COLUMNS = datasets.Features({"image": datasets.Image(), "video": datasets.Video(decode=False)})
 STREAM_BATCH = 100
 _STRING_TYPES = ("string", "large_string", "null")
 
 
-def with_tagging_columns(
-    rows: datasets.Dataset | datasets.IterableDataset, origin: str
-) -> datasets.Dataset | datasets.IterableDataset:
-    """Returns `rows` with `id`, `title` and `tags` as text, and `image` and `video` (undecoded) as such.
+def with_tagging_columns(rows: Rows, origin: str) -> Rows:
+    """Returns `rows` with text in `id`, `title` and `tags`, and with `image` and an undecoded `video`.
 
-    A missing `id` becomes the row's number (of what is loaded: a part of a split begins at 0 again, and a stream that
-    several workers read gives each number more than once; give examples that are to be found again an `id`); a missing
-    `title` or `tags`, or a null in them, becomes `""` or `[]`. Tags are stripped; empty ones and repeats are left out,
-    and counted in a warning where the whole split is at hand. Other columns stay as they are.
+    A missing `id` becomes the row's number. Numbers start at 0 in every part of a split, and they repeat where several
+    workers read one stream: datasets whose examples must be recognised later need an `id`. A missing `title` becomes
+    `""`, missing `tags` become `[]`. Tags are stripped; empty and repeated ones are left out, and counted in a warning
+    unless `rows` is a stream. Other columns do not change.
 
     Args:
-        rows: one split.
-        origin: what to call the dataset in errors.
+        rows: One split.
+        origin: The dataset's name in error messages.
 
     Raises:
-        ValueError: `title` or `tags` has another type, or there is neither a title nor something to look at.
+        ValueError: `title` or `tags` has another type, or there is no title, image, video or frame features.
     """
     if rows.features is None:
         rows = rows._resolve_features()
-    features = rows.features
-    if not features.keys() & {"image", "video", "frame_features", "title"}:
-        raise ValueError(
-            f"{origin} has the columns {list(features)}; expected tags and at least one of image, video, "
-            "frame_features and title"
-        )
-    _check_types(features, origin)
-    for column, feature in _MEDIA_FEATURES.items():
-        if column in features and features[column] != feature:
+    _check_features(rows.features, origin)
+    for column, feature in MEDIA_COLUMNS.items():
+        if column in rows.features and rows.features[column] != feature:
             rows = rows.cast_column(column, feature)
     if isinstance(rows, datasets.IterableDataset):
-        return fill_stream(rows)
-    if "tags" in features and _unclean(rows.data.column("tags")):
-        before = sum(map(len, filter(None, rows["tags"])))
-        cleaned = [_fill("tags", tags, 0) for tags in rows["tags"]]
-        rows = rows.remove_columns("tags").add_column("tags", cleaned, feature=TEXT_COLUMNS["tags"])
-        left_out = before - sum(map(len, cleaned))
-        logger.warning("%s: left out %s empty or repeated tags", origin, f"{left_out:,}")
-    for column, feature in TEXT_COLUMNS.items():
-        if column not in features or features[column] != feature or rows.data.column(column).null_count:
-            values = rows[column] if column in features else [None] * rows.num_rows
-            filled = [_fill(column, value, number) for number, value in enumerate(values)]
-            if column in features:
-                rows = rows.remove_columns(column)
-            rows = rows.add_column(column, filled, feature=feature)
-    return rows
+        return fill_stream_columns(rows)
+    return _fill_columns(rows, origin)
 
 
-def undecoded(rows: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
-    """The same rows with images and videos as the bytes or paths they are."""
+def undecoded(rows: Rows) -> Rows:
+    """Returns the same rows with images and videos as bytes or paths."""
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
             rows = rows.cast_column(column, type(feature)(decode=False))
     return rows
 
 
-def _check_types(features: datasets.Features, origin: str):
+def distinct_tags(tags: Iterable[str | None]) -> list[str]:
+    """Strips tags and leaves out empty and repeated ones; the order stays."""
+    return list(dict.fromkeys(tag.strip() for tag in tags if tag and tag.strip()))
+
+
+def fill_stream_columns(rows: datasets.IterableDataset, number_rows: bool = True) -> datasets.IterableDataset:
+    """Adds and cleans the text columns of a stream as [`with_tagging_columns`] does.
+
+    Args:
+        rows: A stream whose columns have the right types; text columns may be missing.
+        number_rows: Whether a missing `id` becomes the row's number. Otherwise it stays null.
+    """
+    features = datasets.Features({**rows.features, **TEXT_COLUMNS})
+    # Arrow tables, so that images and features in the other columns are neither decoded nor copied.
+    filled = rows.with_format("arrow").map(
+        functools.partial(_fill_table, schema=features.arrow_schema, number_rows=number_rows),
+        with_indices=True,
+        batched=True,
+        batch_size=STREAM_BATCH,
+        features=features,
+    )
+    return filled.with_format(None)
+
+
+def _check_features(features: datasets.Features, origin: str) -> None:
+    if not features.keys() & {"image", "video", "frame_features", "title"}:
+        raise ValueError(
+            f"{origin} has the columns {list(features)}; expected tags and at least one of image, video, "
+            "frame_features and title"
+        )
     title, tags = features.get("title"), features.get("tags")
     if title is not None and getattr(title, "dtype", None) not in _STRING_TYPES:
         raise ValueError(f"{origin}: the column title is {title}; expected text")
@@ -80,61 +97,63 @@ def _check_types(features: datasets.Features, origin: str):
         raise ValueError(f"{origin}: the column tags is {tags}; expected lists of text")
 
 
-def _fill(column: str, value, number: int):
+def _fill_columns(rows: datasets.Dataset, origin: str) -> datasets.Dataset:
+    for column, feature in TEXT_COLUMNS.items():
+        present = column in rows.features
+        if present and rows.features[column] == feature and not _needs_cleaning(column, rows.data.column(column)):
+            continue
+        values = rows[column] if present else [None] * rows.num_rows
+        cleaned = [_clean(column, value, number) for number, value in enumerate(values)]
+        left_out = sum(map(len, filter(None, values))) - sum(map(len, cleaned)) if column == "tags" else 0
+        if left_out:
+            logger.warning("%s: left out %s empty or repeated tags", origin, f"{left_out:,}")
+        rows = rows.remove_columns(column) if present else rows
+        rows = rows.add_column(column, cleaned, feature=feature)
+    return rows
+
+
+def _fill_table(table: pa.Table, numbers: list[int], *, schema: pa.Schema, number_rows: bool) -> pa.Table:
+    for column in TEXT_COLUMNS:
+        field, present = schema.field(column), column in table.column_names
+        has_type = present and table.schema.field(column).type == field.type
+        if has_type and not _needs_cleaning(column, table[column]):
+            continue
+        values = table[column].to_pylist() if present else [None] * len(numbers)
+        if column == "id" and not number_rows:
+            cleaned = [None if value is None else str(value) for value in values]
+        else:
+            cleaned = [_clean(column, value, number) for value, number in zip(values, numbers)]
+        table = table.drop_columns(column) if present else table
+        table = table.append_column(field, pa.array(cleaned, field.type))
+    # Column by column: Arrow cannot cast every struct of a sliced table, and most columns need no cast.
+    columns = [table[field.name] for field in schema]
+    columns = [own if own.type == field.type else own.cast(field.type) for own, field in zip(columns, schema)]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _clean(column: str, value: str | int | list[str | None] | None, number: int) -> str | list[str]:
     if column == "id":
         return str(number if value is None else value)
-    if column == "tags":
-        return list(dict.fromkeys(tag.strip() for tag in value or () if tag and tag.strip()))
-    return value or ""
+    return distinct_tags(value or ()) if column == "tags" else value or ""
 
 
-def _unclean(tags: pa.ChunkedArray | pa.Array) -> bool:
-    """Whether some tag is null, empty, not stripped, or in one list twice."""
-    for chunk in tags.chunks if isinstance(tags, pa.ChunkedArray) else [tags]:
-        values = chunk.flatten()
-        if values.null_count or pa.types.is_null(values.type):
-            return True
-        kept = pc.utf8_trim_whitespace(values)
-        if pc.any(pc.or_(pc.equal(kept, ""), pc.not_equal(kept, values))).as_py():
-            return True
-        codes = pc.dictionary_encode(values)
-        pairs = pc.list_parent_indices(chunk).to_numpy(zero_copy_only=False).astype(np.int64) * (
-            len(codes.dictionary) + 1
-        )
-        pairs = pairs + codes.indices.to_numpy(zero_copy_only=False)
-        if len(np.unique(pairs)) < len(pairs):
-            return True
-    return False
+def _needs_cleaning(column: str, values: pa.ChunkedArray | pa.Array) -> bool:
+    """Whether a value is null, or a tag is null, empty, not stripped or twice in one list."""
+    if values.null_count or column != "tags":
+        return values.null_count > 0
+    chunks = values.chunks if isinstance(values, pa.ChunkedArray) else [values]
+    return any(_has_unclean_tags(chunk) for chunk in chunks)
 
 
-def fill_stream(rows: datasets.IterableDataset, number_rows: bool = True) -> datasets.IterableDataset:
-    """What [`with_tagging_columns`] makes of a stream whose columns are as they should be, or some of them.
-
-    Args:
-        number_rows: make up an `id` where there is none; else it is null.
-    """
-    features = datasets.Features({**rows.features, **TEXT_COLUMNS})
-    schema = features.arrow_schema
-
-    # As Arrow tables: what is in the other columns, images and features, is neither decoded nor copied.
-    def fill(table: pa.Table, numbers: list[int]) -> pa.Table:
-        for column in TEXT_COLUMNS:
-            there = column in table.column_names
-            as_is = there and table.schema.field(column).type == schema.field(column).type
-            if as_is and not table[column].null_count and (column != "tags" or not _unclean(table[column])):
-                continue
-            values = table[column].to_pylist() if there else [None] * len(numbers)
-            if column == "id" and not number_rows:
-                filled = [None if value is None else str(value) for value in values]
-            else:
-                filled = [_fill(column, *each) for each in zip(values, numbers)]
-            table = table.drop_columns(column) if there else table
-            table = table.append_column(schema.field(column), pa.array(filled, schema.field(column).type))
-        columns = [table[field.name] for field in schema]
-        # One by one: of a slice Arrow cannot cast every struct, and most need no cast.
-        columns = [c if c.type == field.type else c.cast(field.type) for c, field in zip(columns, schema)]
-        return pa.Table.from_arrays(columns, schema=schema)
-
-    rows = rows.with_format("arrow")
-    filled = rows.map(fill, with_indices=True, batched=True, batch_size=STREAM_BATCH, features=features)
-    return filled.with_format(None)
+def _has_unclean_tags(lists: pa.Array) -> bool:
+    tags = lists.flatten()
+    if tags.null_count or pa.types.is_null(tags.type):
+        return True
+    stripped = pc.utf8_trim_whitespace(tags)
+    if pc.any(pc.or_(pc.equal(stripped, ""), pc.not_equal(stripped, tags))).as_py():
+        return True
+    encoded = pc.dictionary_encode(tags)
+    # One number for each pair of a list and a tag: a pair that occurs twice is a repeated tag.
+    rows = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    pairs = rows * (len(encoded.dictionary) + 1) + encoded.indices.to_numpy(zero_copy_only=False)
+    return len(np.unique(pairs)) < len(pairs)

@@ -1,4 +1,4 @@
-"""A folder of images or videos with a metadata file, read as a tagging dataset."""
+"""Reads a folder of images or videos with a metadata file as a tagging dataset."""
 
 import csv
 import json
@@ -6,70 +6,68 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
-from .media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from .media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
+from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 CSV_TAG_SEPARATOR = "|"
 _SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
 def has_metadata(folder: Path) -> bool:
-    """Whether `folder`, or one of its split sub-folders, holds a metadata file."""
+    """Whether `folder`, or one of its split sub-folders, contains a metadata file."""
     return bool(_metadata_files(folder)) or bool(_split_folders(folder))
 
 
 def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
-    """Reads a folder of the `imagefolder` / `videofolder` convention.
+    """Reads a folder in the `imagefolder` or `videofolder` convention of `datasets`.
 
-    Every split is a sub-folder (`train`, `validation`, `test`, or another name `datasets` knows a split by) that holds
-    one `metadata.jsonl`, `metadata.csv` or `metadata.parquet`; a folder that holds a metadata file itself is all
-    `train`. A row's `file_name` is the path of an image or video from the metadata file's folder. `title` (text),
-    `tags` (a list; in csv, text with `|` between tags) and `id` (default: `file_name`) may be missing. Tags are
-    stripped; empty ones and repeats are left out and counted in a warning, as are columns and files that are not used.
+    A split is a sub-folder (`train`, `validation`, `test`, or another name that `datasets` knows) with one
+    `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
+    split. A row has `file_name`, the path of an image or video relative to the metadata file, and optionally `title`
+    (text), `tags` (a list; in csv text with `|` between the tags) and `id` (`file_name` by default).
 
-    Nothing is cached: the rows are those of the files as they are now.
+    Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
+    reported in warnings.
+
+    The result is not cached: it always has the present content of the files.
 
     Returns:
-        the splits, with the columns `id`, `image` and/or `video` (undecoded), `title` and `tags`. In a folder that
-        holds both images and videos, each row has one of them and `None` in the other column.
+        The splits with the columns `id`, `image` and/or `video` (undecoded), `title` and `tags`. With images and
+        videos in one folder, each row has one of them and `None` in the other column.
 
     Raises:
-        ValueError: a metadata file is missing, ambiguous or damaged; a `file_name` leads out of the folder or is
-            neither an image nor a video; a value is of the wrong type; two rows of a split have one id.
-        FileNotFoundError: files the metadata names are not there; names the first few and says how many.
+        ValueError: A metadata file is missing, ambiguous or damaged; a `file_name` leads out of the folder or has the
+            suffix of neither an image nor a video; a value has the wrong type; or two rows of a split have one id.
+        FileNotFoundError: Files that the metadata names are missing.
     """
     root = Path(folder)
     split_folders, in_root = _split_folders(root), _metadata_files(root)
     if split_folders and in_root:
+        names = ", ".join(f"{path.name}/" for path in split_folders.values())
         raise ValueError(
-            f"{root} holds {in_root[0].name} and also {', '.join(f'{path.name}/' for path in split_folders.values())} "
-            "with metadata of their own; keep either one metadata file or one for each split"
+            f"{root} contains {in_root[0].name} and also {names} with their own metadata; keep one metadata file, or "
+            "one in each split folder"
         )
     if not split_folders and not in_root:
-        raise ValueError(f"{root} holds none of {', '.join(METADATA_NAMES)}, nor does a split sub-folder of it")
+        raise ValueError(f"neither {root} nor a split sub-folder of it contains one of {', '.join(METADATA_NAMES)}")
     splits = {
         split: _read_split(_only_metadata_file(path)) for split, path in (split_folders or {"train": root}).items()
     }
-    _warn_of_unlisted_files(root, {example["path"] for examples in splits.values() for example in examples})
+    paths = {example["path"] for examples in splits.values() for example in examples}
+    _warn_of_unlisted_files(root, paths)
 
-    kinds = {_kind(example["path"]) for examples in splits.values() for example in examples}
-    media = {"image": datasets.Image(), "video": datasets.Video(decode=False)}
-    features = datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            **{kind: feature for kind, feature in media.items() if kind in kinds},
-            "title": datasets.Value("string"),
-            "tags": datasets.List(datasets.Value("string")),
-        }
-    )
+    kinds = {_media_kind(path) for path in paths}
+    media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
+    features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_dict(_columns(examples, features), features)
@@ -79,9 +77,9 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 
 
 def _columns(examples: list[dict], features: datasets.Features) -> dict[str, list]:
-    columns = {name: [example[name] for example in examples] for name in ("id", "title", "tags")}
-    for kind in features.keys() & {"image", "video"}:
-        columns[kind] = [example["path"] if _kind(example["path"]) == kind else None for example in examples]
+    columns = {name: [example[name] for example in examples] for name in TEXT_COLUMNS}
+    for kind in features.keys() & MEDIA_COLUMNS.keys():
+        columns[kind] = [example["path"] if _media_kind(example["path"]) == kind else None for example in examples]
     return {name: columns[name] for name in features}
 
 
@@ -92,12 +90,12 @@ def _metadata_files(folder: Path) -> list[Path]:
 def _only_metadata_file(folder: Path) -> Path:
     found = _metadata_files(folder)
     if len(found) > 1:
-        raise ValueError(f"{folder} holds {' and '.join(path.name for path in found)}; keep one of them")
+        raise ValueError(f"{folder} contains {' and '.join(path.name for path in found)}; keep one of them")
     return found[0]
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Sub-folders with metadata by the split they are, in the order train, validation, test."""
+    """Returns the sub-folders with metadata by their split, in the order train, validation, test."""
     found: dict[str, Path] = {}
     for keyword, split in _SPLIT_NAMES.items():
         path = root / keyword
@@ -108,109 +106,125 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _kind(path: str) -> str | None:
+def _media_kind(path: str) -> str | None:
     suffix = os.path.splitext(path)[1].lower()
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _read_split(metadata: Path) -> list[dict]:
-    examples, missing, left_out_tags, other_columns = [], [], 0, set()
-    ids: set[str] = set()
+    examples, ids = [], set()
+    missing, num_left_out, unused_columns = [], 0, set()
     real_folder = os.path.realpath(metadata.parent)
-    for place, row in _read_rows(metadata):
-        file_name, title, tags, example_id = _check_row(row, place)
-        path = _path_inside(real_folder, metadata.parent, file_name, place)
+    for location, row in _read_rows(metadata):
+        file_name, title, tags, example_id = _check_row(row, location)
+        path = _path_inside(real_folder, metadata.parent, file_name, location)
         if example_id in ids:
-            raise ValueError(f"{place}: the id {example_id!r} is that of an earlier row; every row needs its own")
+            raise ValueError(f"{location}: an earlier row has the id {example_id!r}; every row needs its own")
         ids.add(example_id)
         if not os.path.isfile(path):
             missing.append(file_name)
-        cleaned = list(dict.fromkeys(tag.strip() for tag in tags if tag.strip()))
-        left_out_tags += len(tags) - len(cleaned)
-        other_columns |= row.keys() - {"file_name", "title", "tags", "id"}
-        examples.append({"id": example_id, "path": path, "title": title, "tags": cleaned})
+        distinct = distinct_tags(tags)
+        num_left_out += len(tags) - len(distinct)
+        unused_columns |= row.keys() - {"file_name", *TEXT_COLUMNS}
+        examples.append({"id": example_id, "path": path, "title": title, "tags": distinct})
     if missing:
-        examples = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{metadata} names {len(missing):,} files that are not there: {examples}")
+        names = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{metadata} names {len(missing):,} files that do not exist: {names}")
     if not examples:
-        raise ValueError(f"{metadata} holds no rows")
-    if left_out_tags:
-        logger.warning("%s: left out %s empty or repeated tags", metadata, f"{left_out_tags:,}")
-    if other_columns:
-        logger.warning("%s: columns not used: %s", metadata, ", ".join(sorted(map(str, other_columns))))
+        raise ValueError(f"{metadata} has no rows")
+    if num_left_out:
+        logger.warning("%s: left out %s empty or repeated tags", metadata, f"{num_left_out:,}")
+    if unused_columns:
+        logger.warning("%s: columns not used: %s", metadata, ", ".join(sorted(map(str, unused_columns))))
     return examples
 
 
-def _read_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
-    """`(where it stands, row)` for every row."""
+def _read_rows(metadata: Path) -> Iterator[tuple[str, Any]]:
+    """Yields each row of a metadata file, which need not be a dict, with its location for error messages."""
+    if metadata.suffix == ".parquet":
+        yield from _read_parquet_rows(metadata)
+        return
     try:
-        if metadata.suffix == ".parquet":
-            for number, row in enumerate(pq.read_table(metadata).to_pylist(), start=1):
-                yield f"{metadata}, row {number}", row
-            return
         with open(metadata, encoding="utf-8-sig", newline="") as file:
-            if metadata.suffix == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                for row in reader:
-                    place = f"{metadata}, line {reader.line_num}"
-                    if None in row:
-                        raise ValueError(f"{place}: more cells than the header's {len(reader.fieldnames)} columns")
-                    if isinstance(row.get("tags"), str):
-                        row["tags"] = _split_csv_tags(row["tags"], place)
-                    yield place, row
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{metadata}, line {number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{metadata}, line {number}: not JSON ({error})") from error
+            yield from (_read_csv_rows if metadata.suffix == ".csv" else _read_json_rows)(file, metadata)
     except UnicodeDecodeError as error:
         raise ValueError(f"{metadata}: not UTF-8 text ({error})") from error
-    except csv.Error as error:
-        raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
+
+
+def _read_parquet_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
+    try:
+        rows = pq.read_table(metadata).to_pylist()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{metadata}: not a Parquet file ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{metadata}, row {number}", row
 
 
-def _split_csv_tags(cell: str, place: str) -> list[str]:
-    # What `DataFrame.to_csv` writes for a column of lists would otherwise become one strange tag.
+def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        location = f"{metadata}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{location}: not JSON ({error})") from error
+        yield location, row
+
+
+def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, dict]]:
+    reader = csv.DictReader(file, strict=True)
+    try:
+        for row in reader:
+            location = f"{metadata}, line {reader.line_num}"
+            if None in row:
+                raise ValueError(f"{location}: more cells than the header's {len(reader.fieldnames)} columns")
+            if isinstance(row.get("tags"), str):
+                row["tags"] = _split_csv_tags(row["tags"], location)
+            yield location, row
+    except csv.Error as error:
+        raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
+
+
+def _split_csv_tags(cell: str, location: str) -> list[str]:
+    # `DataFrame.to_csv` prints a column of lists in this way; read as text it would be one strange tag.
     if cell.lstrip().startswith(("['", '["', "[]")):
-        raise ValueError(f"{place}: tags are a printed list, {cell!r}; write them as 'first tag|second tag'")
+        raise ValueError(f"{location}: tags are a printed list, {cell!r}; write them as 'first tag|second tag'")
     return cell.split(CSV_TAG_SEPARATOR) if cell.strip() else []
 
 
-def _check_row(row, place: str) -> tuple[str, str, list[str], str]:
+def _check_row(row: Any, location: str) -> tuple[str, str, list[str], str]:
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
-        raise ValueError(f'{place}: expected a row with "file_name", got {row!r}')
+        raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
     file_name, title, tags, example_id = row["file_name"], row.get("title"), row.get("tags"), row.get("id")
     if not isinstance(title, str | None):
-        raise ValueError(f"{place}: title must be text, got {title!r}")
+        raise ValueError(f"{location}: title must be text, got {title!r}")
     if not isinstance(tags, list | None) or not all(isinstance(tag, str) for tag in tags or []):
-        raise ValueError(f"{place}: tags must be a list of texts, got {tags!r}")
+        raise ValueError(f"{location}: tags must be a list of texts, got {tags!r}")
     if not isinstance(example_id, str | int | None):
-        raise ValueError(f"{place}: id must be text or a whole number, got {example_id!r}")
-    if _kind(file_name) is None:
-        raise ValueError(f"{place}: {file_name!r} has the suffix of neither an image nor a video")
+        raise ValueError(f"{location}: id must be text or an integer, got {example_id!r}")
+    if _media_kind(file_name) is None:
+        raise ValueError(f"{location}: {file_name!r} has the suffix of neither an image nor a video")
     return file_name, title or "", tags or [], file_name if example_id is None else str(example_id)
 
 
-def _path_inside(real_folder: str, folder: Path, file_name: str, place: str) -> str:
+def _path_inside(real_folder: str, folder: Path, file_name: str, location: str) -> str:
     path = os.path.join(folder, file_name)
-    inside = "\0" not in file_name and not os.path.isabs(file_name)
-    if not inside or os.path.commonpath([real_folder, os.path.realpath(path)]) != real_folder:
-        raise ValueError(f"{place}: {file_name!r} leads out of {folder}; only files inside it are read")
+    is_relative = "\0" not in file_name and not os.path.isabs(file_name)
+    if not is_relative or os.path.commonpath([real_folder, os.path.realpath(path)]) != real_folder:
+        raise ValueError(f"{location}: {file_name!r} leads out of {folder}; only files inside it are read")
     return os.path.abspath(path)
 
 
-def _warn_of_unlisted_files(root: Path, listed: set[str]):
+def _warn_of_unlisted_files(root: Path, listed: set[str]) -> None:
     unlisted = [
         path
         for folder, _, names in os.walk(root)
         for path in (os.path.abspath(os.path.join(folder, name)) for name in names if not name.startswith("."))
-        if _kind(path) and path not in listed
+        if _media_kind(path) and path not in listed
     ]
     if unlisted:
         logger.warning(
-            "%s: %s images or videos are in no metadata file and left out, such as %s",
+            "%s: left out %s images or videos that no metadata file names, such as %s",
             root, f"{len(unlisted):,}", sorted(unlisted)[0],
         )  # fmt: skip

@@ -1,14 +1,15 @@
-"""Fits a checkpoint's `pad_bias` and `threshold` on validation examples, for both decodings, and saves them in it.
+r"""Fits the decoding settings of a checkpoint on validation examples again, and saves them in the checkpoint.
 
-    python examples/fit.py --checkpoint runs/mine --dataset my_images --num_return_sequences 3
+    python examples/fit.py --checkpoint runs/mine --dataset my_images --metric_for_best_model micro_f1
 
-`examples/train.py` does this at its end; this program does it again, on other examples, for another figure, or with
-several num_return_sequences a slot (beam search inside each slot, whose best tags are all candidates).
+`examples/train.py` fits them at its end. This program fits `pad_bias`, `fusion_weights`, `logit_adjustment` and
+`threshold` of both decodings for other examples, for another metric, or for another number of tags per slot.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_scripts import load_tagging_dataset
@@ -17,28 +18,35 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.calibration import PAD_BIASES, fit_generation_config
 
+FIT_ARGUMENTS = ("metric_for_best_model", "num_return_sequences", "num_candidates", "pad_biases", "dataset")
 
-def main() -> None:
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--dataset", default="icon_tagging")
-    parser.add_argument("--dataset_dir", default=None)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder whose settings are replaced")
+    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
+    parser.add_argument("--dataset_dir", help="cache folder of datasets")
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
-    parser.add_argument("--objective", default="full_f1", help="a figure, or the mean of several: a+b")
-    parser.add_argument("--num_return_sequences", type=int, default=1, help="tags a slot may contribute")
     parser.add_argument(
-        "--num_candidates", type=int, default=50, help="train tags that suit an example, candidates too"
+        "--metric_for_best_model",
+        default="full_f1",
+        help="metric to maximise; a+b is the mean of two, a@b>=c is a given that b is at least c",
     )
-    parser.add_argument("--pad_biases", type=float, nargs="+", default=PAD_BIASES)
+    parser.add_argument("--num_return_sequences", type=int, default=1, help="maximum number of tags per slot")
+    parser.add_argument("--num_candidates", type=int, default=50, help="tags that the tag classifier adds")
+    parser.add_argument("--pad_biases", type=float, nargs="+", default=PAD_BIASES, help="values of pad_bias to try")
     parser.add_argument("--batch_size", type=int, default=64)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fit the settings of a checkpoint and save them in it."""
+    arguments = parse_arguments(argv)
     dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
-    examples = CachedFeatures(
-        cache_tower_features(dataset["validation"], model.model, processor, arguments.cache_dir / "features")
-    )
+    features = cache_tower_features(dataset["validation"], model.model, processor, arguments.cache_dir / "features")
     train_counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
     evaluator = TagEvaluator(dataset["validation"]["tags"], train_counts)
 
@@ -48,21 +56,21 @@ def main() -> None:
         fits[decoding] = fit_generation_config(
             model,
             processor,
-            examples,
+            CachedFeatures(features),
             evaluator,
             decoding=decoding,
-            objective=arguments.objective,
+            metric_for_best_model=arguments.metric_for_best_model,
             grid={"pad_bias": arguments.pad_biases},
             batch_size=arguments.batch_size,
         )
         print(decoding, json.dumps({name: value for name, value in fits[decoding].items() if name != "tried"}))
     model.generation_config.save_pretrained(arguments.checkpoint)
 
+    # The model card reads the settings from the summary.
     summary_path = arguments.checkpoint / "training_summary.json"
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     summary["fits"] = fits
-    shown = ("objective", "num_return_sequences", "num_candidates", "pad_biases", "dataset")
-    summary["fitted_with"] = {name: value for name, value in vars(arguments).items() if name in shown}
+    summary["fitted_with"] = {name: getattr(arguments, name) for name in FIT_ARGUMENTS}
     summary_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 

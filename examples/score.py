@@ -1,23 +1,20 @@
-r"""Scores a checkpoint on the test split of a tagging dataset and writes one JSON.
+r"""Scores a checkpoint on the test split of a tagging dataset and writes the metrics to a JSON file.
 
     python examples/score.py --checkpoint checkpoints/optsg-icon-small \
         --output results/icon_tagging/optsg-icon-small.json
 
-`pad_bias` and `threshold` are those of the checkpoint, fitted on validation examples when it was trained; those of the
-kNN vote are fitted on the same validation examples here. Nothing is fitted on the test split.
+The decoding settings are those of the checkpoint, which `examples/train.py` fitted on validation examples. The kNN
+baseline is fitted here, on the same examples. Nothing is fitted on the test split.
 """
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections import Counter
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
+from datasets import DatasetDict
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import KNNForTagVote, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
@@ -25,145 +22,140 @@ from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.evaluation.calibration import fit_generation_config, reliability
 from modeling_optsg.evaluation.prediction import predict_tags
+from modeling_optsg.evaluation.reporting import environment, novel_hits, score_modalities
 
-FITTED = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
-MODALITIES = {"both": ("image", "title"), "image": ("image",), "title": ("title",)}
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
-
-
-def reliability(predictions: list[list[dict]], references: list[list[str]], bins: int = 10) -> dict:
-    """How often tags of a given probability are right: for each tenth of the probabilities the number of tags, their
-    mean probability and the share that is in the ground truth, in percent; and the expected calibration error, the
-    mean distance of the two weighted by the number of tags."""
-    pairs = np.array([(p["score"], p["tag"] in set(tags)) for row, tags in zip(predictions, references) for p in row])
-    which = np.minimum((pairs[:, 0] * bins).astype(int), bins - 1)
-    rows = []
-    for index in range(bins):
-        inside = pairs[which == index]
-        if len(inside):
-            probability, correct = inside.mean(axis=0) * 100
-            rows.append(
-                {
-                    "from": index / bins,
-                    "to": (index + 1) / bins,
-                    "tags": len(inside),
-                    "mean_probability": round(probability, 1),
-                    "correct": round(correct, 1),
-                }
-            )
-    error = sum(row["tags"] * abs(row["mean_probability"] - row["correct"]) for row in rows) / len(pairs)
-    return {"table": rows, "expected_calibration_error": round(error, 2)}
+FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
 
 
-def novel_hits(predictions: list[list[dict]], references: list[list[str]]) -> dict:
-    """Novel tags written, and how many of those are in the example's ground truth."""
-    novel = [p["tag"] in set(tags) for row, tags in zip(predictions, references) for p in row if p["novel"]]
-    return {"written": len(novel), "exact_hits": sum(novel)}
+def parse_arguments() -> argparse.Namespace:
+    """Parses the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--dataset", default="icon_tagging", help="a benchmark, a folder, or a Hub name")
+    parser.add_argument("--dataset_dir", help="folder for datasets that are downloaded or built")
+    parser.add_argument(
+        "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="folder for tower features"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="examples per batch")
+    return parser.parse_args()
 
 
-def neighbours_vote(model, processor, examples, tags: list[list[str]]) -> KNNForTagVote:
-    """The kNN vote of training examples under a checkpoint's towers."""
-    known = {tag: place for place, tag in enumerate(sorted({tag for row in tags for tag in row}))}
-    ids = processor.tag_tokenizer(list(known), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def score_decoding(
+    model: OPTSGForTagGeneration,
+    processor: OPTSGProcessor,
+    examples: CachedFeatures,
+    references: list[list[str]],
+    evaluator: TagEvaluator,
+    decoding: str,
+    batch_size: int,
+) -> dict:
+    """Scores one decoding: metrics, its settings, its speed, novel tags and the reliability of its probabilities."""
+    settings = {}
+    for name in FITTED_SETTINGS:
+        value = getattr(model.generation_config, name, None)
+        if value is not None:
+            settings[name] = value[decoding] if isinstance(value, dict) else value
+    start = time.perf_counter()
+    predictions = predict_tags(model, processor, examples, decoding=decoding, batch_size=batch_size)
+    seconds = time.perf_counter() - start
+    unfiltered = predict_tags(model, processor, examples, decoding=decoding, batch_size=batch_size, threshold=0.0)
+    return (
+        evaluator.score(predictions)
+        | settings
+        | {
+            "seconds_per_example_without_towers": round(seconds / len(references), 5),
+            "novel": novel_hits(predictions, references),
+            "reliability": reliability(unfiltered, references),
+        }
+    )
+
+
+def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: CachedFeatures) -> KNNForTagVote:
+    """Makes the kNN baseline of training examples, with the towers of a model."""
+    tags = [list(dict.fromkeys(example_tags)) for example_tags in examples.dataset["tags"]]
+    index = {tag: position for position, tag in enumerate(sorted({tag for row in tags for tag in row}))}
+    ids = processor.tag_tokenizer(list(index), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     config = KNNConfig(
         text_config=model.config.text_config,
         frame_feature_size=model.config.frame_feature_size,
         tag_vocab_size=model.config.tag_vocab_size,
-        # A vote needs no decoder: tags too long for it can be named all the same.
+        # Tags that are too long for the decoder of the model can get votes.
         max_tag_tokens=max(map(len, ids)),
-        num_tag_classes=len(known),
+        num_tag_classes=len(index),
     )
     knn = KNNForTagVote(config).eval()
     knn.set_label_vocabulary(ids)
-    knn.fit(*pool_examples(examples, config), [[known[tag] for tag in dict.fromkeys(row)] for row in tags])
+    knn.fit(*pool_examples(examples, config), [[index[tag] for tag in row] for row in tags])
     return knn
 
 
-def score_knn(model, processor, examples, dataset, train_counts, evaluator) -> dict:
-    """The vote's metrics on the test examples, fitted on the validation examples."""
-    knn = neighbours_vote(model, processor, examples["train"], dataset["train"]["tags"])
-    validation = TagEvaluator(dataset["validation"]["tags"], train_counts)
+def score_knn(
+    model: OPTSGForTagGeneration,
+    processor: OPTSGProcessor,
+    examples: Mapping[str, CachedFeatures],
+    validation_evaluator: TagEvaluator,
+    evaluator: TagEvaluator,
+) -> dict:
+    """Fits the kNN baseline on training and validation examples, and scores it on the test examples."""
+    knn = fit_knn(model, processor, examples["train"])
     grid = MODEL_TYPES["knn"].grid()
-    # There may be fewer training examples than the most neighbours that are tried.
     grid["neighbours"] = sorted({min(count, len(examples["train"])) for count in grid["neighbours"]})
-    fit = fit_generation_config(knn, processor, examples["validation"], validation, grid=grid)
-    fit.pop("tried")
+    fit = fit_generation_config(knn, processor, examples["validation"], validation_evaluator, grid=grid)
+    del fit["tried"]
     return evaluator.score(predict_tags(knn, processor, examples["test"])) | fit
 
 
-def environment() -> dict:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "commit": commit or None,
-    }
+def load_splits(arguments: argparse.Namespace) -> DatasetDict:
+    """Loads the dataset and checks that it has all splits."""
+    splits = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    if missing := {"train", "validation", "test"} - set(splits):
+        raise SystemExit(f"{arguments.dataset} has no split {', '.join(sorted(missing))}.")
+    return splits
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dataset", default="icon_tagging")
-    parser.add_argument("--dataset_dir", default=None)
-    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
-    parser.add_argument("--batch_size", type=int, default=64)
-    arguments = parser.parse_args()
-    started = time.perf_counter()
-
-    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    """Runs the program."""
+    arguments = parse_arguments()
+    start = time.perf_counter()
+    splits = load_splits(arguments)
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
+    features_dir = arguments.cache_dir / "features"
     examples = {
-        name: CachedFeatures(
-            cache_tower_features(dataset[name], model.model, processor, arguments.cache_dir / "features")
-        )
+        name: CachedFeatures(cache_tower_features(splits[name], model.model, processor, features_dir))
         for name in ("train", "validation", "test")
     }
-    train_counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
-    references = dataset["test"]["tags"]
+    train_counts = Counter(tag for tags in splits["train"]["tags"] for tag in set(tags))
+    references = splits["test"]["tags"]
     evaluator = TagEvaluator(references, train_counts)
-    result = {"checkpoint": arguments.checkpoint, "dataset": arguments.dataset, "examples": len(references)}
-    result |= {"evaluated_tags": len(evaluator.evaluated_tags), "test": {}}
+    validation_evaluator = TagEvaluator(splits["validation"]["tags"], train_counts)
 
-    for decoding in ("parallel", "sequential"):
-        fitted = {name: getattr(model.generation_config, name, None) for name in FITTED}
-        settings = {name: value[decoding] for name, value in fitted.items() if value is not None}
-        before = time.perf_counter()
-        predictions = predict_tags(
-            model, processor, examples["test"], decoding=decoding, batch_size=arguments.batch_size
-        )
-        seconds = time.perf_counter() - before
-        result["test"][decoding] = evaluator.score(predictions) | settings
-        result["test"][decoding] |= {
-            "seconds_per_example_without_towers": round(seconds / len(references), 5),
-            "novel": novel_hits(predictions, references),
-        }
-        unfiltered = predict_tags(
-            model, processor, examples["test"], decoding=decoding, batch_size=arguments.batch_size, threshold=0.0
-        )
-        result["test"][decoding]["reliability"] = reliability(unfiltered, references)
-        print(decoding, json.dumps(evaluator.score(predictions)), flush=True)
-
-    result["modalities"] = {
-        name: evaluator.score(
-            predict_tags(model, processor, examples["test"], modalities=modalities, batch_size=arguments.batch_size)
-        )
-        for name, modalities in MODALITIES.items()
+    result = {
+        "checkpoint": arguments.checkpoint,
+        "dataset": arguments.dataset,
+        "examples": len(references),
+        "evaluated_tags": len(evaluator.evaluated_tags),
+        "test": {},
     }
-
-    result["knn"] = score_knn(model, processor, examples, dataset, train_counts, evaluator)
-    print("knn", json.dumps(result["knn"]))
+    for decoding in ("parallel", "sequential"):
+        result["test"][decoding] = score_decoding(
+            model, processor, examples["test"], references, evaluator, decoding, arguments.batch_size
+        )
+        print(f"{decoding}: Full F1 {result['test'][decoding]['full_f1']}", flush=True)
+    result["modalities"] = score_modalities(
+        model, processor, examples["test"], evaluator, batch_size=arguments.batch_size
+    )
+    result["knn"] = score_knn(model, processor, examples, validation_evaluator, evaluator)
+    print(f"kNN: Full F1 {result['knn']['full_f1']}")
 
     summary_path = Path(arguments.checkpoint) / "training_summary.json"
     if summary_path.exists():
         summary = json.loads(summary_path.read_text(encoding="utf-8"))
-        result["seed"] = summary["arguments"]["seed"]
-        result["training_seconds"] = summary["training_seconds"]
-    result |= {"seconds": round(time.perf_counter() - started, 1)} | environment()
+        result |= {"seed": summary["arguments"]["seed"], "training_seconds": summary["training_seconds"]}
+    result |= {"seconds": round(time.perf_counter() - start, 1)} | environment()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

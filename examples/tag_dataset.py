@@ -1,18 +1,19 @@
-r"""Tags a dataset of any size, on as many processes or machines as there are, into Parquet files.
+r"""Tags a dataset of any size, with any number of processes or machines, and writes the tags to Parquet files.
 
     accelerate launch examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags
     python examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags --ray 2
 
-Examples are divided into shards; each is tagged by one process, written as `tags-00000-of-00042.parquet` and then done.
-Started again with the same arguments, in either way, it makes the shards that are missing; other weights, settings or
-examples under the same names are refused (of images, videos and features, those of one example a shard are looked at). Rows
-are the examples' `id`, their `tags` (`tag`, `score`, `novel`; best first) and, where an example cannot be read, an `error`.
-With `--ray N` shards are the input of a `ray.data` job with N workers, on the Ray cluster at `RAY_ADDRESS` or on one
-made here; all must see the same files.
+The examples are divided into shards. One process tags a shard and writes it as a file such as
+`tags-00000-of-00042.parquet`. To resume an interrupted run, repeat its command: only missing shards are made. An
+output folder that was made with another model, other settings or other examples is rejected. To detect changed images,
+videos or features, one example per shard is compared.
+
+The columns are the `id` of an example, its `tags` (`tag`, `score` and `novel`, best first), and an `error` if it
+cannot be read. With `--ray N` the shards are tagged by a `ray.data` job with N workers, on the Ray cluster at
+`RAY_ADDRESS` or on a local one; all machines must see the same files.
 """
 
 import argparse
-import hashlib
 import json
 import os
 from collections import Counter
@@ -26,30 +27,43 @@ from datasets import load_dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
-from dataset_scripts import load_tagging_dataset, undecoded
+from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import write_json
-from modeling_optsg.data.feature_cache import digest, tokenizer_settings
-from modeling_optsg.evaluation.dataset_tagging import is_whole, shard_path, shards_of, write_shard
+from modeling_optsg.evaluation.dataset_tagging import (
+    dataset_fingerprint,
+    is_complete,
+    model_fingerprint,
+    shard_path,
+    split_into_shards,
+    write_shard,
+)
+
+# Arguments that do not change the tags.
+FREE_ARGUMENTS = ("output", "dataset_dir", "ray", "batch_size")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def parse_arguments(argv=None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a folder or a Hub name")
-    parser.add_argument("--dataset", required=True, help="a benchmark, a folder or a Hub name")
-    parser.add_argument("--dataset_dir", help="where datasets are built and looked for")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the Parquet files")
-    parser.add_argument("--shard_size", type=int, default=1000, help="examples of a shard")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--decoding", choices=("parallel", "sequential"), help="the checkpoint's own if not given")
-    parser.add_argument("--threshold", type=float)
-    parser.add_argument("--max_tags", type=int)
-    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="on GPUs; no: 32 bits")
-    parser.add_argument("--ray", type=int, metavar="N", help="so many workers of a Ray cluster")
+    parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
+    parser.add_argument("--dataset", required=True, help="a benchmark, a folder, or a Hub name")
+    parser.add_argument("--dataset_dir", help="folder for datasets that are downloaded or built")
+    parser.add_argument("--split", default="train", help="split of the dataset")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
+    parser.add_argument("--shard_size", type=int, default=1000, help="examples per file")
+    parser.add_argument("--batch_size", type=int, default=64, help="examples per forward pass")
+    parser.add_argument("--decoding", choices=("parallel", "sequential"), help="default: that of the checkpoint")
+    parser.add_argument("--threshold", type=float, help="minimum score of a tag; default: that of the checkpoint")
+    parser.add_argument(
+        "--max_tags", type=int, help="maximum number of tags per example; default: that of the checkpoint"
+    )
+    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="default: no")
+    parser.add_argument("--ray", type=int, metavar="N", help="number of Ray workers; default: use accelerate")
     arguments = parser.parse_args(argv)
-    # Workers of a cluster begin in other folders.
+    # Ray workers run in other folders.
     arguments.output = arguments.output.resolve()
     for name in ("checkpoint", "dataset", "dataset_dir"):
         if getattr(arguments, name) and Path(getattr(arguments, name)).exists():
@@ -58,93 +72,65 @@ def parse_arguments(argv=None) -> argparse.Namespace:
 
 
 class ShardTagger:
-    """Loads model and examples once, and makes shards."""
+    """Tags shards of a dataset; model and dataset are loaded once per process."""
 
-    def __init__(self, arguments: argparse.Namespace):
+    def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        kind = AutoConfig.from_pretrained(arguments.checkpoint).model_type
-        model = next(system.model for system in MODEL_TYPES.values() if system.model.config_class.model_type == kind)
+        model_type = AutoConfig.from_pretrained(arguments.checkpoint).model_type
+        models = {spec.model.config_class.model_type: spec.model for spec in MODEL_TYPES.values()}
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.model = model.from_pretrained(arguments.checkpoint).to(device).eval()
+        self.model = models[model_type].from_pretrained(arguments.checkpoint).to(device).eval()
         self.processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
         self.dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, cache_dir=arguments.dataset_dir)
-        self.shards = shards_of(len(self.dataset), arguments.shard_size)
-        settings = {name: getattr(arguments, name) for name in ("decoding", "threshold", "max_tags")}
-        self.settings = {name: value for name, value in settings.items() if value is not None}
-        self.settings["batch_size"] = arguments.batch_size
-
-    def weights(self) -> str:
-        """Changes with whatever the model's answers depend on."""
-        settings = self.model.generation_config.to_dict() | {"transformers_version": None}
-        processor = self.processor
-        images = getattr(processor, "image_processor", None)
-        reading = [images and images.to_dict(), processor.num_frames, tokenizer_settings(processor.tokenizer)]
-        return digest(
-            self.model, settings, *reading, processor.tag_tokenizer.get_vocab(), sorted(processor.label_vocabulary)
-        )
-
-    def examples(self) -> str:
-        """Changes with the examples and their order."""
-        names = [name for name in ("id", "title") if name in self.dataset.column_names]
-        hashed = hashlib.sha256()
-        for rows in self.dataset.select_columns(names).with_format("arrow").iter(10_000):
-            hashed.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
-        # All images would be read for this alone; one of each shard notices most that can happen to them.
-        for row in undecoded(self.dataset).select([shard[0] for shard in self.shards]):
-            for name, value in row.items():
-                if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-                    try:
-                        with open(value["path"], "rb") as file:
-                            value = file.read(2**20)
-                    except OSError as error:
-                        # Its row will say so.
-                        value = type(error).__name__
-                hashed.update(repr((name, value)).encode())
-        return hashed.hexdigest()[:32]
+        self.shards = split_into_shards(len(self.dataset), arguments.shard_size)
 
     def __call__(self, row: dict) -> dict:
+        """Tags the shard with the index `row["shard"]`."""
         index = int(row["shard"])
-        examples = self.shards[index]
-        place = (self.arguments.output, index, len(self.shards), examples)
-        precision = self.arguments.mixed_precision
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+        path = shard_path(self.arguments.output, index, len(self.shards))
+        names = ("batch_size", "decoding", "threshold", "max_tags")
+        settings = {name: getattr(self.arguments, name) for name in names}
+        settings = {name: value for name, value in settings.items() if value is not None}
+        dtype = DTYPES.get(self.arguments.mixed_precision)
         with torch.autocast(self.model.device.type, dtype, enabled=dtype is not None):
-            write_shard(self.model, self.processor, self.dataset, *place, **self.settings)
-        return {"shard": index, "examples": len(examples)}
+            write_shard(self.model, self.processor, self.dataset, path, self.shards[index], **settings)
+        return {"shard": index, "examples": len(self.shards[index])}
 
 
-def check_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
-    """Refuses to mix shards of other arguments, weights or examples into a folder, and takes away what killed processes
-    have left there.
+def prepare_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
+    """Creates the output folder and removes partial files that killed processes left.
 
     Raises:
-        ValueError: the folder's shards were made otherwise.
+        ValueError: the folder was made with other arguments, another model or other examples.
     """
-    free = ("output", "dataset_dir", "ray", "batch_size")
-    own = {name: value for name, value in vars(arguments).items() if name not in free}
-    # Names stay the same when what they stand for changes.
-    own |= {"shards": len(tagger.shards), "weights": tagger.weights(), "examples": tagger.items()}
+    made_with = {name: value for name, value in vars(arguments).items() if name not in FREE_ARGUMENTS}
+    made_with |= {
+        "shards": len(tagger.shards),
+        "weights": model_fingerprint(tagger.model, tagger.processor),
+        "examples": dataset_fingerprint(tagger.dataset, [shard[0] for shard in tagger.shards]),
+    }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for left in arguments.output.glob(".tags-*.parquet.*"):
-        left.unlink()
+    for partial in arguments.output.glob(".tags-*.parquet.*"):
+        partial.unlink()
     path = arguments.output / "arguments.json"
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        if other := sorted(name for name in own if before.get(name) != own[name]):
+        if changed := sorted(name for name in made_with if before.get(name) != made_with[name]):
             raise ValueError(
-                f"{arguments.output} holds shards made with another {', '.join(other)}; give another folder."
+                f"{arguments.output} was made with different {', '.join(changed)}; give another --output folder."
             )
-    write_json(path, own)
+    write_json(path, made_with)
 
 
-def with_accelerate(arguments: argparse.Namespace) -> None:
+def tag_with_accelerate(arguments: argparse.Namespace) -> None:
+    """Tags the dataset with the processes of `accelerate launch`."""
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     with accelerator.main_process_first():
         tagger = ShardTagger(arguments)
         if accelerator.is_main_process:
-            check_output(arguments, tagger)
-    mine = range(accelerator.process_index, len(tagger.shards), accelerator.num_processes)
-    for index in tqdm(mine, desc="Shards", disable=not accelerator.is_main_process):
+            prepare_output(arguments, tagger)
+    indices = range(accelerator.process_index, len(tagger.shards), accelerator.num_processes)
+    for index in tqdm(indices, desc="Shards", disable=not accelerator.is_main_process):
         tagger({"shard": index})
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -152,27 +138,26 @@ def with_accelerate(arguments: argparse.Namespace) -> None:
     accelerator.end_training()
 
 
-def with_ray(arguments: argparse.Namespace) -> None:
+def tag_with_ray(arguments: argparse.Namespace) -> None:
+    """Tags the dataset with the workers of a Ray cluster."""
     import ray
 
     tagger = ShardTagger(arguments)
-    check_output(arguments, tagger)
+    prepare_output(arguments, tagger)
     shards = tagger.shards
-    num_shards = len(shards)
+    # The workers load models of their own.
     del tagger
     if not ray.is_initialized():
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
-        ray.init(log_to_driver=False, **own)
-    paths = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
-    missing = [{"shard": i} for i, (path, examples) in enumerate(zip(paths, shards)) if not is_whole(path, examples)]
-    if missing:
-        rows = ray.data.from_examples(missing, override_num_blocks=len(missing))
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
+        ray.init(log_to_driver=False, **local)
+    if missing := find_missing(arguments.output, shards):
+        rows = ray.data.from_items([{"shard": index} for index in missing], override_num_blocks=len(missing))
         done = rows.map(
             ShardTagger,
             fn_constructor_args=(arguments,),
             concurrency=arguments.ray,
             num_cpus=1,
-            # Ray hides the GPUs that an actor did not ask for.
+            # Ray hides GPUs from workers that do not request one.
             num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
             max_restarts=-1,
         )
@@ -180,23 +165,30 @@ def with_ray(arguments: argparse.Namespace) -> None:
     report(arguments, shards)
 
 
+def find_missing(output: Path, shards: list[range]) -> list[int]:
+    """Returns the indices of shards that have no complete file."""
+    paths = [shard_path(output, index, len(shards)) for index in range(len(shards))]
+    return [index for index, (path, shard) in enumerate(zip(paths, shards)) if not is_complete(path, len(shard))]
+
+
 def report(arguments: argparse.Namespace, shards: list[range]) -> None:
-    """Counts what is there; all of it must be."""
-    num_shards = len(shards)
-    files = [shard_path(arguments.output, index, num_shards) for index in range(num_shards)]
-    if missing := [path.name for path, examples in zip(files, shards) if not is_whole(path, examples)]:
-        raise RuntimeError(f"{len(missing)} shards are missing, such as {missing[0]}; the same command makes them.")
-    rows = load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=True)
-    count, failed = 0, Counter()
+    """Checks that all shards are complete, and prints how many examples were tagged and why others were not."""
+    paths = [shard_path(arguments.output, index, len(shards)) for index in range(len(shards))]
+    if missing := find_missing(arguments.output, shards):
+        raise RuntimeError(
+            f"{len(missing)} shards are missing, such as {paths[missing[0]].name}; repeat the command to make them."
+        )
+    rows = load_dataset("parquet", data_files=list(map(str, paths)), split="train", streaming=True)
+    num_examples, errors = 0, Counter()
     for row in rows:
-        count += 1
-        failed[row["error"]] += row["error"] is not None
-    print(f"{count:,} examples in {num_shards:,} files in {arguments.output}; {failed.total():,} could not be read")
-    for reason, number in failed.most_common(5):
-        if number:
-            print(f"  {number:,}: {reason}")
+        num_examples += 1
+        if row["error"] is not None:
+            errors[row["error"]] += 1
+    print(f"{num_examples:,} examples in {len(shards):,} files in {arguments.output}; {errors.total():,} unreadable")
+    for reason, count in errors.most_common(5):
+        print(f"  {count:,}: {reason}")
 
 
 if __name__ == "__main__":
-    given = parse_arguments()
-    with_ray(given) if given.ray else with_accelerate(given)
+    parsed = parse_arguments()
+    tag_with_ray(parsed) if parsed.ray else tag_with_accelerate(parsed)

@@ -1,5 +1,6 @@
 """Configurations of OP-TSG and of the small vision tower that ships with it."""
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -90,7 +91,8 @@ class OPTSGConfig(PreTrainedConfig):
         alignment_size: Width of the space in which prompts and tags are compared.
         alignment_loss_weight: Weight λ of the alignment loss.
         no_object_weight: Weight of a [PAD]-aligned prompt in the alignment loss.
-        logit_scale_init_value: Initial logarithm of the scale of cosine similarities. The default is CLIP's, ln(1 / 0.07).
+        logit_scale_init_value: Initial logarithm of the scale of cosine similarities. The default is CLIP's,
+            ln(1 / 0.07).
         parallel_ratio: Ratio of training examples that use the parallel attention mask. The others use the sequential
             mask.
         pad_slot_ratio: Ratio of [PAD]-aligned slots that are decoded in training. Their loss is scaled up to count as
@@ -147,7 +149,7 @@ class OPTSGConfig(PreTrainedConfig):
     alignment_size: int = 256
     alignment_loss_weight: float = 1.0
     no_object_weight: float = 0.1
-    logit_scale_init_value: float = 2.6593
+    logit_scale_init_value: float = math.log(1 / 0.07)
     parallel_ratio: float = 0.5
     pad_slot_ratio: float = 1.0
     num_sampled_tokens: int = 0

@@ -27,8 +27,8 @@ class OPTSGGenerateOutput(ModelOutput):
         tag_scores: `[batch, max tags per example]`, the probability of each tag, 0 for padding.
         slots: `[batch, max tags per example]`, the prompt that generated the tag, -1 for padding and for candidates of
             the tag classifier.
-        slot_scores: `[batch, max tags per example]`, the probability that at least one slot generates the tag. Returned
-            by models with a tag classifier.
+        slot_scores: `[batch, max tags per example]`, the probability that at least one slot generates the tag.
+            Returned by models with a tag classifier.
         classifier_logits: `[batch, max tags per example]`, the classifier logit of each tag, 0 for a novel tag.
             Returned by models with a tag classifier.
         pad_margins: `[batch, num_prompts]`, in each slot the best first token's logit minus that of [PAD]. With greedy
@@ -37,7 +37,7 @@ class OPTSGGenerateOutput(ModelOutput):
             `threshold` and `max_tags`. Returned with `output_slots`.
         slot_log_probs: `[batch, num_prompts, num_return_sequences]`, -inf where nothing was generated. Returned with
             `output_slots`.
-        classifier_evidence: The tag classifier's evidence. Returned with `output_slots` by models with a tag classifier.
+        classifier_evidence: The tag classifier's evidence. Returned with `output_slots` by models that have one.
         prompt_attentions: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
         memory_layout: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
     """
@@ -75,9 +75,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
     """Adds `generate` to models whose `tag_decoder` generates one tag per order prompt.
 
     A slot whose first token is [PAD] is empty; any other slot generates one tag. The probability of a tag in a slot is
-    the product of its tokens' probabilities, including [SEP], before `pad_bias`, processors or temperature. Where [PAD]
-    wins, no threshold brings a tag back. A tag of several slots is listed once, with the probability that at least one
-    of them generates it. With `fusion_weights` this is fused with the classifier logit.
+    the product of its tokens' probabilities, including [SEP], before `pad_bias`, processors or temperature. Where
+    [PAD] wins, no threshold brings a tag back. A tag of several slots is listed once, with the probability that at
+    least one of them generates it. With `fusion_weights` this is fused with the classifier logit.
     """
 
     # Decodings in which no slot sees another, so that `at_pad_bias` is valid.

@@ -60,12 +60,12 @@ class OPTSGOutput(ModelOutput):
     Args:
         loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss + classifier_loss_weight *
             classifier_loss`.
-        logits: `[positions, tag_vocab_size]`, over the real positions of the batch, each example's slots laid end to end
-            in prompt order. In training with `num_sampled_tokens` it has a column for each of `logit_tokens` only.
+        logits: `[positions, tag_vocab_size]`, over the real positions of the batch, each example's slots laid end to
+            end in prompt order. In training with `num_sampled_tokens` it has a column for each of `logit_tokens` only.
         generation_loss: Scalar, mean cross-entropy of the tokens, including [PAD] and [SEP].
         alignment_loss: Scalar, cross-entropy of the prompts over the candidate tags and [PAD].
-        classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a tag
-            classifier.
+        classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a
+            tag classifier.
         assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` should predict.
         logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if some are missing.
@@ -122,9 +122,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         """Builds a new model on two pretrained towers.
 
         Args:
-            vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a two-tower
-                model such as CLIP, the vision half is taken. `None` for a model that reads precomputed frame features;
-                then `frame_feature_size` is needed.
+            vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
+                two-tower model such as CLIP, the vision half is taken. `None` for a model that reads precomputed frame
+                features; then `frame_feature_size` is needed.
             text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, the text half is taken.
             config_kwargs: Arguments of the model's configuration.
         """
@@ -151,8 +151,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Saves the model, its code and the code of `pipeline("tag-generation")`."""
-        # Imported here: the library copies every file that is imported anywhere in the code, and at the top this import
-        # would load all of the library's pipelines.
+        # Imported here: the library copies every file that is imported anywhere in the code, and at the top this
+        # import would load all of the library's pipelines.
         from .pipeline_optsg import CUSTOM_PIPELINES
 
         # A model of another package, such as a baseline, does not bring this code: it imports the package instead.
@@ -297,14 +297,6 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         """Replaces the token embeddings of the tag decoder."""
         self.tag_decoder.token_embeddings = value
 
-    def get_output_embeddings(self) -> nn.Module:
-        """Returns the output layer over the tag vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replaces the output layer over the tag vocabulary."""
-        self.lm_head = value
-
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Resizes the tag vocabulary; see [`PreTrainedModel.resize_token_embeddings`]."""
         # The library would store the new size in the text tower's configuration.
@@ -340,8 +332,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
-            tag_input_ids: `[tags, max length]`, tokens of the candidate tags without [SEP]: each tag of the batch once.
-                Tags that no example has are negatives of the alignment.
+            tag_input_ids: `[tags, max length]`, tokens of the candidate tags without [SEP], each tag once. Tags
+                that no example has are negatives of the alignment.
             tag_lengths: `[tags]`, number of tokens of each tag.
             tag_text_input_ids, tag_text_attention_mask: `[tags, length]`, the same tags for the text tower.
             tag_features: `[tags, text width]`, precomputed instead of the text tower's.
@@ -350,7 +342,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 padding.
             decoding: Attention mask of the decoder, "parallel" or "sequential". By default it is chosen per example by
                 `parallel_ratio` in training, and is parallel in evaluation.
-            example_seeds: `[batch]`, see [`OPTSGModel.forward`]. They also choose the attention mask and the [PAD] slots.
+            example_seeds: `[batch]`, see [`OPTSGModel.forward`]. They also choose attention mask and [PAD] slots.
             step_tokens, sampled_tokens: With `num_sampled_tokens`, the tokens of all tags of a training step, and the
                 sampled others, if they were chosen for all parts of the step.
 

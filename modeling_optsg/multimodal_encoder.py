@@ -14,8 +14,8 @@ from .seeded_random import seeded_uniform
 class MemoryLayout:
     """Which frame, patch or title token each position of the memory stands for.
 
-    The memory holds frame after frame, then the title's tokens. A frame holds its other tokens, such as [CLS], then its
-    patches row by row.
+    The memory holds frame after frame, then the title's tokens. A frame holds its other tokens, such as [CLS], then
+    its patches row by row.
 
     Args:
         frames: Frames of the longest video of the batch, 0 without images.

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from .layers import TransformerLayer
 
@@ -12,7 +13,7 @@ class PromptEncoder(nn.Module):
     In every layer the queries attend to one another and to the memory.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.queries = nn.Parameter(torch.empty(config.num_prompts, config.hidden_size))
         self.layers = nn.ModuleList(
@@ -31,10 +32,10 @@ class PromptEncoder(nn.Module):
 
         Args:
             memory: `[batch, memory length, hidden_size]`.
-            memory_mask: boolean `[batch, memory length]`, true for real tokens.
+            memory_mask: Boolean `[batch, memory length]`, true for real tokens.
             pooled: `[batch, hidden_size]`, added to every query, so that the queries differ between examples
                 from the first layer on.
-            output_attentions: return the attention weights with any attention implementation.
+            output_attentions: Return the attention weights with any attention implementation.
 
         Returns:
             The order prompts `[batch, num_prompts, hidden_size]`, and for each layer its attention over the

@@ -52,8 +52,8 @@ def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> tor
     num_prompts, max_tags = similarity.shape[1], is_tag.sum(dim=1).max().item()
     if max_tags > num_prompts:
         raise ValueError(
-            f"An example has {max_tags} tags but the model has num_prompts={num_prompts}. Sample {num_prompts} of them, "
-            "as OPTSGDataCollator does, or build a model with more prompts."
+            f"An example has {max_tags} tags but the model has num_prompts={num_prompts}. Sample {num_prompts} of "
+            "them, as OPTSGDataCollator does, or build a model with more prompts."
         )
     gain = similarity.float() - similarity[..., -1:].float()
     gain = gain.gather(2, labels.clamp(min=0)[:, None, :].expand(-1, num_prompts, -1)).cpu().numpy()

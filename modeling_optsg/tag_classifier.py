@@ -1,7 +1,8 @@
 """Tag classifier: a multi-label head over the label vocabulary.
 
-The alignment shows a prompt the tags of its batch. The classifier sees every tag of the label vocabulary at every step,
-and so learns more about rare ones. In generation it proposes candidates, and its logits are fused with the slots'.
+The alignment shows a prompt the tags of its batch. The classifier sees every tag of the label vocabulary at every
+step, and so learns more about rare ones. In generation it proposes candidates, and its logits are fused with the
+slots'.
 """
 
 from collections.abc import Sequence

@@ -85,9 +85,9 @@ def rank_tags(
 ) -> RankedTags:
     """Merges what the slots generated and what the classifier proposes, and ranks it.
 
-    The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has not
-    settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up. With
-    fusion weights it is fused with the classifier logit.
+    The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has
+    not settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up.
+    With fusion weights it is fused with the classifier logit.
 
     Args:
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from transformers import LogitsProcessor, PreTrainedConfig
+from transformers import LogitsProcessor, PreTrainedConfig, ProcessorMixin
 
 
 class TagVocabularyLogitsProcessor(LogitsProcessor):
@@ -36,7 +36,9 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
         self.max_token_id = max(map(max, next_tokens.values()))
 
     @classmethod
-    def from_tags(cls, tags: Iterable[str], processor, config: PreTrainedConfig) -> "TagVocabularyLogitsProcessor":
+    def from_tags(
+        cls, tags: Iterable[str], processor: ProcessorMixin, config: PreTrainedConfig
+    ) -> "TagVocabularyLogitsProcessor":
         """Builds the vocabulary from tags as text, in the letter case of the label vocabulary.
 
         Args:

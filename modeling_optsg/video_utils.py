@@ -45,10 +45,11 @@ def is_video_file(path: str | os.PathLike) -> bool:
     except Exception:  # Pillow's plugins raise every kind of exception on damaged files.
         return False
     try:
-        # FFmpeg reads single images with demuxers such as "png_pipe".
-        return not _container_format(path).endswith("_pipe")
+        container_format = _container_format(path)
     except (ImportError, ValueError):
         return (mimetypes.guess_type(path)[0] or "").startswith("video/")
+    # Single images have formats such as "png_pipe".
+    return container_format != "image2" and not container_format.endswith("_pipe")
 
 
 def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:

@@ -1,33 +1,42 @@
 """Arguments of the sub-commands that read a dataset."""
 
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-def add_dataset_arguments(parser) -> None:
-    parser.add_argument("dataset", metavar="NAME", help="a benchmark, a folder, or a dataset on the Hub")
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of a benchmark's own files")
-    parser.add_argument("--config-name", metavar="NAME", help="which configuration of the benchmark")
-    parser.add_argument("--title", metavar="NAME", help="which title of the benchmark, such as raw")
-    parser.add_argument("--visual", metavar="NAME", help="what of a benchmark is looked at: video, image, …, or none")
-    parser.add_argument("--missing", metavar="WHAT", help="examples of a benchmark without their file: skip or keep")
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BUILDER_ARGUMENTS = ("data_dir", "config_name", "title", "visual", "missing")
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that [`load_dataset`] uses."""
+    parser.add_argument("dataset", metavar="NAME", help="benchmark, folder, or dataset on the Hub")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a benchmark")
+    parser.add_argument("--config-name", metavar="NAME", help="configuration of a benchmark, such as create_3m")
+    parser.add_argument("--title", metavar="NAME", help="title of a benchmark's examples, such as raw")
+    parser.add_argument("--visual", metavar="NAME", help="visual input: video, image, frame_features or none")
+    parser.add_argument("--missing", metavar="POLICY", help="skip or keep examples whose file cannot be used")
     parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
 
 
-def load_dataset_of(args, for_tags: bool = False):
-    """All splits of what the arguments name.
+def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[str, "Dataset | IterableDataset"]:
+    """Loads all splits of the dataset that the arguments name.
 
     Args:
-        for_tags: whether only tags are wanted: nothing is copied into a cache that is not there yet, and of a
-            benchmark no image or video is looked for.
+        args: Parsed arguments of [`add_dataset_arguments`].
+        tags_only: Whether only tags are needed. Then Parquet and Hub datasets are streamed instead of copied to the
+            cache, and images and videos of a benchmark are not read.
 
     Raises:
-        ValueError, FileNotFoundError: see [`load_tagging_dataset`].
+        ValueError, FileNotFoundError: See [`load_tagging_dataset`].
     """
     from dataset_scripts import benchmark_card, load_tagging_dataset
 
-    choices = ("data_dir", "config_name", "title", "visual", "missing")
-    given = {name: getattr(args, name) for name in choices}
-    given = {name: value for name, value in given.items() if value is not None}
-    if for_tags and "data_dir" in given:
-        given.setdefault("visual", "none")
-    elif for_tags and benchmark_card(args.dataset) is None:
-        given["streaming"] = True
-    return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **given)
+    options = {name: value for name in BUILDER_ARGUMENTS if (value := getattr(args, name)) is not None}
+    if tags_only and "data_dir" in options:
+        options.setdefault("visual", "none")
+    elif tags_only and benchmark_card(args.dataset) is None:
+        options["streaming"] = True
+    return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **options)

@@ -1,4 +1,4 @@
-"""Finds the images and videos a command line names, and their titles."""
+"""Finds the images and videos named on a command line, and their titles."""
 
 import csv
 import json
@@ -8,22 +8,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
 
-# Files of cameras' own kinds: Pillow takes some for TIFF and gives the thumbnail in them.
+from .terminal import plural
+
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+# Pillow reads some of these as TIFF files and returns the thumbnail that they contain.
 RAW_SUFFIXES = frozenset(
     ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 "
     ".srf .srw .x3f".split()
 )
 SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
-METADATA_NAMES = frozenset({"metadata.csv", "metadata.jsonl", "metadata.parquet"})
+OWN_PREFIX = ".optsg-"  # of this program's records and unfinished files
+MAX_MISSING_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class MediaFile:
-    """
+    """An image or a video to tag.
+
     Args:
-        root: the folder that was named and in which the file was found; empty for a file that was named itself.
+        path: Path of the file.
+        title: Its title, if it has one.
+        is_video: Whether it is a video rather than an image.
+        root: The folder on the command line that contains the file; empty if the file itself was named.
     """
 
     path: str
@@ -34,99 +42,120 @@ class MediaFile:
 
 @dataclass
 class MediaFiles:
-    """
+    """The files that a command line names.
+
     Args:
-        files: what can be tagged, in the order given; a folder's sorted by name, its own before its sub-folders'.
-        failures: `(path, reason)` of what was asked for and cannot be used.
-        notes: sentences that say what was left out and why.
+        files: Images and videos in the order of the command line. The files of a folder are sorted by name and come
+            before those of its sub-folders.
+        failures: `(path, reason)` of everything that was asked for and cannot be used.
+        messages: Sentences about files that were skipped.
     """
 
     files: list[MediaFile] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
-    """Images and videos among `names` and, for folders, everywhere below them.
+    """Finds images and videos by name, and all those below the folders among the names.
 
-    A file that is named is taken, as a video if its suffix says so and else as an image, unless it is a raw file:
-    these are left alone. In a folder the suffix decides, and a `metadata.jsonl`, `.csv` or `.parquet` with the columns
-    `file_name` and `title` gives the titles.
+    A named file is a video if it has a suffix of videos, and an image otherwise. Raw files are refused. In a folder,
+    files without a suffix of images or videos are skipped, and a `metadata.jsonl`, `.csv` or `.parquet` with the
+    columns `file_name` and `title` gives the titles.
 
     Args:
-        names: paths of files and folders.
-        title: title of every file that is named.
-        title_from_name: titles are the files' names with `-` and `_` as spaces, whatever metadata says.
+        names: Paths of files and folders.
+        title: Title of every named file.
+        title_from_name: Use the files' names as titles, with spaces for `-` and `_`, even if there is metadata.
     """
     found = MediaFiles()
     for name in names:
         if os.path.isdir(name):
-            _search_folder(name, found, title_from_name)
-        elif os.path.isfile(name) and _suffix(name) in RAW_SUFFIXES:
-            found.failures.append((name, "a raw file, which is not read here; tag the JPEG beside it, or export one"))
+            _FolderSearch(name, found, title_from_name).run()
+        elif os.path.isfile(name) and suffix_of(name) in RAW_SUFFIXES:
+            found.failures.append((name, "raw files are not supported; tag the JPEG next to it, or export one"))
         elif os.path.isfile(name):
-            found.files.append(MediaFile(name, _name_as_title(name) if title_from_name else title, _is_video(name)))
+            found.files.append(MediaFile(name, _title_from_name(name) if title_from_name else title, _is_video(name)))
         else:
             found.failures.append((name, "not a file" if os.path.exists(name) else "no such file or folder"))
     return found
 
 
-def _search_folder(folder: str, found: MediaFiles, title_from_name: bool):
-    files, others, skipped = [], [], Counter()
-    titles: dict[str, str | None] = {}
+def suffix_of(path: str) -> str:
+    """Returns the last suffix of a path in lower case, with its dot."""
+    return Path(path).suffix.lower()
 
-    def unreadable(error: OSError):
-        found.failures.append((str(error.filename), error.strerror))
 
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
-        skipped["hidden"] += sum(name.startswith(".") and not _is_own(name) for name in folders + names)
-        skipped["linked folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path, suffix = os.path.join(parent, name), _suffix(name)
-            if name in METADATA_NAMES:
-                if not title_from_name:
-                    titles.update(_read_titles(path, found))
-            elif suffix not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-                others.append(path)
-            elif os.path.isfile(path):
-                files.append(path)
-            else:
-                found.failures.append((path, "not a file, or a link to nothing"))
+class _FolderSearch:
+    """Searches a folder recursively and adds what it finds to `found`."""
 
-    found.files += [
-        MediaFile(
-            path,
-            _name_as_title(path) if title_from_name else titles.get(os.path.normpath(path)),
-            _is_video(path),
-            root=folder,
+    def __init__(self, folder: str, found: MediaFiles, title_from_name: bool):
+        self.folder, self.found, self.title_from_name = folder, found, title_from_name
+        self.media: list[str] = []
+        self.others: list[str] = []
+        self.titles: dict[str, str | None] = {}
+        self.skipped = Counter()
+
+    def run(self) -> None:
+        for parent, folders, names in os.walk(self.folder, onerror=self._add_unreadable_folder):
+            self.skipped["hidden"] += sum(
+                name.startswith(".") and not name.startswith(OWN_PREFIX) for name in folders + names
+            )
+            self.skipped["linked folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                self._add_file(os.path.join(parent, name))
+        self.found.files += [self._media_file(path) for path in self.media]
+        if not self.media:
+            self.found.failures.append((self.folder, "the folder contains no images or videos"))
+        self._report_skipped()
+        self._report_missing()
+
+    def _add_unreadable_folder(self, error: OSError) -> None:
+        self.found.failures.append((str(error.filename), error.strerror))
+
+    def _add_file(self, path: str) -> None:
+        if os.path.basename(path) in METADATA_NAMES:
+            if not self.title_from_name:
+                self.titles.update(_read_titles(path, self.found))
+        elif suffix_of(path) not in MEDIA_SUFFIXES:
+            self.others.append(path)
+        elif os.path.isfile(path):
+            self.media.append(path)
+        else:
+            self.found.failures.append((path, "not a file, or a broken link"))
+
+    def _media_file(self, path: str) -> MediaFile:
+        title = _title_from_name(path) if self.title_from_name else self.titles.get(os.path.normpath(path))
+        return MediaFile(path, title, _is_video(path), root=self.folder)
+
+    def _report_skipped(self) -> None:
+        raw = {path for path in self.others if suffix_of(path) in RAW_SUFFIXES}
+        # A sidecar is named after its image, with or without the image's suffix.
+        owners = {name for path in self.media + sorted(raw) for name in (path, os.path.splitext(path)[0])}
+        sidecars = {path for path in self.others if _sidecar_owner(path) in owners}
+        self.skipped.update(
+            suffix_of(path) or "without suffix" for path in self.others if path not in raw and path not in sidecars
         )
-        for path in files
-    ]
-    raw = [path for path in others if _suffix(path) in RAW_SUFFIXES]
-    described = {name for path in files + raw for name in (path, os.path.splitext(path)[0])}
-    sidecars = sum(_described(path) in described for path in others)
-    skipped.update(
-        _suffix(path) or "no suffix" for path in others if path not in set(raw) and _described(path) not in described
-    )
-    if raw:
-        found.notes.append(
-            f"{folder}: {len(raw)} raw files are left alone; of a raw file and its JPEG the JPEG is tagged"
-        )
-    if sidecars:
-        found.notes.append(f"{folder}: {sidecars} sidecars are beside these files")
-    if not files:
-        found.failures.append((folder, "no image or video in this folder"))
-    if skipped.total():
-        kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common() if count)
-        found.notes.append(f"{folder}: skipped, as not images or videos to tag: {kinds}")
-    if missing := [path for path in titles if not os.path.exists(path)]:
-        examples = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        found.notes.append(f"{folder}: metadata names {len(missing)} files that are not there: {examples}")
+        if raw:
+            self._add_message(f"skipped {plural(len(raw), 'raw file')}; a JPEG next to a raw file is tagged")
+        if sidecars:
+            self._add_message(f"found {plural(len(sidecars), 'sidecar')}")
+        if total := self.skipped.total():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.skipped.most_common() if count)
+            self._add_message(f"skipped {plural(total, 'other file')} ({kinds})")
+
+    def _report_missing(self) -> None:
+        if missing := [path for path in self.titles if not os.path.exists(path)]:
+            shown = ", ".join(missing[:MAX_MISSING_SHOWN]) + (", …" if len(missing) > MAX_MISSING_SHOWN else "")
+            self._add_message(f"{plural(len(missing), 'file')} in the metadata not found: {shown}")
+
+    def _add_message(self, text: str) -> None:
+        self.found.messages.append(f"{self.folder}: {text}")
 
 
 def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
-    """Titles by path; rows that cannot be used are counted in one failure that shows the first of them."""
+    """Reads titles by path; all unusable rows are one failure, which shows the first of them."""
     titles, unusable = {}, []
     try:
         for number, row in _rows(metadata):
@@ -136,7 +165,7 @@ def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
             except ValueError as error:
                 unusable.append(f"row {number}: {error}")
     except (OSError, ValueError, csv.Error) as error:
-        unusable.append(f"not read to its end: {error}")
+        unusable.append(f"the rest cannot be read: {error}")
     if unusable:
         more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
         found.failures.append((metadata, unusable[0] + more))
@@ -165,26 +194,17 @@ def _path_and_title(row: dict | str) -> tuple[str, str | None]:
     return row["file_name"], title or None
 
 
-def _described(path: str) -> str | None:
-    """What `path` would be a sidecar of, with or without a suffix; `None` if it is not named like a sidecar."""
+def _sidecar_owner(path: str) -> str | None:
+    """The path that `path` would be a sidecar of, with or without a suffix; `None` if it is not named like one."""
     suffix = next((suffix for suffix in SIDECAR_SUFFIXES if path.lower().endswith(suffix)), None)
     return path[: -len(suffix)] if suffix else None
 
 
-def _is_own(name: str) -> bool:
-    """Whether a hidden file is this program's record or unfinished file."""
-    return name.startswith(".optsg-")
-
-
-def _suffix(path: str) -> str:
-    return Path(path).suffix.lower()
-
-
 def _is_video(path: str) -> bool:
-    return _suffix(path) in VIDEO_SUFFIXES
+    return suffix_of(path) in VIDEO_SUFFIXES
 
 
-def _name_as_title(path: str) -> str | None:
-    # What of a name is not Unicode says nothing.
+def _title_from_name(path: str) -> str | None:
+    # Bytes of a file name that are not valid Unicode are dropped.
     name = os.fsencode(Path(path).stem).decode("utf-8", "ignore")
     return " ".join(name.replace("-", " ").replace("_", " ").split()) or None

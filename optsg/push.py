@@ -1,50 +1,51 @@
-"""`optsg push`: a checkpoint's folder as a model on the Hub."""
+"""`optsg push`: publish a checkpoint's folder as a model on the Hub."""
 
 import argparse
 import shutil
 import sys
 from pathlib import Path
 
-from .terminal import printable, say
+from .terminal import print_line, printable
 
 EPILOG = """\
-The token is the one of `hf auth login`, or HF_TOKEN. One commit shows all files
-or none; a push that failed is taken up again by the same command, and what has
-arrived is not sent again.
+The token is that of `hf auth login`, or HF_TOKEN. All files are published in one
+commit. After a failed push, run the same command again: files that have arrived
+are not sent again.
 
-exit status: 0 published, or there was nothing to change; 1 the Hub cannot be
-reached or refuses; 2 the command line or the folder cannot be used.
+exit status: 0 published, or nothing to change; 1 the Hub cannot be reached or
+refuses; 2 the command line or the folder cannot be used.
 """
 
 
-def add_command(commands):
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `push` to the subcommands of `optsg`."""
     parser = commands.add_parser(
         "push",
-        help="a checkpoint to the Hub",
-        description="Publishes a checkpoint: weights, processor, code, generation settings and model card.\n"
-        "Without a README.md the card is made first, from what the training has left. Before\n"
-        "anything is sent, the folder is checked to be complete and to load.",
+        help="publish a checkpoint on the Hub",
+        description="Publish a checkpoint: weights, processor, generation settings, model card, and the code\n"
+        "that loads it. A missing README.md is written first, from the training summary. The\n"
+        "folder is checked to be complete and to load before anything is sent.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="as training leaves it")
-    parser.add_argument("name", metavar="ORG/NAME", help="of the model on the Hub, made if it is not there")
-    parser.add_argument("--private", action="store_true", help="make a new model private")
-    parser.add_argument("--revision", metavar="BRANCH", help="push there, not to main; made if it is not there")
-    parser.add_argument("--create-pr", action="store_true", help="make a pull request instead")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the checkpoint")
+    parser.add_argument("name", metavar="ORG/NAME", help="name on the Hub; the repository is created if necessary")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, created if necessary; default main")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit or pull request")
-    parser.add_argument("--dry-run", action="store_true", help="check, list what would be published, send nothing")
-    card = parser.add_argument_group("model card", "With any of these it is made anew, in FOLDER.")
+    parser.add_argument("--dry-run", action="store_true", help="check, list the files to publish, send nothing")
+    card = parser.add_argument_group("model card", "Any of these options writes FOLDER/README.md again.")
     card.add_argument(
-        "--results", type=Path, metavar="FILE", help="what examples/score.py wrote: metrics on test examples"
+        "--results", type=Path, metavar="FILE", help="output of examples/score.py: metrics on test examples"
     )
-    card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, with the tags they get")
-    card.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it, such as apache-2.0")
-    card.add_argument("--language", nargs="+", metavar="CODE", help="of titles and tags, such as en")
+    card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, shown with their tags")
+    card.add_argument("--license", metavar="ID", help="licence of the weights, as on the Hub, such as apache-2.0")
+    card.add_argument("--language", nargs="+", metavar="CODE", help="languages of titles and tags, such as en")
     parser.set_defaults(run=_run)
 
 
-def _run(args) -> int:
+def _run(args: argparse.Namespace) -> int:
     import transformers
 
     from modeling_optsg.hub.commits import PublishingError, check_repo_id
@@ -54,17 +55,17 @@ def _run(args) -> int:
     transformers.utils.logging.disable_progress_bar()
     try:
         check_repo_id(args.name)
-        _card(args)
+        _write_card(args)
         checkpoint = read_checkpoint(args.folder)
         for name, reason in checkpoint.left_out.items():
-            _note(f"left out: {name} ({reason})")
-        for path in checkpoint.shortened:
-            _note(f"training_summary.json: of {path} only the last part is published")
+            _report(f"left out: {name} ({reason})")
+        for path in checkpoint.shortened_paths:
+            _report(f"training_summary.json: only the last part of {path} is published")
         if args.dry_run:
             for addition in checkpoint.files.additions():
-                say(f"{addition.upload_info.size:>14,}  {printable(addition.path_in_repo)}")
+                print_line(f"{addition.upload_info.size:>14,}  {printable(addition.path_in_repo)}")
             return 0
-        published = push_checkpoint(
+        result = push_checkpoint(
             checkpoint,
             args.name,
             private=args.private,
@@ -73,36 +74,36 @@ def _run(args) -> int:
             commit_message=args.commit_message,
         )
     except (ValueError, OSError) as error:
-        _note(str(error))
+        _report(str(error))
         return 2
     except PublishingError as error:
-        _note(str(error))
+        _report(str(error))
         return 1
-    if not published.changed:
-        _note("nothing to change: the Hub has all of it")
-    say(published.url)
+    if not result.changed:
+        _report("nothing to change: the Hub has the same files")
+    print_line(result.url)
     return 0
 
 
-def _card(args) -> None:
+def _write_card(args: argparse.Namespace) -> None:
+    """Write the model card if there is none, or if options ask for it; the old card stays as `README.md.bak`."""
     from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
-    from modeling_optsg.hub.push_trained import write_card_of_training
+    from modeling_optsg.hub.model_card import write_training_card
 
     settings = {"results": args.results, "license": args.license, "language": args.language}
-    asked = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     if args.examples is not None:
         images = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if not images:
-            raise ValueError(f"--examples {args.examples} holds no images")
-        asked["examples"] = images
+            raise ValueError(f"--examples {args.examples} contains no images")
+        given["examples"] = images
     card = args.folder / "README.md"
-    if args.folder.is_dir() and (asked or not card.is_file()):
+    if args.folder.is_dir() and (given or not card.is_file()):
         if card.is_file():
-            # It may be a person's work.
             shutil.copy(card, card.with_name("README.md.bak"))
-        write_card_of_training(args.folder, args.name, **asked)
-        _note(f"{args.folder / 'README.md'} is made from what the training has left")
+        write_training_card(args.folder, args.name, **given)
+        _report(f"wrote {card} from the training summary")
 
 
-def _note(text: str) -> None:
-    say(f"optsg push: {printable(text)}", file=sys.stderr)
+def _report(text: str) -> None:
+    print_line(f"optsg push: {printable(text)}", file=sys.stderr)

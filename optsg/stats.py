@@ -1,115 +1,175 @@
-"""`optsg stats`: how many examples and tags a tagging dataset has, beside what the paper says of it."""
+"""`optsg stats`: count the examples and tags of a dataset and compare them with published statistics."""
 
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .dataset_arguments import add_dataset_arguments, load_dataset_of
+from .dataset_arguments import add_dataset_arguments, load_dataset
+
+if TYPE_CHECKING:
+    from dataset_scripts.tag_counts import TagCounts
+
+Statistics = Mapping[str, int | float]
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
-def add_command(commands):
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `stats` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "stats",
-        help="examples and tags of a dataset",
-        description="Counts examples and tags of a tagging dataset: Tables 1 and 3 of the paper's supplement.\n"
-        "Where the paper has metrics of it, they stand beside what is counted.",
+        help="count the examples and tags of a dataset",
+        description="Counts the examples and tags of a dataset without loading it, as in Tables 1 to 3 of the\n"
+        "paper's supplement, and compares them with the published statistics of a benchmark.",
+        epilog="exit status: 0 the counts are consistent; 1 they are not; 2 the dataset cannot be counted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_dataset_arguments(parser)
     common = parser.add_mutually_exclusive_group()
     common.add_argument(
-        "--common", type=int, default=25, metavar="N", help="a tag of so many training examples is common"
+        "--common",
+        type=int,
+        default=25,
+        metavar="N",
+        help="training examples from which a tag is common (default: %(default)s)",
     )
     common.add_argument(
         "--match-published",
         action="store_true",
-        help="take the N whose common and rare tags come nearest to the paper's",
+        help="use the N that gives the numbers of common and rare tags nearest to the published ones",
     )
     parser.add_argument(
         "--published",
         metavar="NAME",
-        help="set the paper's metrics of this benchmark beside them (default: those of the dataset's own name)",
+        help="benchmark to compare with (default: the one with the dataset's name)",
     )
-    parser.add_argument("--image", type=Path, metavar="FILE", help="draw the tags' frequencies (Figure 1) there")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the tag frequencies (Figure 1) to this file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=_run)
 
 
-def _run(args) -> int:
+def _run(args: argparse.Namespace) -> int:
     import pyarrow as pa
 
-    from dataset_scripts.published_statistics import COMPARED_DATASETS, NOTES, PUBLISHED, identities
-    from dataset_scripts.tag_statistics import TagCounts, nearest_common_count, size_statistics, tag_statistics
+    from dataset_scripts.published_statistics import check_identities
 
-    # The pool that is faster for others keeps what batches have left, hundreds of megabytes of it.
+    # The default pool is faster, but keeps hundreds of megabytes of freed batches.
     pa.set_memory_pool(pa.system_memory_pool())
-    # The paper counts one configuration; the others of a benchmark are something else.
-    named = (args.published or Path(args.dataset).name).replace("-", "_")
-    published = PUBLISHED.get(named) if args.published or args.config_name in (None, "create_210k") else None
     try:
-        if args.common < 1:
-            raise ValueError(f"--common {args.common} must be at least 1")
-        if args.published and published is None:
-            raise ValueError(f"--published {args.published}: the paper has metrics of {', '.join(PUBLISHED)}")
-        if args.match_published and published is None:
-            raise ValueError(
-                f"--match-published: the paper says nothing of {args.dataset}; name one of {', '.join(PUBLISHED)} by "
-                "--published"
-            )
-        if args.image and not args.image.resolve().parent.is_dir():
-            raise ValueError(f"--image {args.image}: there is no such folder")
-        if args.image and args.image.suffix not in (".png", ".svg", ".pdf", ".jpg"):
-            raise ValueError(f"--image {args.image} must end with .png, .svg, .pdf or .jpg")
-        dataset = load_dataset_of(args, for_tags=True)
-        counts = {split: TagCounts.of(rows) for split, rows in dataset.items()}
-        common = args.common
-        if args.match_published:
-            if missing := {"train", "test"} - counts.keys():
-                raise ValueError(f"--match-published needs the splits train and test; {sorted(missing)} missing")
-            common, *_ = nearest_common_count(
-                counts["train"], counts["test"], published["common_tags"], published["rare_tags"]
-            )
-        # A benchmark of training examples alone has no split to compare.
-        metrics = tag_statistics(counts, common) if {"train", "test"} <= counts.keys() else size_statistics(counts)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        benchmark, published = _published(args)
+        _check_arguments(args, published)
+        counts = _count(args)
+        common_count = _common_count(args, counts, published)
+        statistics = _statistics(counts, common_count)
+        if args.plot:
+            _plot(counts, args.plot)
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         print(f"optsg stats: {error}", file=sys.stderr)
         return 2
-    checks = identities(metrics) if "union" in metrics else []
+    identities = {
+        name: check_identities(table) if table and "union" in table else []
+        for name, table in (("counted", statistics), ("published", published))
+    }
     if args.json:
-        told = {}
-        for name, of in (("counted", metrics), ("published", published)):
-            both = identities(of) if of and "union" in of else []
-            told[name] = [{"identity": text, "holds": holds} for text, holds in both]
-        print(json.dumps({"common_count": common, "counted": metrics, "published": published, "identities": told}))
+        checks = {
+            name: [{"identity": text, "holds": holds} for text, holds in checks] for name, checks in identities.items()
+        }
+        found = {"common_count": common_count, "counted": statistics, "published": published, "identities": checks}
+        print(json.dumps(found))
     else:
-        _show(args.dataset, metrics, published, common)
-        for name, of in (("counted", metrics), ("published", published)):
-            for text, holds in identities(of) if of and "union" in of else ():
-                print(f"{name}: {text}: {'holds' if holds else 'does NOT hold'}")
-        for note in NOTES.get(named, ()) if published else ():
-            print(f"published: {note}")
-        print("\nBeside other datasets (Table 3):")
-        own = (args.dataset, "", f"{metrics['examples']:,}", metrics["unique_tags"], "")
-        for name, kind, examples, tags, domain in (own, *COMPARED_DATASETS):
-            print(f"  {name:<24}{kind:<12}{examples:>10}{tags:>10,}  {domain}".rstrip())
-    if args.image:
-        if "union" not in metrics:
-            print("optsg stats: an image needs the splits train and test", file=sys.stderr)
-            return 2
-        try:
-            from dataset_scripts.frequency_plot import tag_frequencies
-
-            tag_frequencies(counts["train"].counts, counts["test"].counts, args.image)
-        except ImportError:
-            print("optsg stats: --image needs matplotlib: pip install 'optsg[compare]'", file=sys.stderr)
-            return 2
-    return 0 if all(holds for _, holds in checks) else 1
+        _print_statistics(args.dataset, statistics, published, common_count)
+        _print_checks(identities, benchmark if published else None)
+        _print_other_datasets(args.dataset, statistics)
+    return 0 if all(holds for _, holds in identities["counted"]) else 1
 
 
-def _show(name: str, metrics: dict, published: dict | None, common: int) -> None:
-    print(f"{name}, a tag is common from {common} training examples on:")
+def _published(args: argparse.Namespace) -> tuple[str, Statistics | None]:
+    """Returns the benchmark to compare with, and its published statistics if there are any."""
+    from dataset_scripts.published_statistics import PUBLISHED
+
+    benchmark = (args.published or Path(args.dataset).name).replace("-", "_")
+    # Published statistics are those of a benchmark's main configuration.
+    is_main = args.config_name in (None, "create_210k")
+    return benchmark, PUBLISHED.get(benchmark) if args.published or is_main else None
+
+
+def _check_arguments(args: argparse.Namespace, published: Statistics | None) -> None:
+    from dataset_scripts.published_statistics import PUBLISHED
+
+    if args.common < 1:
+        raise ValueError(f"--common {args.common} must be at least 1")
+    if args.published and published is None:
+        raise ValueError(f"--published {args.published} must be one of {', '.join(PUBLISHED)}")
+    if args.match_published and published is None:
+        raise ValueError(
+            f"--match-published: the paper has no statistics of {args.dataset}; give --published with one of "
+            f"{', '.join(PUBLISHED)}"
+        )
+    if args.plot and not args.plot.resolve().parent.is_dir():
+        raise ValueError(f"--plot {args.plot}: the folder does not exist")
+    if args.plot and args.plot.suffix not in PLOT_SUFFIXES:
+        raise ValueError(f"--plot {args.plot} must end with one of {', '.join(PLOT_SUFFIXES)}")
+
+
+def _count(args: argparse.Namespace) -> dict[str, "TagCounts"]:
+    from dataset_scripts.tag_counts import TagCounts
+
+    counts = {split: TagCounts.from_rows(rows) for split, rows in load_dataset(args, tags_only=True).items()}
+    needs_both = {"--match-published": args.match_published, "--plot": args.plot}
+    for option in (option for option, value in needs_both.items() if value):
+        if missing := {"train", "test"} - counts.keys():
+            raise ValueError(f"{option} needs the splits train and test; {sorted(missing)} missing")
+    return counts
+
+
+def _common_count(args: argparse.Namespace, counts: Mapping[str, "TagCounts"], published: Statistics | None) -> int:
+    from dataset_scripts.tag_counts import nearest_common_count
+
+    if not args.match_published:
+        return args.common
+    return nearest_common_count(counts["train"], counts["test"], published["common_tags"], published["rare_tags"])[0]
+
+
+def _statistics(counts: Mapping[str, "TagCounts"], common_count: int) -> Statistics:
+    from dataset_scripts.tag_counts import size_statistics, tag_statistics
+
+    # Pretraining data have no test split.
+    return tag_statistics(counts, common_count) if {"train", "test"} <= counts.keys() else size_statistics(counts)
+
+
+def _plot(counts: Mapping[str, "TagCounts"], path: Path) -> None:
+    try:
+        from dataset_scripts.frequency_plot import plot_tag_frequencies
+    except ImportError:
+        raise ImportError("--plot needs matplotlib: pip install 'optsg[experiments]'") from None
+    plot_tag_frequencies(counts["train"].counts, counts["test"].counts, path)
+
+
+def _print_statistics(name: str, statistics: Statistics, published: Statistics | None, common_count: int) -> None:
+    print(f"{name} (tags with at least {common_count} training examples are common):")
     print(f"  {'':<18}{'counted':>12}" + (f"{'published':>12}" if published else ""))
-    for key, value in metrics.items():
-        beside = f"{published[key]:>12,}" if published and key in published else ""
-        print(f"  {key.replace('_', ' '):<18}{value:>12,}{beside}")
+    for key, value in statistics.items():
+        other = f"{published[key]:>12,}" if published and key in published else ""
+        print(f"  {key.replace('_', ' '):<18}{value:>12,}{other}")
+
+
+def _print_checks(identities: Mapping[str, list[tuple[str, bool]]], benchmark: str | None) -> None:
+    from dataset_scripts.published_statistics import DISCREPANCIES
+
+    for name, checks in identities.items():
+        for text, holds in checks:
+            print(f"{name}: {text}: {'holds' if holds else 'does NOT hold'}")
+    for discrepancy in DISCREPANCIES.get(benchmark, ()):
+        print(f"published: {discrepancy}")
+
+
+def _print_other_datasets(name: str, statistics: Statistics) -> None:
+    from dataset_scripts.published_statistics import COMPARED_DATASETS
+
+    print("\nOther datasets (Table 3):")
+    own = (name, "", f"{statistics['examples']:,}", statistics["unique_tags"], "")
+    for dataset, kind, examples, tags, domain in (own, *COMPARED_DATASETS):
+        print(f"  {dataset:<24}{kind:<12}{examples:>10}{tags:>10,}  {domain}".rstrip())

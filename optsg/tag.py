@@ -1,4 +1,4 @@
-"""`optsg tag`: tags for images, videos and folders of them."""
+"""`optsg tag`: tags images, videos and folders of them."""
 
 import argparse
 import contextlib
@@ -8,95 +8,115 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any, NoReturn
 
 from .media_files import MediaFile, find_media_files
-from .sidecars import KINDS, SidecarError, SidecarPlaces, make_writer
-from .sidecars.places import NAMES
+from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
+from .sidecars.locations import NAMINGS
 from .tag_report import TagReport
-from .tagger import Stamps, Tagger, TagSettings, batches
-from .terminal import ReportHandler, printable
+from .tagger import Fingerprinter, Tagger, TagSettings, split_into_batches
+from .terminal import StderrHandler, printable
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
-LIBRARY_WARNINGS = ReportHandler("optsg tag")
+LIBRARY_WARNINGS = StderrHandler("optsg tag")
 TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EPILOG = """\
-A folder's titles come from a metadata.jsonl, metadata.csv or metadata.parquet
-in it, with the columns file_name and title.
+A metadata.jsonl, metadata.csv or metadata.parquet in a folder, with the
+columns file_name and title, gives the titles of its files.
 
---write never changes an image. A person's tags stay; tags of an earlier run
-that are not given any more are removed; a tag that a person deleted does not
-come back. Given again after it was stopped, the same command goes on.
+--write never changes an image or a video. Tags that you wrote stay. Tags from
+an earlier run are removed if the model no longer predicts them. Tags that you
+deleted are not added again. To continue a stopped run, run the same command.
 
-exit status: 0 every file is tagged; 1 some are not, each is named on standard
-error; 2 the command line or the model cannot be used; 130 interrupted; 143
-terminated.
+exit status: 0 all files were tagged; 1 some files failed, with the reason on
+standard error; 2 the command line or the model cannot be used; 130
+interrupted; 143 terminated.
 """
 
 
 class Terminated(SystemExit):
-    """SIGTERM came."""
+    """The process received SIGTERM."""
 
 
-def add_command(commands):
+def add_command(commands: Any) -> None:
+    """Adds `tag` to the sub-commands.
+
+    Args:
+        commands: From `ArgumentParser.add_subparsers`.
+    """
     parser = commands.add_parser(
         "tag",
-        help="tags for images, videos and folders",
-        description="Writes the tags of images and videos, each with its probability.\n"
-        "A tag that was not among the training tags is marked novel.",
+        help="tag images, videos and folders",
+        description="Tags images and videos and prints the probability of each tag.\n"
+        "A tag that is not in the label vocabulary is marked as novel.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder searched to its depth")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder to search recursively")
+    _add_generation_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per file instead of a table")
+    _add_write_arguments(parser.add_argument_group("sidecars and tables"))
+    parser.set_defaults(run=partial(_run, parser))
+
+
+def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"checkpoint folder or Hub name (default: {DEFAULT_MODEL}, if it is there)",
+        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
     )
     titles = parser.add_mutually_exclusive_group()
-    titles.add_argument("--title", metavar="TEXT", help="title of the one image or video given")
-    titles.add_argument("--title-from-name", action="store_true", help="take the file names as titles")
+    titles.add_argument("--title", metavar="TEXT", help="title of the image or video, if there is only one")
+    titles.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
     parser.add_argument(
         "--threshold",
         "--min-score",
         type=_probability,
         metavar="P",
-        help="leave out tags less probable than this (default: the model's own threshold)",
+        help="minimum probability of a tag (default: the model's own threshold)",
     )
-    parser.add_argument("--max-tags", type=_positive, metavar="N", help="at most this many tags a file")
+    parser.add_argument("--max-tags", type=_positive, metavar="N", help="maximum number of tags per file")
+    parser.add_argument("--exclude", action="append", default=[], metavar="TAG", help="tag to exclude (repeatable)")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="TAG", help="never give this tag (repeatable)"
+        "--exclude-file",
+        type=_read_tags,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="file with tags to exclude, one per line (repeatable)",
     )
     parser.add_argument(
-        "--exclude-file", type=_tags_of_file, action="append", default=[], metavar="FILE", help="nor these, one a line"
+        "--vocabulary", type=_read_tags, metavar="FILE", help="file with the only tags to generate, one per line"
     )
     parser.add_argument(
-        "--vocabulary", type=_tags_of_file, metavar="FILE", help="give no other tags than these, one a line"
+        "--decoding",
+        choices=("parallel", "sequential"),
+        help="generate all tags in parallel or one after the other (default: the model's own setting)",
     )
-    parser.add_argument("--decoding", choices=("parallel", "sequential"), help="write all tags at once or in turn")
-    parser.add_argument("--frames", type=_positive, metavar="N", help="look at this many frames of each video")
-    parser.add_argument("--batch-size", type=_positive, default=16, metavar="N", help="files at a time (default: 16)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a file and line, instead of a table")
-    files = parser.add_argument_group("writing files")
-    files.add_argument(
+    parser.add_argument("--frames", type=_positive, metavar="N", help="number of frames to read from each video")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=16, metavar="N", help="number of files per batch (default: 16)"
+    )
+
+
+def _add_write_arguments(group: Any) -> None:
+    group.add_argument(
         "--write",
         action="append",
-        choices=KINDS,
+        choices=FORMATS,
         default=[],
-        metavar="KIND",
-        help="xmp, json or txt: a sidecar of each file; csv or parquet: one table, tags.csv (repeatable)",
+        metavar="FORMAT",
+        help="xmp, json or txt: write a sidecar for each file; csv or parquet: write one table (repeatable)",
     )
-    files.add_argument("--output", metavar="DIR", help="write into a tree like the images' here, not beside them")
-    files.add_argument(
+    group.add_argument(
+        "--output", metavar="DIR", help="write to a folder with the same sub-folders instead of next to the images"
+    )
+    group.add_argument(
         "--sidecar-names",
-        choices=NAMES,
+        choices=NAMINGS,
         default="full",
-        help="full: photo.jpg.xmp, for darktable, digiKam, Immich (default); stem: photo.xmp, for Lightroom",
+        help="full: photo.jpg.xmp for darktable, digiKam, Immich (default); stem: photo.xmp for Lightroom",
     )
-    files.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
-    files.add_argument("--redo", action="store_true", help="tag files again that have their tags already")
-    parser.set_defaults(run=partial(_run, parser))
+    group.add_argument("--dry-run", action="store_true", help="print what would be written and write nothing")
+    group.add_argument("--redo", action="store_true", help="also tag files that already have their tags")
 
 
 def _probability(text: str) -> float:
@@ -112,29 +132,25 @@ def _probability(text: str) -> float:
 def _positive(text: str) -> int:
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return value
 
 
-def _tags_of_file(name: str) -> frozenset[str]:
+def _read_tags(name: str) -> frozenset[str]:
     try:
         lines = Path(name).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise argparse.ArgumentTypeError(f"{name} cannot be read as UTF-8 text: {error}") from error
     if not (tags := frozenset(line.strip() for line in lines if line.strip())):
-        raise argparse.ArgumentTypeError(f"{name} holds no tags, one a line")
+        raise argparse.ArgumentTypeError(f"{name} contains no tags; expected one per line")
     return tags
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
-        parser.error("--title is for one image or video; titles of several come from --title-from-name or metadata")
-    for option in ("output", "dry_run", "redo"):
-        if getattr(args, option) and not args.write:
-            parser.error(f"--{option.replace('_', '-')} is about the files of --write, which is not given")
-    name = args.model or _default_model()
-    if name is None:
-        parser.error(f"--model is needed: there is no {DEFAULT_MODEL} here")
+    _check(parser, args)
+    model = args.model or _default_model()
+    if model is None:
+        parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
     settings = TagSettings(
         threshold=args.threshold,
         max_tags=args.max_tags,
@@ -143,72 +159,92 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         exclude=frozenset(args.exclude).union(*args.exclude_file),
         vocabulary=args.vocabulary or frozenset(),
     )
-
     found = find_media_files(args.files, args.title or None, args.title_from_name)
-    with _terminable() if args.write else contextlib.nullcontext():
-        writers = _writers(parser, args, name, settings) if found.files else []
+    with _sigterm_as_exception() if args.write else contextlib.nullcontext():
+        writers = _make_writers(parser, args, model, settings) if found.files else []
         report = TagReport([file.path for file in found.files], args.json, writers, args.dry_run)
         try:
-            for note in found.notes:
-                report.note(note)
+            for message in found.messages:
+                report.add_message(message)
             for path, reason in found.failures:
-                report.failure(path, None, reason)
-            todo = report.pending(found.files, args.redo)
-            if todo:
-                _tag(parser, args, name, settings, todo, report)
-            return report.close()
+                report.add_failure(path, None, reason)
+            if pending := report.select_pending(found.files, args.redo):
+                with _exit_if_unusable(parser, model):
+                    tagger = _load_tagger(model, settings)
+                _tag_files(tagger, pending, args.batch_size, report)
+            return report.finish()
         except (KeyboardInterrupt, Terminated):
-            report.interrupted()
+            report.report_stop()
             raise
 
 
-def _writers(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, settings: TagSettings) -> list:
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
+        parser.error("--title needs exactly one image or video; for several, use --title-from-name or metadata")
+    for option in ("output", "dry_run", "redo"):
+        if getattr(args, option) and not args.write:
+            parser.error(f"--{option.replace('_', '-')} needs --write")
+
+
+def _make_writers(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, model: str, settings: TagSettings
+) -> list[TagWriter]:
     if not args.write:
         return []
-    with _usable(parser, name):
-        fingerprints = Stamps(name, settings)
-    places = SidecarPlaces(args.output, args.sidecar_names)
-    shown = Path(name).resolve().name if Path(name).is_dir() else name
+    with _exit_if_unusable(parser, model):
+        fingerprint = Fingerprinter(model, settings)
+    locator = SidecarLocator(args.output, args.sidecar_names)
+    model_name = Path(model).resolve().name if Path(model).is_dir() else model
     try:
-        return [make_writer(kind, places, fingerprints, shown, args.dry_run) for kind in dict.fromkeys(args.write)]
+        return [
+            make_writer(file_format, locator, fingerprint, model_name, args.dry_run)
+            for file_format in dict.fromkeys(args.write)
+        ]
     except SidecarError as error:
         parser.error(printable(str(error)))
 
 
-def _tag(parser, args, name: str, settings: TagSettings, todo: list[tuple[MediaFile, list]], report: TagReport):
+def _load_tagger(model: str, settings: TagSettings) -> Tagger:
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
-    with _usable(parser, name):
-        tagger = Tagger(name, settings)
-    several = len(todo) > args.batch_size
-    with tqdm(total=len(todo), unit="file", disable=None if several else True) as progress:
-        wanting = iter(todo)
-        for batch in batches([file for file, _ in todo], args.batch_size):
-            for outcome, (file, writers) in zip(tagger(batch), wanting):
-                report.outcome(file, outcome, writers)
+    return Tagger(model, settings)
+
+
+def _tag_files(
+    tagger: Tagger, pending: list[tuple[MediaFile, list[TagWriter]]], batch_size: int, report: TagReport
+) -> None:
+    from tqdm import tqdm
+
+    # None: the bar is shown if standard error is a terminal.
+    hide_bar = None if len(pending) > batch_size else True
+    with tqdm(total=len(pending), unit="file", disable=hide_bar) as progress:
+        remaining = iter(pending)
+        for batch in split_into_batches([file for file, _ in pending], batch_size):
+            for result, (file, writers) in zip(tagger(batch), remaining):
+                report.add_result(file, result, writers)
             progress.update(len(batch))
 
 
 @contextlib.contextmanager
-def _usable(parser: argparse.ArgumentParser, name: str) -> Iterator[None]:
-    """Ends the program with one line if a model cannot be used."""
+def _exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[None]:
+    """Ends the program with one line if the model cannot be used."""
     try:
         yield
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged folder
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        parser.exit(2, printable(f"{parser.prog}: model {name} cannot be loaded: {reason}") + "\n")
+        parser.exit(2, printable(f"{parser.prog}: model {model} cannot be loaded: {reason}") + "\n")
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM end the program in order, as Ctrl-C does."""
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raises `Terminated` on SIGTERM, so that the program cleans up as it does on Ctrl-C."""
 
-    def end(*_):
+    def terminate(*_: object) -> NoReturn:
         raise Terminated(TERMINATED)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
@@ -216,5 +252,5 @@ def _terminable() -> Iterator[None]:
 
 
 def _default_model() -> str | None:
-    checkout = Path(__file__).parents[2]
-    return next((str(path) for path in (DEFAULT_MODEL, checkout / DEFAULT_MODEL) if path.is_dir()), None)
+    clone = Path(__file__).parents[1]
+    return next((str(path) for path in (DEFAULT_MODEL, clone / DEFAULT_MODEL) if path.is_dir()), None)

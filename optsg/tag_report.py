@@ -1,130 +1,151 @@
-"""What `optsg tag` says: tags and planned changes on standard output, everything else on standard error."""
+"""The output of `optsg tag`: tags and planned changes on standard output, everything else on standard error."""
 
 import json
 import sys
 from collections import Counter
+from typing import Any
 
 from .media_files import MediaFile
-from .sidecars import Change, SidecarError
-from .terminal import TagTable, printable, say
+from .sidecars import Change, SidecarError, TagWriter
+from .terminal import TagTable, plural, print_line, printable
 
 
 class TagReport:
-    """Takes in the outcome of every file and gives the exit status.
+    """Prints and writes the result of each file and computes the exit status.
 
     Args:
-        files: paths of all files of the run.
-        as_json: JSON lines on standard output.
-        writers: of `make_writer`; without any, and without `as_json`, a table is printed.
-        dry_run: say what the writers would do, and what they cannot.
+        files: Paths of all files of the run.
+        as_json: Print JSON lines on standard output.
+        writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
+        dry_run: Print what the writers would do.
     """
 
-    def __init__(self, files: list[str], as_json: bool, writers: list, dry_run: bool = False):
+    def __init__(self, files: list[str], as_json: bool, writers: list[TagWriter], dry_run: bool = False):
         self.files, self.as_json, self.writers, self.dry_run = files, as_json, writers, dry_run
         self.table = None if as_json or writers else TagTable(files)
-        self.tagged = self.done = self.written = self.unchanged = 0
+        self.num_tagged = self.num_done = self.num_written = self.num_unchanged = 0
         self.failures: set[str] = set()
         self.remarks = Counter()
 
-    def pending(self, files: list[MediaFile], redo: bool) -> list[tuple[MediaFile, list]]:
-        """The files that are still to be tagged, each with the writers that want its tags. Those whose sidecars cannot
-        be written are failures, before a model is loaded."""
-        todo = []
-        for file in files:
-            wanting, refused = [], 0
-            for writer in self.writers:
-                try:
-                    if not writer.done(file) or redo:
-                        wanting.append(writer)
-                except SidecarError as error:
-                    refused += 1
-                    self.refused(file, str(error), writer)
-            if wanting or not self.writers:
-                todo.append((file, wanting))
-                continue
-            self.done += not refused
-            if self.as_json:
-                state = {"error": "not every file of --write can be written"} if refused else {"done": True}
-                self._json(file=file.path, title=file.title, **state)
-        return todo
+    def select_pending(self, files: list[MediaFile], redo: bool) -> list[tuple[MediaFile, list[TagWriter]]]:
+        """Selects the files that need tags, each with the writers that need them.
 
-    def outcome(self, file: MediaFile, outcome: list[dict] | Exception, writers: list):
-        if isinstance(outcome, Exception):
-            self.failure(file.path, file.title, str(outcome))
+        A sidecar that cannot be written is reported here, before a model is loaded.
+
+        Args:
+            files: All images and videos of the run.
+            redo: Also select files that are done.
+        """
+        if not self.writers:
+            return [(file, []) for file in files]
+        pending = []
+        for file in files:
+            writers, refused = self._pending_writers(file, redo)
+            if writers:
+                pending.append((file, writers))
+                continue
+            self.num_done += not refused
+            state = {"error": "not all files of --write can be written"} if refused else {"done": True}
+            self._print_json(file=file.path, title=file.title, **state)
+        return pending
+
+    def _pending_writers(self, file: MediaFile, redo: bool) -> tuple[list[TagWriter], bool]:
+        """Returns the writers that need a file's tags, and whether any writer refused the file."""
+        pending, refused = [], False
+        for writer in self.writers:
+            try:
+                if not writer.is_done(file) or redo:
+                    pending.append(writer)
+            except SidecarError as error:
+                refused = True
+                self._add_refusal(file, str(error), writer)
+        return pending, refused
+
+    def add_result(self, file: MediaFile, result: list[dict] | Exception, writers: list[TagWriter]) -> None:
+        """Prints and writes the tags of a file.
+
+        Args:
+            file: The image or video.
+            result: Its tags, or why it has none.
+            writers: Writers that need the tags.
+        """
+        if isinstance(result, Exception):
+            self.add_failure(file.path, file.title, str(result))
             return
-        if self.as_json:
-            self._json(file=file.path, title=file.title, tags=outcome)
-        elif self.table is not None:
-            if self.tagged == 0:
-                say(self.table.header())
-            say(self.table.rows(file.path, outcome))
-        self.tagged += 1
+        self._print_json(file=file.path, title=file.title, tags=result)
+        if self.table is not None:
+            if self.num_tagged == 0:
+                print_line(self.table.header())
+            print_line(self.table.rows(file.path, result))
+        self.num_tagged += 1
         for writer in writers:
             try:
-                self._change(file, writer.write(file, outcome))
+                self._add_change(file, writer.write(file, result))
             except SidecarError as error:
-                self.refused(file, str(error), writer)
+                self._add_refusal(file, str(error), writer)
 
-    def failure(self, path: str, title: str | None, reason: str):
-        """A file that gets no tags."""
-        self._failed(path, reason)
-        if self.as_json:
-            self._json(file=path, title=title, error=reason)
+    def add_failure(self, path: str, title: str | None, reason: str) -> None:
+        """Reports a file that has no tags.
+
+        Args:
+            path: Path of the file.
+            title: Its title, if it has one.
+            reason: Why it has no tags.
+        """
+        self._add_error(path, reason)
+        self._print_json(file=path, title=title, error=reason)
         for writer in self.writers:
-            if hasattr(writer, "failed"):
-                writer.failed(path, title, reason)
+            writer.add_failure(path, title, reason)
 
-    def refused(self, file: MediaFile, reason: str, writer):
-        """A file whose tags one of the writers cannot write; the others have them."""
-        self._failed(file.path, reason)
-        if hasattr(writer, "failed"):
-            writer.failed(file.path, file.title, reason)
+    def add_message(self, text: str) -> None:
+        """Prints a sentence on standard error."""
+        print_line(f"optsg tag: {printable(text)}", file=sys.stderr)
 
-    def _failed(self, path: str, reason: str):
-        self.failures.add(path)
-        self.note(reason if path in reason else f"{path}: {reason}")
-
-    def note(self, text: str):
-        say(f"optsg tag: {printable(text)}", file=sys.stderr)
-
-    def interrupted(self):
+    def report_stop(self) -> None:
+        """Reports that the run was interrupted."""
         if self.writers and not self.dry_run:
-            self.note(f"stopped after {self.tagged} files; the same command goes on from here")
+            self.add_message(f"stopped after {plural(self.num_tagged, 'file')}; run the same command to continue")
 
-    def close(self) -> int:
+    def finish(self) -> int:
+        """Writes the tables, prints the summary and returns the exit status."""
         for writer in self.writers:
-            if hasattr(writer, "finish"):
-                try:
-                    if writer.finish(self.files):
-                        self.note(f"{writer.path}: {len(writer.rows)} rows")
-                        if writer.left_out:
-                            self.note(
-                                f"{writer.path}: {writer.left_out} rows of an earlier run, of other files, are not in "
-                                "it any more; to have all, name all folders in one command"
-                            )
-                except SidecarError as error:
-                    self.failures.add(str(writer.path))
-                    self.note(str(error))
+            try:
+                for message in writer.finish(self.files):
+                    self.add_message(message)
+            except SidecarError as error:
+                self.failures.add(str(error))
+                self.add_message(str(error))
         for remark, count in self.remarks.items():
-            self.note(f"{remark} ({count})")
-        if self.done:
-            self.note(f"{self.done} files have their tags from this model and these settings; --redo tags them again")
+            self.add_message(f"{remark} ({plural(count, 'file')})")
+        if self.num_done:
+            done = plural(self.num_done, "file")
+            self.add_message(f"{done} already tagged by this model with these settings (--redo tags them again)")
         if self.writers:
             would = "would be " if self.dry_run else ""
-            self.note(f"{self.written} {would}written, {self.unchanged} {would}unchanged")
+            self.add_message(f"{self.num_written} {would}written, {self.num_unchanged} {would}unchanged")
         if self.failures:
-            self.note(f"{len(self.failures)} could not be used, {self.tagged} tagged")
+            self.add_message(f"{self.num_tagged} tagged, {len(self.failures)} failed")
         return 1 if self.failures else 0
 
-    def _change(self, file: MediaFile, change: Change):
-        self.written += change.written
-        self.unchanged += not change.written
-        self.remarks.update(change.notes)
+    def _add_refusal(self, file: MediaFile, reason: str, writer: TagWriter) -> None:
+        """Reports a file whose tags one writer cannot write; other writers may still write them."""
+        self._add_error(file.path, reason)
+        writer.add_failure(file.path, file.title, reason)
+
+    def _add_error(self, path: str, reason: str) -> None:
+        self.failures.add(path)
+        self.add_message(reason if path in reason else f"{path}: {reason}")
+
+    def _add_change(self, file: MediaFile, change: Change) -> None:
+        self.num_written += change.written
+        self.num_unchanged += not change.written
+        self.remarks.update(change.remarks)
         if self.dry_run and not self.as_json:
             tags = [f"+{tag}" for tag in change.added] + [f"-{tag}" for tag in change.removed]
-            place = change.path if change.path.startswith(file.path) else f"{file.path} -> {change.path}"
-            say(printable(f"{place}: {', '.join(tags) or 'no tag comes or goes'}"))
+            name = change.path if change.path.startswith(file.path) else f"{file.path} -> {change.path}"
+            print_line(printable(f"{name}: {', '.join(tags) or 'no changes'}"))
 
-    def _json(self, **line):
-        # ASCII, whatever the terminal's encoding: an escape that a stream put in for itself would not be JSON.
-        say(json.dumps(line))
+    def _print_json(self, **line: Any) -> None:
+        if self.as_json:
+            # ASCII only: the escapes of a terminal with another encoding would not be valid JSON.
+            print_line(json.dumps(line))

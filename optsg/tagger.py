@@ -1,4 +1,4 @@
-"""The model behind `optsg tag`: loading it, naming it, and asking it for the tags that are wanted."""
+"""The model behind `optsg tag`: loads it, fingerprints it, and tags batches of files with it."""
 
 import hashlib
 import json
@@ -7,19 +7,29 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .media_files import MediaFile
-from .sidecars.ownership import key
+from .sidecars.reconciliation import tag_key
+
+if TYPE_CHECKING:
+    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
+NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
 class TagSettings:
-    """What is asked of the model; `None` leaves a setting to it.
+    """Settings of the generation; `None` means the model's own setting.
 
     Args:
-        frames: of each video.
-        exclude: tags never to give, whatever their letter case.
-        vocabulary: the only tags to give.
+        threshold: Minimum probability of a tag.
+        max_tags: Maximum number of tags per file.
+        decoding: "parallel" or "sequential".
+        frames: Number of frames to read from each video.
+        exclude: Tags to leave out, in any letter case.
+        vocabulary: The only tags to generate; all if empty.
     """
 
     threshold: float | None = None
@@ -34,31 +44,37 @@ class Tagger:
     """Loads a model and tags batches of files with it.
 
     Args:
-        name: a folder or a name on the Hub.
+        name: A folder or a name on the Hub.
+        settings: Settings of the generation.
 
     Raises:
-        Exception: of any kind, if there is no such model, it is damaged, or it cannot be used with the settings.
+        Exception: There is no such model, it is damaged, or it does not support the settings. The libraries raise
+            exceptions of many types.
     """
 
     def __init__(self, name: str, settings: TagSettings):
         self.model, self.processor = _load(name, settings.frames)
-        self.excluded = {key(tag) for tag in settings.exclude}
-        own = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
-        self.generate_settings = {name: value for name, value in own.items() if value is not None}
-        self.most = None
+        self.excluded = {tag_key(tag) for tag in settings.exclude}
+        options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
+        self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+        self.max_tags = None
         if self.excluded:
-            # What is excluded must not take a place from what is not.
-            self.most = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
-            self.generate_settings["max_tags"] = 2**31
+            # Applied after the exclusion, so that an excluded tag does not take the place of another.
+            self.max_tags = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
+            self.generate_options["max_tags"] = NO_LIMIT
         if settings.vocabulary:
-            from modeling_optsg.generation_optsg import TagVocabularyLogitsProcessor
+            from modeling_optsg import TagVocabularyLogitsProcessor
 
-            tags = sorted(settings.vocabulary)
-            vocabulary = TagVocabularyLogitsProcessor.of_tags(tags, self.processor, self.model.config)
-            self.generate_settings["tag_vocabulary"] = vocabulary
+            self.generate_options["tag_vocabulary"] = TagVocabularyLogitsProcessor.from_tags(
+                sorted(settings.vocabulary), self.processor, self.model.config
+            )
 
     def __call__(self, batch: list[MediaFile]) -> list[list[dict] | Exception]:
-        """One outcome a file, in order: its tags, the most probable first, or why it has none."""
+        """Tags a batch of files.
+
+        Returns:
+            For each file its tags, the most probable first, or the error that was raised when it was read.
+        """
         try:
             inputs = self.processor(
                 images=[None if file.is_video else file.path for file in batch],
@@ -69,38 +85,48 @@ class Tagger:
         except (ValueError, OSError, ImportError) as error:
             if len(batch) == 1:
                 return [error]
-            # Halves, so that a bad file costs its neighbours neither their tags nor their company in a batch.
+            # Halving finds the unreadable files and still tags the others in large batches.
             half = len(batch) // 2
-            return [outcome for part in (batch[:half], batch[half:]) for outcome in self(part)]
-        outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_settings)
-        found = self.processor.batch_decode(outputs)
-        return [[tag for tag in tags if key(tag["tag"]) not in self.excluded][: self.most] for tags in found]
+            return self(batch[:half]) + self(batch[half:])
+        outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
+        decoded = self.processor.batch_decode(outputs)
+        return [[tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][: self.max_tags] for tags in decoded]
 
 
-def batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
-    """Files in order, at most `size` at a time, images and videos apart: beside a video, an image would be padded to
-    the video's frames and cost as much."""
-    for _, run in groupby(files, key=lambda file: file.is_video):
-        run = list(run)
-        yield from (run[start : start + size] for start in range(0, len(run), size))
+def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
+    """Yields the files in order, in batches of images only or videos only.
 
-
-class Stamps:
-    """Gives every file a text that changes with the model, the settings, the file's content and its title.
+    In a batch with a video, an image would be padded to the video's frames and take as long.
 
     Args:
-        model: a folder or a name on the Hub.
+        files: The files to tag.
+        size: Maximum number of files in a batch.
+    """
+    for _, group in groupby(files, key=lambda file: file.is_video):
+        group = list(group)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+class Fingerprinter:
+    """Gives each file a text that changes with the model, the settings, the file's content and its title.
+
+    Args:
+        model: A folder or a name on the Hub.
+        settings: Settings of the generation.
 
     Raises:
-        Exception: of any kind, if there is no such model.
+        Exception: There is no such model. The libraries raise exceptions of many types.
     """
 
     def __init__(self, model: str, settings: TagSettings):
-        own = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in asdict(settings).items()}
-        self.run = json.dumps([_identity(model), own])
+        values = {
+            name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(settings).items()
+        }
+        self.run = json.dumps([_identify_model(model), values])
 
     def __call__(self, file: MediaFile) -> str:
-        # Size and time instead of content: that a file is done must cost less than reading it.
+        """Returns the fingerprint of a file."""
+        # Size and modification time stand for the content: files that are done must not be read again.
         try:
             status = os.stat(file.path)
             content = [status.st_size, status.st_mtime_ns]
@@ -109,15 +135,15 @@ class Stamps:
         return hashlib.sha256(json.dumps([self.run, content, file.title]).encode()).hexdigest()[:32]
 
 
-def _identity(name: str) -> str:
-    """A digest of what is in a model's folder, or the commit of a model on the Hub."""
+def _identify_model(name: str) -> str:
+    """Returns a digest of the files in a model's folder, or the commit of a model on the Hub."""
     if not Path(name).is_dir():
         from modeling_optsg import OPTSGConfig
 
         return OPTSGConfig.get_config_dict(name)[0].get("_commit_hash") or name
     digest = hashlib.sha256()
     for path in sorted(Path(name).rglob("*")):
-        if path.suffix in {".json", ".safetensors", ".txt", ".model", ".npz"} and path.is_file():
+        if path.suffix in MODEL_FILE_SUFFIXES and path.is_file():
             digest.update(path.relative_to(name).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
@@ -125,18 +151,13 @@ def _identity(name: str) -> str:
     return digest.hexdigest()
 
 
-def _load(name: str, num_frames: int | None):
+def _load(name: str, num_frames: int | None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
     import torch
     import transformers
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 
-    if not Path(name).is_dir():
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise FileNotFoundError("there is no such folder, and a Hub name has the form org/name") from error
+    _check_name(name)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")
@@ -145,11 +166,21 @@ def _load(name: str, num_frames: int | None):
     processor = OPTSGProcessor.from_pretrained(name)
     model, loading = OPTSGForTagGeneration.from_pretrained(name, output_loading_info=True)
     if missing := loading["missing_keys"]:
-        raise ValueError(f"{len(missing)} of its weights are missing, {sorted(missing)[0]} among them")
+        raise ValueError(f"{len(missing)} weights are missing, such as {sorted(missing)[0]}")
     if num_frames is not None:
         if num_frames > model.config.max_frames:
-            raise ValueError(f"it looks at no more than {model.config.max_frames} frames, --frames is {num_frames}")
+            raise ValueError(f"--frames {num_frames} is more than the {model.config.max_frames} that the model takes")
         processor.num_frames = num_frames
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return model, processor
+
+
+def _check_name(name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if not Path(name).is_dir():
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise FileNotFoundError("there is no such folder, and a name on the Hub has the form org/name") from error

@@ -1,69 +1,94 @@
-"""Text for terminals: nothing in a file name or a tag may act on one, and columns line up in every script."""
+"""Text output for terminals.
+
+Control characters in file names and tags are escaped, and the columns of a table line up in every script. `tqdm` is
+imported late because it is slow to import.
+"""
 
 import logging
 import sys
 import unicodedata
+from typing import TextIO
 
-from tqdm import tqdm
-from tqdm.utils import disp_len
-
-FILE_WIDTH, TAG_WIDTH = 40, 24
-_CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
-_TEXT_REVERSALS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+MAX_FILE_WIDTH, MIN_TAG_WIDTH = 40, 24
+_CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
+_BIDIRECTIONAL_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def printable(text: str) -> str:
-    """`text` with what could move the cursor, change colours or reverse the line written as an escape (`\\x1b`)."""
+    """Escapes characters that move the cursor, change colours or reverse the line."""
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in _CONTROLS or unicodedata.bidirectional(character) in _TEXT_REVERSALS
+        if unicodedata.category(character) in _CONTROL_CATEGORIES
+        or unicodedata.bidirectional(character) in _BIDIRECTIONAL_CONTROLS
         else character
         for character in text
     )
 
 
-def say(text: str, file=None):
-    """Prints `text` (to standard output when `file` is left out) past any progress bar, and at once."""
+def plural(count: int, noun: str) -> str:
+    """Returns a count with its noun, such as "1 file" or "2,000 files"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Prints a line above any progress bar and flushes it.
+
+    Args:
+        file: Standard output if omitted.
+    """
+    from tqdm import tqdm
+
     with tqdm.external_write_mode(file=file or sys.stdout):
         print(text, file=file or sys.stdout, flush=True)
 
 
-class ReportHandler(logging.Handler):
-    """Warnings that a library logs, as lines of this command's own on standard error."""
+class StderrHandler(logging.Handler):
+    """Prints a library's warnings on standard error, with the command's name in front.
+
+    Args:
+        prefix: The command's name.
+    """
 
     def __init__(self, prefix: str):
         super().__init__(logging.WARNING)
         self.prefix = prefix
 
-    def emit(self, record: logging.LogRecord):
-        say(f"{self.prefix}: {printable(record.getMessage())}", file=sys.stderr)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one log record."""
+        print_line(f"{self.prefix}: {printable(record.getMessage())}", file=sys.stderr)
 
 
 class TagTable:
-    """A table that is printed while it grows: columns are as wide as the file names ask for and the tags so far."""
+    """Formats a table of tags row by row, for printing while the files are tagged.
+
+    Args:
+        files: Paths of all files, which determine the width of the first column.
+    """
 
     def __init__(self, files: list[str]):
-        self.file_width = min(FILE_WIDTH, max(map(disp_len, map(printable, files)), default=0))
-        self.tag_width = TAG_WIDTH
+        self.file_width = min(MAX_FILE_WIDTH, max(map(_width, map(printable, files)), default=0))
+        self.tag_width = MIN_TAG_WIDTH
 
     def header(self) -> str:
+        """Returns the line with the column names."""
         return self._row("file", "tag", "probability", "novel")
 
     def rows(self, file: str, tags: list[dict]) -> str:
-        """The lines of one file, the most probable tag first.
+        """Returns the lines of one file.
 
         Args:
-            tags: `{"tag": str, "score": float, "novel": bool}`, as `OPTSGProcessor.batch_decode` returns them.
+            file: Path of the file.
+            tags: Tags as `OPTSGProcessor.batch_decode` returns them, `{"tag": str, "score": float, "novel": bool}`.
         """
         names = [printable(tag["tag"]) for tag in tags]
-        self.tag_width = max([self.tag_width, *map(disp_len, names)])
+        self.tag_width = max([self.tag_width, *map(_width, names)])
         cells = [
             (name, f"{tag['score']:.3f}", "novel" if tag["novel"] else "")
             for name, tag in zip(names, tags, strict=True)
         ] or [("(no tags)", "", "")]
         file = printable(file)
         lines = []
-        if disp_len(file) > self.file_width:
+        if _width(file) > self.file_width:
             lines, file = [file], ""
         lines.append(self._row(file, *cells[0]))
         lines += [self._row("", *row) for row in cells[1:]]
@@ -74,4 +99,11 @@ class TagTable:
 
 
 def _pad(text: str, width: int) -> str:
-    return text + " " * (width - disp_len(text))
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Number of terminal columns that `text` takes; a Chinese character takes two."""
+    from tqdm.utils import disp_len
+
+    return disp_len(text)

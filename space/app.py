@@ -1,6 +1,6 @@
-"""Tags for images and videos, in the browser and for other programs: `python app.py`.
+"""Serves a page and an API that tag images and videos: `python app.py`.
 
-`OPTSG_MODEL` names another model, a folder or a Hub name.
+The environment variable `OPTSG_MODEL` selects another model: a folder or a name on the Hub.
 """
 
 import os
@@ -16,20 +16,21 @@ from tagging import Tagger  # noqa: E402
 from upload_folder import UploadFolder  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-# In a clone of the repository the weights lie beside this folder. The Hub name is where they are to be published;
-# there is nothing under it yet.
+# A clone of the repository holds the weights in SHIPPED. They are to be published under the name PUBLISHED, which does
+# not exist yet.
 SHIPPED, PUBLISHED = HERE.parent / "checkpoints" / "optsg-icon-small", "org/optsg-icon-small"
 
 
 def main() -> None:
+    """Serve until the process is stopped, then delete all uploads."""
     limits = Limits()
-    # Stopped by its host it cleans up as after Ctrl-C.
+    # The host stops the process with SIGTERM; the default handler would skip the clean-up below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     model = os.environ.get("OPTSG_MODEL") or (str(SHIPPED) if SHIPPED.is_dir() else PUBLISHED)
     uploads = UploadFolder(keep_seconds=60 * limits.keep_minutes + 120)
     tagger = Tagger(model, limits)
     try:
-        tagger.reader.wait()
+        tagger.reader.wait_until_ready()
         build(tagger, limits, HERE / "examples").launch(**launch_settings(limits, uploads, HERE))
     finally:
         tagger.reader.stop()

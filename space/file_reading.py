@@ -1,7 +1,7 @@
-"""Reads files of strangers in a process of its own, with a limit on memory and time.
+"""Reads uploaded files in a separate process with limited memory and time.
 
-A decoder that crashes, hangs or fills its memory on a crafted file ends that process and not the Space. As a program
-this file is that process: it loads the processor and answers one request after the other.
+If a crafted file crashes the decoder, hangs it or fills its memory, only that process ends and the Space continues.
+Run as a program, this file is that process: it loads the processor and answers one request after another.
 """
 
 import os
@@ -11,19 +11,21 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
-from limits import Limits, Refused
+from limits import InputError, Limits
 
-IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-VIDEOS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+VIDEO_FORMATS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
 LOAD_SECONDS = 300
 
 
 class FileReader:
-    """The process that reads, started anew when a file has ended it.
+    """The process that reads files. It is restarted whenever it has ended.
 
     Args:
-        model: folder or Hub name of the model whose processor reads.
+        model: Folder or Hub name of the model whose processor reads the files.
+        limits: The limits of this Space.
     """
 
     def __init__(self, model: str, limits: Limits):
@@ -39,51 +41,55 @@ class FileReader:
         self.process.stdin.flush()
 
     def stop(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.communicate()
 
-    def wait(self) -> None:
-        """Until the process has loaded what it needs."""
+    def wait_until_ready(self) -> None:
+        """Wait until the process has loaded the processor."""
         with self.lock:
-            self._load()
+            self._ensure_loaded()
 
     def read(self, path: str, name: str, title: str = "") -> tuple[str, dict]:
-        """
+        """Read and preprocess one file.
+
         Args:
-            path: of the file, which must have been sent to this Space.
-            name: what its sender calls it.
+            path: Path of the file, which must have been uploaded to this Space.
+            name: The visitor's name for the file, used in messages.
+            title: Title of the image or video.
 
         Returns:
-            "image" or "video", and the processor's arrays for this one example.
+            `"image"` or `"video"`, and the processor's arrays for this example.
 
         Raises:
-            Refused: it cannot be read, or is larger or takes longer than the limits allow.
+            InputError: The file cannot be read or exceeds the limits.
         """
         with self.lock:
-            self._load()
+            self._ensure_loaded()
             try:
                 pickle.dump((path, name, title), self.process.stdin)
                 self.process.stdin.flush()
-                error, answer = self._answer(self.limits.read_seconds)
+                error, answer = self._receive(self.limits.read_seconds)
             except (EOFError, OSError, pickle.UnpicklingError):
                 self.stop()
                 self._start()
-                raise Refused(
-                    f"{name} took more than {self.limits.read_seconds} seconds or {self.limits.read_megabytes} MB "
-                    "to read, and was given up."
+                raise InputError(
+                    f"{name} could not be read within {self.limits.read_seconds} seconds and "
+                    f"{self.limits.read_megabytes} MB of memory."
                 ) from None
         if error is not None:
-            raise Refused(error)
+            raise InputError(error)
         return answer
 
-    def _load(self) -> None:
+    def _ensure_loaded(self) -> None:
         if self.process.poll() is not None:
             self.stop()
             self._start()
         if not self.loaded:
-            self.loaded = self._answer(LOAD_SECONDS)
+            self.loaded = self._receive(LOAD_SECONDS)
 
-    def _answer(self, seconds: int):
+    def _receive(self, seconds: int) -> Any:
+        """Return the next answer of the process, which is killed after that many seconds."""
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
@@ -92,49 +98,58 @@ class FileReader:
             timer.cancel()
 
 
-def kind_of(path: str, name: str, limits: Limits) -> str:
-    """Whether a file is a "image" or a "video", from its header and, of a video, its packets; nothing is decoded.
+def detect_kind(path: str, name: str, limits: Limits) -> str:
+    """Tell an image from a video and check its size, without decoding it.
+
+    Args:
+        path: Path of the file.
+        name: The visitor's name for the file, used in messages.
+        limits: The limits of this Space.
+
+    Returns:
+        `"image"` or `"video"`.
 
     Raises:
-        Refused: it is neither, or beyond the limits.
+        InputError: The file is neither, or exceeds the limits.
     """
     from PIL import Image, UnidentifiedImageError
 
     size = os.path.getsize(path)
     if size == 0:
-        raise Refused(f"{name} is empty.")
+        raise InputError(f"{name} is empty.")
     if size > limits.file_megabytes * 10**6:
-        raise Refused(f"{name} has {size / 1e6:.0f} MB; at most {limits.file_megabytes} MB are taken.")
+        raise InputError(f"{name} has {size / 1e6:.0f} MB; the limit is {limits.file_megabytes} MB.")
     Image.MAX_IMAGE_PIXELS = limits.image_megapixels * 10**6
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGES) as image:
-                moves = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
-                if not moves:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                animated = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
+                if not animated:
                     return "image"
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise Refused(f"{name} has more than {limits.image_megapixels} million pixels.") from None
+        raise InputError(f"{name} exceeds the limit of {limits.image_megapixels} million pixels.") from None
     except UnidentifiedImageError:
         pass
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
-        raise Refused(f"{name} is not an image that can be read: {error}".replace(path, name)) from None
+        raise InputError(f"{name} cannot be read as an image: {error}".replace(path, name)) from None
     _check_video(path, name, limits)
     return "video"
 
 
 def _check_video(path: str, name: str, limits: Limits) -> None:
+    """Check a video's format, frame size, duration and number of frames from its packets."""
     import av
 
     neither = f"{name} is neither an image nor a video that can be read."
     try:
         with open(path, "rb") as file, av.open(file, container_options={"protocol_whitelist": "none"}) as container:
             stream = next(iter(container.streams.video), None)
-            if stream is None or not VIDEOS & set(container.format.name.split(",")):
-                raise Refused(neither)
+            if stream is None or not VIDEO_FORMATS & set(container.format.name.split(",")):
+                raise InputError(neither)
             pixels = stream.codec_context.width * stream.codec_context.height
             if pixels > limits.image_megapixels * 10**6:
-                raise Refused(f"{name} has frames of more than {limits.image_megapixels} million pixels.")
+                raise InputError(f"The frames of {name} exceed the limit of {limits.image_megapixels} million pixels.")
             frames, first, last = 0, None, None
             for packet in container.demux(stream):
                 frames += packet.size > 0
@@ -143,22 +158,25 @@ def _check_video(path: str, name: str, limits: Limits) -> None:
                     last = packet.pts if last is None else max(last, packet.pts)
                 seconds = float((last - first) * stream.time_base) if last is not None else 0
                 if frames > limits.video_frames or seconds > limits.video_seconds:
-                    raise Refused(
-                        f"{name} is a video of more than {limits.video_seconds} seconds or {limits.video_frames} frames."
+                    raise InputError(
+                        f"{name} exceeds the limit of {limits.video_seconds} seconds or {limits.video_frames} frames."
                     )
                 if frames * pixels > limits.video_gigapixels * 10**9:
-                    raise Refused(f"{name} has more than {limits.video_gigapixels} billion pixels in all its frames.")
-    except Refused:
+                    raise InputError(
+                        f"The frames of {name} together exceed the limit of {limits.video_gigapixels} billion pixels."
+                    )
+    except InputError:
         raise
-    except Exception:  # On damaged files PyAV raises more than its own errors.
-        raise Refused(neither) from None
+    except Exception:  # PyAV raises more than its own errors on damaged files.
+        raise InputError(neither) from None
 
 
-def _prepare(processor, path: str, name: str, title: str, limits: Limits) -> tuple[str, dict]:
+def _preprocess(processor: Any, path: str, name: str, title: str, limits: Limits) -> tuple[str, dict]:
+    """Run the processor on one file; see [`FileReader.read`]."""
     from PIL import Image
 
-    kind = kind_of(path, name, limits)
-    # With the bytes at hand the processor names the file as its sender does, not by its place on this server.
+    kind = detect_kind(path, name, limits)
+    # With bytes, the processor's messages use the visitor's name for the file instead of its path on this server.
     file = {"bytes": Path(path).read_bytes(), "path": name}
     files = {"images": [file]} if kind == "image" else {"videos": [file]}
     Image.init()
@@ -167,11 +185,11 @@ def _prepare(processor, path: str, name: str, title: str, limits: Limits) -> tup
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return kind, dict(processor(**files, titles=[title], return_tensors="np"))
     except (ValueError, MemoryError) as error:
-        raise Refused(str(error) or f"{name} needs more memory than the reading of a file may take.") from None
+        raise InputError(str(error) or f"{name} needs too much memory.") from None
 
 
 def _limit_memory(megabytes: int) -> None:
-    """From what this process has now. Only where the system knows such a limit; time is limited everywhere."""
+    """Limit the additional memory of this process. Only Linux supports this; the time limit works everywhere."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         import resource
@@ -181,16 +199,21 @@ def _limit_memory(megabytes: int) -> None:
 
 
 def main(model: str) -> None:
-    # Whatever a library prints must not stand among the answers.
+    """Answer requests from standard input until it is closed.
+
+    Args:
+        model: Folder or Hub name of the model whose processor reads the files.
+    """
+    # Libraries may print; their output must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     limits = pickle.load(sys.stdin.buffer)
-    import av  # noqa: F401  Before the limit, so that the library itself does not count.
+    import av  # noqa: F401  Loaded before the limit is set, so that the library itself does not count.
     import torch
-    from transformers import AutoProcessor
+    from loading import load_processor
 
     torch.set_num_threads(1)
-    processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
+    processor = load_processor(model)
     _limit_memory(limits.read_megabytes)
     answer = True
     while True:
@@ -201,8 +224,8 @@ def main(model: str) -> None:
         except EOFError:
             return
         try:
-            answer = (None, _prepare(processor, path, name, title, limits))
-        except Refused as error:
+            answer = (None, _preprocess(processor, path, name, title, limits))
+        except InputError as error:
             answer = (str(error), None)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Many files: their titles, one row each, and the same as CSV."""
+"""Tags many files and exports their tags as CSV."""
 
 import csv
 import io
@@ -6,52 +6,58 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from limits import Limits, Refused
+from limits import InputError, Limits
 from tagging import Tagger
 
 COLUMNS = ("file", "title", "tag", "score", "mark", "train_count", "error")
-METADATA = (".csv", ".jsonl")
-METADATA_BYTES = 1_000_000
+METADATA_SUFFIXES = (".csv", ".jsonl")
+MAX_METADATA_BYTES = 1_000_000
 
 
 def title_from_name(name: str) -> str:
+    """Make a title from a file name: `red-square.png` becomes `red square`."""
     return " ".join(Path(name).stem.replace("-", " ").replace("_", " ").split())
 
 
 def split_metadata(files: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], dict[str, str], list[str]]:
-    """Takes `metadata.csv` and `metadata.jsonl` out of what was sent.
+    """Separate `metadata.csv` and `metadata.jsonl` from the other files and read their titles.
+
+    File names in the metadata are only compared with the names of the uploaded files; they open nothing.
 
     Args:
-        files: `(path, name)` of each.
+        files: `(path, name)` of each file.
 
     Returns:
-        The other files, titles by file name, and what was wrong with the metadata. A name in it is only ever compared
-        with the names of the files that were sent along: it opens nothing.
+        The other files, titles by file name, and error messages for metadata that cannot be used.
     """
     others, titles, problems = [], {}, []
     for path, name in files:
-        if Path(name).stem.lower() != "metadata" or Path(name).suffix.lower() not in METADATA:
+        if Path(name).stem.lower() != "metadata" or Path(name).suffix.lower() not in METADATA_SUFFIXES:
             others.append((path, name))
             continue
-        own = {}
         try:
-            for number, row in enumerate(_rows(path, name), 1):
-                file, title = row.get("file_name"), row.get("title")
-                if not isinstance(file, str) or not isinstance(title, str | None):
-                    raise ValueError(f"row {number} has not both a file_name and a title that are text.")
-                # Files come without their folders.
-                file = Path(file).name
-                if own.setdefault(file, title or "") != (title or ""):
-                    raise ValueError(f"it has two titles for files called {file}; send one folder at a time.")
-            titles |= own
+            titles |= _read_titles(path, name)
         except (ValueError, csv.Error) as error:
-            problems.append(f"{name} was left out: {error}")
+            problems.append(f"{name} was ignored: {error}")
     return others, titles, problems
 
 
-def _rows(path: str, name: str) -> Iterator[dict]:
-    if Path(path).stat().st_size > METADATA_BYTES:
-        raise ValueError(f"it has more than {METADATA_BYTES} bytes.")
+def _read_titles(path: str, name: str) -> dict[str, str]:
+    titles = {}
+    for number, row in enumerate(_read_rows(path, name), 1):
+        file, title = row.get("file_name"), row.get("title")
+        if not isinstance(file, str) or not isinstance(title, str | None):
+            raise ValueError(f"row {number} needs a file_name and a title, both text.")
+        # Browsers upload files without their folders.
+        file = Path(file).name
+        if titles.setdefault(file, title or "") != (title or ""):
+            raise ValueError(f"it has two titles for files named {file}. Upload one folder at a time.")
+    return titles
+
+
+def _read_rows(path: str, name: str) -> Iterator[dict]:
+    if (size := Path(path).stat().st_size) > MAX_METADATA_BYTES:
+        raise ValueError(f"it has {size} bytes; the limit is {MAX_METADATA_BYTES} bytes.")
     text = Path(path).read_text(encoding="utf-8-sig")
     if name.lower().endswith(".csv"):
         yield from csv.DictReader(io.StringIO(text))
@@ -60,7 +66,7 @@ def _rows(path: str, name: str) -> Iterator[dict]:
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError(f"line {number} is no JSON object.")
+                raise ValueError(f"line {number} is not a JSON object.")
             yield row
 
 
@@ -72,51 +78,64 @@ def tag_files(
     names_as_titles: bool,
     limits: Limits,
 ) -> Iterator[dict]:
-    """Row by row `{"file", "title", "tags", "error"}`, in the order of `files`; `error` is `None` where tags are.
+    """Tag files one by one.
+
+    Args:
+        tagger: The model and its processor.
+        files: `(path, name)` of each file.
+        decoding: `"parallel"` or `"sequential"`.
+        threshold: Minimum probability of a tag.
+        names_as_titles: Make titles from file names where the metadata has none.
+        limits: The limits of this Space.
+
+    Yields:
+        `{"file", "title", "tags", "error"}` in the order of `files`; `error` is `None` for a file that was tagged.
 
     Raises:
-        Refused: there are no files, or too many.
+        InputError: There are no files, or too many.
     """
     if not files:
-        raise Refused("There are no images or videos.")
+        raise InputError("There are no images or videos. Upload at least one.")
     if len(files) > limits.files:
-        raise Refused(f"There are {len(files)} files; at most {limits.files} are tagged at once.")
+        raise InputError(f"There are {len(files)} files; the limit is {limits.files} files per request.")
     files, titles, problems = split_metadata(files)
     if not files:
-        raise Refused("There are no images or videos beside the metadata.")
+        raise InputError("There is only metadata. Upload at least one image or video.")
     for problem in problems:
         yield {"file": problem.split(" ")[0], "title": "", "tags": [], "error": problem}
     for path, name in files:
         title = titles.get(name) or (title_from_name(name) if names_as_titles else "")
         try:
-            tags = tagger.tag(path, name, title, decoding).at(threshold)
+            tags = tagger.tag(path, name, title, decoding).tags_above(threshold)
             yield {"file": name, "title": title, "tags": tags, "error": None}
-        except Refused as error:
+        except InputError as error:
             yield {"file": name, "title": title, "tags": [], "error": str(error)}
 
 
 def to_csv(rows: list[dict]) -> str:
-    """One line a tag (`COLUMNS`); a file without tags has one line with none."""
+    """Return the rows of [`tag_files`] as CSV.
+
+    The columns are `COLUMNS`. Each tag has one line; a file without tags has one line with an empty tag.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\r\n")
     writer.writeheader()
     for row in rows:
         for tag in row["tags"] or [{"tag": "", "score": None, "mark": "", "train_count": ""}]:
-            score = "" if tag["score"] is None else f"{tag['score']:.4f}"
             writer.writerow(
                 {
-                    "file": _cell(row["file"]),
-                    "title": _cell(row["title"]),
-                    "tag": _cell(tag["tag"]),
-                    "score": score,
+                    "file": _escape_formula(row["file"]),
+                    "title": _escape_formula(row["title"]),
+                    "tag": _escape_formula(tag["tag"]),
+                    "score": "" if tag["score"] is None else f"{tag['score']:.4f}",
                     "mark": tag["mark"],
                     "train_count": tag["train_count"],
-                    "error": _cell(row["error"] or ""),
+                    "error": _escape_formula(row["error"] or ""),
                 }
             )
     return text.getvalue()
 
 
-def _cell(text: str) -> str:
-    """Spreadsheets take a cell that begins so for a formula and run it; an apostrophe says that it is text."""
+def _escape_formula(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -1,29 +1,34 @@
-"""What this Space takes from strangers at most. One place: the checks, the page and the API's answer read these."""
+"""The limits of this Space and the error for what exceeds them.
+
+The checks, the page and the API all read their limits from here.
+"""
 
 from dataclasses import asdict, dataclass
 
 
-class Refused(ValueError):
-    """A file or setting that is not taken; the message is written for who sent it."""
+class InputError(ValueError):
+    """A file or a setting is not accepted; the message is shown to the visitor."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """
+    """Limits for files and requests from the public.
+
     Args:
-        file_megabytes: of one file.
-        upload_megabytes: of all files sent at once.
-        image_megapixels: of an image and of a video's frame, read from the header before anything is decoded.
-        video_seconds, video_frames: of a video, counted without decoding it.
-        video_gigapixels: all frames of a video together: what decoding it may cost.
-        read_seconds: until the reading of one file is given up.
-        read_megabytes: memory that the reading of one file may take.
-        files: of a folder.
-        title_characters: of a title.
-        request_kilobytes: of a request that is no upload.
-        waiting: requests in the queue.
-        at_once: requests being worked on.
-        keep_minutes: until a file that was sent is deleted.
+        file_megabytes: Maximum size of one file.
+        upload_megabytes: Maximum size of all files of one upload together.
+        image_megapixels: Maximum size of an image or a video frame. It is read from the header, before decoding.
+        video_seconds: Maximum duration of a video.
+        video_frames: Maximum number of frames of a video. They are counted without decoding.
+        video_gigapixels: Maximum number of pixels in all frames of a video together, which bounds the decoding time.
+        read_seconds: Maximum time to read one file.
+        read_megabytes: Maximum additional memory to read one file.
+        files: Maximum number of files that are tagged in one request.
+        title_characters: Maximum length of a title.
+        request_kilobytes: Maximum size of a request that is not an upload.
+        queued_requests: Maximum number of requests in the queue.
+        concurrent_requests: Number of requests that run at the same time.
+        keep_minutes: Time after which an uploaded file is deleted.
     """
 
     file_megabytes: int = 20
@@ -37,23 +42,28 @@ class Limits:
     files: int = 100
     title_characters: int = 500
     request_kilobytes: int = 512
-    waiting: int = 64
-    at_once: int = 2
+    queued_requests: int = 64
+    concurrent_requests: int = 2
     keep_minutes: int = 30
 
     def as_dict(self) -> dict[str, int]:
+        """Return the limits by name."""
         return asdict(self)
 
 
-def checked_title(title, limits: Limits) -> str:
-    """
+def clean_title(title: object, limits: Limits) -> str:
+    """Check a title and strip the white space around it.
+
+    Returns:
+        The title, `""` if there is none.
+
     Raises:
-        Refused: it is no text, or too long.
+        InputError: The title is not text or is too long.
     """
     if title is None:
         return ""
     if not isinstance(title, str):
-        raise Refused(f"The title is of type {type(title).__name__}; expected text.")
+        raise InputError(f"The title is of type {type(title).__name__}; expected text.")
     if len(title) > limits.title_characters:
-        raise Refused(f"The title has {len(title)} characters; at most {limits.title_characters} are taken.")
+        raise InputError(f"The title has {len(title)} characters; the limit is {limits.title_characters}.")
     return title.strip()

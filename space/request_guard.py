@@ -1,7 +1,7 @@
-"""What a request may not do, checked before Gradio sees it.
+"""Checks every request before Gradio sees it.
 
-Gradio itself refuses files outside its upload folder. It also fetches public addresses that a client names in place of
-a file, and passes others on at `/file=http…`; a Space that tags what it is sent needs neither.
+Gradio refuses files outside its upload folder. It also downloads public addresses that a client names instead of a
+file, and forwards others at `/file=http…`. This Space needs neither.
 """
 
 import json
@@ -11,48 +11,51 @@ import shutil
 from pathlib import Path
 
 from limits import Limits
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 ADDRESS = re.compile(r"/(?:file|proxy)[=/]\s*[a-z][a-z0-9+.-]*:|/proxy=", re.IGNORECASE)
-# Of Gradio's own, and not used here.
+# Gradio serves these routes; this Space does not use them.
 UNUSED = ("/process_recording", "/component_server", "/vibe-")
-FREE_MEGABYTES = 500
+MIN_FREE_MEGABYTES = 500
 
 
 class RequestGuard:
-    """ASGI middleware.
+    """ASGI middleware that refuses large requests and requests for files that were not uploaded.
 
     Args:
-        app: the application behind it.
-        upload_folder: the only folder whose files a request may name.
+        app: The application that gets the accepted requests.
+        limits: The limits of this Space.
+        upload_folder: The only folder whose files a request may name.
     """
 
-    def __init__(self, app, limits: Limits, upload_folder: str):
+    def __init__(self, app: ASGIApp, limits: Limits, upload_folder: str):
         self.app, self.limits = app, limits
         self.upload_folder = Path(upload_folder).resolve()
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with an error, or forward it."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         path = scope["path"]
         if ADDRESS.search(path) or any(unused in path for unused in UNUSED):
-            return await _refuse(send, 403, "This Space fetches nothing from other addresses.")
+            return await _refuse(send, 403, "This Space does not fetch files from other addresses.")
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"")
+        length = dict(scope["headers"]).get(b"content-length", b"")
         if not length.isdigit():
-            return await _refuse(send, 411, "A request with a body must say its length.")
+            return await _refuse(send, 411, "A request with a body needs a Content-Length header.")
         upload = path.rstrip("/").endswith("/upload")
-        most = self.limits.upload_megabytes * 10**6 if upload else self.limits.request_kilobytes * 1000
-        if int(length) > most:
-            return await _refuse(send, 413, f"The request has {int(length)} bytes; at most {most} are taken.")
-        if upload:
-            if shutil.disk_usage(self.upload_folder).free < FREE_MEGABYTES * 10**6 + int(length):
-                return await _refuse(send, 507, "There is no room for more files now; try again in a few minutes.")
-            return await self.app(scope, receive, send)
-        await self._checked(scope, receive, send)
+        limit = self.limits.upload_megabytes * 10**6 if upload else self.limits.request_kilobytes * 1000
+        if int(length) > limit:
+            return await _refuse(send, 413, f"The request has {int(length)} bytes; the limit is {limit} bytes.")
+        if not upload:
+            return await self._forward_checked(scope, receive, send)
+        if shutil.disk_usage(self.upload_folder).free < MIN_FREE_MEGABYTES * 10**6 + int(length):
+            return await _refuse(send, 507, "The server's disk is full. Try again in a few minutes.")
+        await self.app(scope, receive, send)
 
-    async def _checked(self, scope, receive, send) -> None:
+    async def _forward_checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward a request without the addresses in its JSON body, or refuse it."""
         body = bytearray()
         while True:
             message = await receive()
@@ -64,30 +67,30 @@ class RequestGuard:
         try:
             content = json.loads(body) if body else None
         except (ValueError, RecursionError):
-            return await _refuse(send, 400, "The request is not JSON.")
-        if (name := self._foreign(content)) is not None:
-            reason = f"{name[:200]!r} was not sent to this Space: send the file itself. No other is read by its name."
+            return await _refuse(send, 400, "The request body is not JSON.")
+        if (name := self._find_foreign_file(content)) is not None:
+            reason = f"{name[:200]!r} was not uploaded to this Space. Upload the file itself."
             return await _refuse(send, 403, reason)
         body = json.dumps(content).encode() if content is not None else bytes(body)
         length = (b"content-length", str(len(body)).encode())
         scope = scope | {"headers": [h for h in scope["headers"] if h[0] != b"content-length"] + [length]}
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-        async def replay():
+        async def replay() -> dict:
             return next(messages, None) or await receive()
 
         await self.app(scope, replay, send)
 
-    def _foreign(self, content) -> str | None:
-        """A file that a request names and that was not uploaded. Addresses that stand beside a file are taken out:
-        what was uploaded needs none."""
+    def _find_foreign_file(self, content: object) -> str | None:
+        """Return a file that the request names and nobody uploaded, and delete the addresses of uploaded files."""
         stack = [content]
         while stack:
             value = stack.pop()
             if isinstance(value, dict):
                 if isinstance(path := value.get("path"), str):
-                    if not self._uploaded(path):
+                    if not self._is_uploaded(path):
                         return path
+                    # Gradio would download the address although the file is here.
                     value.pop("url", None)
                 elif "path" in value or isinstance(value.get("url"), str):
                     return str(value.get("path") or value.get("url"))
@@ -96,14 +99,14 @@ class RequestGuard:
                 stack += value
         return None
 
-    def _uploaded(self, path: str) -> bool:
+    def _is_uploaded(self, path: str) -> bool:
         if "\0" in path or not os.path.isabs(path):
             return False
         resolved = Path(os.path.realpath(path))
         return self.upload_folder in resolved.parents and resolved.is_file()
 
 
-async def _refuse(send, status: int, reason: str) -> None:
+async def _refuse(send: Send, status: int, reason: str) -> None:
     body = json.dumps({"error": reason, "detail": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

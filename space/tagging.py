@@ -1,4 +1,4 @@
-"""From a file and a title to tags, what each slot proposes, and where its prompt looked."""
+"""Tags one file and explains each slot: the tags it proposes and where its order prompt looked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,48 +6,56 @@ from pathlib import Path
 import numpy as np
 import torch
 from file_reading import FileReader
-from limits import Limits, Refused, checked_title
-from transformers import AutoModel, AutoProcessor
+from limits import InputError, Limits, clean_title
+from loading import load_model, load_processor
+from transformers.utils import ModelOutput
 
-# As in the benchmark: a tag with fewer training examples is rare.
+# The same limit as in the benchmark: a tag with fewer training examples is rare.
 RARE_BELOW = 25
 DECODINGS = ("parallel", "sequential")
-# Below this a slot says [PAD] for every practical purpose.
-SPOKEN = 0.02
+# A slot is shown as empty if its best tag is less probable than this.
+EMPTY_BELOW = 0.02
 
 
 @dataclass
 class Slot:
-    """
+    """One slot of the tag sequence.
+
     Args:
-        number: place of its order prompt, from 0.
-        num_candidates: what it would write, `(tag, probability)`, most probable first; probabilities are the slot's own,
-            before the example as a whole is asked.
-        patches: `[frames, rows, columns]`, share of its attention on each patch, `None` where the model's frames have
+        number: Index of the slot and its order prompt, from 0.
+        candidates: `(tag, probability)` of the tags that the slot proposes, most probable first. The probabilities are
+            the slot's own, before they are fused with those of the tag classifier.
+        patches: `[frames, rows, columns]`, the attention weight of each image patch; `None` if the model's frames have
             no grid.
-        words: share of its attention on each word of the title.
-        frames: share of its attention on all frames together.
+        words: `(word, attention weight)` of the title's words.
+        frames: The attention weight of all frames together.
     """
 
     number: int
-    num_candidates: list[tuple[str, float]]
+    candidates: list[tuple[str, float]]
     patches: np.ndarray | None
     words: list[tuple[str, float]]
     frames: float
 
     @property
-    def silent(self) -> bool:
-        return not self.num_candidates or self.num_candidates[0][1] < SPOKEN
+    def is_empty(self) -> bool:
+        """Whether the slot almost certainly holds [PAD]."""
+        return not self.candidates or self.candidates[0][1] < EMPTY_BELOW
 
 
 @dataclass
-class Tagged:
-    """
+class TaggedFile:
+    """The tags of one file and their explanation.
+
     Args:
-        tags: every candidate, best first: `{"tag", "score", "mark", "train_count", "slot"}`; `slot` is the number of
-            the slot that wrote it, `None` where the example as a whole proposed it.
-        slots: all K of them.
-        frames: `[frames, height, width, 3]`, uint8: what the model sees.
+        name: The visitor's name for the file.
+        title: Title of the image or video, `""` if it has none.
+        kind: `"image"` or `"video"`.
+        decoding: `"parallel"` or `"sequential"`.
+        tags: All candidates, most probable first: `{"tag", "score", "mark", "train_count", "slot"}`. `slot` is the
+            index of the slot that generated the tag, `None` if the tag classifier proposed it.
+        slots: All slots.
+        frames: `[frames, height, width, 3]`, uint8: the frames as the model sees them.
     """
 
     name: str
@@ -58,7 +66,8 @@ class Tagged:
     slots: list[Slot]
     frames: np.ndarray
 
-    def at(self, threshold: float) -> list[dict]:
+    def tags_above(self, threshold: float) -> list[dict]:
+        """Return the tags whose probability reaches the threshold."""
         return [tag for tag in self.tags if tag["score"] >= threshold]
 
 
@@ -66,47 +75,59 @@ class Tagger:
     """A model, its processor and the process that reads files.
 
     Args:
-        model: folder or Hub name, loaded by the `Auto` classes alone.
+        model: Folder of the model or its name on the Hub.
+        limits: The limits of this Space.
     """
 
     def __init__(self, model: str, limits: Limits):
         self.name, self.limits = Path(model).name if Path(model).is_dir() else model, limits
-        self.processor = AutoProcessor.from_pretrained(model, trust_remote_code=True)
-        self.model = AutoModel.from_pretrained(model, trust_remote_code=True).eval()
+        self.processor = load_processor(model)
+        self.model = load_model(model)
         self.reader = FileReader(model, limits)
 
     def fitted_threshold(self, decoding: str) -> float:
-        """The threshold that was fitted on validation examples when the model was trained."""
+        """Return the threshold that was fitted on the validation split."""
         threshold = self.model.generation_config.threshold
         return float(threshold.get(decoding, 0.0) if isinstance(threshold, dict) else threshold or 0.0)
 
-    def settings(self, decoding, threshold) -> tuple[str, float]:
-        """What was asked for, checked; without a threshold the fitted one.
+    def check_settings(self, decoding: object, threshold: object) -> tuple[str, float]:
+        """Check the settings of a request and fill in defaults.
+
+        Args:
+            decoding: One of `DECODINGS`; `None` for parallel.
+            threshold: Minimum probability of a tag; `None` for the fitted threshold.
 
         Raises:
-            Refused: there is no such decoding, or the threshold is no probability.
+            InputError: The decoding is unknown, or the threshold is not a number between 0 and 1.
         """
         decoding = "parallel" if decoding is None else decoding
         if decoding not in DECODINGS:
-            raise Refused(f"decoding is {str(decoding)[:40]!r}; expected one of {', '.join(DECODINGS)}.")
+            raise InputError(f"decoding is {str(decoding)[:40]!r}; expected one of {', '.join(DECODINGS)}.")
         if threshold is None:
             return decoding, self.fitted_threshold(decoding)
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise Refused(f"threshold is {str(threshold)[:40]!r}; expected a number between 0 and 1.")
+            raise InputError(f"threshold is {str(threshold)[:40]!r}; expected a number between 0 and 1.")
         return decoding, float(threshold)
 
-    def tag(self, path: str, name: str, title: str = "", decoding: str = "parallel") -> Tagged:
-        """
+    def tag(self, path: str, name: str, title: object = "", decoding: str = "parallel") -> TaggedFile:
+        """Tag one file.
+
+        Args:
+            path: Path of the file, which must have been uploaded to this Space.
+            name: The visitor's name for the file.
+            title: Title of the image or video.
+            decoding: `"parallel"` or `"sequential"`.
+
         Raises:
-            Refused: the file or the title is not taken.
+            InputError: The file or the title is not accepted.
         """
-        title = checked_title(title, self.limits)
+        title = clean_title(title, self.limits)
         kind, arrays = self.reader.read(path, name, title)
         inputs = {key: torch.as_tensor(value) for key, value in arrays.items()}
         outputs = self.model.generate(
             **inputs, decoding=decoding, threshold=0.0, output_slots=True, output_attentions=True
         )
-        return Tagged(
+        return TaggedFile(
             name=name,
             title=title,
             kind=kind,
@@ -117,14 +138,15 @@ class Tagger:
         )
 
     def mark(self, tag: str) -> str:
+        """Return `"common"`, `"rare"` or `"novel"`, by the tag's number of training examples."""
         count = self.processor.label_vocabulary.get(tag, 0)
         return "novel" if not count else "rare" if count < RARE_BELOW else "common"
 
-    def _tags(self, outputs) -> list[dict]:
-        slot_of = {}
-        written = self.processor.tag_tokenizer.batch_decode(outputs.sequences[0], skip_special_tokens=True)
-        for tag, slot in zip(written, outputs.slots[0].tolist()):
-            slot_of.setdefault(tag, slot if slot >= 0 else None)
+    def _tags(self, outputs: ModelOutput) -> list[dict]:
+        generated = self.processor.tag_tokenizer.batch_decode(outputs.sequences[0], skip_special_tokens=True)
+        slots = {}
+        for tag, slot in zip(generated, outputs.slots[0].tolist()):
+            slots.setdefault(tag, slot if slot >= 0 else None)
         [tags] = self.processor.batch_decode(outputs)
         return [
             {
@@ -132,55 +154,57 @@ class Tagger:
                 "score": row["score"],
                 "mark": self.mark(row["tag"]),
                 "train_count": self.processor.label_vocabulary.get(row["tag"], 0),
-                "slot": slot_of[row["tag"]],
+                "slot": slots[row["tag"]],
             }
             for row in tags
         ]
 
-    def _slots(self, outputs, title: str) -> list[Slot]:
-        # The mean over layers and heads: [num_prompts, memory length].
+    def _slots(self, outputs: ModelOutput, title: str) -> list[Slot]:
+        # Averaged over layers and heads: [num_prompts, memory length].
         attention = torch.stack(outputs.prompt_attentions)[:, 0].float().mean(dim=(0, 1))
-        patches, others, tokens = outputs.memory_layout.split(attention)
+        patches, _, tokens = outputs.memory_layout.split(attention)
         frames = attention.sum(dim=-1) - tokens.sum(dim=-1)
-        slots = []
-        for number, (rows, log_probs) in enumerate(zip(outputs.slot_tokens[0], outputs.slot_log_probs[0])):
-            decoded = self.processor.tag_tokenizer.batch_decode(rows, skip_special_tokens=True)
-            num_candidates = {}
-            for tag, probability in zip(decoded, log_probs.exp().tolist()):
-                if tag.strip() and probability > 0:
-                    # Different tokens may write one tag.
-                    num_candidates[tag] = num_candidates.get(tag, 0.0) + probability
-            slots.append(
-                Slot(
-                    number=number,
-                    num_candidates=sorted(num_candidates.items(), key=lambda pair: -pair[1]),
-                    patches=None if patches is None else patches[number].numpy(),
-                    words=self._words(title, tokens[number].tolist()),
-                    frames=float(frames[number]),
-                )
+        return [
+            Slot(
+                number=number,
+                candidates=self._candidates(token_ids, log_probs.exp().tolist()),
+                patches=None if patches is None else patches[number].numpy(),
+                words=self._words(title, tokens[number].tolist()),
+                frames=float(frames[number]),
             )
-        return slots
+            for number, (token_ids, log_probs) in enumerate(zip(outputs.slot_tokens[0], outputs.slot_log_probs[0]))
+        ]
+
+    def _candidates(self, token_ids: torch.Tensor, probabilities: list[float]) -> list[tuple[str, float]]:
+        candidates = {}
+        tags = self.processor.tag_tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        for tag, probability in zip(tags, probabilities):
+            if tag.strip() and probability > 0:
+                # Different token sequences may spell the same tag.
+                candidates[tag] = candidates.get(tag, 0.0) + probability
+        return sorted(candidates.items(), key=lambda pair: -pair[1])
 
     def _words(self, title: str, weights: list[float]) -> list[tuple[str, float]]:
-        """The title's words, each with the attention of its pieces; the marks at its ends by their own names."""
+        """Add up the attention weights of the tokens of each word of the title; special tokens are words too."""
         if not title:
             return []
         tokenizer = self.processor.tokenizer
         encoded = tokenizer(title, truncation=True, max_length=len(weights), split_special_tokens=True)
-        pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+        tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
         if not encoded.is_fast:
-            return list(zip(pieces, weights))
+            return list(zip(tokens, weights))
         words, previous = [], None
-        for piece, word, weight in zip(pieces, encoded.word_ids(), weights):
+        for token, word, weight in zip(tokens, encoded.word_ids(), weights):
             if word is not None and word == previous:
                 words[-1][1] += weight
             else:
-                name = piece if word is None else title[slice(*encoded.word_to_chars(word))]
+                name = token if word is None else title[slice(*encoded.word_to_chars(word))]
                 words.append([name, weight])
             previous = word
         return [(word, weight) for word, weight in words]
 
     def _frames(self, pixel_values: torch.Tensor) -> np.ndarray:
+        """Undo the normalisation of `[frames, 3, height, width]` pixel values."""
         image_processor = self.processor.image_processor
         mean, std = (
             torch.tensor(getattr(image_processor, name))[:, None, None] for name in ("image_mean", "image_std")

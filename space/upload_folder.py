@@ -1,4 +1,4 @@
-"""Where Gradio keeps what it is sent, and its end."""
+"""The temporary folder for uploads."""
 
 import os
 import shutil
@@ -9,32 +9,39 @@ from pathlib import Path
 
 
 class UploadFolder:
-    """A folder of this process alone. Gradio's `delete_cache` deletes what it knows of; an upload that breaks off
-    leaves a file it does not, and every file a folder of its own."""
+    """A temporary folder that deletes old uploads.
 
-    def __init__(self, keep_seconds: float, every_seconds: float = 60):
+    Gradio's `delete_cache` deletes only complete uploads. This class also deletes what interrupted uploads leave.
+
+    Args:
+        keep_seconds: Age at which a file is deleted.
+        sweep_seconds: Time between two sweeps.
+    """
+
+    def __init__(self, keep_seconds: float, sweep_seconds: float = 60):
         self.path = tempfile.mkdtemp(prefix="optsg-space-")
         self.keep_seconds = keep_seconds
-        os.environ["GRADIO_TEMP_DIR"] = self.path
+        self.sweep_seconds = sweep_seconds
         self.stopped = threading.Event()
-        self.every_seconds = every_seconds
-        threading.Thread(target=self._sweep_on, daemon=True).start()
+        os.environ["GRADIO_TEMP_DIR"] = self.path
+        threading.Thread(target=self._sweep_repeatedly, daemon=True).start()
 
     def sweep(self) -> None:
-        """Deletes what is older than `keep_seconds`."""
+        """Delete files and empty folders older than `keep_seconds`."""
         oldest = time.time() - self.keep_seconds
         for path in sorted(Path(self.path).rglob("*"), reverse=True):
             try:
                 if path.lstat().st_mtime < oldest:
-                    # A folder that is not empty stays.
+                    # rmdir keeps folders that are not empty.
                     path.rmdir() if path.is_dir() else path.unlink()
             except OSError:
                 continue
 
-    def _sweep_on(self) -> None:
-        while not self.stopped.wait(self.every_seconds):
+    def _sweep_repeatedly(self) -> None:
+        while not self.stopped.wait(self.sweep_seconds):
             self.sweep()
 
     def remove(self) -> None:
+        """Stop the sweeps and delete the folder."""
         self.stopped.set()
         shutil.rmtree(self.path, ignore_errors=True)

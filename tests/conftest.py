@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from modeling_optsg import (
 
 torch.set_num_threads(1)
 
-PROGRAMS = [Path(__file__).parents[1] / folder for folder in ("examples", "experiments/icon_tagging")]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 LABEL_VOCABULARY = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 TITLE_WORDS = ["a", "red", "blue", "green", "square", "dog", "e", "-", "mail", *"红色方块创意美食家常菜"]
@@ -29,21 +28,15 @@ TEXT_SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": 
 
 @pytest.fixture(scope="session")
 def load_program():
-    """Loads a program of `examples/` by its name, as a module, anew each time."""
+    """Returns a function that loads a program of `examples/` by its name, as a new module."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(
-            f"{name}_program", next(p for p in PROGRAMS if (p / f"{name}.py").exists()) / f"{name}.py"
-        )
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
 
-    # Programs import their neighbours.
-    sys.path[:0] = map(str, PROGRAMS)
-    yield load
-    del sys.path[: len(PROGRAMS)]
+    return load
 
 
 @pytest.fixture(scope="session")

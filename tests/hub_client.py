@@ -1,4 +1,4 @@
-"""Programs of this package in processes of their own, with empty caches, that know no Hub but the one on loopback."""
+"""Run this package in separate processes with empty caches, which reach no Hub except the local one."""
 
 import json
 import os
@@ -6,27 +6,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CARD = "---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: image-classification\n---\n# A card\n"
 
-# Where it is is read when the library is imported; and it would send large files by Xet.
-SERVED = """
+SERVER_LOOP = """
 import contextlib, io, json, os, sys, time, traceback
-# A client waits between its attempts, half a minute in all; what it does is the same without.
+# The Hub client waits half a minute in all between its attempts; it behaves the same without waiting.
 time.sleep = lambda seconds: None
-from modeling_optsg.cli import main
+from optsg import main
 for line in sys.stdin:
-    asked = json.loads(line)
-    os.environ["HF_TOKEN"] = asked["token"]
+    request = json.loads(line)
+    os.environ["HF_TOKEN"] = request["token"]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            if "code" in asked:
-                exec(asked["code"], {"__name__": "served"})
+            if "code" in request:
+                exec(request["code"], {"__name__": "served"})
                 status = 0
             else:
-                status = main(asked["arguments"])
+                status = main(request["arguments"])
         except SystemExit as exit:
             status = exit.code
         except BaseException:
@@ -34,27 +34,27 @@ for line in sys.stdin:
             status = -1
     print(json.dumps([status, out.getvalue(), err.getvalue()]), file=sys.__stdout__, flush=True)
 """
-# Put before a program: it runs as where this package is not installed.
-ELSEWHERE = """
+HIDE_PACKAGE = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_optsg", "dataset_scripts"):
-            raise ImportError(name)
+        if name.split(".")[0] in ("modeling_optsg", "optsg", "dataset_scripts"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """
 
 
 def copy_with_card(checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint that may be published, as a folder that a test may spoil."""
+    """Copy a checkpoint to a folder that a test may change, with a model card."""
     shutil.copytree(checkpoint, folder)
     (folder / "README.md").write_text(CARD)
     return folder
 
 
 def environment(endpoint: str, home: Path, token: str) -> dict[str, str]:
-    """Of a process whose libraries keep everything below `home`, which may not be there yet."""
+    """Return the environment of a process whose libraries keep all their files below `home`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    # The libraries read these when they are imported. Without Xet, large files are uploaded by LFS.
     return kept | {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
@@ -66,25 +66,31 @@ def environment(endpoint: str, home: Path, token: str) -> dict[str, str]:
     }
 
 
-def run_elsewhere(program: str, arguments: list, endpoint: str, home: Path, token: str):
-    """What a program prints as JSON, run where this package is not installed."""
+def run_without_package(program: str, arguments: list, endpoint: str, home: Path, token: str) -> Any:
+    """Run a program that cannot import this package, and return the JSON value it prints."""
     variables = environment(endpoint, home, token)
     del variables["PYTHONPATH"]
     home.mkdir()
-    command = [sys.executable, "-c", ELSEWHERE + program, *map(str, arguments)]
+    command = [sys.executable, "-c", HIDE_PACKAGE + program, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=home, env=variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 class Client:
-    """One process that runs `optsg` as often as it is asked to."""
+    """A process that runs `optsg` commands and Python code, one after the other.
+
+    Args:
+        endpoint: address of the Hub.
+        home: folder for caches and as working directory; it is created.
+        token: used when a call gives no other token.
+    """
 
     def __init__(self, endpoint: str, home: Path, token: str):
         self.token = token
         home.mkdir()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVED],
+            [sys.executable, "-c", SERVER_LOOP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,19 +98,20 @@ class Client:
             env=environment(endpoint, home, token),
         )
 
-    def __call__(self, *arguments, token: str | None = None) -> tuple[int, str, str]:
-        """Exit status, standard output and standard error of `optsg` with these arguments."""
-        return self._ask(token, arguments=list(map(str, arguments)))
+    def __call__(self, *arguments: object, token: str | None = None) -> tuple[int, str, str]:
+        """Run `optsg` and return exit status, standard output and standard error."""
+        return self._request(token, arguments=list(map(str, arguments)))
 
     def python(self, code: str, token: str | None = None) -> tuple[int, str, str]:
-        """The same of Python code."""
-        return self._ask(token, code=code)
-
-    def _ask(self, token: str | None, **asked) -> tuple[int, str, str]:
-        line = json.dumps(asked | {"token": self.token if token is None else token})
-        print(line, file=self.process.stdin, flush=True)
-        return tuple(json.loads(self.process.stdout.readline()))
+        """Run Python code and return exit status, standard output and standard error."""
+        return self._request(token, code=code)
 
     def close(self) -> None:
+        """End the process."""
         self.process.kill()
         self.process.communicate()
+
+    def _request(self, token: str | None, **request: Any) -> tuple[int, str, str]:
+        line = json.dumps(request | {"token": self.token if token is None else token})
+        print(line, file=self.process.stdin, flush=True)
+        return tuple(json.loads(self.process.stdout.readline()))

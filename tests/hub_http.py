@@ -1,4 +1,4 @@
-"""HTTP on loopback, and what can be made to go wrong with it."""
+"""A local HTTP server whose requests can be made to fail."""
 
 import json
 import re
@@ -22,17 +22,17 @@ LARGEST_BODY = 2**30
 
 @dataclass
 class Fault:
-    """What goes wrong with requests.
+    """A failure that happens to matching requests.
 
     Args:
         request: pattern of `"METHOD path"`.
-        times: how many requests it happens to; all by default.
-        status: they are answered with it.
-        drop_after: the connection is closed after so many bytes of the body that is sent, or that is answered if
-            none is sent.
-        alter: a bit of the body that is sent is changed on the way.
-        lose_answer: what is asked for is done, but the connection is closed before that is said.
-        action: called first; for what happens elsewhere meanwhile.
+        times: number of requests that fail; all by default.
+        status: the HTTP status of the answer.
+        drop_after: the connection is closed after this number of bytes of the request's body, or of the answer if the
+            request has no body.
+        alter: whether one bit of the request's body is changed.
+        lose_answer: whether the connection is closed after the request was served, before the answer.
+        action: called first, to change something during the request.
     """
 
     request: str
@@ -46,17 +46,20 @@ class Fault:
 
 @dataclass
 class Answer:
+    """An HTTP answer."""
+
     content: bytes | Path = b""
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
 
 def as_json(value: Any, status: int = 200, **headers: str) -> Answer:
+    """Return an answer with a JSON body."""
     return Answer(json.dumps(value).encode(), status, {"Content-Type": "application/json"} | headers)
 
 
 def route(method: str, pattern: str) -> Callable:
-    """Marks a method of a [`Handler`] as what answers such requests; the pattern's groups become its arguments."""
+    """Mark a method of a [`Handler`] as the one for such requests; the pattern's groups become its arguments."""
 
     def mark(function: Callable) -> Callable:
         function.route = (method, re.compile(pattern))
@@ -66,16 +69,16 @@ def route(method: str, pattern: str) -> Callable:
 
 
 class Dropped(Exception):
-    """The connection is to be closed without another word."""
+    """The connection is to be closed without an answer."""
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """Answers on a free port of 127.0.0.1, each connection in a thread, until it is closed.
+    """A server on a free port of 127.0.0.1, with one thread per connection.
 
     Args:
         handler: a [`Handler`].
-        state: what its handlers share.
-        faults: what is to go wrong.
+        state: shared by the handlers.
+        faults: failures of requests.
     """
 
     daemon_threads = True
@@ -84,61 +87,64 @@ class Listener(socketserver.ThreadingTCPServer):
     def __init__(self, handler: type["Handler"], state: Any, faults: list[Fault]):
         super().__init__(("127.0.0.1", 0), handler)
         self.state, self.faults = state, faults
-        # "METHOD path" of all that was asked for, in order, and of what has no answer here.
+        # "METHOD path" of all requests in order, and of those that no route matches.
         self.requests: list[str] = []
         self.unknown: list[str] = []
-        # What went wrong here that was not meant to.
+        # Tracebacks of unintended errors.
         self.errors: list[str] = []
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
 
     def close(self) -> None:
+        """Stop answering."""
         self.shutdown()
         self.server_close()
         self.thread.join(10)
 
     def handle_error(self, request, client_address) -> None:
-        # Clients may go away whenever they like.
+        # Clients may disconnect at any time.
         if not isinstance(sys.exc_info()[1], OSError):
             self.errors.append(traceback.format_exc())
 
-    def note(self, asked: str) -> Fault | None:
-        """Keeps a request in `requests` and takes the fault that is to happen to it."""
+    def record(self, request: str) -> Fault | None:
+        """Add a request to `requests` and return the fault that happens to it."""
         with self.state.lock:
-            self.requests.append(asked)
-            fault = next((fault for fault in self.faults if fault.times > 0 and re.search(fault.request, asked)), None)
+            self.requests.append(request)
+            fault = next((f for f in self.faults if f.times > 0 and re.search(f.request, request)), None)
             if fault:
                 fault.times -= 1
             return fault
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Reads a request, lets faults happen to it, finds its route, answers."""
+    """Answers requests by the methods that `route` marks, with the faults of the listener."""
 
     protocol_version = "HTTP/1.1"
-    # Nagle's algorithm would hold a body back until its headers are acknowledged.
+    # Nagle's algorithm would delay a body until its headers are acknowledged.
     disable_nagle_algorithm = True
     timeout = 20
 
-    def log_message(self, *args) -> None:
-        pass
+    def log_message(self, *args: Any) -> None:
+        """Log nothing."""
 
     @property
     def state(self) -> Any:
+        """The state that all handlers share."""
         return self.server.state
 
-    def answer_any(self) -> None:
+    def serve_request(self) -> None:
+        """Answer the current request."""
         self.url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(self.url.query).items()}
-        self.fault = self.server.note(f"{self.command} {self.url.path}")
+        self.fault = self.server.record(f"{self.command} {self.url.path}")
         self.received = 0
         self.pieces = self._pieces()
         try:
             if self.fault and self.fault.action:
                 self.fault.action()
             if self.fault and self.fault.status:
-                raise Refusal(self.fault.status, "This happened on purpose")
+                raise Refusal(self.fault.status, "Injected fault")
             answer = self._routed()
         except Refusal as refusal:
             headers = {"X-Error-Message": refusal.message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
@@ -146,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
         except Dropped:
             return self._drop()
         try:
-            # What nobody wanted to read is in the way of the next request.
+            # Unread bytes of the body would be taken for the next request.
             for _ in self.pieces:
                 pass
             if self.fault and self.fault.lose_answer:
@@ -155,25 +161,26 @@ class Handler(BaseHTTPRequestHandler):
         except Dropped:
             self._drop()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve_request
 
     def body(self) -> bytes:
+        """Read the request's body."""
         return b"".join(self.pieces)
 
     def _routed(self) -> Answer:
         method = "GET" if self.command == "HEAD" else self.command
         for name in dir(type(self)):
             function = getattr(type(self), name)
-            wanted, pattern = getattr(function, "route", (None, None))
-            if wanted == method and (found := pattern.fullmatch(self.url.path)):
+            route_method, pattern = getattr(function, "route", (None, None))
+            if route_method == method and (found := pattern.fullmatch(self.url.path)):
                 groups = {name: unquote(value) for name, value in found.groupdict().items() if value is not None}
                 return function(self, **groups)
         self.server.unknown.append(f"{self.command} {self.path}")
-        raise Refusal(404, "There is no such page")
+        raise Refusal(404, "Not found")
 
     def _pieces(self) -> Iterator[bytes]:
         fault = self.fault or Fault("")
-        for piece in self._chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self._counted():
+        for piece in self._chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self._sized():
             if fault.alter and not self.received:
                 piece = bytes([piece[0] ^ 1]) + piece[1:]
             self.received += len(piece)
@@ -183,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(413, "The body is too large")
             yield piece
 
-    def _counted(self) -> Iterator[bytes]:
+    def _sized(self) -> Iterator[bytes]:
         left = int(self.headers.get("Content-Length") or 0)
         while left:
             if not (piece := self.rfile.read(min(left, PIECE))):
@@ -200,8 +207,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer) -> None:
         content = answer.content.read_bytes() if isinstance(answer.content, Path) else answer.content
         size = len(content)
-        if answer.status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
-            first, last = int(asked[1]), min(int(asked[2] or size), size - 1)
+        if answer.status == 200 and (span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))):
+            first, last = int(span[1]), min(int(span[2] or size), size - 1)
             answer.status = 206 if first <= last else 416
             answer.headers["Content-Range"] = f"bytes {first}-{last}/{size}" if first <= last else f"bytes */{size}"
             content = content[first : last + 1]
@@ -218,8 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _drop(self) -> None:
-        # Of an upload reset, not closed in order: a cable that is pulled says no goodbye. A download that is reset the
-        # client gives up; one that ends too soon it takes up again.
+        # An upload is reset instead of closed in order, as by a broken network. A download is closed in order, because
+        # the client retries a download that ends too early, but not one that is reset.
         if self.received:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.close_connection = True

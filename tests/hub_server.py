@@ -1,8 +1,8 @@
-"""A Hub on loopback: the part of its HTTP interface by which `huggingface_hub` publishes and downloads.
+"""A local Hub: the part of the HTTP interface with which `huggingface_hub` publishes and downloads.
 
-Programs are answered on one port; large files go to another and come from there, where, as on the real Hub, the
-address is signed and a token is refused. Tokens, private repositories, revisions, pull requests and LFS (in one part
-or several) work as they do there. Xet, gated repositories and the dataset viewer are not spoken.
+One port serves the API. Large files go through a second port, where addresses are signed and a token is refused, as on
+the real Hub. Tokens, private repositories, revisions, pull requests and LFS (in one part or several) work as they do
+there. Xet, gated repositories and the dataset viewer are not implemented.
 """
 
 import base64
@@ -11,6 +11,7 @@ import math
 import re
 import secrets
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -29,12 +30,12 @@ OBJECT = r"/objects/(?P<owner>(?:models|datasets|spaces)/[\w.-]+/[\w.-]+)/(?P<sh
 
 
 class HubServer:
-    """What the Hub knows, and for tests the way to look at it and to let things go wrong.
+    """The state of the Hub. Tests inspect it and inject faults.
 
     Args:
-        folder: where files are kept; not there yet.
-        accounts: by token.
-        part_size: LFS objects of more bytes are asked for in parts of so many.
+        folder: where the files are stored; it is created.
+        accounts: accounts by token.
+        part_size: larger LFS objects are uploaded in parts of this size, in bytes.
     """
 
     def __init__(self, folder: Path, accounts: dict[str, Account], part_size: int = 2**24):
@@ -46,8 +47,8 @@ class HubServer:
         self.signature = secrets.token_hex(8)
 
     @contextmanager
-    def running(self):
-        """Answers while the context is open."""
+    def running(self) -> Iterator["HubServer"]:
+        """Serve requests while the context is open."""
         self.pages, self.storage = (Listener(kind, self, self.faults) for kind in (HubHandler, StorageHandler))
         self.endpoint = self.pages.address
         try:
@@ -56,28 +57,31 @@ class HubServer:
             self.pages.close()
             self.storage.close()
 
-    def asked(self, pattern: str) -> list[str]:
-        """The requests that match, in order."""
+    def requests(self, pattern: str) -> list[str]:
+        """Return the matching requests, in order."""
         return [r for r in self.pages.requests + self.storage.requests if re.search(pattern, r)]
 
     def problems(self) -> list[str]:
-        """What was asked for and is not spoken here, and what went wrong here that was not meant to."""
-        # Asked of every Hub by a client that an assistant calls.
+        """Return requests that are not implemented, and unintended errors."""
+        # The client sends this request when it runs under an assistant.
         unknown = [request for request in self.pages.unknown if "/api/agent-harnesses" not in request]
         return [*unknown, *self.storage.unknown, *self.pages.errors, *self.storage.errors]
 
     def repository(self, repo: str, kind: str = "models") -> Repository:
+        """Return a repository, or refuse if it does not exist."""
         if (kind, repo) not in self.repositories:
             raise Refusal(404, "Repository not found", "RepoNotFound")
         return self.repositories[kind, repo]
 
     def contents(self, repo: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:
+        """Return the files of a revision by name, without `.gitattributes`."""
         repository = self.repository(repo, kind)
         files = repository.resolve(revision).files.items()
         store, owner = self.store, repository.owner
         return {path: store.path(owner, file).read_bytes() for path, file in files if path != ".gitattributes"}
 
     def create(self, repo: str, kind: str = "models", private: bool = False) -> Repository:
+        """Create a repository with its initial commit."""
         created = Repository(repo, kind, private)
         attributes = self.store.add_regular(ATTRIBUTES)
         created.add_commit("refs/heads/main", None, "initial commit", {".gitattributes": attributes})
@@ -85,21 +89,22 @@ class HubServer:
         return created
 
     def change(self, repo: str, path: str, content: bytes, kind: str = "models") -> Commit:
-        """Commits a file to main, as somebody else might."""
+        """Commit a file to main, as another user would."""
         with self.lock:
             repository = self.repository(repo, kind)
             head = repository.resolve("main")
             files = head.files | {path: self.store.add_regular(content)}
             return repository.add_commit("refs/heads/main", head, f"Change {path}", files)
 
-    def signed(self, path: str) -> str:
+    def sign(self, path: str) -> str:
+        """Return the signed address of a path on the storage port."""
         return f"{self.storage.address}{path}?signature={self.signature}"
 
 
 class StorageHandler(Handler):
-    """Large files, for whoever has a signed address."""
+    """Serves large files under signed addresses."""
 
-    def _signed(self) -> None:
+    def _check_signature(self) -> None:
         if "Authorization" in self.headers:
             raise Refusal(400, "Only one way of authorisation is allowed; the address is signed")
         if self.query.get("signature") != self.state.signature:
@@ -111,25 +116,23 @@ class StorageHandler(Handler):
 
     @route("PUT", OBJECT)
     def put(self, owner: str, sha256: str) -> Answer:
-        self._signed()
+        self._check_signature()
         self.state.store.receive(owner, sha256, self._write)
         return Answer()
 
     @route("PUT", OBJECT + r"/(?P<number>\d+)")
     def put_part(self, owner: str, sha256: str, number: str) -> Answer:
-        self._signed()
+        self._check_signature()
         return Answer(headers={"ETag": self.state.store.receive_part(owner, sha256, int(number), self._write)})
 
     @route("GET", OBJECT)
     def get(self, owner: str, sha256: str) -> Answer:
-        self._signed()
+        self._check_signature()
         return Answer(self.state.store.lfs_path(owner, sha256), headers={"ETag": f'"{sha256}"'})
 
 
 class HubHandler(Handler):
-    """Everything else."""
-
-    # Who asks, and what they may
+    """Serves the API of the Hub."""
 
     def _account(self, needed: bool = True) -> Account | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -143,7 +146,7 @@ class HubHandler(Handler):
         account = self._account(needed=False)
         found = self.state.repositories.get((kind, repo))
         if found is None or (found.private and not (account and account.reads(repo))):
-            # That there is a private one is nobody's business, so the two say the same.
+            # The answer must not reveal that a private repository exists.
             status, message = (404, "Repository not found") if account else (401, "Invalid username or password.")
             raise Refusal(status, message, "RepoNotFound")
         return found
@@ -161,13 +164,11 @@ class HubHandler(Handler):
         organisations = [{"type": "org", "name": name} for name in account.organisations]
         return as_json({"type": "user", "name": account.name, "orgs": organisations, "auth": access})
 
-    # Repositories and what is said of them
-
     @route("POST", "/api/repos/create")
     def create(self) -> Answer:
-        account, asked = self._account(), json.loads(self.body())
-        kind = f"{asked.get('type') or 'model'}s"
-        repo = f"{asked.get('organization') or account.name}/{asked['name']}"
+        account, request = self._account(), json.loads(self.body())
+        kind = f"{request.get('type') or 'model'}s"
+        repo = f"{request.get('organization') or account.name}/{request['name']}"
         if not account.writes(repo):
             namespace = repo.partition("/")[0]
             raise Refusal(403, f'You don\'t have the rights to create a {kind[:-1]} under the namespace "{namespace}"')
@@ -176,7 +177,7 @@ class HubHandler(Handler):
             if (kind, repo) in self.state.repositories:
                 message = f"You already created this {kind[:-1]} repo"
                 return as_json({"error": message, "url": url, "name": repo}, 409)
-            self.state.create(repo, kind, asked.get("visibility") == "private" or asked.get("private") is True)
+            self.state.create(repo, kind, request.get("visibility") == "private" or request.get("private") is True)
         return as_json({"url": url, "name": repo})
 
     @route("POST", "/api/validate-yaml")
@@ -201,7 +202,7 @@ class HubHandler(Handler):
         if "README.md" in commit.files:
             text = self.state.store.path(repository.owner, commit.files["README.md"]).read_text(encoding="utf-8")
             card = yaml.safe_load(found[1]) if (found := METADATA.match(text)) else {}
-        described = {
+        info = {
             "_id": commit.id[:24],
             "id": repo,
             "author": repo.partition("/")[0],
@@ -218,8 +219,8 @@ class HubHandler(Handler):
             "siblings": [{"rfilename": path} for path in sorted(commit.files)],
         }
         if kind == "models":
-            described |= {name: card[name] for name in ("pipeline_tag", "library_name") if name in card}
-        return as_json(described)
+            info |= {name: card[name] for name in ("pipeline_tag", "library_name") if name in card}
+        return as_json(info)
 
     @route("GET", rf"{API}/tree/{REVISION}(?:/(?P<folder>.+))?")
     def tree(self, repo: str, kind: str, revision: str, folder: str = "") -> Answer:
@@ -236,14 +237,14 @@ class HubHandler(Handler):
     @route("GET", f"{API}/commits/{REVISION}")
     def commits(self, repo: str, kind: str, revision: str) -> Answer:
         history = self._readable(repo, kind).history(revision)
-        told = ({"id": c.id, "title": c.title, "message": "", "date": c.date, "authors": []} for c in history)
-        return as_json(list(told))
+        result = ({"id": c.id, "title": c.title, "message": "", "date": c.date, "authors": []} for c in history)
+        return as_json(list(result))
 
     @route("GET", f"{API}/refs")
     def refs(self, repo: str, kind: str) -> Answer:
         repository = self._readable(repo, kind)
         groups = {"branches": "refs/heads/", "tags": "refs/tags/", "pullRequests": "refs/pr/"}
-        told = {
+        result = {
             group: [
                 {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": commit}
                 for ref, commit in repository.refs.items()
@@ -251,7 +252,7 @@ class HubHandler(Handler):
             ]
             for group, prefix in groups.items()
         }
-        return as_json(told | {"converts": []})
+        return as_json(result | {"converts": []})
 
     @route("POST", f"{API}/branch/(?P<name>[^/]+)")
     def branch(self, repo: str, kind: str, name: str) -> Answer:
@@ -270,67 +271,65 @@ class HubHandler(Handler):
             repository.refs[ref] = repository.resolve(revision).id
         return as_json({})
 
-    # Uploads
-
     @route("POST", f"{API}/preupload/{REVISION}")
     def preupload(self, repo: str, kind: str, revision: str) -> Answer:
         repository = self._readable(repo, kind) if "create_pr" in self.query else self._writable(repo, kind)
         self._account()
         commit = repository.resolve(revision)
-        told = []
-        for asked in json.loads(self.body())["files"]:
-            present = commit.files.get(asked["path"])
-            told.append(
+        result = []
+        for request in json.loads(self.body())["files"]:
+            present = commit.files.get(request["path"])
+            result.append(
                 {
-                    "path": asked["path"],
-                    "uploadMode": "lfs" if repository.uses_lfs(asked["path"], asked["size"]) else "regular",
+                    "path": request["path"],
+                    "uploadMode": "lfs" if repository.uses_lfs(request["path"], request["size"]) else "regular",
                     "shouldIgnore": False,
                     "oid": (present.sha256 or present.oid) if present else None,
                 }
             )
-        return as_json({"files": told, "commitOid": commit.id})
+        return as_json({"files": result, "commitOid": commit.id})
 
     @route("POST", rf"{PAGES}\.git/info/lfs/objects/batch")
     def lfs_batch(self, repo: str, kind: str = "models") -> Answer:
-        asked = json.loads(self.body())
+        request = json.loads(self.body())
         self._account()
-        # Without a branch it is for a pull request, which whoever may read may make.
-        repository = (self._writable if "ref" in asked else self._readable)(repo, kind)
-        wanted = [self._upload_of(repository.owner, each["oid"], each["size"]) for each in asked["objects"]]
-        return as_json({"transfer": "basic", "objects": wanted})
+        # Without a branch the upload is for a pull request, which every reader may open.
+        repository = (self._writable if "ref" in request else self._readable)(repo, kind)
+        objects = [self._upload(repository.owner, each["oid"], each["size"]) for each in request["objects"]]
+        return as_json({"transfer": "basic", "objects": objects})
 
-    def _upload_of(self, owner: str, sha256: str, size: int) -> dict:
+    def _upload(self, owner: str, sha256: str, size: int) -> dict:
         if self.state.store.lfs_path(owner, sha256).is_file():
             return {"oid": sha256, "size": size}
         address, query = f"/objects/{owner}/{sha256}", f"owner={owner}&signature={self.state.signature}"
-        upload = {"href": self.state.signed(address)}
+        upload = {"href": self.state.sign(address)}
         if size > self.state.part_size:
             numbers = range(1, math.ceil(size / self.state.part_size) + 1)
             upload = {
                 "href": f"{self.state.endpoint}/api/complete_multipart?{query}",
                 "header": {"chunk_size": str(self.state.part_size)}
-                | {str(number): self.state.signed(f"{address}/{number}") for number in numbers},
+                | {str(number): self.state.sign(f"{address}/{number}") for number in numbers},
             }
         verify = {"href": f"{self.state.endpoint}/api/lfs_verify?{query}"}
         return {"oid": sha256, "size": size, "actions": {"upload": upload, "verify": verify}}
 
     @route("POST", "/api/complete_multipart")
     def complete_multipart(self) -> Answer:
-        self._signed()
-        asked = json.loads(self.body())
-        parts = sorted(asked["parts"], key=lambda part: part["partNumber"])
-        self.state.store.join_parts(self.query["owner"], asked["oid"], [part["etag"] for part in parts])
+        self._check_signature()
+        request = json.loads(self.body())
+        parts = sorted(request["parts"], key=lambda part: part["partNumber"])
+        self.state.store.join_parts(self.query["owner"], request["oid"], [part["etag"] for part in parts])
         return as_json({})
 
     @route("POST", "/api/lfs_verify")
     def lfs_verify(self) -> Answer:
-        self._signed()
+        self._check_signature()
         self._account()
-        asked = json.loads(self.body())
-        self.state.store.lfs_file(self.query["owner"], asked["oid"], asked["size"])
+        request = json.loads(self.body())
+        self.state.store.lfs_file(self.query["owner"], request["oid"], request["size"])
         return as_json({})
 
-    def _signed(self) -> None:
+    def _check_signature(self) -> None:
         if self.query.get("signature") != self.state.signature:
             raise Refusal(403, "SignatureDoesNotMatch")
 
@@ -348,13 +347,13 @@ class HubHandler(Handler):
             files = self._changed(repository.owner, dict(head.files), lines)
             ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
             if not as_pull_request and ref not in repository.refs:
-                raise Refusal(404, f"{revision} is no branch", "RevisionNotFound")
+                raise Refusal(404, f"{revision} is not a branch", "RevisionNotFound")
             number = repository.next_pull_request()
             ref = f"refs/pr/{number}" if as_pull_request else ref
-            made = repository.add_commit(ref, head, header["value"]["summary"], files)
+            commit = repository.add_commit(ref, head, header["value"]["summary"], files)
         page = f"{self.state.endpoint}/{'' if kind == 'models' else kind + '/'}{repo}"
-        told = {"success": True, "commitOid": made.id, "commitUrl": f"{page}/commit/{made.id}"}
-        return as_json(told | ({"pullRequestUrl": f"{page}/discussions/{number}"} if as_pull_request else {}))
+        result = {"success": True, "commitOid": commit.id, "commitUrl": f"{page}/commit/{commit.id}"}
+        return as_json(result | ({"pullRequestUrl": f"{page}/discussions/{number}"} if as_pull_request else {}))
 
     def _changed(self, owner: str, files: dict[str, File], lines: list[dict]) -> dict[str, File]:
         for line in lines:
@@ -370,8 +369,6 @@ class HubHandler(Handler):
                 raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
         return files
 
-    # Downloads
-
     @route("GET", rf"{PAGES}/resolve/{REVISION}/(?P<path>.+)")
     def resolve(self, repo: str, revision: str, path: str, kind: str = "models") -> Answer:
         repository = self._readable(repo, kind)
@@ -384,5 +381,5 @@ class HubHandler(Handler):
         if file.sha256 is None:
             return Answer(self.state.store.path(repository.owner, file), headers=headers | {"ETag": f'"{file.oid}"'})
         linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
-        location = self.state.signed(f"/objects/{repository.owner}/{file.sha256}")
+        location = self.state.sign(f"/objects/{repository.owner}/{file.sha256}")
         return Answer(b"", 302, headers | linked | {"Location": location})

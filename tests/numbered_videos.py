@@ -1,11 +1,11 @@
-"""Videos whose frames carry their number."""
+"""Makes videos whose frames show their own number."""
 
 import av
 import numpy as np
 
 
 def numbered_frame(number):
-    """A frame that carries its number as seven black or white bars, which survive any codec."""
+    """Returns a frame that shows its number as seven black or white bars, which any codec keeps."""
     bars = [255 * (number >> bit & 1) for bit in range(7)]
     return np.repeat(np.repeat(np.array([[bars]], dtype=np.uint8).reshape(1, 7, 1), 16, 1), 64, 0).repeat(3, 2)
 

@@ -1,4 +1,4 @@
-"""CREATE-tagging and Pexel-tagging from files written as they are released."""
+"""CREATE-tagging and Pexel-tagging are built from files in the released layout."""
 
 import gzip
 import json
@@ -14,8 +14,8 @@ from numbered_videos import number_of, write_video
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
-from dataset_scripts.annotated_media import read_features
 from dataset_scripts.create_tagging import CreateTagging
+from dataset_scripts.frame_features import read_frame_features
 from modeling_optsg.video_utils import read_frames
 
 
@@ -61,19 +61,19 @@ def test_a_stream_gives_the_same_rows(create, load):
     assert list(load(data_dir=str(create), split="train", streaming=True)) == list(expected)
 
 
-def test_a_changed_file_gives_its_own_rows_not_the_cache_s(create, load):
+def test_a_changed_annotation_file_is_not_served_from_the_cache(create, load):
     assert len(load(data_dir=str(create), split="train")) == 6
     write(create / "create_210k_train.json", [annotation(index) for index in range(3)])
     assert load(data_dir=str(create), split="train")["id"] == ["v0", "v1", "v2"]
 
 
-def test_changed_features_are_read_anew(create, load):
+def test_changed_features_are_not_served_from_the_cache(create, load):
     assert load(data_dir=str(create), split="train")[1]["frame_features"][0][0] == 1.0
     np.save(create / "features/v1.npy", np.full((5, 4), 9, np.float16))
     assert load(data_dir=str(create), split="train")[1]["frame_features"][4][0] == 9.0
 
 
-def test_pretraining_files_are_compressed_lines_without_annotated_titles(create, load):
+def test_pretraining_files_have_compressed_lines_and_raw_titles(create, load):
     lines = "".join(json.dumps({"vid": f"p{n}", "raw_title": "标题", "tag": ["美食"]}) + "\n" for n in range(5))
     (create / "create_3m_pretrain.json.gz").write_bytes(gzip.compress(lines.encode()))
     rows = load(config_name="create_3m", data_dir=str(create), visual="none", split="train")
@@ -84,11 +84,11 @@ def test_pretraining_files_are_compressed_lines_without_annotated_titles(create,
         load(config_name="create_10m", data_dir=str(create))
 
 
-def test_videos_are_found_by_name_and_images_likewise(create, load, tmp_path):
+def test_videos_and_images_are_found_by_the_example_id(create, load, tmp_path):
     (create / "videos").mkdir()
     for index in range(8):
         write_video(create / "videos" / f"v{index}.mp4", 10 + index)
-    # Where there are both, the videos are what the features were made of.
+    # Of videos and features, the videos are the default.
     assert load(data_dir=str(create), split="train")[0]["video"]["path"].endswith("videos/v0.mp4")
     videos = [row["video"]["path"] for row in load(data_dir=str(create), split="test")]
     assert [[number_of(frame) for frame in read_frames(video, 2)] for video in videos] == [[4, 12], [4, 12]]
@@ -100,7 +100,7 @@ def test_videos_are_found_by_name_and_images_likewise(create, load, tmp_path):
     assert row["image"].getpixel((0, 0)) == (255, 0, 0) and row["tags"] == ["red"]
 
 
-def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
+def test_unusable_examples_and_tags_are_left_out_and_counted(create, tmp_path, caplog):
     outside = tmp_path / "outside.npy"
     np.save(outside, np.ones((2, 4)))
     os.symlink(outside, create / "features/link.npy")
@@ -123,27 +123,28 @@ def test_what_cannot_be_used_is_left_out_and_counted(create, tmp_path, caplog):
     rows = builder.as_dataset(split="train")
     assert rows["id"] == ["v0", "v1"] and rows[1]["tags"] == ["美食"]
     assert builder.left_out["train"] == {
-        "examples of a vid that was there before": 1,
+        "examples with a repeated vid": 1,
         "examples without tags": 2,
         "examples without vid": 1,
-        "tags that are no text": 1,
+        "tags that are not text": 1,
         "empty tags": 2,
-        "tags an example has twice": 1,
-        "examples whose file is not in features/": 1,
-        "examples whose features are not 4 wide, as most are": 1,
+        "repeated tags": 1,
+        "examples without a file in features/": 1,
+        "examples whose features are not 4 wide like most": 1,
         "examples whose features cannot be read": 2,
-        "examples whose file is a link out of features/": 1,
-        "examples whose id is no file name": 1,
+        "examples whose file links out of features/": 1,
+        "examples whose id is not a file name": 1,
     }
-    assert "1 examples whose id is no file name" in caplog.text
+    assert "1 examples whose id is not a file name" in caplog.text
     kept = CreateTagging(data_dir=str(create), missing="keep", cache_dir=str(tmp_path / "cache"))
     kept.download_and_prepare()
     assert len(kept.as_dataset(split="train")) == 8
+    assert kept.left_out["train"]["frame_features of examples without a file in features/"] == 1
 
 
-def test_odd_files_and_values_are_left_out_one_by_one(create, tmp_path, caplog):
+def test_damaged_feature_files_and_invalid_values_are_left_out(create, tmp_path, caplog):
     features = create / "features"
-    np.save(features / "v0.npy", np.ones((2, 7)))  # The first of all is another width than the others.
+    np.save(features / "v0.npy", np.ones((2, 7)))  # Another width than the others.
     for name in ("v1", "v2", "v3", "v4"):
         (features / f"{name}.npy").unlink()
     np.savez(features / "v1.npz", np.ones((2, 4)))
@@ -172,20 +173,20 @@ def test_odd_files_and_values_are_left_out_one_by_one(create, tmp_path, caplog):
     assert rows["id"] == ["v3", "v4", "v5", "v6", "v7", "17"]
     assert rows["category"][3:5] == [None, None] and rows[4]["tags"] == ["美食"]
     left_out = {
-        "examples whose features are not 4 wide, as most are": 1,
+        "examples whose features are not 4 wide like most": 1,
         "examples whose features cannot be read": 2,
         "examples without vid": 1,
-        "tags that are no text": 1,
+        "tags that are not text": 1,
     }
     assert builder.left_out["train"] == left_out
-    # And who loads it from the cache hears of it too.
+    # Loading from the cache reports the same counts.
     again = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
     caplog.clear()
     again.download_and_prepare()
     assert again.left_out["train"] == left_out and "1 examples without vid" in caplog.text
 
 
-def test_what_is_no_video_or_image_is_left_out_and_counted(create, tmp_path):
+def test_files_that_are_not_videos_are_left_out_and_counted(create, tmp_path):
     (create / "videos").mkdir()
     write_video(create / "videos/v0.mp4", 4)
     (create / "videos/v1.mp4").write_bytes(b"not a video at all")
@@ -199,7 +200,7 @@ def test_what_is_no_video_or_image_is_left_out_and_counted(create, tmp_path):
     assert builder.as_dataset(split="train")["id"] == ["v0", "v3", "v4"]
     assert builder.left_out["train"] == {
         "examples whose video cannot be opened": 2,
-        "examples whose file is a link out of videos/": 1,
+        "examples whose file links out of videos/": 1,
     }
     unchecked = CreateTagging(data_dir=str(create), visual="video", check_media=False, cache_dir=str(tmp_path / "c"))
     unchecked.download_and_prepare()
@@ -210,21 +211,21 @@ def test_what_is_no_video_or_image_is_left_out_and_counted(create, tmp_path):
     "arguments, error, message",
     [
         ({}, FileNotFoundError, "give data_dir"),
-        ({"data_dir": "nowhere"}, FileNotFoundError, "is no folder"),
+        ({"data_dir": "nowhere"}, FileNotFoundError, "is not a folder"),
         ({"visual": "video"}, FileNotFoundError, "videos"),
         ({"visual": "sound"}, ValueError, "visual='sound'"),
         ({"missing": "guess"}, ValueError, "missing='guess'"),
         ({"title": "none"}, ValueError, "title='none'"),
     ],
 )
-def test_bad_arguments_are_named(create, load, arguments, error, message):
+def test_invalid_arguments_are_named_in_the_error(create, load, arguments, error, message):
     if arguments:
         arguments = {"data_dir": str(create)} | arguments
     with pytest.raises(error, match=message):
         load(**arguments)
 
 
-def test_a_truncated_file_is_an_error_that_names_it(create, tmp_path):
+def test_a_truncated_annotation_file_is_named_in_the_error(create, tmp_path):
     text = (create / "create_210k_train.json").read_text(encoding="utf-8")
     (create / "create_210k_train.json").write_text(text[: len(text) // 2], encoding="utf-8")
     builder = CreateTagging(data_dir=str(create), cache_dir=str(tmp_path / "cache"))
@@ -233,7 +234,7 @@ def test_a_truncated_file_is_an_error_that_names_it(create, tmp_path):
     assert "create_210k_train.json, after" in f"{caught.value}{caught.value.__cause__}"
 
 
-def test_feature_files_of_every_kind_read_alike(tmp_path):
+def test_feature_files_of_every_format_give_the_same_array(tmp_path):
     expected = np.arange(8, dtype=np.float32).reshape(2, 4)
     np.save(tmp_path / "a.npy", expected)
     np.savez(tmp_path / "a.npz", features=expected)
@@ -241,10 +242,10 @@ def test_feature_files_of_every_kind_read_alike(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as archive:
         archive["features"] = expected
     for suffix in ("npy", "npz", "pt", "h5"):
-        assert np.array_equal(read_features(tmp_path / f"a.{suffix}"), expected)
+        assert np.array_equal(read_frame_features(tmp_path / f"a.{suffix}"), expected)
     torch.save({"not": os.system}, tmp_path / "code.pt")
     with pytest.raises(ValueError, match="safe to load"):
-        read_features(tmp_path / "code.pt")
+        read_frame_features(tmp_path / "code.pt")
     np.save(tmp_path / "flat.npy", expected[0])
     with pytest.raises(ValueError, match=r"\[frames, width\]"):
-        read_features(tmp_path / "flat.npy")
+        read_frame_features(tmp_path / "flat.npy")

@@ -1,4 +1,4 @@
-"""Annotation files are read example by example, whole or not at all."""
+"""Annotation files are read example by example, and damaged ones are refused."""
 
 import gzip
 import itertools
@@ -27,13 +27,13 @@ def forms():
 
 @pytest.mark.parametrize("name, text", list(forms()))
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_lists_and_lines_read_alike_wherever_a_chunk_ends(tmp_path, monkeypatch, name, text, chunk):
+def test_lists_and_lines_give_the_same_examples_for_any_chunk_size(tmp_path, monkeypatch, name, text, chunk):
     monkeypatch.setattr(annotation_files, "CHUNK", chunk)
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert list(read_annotations(tmp_path / name)) == EXAMPLES
 
 
-def test_compressed_files_read_alike(tmp_path):
+def test_compressed_files_give_the_same_examples(tmp_path):
     data = json.dumps(EXAMPLES, ensure_ascii=False).encode()
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(data))
     assert list(read_annotations(tmp_path / "a.json.gz")) == EXAMPLES
@@ -52,16 +52,17 @@ def test_empty_files_and_lists_have_no_examples(tmp_path):
     [
         (json.dumps(EXAMPLES)[:-40], "the file ends in the middle of an example"),
         (json.dumps(EXAMPLES)[:-1], "the file ends in the middle of its list"),
-        (json.dumps(EXAMPLES) + "]", "after the end of its list"),
-        ('[{"vid": "v0"} {"vid": "v1"}]', "where a comma should be"),
+        (json.dumps(EXAMPLES) + "]", "after the end of the list"),
+        ('[{"vid": "v0"} {"vid": "v1"}]', "expected a comma, got '{'"),
         ('[{"vid": "v0"},]', "a comma before the end"),
-        ('[{"vid": "v0"}, 17]', "holds 17 where an object should be"),
-        ('{"vid": "v0"}\n"text"\n', 'holds "text" where an object should be'),
-        ('[{"vid": nonsense}]', "no JSON"),
+        ('[{"vid": "v0"}, 17]', "expected an object, got 17"),
+        ('{"vid": "v0"}\n"text"\n', 'expected an object, got "text"'),
+        ('[{"vid": nonsense}]', "not JSON"),
+        (json.dumps(EXAMPLES)[:-1] + ', {"vid": nonsense, "tag": []}]', "not JSON"),
         ('{"vid": "v0"}\n{"vid": "v1', "the file ends in the middle of an example"),
     ],
 )
-def test_a_broken_file_is_named_with_the_examples_before(tmp_path, text, message):
+def test_a_damaged_file_is_named_with_the_number_of_examples(tmp_path, text, message):
     path = tmp_path / "broken.json"
     path.write_text(text, encoding="utf-8")
     found = []
@@ -70,7 +71,7 @@ def test_a_broken_file_is_named_with_the_examples_before(tmp_path, text, message
     assert message in str(caught.value) and f"after {len(found)} examples" in str(caught.value)
 
 
-def test_bytes_that_are_no_text_and_archives_cut_short_are_named(tmp_path):
+def test_files_with_invalid_utf8_or_truncated_archives_are_named(tmp_path):
     (tmp_path / "latin.json").write_bytes('[{"vid": "caf\xe9"}]'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.json, after 0 examples: not UTF-8"):
         list(read_annotations(tmp_path / "latin.json"))

@@ -307,22 +307,21 @@ def test_the_similarity_of_a_book_is_that_of_the_vote(tower_configs):
 
 
 def test_book_tokens_keep_votes_and_drop_the_farthest(tag_tokenizer):
-    from modeling_optsg.data.collator import encode_book
+    from modeling_optsg.baselines.retrieval import encode_book
 
     ids = tag_tokenizer(["cat", "left"], add_special_tokens=False)["input_ids"]
     cat, left = (tokens + [tag_tokenizer.sep_token_id] for tokens in ids)
     book = encode_book([[["cat", "left"], ["cat"]], []], tag_tokenizer, 100)
-    assert book["book_input_ids"][0].tolist() == cat + left + cat
-    assert book["book_mask"].sum(dim=1).tolist() == [len(cat + left + cat), 0]
+    assert book == [cat + left + cat, []]
     short = encode_book([[["cat", "left"], ["cat"]]], tag_tokenizer, len(cat + left))
-    assert short["book_input_ids"][0].tolist() == cat + left
+    assert short == [cat + left]
 
 
 def test_a_checkpoint_with_a_book_reads_a_image(make_system, batch, tag_tokenizer, tiny_processor):
     """`TagBook.open` gives `generate` what the collator gives it in training."""
     pytest.importorskip("faiss")
     from modeling_optsg.baselines.pooling import pool_examples
-    from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
+    from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
     from modeling_optsg.data.collator import OPTSGDataCollator
 
     model = make_system("open-book", num_book_examples=2)
@@ -332,11 +331,13 @@ def test_a_checkpoint_with_a_book_reads_a_image(make_system, batch, tag_tokenize
     ]
     titles = ["one", "two", "three"]
     book = TagBook(titles, [example["tags"] for example in examples], *pool_examples(examples, model.config))
-    with_book = ExamplesWithBook(examples, book, model.config, own_titles=titles)
-    assert all(examples[n]["tags"] not in with_book[n]["book_tags"] for n in range(3))
-    collate = OPTSGDataCollator(tiny_processor, max_book_tokens=model.config.max_book_tokens)
+    retrieved = book.retrieve(*pool_examples(examples, model.config), 2, own_titles=titles)
+    assert all(len(retrieved[n]) == 2 and examples[n]["tags"] not in retrieved[n] for n in range(3))
+    with_book = ExamplesWithBook(examples, book, model.config, tag_tokenizer, own_titles=titles)
+    assert with_book[0]["book_input_ids"] == encode_book(retrieved, tag_tokenizer, model.config.max_book_tokens)[0]
+    collate = OPTSGDataCollator(tiny_processor)
     queries = [{"frame_features": example["frame_features"]} for example in examples]
-    collated = collate([dict(example) for example in ExamplesWithBook(queries, book, model.config)])
+    collated = collate([dict(example) for example in ExamplesWithBook(queries, book, model.config, tag_tokenizer)])
     opened = book.open(
         model, tiny_processor, frame_features=collated["frame_features"], frame_mask=collated["frame_mask"]
     )
@@ -344,7 +345,7 @@ def test_a_checkpoint_with_a_book_reads_a_image(make_system, batch, tag_tokenize
     one, other = model.generate(**opened), model.generate(**collated)
     assert torch.equal(one.sequences, other.sequences) and torch.equal(one.copy_gate, other.copy_gate)
     with pytest.raises(ValueError, match="Nothing to look at"):
-        book.open(model, tiny_processor)
+        book.look_up(model, tiny_processor)
 
 
 def test_rare_classes_gain_by_what_is_taken_off_the_common_ones(make_system, batch, table):
@@ -357,7 +358,7 @@ def test_rare_classes_gain_by_what_is_taken_off_the_common_ones(make_system, bat
     model.set_label_vocabulary(table.input_ids, counts)
     logits = model(**inputs_of(batch)).logits
     expected = logits - 0.3 * torch.tensor(counts).log()
-    torch.testing.assert_close(model.label_vocabulary.adjust(logits, 0.3), expected)
+    torch.testing.assert_close(model.label_vocabulary.adjust_logits(logits, 0.3), expected)
     found = model.generate(**inputs_of(batch), logit_adjustment=0.3)
     best = expected.sigmoid().max(dim=1).values
     torch.testing.assert_close(found.tag_scores[:, 0], best)

@@ -1,4 +1,4 @@
-"""Chinese titles and tags, from released files to exact tag sets: the preset for CREATE-tagging on a small fixture."""
+"""The config for CREATE-tagging learns Chinese tags from files in the released layout."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
-from optsg.__main__ import main as optsg
+from optsg import main as optsg
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {
@@ -28,7 +28,7 @@ SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "se
 
 @pytest.fixture(scope="module")
 def text_tower(tmp_path_factory):
-    """A tiny BERT that reads Chinese character by character, as Chinese BERTs do."""
+    """A tiny BERT with a token for each Chinese character, like Chinese BERTs."""
     folder = tmp_path_factory.mktemp("bert")
     characters = sorted(set("".join([*EXAMPLES, *(tag for tags in EXAMPLES.values() for tag in tags)]).lower()))
     vocabulary = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
@@ -44,7 +44,7 @@ def text_tower(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """The released files' layout, then `optsg export`."""
+    """An export of files in the released layout."""
     folder = tmp_path_factory.mktemp("create")
     (folder / "features").mkdir()
     examples = []
@@ -59,18 +59,18 @@ def exported(tmp_path_factory):
     return folder / "parquet"
 
 
-def test_the_preset_learns_chinese_tags_to_exact_sets(load_program, exported, text_tower, tmp_path):
+def test_the_create_config_learns_chinese_tag_sets_exactly(load_program, exported, text_tower, tmp_path):
     train = load_program("train")
-    preset = ROOT / "examples/configs/optsg-create.json"
-    # The preset as it is, but for its size: towers and width of a fixture, and a schedule of seconds.
-    config = json.loads(preset.read_text())["config_overrides"] | {"hidden_size": 48, "intermediate_size": 96}
+    path = ROOT / "examples/configs/optsg-create.json"
+    # Only the size of the model and the length of the training differ from the config.
+    config = json.loads(path.read_text())["config_overrides"] | {"hidden_size": 48, "intermediate_size": 96}
     config |= {"num_prompts": 6, "num_attention_heads": 2, "num_decoder_layers": 1, "dropout": 0.0}
     config |= {"modality_dropout": 0.0, "classifier_dropout": 0.0, "attention_dropout": 0.0}
     arguments = {
-        "config": preset, "dataset": exported, "dataset_dir": tmp_path / "hf", "output_dir": tmp_path / "run",
-        "cache_dir": tmp_path / "cache", "text_tower": text_tower, "config_overrides": json.dumps(config), "num_train_epochs": 250,
-        "train_batch_size": 8, "learning_rate": 3e-3, "eval_steps": 0.99, "mixed_precision": "no", "dataloader_num_workers": 0,
-        "tag_vocab_size": 300,
+        "config": path, "dataset": exported, "dataset_dir": tmp_path / "hf", "output_dir": tmp_path / "run",
+        "cache_dir": tmp_path / "cache", "text_tower": text_tower, "config_overrides": json.dumps(config),
+        "num_train_epochs": 250, "train_batch_size": 8, "learning_rate": 3e-3, "eval_steps": 0.99,
+        "mixed_precision": "no", "dataloader_num_workers": 0, "tag_vocab_size": 300,
     }  # fmt: skip
     train.main(
         train.parse_arguments([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
@@ -83,11 +83,11 @@ def test_the_preset_learns_chinese_tags_to_exact_sets(load_program, exported, te
     assert rows["title"] == list(EXAMPLES)
     for decoding in ("parallel", "sequential"):
         inputs = processor(frame_features=[np.array(f) for f in rows["frame_features"]], titles=rows["title"])
-        written = processor.batch_decode(model.generate(**inputs, decoding=decoding))
-        assert [{tag["tag"] for tag in tags} for tags in written] == [set(tags) for tags in EXAMPLES.values()]
+        predicted = processor.batch_decode(model.generate(**inputs, decoding=decoding))
+        assert [{tag["tag"] for tag in tags} for tags in predicted] == [set(tags) for tags in EXAMPLES.values()]
 
 
-def test_tags_of_any_script_are_written_without_loss(tmp_path):
+def test_tags_of_any_script_are_tokenized_without_loss(tmp_path):
     from modeling_optsg import train_tag_tokenizer
 
     tokenizer = train_tag_tokenizer(tag for tags in EXAMPLES.values() for tag in tags)

@@ -1,9 +1,11 @@
-"""What `optsg tag` prints, what it says about files it cannot use, and its exit status."""
+"""`optsg tag`: what it prints, how it reports files that it cannot use, and its exit status."""
 
 import io
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from optsg.__main__ import main
-from optsg.media_files import find_media_files
-from optsg.terminal import TagTable, printable
+from optsg import main
+from optsg.terminal import printable
 
+ROOT = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue", "orange", "purple")
 
 
@@ -43,7 +45,7 @@ def video(tmp_path):
 
 @pytest.fixture
 def tag(tiny_checkpoint, capsys):
-    """Runs `optsg tag --model tiny_checkpoint …`; returns exit status, standard output and standard error."""
+    """Runs `optsg tag` with the tiny checkpoint; returns exit status, standard output and standard error."""
 
     def run(*args):
         status = main(["tag", "--model", str(tiny_checkpoint), *map(str, args)])
@@ -54,12 +56,12 @@ def tag(tiny_checkpoint, capsys):
 
 @pytest.fixture
 def reference(tiny_checkpoint, capsys):
-    """Tags of one example straight from the model, without the command."""
+    """Tags of one file directly from the model."""
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 
     processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
     model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
-    capsys.readouterr()  # what loading printed is not the command's
+    capsys.readouterr()  # drops the output of loading
 
     def tags(path, title=None, video=False, **settings):
         image, video = (None, str(path)) if video else (str(path), None)
@@ -82,32 +84,46 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_the_commands_own_modules_load_nothing_heavy():
-    # The package around them may; without it the command itself must answer `--help` and usage errors at once.
-    program = (
-        "import sys, types\n"
-        "package = sys.modules['modeling_optsg'] = types.ModuleType('modeling_optsg')\n"
-        "package.__path__ = ['modeling_optsg']\n"
-        "from optsg.__main__ import main\n"
-        "try:\n    main(['tag', '--help'])\n"
-        "except SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'PIL'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--title-from-name" in done.stdout
+START = """
+import resource, sys
+from optsg import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+packages = ",".join({name.partition(".")[0] for name in sys.modules})
+print(status, used.ru_utime + used.ru_stime, packages, file=sys.stderr)
+"""
+SLOW_PACKAGES = {"torch", "transformers", "datasets", "modeling_optsg", "numpy", "pyarrow", "PIL", "tqdm"}
 
 
-def test_json_lines_hold_the_models_own_tags_in_the_order_of_the_files(tag, reference, images):
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--help"], 0), (["--version"], 0), (["tag", "--help"], 0), (["tga"], 2), (["tag"], 2)]
+)
+def test_help_and_usage_errors_are_fast(arguments, status):
+    command = [sys.executable, "-c", START, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    end, seconds, packages = done.stderr.splitlines()[-1].split()
+    assert int(end) == status
+    assert not SLOW_PACKAGES & set(packages.split(","))
+    # 0.1 s on an idle machine; torch alone takes more than 1 s.
+    assert float(seconds) < 1
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "optsg", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("optsg ")
+
+
+def test_json_lines_have_the_models_tags_in_the_order_of_the_files(tag, reference, images):
     files = [images / "red.png", images / "blue.png", images / "green.png"]
     status, out, err = tag("--json", *files)
     assert (status, err) == (0, "")
     assert [line["file"] for line in lines(out)] == [str(file) for file in files]
     for file, line in zip(files, lines(out), strict=True):
         assert line.keys() == {"file", "title", "tags"} and line["title"] is None
-        assert line["tags"], "a checkpoint that writes nothing tests nothing"
+        assert line["tags"], "a checkpoint without tags would test nothing"
         same_tags(line["tags"], reference(file))
 
 
@@ -118,7 +134,21 @@ def test_settings_reach_the_model(tag, reference, images, settings):
     same_tags(lines(out)[0]["tags"], reference(images / "red.png", **settings))
 
 
-def test_batches_change_nothing(tag, images):
+def test_the_output_in_the_documentation_is_real(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs/tagging.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"^```sh\n(optsg tag [^\n]*)\n```\n\n```\n(.*?)```$", page, re.M | re.S).groups()
+    Image.open(ROOT / "examples/images/bus.png").convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[1:]) == 0
+    printed, shown = capsys.readouterr().out.splitlines(), shown.splitlines()
+    probability = re.compile(r"0\.\d{3}$")
+    assert [probability.sub("", line) for line in printed] == [probability.sub("", line) for line in shown]
+    scores, shown_scores = ([float(probability.search(line)[0]) for line in rows[1:]] for rows in (printed, shown))
+    # Encoders of JPEG files differ.
+    assert scores == pytest.approx(shown_scores, abs=0.01)
+
+
+def test_the_batch_size_does_not_change_the_tags(tag, images):
     _, alone, _ = tag("--json", "--batch-size", 1, images)
     _, together, _ = tag("--json", "--batch-size", 4, images)
     for one, other in zip(lines(alone), lines(together), strict=True):
@@ -126,7 +156,7 @@ def test_batches_change_nothing(tag, images):
         same_tags(one["tags"], other["tags"])
 
 
-def test_table_names_every_file_and_tag(tag, images):
+def test_the_table_has_every_file_and_tag(tag, images):
     _, out, _ = tag("--json", images)
     status, table, err = tag(images)
     assert (status, err) == (0, "")
@@ -138,7 +168,7 @@ def test_table_names_every_file_and_tag(tag, images):
             assert any(printable(found["tag"]) in row and f"{found['score']:.3f}" in row for row in rows)
 
 
-def test_a_title_is_read_with_its_image(tag, reference, images):
+def test_the_title_reaches_the_model(tag, reference, images):
     _, out, _ = tag("--json", "--title", "a red square", images / "red.png")
     assert lines(out)[0]["title"] == "a red square"
     same_tags(lines(out)[0]["tags"], reference(images / "red.png", "a red square"))
@@ -150,7 +180,7 @@ def test_titles_can_come_from_file_names(tag, images):
     assert [line["title"] for line in lines(out)] == ["a red square", "blue", "green", "orange", "purple"]
 
 
-def test_of_a_name_that_is_not_unicode_the_rest_is_the_title(tag, images):
+def test_invalid_unicode_in_a_file_name_is_left_out_of_the_title(tag, images):
     path = os.fsencode(images) + b"/red-\xff-square.png"
     os.rename(os.fsencode(images / "red.png"), path)
     _, out, _ = tag("--json", "--title-from-name", os.fsdecode(path))
@@ -158,7 +188,7 @@ def test_of_a_name_that_is_not_unicode_the_rest_is_the_title(tag, images):
     assert line["title"] == "red square" and line["tags"]
 
 
-def test_videos_are_tagged_from_as_many_frames_as_asked(tag, reference, video, images):
+def test_videos_are_tagged_from_the_requested_number_of_frames(tag, reference, video, images):
     status, out, _ = tag("--json", images / "red.png", video)
     assert status == 0
     same_tags(lines(out)[0]["tags"], reference(images / "red.png"))
@@ -174,12 +204,12 @@ def test_videos_are_tagged_from_as_many_frames_as_asked(tag, reference, video, i
 
 
 @pytest.mark.parametrize("output", ["--json", None])
-def test_one_bad_image_costs_no_other_its_tags(tag, images, output):
+def test_an_unreadable_image_does_not_affect_the_others(tag, images, output):
     _, before, _ = tag("--json", images)
     truncate(images / "green.png")
     status, out, err = tag(*filter(None, [output]), images)
     assert status == 1
-    assert str(images / "green.png") in err and "1 could not be used, 4 tagged" in err
+    assert str(images / "green.png") in err and "4 tagged, 1 failed" in err
     assert "Traceback" not in err
     if output:
         bad, good = [[line for line in lines(out) if ("error" in line) is b] for b in (True, False)]
@@ -205,7 +235,7 @@ def test_without_pyav_videos_are_reported_and_images_tagged(tag, video, images, 
     assert ["error" in line for line in lines(out)] == [False, True]
 
 
-def test_a_file_that_is_not_there_is_reported_and_the_rest_tagged(tag, images):
+def test_a_missing_file_is_reported_and_the_others_are_tagged(tag, images):
     status, out, err = tag("--json", images / "gone.png", images / "red.png")
     assert status == 1
     assert f"{images / 'gone.png'}: no such file" in err
@@ -215,7 +245,7 @@ def test_a_file_that_is_not_there_is_reported_and_the_rest_tagged(tag, images):
     ]
 
 
-def test_a_named_file_is_tried_whatever_its_suffix(tag, images):
+def test_a_named_file_is_read_whatever_its_suffix(tag, images):
     os.rename(images / "red.png", images / "red.image")
     (images / "notes.txt").write_text("not an image")
     status, out, err = tag("--json", images / "red.image", images / "notes.txt")
@@ -227,7 +257,7 @@ def test_an_empty_folder_is_an_error(tag, tmp_path):
     (tmp_path / "empty").mkdir()
     status, out, err = tag(tmp_path / "empty")
     assert (status, out) == (1, "")
-    assert "no image or video" in err
+    assert "no images or videos" in err
 
 
 @pytest.mark.parametrize(
@@ -239,25 +269,25 @@ def test_an_empty_folder_is_an_error(tag, tmp_path):
         (["--max-tags", "0", "a.png"], "at least 1"),
         (["--frames", "few", "a.png"], "at least 1"),
         (["--decoding", "fast", "a.png"], "parallel"),
-        (["--title", "x", "a.png", "b.png"], "--title is for one"),
+        (["--title", "x", "a.png", "b.png"], "--title needs exactly one"),
         (["--title", "x", "--title-from-name", "a.png"], "not allowed with"),
     ],
 )
-def test_usage_errors_say_what_was_expected(capsys, arguments, message):
+def test_usage_errors_name_the_expected_value(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         main(["tag", *arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_a_model_the_error_says_what_is_missing(monkeypatch, capsys, tmp_path, images):
+def test_without_a_model_the_error_names_the_option(monkeypatch, capsys, tmp_path, images):
     from optsg import tag as command
 
     monkeypatch.setattr(command, "DEFAULT_MODEL", tmp_path / "no-such-checkpoint")
     with pytest.raises(SystemExit) as end:
         main(["tag", str(images)])
     assert end.value.code == 2
-    assert "--model is needed" in capsys.readouterr().err
+    assert "--model is required" in capsys.readouterr().err
 
 
 def damage_weights(checkpoint):
@@ -270,12 +300,12 @@ def change_shape(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
 
 
-def name_another_model(checkpoint):
+def change_model_type(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
 
 
-def lose_weights(checkpoint):
+def remove_weights(checkpoint):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(checkpoint / "model.safetensors")
@@ -283,18 +313,18 @@ def lose_weights(checkpoint):
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
 
 
-def lose_configuration(checkpoint):
+def remove_config(checkpoint):
     (checkpoint / "config.json").unlink()
 
 
-HARMS = [damage_weights, change_shape, name_another_model, lose_weights, lose_configuration, shutil.rmtree]
+DAMAGES = [damage_weights, change_shape, change_model_type, remove_weights, remove_config, shutil.rmtree]
 
 
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_a_model_that_does_not_load_is_one_line(tiny_checkpoint, tmp_path, capsys, images, harm):
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_model_that_cannot_be_loaded_gives_one_line(tiny_checkpoint, tmp_path, capsys, images, damage):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
-    harm(broken)
+    damage(broken)
     with pytest.raises(SystemExit) as end:
         main(["tag", "--model", str(broken), str(images)])
     out, err = capsys.readouterr()
@@ -302,14 +332,14 @@ def test_a_model_that_does_not_load_is_one_line(tiny_checkpoint, tmp_path, capsy
     assert err.startswith(f"optsg tag: model {broken} cannot be loaded: ") and err.count("\n") == 1
 
 
-def test_more_frames_than_the_model_takes_are_refused(tag, images, capsys):
+def test_more_frames_than_the_model_accepts_are_refused(tag, images, capsys):
     with pytest.raises(SystemExit) as end:
         tag("--frames", 100_000, images)
     assert end.value.code == 2
-    assert "--frames is 100000" in capsys.readouterr().err
+    assert "--frames 100000 is more than" in capsys.readouterr().err
 
 
-def test_control_characters_in_file_names_stay_harmless(tag, images):
+def test_control_characters_in_file_names_are_escaped(tag, images):
     name = "red\x1b[31m\n.png"
     os.rename(images / "red.png", images / name)
     _, table, _ = tag(images)
@@ -321,22 +351,22 @@ def test_control_characters_in_file_names_stay_harmless(tag, images):
     assert "\x1b" not in err and r"red\x1b[31m\n.png" in err
 
 
-def test_what_the_library_warns_of_is_said_on_standard_error(tag, images, monkeypatch):
+def test_warnings_of_the_library_go_to_standard_error(tag, images, monkeypatch):
     from modeling_optsg import OPTSGProcessor
 
     call = OPTSGProcessor.__call__
 
     def warn_and_call(*args, **kwargs):
-        logging.getLogger("modeling_optsg.video_utils").warning("%s: breaks off", "red\x1b[31m.mp4")
+        logging.getLogger("modeling_optsg.video_utils").warning("%s: truncated", "red\x1b[31m.mp4")
         return call(*args, **kwargs)
 
     monkeypatch.setattr(OPTSGProcessor, "__call__", warn_and_call)
     status, _, err = tag("--json", images / "red.png")
-    assert (status, err) == (0, "optsg tag: red\\x1b[31m.mp4: breaks off\n")
+    assert (status, err) == (0, "optsg tag: red\\x1b[31m.mp4: truncated\n")
 
 
 @pytest.mark.parametrize("output", ["--json", None])
-def test_a_terminal_of_another_encoding_gets_escapes(tiny_checkpoint, monkeypatch, images, output):
+def test_a_terminal_with_another_encoding_gets_escapes(tiny_checkpoint, monkeypatch, images, output):
     os.rename(images / "red.png", images / "红色.png")
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
@@ -357,7 +387,7 @@ def test_a_closed_pipe_ends_the_command_quietly(tiny_checkpoint, monkeypatch, ca
     assert capfd.readouterr().err == ""
 
 
-def test_ctrl_c_keeps_what_is_printed(tag, monkeypatch, images):
+def test_ctrl_c_keeps_the_printed_results(tag, monkeypatch, images):
     from modeling_optsg import OPTSGForTagGeneration
 
     generate, calls = OPTSGForTagGeneration.generate, []
@@ -372,89 +402,3 @@ def test_ctrl_c_keeps_what_is_printed(tag, monkeypatch, images):
     status, out, err = tag("--json", "--batch-size", 2, images)
     assert status == 130 and len(lines(out)) == 2
     assert "interrupted" in err and "Traceback" not in err
-
-
-METADATA = {
-    "metadata.jsonl": '{"file_name": "red.png", "title": "rot"}\n{"file_name": "sub/blue.png", "title": "蓝色"}\n',
-    "metadata.csv": 'file_name,title,tags\nred.png,rot,"a|b"\nsub/blue.png,蓝色,\n',
-}
-
-
-def write_metadata(folder, name):
-    if name == "metadata.parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = {"file_name": ["red.png", "sub/blue.png"], "title": ["rot", "蓝色"]}
-        pyarrow.parquet.write_table(pyarrow.table(columns), folder / name)
-    else:
-        (folder / name).write_text(METADATA[name], encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", [*METADATA, "metadata.parquet"])
-def test_metadata_gives_titles_to_a_folder(images, name):
-    (images / "sub").mkdir()
-    os.rename(images / "blue.png", images / "sub" / "blue.png")
-    write_metadata(images, name)
-    found = find_media_files([str(images)])
-    titles = {Path(file.path).name: file.title for file in found.files}
-    assert titles == {"red.png": "rot", "blue.png": "蓝色", "green.png": None, "orange.png": None, "purple.png": None}
-    assert (found.failures, found.notes) == ([], [])
-    from_names = find_media_files([str(images)], title_from_name=True)
-    assert {file.title for file in from_names.files} == set(COLOURS)
-
-
-def test_unusable_metadata_rows_are_counted_and_the_others_used(images):
-    rows = ['{"file_name": "red.png", "title": "rot"}', "{", "[]", '{"file_name": "blue.png", "title": 3}']
-    (images / "metadata.jsonl").write_text("\n".join(rows))
-    found = find_media_files([str(images)])
-    [(path, reason)] = found.failures
-    assert path == str(images / "metadata.jsonl")
-    assert reason.startswith("row 2:") and "2 more" in reason
-    assert {file.title for file in found.files} == {"rot", None}
-
-
-def test_metadata_of_missing_files_is_said(images):
-    write_metadata(images, "metadata.jsonl")
-    [note] = find_media_files([str(images)]).notes
-    assert "names 1 files that are not there" in note and "blue.png" in note
-
-
-def test_a_folder_is_searched_to_its_depth_and_what_is_left_out_is_counted(images):
-    deep = images / "sub" / "deep"
-    deep.mkdir(parents=True)
-    for path, new in (("red.png", deep / "RED.PNG"), ("blue.png", images / "sub" / "blue.gif")):
-        os.rename(images / path, new)
-    for name in ("a.txt", "b.txt", "c.json", "README", ".hidden.png"):
-        (images / name).write_bytes(b"")
-    os.symlink(images, deep / "loop")
-    os.symlink(images / "nothing", images / "broken.png")
-    found = find_media_files([str(images)])
-    assert [(os.path.relpath(file.path, images), file.is_video) for file in found.files] == [
-        ("green.png", False),
-        ("orange.png", False),
-        ("purple.png", False),
-        (os.path.join("sub", "blue.gif"), True),
-        (os.path.join("sub", "deep", "RED.PNG"), False),
-    ]
-    assert found.failures == [(str(images / "broken.png"), "not a file, or a link to nothing")]
-    [note] = found.notes
-    for count in ("2 .txt", "1 .json", "1 no suffix", "1 hidden", "1 linked folder"):
-        assert count in note
-
-
-def test_printable_text_escapes_what_acts_on_a_terminal_and_keeps_languages():
-    assert printable("e-mail 创意美食 می‌خواهم é 👩‍🍳") == "e-mail 创意美食 می‌خواهم é 👩‍🍳"
-    assert printable("a\tb\n\x1b\x7f\x9b") == r"a\tb\n\x1b\x7f\x9b"
-    assert printable("\u202egpj.exe \udcff") == r"\u202egpj.exe \udcff"
-
-
-def test_columns_line_up_for_wide_characters_and_long_names():
-    table = TagTable(["猫.png", "x" * 60])
-    rows = table.rows("猫.png", [{"tag": "创意美食", "score": 0.5, "novel": True}]).splitlines()
-    rows += table.rows("x" * 60, [{"tag": "cat", "score": 0.25, "novel": False}]).splitlines()
-    assert rows[1] == "x" * 60
-    cells = [table.header(), rows[0], rows[2]]
-    ends = [row.index(cell) + len(cell) for row, cell in zip(cells, ("probability", "0.500", "0.250"), strict=True)]
-    # Each of the five Chinese characters of the second line takes two columns.
-    assert [ends[0], ends[1] + 5, ends[2]] == [ends[0]] * 3

@@ -1,6 +1,7 @@
-"""`examples/compare.py`: every system on a folder of plain images, and what it writes about them."""
+"""The programs of `experiments/icon_tagging` that score checkpoints, on tiny checkpoints of every model type."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -8,36 +9,64 @@ from PIL import Image
 pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
 
+from experiments.icon_tagging import compare, diagnose, operating_point, recipe, timing  # noqa: E402
+from modeling_optsg.baselines.registry import MODEL_TYPES  # noqa: E402
+
+RESULTS = Path(__file__).parents[1] / "experiments/icon_tagging/results"
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
+ROWS = {"op-tsg, parallel", "op-tsg, sequential", "model-f, parallel", "model-f, sequential"}
+ROWS |= {"model-g", "asy", "open-book", "sequence", "knn"}
+
 
 @pytest.fixture(scope="module")
-def compare(load_program):
-    return load_program("compare")
-
-
-@pytest.fixture(scope="module")
-def benchmark_folder(tmp_path_factory):
-    """Images of one colour; the titles hold what a page must not take for its own."""
+def folder(tmp_path_factory):
+    """Images of one colour, titles and tags that a page must escape, and one novel tag in the validation split."""
     root = tmp_path_factory.mktemp("images")
-    colours = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
     for split, count in (("train", 16), ("validation", 8), ("test", 8)):
         (root / split).mkdir()
         rows = []
         for index in range(count):
-            colour = list(colours)[index % 4]
-            Image.new("RGB", (48, 48), colours[colour]).save(root / split / f"{index}.png")
+            colour = list(COLOURS)[index % 4]
+            Image.new("RGB", (48, 48), COLOURS[colour]).save(root / split / f"{index}.png")
+            tags = [colour, "<b>bold</b>"] + (["unseen"] if split == "validation" and index == 0 else [])
             title = f"<script>alert({index})</script> {colour} {split}{index}"
-            rows.append({"file_name": f"{index}.png", "title": title, "tags": [colour, "<b>bold</b>"]})
+            rows.append({"file_name": f"{index}.png", "title": title, "tags": tags})
         lines = (json.dumps(row) + "\n" for row in rows)
         (root / split / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return root
 
 
+class Programs:
+    """Runs `recipe.py` with trainings in this process, and counts them."""
+
+    def __init__(self, root, load_program):
+        self.root, self.results, self.train, self.trained = root, root / "results", load_program("train"), []
+
+    def recipe(self, *words):
+        def train(arguments, output_dir, cache_dir):
+            self.trained.append(output_dir.name)
+            words = [*arguments, "--output_dir", output_dir, "--cache_dir", cache_dir]
+            self.train.main(self.train.parse_arguments([str(word) for word in words]))
+
+        words = [*words, "--config", self.root / "config.json", "--work_dir", self.root / "runs"]
+        words += ["--results_dir", self.results, "--cache_dir", self.root / "cache"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recipe, "train", train)
+            recipe.main([str(word) for word in words])
+
+    def run(self, program, *words):
+        program.main([str(word) for word in (*words, "--cache_dir", self.root / "cache")])
+
+    def result(self, name):
+        return json.loads((self.results / name).read_text(encoding="utf-8"))
+
+
 @pytest.fixture(scope="module")
-def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
-    """All systems with one seed, asy with two; trained in this process."""
-    root = tmp_path_factory.mktemp("compare")
-    preset = {
-        "dataset": str(benchmark_folder),
+def programs(load_program, folder, towers, tmp_path_factory):
+    """Checkpoints of all model types, trained by `recipe.py`."""
+    root = tmp_path_factory.mktemp("recipe")
+    config = {
+        "dataset": str(folder),
         "vision_tower": str(towers / "vision"),
         "text_tower": str(towers / "text"),
         "tag_vocab_size": 270,
@@ -49,114 +78,138 @@ def gathered(load_program, compare, benchmark_folder, towers, tmp_path_factory):
         "num_negatives": 0,
         "pad_biases": [-1.0],
     }
-    (root / "preset.json").write_text(json.dumps(preset), encoding="utf-8")
-    program, trainings = load_program("train"), []
-
-    def train(arguments, system, seed):
-        trainings.append((system, seed))
-        line = [
-            "--config",
-            arguments.preset,
-            "--model_type",
-            system,
-            "--seed",
-            seed,
-            "--cache_dir",
-            arguments.cache_dir,
-        ]
-        line += ["--output_dir", compare.checkpoint_folder(arguments, system, seed)]
-        program.main(program.parse_arguments(list(map(str, line))))
-
-    def run(*more):
-        line = ["--config", root / "preset.json", "--work_dir", root / "work", "--results_dir", root / "results"]
-        line += ["--cache_dir", root / "cache", "--timing_rounds", 1, "--timing_batches", 1, *more]
-        compare.main(list(map(str, line)))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "train", train)
-        run("--seeds", 0)
-        run("--seeds", 0, 1, "--systems", "asy", "knn")
-        yield root / "results", trainings, run
+    (root / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    programs = Programs(root, load_program)
+    programs.recipe("second", "--dataset", folder)
+    programs.recipe("models")
+    return programs
 
 
-def test_every_row_has_its_metrics(gathered, compare):
-    comparison = json.loads((gathered[0] / "comparison.json").read_text())
-    assert list(comparison["systems"]) == list(compare.ROWS) and comparison["missing"] == []
-    for row, entry in comparison["systems"].items():
-        for name in ("full_f1", "rare_f1", "tag_gain", "seconds_per_example", "seconds_per_example_without_towers"):
-            assert isinstance(entry[name], float), (row, name)
-        assert entry["seeds"] == ([0, 1] if row == "asy" else [0])
-    asy = comparison["systems"]["asy"]
-    assert asy["full_f1"] == pytest.approx(sum(asy["by_seed"]["full_f1"]) / 2, abs=0.01)
-    assert 0 < comparison["systems"]["open-book"]["copy_gate"] < 1
-    assert set(comparison["modalities"]) == set(compare.BY_MODALITY)
-    difference = comparison["order"]["op-tsg-parallel above knn"]["full_f1"]
-    systems = comparison["systems"]
-    assert difference == pytest.approx(systems["op-tsg-parallel"]["full_f1"] - systems["knn"]["full_f1"], abs=0.01)
-    table = (gathered[0] / "comparison.md").read_text()
-    assert all(f"| {row} |" in table for row in compare.ROWS)
+@pytest.fixture(scope="module")
+def checkpoints(programs):
+    return [programs.root / "runs" / name for name in programs.trained]
 
 
-def test_what_is_done_is_not_done_again(gathered):
-    results, trainings, run = gathered
-    assert len(trainings) == len(set(trainings)) and ("knn", 1) not in trainings
-    before = len(trainings)
-    (results / "runs/knn-seed0.json").unlink()
-    run("--seeds", 0, "--skip_timing")
-    assert len(trainings) == before, "a checkpoint that is there is scored, not trained"
-    assert (results / "runs/knn-seed0.json").exists()
+def keys(value):
+    """Return the keys of nested dicts, without values."""
+    return {name: keys(child) for name, child in value.items()} if isinstance(value, dict) else None
 
 
-def test_runs_of_another_configuration_are_refused(gathered, compare):
-    path = gathered[0] / "runs/knn-seed0.json"
-    run = json.loads(path.read_text())
-    other = run | {"arguments": run["arguments"] | {"num_train_epochs": 9}, "model_type": "asy"}
-    with pytest.raises(ValueError, match="different epochs"):
-        compare.check_one_configuration([run, other])
-    with pytest.raises(ValueError, match="no runs"):
-        compare.check_one_configuration([])
+def test_rows_have_the_keys_of_the_committed_results(programs):
+    committed = json.loads((RESULTS / "second.json").read_text(encoding="utf-8"))
+    found = programs.result("second.json")
+    assert list(found) == list(committed)
+    for row, entry in found.items():
+        assert keys(entry["runs"][0]) == keys(committed[row]["runs"][0])
 
 
-def test_images_are_there(gathered):
-    for name in ("f1_by_frequency", "time_and_f1", "tag_frequencies"):
-        with Image.open(gathered[0] / f"{name}.png") as image:
-            assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 20)) > 5
+def test_every_model_type_is_trained_and_scored(programs, folder):
+    assert set(programs.result("models.json")) == set(MODEL_TYPES) - {"op-tsg", "asy"}
+    for name in ("second", "models"):
+        for row in programs.result(f"{name}.json").values():
+            (run,) = row["runs"]
+            assert run["examples"] == 16 and run["command"].startswith("python examples/train.py")
+            assert str(folder) not in run["command"]
+            assert all(0 <= score["micro_f1"] <= 100 for score in run["test"].values())
 
 
-def test_the_page_escapes_what_comes_from_data(gathered):
-    page = (gathered[0] / "examples.html").read_text(encoding="utf-8")
-    assert "<script" not in page and "<b>bold" not in page
+def test_runs_with_results_are_not_repeated(programs, folder):
+    trained = list(programs.trained)
+    programs.recipe("second", "--dataset", folder)
+    assert programs.trained == trained
+    result = programs.result("models.json")
+    (programs.results / "models.json").unlink()
+    programs.recipe("models", "--rows", "knn")
+    assert programs.trained == trained, "a checkpoint without a result is scored, not trained"
+    assert programs.result("models.json")["knn"]["runs"][0]["test"] == result["knn"]["runs"][0]["test"]
+
+
+def test_operating_point_has_the_keys_of_the_committed_results(programs, checkpoints, folder):
+    words = ["--output", programs.root / "point.json", "--dataset", folder]
+    # The second call adds to the file of the first.
+    for name in ("second-op-tsg-seed0", "second-asy-seed0"):
+        programs.run(operating_point, "--checkpoints", programs.root / "runs" / name, *words)
+    found = json.loads((programs.root / "point.json").read_text(encoding="utf-8"))
+    assert keys(found) == keys(json.loads((RESULTS / "second_point_46.json").read_text(encoding="utf-8")))
+    assert found["runs"]["second-op-tsg-seed0"]["parts"]["classifier alone"]["settings"]["fusion_weights"][0] == 0
+    with pytest.raises(SystemExit):
+        programs.run(operating_point, "--checkpoints", *checkpoints, *words, "--metric_for_best_model", "micro_f1")
+
+
+def test_all_model_types_are_timed(programs, checkpoints, folder):
+    output = programs.root / "timing.json"
+    words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--output", output]
+    programs.run(timing, "--checkpoints", *checkpoints, *words)
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert set(result["rows"]) == ROWS and result["machine"].endswith("1 threads")
+    for row in result["rows"].values():
+        assert row["seconds_per_example"] > 0 and row["seconds_per_example_without_towers"] > 0
+    with pytest.raises(ValueError, match="are both a op-tsg"):
+        programs.run(timing, "--checkpoints", checkpoints[0], checkpoints[0], *words)
+    with pytest.raises(ValueError, match="8 test examples are fewer than 2 batches"):
+        programs.run(timing, "--checkpoints", checkpoints[0], *words, "--num_batches", 2)
+
+
+def test_models_are_compared(programs, checkpoints, folder):
+    # The second seed of a row is a copy of the first.
+    again = programs.root / "runs/knn-seed1"
+    again.symlink_to(programs.root / "runs/knn-seed0")
+    output = programs.root / "comparison"
+    programs.run(compare, "--checkpoints", *checkpoints, again, "--dataset", folder, "--output_dir", output)
+    comparison = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+    assert set(comparison["rows"]) == ROWS and str(folder) != comparison["dataset"]
+    scores = programs.result("models.json")
+    for model_type in ("knn", "sequence", "model-g"):
+        test = scores[model_type]["runs"][0]["test"]["only"]
+        assert comparison["rows"][model_type]["full_f1"] == test["full_f1"]
+    assert comparison["rows"]["knn"]["seeds"] == [0, 0]
+    for entry in comparison["rows"].values():
+        assert entry["modalities"]["both"]["full_f1"] == entry["full_f1"]
+    with Image.open(output / "f1_by_frequency.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 5
+    page = (output / "examples.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "<b>bold" not in page and "http" not in page
     assert "&lt;script&gt;" in page and "&lt;b&gt;bold" in page
-    assert "http" not in page, "self-contained"
 
 
-def test_examples_are_sorted_into_the_cases_of_the_paper(load_program):
-    page = load_program("compare_page")
-    label_vocabulary = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
-    references = [["cat", "pet", "animal"]] * 6
-    predicted = [
-        ["cat", "pet", "animal", "home"],
-        ["cat", "home"],
-        ["cat", "car"],
-        ["cat", "kitten"],
-        ["cat"],
-        ["pet", "felid"],
-    ]
-    references[5] = ["cat", "felid"]
-    assert page.sort_into_cases(predicted, references, label_vocabulary, 9) == {
-        "complete": [0],
-        "meaningful": [1],
-        "meaningless": [2],
-        "novel": [5, 3],
+def test_runs_with_different_arguments_are_not_compared():
+    summaries = {
+        "a": {"arguments": {"num_train_epochs": 1, "model_type": "asy", "seed": 0, "dataloader_num_workers": 0}},
+        "b": {"arguments": {"num_train_epochs": 1, "model_type": "knn", "seed": 1, "dataloader_num_workers": 2}},
+        "c": {"arguments": {"num_train_epochs": 9, "model_type": "asy", "seed": 0}},
     }
+    assert compare.check_same_arguments({name: summaries[name] for name in "ab"}) == {"num_train_epochs": 1}
+    with pytest.raises(ValueError, match="a and c were trained with different num_train_epochs"):
+        compare.check_same_arguments(summaries)
 
 
-def test_the_command_of_a_training_can_be_run(load_program, tmp_path, monkeypatch):
-    fresh, called = load_program("compare"), []
-    monkeypatch.setattr(fresh.subprocess, "run", lambda command, check: called.append(command))
-    line = ["--config", str(tmp_path / "p.json"), "--work_dir", str(tmp_path / "work")]
-    (tmp_path / "p.json").write_text("{}")
-    fresh.train(fresh.parse_arguments(line), "asy", 3)
-    assert called[0][1:3] == ["-m", "accelerate.commands.launch"]
-    parsed = load_program("train").parse_arguments(called[0][4:])
-    assert parsed.system == "asy" and parsed.seed == 3 and parsed.output_dir.endswith("asy-seed3")
+def test_means_over_seeds_are_compared():
+    def scores(f1):
+        metrics = dict.fromkeys(compare.METRICS, f1) | {"novel": {"predicted": f1, "exact_hits": 0}}
+        groups = [{"from": 1, "to": None, "tags": 3, "f1": f1}]
+        return metrics | {"by_frequency": groups, "modalities": {"image": dict.fromkeys(compare.F1_METRICS, f1)}}
+
+    mean = compare.average([scores(40), scores(41)])
+    assert mean["full_f1"] == mean["by_frequency"][0]["f1"] == mean["modalities"]["image"]["micro_f1"] == 40.5
+    assert mean["novel"] == {"predicted": 40.5, "exact_hits": 0} and mean["by_frequency"][0]["tags"] == 3
+
+
+def test_a_diagnosis_accounts_for_every_tag(programs, checkpoints, folder):
+    output = programs.root / "diagnosis.json"
+    words = ["--dataset", folder, "--num_train_examples", 4]
+    programs.run(diagnose, "--checkpoint", checkpoints[0], "--output", output, *words)
+    found = json.loads(output.read_text(encoding="utf-8"))
+    committed = json.loads((RESULTS / "diagnosis.json").read_text(encoding="utf-8"))
+    varying = dict.fromkeys(("tags", "by_training_count", "by_tokens"))
+    assert keys(found | varying) == keys(committed | varying)
+    assert found["fates"] == committed["fates"] and set(committed["tags"]) <= set(committed["fates"])
+    assert sum(found["tags"].values()) == 17 and found["tags"]["novel"] == 1
+    for groups in (found["by_training_count"], found["by_tokens"]):
+        assert sum(sum(group.values()) for group in groups.values()) == 17
+    assert found["by_training_count"]["0"] == {"novel": 1}
+    oracles = {name: metrics["full_f1"] for name, metrics in found["validation"].items()}
+    assert oracles["oracle: every training tag"] == 100
+    assert oracles["oracle: every correct candidate"] >= oracles["predictions"]
+    output.with_suffix(".png").unlink()
+    programs.run(diagnose, "--output", output)
+    assert output.with_suffix(".png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Batches for training: what the collator makes of examples, and what it says of those it cannot use."""
+"""The data collator: inputs, tags, negatives, retrieved tags, and errors."""
 
 import logging
 from collections import Counter
@@ -37,10 +37,10 @@ def assert_same_batch(actual, expected):
         assert torch.equal(actual[name], tensor), name
 
 
-# What is read
+# Inputs
 
 
-def test_raw_examples_are_what_the_processor_makes_of_them(collate, tiny_processor, image):
+def test_raw_examples_are_processed(collate, tiny_processor, image):
     examples = [
         {"image": image, "title": "a red square", "tags": ["red", "square", "red"]},
         {"image": None, "title": "创意美食", "tags": ["创意美食"]},
@@ -56,13 +56,13 @@ def test_raw_examples_are_what_the_processor_makes_of_them(collate, tiny_process
     assert_same_batch(collate(examples), dict(expected))
 
 
-def test_what_only_a_later_example_has_is_not_lost(collate, image):
+def test_inputs_of_later_examples_are_not_lost(collate, image):
     batch = collate([{"title": "red"}, {"title": "blue", "image": image}, {"video": [image, image]}])
     assert batch["frame_mask"].tolist() == [[0, 0], [1, 0], [1, 1]]
     assert batch["attention_mask"].any(1).tolist() == [True, True, False]
 
 
-def test_without_tags_a_batch_is_for_generation(collate, image):
+def test_examples_without_tags_give_a_batch_for_generation(collate, image):
     assert collate([{"image": image}]).keys() == {"pixel_values", "frame_mask"}
 
 
@@ -77,14 +77,14 @@ def test_precomputed_features_are_padded_and_masked(collate):
     assert batch["attention_mask"].int().tolist() == [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
-def test_a_vector_a_frame_is_one_token_a_frame(collate):
+def test_one_vector_per_frame_is_one_token_per_frame(collate):
     batch = collate([{"frame_features": np.ones((2, 16))}, {"frame_features": np.ones((1, 16))}])
     assert batch["frame_features"].shape == (2, 2, 1, 16)
 
 
 @pytest.mark.parametrize("title", [None, "", "  "])
-def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_processor, image, title):
-    """A frozen tower beside a tuned one; an example may lack either."""
+def test_features_and_raw_inputs_of_two_towers_mix(collate, tiny_processor, image, title):
+    """One tower is frozen and the other one is trained; an example may lack either input."""
     frames = np.ones((1, 5, 16), np.float16)
     batch = collate(
         [
@@ -103,13 +103,12 @@ def test_features_of_one_tower_mix_with_raw_input_of_the_other(collate, tiny_pro
     assert torch.equal(batch["pixel_values"][0], tiny_processor(images=image)["pixel_values"][0])
 
 
-def test_a_title_beside_its_features_is_not_read_again(collate):
+def test_a_title_with_features_is_not_encoded_again(collate):
     example = {"frame_features": np.ones((1, 16)), "title": "red", "title_features": np.ones((2, 16))}
     assert collate([example]).keys() == {"frame_features", "frame_mask", "title_features", "attention_mask"}
 
 
-def test_batches_with_blank_titles_alone_have_none(collate):
-    """A folder of images without titles, its frames precomputed."""
+def test_blank_titles_are_missing_titles(collate):
     batch = collate([{"frame_features": np.ones((1, 16)), "title": "", "title_features": None}] * 2)
     assert batch.keys() == {"frame_features", "frame_mask"}
 
@@ -117,7 +116,7 @@ def test_batches_with_blank_titles_alone_have_none(collate):
 # Tags
 
 
-def test_a_tag_table_gives_what_the_processor_would(tiny_processor, tag_table):
+def test_a_tag_table_gives_the_same_tokens_as_the_processor(tiny_processor, tag_table):
     examples = [{"title": "red", "tags": ["blue", "e-mail"]}, {"title": "blue", "tags": ["家常菜", "blue", "red"]}]
     known = OPTSGDataCollator(tiny_processor, tag_table)(examples)
     spelled = OPTSGDataCollator(tiny_processor)(examples)
@@ -129,7 +128,7 @@ def test_a_tag_table_gives_what_the_processor_would(tiny_processor, tag_table):
 
 
 @pytest.mark.parametrize("num_negatives", [2, 5, 100])
-def test_negatives_are_other_tags_of_the_table_after_the_examples_own(tiny_processor, tag_table, num_negatives):
+def test_negatives_follow_the_tags_of_the_examples(tiny_processor, tag_table, num_negatives):
     collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=num_negatives, seed=1)
     seen = Counter()
     for _ in range(30):
@@ -139,10 +138,10 @@ def test_negatives_are_other_tags_of_the_table_after_the_examples_own(tiny_proce
         assert len(batch["tag_input_ids"]) == 2 and batch["labels"].tolist() == [[0, 1]]
         assert min(num_negatives, 7) - 2 <= len(rows) - 2 <= num_negatives
         seen.update(rows[2:])
-    assert len(seen) == 5, "every other tag comes up"
+    assert len(seen) == 5, "every other tag is drawn"
 
 
-def test_of_too_many_tags_a_random_choice_is_used_and_counted(collate, caplog):
+def test_too_many_tags_are_sampled_and_counted(collate, caplog):
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
         example = {"title": "red", "tags": [*TAGS, "red"]}
@@ -154,10 +153,10 @@ def test_of_too_many_tags_a_random_choice_is_used_and_counted(collate, caplog):
     [warning] = [record.getMessage() for record in caplog.records if "more than the 4 prompts" in record.getMessage()]
     assert "7 tags" in warning
     chosen = Counter(tuple(ids) for batch in batches for ids in batch["tag_input_ids"][:4].tolist())
-    assert len(chosen) >= len(TAGS), "no tag is always left out"
+    assert len(chosen) >= len(TAGS), "every tag is drawn"
 
 
-def test_sampling_is_reproducible_under_a_seed(tiny_processor, tag_table):
+def test_sampling_is_reproducible_with_a_seed(tiny_processor, tag_table):
     example = {"title": "red", "tags": TAGS}
 
     def draws(seed):
@@ -169,20 +168,35 @@ def test_sampling_is_reproducible_under_a_seed(tiny_processor, tag_table):
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(same, other))
 
 
-def test_workers_and_epochs_draw_differently(tiny_processor):
+def test_workers_and_epochs_sample_differently(tiny_processor):
     collate = OPTSGDataCollator(tiny_processor)
     loader = DataLoader([{"title": "red", "tags": TAGS}] * 4, batch_size=1, collate_fn=collate, num_workers=2)
     torch.manual_seed(0)
     epochs = [[tuple(map(tuple, batch["tag_input_ids"].tolist())) for batch in loader] for _ in range(2)]
-    # Batches go to the two workers in turn: 0 and 1 are their first draws.
+    # The two workers make batches 0 and 1.
     assert epochs[0][0] != epochs[0][1], "two workers"
     assert epochs[0] != epochs[1], "two epochs"
     torch.manual_seed(0)
     again = [tuple(map(tuple, batch["tag_input_ids"].tolist())) for batch in loader]
-    assert again == epochs[0], "reproducible under torch's seed"
+    assert again == epochs[0], "reproducible with torch's seed"
 
 
-# Bad examples
+def test_seeds_of_examples_decide_their_tags_and_the_negatives(tiny_processor, tag_table):
+    examples = [{"title": "red", "tags": TAGS, "example_seed": seed} for seed in (3, 4)]
+    collate = OPTSGDataCollator(tiny_processor, tag_table, num_negatives=2, seed=0)
+    collate([{"title": "red", "tags": TAGS}])
+    assert_same_batch(collate(examples), OPTSGDataCollator(tiny_processor, tag_table, 2, seed=1)(examples))
+    assert collate(examples)["example_seeds"].tolist() == [3, 4]
+
+
+def test_tokens_of_retrieved_tags_are_padded(collate, tiny_processor):
+    batch = collate([{"title": "red", "book_input_ids": [5, 1, 7, 1]}, {"title": "red", "book_input_ids": []}])
+    pad = tiny_processor.tag_tokenizer.pad_token_id
+    assert batch["book_input_ids"].tolist() == [[5, 1, 7, 1], [pad] * 4]
+    assert batch["book_mask"].tolist() == [[True] * 4, [False] * 4]
+
+
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -204,12 +218,12 @@ def test_workers_and_epochs_draw_differently(tiny_processor):
         ([{"frame_features": np.ones((1, 16))}, {"frame_features": np.ones((1, 5))}], r"\(1, 5\), \(1, 16\)"),
     ],
 )
-def test_what_makes_no_batch_is_named(collate, examples, message):
+def test_invalid_examples_are_reported(collate, examples, message):
     with pytest.raises(ValueError, match=message):
         collate(examples)
 
 
-def test_a_tag_that_is_not_in_the_table_is_named(tiny_processor, tag_table):
+def test_a_tag_outside_the_table_is_reported(tiny_processor, tag_table):
     with pytest.raises(ValueError, match=r"lacks \['green'\]"):
         OPTSGDataCollator(tiny_processor, tag_table)([{"title": "red", "tags": ["red", "green"]}])
 

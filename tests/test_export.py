@@ -1,4 +1,4 @@
-"""`optsg export`: what is written loads with plain `datasets`, where this package is not installed."""
+"""`datasets` loads an export without this package."""
 
 import json
 import subprocess
@@ -13,11 +13,11 @@ from numbered_videos import write_video
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.media_suffixes import VIDEO_SUFFIXES
 from dataset_scripts.parquet_export import write_parquet
-from dataset_scripts.tagging_folder import VIDEO_SUFFIXES
-from optsg.__main__ import main
+from optsg import main
 
-# Loads a folder in a process that cannot import this package, and prints each example as text.
+# Loads a folder without this package and prints each example as text.
 ELSEWHERE = """
 import hashlib, json, sys
 class Absent:
@@ -97,7 +97,7 @@ def create(tmp_path):
     return folder
 
 
-def test_images_are_embedded_in_shards(images, export, tmp_path):
+def test_images_are_stored_in_parquet_shards(images, export, tmp_path):
     status, output, _ = export(images, tmp_path / "out", "--max-shard-size", "20KB", "--license", "cc0-1.0")
     assert status == 0 and "unique tags" in output
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [
@@ -117,7 +117,7 @@ def test_images_are_embedded_in_shards(images, export, tmp_path):
     assert card.dataset_info["features"][1] == {"name": "image", "dtype": "image"}
 
 
-def test_frame_features_are_embedded(create, export, tmp_path):
+def test_frame_features_are_stored_in_parquet(create, export, tmp_path):
     status, _, problems = export("create_tagging", tmp_path / "out", "--data-dir", create)
     assert status == 0, problems
     built = load_tagging_dataset("create_tagging", data_dir=str(create), cache_dir=tmp_path / "cache")
@@ -126,7 +126,7 @@ def test_frame_features_are_embedded(create, export, tmp_path):
     assert card.data.language == ["zh"] and "| train examples | 5 |" in card.text
 
 
-def test_videos_are_files_beside_their_rows(create, export, tmp_path, monkeypatch):
+def test_videos_are_stored_as_separate_files(create, export, tmp_path, monkeypatch):
     monkeypatch.setattr("dataset_scripts.parquet_export.VIDEOS_PER_FOLDER", 2)
     (create / "videos").mkdir()
     for number in range(4):
@@ -140,12 +140,12 @@ def test_videos_are_files_beside_their_rows(create, export, tmp_path, monkeypatc
     assert expected[4][1]["video"] is None and len(expected) == 10
     assert examples_elsewhere(tmp_path / "out", tmp_path) == expected
     assert sorted(path.name for path in (tmp_path / "out/data/train/00001").iterdir()) == ["00000.mp4", "00001.mp4"]
-    # And the one way in reads them too.
+    # `load_tagging_dataset` reads them too.
     again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")
     assert examples_here(again) == expected
 
 
-def test_images_and_videos_in_one_dataset(tmp_path, export):
+def test_a_dataset_with_images_and_videos_is_exported(tmp_path, export):
     folder = tmp_path / "mixed"
     folder.mkdir()
     write_video(folder / "a.mp4", 3)
@@ -155,7 +155,7 @@ def test_images_and_videos_in_one_dataset(tmp_path, export):
     assert examples_elsewhere(tmp_path / "out", tmp_path) == examples_here(load_tagging_dataset(folder))
 
 
-def test_a_second_run_replaces_the_first_and_nothing_else(images, export, tmp_path):
+def test_a_second_export_replaces_the_files_of_the_first_only(images, export, tmp_path):
     assert export(images, tmp_path / "out", "--max-shard-size", "10KB")[0] == 0
     assert export(images, tmp_path / "out")[0] == 0
     assert len(list((tmp_path / "out").glob("train-*.parquet"))) == 1
@@ -169,22 +169,22 @@ def test_a_second_run_replaces_the_first_and_nothing_else(images, export, tmp_pa
     assert load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"].num_rows == 9
 
 
-def test_a_folder_of_somebody_s_files_is_not_written_into(images, export, tmp_path):
+def test_a_folder_with_other_files_is_refused(images, export, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     (own / "README.md").write_text("PROJECT")
     for output in (own, images, images.parent):
         status, _, problems = export(images, output)
-        assert status == 2 and "no export has written" in problems
+        assert status == 2 and "not from an export" in problems
     assert (own / "README.md").read_text() == "PROJECT" and (images / "train/0.png").exists()
     assert not list(tmp_path.glob(".*partial"))
 
 
 @pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
-def test_videos_of_every_suffix_load_again(tmp_path, suffix):
+def test_videos_with_every_suffix_load_again(tmp_path, suffix):
     folder = tmp_path / "videos"
     folder.mkdir()
-    # What is in it does not matter to how it is stored.
+    # The suffix alone matters for how a video is stored.
     write_video(tmp_path / "a.mp4", 3).rename(folder / f"a{suffix}")
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": f"a{suffix}", "title": "a", "tags": ["x"]}))
     dataset = load_tagging_dataset(folder)
@@ -193,7 +193,7 @@ def test_videos_of_every_suffix_load_again(tmp_path, suffix):
     assert examples_here(again) == examples_here(dataset)
 
 
-def test_splits_of_any_name_with_and_without_videos(create, tmp_path):
+def test_splits_with_any_name_and_missing_videos_are_exported(create, tmp_path):
     (create / "videos").mkdir()
     write_video(create / "videos/v1.mp4", 3)
     built = load_tagging_dataset(
@@ -205,7 +205,7 @@ def test_splits_of_any_name_with_and_without_videos(create, tmp_path):
     assert found == examples_here(renamed) and [split for split, _ in found] == ["pretrain"] * 5 + ["gold"] * 2
 
 
-def test_files_that_strangers_rows_name_are_not_copied(tmp_path):
+def test_local_files_that_a_parquet_dataset_names_are_not_exported(tmp_path):
     secret = tmp_path / "secret.png"
     Image.new("RGB", (4, 4)).save(secret)
     rows = {"id": ["a"], "title": [""], "tags": [["x"]], "image": [{"bytes": None, "path": str(secret)}]}
@@ -224,7 +224,7 @@ def test_files_that_strangers_rows_name_are_not_copied(tmp_path):
         write_parquet(dataset, tmp_path / "out", DatasetCard("---\nlicense: mit\n---\n# x\n"))
 
 
-def test_a_run_that_fails_leaves_the_one_before(images, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_the_earlier_one(images, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
@@ -236,8 +236,8 @@ def test_a_run_that_fails_leaves_the_one_before(images, tmp_path, monkeypatch):
     assert load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"].num_rows == 9
 
 
-def test_what_cannot_be_exported_is_said(tmp_path, export):
-    assert "nothing is called" in export("nonsense", tmp_path / "out")[2]
+def test_datasets_that_cannot_be_exported_are_reported(tmp_path, export):
+    assert "not a benchmark" in export("nonsense", tmp_path / "out")[2]
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "metadata.jsonl").write_text('{"file_name": "gone.png"}')

@@ -1,3 +1,5 @@
+"""`load_tagging_dataset` loads folders, Parquet files and Hub datasets with the same columns."""
+
 import csv
 import json
 import logging
@@ -11,8 +13,6 @@ from datasets import Dataset, DatasetDict, Image, List, Value, Video
 from PIL import Image as PILImage
 
 from dataset_scripts import load_tagging_dataset
-from dataset_scripts.tagging_folder import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
-from optsg import media_files
 
 datasets.disable_progress_bars()
 
@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_a_folder_is_a_train_split_whatever_the_metadata_format(folder, kind):
+def test_every_metadata_format_gives_a_train_split(folder, kind):
     write_metadata(folder, ROWS, kind)
     dataset = load_tagging_dataset(folder)
     assert list(dataset) == ["train"]
@@ -100,12 +100,7 @@ def test_images_and_videos_together_leave_the_other_column_empty(folder):
     assert second["image"] is None and second["video"]["path"].endswith("video.webm")
 
 
-def test_the_command_line_and_the_loader_agree_on_what_is_a_image_and_what_a_video():
-    assert (IMAGE_SUFFIXES, VIDEO_SUFFIXES) == (media_files.IMAGE_SUFFIXES, media_files.VIDEO_SUFFIXES)
-    assert set(METADATA_NAMES) == media_files.METADATA_NAMES
-
-
-def test_ids_can_be_given(folder):
+def test_ids_in_the_metadata_are_used(folder):
     write_metadata(folder, [{"id": 7, "file_name": "one.png"}, {"id": "x", "file_name": "sub/two.png"}])
     assert load_tagging_dataset(folder, split="train")["id"] == ["7", "x"]
 
@@ -117,10 +112,10 @@ def test_unclean_tags_unused_columns_and_unlisted_files_are_reported(folder, cap
     assert rows["tags"] == [["red", "Red"]]
     assert "left out 2 empty or repeated tags" in caplog.text
     assert "columns not used: author" in caplog.text
-    assert "1 images or videos are in no metadata file" in caplog.text and "two.png" in caplog.text
+    assert "left out 1 images or videos that no metadata file names" in caplog.text and "two.png" in caplog.text
 
 
-def test_changed_metadata_gives_new_rows(folder, tmp_path):
+def test_changed_metadata_is_read_again(folder, tmp_path):
     write_metadata(folder, ROWS)
     load_tagging_dataset(folder, cache_dir=tmp_path / "cache")
     before = os.stat(folder / "metadata.jsonl")
@@ -135,12 +130,12 @@ def test_changed_metadata_gives_new_rows(folder, tmp_path):
 @pytest.mark.parametrize(
     ("split", "ids"), [("train[:1]", ["one.png"]), ("train[1:]+train[:50%]", ["sub/two.png", "one.png"])]
 )
-def test_parts_of_a_split(folder, split, ids):
+def test_parts_of_a_split_can_be_selected(folder, split, ids):
     write_metadata(folder, ROWS)
     assert load_tagging_dataset(folder, split=split)["id"] == ids
 
 
-def test_streams(folder):
+def test_a_folder_can_be_streamed(folder):
     write_metadata(folder, ROWS)
     streams = load_tagging_dataset(folder, streaming=True)
     assert [row["id"] for row in streams["train"]] == ["one.png", "sub/two.png"]
@@ -168,7 +163,7 @@ def test_a_link_inside_the_folder_is_followed(folder):
 def test_missing_files_are_named_and_counted(folder):
     write_metadata(folder, [*ROWS, *({"file_name": f"gone{n}.png"} for n in range(1200))])
     with pytest.raises(
-        FileNotFoundError, match=r"1,200 files that are not there: 'gone0.png', 'gone1.png', 'gone2.png', …"
+        FileNotFoundError, match=r"1,200 files that do not exist: 'gone0.png', 'gone1.png', 'gone2.png', …"
     ):
         load_tagging_dataset(folder)
 
@@ -186,10 +181,14 @@ def test_missing_files_are_named_and_counted(folder):
         ),
         ("metadata.jsonl", '{"file_name": "one.png", "tags": [1]}', "line 1: tags must be a list of texts"),
         ("metadata.jsonl", '{"file_name": "one.png", "title": 5}', "line 1: title must be text, got 5"),
-        ("metadata.jsonl", '{"file_name": "one.png"}\n{"file_name": "one.png"}', "line 2: the id 'one.png'"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "one.png"}\n{"file_name": "one.png"}',
+            "line 2: an earlier row has the id 'one.png'",
+        ),
         ("metadata.jsonl", '{"file_name": "notes.txt"}', "'notes.txt' has the suffix of neither"),
         ("metadata.jsonl", '{"file_name": "a\\u0000.png"}', "leads out of"),
-        ("metadata.jsonl", "\n", "holds no rows"),
+        ("metadata.jsonl", "\n", "has no rows"),
         ("metadata.csv", "file_name,tags\none.png,\"['red', 'blue']\"\n", "line 2: tags are a printed list"),
         ("metadata.csv", "file_name,title\none.png,a,b\n", "line 2: more cells than the header's 2 columns"),
         ("metadata.csv", 'file_name,title\none.png,"open\n', "not csv"),
@@ -197,7 +196,7 @@ def test_missing_files_are_named_and_counted(folder):
         ("metadata.parquet", "no parquet", "not a Parquet file"),
     ],
 )
-def test_damaged_metadata_names_the_place(folder, name, content, message):
+def test_damaged_metadata_is_named_with_the_line(folder, name, content, message):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError) as error:
         load_tagging_dataset(folder)
@@ -218,11 +217,11 @@ def test_two_metadata_files_are_refused(folder):
         load_tagging_dataset(folder)
 
 
-def test_metadata_beside_split_folders_is_refused(folder):
+def test_metadata_next_to_split_folders_is_refused(folder):
     write_metadata(folder, ROWS)
     draw(folder / "test/three.png")
     write_metadata(folder / "test", [{"file_name": "three.png"}])
-    with pytest.raises(ValueError, match="holds metadata.jsonl and also test/"):
+    with pytest.raises(ValueError, match="contains metadata.jsonl and also test/"):
         load_tagging_dataset(folder)
 
 
@@ -234,7 +233,7 @@ def test_two_folders_of_one_split_are_refused(folder):
         load_tagging_dataset(folder)
 
 
-def test_an_unknown_split_is_named_beside_those_there_are(folder):
+def test_an_unknown_split_is_named_with_the_existing_ones(folder):
     write_metadata(folder, ROWS)
     with pytest.raises(ValueError, match=r"\['train'\].*'test'"):
         load_tagging_dataset(folder, split="test")
@@ -246,7 +245,7 @@ def test_an_unknown_name_lists_what_is_accepted(name):
         load_tagging_dataset(name)
 
 
-def test_a_name_the_hub_does_not_know_lists_what_is_accepted(monkeypatch):
+def test_a_name_unknown_to_the_hub_lists_what_is_accepted(monkeypatch):
     def nothing_there(*args, **kwargs):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/nothing' doesn't exist on the Hub")
 
@@ -255,7 +254,7 @@ def test_a_name_the_hub_does_not_know_lists_what_is_accepted(monkeypatch):
         load_tagging_dataset("org/nothing")
 
 
-def test_a_folder_with_nothing_to_load_says_what_it_could_hold(folder):
+def test_a_folder_without_data_gives_an_error_with_the_accepted_files(folder):
     with pytest.raises(ValueError, match="neither Parquet files nor one of metadata.jsonl"):
         load_tagging_dataset(folder)
 
@@ -266,7 +265,7 @@ def test_a_file_is_refused(folder):
         load_tagging_dataset(folder / "metadata.jsonl")
 
 
-def test_an_argument_that_has_no_meaning_is_refused(folder):
+def test_an_argument_that_a_folder_does_not_take_is_refused(folder):
     write_metadata(folder, ROWS)
     with pytest.raises(ValueError, match="revision"):
         load_tagging_dataset(folder, revision="main")
@@ -295,7 +294,7 @@ def test_a_folder_of_parquet_files_is_loaded(parquet_folder, tmp_path):
     assert row["image"].getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_changed_parquet_gives_new_rows(parquet_folder, tmp_path):
+def test_changed_parquet_is_not_served_from_the_cache(parquet_folder, tmp_path):
     load_tagging_dataset(parquet_folder, cache_dir=tmp_path / "cache")
     changed = Dataset.from_dict({"id": ["new"], "title": ["new"], "tags": [["new"]]})
     for path in parquet_folder.iterdir():
@@ -303,7 +302,7 @@ def test_changed_parquet_gives_new_rows(parquet_folder, tmp_path):
     assert load_tagging_dataset(parquet_folder, split="test", cache_dir=tmp_path / "cache")["id"] == ["new"]
 
 
-def test_parquet_streams(parquet_folder, tmp_path):
+def test_parquet_can_be_streamed(parquet_folder, tmp_path):
     rows = list(load_tagging_dataset(parquet_folder, split="train", streaming=True))
     assert [row["id"] for row in rows] == ["one.png", "sub/two.png"]
     assert rows[1]["image"].getpixel((0, 0)) == (0, 0, 255)
@@ -311,13 +310,13 @@ def test_parquet_streams(parquet_folder, tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet_without_ids_titles_or_tags_gets_them(tmp_path, streaming):
-    plain = Dataset.from_dict({"title": ["one", None], "video": [1, 2]})
+    plain = Dataset.from_dict({"title": ["one", None], "views": [1, 2]})
     (tmp_path / "data").mkdir()
     plain.to_parquet(str(tmp_path / "data/train.parquet"))
     rows = load_tagging_dataset(tmp_path / "data", split="train", streaming=streaming, cache_dir=tmp_path / "cache")
     assert list(rows) == [
-        {"title": "one", "video": 1, "id": "0", "tags": []},
-        {"title": "", "video": 2, "id": "1", "tags": []},
+        {"title": "one", "views": 1, "id": "0", "tags": []},
+        {"title": "", "views": 2, "id": "1", "tags": []},
     ]
     assert rows.features["tags"] == List(Value("string"))
 
@@ -331,7 +330,7 @@ def test_parquet_without_ids_titles_or_tags_gets_them(tmp_path, streaming):
         ({"name": ["x"], "tags": [["red"]]}, r"columns \['name', 'tags'\]; expected"),
     ],
 )
-def test_parquet_of_another_kind_is_refused(tmp_path, columns, message):
+def test_parquet_with_unsuitable_columns_is_refused(tmp_path, columns, message):
     (tmp_path / "data").mkdir()
     Dataset.from_dict(columns).to_parquet(str(tmp_path / "data/train.parquet"))
     with pytest.raises(ValueError, match=message):
@@ -353,7 +352,7 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
     assert rows[0] == {"video": {"path": "a.mp4", "bytes": b"1"}, "title": "x", "tags": ["y"], "id": "3"}
 
 
-def test_tags_from_parquet_are_cleaned_as_everywhere(tmp_path, caplog):
+def test_tags_from_parquet_are_cleaned(tmp_path, caplog):
     rows = {"title": ["a", "b"], "tags": [["x", None, " y", "x"], ["", "z"]]}
     (tmp_path / "data").mkdir()
     Dataset.from_dict(rows).to_parquet(tmp_path / "data/train-00000-of-00001.parquet")

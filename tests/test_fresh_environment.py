@@ -1,9 +1,10 @@
-"""A published checkpoint in an environment that has nothing but its own `requirements.txt` and torch."""
+"""A published checkpoint in an environment with torch and its `requirements.txt` only."""
 
 import importlib.metadata
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import hub_client
 import pytest
@@ -13,7 +14,7 @@ PROGRAM = """
 import importlib.util, json, sys
 from transformers import AutoModel, AutoProcessor, pipeline
 
-for package in ("modeling_optsg", "datasets", "accelerate", "evaluate"):
+for package in ("modeling_optsg", "optsg", "datasets", "accelerate", "evaluate"):
     assert importlib.util.find_spec(package) is None, package
 name, image, video = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -25,22 +26,29 @@ print(json.dumps([processor.batch_decode(model.generate(**inputs)), tagger(examp
 """
 
 
-@pytest.mark.slow
-def test_a_published_checkpoint_tags_with_its_public_requirements_alone(tmp_path):
-    checkpoint = hub_client.ROOT / "checkpoints/optsg-icon-small"
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    python = tmp_path / "venv/bin/python"
+def make_environment(folder: Path, requirements: Path) -> Path:
+    """Make a virtual environment with torch and the requirements, and return its Python."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin/python"
     torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
-    install = [python, "-m", "pip", "install", "--quiet", torch, "-r", checkpoint / "requirements.txt"]
-    subprocess.run(install, check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", torch, "-r", requirements], check=True)
+    return python
+
+
+@pytest.mark.slow
+def test_a_published_checkpoint_needs_only_its_requirements(tmp_path):
     images = hub_client.ROOT / "examples/images"
     with HubServer(tmp_path / "hub", {"hf_writes": Account("ann", ("org",))}).running() as hub:
         client = hub_client.Client(hub.endpoint, tmp_path / "client", "hf_writes")
         try:
+            checkpoint = hub_client.ROOT / "checkpoints/optsg-icon-small"
             status, _, error = client("push", checkpoint, "org/optsg-icon-small")
         finally:
             client.close()
         assert status == 0, error
+        requirements = tmp_path / "requirements.txt"
+        requirements.write_bytes(hub.contents("org/optsg-icon-small")[requirements.name])
+        python = make_environment(tmp_path / "venv", requirements)
         environment = hub_client.environment(hub.endpoint, tmp_path / "home", "")
         del environment["PYTHONPATH"]
         command = [python, "-c", PROGRAM, "org/optsg-icon-small", images / "bus.png", images / "ship-wheel.mp4"]

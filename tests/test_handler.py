@@ -1,4 +1,4 @@
-"""The handler for Inference Endpoints, loaded as the toolkit does: from the folder, without the package."""
+"""The handler for Inference Endpoints, loaded from a folder as the toolkit does."""
 
 import base64
 import importlib.util
@@ -42,17 +42,17 @@ def tagger(folder):
     return pipeline("tag-generation", model=str(folder), trust_remote_code=True)
 
 
-def test_a_image_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, image):
+def test_an_image_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, image):
     content = image.read_bytes()
     text = base64.b64encode(content).decode()
-    wanted = tagger(image)
-    assert wanted
+    expected = tagger(image)
+    assert expected
     for inputs in (content, text, f"data:image/png;base64,{text}", Image.open(image), {"image": text}):
-        assert endpoint({"inputs": inputs}) == wanted
-    # The alphabet of addresses, and without the filler at the end.
-    assert endpoint({"inputs": base64.urlsafe_b64encode(content).decode().rstrip("=")}) == wanted
+        assert endpoint({"inputs": inputs}) == expected
+    # The URL-safe alphabet, without padding.
+    assert endpoint({"inputs": base64.urlsafe_b64encode(content).decode().rstrip("=")}) == expected
     wrapped = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
-    assert endpoint({"inputs": {"image": wrapped}}) == wanted
+    assert endpoint({"inputs": {"image": wrapped}}) == expected
 
 
 def test_requests_and_answers_are_json(endpoint, tagger, image, tmp_path):
@@ -78,25 +78,25 @@ def test_parameters_reach_the_pipeline(endpoint):
     [
         (b"abc", "expected"),
         ({}, "expected"),
-        ({"inputs": {"title": "a"}, "top_k": 3}, r"a request has \['top_k'\]; settings go in"),
+        ({"inputs": {"title": "a"}, "top_k": 3}, r"unknown keys \['top_k'\] in the request; settings go in"),
         ({"inputs": {"title": "a"}, "parameters": [1]}, "parameters"),
         ({"inputs": {"title": "a"}, "parameters": {"tag_vocabulary": {"a": 1}}}, "expected a list of tags"),
-        ({"inputs": {"title": "a"}, "parameters": {"num_workers": 9}}, "no parameters"),
+        ({"inputs": {"title": "a"}, "parameters": {"num_workers": 9}}, r"unknown parameters \['num_workers'\]"),
         ({"inputs": {"imge": "AAAA"}}, "'imge'"),
-        ({"inputs": {"frames": "AAAA"}}, "not a list of images"),
+        ({"inputs": {"frames": "AAAA"}}, "expected a list of images"),
         ({"inputs": {"title": 3}}, "expected str"),
         ({"inputs": {"image": 3}}, "type int"),
         ({"inputs": "AAAA"}, "not an image"),
         ({"inputs": {"video": "AAAA"}}, "not a video"),
     ],
 )
-def test_errors_say_what_is_wrong_with_the_request(endpoint, data, message):
+def test_malformed_requests_are_refused(endpoint, data, message):
     with pytest.raises(ValueError, match=message):
         endpoint(data)
 
 
 @pytest.mark.parametrize("wrap", [lambda name: name, lambda name: {"image": name}, lambda name: {"video": name}])
-def test_nothing_of_the_server_is_read_by_name(endpoint, image, wrap):
+def test_paths_and_addresses_of_the_server_are_not_opened(endpoint, image, wrap):
     for name in (str(image), f"file://{image}", "http://127.0.0.1:1/x.png", f"data:image/png,{image}"):
         with pytest.raises(ValueError, match="not base64"):
             endpoint({"inputs": wrap(name)})
@@ -109,7 +109,7 @@ def test_nothing_of_the_server_is_read_by_name(endpoint, image, wrap):
             endpoint({"inputs": inputs})
 
 
-def test_the_packaged_handler_imports_nothing_of_the_package():
+def test_the_handler_does_not_import_the_package():
     assert "modeling_optsg" not in Path(packaged.__file__).read_text(encoding="utf-8")
 
 
@@ -120,7 +120,7 @@ def test_a_video_may_be_the_body(endpoint, tagger, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_image_of_more_pixels_than_there_is_room_for_is_refused(endpoint, monkeypatch, image):
+def test_an_image_with_too_many_pixels_is_refused(endpoint, monkeypatch, image):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
-    with pytest.raises(ValueError, match="exceeds limit"):
+    with pytest.raises(ValueError, match="exceeds the limit"):
         endpoint({"inputs": image.read_bytes()})

@@ -1,3 +1,5 @@
+"""icon-tagging: the splits, the icon sets, the images and the export."""
+
 import hashlib
 import json
 import logging
@@ -12,9 +14,9 @@ from PIL import Image
 
 from dataset_scripts import load_tagging_dataset, parquet_export
 from dataset_scripts.icon_tagging import IconTagging, npm_packages, split_of
-from dataset_scripts.icon_tagging.__main__ import main
 from dataset_scripts.icon_tagging.icon_tagging import clean_tags
 from dataset_scripts.icon_tagging.rendering import render_svg
+from optsg import main
 
 disable_progress_bars()
 
@@ -36,7 +38,7 @@ def write(path: Path, content):
 
 
 def drawing(seed: str) -> str:
-    """An SVG of its own for every seed."""
+    """Returns another SVG for every seed."""
     width = 4 + int(hashlib.md5(seed.encode()).hexdigest(), 16) % 1000 / 100
     return SQUARE.format(f"M4 4h{width}v16h-{width}z")
 
@@ -133,7 +135,7 @@ def by_id(dataset):
         ("off", ""),
     ],
 )
-def test_the_split_is_md5_of_the_sorted_words_modulo_twelve(title, key):
+def test_the_split_is_the_md5_of_the_sorted_words_modulo_twelve(title, key):
     remainder = int.from_bytes(hashlib.md5(key.encode()).digest(), "big") % 12
     assert split_of(title) == ["validation", "test", *["train"] * 10][remainder]
 
@@ -147,7 +149,7 @@ def test_known_titles_stay_in_their_split(title, split):
     assert split_of(title) == split
 
 
-def test_tags_are_lower_cased_and_stripped_and_nothing_else():
+def test_tags_are_lower_cased_and_stripped_but_not_changed_further():
     assert clean_tags([" E-Mail ", "", "  ", "e-mail", "Two  Words", "ÄRGER", "a/b, c"]) == [
         "e-mail",
         "two  words",
@@ -156,7 +158,7 @@ def test_tags_are_lower_cased_and_stripped_and_nothing_else():
     ]
 
 
-def test_every_set_gives_its_names_and_tags(build):
+def test_the_names_and_tags_of_every_set_are_read(build):
     found = {example: (row["title"], row["tags"], row["source"]) for example, row in by_id(build()).items()}
     assert found == {
         "tabler/arrow-left": ("arrow left", ["back", "previous"], "tabler"),
@@ -208,7 +210,7 @@ def test_a_second_build_reuses_the_images(tmp_path, build):
     assert all(row["image"].getpixel((0, 0)) == (255, 0, 0) for row in by_id(build(cache="second")).values())
 
 
-def test_the_cache_follows_the_data(build, node_modules):
+def test_changed_icons_are_not_served_from_the_cache(build, node_modules):
     build()
     write(node_modules / "lucide-static/tags.json", {"bell": ["ring"]})
     write(node_modules / "openmoji/color/svg/1F600.svg", SQUARE.format("M0 0h24v24H0z"))
@@ -217,7 +219,7 @@ def test_the_cache_follows_the_data(build, node_modules):
     assert rows["openmoji/1F600"]["image"].getpixel((0, 0)) == (0, 0, 0)
 
 
-def test_what_is_left_out_is_counted(build, node_modules, caplog):
+def test_icons_that_are_left_out_are_counted(build, node_modules, caplog):
     write(node_modules / "@tabler/icons/icons/outline/home.svg", "no drawing")
     (node_modules / "lucide-static/icons/bell.svg").unlink()
     write(node_modules / "lucide-static/tags.json", {})
@@ -225,8 +227,8 @@ def test_what_is_left_out_is_counted(build, node_modules, caplog):
     with caplog.at_level(logging.WARNING):
         rows = by_id(build())
     assert {"tabler/home", "phosphor/home", "lucide/bell", "mdi/untagged"}.isdisjoint(rows)
-    assert "left out 2 icons that have no tags: lucide 1, mdi 1" in caplog.text
-    assert "left out 2 icons that could not be drawn" in caplog.text
+    assert "left out 2 icons without tags: lucide 1, mdi 1" in caplog.text
+    assert "left out 2 icons that could not be rendered" in caplog.text
     assert "home.svg" in caplog.text
 
 
@@ -242,13 +244,13 @@ def test_a_stream_gives_the_same_rows(tmp_path, node_modules, build):
     assert [row["id"] for row in stream] == build()["test"]["id"]
 
 
-def test_an_incomplete_tree_is_refused(tmp_path, node_modules):
+def test_an_incomplete_node_modules_folder_is_refused(tmp_path, node_modules):
     (node_modules / "openmoji").rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="holds no openmoji"):
+    with pytest.raises(FileNotFoundError, match="lacks openmoji"):
         IconTagging(data_dir=node_modules, cache_dir=tmp_path)
 
 
-def test_another_version_is_reported(node_modules, caplog):
+def test_another_version_of_a_package_is_reported(node_modules, caplog):
     write(node_modules / "@mdi/svg/package.json", {"version": "1.2.3"})
     npm_packages.check_installed(node_modules)
     assert "@mdi/svg" in caplog.text and "1.2.3" in caplog.text
@@ -262,13 +264,13 @@ def test_another_version_is_reported(node_modules, caplog):
         ("@phosphor-icons/core", "dist/index.mjs", "export const icons = [];"),
     ],
 )
-def test_metadata_laid_out_in_another_way_names_the_package(node_modules, tmp_path, package, file, content):
+def test_metadata_in_another_layout_names_the_package(node_modules, tmp_path, package, file, content):
     write(node_modules / package / file, content)
     with pytest.raises(ValueError, match=package):
         IconTagging(data_dir=node_modules, cache_dir=tmp_path / "hf")
 
 
-def test_without_npm_the_error_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_npm_gives_an_error_with_instructions(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     builder = IconTagging(cache_dir=tmp_path / "hf", work_dir=tmp_path / "work")
     with pytest.raises(FileNotFoundError, match=r"(?s)npm is not on the PATH.*Node\.js.*data_dir="):
@@ -288,7 +290,7 @@ def npm(tmp_path, monkeypatch):
     return replace
 
 
-def test_npm_installs_from_the_lock_once(tmp_path, npm):
+def test_npm_installs_from_the_lock_file_once(tmp_path, npm):
     npm('echo "$@" > arguments; ls > before; mkdir node_modules')
     installed = npm_packages.install(tmp_path / "work")
     assert installed.is_dir()
@@ -298,7 +300,7 @@ def test_npm_installs_from_the_lock_once(tmp_path, npm):
     assert npm_packages.install(tmp_path / "work") == installed
 
 
-def test_a_half_finished_install_is_not_taken_for_a_complete_one(tmp_path, npm):
+def test_a_failed_install_is_removed_and_repeated(tmp_path, npm):
     npm("mkdir node_modules; echo no space left >&2; exit 3")
     with pytest.raises(RuntimeError, match=r"(?s)status 3.*no space left"):
         npm_packages.install(tmp_path / "work")
@@ -307,7 +309,7 @@ def test_a_half_finished_install_is_not_taken_for_a_complete_one(tmp_path, npm):
     assert (npm_packages.install(tmp_path / "work") / "complete").exists()
 
 
-def test_the_lock_pins_by_hash_and_holds_no_download_address():
+def test_the_lock_file_has_hashes_and_no_download_addresses():
     manifest = json.loads(npm_packages.PACKAGE_JSON.read_text())
     lock = json.loads(npm_packages.PACKAGE_LOCK.read_text())
     packages = {name: entry for name, entry in lock["packages"].items() if name}
@@ -330,10 +332,10 @@ def test_the_card_names_every_package_with_its_version():
     assert all(row in card.text for row in splits.values())
 
 
-def test_the_command_writes_parquet_that_loads_alike(tmp_path, node_modules, build, capsys):
+def test_an_export_gives_the_same_dataset(tmp_path, node_modules, build, capsys):
     output = tmp_path / "parquet"
-    arguments = ["--output", output, "--data-dir", node_modules, "--cache-dir", tmp_path / "hf", "--num-proc", 1]
-    main(list(map(str, arguments)))
+    arguments = ["export", "icon-tagging", output, "--data-dir", node_modules, "--cache-dir", tmp_path / "hf"]
+    assert main(list(map(str, arguments))) == 0
     assert "evaluated tags" in capsys.readouterr().out
     written, built = load_dataset(str(output), cache_dir=str(tmp_path / "other")), build()
     assert {split: rows.features for split, rows in written.items()} == {s: rows.features for s, rows in built.items()}
@@ -347,7 +349,7 @@ def test_the_command_writes_parquet_that_loads_alike(tmp_path, node_modules, bui
     assert {split["name"]: split["num_examples"] for split in card.data.dataset_info["splits"]} == built.num_rows
 
 
-def test_parquet_files_of_something_else_are_not_mixed_in(tmp_path, build):
+def test_an_export_refuses_a_folder_with_other_parquet_files(tmp_path, build):
     write(tmp_path / "out/other.parquet", "")
     with pytest.raises(ValueError, match=r"other\.parquet"):
         parquet_export.write_parquet(build(), tmp_path / "out", Path(npm_packages.__file__).with_name("README.md"))

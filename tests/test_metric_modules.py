@@ -41,8 +41,10 @@ def test_tag_f1_by_hand(load):
     ids=["ASY", "Open-Book", "OP-TSG"],
 )
 def test_full_is_the_weighted_mean_of_rare_and_common(load, full, rare, common):
-    """What fixes the average: the rows of the supplement's Table 4, over Pexel-tagging's 4042 rare and 1627 common
-    tags. Made into predictions with those averages, `tag_f1` gives each row back."""
+    """Rows of Table 4 of the supplement, over the 4042 rare and 1627 common tags of Pexel-tagging.
+
+    Predictions with the Rare and Common F1 of a row must give its Full F1.
+    """
     assert (4042 * rare + 1627 * common) / 5669 == pytest.approx(full, abs=0.1)
     counts = {f"rare {n}": 1 for n in range(4042)} | {f"common {n}": 25 for n in range(1627)}
     found = {f"rare {n}" for n in range(round(40.42 * rare))} | {f"common {n}" for n in range(round(16.27 * common))}
@@ -56,7 +58,7 @@ def test_full_is_the_weighted_mean_of_rare_and_common(load, full, rare, common):
     assert metrics["common_f1"] == pytest.approx(common, abs=0.05)
 
 
-def test_batch_by_batch_is_all_at_once(load):
+def test_batches_give_the_same_as_one_call(load):
     whole = load("tag_f1").compute(predictions=PREDICTIONS, references=REFERENCES, train_counts=TRAIN_COUNTS)
     metric = load("tag_f1")
     for prediction, reference in zip(PREDICTIONS, REFERENCES):
@@ -64,7 +66,7 @@ def test_batch_by_batch_is_all_at_once(load):
     assert metric.compute(train_counts=TRAIN_COUNTS) == whole
 
 
-def test_two_processes_are_one(load):
+def test_two_processes_give_the_same_as_one(load):
     whole = load("tag_f1").compute(predictions=PREDICTIONS, references=REFERENCES, train_counts=TRAIN_COUNTS)
     parts = {}
 
@@ -92,7 +94,7 @@ def test_a_large_benchmark_takes_less_than_a_second(load):
     assert time.perf_counter() - before < 1
 
 
-def test_differences_of_case_and_width_count_unless_normalised(load):
+def test_normalisation_ignores_case_and_width(load):
     arguments = {"predictions": [["Ｃａｔ ", "cat"]], "references": [["CAT"]], "train_counts": {"cat": 3, "CAT": 30}}
     plain = load("tag_f1").compute(**arguments)
     assert plain["full_f1"] == 0 and plain["micro_precision"] == 0
@@ -110,7 +112,7 @@ def test_differences_of_case_and_width_count_unless_normalised(load):
         ({"ks": [0]}, "ks="),
     ],
 )
-def test_bad_input_is_named(load, change, message):
+def test_invalid_input_is_reported(load, change, message):
     arguments = {"predictions": PREDICTIONS, "references": REFERENCES, "train_counts": TRAIN_COUNTS} | change
     with pytest.raises(ValueError, match=message):
         load("tag_f1").compute(**arguments)
@@ -149,10 +151,10 @@ def test_tag_gain_by_verdicts(load, tmp_path):
             load("tag_gain").compute(predictions=predictions, verdicts=str(bad), **arguments)
 
 
-def test_verdicts_that_disagree_once_normalised_are_an_error(load, tmp_path):
+def test_verdicts_that_differ_after_normalisation_are_reported(load, tmp_path):
     path = tmp_path / "verdicts.csv"
     path.write_text("example,tag,verdict\nx,Kitten,yes\nx,kitten,no\n", encoding="utf-8")
     arguments = {"predictions": [["kitten"]], "references": [["cat"]], "label_vocabulary": ["cat"], "ids": ["x"]}
     assert load("tag_gain").compute(**arguments, verdicts=str(path))["relevant_pairs"] == 0
-    with pytest.raises(ValueError, match="both yes and no of 'kitten'"):
+    with pytest.raises(ValueError, match="both yes and no for 'kitten'"):
         load("tag_gain").compute(**arguments, verdicts=str(path), normalize=True)

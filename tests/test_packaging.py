@@ -1,4 +1,4 @@
-"""The wheel and the sdist: they build, hold every module and data file, and install."""
+"""The wheel and the sdist build, contain every module and data file, and install."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("modeling_optsg", "dataset_scripts")
+PACKAGES = ("modeling_optsg", "optsg", "dataset_scripts")
 DATA_NAMES = {"package.json", "package-lock.json", "README.md"}
 
 
 def package_files():
-    """Every module and data file of the packages, as it lies in the working tree."""
+    """Yield the modules and data files of the packages in the working tree."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*"):
             is_data = package == "dataset_scripts" and path.name in DATA_NAMES or path.parent.name == "hub"
@@ -28,9 +28,9 @@ def package_files():
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """Paths of the wheel and the sdist; the wheel is built from the sdist."""
+    """Build the sdist, and the wheel from it; their paths, the wheel's first."""
     tree, output = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
-    # A copy, so that setuptools leaves no build folder behind whose stale files the next wheel would contain.
+    # A copy, because setuptools leaves a build folder behind, and the next wheel would contain its stale files.
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"):
@@ -42,14 +42,14 @@ def distributions(tmp_path_factory):
     return wheel, sdist
 
 
-def test_wheel_holds_every_module_and_data_file(distributions):
+def test_the_wheel_has_every_module_and_data_file(distributions):
     names = set(zipfile.ZipFile(distributions[0]).namelist())
     assert set(package_files()) <= names
     packaged = {name for name in names if ".dist-info/" not in name}
-    assert packaged == set(package_files()), "nothing else belongs in it"
+    assert packaged == set(package_files()), "the wheel has no other files"
 
 
-def test_sdist_also_holds_the_tests_and_the_licence(distributions):
+def test_the_sdist_also_has_the_tests_and_the_licence(distributions):
     with tarfile.open(distributions[1]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
     expected = {*package_files(), "LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py", "pyproject.toml"}
@@ -57,7 +57,7 @@ def test_sdist_also_holds_the_tests_and_the_licence(distributions):
     assert {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")} <= names
 
 
-def test_installed_wheel_runs_without_the_source_tree(distributions, tmp_path):
+def test_the_installed_wheel_runs_without_the_source_tree(distributions, tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", tmp_path]
     subprocess.run([*pip, distributions[0]], check=True)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -67,7 +67,7 @@ def test_installed_wheel_runs_without_the_source_tree(distributions, tmp_path):
     assert re.fullmatch(r"optsg \d+\.\d+\.\d+\n", done.stdout)
 
 
-def test_metadata_leaves_users_a_range_of_versions(distributions):
+def test_the_requirements_allow_a_range_of_versions(distributions):
     with zipfile.ZipFile(distributions[0]) as wheel:
         [path] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = wheel.read(path).decode()

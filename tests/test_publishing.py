@@ -1,23 +1,39 @@
-"""What of a checkpoint's folder is published, and what is refused before the Hub is asked."""
+"""Which files of a checkpoint are published, and what is refused before anything is sent."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
-from hub_client import copy_with_card
+from hub_client import CARD, copy_with_card, run_without_package
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import pipeline
 
-from modeling_optsg import hub
+from modeling_optsg import ASYForTagClassification, hub
+from modeling_optsg.baselines.configuration import ASYConfig
+from modeling_optsg.hub.model_card import public_dataset_name
 from modeling_optsg.hub.push_checkpoint import read_checkpoint
-from modeling_optsg.hub.push_trained import dataset_name
-from optsg.__main__ import main
+from optsg import main
+
+LOAD = """
+import sys
+from transformers import AutoModel
+AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
 
 
 @pytest.fixture
 def folder(tiny_checkpoint, tmp_path):
     return copy_with_card(tiny_checkpoint, tmp_path / "tiny")
+
+
+def published(folder):
+    contents = {}
+    for addition in read_checkpoint(folder).files.additions():
+        with addition.as_file() as file:
+            contents[addition.path_in_repo] = file.read()
+    return contents
 
 
 def cut(name, size):
@@ -37,7 +53,7 @@ def with_setting(name, **settings):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         *(
             (lambda folder, name=name: (folder / name).unlink(), f"{name} is missing")
@@ -50,38 +66,32 @@ def with_setting(name, **settings):
                 "README.md",
                 "tokenizer.json",
                 "tag_tokenizer/tokenizer.json",
-                "tag_decoder.py",
-                "modeling_optsg.py",
             )
         ),
-        (cut("model.safetensors", -100), "model.safetensors is not whole"),
-        (cut("tag_decoder.py", 900), "tag_decoder.py is not Python"),
+        (cut("model.safetensors", -100), "model.safetensors is incomplete"),
         (cut("config.json", -3), "config.json is not JSON"),
         (with_setting("config.json", model_type="bert"), "model_type is 'bert'"),
         (with_setting("config.json", hidden_size=8), "do not fit"),
-        (
-            with_setting("config.json", auto_map={"AutoConfig": "configuration_optsg.OPTSGConfig"}),
-            "AutoModel in auto_map",
-        ),
-        (with_setting("config.json", custom_pipelines={"a": {"impl": "gone.Pipe"}}), "gone.py is missing"),
-        (with_setting("config.json", custom_pipelines={"a": {"impl": "alignment.Pipe"}}), "no class Pipe"),
-        (with_setting("config.json", came_from="/home/me/runs/1"), "names /home/me/runs/1, a path of this computer"),
-        (write("notes.md", "hf_" + 34 * "a"), "notes.md holds a token"),
+        (with_setting("config.json", came_from="/home/me/runs/1"), "contains /home/me/runs/1, a path of this machine"),
+        (write("notes.md", "hf_" + 34 * "a"), "notes.md contains a Hub token"),
         (write("README.md", "# no metadata"), "does not begin with metadata"),
-        (write("README.md", "---\nlicense: mit\nlicense: gpl\n---\n"), "license is there twice"),
-        (write("README.md", "---\ntags: [a\n---\n"), "metadata cannot be read"),
-        (write("README.md", "---\nmodel-index:\n- results: 3\n---\n"), "metadata cannot be read"),
-        (write("README.md", "---\nwidget:\n- src: examples/a.png\n---\n"), "examples/a.png is missing"),
+        (write("README.md", "---\nlicense: mit\nlicense: gpl\n---\n"), "license is repeated"),
+        (write("README.md", "---\ntags: [a\n---\n"), "the metadata cannot be read"),
+        (write("README.md", "---\nmodel-index:\n- results: 3\n---\n"), "the metadata cannot be read"),
+        (
+            write("README.md", "---\nwidget:\n- src: examples/a.png\n---\n"),
+            "examples/a.png, an image of README.md, is missing",
+        ),
         (cut("tag_tokenizer/tokenizer.json", 40), "tag_tokenizer/tokenizer.json is not JSON"),
     ],
 )
-def test_a_folder_that_nobody_could_use_is_refused(folder, spoil, said):
+def test_an_unusable_folder_is_refused(folder, spoil, message):
     spoil(folder)
-    with pytest.raises(ValueError, match=f"cannot be published: .*{re.escape(said)}"):
+    with pytest.raises(ValueError, match=f"cannot be published: .*{re.escape(message)}"):
         read_checkpoint(folder)
 
 
-def test_what_does_not_belong_to_the_model_is_left_out(folder):
+def test_files_that_are_not_part_of_the_model_are_left_out(folder):
     others = (
         "state/status.json state/step-1/optimizer.bin training_log.jsonl .git/config .env events.out.tfevents.1 "
         "best/config.json best/model.safetensors __pycache__/x.py notes.bak my_script.py pytorch_model.bin"
@@ -98,7 +108,7 @@ def test_what_does_not_belong_to_the_model_is_left_out(folder):
     assert checkpoint.left_out.keys() == {name.partition("/")[0] + "/" * ("/" in name) for name in others.split()}
 
 
-def test_a_link_to_another_folder_is_not_followed(folder, tmp_path):
+def test_links_to_other_folders_are_not_followed(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/secret.json").write_text("{}")
     (folder / "more").symlink_to(tmp_path / "elsewhere")
@@ -107,7 +117,7 @@ def test_a_link_to_another_folder_is_not_followed(folder, tmp_path):
     assert not [name for name in checkpoint.files.paths if "secret" in name]
 
 
-def test_of_paths_in_the_summary_only_the_last_part_is_published(folder):
+def test_paths_in_the_training_summary_are_shortened(folder):
     summary = {"arguments": {"dataset": "/data/my_images", "config": "examples/configs/a.json", "text_tower": "org/b"}}
     summary["command"] = "train.py --dataset /data/my_images --cache_dir ~/.cache/optsg --page https://host/a/b"
     (folder / "training_summary.json").write_text(json.dumps(summary))
@@ -117,19 +127,60 @@ def test_of_paths_in_the_summary_only_the_last_part_is_published(folder):
         "arguments": {"dataset": "my_images", "config": "examples/configs/a.json", "text_tower": "org/b"},
         "command": "train.py --dataset my_images --cache_dir optsg --page https://host/a/b",
     }
-    assert checkpoint.shortened == ["/data/my_images", "~/.cache/optsg"]
+    assert checkpoint.shortened_paths == ["/data/my_images", "~/.cache/optsg"]
 
 
-def test_what_endpoints_need_is_published_with_any_card(folder):
-    for name in ("handler.py", "requirements.txt"):
-        (folder / name).unlink(missing_ok=True)
-    contents = {addition.path_in_repo: addition for addition in read_checkpoint(folder).files.additions()}
-    for name in ("handler.py", "requirements.txt"):
-        with contents[name].as_file() as file:
-            assert file.read() == (Path(hub.__file__).parent / name).read_bytes()
+def test_the_endpoint_files_are_added_unless_the_folder_has_its_own(folder):
+    packaged = {name: (Path(hub.__file__).parent / name).read_bytes() for name in ("handler.py", "requirements.txt")}
+    assert packaged.items() <= published(folder).items()
+    (folder / "handler.py").write_text("# my own\n")
+    assert published(folder)["handler.py"] == b"# my own\n"
 
 
-def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, capsys):
+def test_the_published_code_is_the_package_s_own(folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    complete = published(folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert read_checkpoint(folder).left_out == {}
+    assert complete["tag_decoder.py"] == (folder / "tag_decoder.py").read_bytes()
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for name in ("config.json", "processor_config.json"):
+        settings = json.loads((folder / name).read_text())
+        assert settings.pop("auto_map")
+        settings.pop("custom_pipelines", None)
+        (folder / name).write_text(json.dumps(settings))
+    bare = published(folder)
+    assert bare.keys() == complete.keys()
+    for name in ("config.json", "processor_config.json"):
+        assert json.loads(bare[name]) == json.loads(complete[name])
+    for path in set(before) - {folder / "config.json", folder / "processor_config.json"}:
+        assert bare[path.name if path.suffix == ".py" else path.relative_to(folder).as_posix()] == before[path]
+    (folder / "tag_decoder.py").write_text("raise ImportError\n")
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.left_out == {"tag_decoder.py": "the installed package's version is published"}
+    assert published(folder)["tag_decoder.py"] == complete["tag_decoder.py"]
+
+
+def test_a_baseline_is_published_with_code_that_needs_the_package(make_model, tiny_processor, tmp_path):
+    settings = make_model().config.to_dict() | {"num_tag_classes": len(tiny_processor.label_vocabulary)}
+    del settings["model_type"]
+    model = ASYForTagClassification(ASYConfig(**settings))
+    model.set_label_vocabulary(tiny_processor.encode_tags(list(tiny_processor.label_vocabulary))["tag_input_ids"])
+    model.save_pretrained(tmp_path / "asy")
+    tiny_processor.save_pretrained(tmp_path / "asy")
+    (tmp_path / "asy/README.md").write_text(CARD)
+    contents = published(tmp_path / "asy")
+    assert json.loads(contents["config.json"])["auto_map"]["AutoModel"].startswith("asymmetric_classifier.")
+    assert b"from modeling_optsg." in contents["asymmetric_classifier.py"]
+    # The package registers the pipeline, so the folder does not name one and loads without `trust_remote_code`.
+    assert "custom_pipelines" not in json.loads(contents["config.json"])
+    assert isinstance(pipeline("tag-generation", model=tmp_path / "asy")({"title": "red"}), list)
+    with pytest.raises(AssertionError, match="packages that were not found in your environment: modeling_optsg"):
+        run_without_package(LOAD, [tmp_path / "asy"], "http://127.0.0.1:9", tmp_path / "home", "")
+
+
+def test_a_missing_card_is_made_from_the_training_summary(folder, tmp_path, capsys):
     (folder / "README.md").unlink()
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 2
     assert "has no README.md, and no training_summary.json to make one from" in capsys.readouterr().err
@@ -138,18 +189,18 @@ def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, 
     summary["arguments"]["dataset"] = str(tmp_path / "my_images")
     (folder / "training_summary.json").write_text(json.dumps(summary))
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0
-    said = capsys.readouterr()
-    assert "README.md is made from what the training has left" in said.err and "README.md" in said.out
+    printed = capsys.readouterr()
+    assert "README.md from the training summary" in printed.err and "README.md" in printed.out
     card = ModelCard.load(folder / "README.md")
     assert card.data.datasets == ["my_images"] and card.data.license is None
     assert 'model="org/mine"' in card.text and str(tmp_path) not in card.text
-    # A card that is there is a person's, unless they ask for another.
+    # An existing card stays, unless options ask for another.
     (folder / "README.md").write_text(card.content.replace("Use and limits", "My own words"))
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0
     assert "My own words" in (folder / "README.md").read_text()
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
-    asked = ["--license", "mit", "--language", "en", "de", "--examples", str(tmp_path)]
-    assert main(["push", str(folder), "org/mine", "--dry-run", *asked]) == 0
+    options = ["--license", "mit", "--language", "en", "de", "--examples", str(tmp_path)]
+    assert main(["push", str(folder), "org/mine", "--dry-run", *options]) == 0
     data = ModelCard.load(folder / "README.md").data
     assert (data.license, data.language, data.widget[0]["src"]) == ("mit", ["en", "de"], "examples/red.png")
     assert "examples/red.png" in capsys.readouterr().out
@@ -157,11 +208,11 @@ def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, 
     assert main(["push", str(folder), "org/mine", "--dry-run", "--examples", str(tmp_path / "empty")]) == 2
     (tmp_path / "results.json").write_text("{}")
     assert main(["push", str(folder), "org/mine", "--dry-run", "--results", str(tmp_path / "results.json")]) == 2
-    assert "no card can be made of training_summary.json or" in capsys.readouterr().err
+    assert "no card can be made from training_summary.json or" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("given", "called"),
+    ("dataset", "name"),
     [
         ("icon_tagging", "icon-tagging"),
         ("org/my_data", "org/my_data"),
@@ -169,5 +220,5 @@ def test_without_a_card_one_is_made_of_what_the_training_left(folder, tmp_path, 
         ("../data/mine/", "mine"),
     ],
 )
-def test_a_dataset_is_called_by_its_name_and_not_by_where_it_lies(given, called):
-    assert dataset_name(given) == called
+def test_a_card_names_the_dataset_without_its_path(dataset, name):
+    assert public_dataset_name(dataset) == name

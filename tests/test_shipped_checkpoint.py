@@ -1,4 +1,4 @@
-"""The checkpoint in the repository: its size, what it says about itself, and that it tags the sample images."""
+"""The checkpoint in the repository: its files, its card, and its tags for the sample images."""
 
 import json
 import re
@@ -10,11 +10,11 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from safetensors import safe_open
-from transformers import pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, pipeline
 
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor, TagGenerationPipeline
 from modeling_optsg.hub.model_card import METRICS
-from optsg.__main__ import main
+from optsg import main
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"
@@ -26,43 +26,44 @@ def scores():
     return json.loads(RESULTS.read_text(encoding="utf-8"))
 
 
-def test_it_is_one_safetensors_file_of_at_most_75_mb_in_all():
+def test_it_has_one_weight_file_no_code_and_at_most_75_mb():
     assert [path.name for path in CHECKPOINT.glob("*.safetensors")] == ["model.safetensors"]
+    assert not [*CHECKPOINT.rglob("*.py"), *CHECKPOINT.glob("requirements.txt")]
+    for path in CHECKPOINT.rglob("*config.json"):
+        assert not {"auto_map", "custom_pipelines"} & json.loads(path.read_text(encoding="utf-8")).keys()
     assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) <= 75_000_000
 
 
-def test_the_code_beside_the_weights_is_the_package_s_own(tmp_path):
-    OPTSGForTagGeneration.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
-    OPTSGProcessor.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
-    saved, shipped = ({p.name: p.read_text(encoding="utf-8") for p in f.glob("*.py")} for f in (tmp_path, CHECKPOINT))
-    assert shipped.pop("handler.py") == (ROOT / "modeling_optsg/hub/handler.py").read_text(encoding="utf-8")
-    assert saved.keys() == shipped.keys()
-    for name, code in shipped.items():
-        assert code == (ROOT / "modeling_optsg" / name).read_text(encoding="utf-8"), (
-            f"run `make code`: {name} is stale"
-        )
+def test_auto_classes_and_pipeline_load_it_without_remote_code():
+    assert type(AutoConfig.from_pretrained(CHECKPOINT)) is OPTSGConfig
+    assert type(AutoModel.from_pretrained(CHECKPOINT)) is OPTSGForTagGeneration
+    assert type(AutoProcessor.from_pretrained(CHECKPOINT)) is OPTSGProcessor
+    titles = ["a red bus"]
+    tokenizer = OPTSGProcessor.from_pretrained(CHECKPOINT).tokenizer
+    assert AutoTokenizer.from_pretrained(CHECKPOINT)(titles)["input_ids"] == tokenizer(titles)["input_ids"]
+    assert type(pipeline("tag-generation", model=CHECKPOINT)) is TagGenerationPipeline
 
 
-def test_its_half_precision_weights_are_used_in_single_precision():
+def test_its_half_precision_weights_load_in_single_precision():
     model = OPTSGForTagGeneration.from_pretrained(CHECKPOINT)
     assert model.dtype == torch.float32
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
         stored = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
-    # Normalisation statistics span more than half precision does.
+    # Normalisation statistics exceed the range of half precision.
     assert {dtype for name, dtype in stored.items() if "running_" in name} == {"F32"}
     assert {dtype for name, dtype in stored.items() if name.endswith("weight")} <= {"F16", "F8_E4M3"}
 
 
 def strict_card():
-    """The card's metadata, refusing what a lenient reader would let pass: two entries of one name, unknown types."""
+    """Return the card's metadata and text; repeated keys and unknown types are errors."""
 
     class Strict(yaml.SafeLoader):
         pass
 
     def mapping(loader, node):
         keys = [loader.construct_object(key) for key, _ in node.value]
-        assert len(keys) == len(set(keys)), f"twice: {keys}"
+        assert len(keys) == len(set(keys)), f"repeated: {keys}"
         return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -70,7 +71,7 @@ def strict_card():
     return yaml.load(metadata, Strict), text
 
 
-def test_its_card_parses_strictly_and_goes_through_the_hubs_classes_unchanged():
+def test_its_card_parses_strictly_and_survives_the_hubs_classes():
     metadata, text = strict_card()
     assert text.startswith("\n# optsg-icon-small\n") and "{{" not in text and "{%" not in text
     card = ModelCard.load(CHECKPOINT / "README.md")
@@ -93,9 +94,9 @@ def test_its_card_repeats_the_result_file(scores):
         assert f"| {decoding} | {metrics} |" in text
 
 
-def test_its_widget_shows_what_the_pipeline_gives():
+def test_its_widget_shows_the_tags_of_the_pipeline():
     metadata, _ = strict_card()
-    tagger = pipeline("tag-generation", model=str(CHECKPOINT), trust_remote_code=True)
+    tagger = pipeline("tag-generation", model=CHECKPOINT)
     assert len(metadata["widget"]) >= 3
     for example in metadata["widget"]:
         tags = tagger(CHECKPOINT / example["src"], top_k=5)
@@ -110,10 +111,10 @@ def test_the_readme_repeats_the_result_file(scores):
     assert {name for name, _ in rows} == {"parallel", "sequential", "kNN vote"}
     for name, metrics in rows:
         row = scores["knn"] if name == "kNN vote" else scores["test"][name]
-        assert [float(figure) for figure in metrics.split(" | ")] == [row[figure] for figure in names]
+        assert [float(value) for value in metrics.split(" | ")] == [row[metric] for metric in names]
 
 
-def test_its_settings_are_those_its_training_fitted():
+def test_its_generation_settings_are_those_fitted_in_training():
     summary = json.loads((CHECKPOINT / "training_summary.json").read_text(encoding="utf-8"))
     settings = OPTSGForTagGeneration.from_pretrained(CHECKPOINT).generation_config
     for decoding, fit in summary["fits"].items():
@@ -129,7 +130,7 @@ def test_it_tags_the_sample_images_and_the_video(capsys):
     assert "vehicle" in tags["bus.png"] or "transportation" in tags["bus.png"]
 
 
-def test_most_training_tags_seen_twice_or_more_are_a_single_token():
+def test_most_repeated_training_tags_are_a_single_token():
     processor = OPTSGProcessor.from_pretrained(CHECKPOINT)
     tags = [tag for tag, count in processor.label_vocabulary.items() if count > 1]
     ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]

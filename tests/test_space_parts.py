@@ -1,11 +1,13 @@
-"""The Space's parts that need neither Gradio nor a browser: what it refuses, what it reads, how it shows text."""
+"""Tests of the parts of the Space that need neither a server nor a browser."""
 
 import ast
 import asyncio
 import csv
 import io
 import json
+import os
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -25,18 +27,19 @@ SPACE = ROOT / "space"
 sys.path.insert(0, str(SPACE))
 
 import markup  # noqa: E402
-from file_reading import FileReader, kind_of  # noqa: E402
+from file_reading import FileReader, detect_kind  # noqa: E402
 from folder_table import split_metadata, tag_files, to_csv  # noqa: E402
-from limits import Limits, Refused  # noqa: E402
+from limits import InputError, Limits  # noqa: E402
+from loading import load_model, load_processor  # noqa: E402
 from request_guard import RequestGuard  # noqa: E402
-from tagging import Tagged, Tagger  # noqa: E402
+from tagging import TaggedFile, Tagger  # noqa: E402
 from upload_folder import UploadFolder  # noqa: E402
 
 SCRIPT = "<script>window.hit=1</script><img src=x onerror=hit=1>"
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG that claims to have so many pixels."""
+    """A PNG whose header promises pixels that it does not hold."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"\0" * 1000)
     parts = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (chunk, data))
@@ -53,11 +56,11 @@ def write_video(path, frames: int, size: int = 32, rate: int = 1) -> None:
         container.mux(stream.encode())
 
 
-# What a request may name
+# Requests
 
 
 class Recorder:
-    """An application that keeps what comes through to it."""
+    """An application that records the bodies of its requests."""
 
     def __init__(self):
         self.bodies = []
@@ -81,7 +84,7 @@ def guard(tmp_path):
 
 
 def ask(guard, path="/gradio_api/queue/join", body=None, headers=None, method="POST") -> tuple[int, str]:
-    """Status and body of the answer; the request's body arrives in pieces."""
+    """Sends a request in pieces and returns the status and body of the answer."""
     content = json.dumps(body).encode() if body is not None else b""
     headers = [(b"content-length", str(len(content)).encode())] if headers is None else headers
     pieces = [content[:7], content[7:]]
@@ -117,21 +120,21 @@ FILE = {"meta": {"_type": "gradio.FileData"}}
         "",
     ],
 )
-def test_no_file_is_named_that_was_not_uploaded(guard, path):
+def test_a_request_for_a_file_that_was_not_uploaded_is_refused(guard, path):
     path = path.format(uploads=guard.upload_folder)
     for data in ([FILE | {"path": path}], [[{"deep": {"path": path}}]], [FILE | {"path": path, "is_stream": True}]):
         status, answer = ask(guard, body={"data": data})
-        assert status == 403 and "was not sent to this Space" in json.loads(answer)["error"]
+        assert status == 403 and "was not uploaded to this Space" in json.loads(answer)["error"]
     assert guard.app.bodies == []
 
 
 @pytest.mark.parametrize("file", [{"url": "http://169.254.169.254/"}, {"path": None, "url": "http://10.0.0.1/"}])
-def test_no_address_stands_for_a_file(guard, file):
+def test_a_request_for_an_address_is_refused(guard, file):
     assert ask(guard, body={"data": [FILE | file]})[0] == 403
     assert guard.app.bodies == []
 
 
-def test_an_upload_comes_through_without_the_address_beside_it(guard):
+def test_an_upload_is_forwarded_without_its_address(guard):
     file = FILE | {
         "path": str(guard.upload_folder / "own.png"),
         "url": "http://169.254.169.254/",
@@ -155,12 +158,12 @@ def test_an_upload_comes_through_without_the_address_beside_it(guard):
         "/gradio_api/component_server",
     ],
 )
-def test_nothing_is_passed_on_from_other_addresses(guard, path):
+def test_routes_that_fetch_addresses_are_refused(guard, path):
     assert ask(guard, path, method="GET")[0] == ask(guard, path)[0] == 403
     assert guard.app.bodies == []
 
 
-def test_requests_have_a_size(guard):
+def test_large_requests_are_refused(guard):
     assert ask(guard, body={"data": ["x" * 10_000]})[0] == 413
     assert ask(guard, headers=[(b"transfer-encoding", b"chunked")], body={})[0] == 411
     assert ask(guard, "/gradio_api/upload", headers=[(b"content-length", b"1000001")])[0] == 413
@@ -171,14 +174,14 @@ def test_requests_have_a_size(guard):
     assert len(deep) < 10_000 and ask(guard, body=None, headers=scope)[0] == 200
 
 
-def test_what_breaks_off_is_swept_away(tmp_path, monkeypatch):
+def test_interrupted_uploads_are_deleted(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")
-    uploads = UploadFolder(keep_seconds=0.2, every_seconds=0.1)
+    uploads = UploadFolder(keep_seconds=0.2, sweep_seconds=0.1)
     try:
         file = Path(uploads.path, "hash", "tmpabc")
         file.parent.mkdir()
         file.write_bytes(b"half")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while file.parent.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not file.parent.exists() and Path(uploads.path).is_dir()
@@ -187,7 +190,7 @@ def test_what_breaks_off_is_swept_away(tmp_path, monkeypatch):
     assert not Path(uploads.path).exists()
 
 
-# Files of strangers
+# Reading files
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +216,7 @@ def strange_files(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("bomb.png", "has more than 40 million pixels"),
+        ("bomb.png", "exceeds the limit of 40 million pixels"),
         ("empty.png", "is empty"),
         ("text.txt", "is neither an image nor a video"),
         ("page.html", "is neither an image nor a video"),
@@ -221,36 +224,40 @@ def strange_files(tmp_path_factory):
         ("print.eps", "is neither an image nor a video"),
         ("list.m3u8", "is neither an image nor a video"),
         ("list.txt", "is neither an image nor a video"),
-        ("long.mp4", "is a video of more than 120 seconds or 100 frames"),
-        ("many.mp4", "is a video of more than 120 seconds or 100 frames"),
+        ("long.mp4", "exceeds the limit of 120 seconds or 100 frames"),
+        ("many.mp4", "exceeds the limit of 120 seconds or 100 frames"),
     ],
 )
-def test_headers_and_packets_are_looked_at_before_pixels(strange_files, name, reason):
-    with pytest.raises(Refused, match=reason) as refused:
-        kind_of(str(strange_files / name), "what I call it", Limits(video_frames=100))
+def test_files_are_refused_before_they_are_decoded(strange_files, name, reason):
+    with pytest.raises(InputError, match=reason) as refused:
+        detect_kind(str(strange_files / name), "what I call it", Limits(video_frames=100))
     assert str(refused.value).startswith("what I call it ") and str(strange_files) not in str(refused.value)
 
 
-def test_files_and_videos_have_a_size(strange_files):
+def test_large_files_and_videos_are_refused(strange_files):
     path = str(strange_files / "many.mp4")
-    assert kind_of(path, "video", Limits()) == kind_of(str(strange_files / "moving.gif"), "gif", Limits()) == "video"
-    with pytest.raises(Refused, match="video has . MB; at most 0 MB"):
-        kind_of(path, "video", Limits(file_megabytes=0))
-    with pytest.raises(Refused, match="frames of more than 0 million pixels"):
-        kind_of(path, "video", Limits(image_megapixels=0))
-    with pytest.raises(Refused, match="more than 0 billion pixels"):
-        kind_of(path, "video", Limits(video_gigapixels=0))
+    assert (
+        detect_kind(path, "video", Limits())
+        == detect_kind(str(strange_files / "moving.gif"), "gif", Limits())
+        == "video"
+    )
+    with pytest.raises(InputError, match="video has . MB; the limit is 0 MB"):
+        detect_kind(path, "video", Limits(file_megabytes=0))
+    with pytest.raises(InputError, match="frames of video exceed the limit of 0 million pixels"):
+        detect_kind(path, "video", Limits(image_megapixels=0))
+    with pytest.raises(InputError, match="exceed the limit of 0 billion pixels"):
+        detect_kind(path, "video", Limits(video_gigapixels=0))
 
 
 @pytest.fixture(scope="module")
 def reader(tiny_checkpoint):
     reader = FileReader(str(tiny_checkpoint), Limits(read_megabytes=400))
-    reader.wait()
+    reader.wait_until_ready()
     yield reader
     reader.stop()
 
 
-def test_a_file_is_read_apart_as_the_processor_reads_it(reader, tiny_checkpoint):
+def test_the_reader_returns_the_arrays_of_the_processor(reader, tiny_checkpoint):
     processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
     path = str(ROOT / "examples/images/bird.png")
     kind, arrays = reader.read(path, "b.png", "a red square")
@@ -262,22 +269,22 @@ def test_a_file_is_read_apart_as_the_processor_reads_it(reader, tiny_checkpoint)
     assert kind == "video" and np.array_equal(arrays["pixel_values"], processor(videos=[path])["pixel_values"])
 
 
-def test_a_file_that_ends_its_reader_ends_nothing_else(reader, strange_files):
-    with pytest.raises(Refused, match="mine.png is not an image that can be read") as refused:
+def test_the_reader_restarts_after_a_file_that_ended_it(reader, strange_files):
+    with pytest.raises(InputError, match="mine.png") as refused:
         reader.read(str(strange_files / "damaged.png"), "mine.png")
     assert str(strange_files) not in str(refused.value)
-    with pytest.raises(Refused, match="big.png"):
+    with pytest.raises(InputError, match="big.png"):
         reader.read(str(strange_files / "wide.png"), "big.png")
     before = reader.process.pid
     reader.limits = Limits(read_seconds=0)
-    with pytest.raises(Refused, match="slow.mp4 took more than 0 seconds"):
+    with pytest.raises(InputError, match="slow.mp4 could not be read within 0 seconds"):
         reader.read(str(strange_files / "many.mp4"), "slow.mp4")
     reader.limits = Limits()
     assert reader.read(str(strange_files / "many.mp4"), "again.mp4")[0] == "video"
     assert reader.process.pid != before
 
 
-# Tags and where prompts looked
+# Tags and slots
 
 
 @pytest.fixture(scope="module")
@@ -290,34 +297,36 @@ def tagger(tiny_checkpoint, reader):
 
 
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])
-def test_tags_are_those_of_generate(tagger, decoding):
+def test_the_tags_are_those_of_generate(tagger, decoding):
     path = str(ROOT / "examples/images/ship-wheel.mp4")
     tagged = tagger.tag(path, "video.mp4", "a red square", decoding)
     inputs = tagger.processor(videos=[path], titles=["a red square"])
     [expected] = tagger.processor.batch_decode(tagger.model.generate(**inputs, decoding=decoding, threshold=0.0))
-    assert [(row["tag"], row["score"]) for row in tagged.at(0)] == [(row["tag"], row["score"]) for row in expected]
-    assert tagged.at(expected[0]["score"]) == tagged.tags[:1] and tagged.at(1.0) == []
+    assert [(row["tag"], row["score"]) for row in tagged.tags_above(0)] == [
+        (row["tag"], row["score"]) for row in expected
+    ]
+    assert tagged.tags_above(expected[0]["score"]) == tagged.tags[:1] and tagged.tags_above(1.0) == []
     assert all(row["mark"] == tagger.mark(row["tag"]) for row in tagged.tags)
 
 
-def test_marks_are_the_benchmarks(tagger):
+def test_marks_follow_the_number_of_training_examples(tagger):
     tagger.processor.label_vocabulary |= {"often": 25, "seldom": 24}
     assert [tagger.mark(tag) for tag in ("often", "seldom", "never")] == ["common", "rare", "novel"]
 
 
-def test_each_slots_attention_adds_up_over_patches_and_words(tagger):
+def test_the_attention_of_each_slot_adds_up_to_one(tagger):
     tagged = tagger.tag(str(ROOT / "examples/images/ship-wheel.mp4"), "c.mp4", "a red e-mail")
     assert tagged.frames.shape == (4, 32, 32, 3) and len(tagged.slots) == 4
     for slot in tagged.slots:
         assert slot.patches.shape == (4, 2, 2)
         assert [word for word, _ in slot.words] == ["[CLS]", "a", "red", "e", "-", "mail", "[SEP]"]
-        words = sum(share for _, share in slot.words)
+        words = sum(weight for _, weight in slot.words)
         assert slot.frames + words == pytest.approx(1, abs=1e-5)
-        # The rest is for the tower's [CLS].
+        # The tower's [CLS] gets the rest.
         assert 0 < slot.patches.sum() < slot.frames
 
 
-def test_frames_are_shown_as_the_model_sees_them(tagger):
+def test_the_frames_are_those_the_model_sees(tagger):
     pixels = tagger.processor(images=[Image.new("RGB", (40, 32), (200, 30, 90))])["pixel_values"][0]
     assert np.array_equal(tagger._frames(torch.as_tensor(pixels)), np.full((1, 32, 32, 3), (200, 30, 90)))
 
@@ -325,17 +334,17 @@ def test_frames_are_shown_as_the_model_sees_them(tagger):
 @pytest.mark.parametrize(
     "decoding, threshold", [("both", 0.5), ("parallel", 2), ("parallel", "0.5"), ("parallel", True), ("parallel", [])]
 )
-def test_settings_are_checked(tagger, decoding, threshold):
-    with pytest.raises(Refused, match="expected"):
-        tagger.settings(decoding, threshold)
-    with pytest.raises(Refused, match="The title has 501 characters"):
+def test_invalid_settings_are_refused(tagger, decoding, threshold):
+    with pytest.raises(InputError, match="expected"):
+        tagger.check_settings(decoding, threshold)
+    with pytest.raises(InputError, match="The title has 501 characters"):
         tagger.tag(str(ROOT / "examples/images/bird.png"), "b.png", "x" * 501)
 
 
 # Many files
 
 
-def test_metadata_gives_titles_and_opens_nothing(tmp_path):
+def test_metadata_gives_titles_and_opens_no_files(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,title\n../../etc/passwd,a password\n/a/b/bird.png,a bird\n")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "bus.png", "title": "a bus"}\n[1]\n')
     (tmp_path / "passwd").write_text("x")
@@ -343,30 +352,33 @@ def test_metadata_gives_titles_and_opens_nothing(tmp_path):
     others, titles, problems = split_metadata(files)
     assert others == [(str(tmp_path / "passwd"), "passwd")]
     assert titles == {"passwd": "a password", "bird.png": "a bird"}
-    assert problems == ["metadata.jsonl was left out: line 2 is no JSON object."]
+    assert problems == ["metadata.jsonl was ignored: line 2 is not a JSON object."]
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
-        ([{"file_name": "a.png", "title": 3}], "row 1 has not both"),
-        ([{"file_name": "x/a.png", "title": "one"}, {"file_name": "y/a.png", "title": "two"}], "two titles for files"),
+        ([{"file_name": "a.png", "title": 3}], "row 1 needs a file_name and a title"),
+        (
+            [{"file_name": "x/a.png", "title": "one"}, {"file_name": "y/a.png", "title": "two"}],
+            "two titles for files named a.png",
+        ),
     ],
 )
-def test_titles_that_are_none_or_ambiguous_are_said(tmp_path, rows, said):
+def test_unusable_metadata_is_reported(tmp_path, rows, message):
     path = tmp_path / "metadata.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     _, titles, (problem,) = split_metadata([(str(path), path.name)])
-    assert not titles and said in problem
+    assert not titles and message in problem
 
 
-def test_metadata_alone_is_nothing_to_tag(tagger, tmp_path):
+def test_metadata_without_files_is_refused(tagger, tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,title\na.png,a\n")
-    with pytest.raises(Refused, match="beside the metadata"):
+    with pytest.raises(InputError, match="There is only metadata"):
         list(tag_files(tagger, [(str(tmp_path / "metadata.csv"), "metadata.csv")], "parallel", 0.3, True, Limits()))
 
 
-def test_a_row_a_file_whatever_it_is(tagger, strange_files):
+def test_each_file_gets_one_row_and_csv_escapes_formulas(tagger, strange_files):
     files = [(str(ROOT / "examples/images" / name), name) for name in ("bird.png", "ship-wheel.mp4")]
     files.insert(1, (str(strange_files / "text.txt"), "=cmd.txt"))
     rows = list(tag_files(tagger, files, "parallel", 0.0, True, Limits()))
@@ -377,31 +389,72 @@ def test_a_row_a_file_whatever_it_is(tagger, strange_files):
     assert [line["tag"] for line in lines if line["file"] == "bird.png"] == [row["tag"] for row in rows[0]["tags"]]
     [refused] = [line for line in lines if line["error"]]
     assert refused["file"] == "'=cmd.txt" and refused["title"] == "'=cmd" and refused["tag"] == ""
-    with pytest.raises(Refused, match="There are 3 files; at most 2"):
+    with pytest.raises(InputError, match="There are 3 files; the limit is 2"):
         list(tag_files(tagger, files, "parallel", 0.0, True, Limits(files=2)))
 
 
-# What is shown
+# HTML
 
 
-def test_titles_names_and_tags_are_text(tagger):
+def test_titles_names_and_tags_are_escaped(tagger):
     slot = tagger.tag(str(ROOT / "examples/images/bird.png"), "b.png", "a").slots[0]
-    slot.num_candidates, slot.words = [(SCRIPT, 0.9)], [(SCRIPT, 0.5)]
+    slot.candidates, slot.words = [(SCRIPT, 0.9)], [(SCRIPT, 0.5)]
     row = {"tag": SCRIPT, "score": 0.9, "mark": "novel", "train_count": 0, "slot": 0}
     frames = np.zeros((1, 8, 8, 3), np.uint8)
-    tagged = Tagged(SCRIPT, SCRIPT, "video", "parallel", [row], [slot], frames)
-    shown = [markup.tags(tagged, 0.5), markup.slots(tagged, 0.5), markup.message(SCRIPT), markup.tags(tagged, 0.95)]
+    tagged = TaggedFile(SCRIPT, SCRIPT, "video", "parallel", [row], [slot], frames)
+    shown = [markup.tag_list(tagged, 0.5), markup.slot_cards(tagged, 0.5), markup.error_message(SCRIPT)]
+    shown += [markup.tag_list(tagged, 0.95, SCRIPT)]
     shown += [markup.preview("/tmp/" + SCRIPT + '"', SCRIPT + '"', kind) for kind in ("image", "video")]
-    shown.append(markup.table([{"file": SCRIPT, "title": SCRIPT, "tags": [row], "error": None}], 1))
-    shown.append(markup.table([{"file": SCRIPT, "title": SCRIPT, "tags": [], "error": SCRIPT}], 1))
+    shown.append(markup.file_table([{"file": SCRIPT, "title": SCRIPT, "tags": [row], "error": None}], 1))
+    shown.append(markup.file_table([{"file": SCRIPT, "title": SCRIPT, "tags": [], "error": SCRIPT}], 1))
     for html in shown:
         assert "<script" not in html and "<img src=x" not in html and "&lt;script&gt;" in html
 
 
-# The folder
+@pytest.mark.parametrize("title, advice", [("", "Enter a title"), ("bird", "Change the title")])
+def test_a_file_without_tags_comes_with_advice(title, advice):
+    row = {"tag": "bird", "score": 0.1, "mark": "rare", "train_count": 1, "slot": 0}
+    for rows, lower in ([row], True), ([], False):
+        tagged = TaggedFile("b.png", title, "image", "parallel", rows, [], np.zeros((1, 8, 8, 3), np.uint8))
+        html = markup.tag_list(tagged, 0.5, "icons")
+        assert advice in html and "this model knows icons" in html
+        assert ("Lower the threshold" in html) == lower
 
 
-def test_the_space_needs_nothing_of_this_package():
+# The model and the folder
+
+
+LOAD = """
+import sys
+
+sys.modules["modeling_optsg"] = None  # The package looks as if it were not installed.
+sys.path.insert(0, sys.argv[1])
+from loading import load_model, load_processor
+
+for load in (load_model, load_processor):
+    print(type(load(sys.argv[2])).__module__)
+"""
+
+
+def test_a_pushed_model_loads_without_the_package(tiny_checkpoint, tmp_path):
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LOAD, str(SPACE), str(tiny_checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.split()
+    assert len(modules) == 2 and all(module.startswith("transformers_modules") for module in modules)
+
+
+def test_a_folder_without_code_needs_the_package(monkeypatch):
+    folder = str(ROOT / "checkpoints/optsg-icon-small")
+    assert isinstance(load_processor(folder), OPTSGProcessor)
+    monkeypatch.setitem(sys.modules, "modeling_optsg", None)
+    for load in (load_model, load_processor):
+        with pytest.raises(ImportError, match="optsg-icon-small holds no code"):
+            load(folder)
+
+
+def test_the_space_imports_only_its_requirements():
     imported = set()
     for file in SPACE.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -415,13 +468,13 @@ def test_the_space_needs_nothing_of_this_package():
     assert {names.get(name, name) for name in imported - own - set(sys.stdlib_module_names)} <= required
 
 
-def test_its_examples_are_those_of_the_repository():
+def test_the_examples_are_those_of_the_repository():
     for file in (SPACE / "examples").iterdir():
         assert file.read_bytes() == (ROOT / "examples/images" / file.name).read_bytes()
     assert len(list((SPACE / "examples").iterdir())) == 8
 
 
-def test_its_metadata_are_the_hubs():
+def test_the_readme_metadata_is_valid_for_the_hub():
     _, block, text = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     metadata = yaml.safe_load(block)
     assert metadata["sdk"] == "gradio" and (SPACE / metadata["app_file"]).is_file()

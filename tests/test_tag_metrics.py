@@ -1,4 +1,4 @@
-"""F1 per tag, averaged over tags, against loops written from the definition."""
+"""The metrics of [`TagEvaluator`] equal plain loops written from their definitions."""
 
 import random
 
@@ -18,13 +18,13 @@ def benchmark():
     references = [generator.sample(tags, generator.randint(0, 5)) for _ in range(60)]
     predictions = []
     for reference in references:
-        wrong = generator.sample([*tags, "tag4", "unheard of"], 3)
+        wrong = generator.sample([*tags, "tag4", "unknown"], 3)
         predicted = {tag for tag in [*reference, *wrong] if generator.random() < 0.6}
         predictions.append([{"tag": tag, "score": generator.random()} for tag in sorted(predicted)])
     return references, predictions
 
 
-def test_f1_by_frequency_against_a_loop(benchmark, evaluator):
+def test_f1_by_frequency_equals_a_plain_loop(benchmark, evaluator):
     references, predictions = benchmark
     groups = evaluator.by_frequency(predictions, [1, 10, 50])
     assert [(group["from"], group["to"]) for group in groups] == [(1, 9), (10, 49), (50, None)]
@@ -42,7 +42,7 @@ def test_f1_by_frequency_against_a_loop(benchmark, evaluator):
         assert group["tags"] == len(tags) and group["f1"] == pytest.approx(100 * mean(expected), abs=0.01)
     whole = sum(group["tags"] * group["f1"] for group in groups) / sum(group["tags"] for group in groups)
     assert whole == pytest.approx(evaluator.score(predictions)["full_f1"], abs=0.02)
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="ascending order"):
         evaluator.by_frequency(predictions, [10, 1])
 
 
@@ -61,7 +61,7 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def score_plainly(references, predictions, threshold):
+def plain_score(references, predictions, threshold):
     predicted = [{p["tag"] for p in tags if p["score"] >= threshold} for tags in predictions]
     examples = list(zip(map(set, references), predicted))
     evaluated = {tag for tags in references for tag in tags} & TRAIN_COUNTS.keys()
@@ -90,15 +90,15 @@ def score_plainly(references, predictions, threshold):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9, 1.0])
-def test_every_figure_equals_the_plain_loop(benchmark, evaluator, threshold):
+def test_every_metric_equals_a_plain_loop(benchmark, evaluator, threshold):
     metrics = evaluator.score(benchmark[1], threshold)
-    expected = score_plainly(*benchmark, threshold)
+    expected = plain_score(*benchmark, threshold)
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(100 * value, abs=0.0051), name
 
 
-def test_full_is_the_average_of_rare_and_common_by_their_numbers_of_tags(benchmark, evaluator):
+def test_full_is_the_weighted_mean_of_rare_and_common(benchmark, evaluator):
     common = sum(TRAIN_COUNTS[tag] >= 25 for tag in evaluator.evaluated_tags)
     rare = len(evaluator.evaluated_tags) - common
     assert rare > 1 and common > 1
@@ -110,7 +110,7 @@ def test_full_is_the_average_of_rare_and_common_by_their_numbers_of_tags(benchma
 def test_evaluated_tags_are_training_tags_with_a_reference(benchmark, evaluator):
     references = {tag for tags in benchmark[0] for tag in tags}
     assert evaluator.evaluated_tags == sorted(references & TRAIN_COUNTS.keys())
-    assert TagEvaluator([["a", "b"]], {"a": 1, "b": 0, "c": 5}).evaluated_tags == ["a"], "a count of 0 is no training"
+    assert TagEvaluator([["a", "b"]], {"a": 1, "b": 0, "c": 5}).evaluated_tags == ["a"], "b is not a training tag"
 
 
 def test_perfect_and_empty_predictions(benchmark, evaluator):
@@ -123,35 +123,35 @@ def test_perfect_and_empty_predictions(benchmark, evaluator):
     assert nothing["micro_precision"] == nothing["novel_ratio"] == nothing["tags_per_example"] == 0
 
 
-def test_without_rare_or_common_tags_their_average_is_not_a_number():
+def test_the_average_over_no_tags_is_nan():
     metrics = TagEvaluator([["a"]], {"a": 30}).score([[{"tag": "a", "score": 1.0}]])
     assert metrics["common_f1"] == 100 and metrics["rare_f1"] != metrics["rare_f1"]
 
 
-def test_a_sweep_is_the_score_at_every_threshold(benchmark, evaluator):
+def test_a_sweep_equals_the_score_at_every_threshold(benchmark, evaluator):
     thresholds = [0.0, 0.1, 0.45, 0.7, 1.0]
     assert evaluator.sweep(benchmark[1], thresholds) == [evaluator.score(benchmark[1], t) for t in thresholds]
 
 
-@pytest.mark.parametrize("objective", ["full_f1", "micro_f1", "micro_precision"])
+@pytest.mark.parametrize("metric", ["full_f1", "micro_f1", "micro_precision"])
 @pytest.mark.parametrize("steps", [50, 7])
-def test_the_best_threshold_is_the_best_of_the_grid(benchmark, evaluator, objective, steps):
-    threshold, metrics = evaluator.best_threshold(benchmark[1], objective, steps)
+def test_the_best_threshold_is_the_best_of_the_grid(benchmark, evaluator, metric, steps):
+    threshold, metrics = evaluator.best_threshold(benchmark[1], metric, steps)
     grid = {round(top * step / steps, 4) for step in range(steps) for top in (1, 0.1)}
     assert threshold in grid and metrics == evaluator.score(benchmark[1], threshold)
-    best = max(evaluator.score(benchmark[1], t)[objective] for t in grid)
-    assert metrics[objective] == best
+    best = max(evaluator.score(benchmark[1], t)[metric] for t in grid)
+    assert metrics[metric] == best
 
 
 def test_the_metrics_are_those_of_the_rounded_threshold():
-    """1 / 7 lies on the grid of sevenths, and just below what is returned for it."""
+    """1 / 7 is a threshold of the grid; it is rounded up, above the score of a prediction."""
     evaluator = TagEvaluator([["a"], ["b"]], {"a": 1, "b": 30})
     predictions = [[{"tag": "a", "score": 1 / 7}, {"tag": "b", "score": 0.142}], [{"tag": "b", "score": 0.5}]]
     threshold, metrics = evaluator.best_threshold(predictions, "micro_precision", steps=7)
     assert metrics == evaluator.score(predictions, threshold)
 
 
-def test_bad_input_is_named(evaluator, benchmark):
+def test_invalid_input_is_reported(evaluator, benchmark):
     with pytest.raises(ValueError, match="59 predictions for 60 reference examples"):
         evaluator.score(benchmark[1][1:])
     twice = [[{"tag": "tag1", "score": 0.5}, {"tag": "tag1", "score": 0.4}], *benchmark[1][1:]]
@@ -161,17 +161,17 @@ def test_bad_input_is_named(evaluator, benchmark):
         evaluator.score([[{"tag": "tag1", "score": None}], *benchmark[1][1:]])
     with pytest.raises(ValueError, match="'tag1' of example 0 has the score nan"):
         evaluator.score([[{"tag": "tag1", "score": float("nan")}], *benchmark[1][1:]])
-    with pytest.raises(ValueError, match="objective='full' is no figure.*full_f1"):
+    with pytest.raises(ValueError, match="metric_for_best_model='full' is not a metric.*full_f1"):
         evaluator.best_threshold(benchmark[1], "full")
     with pytest.raises(ValueError, match="No reference tag is a training tag"):
         TagEvaluator([["a"], []], {"b": 3})
 
 
-def test_an_objective_may_have_a_floor():
+def test_a_metric_may_have_a_floor():
     metrics = {"full_f1": 40.0, "micro_f1": 51.0}
     assert metric_value(metrics, "full_f1+micro_f1") == 45.5
     assert metric_value(metrics, "full_f1@micro_f1>=51") == 40.0
     below = [metric_value({"full_f1": 90.0, "micro_f1": micro}, "full_f1@micro_f1>=51") for micro in (50.0, 20.0)]
     assert 0.0 > below[0] > below[1]
-    with pytest.raises(ValueError, match="'macro' is no figure"):
+    with pytest.raises(ValueError, match="'macro' is not a metric"):
         metric_value(metrics, "full_f1@macro>=3")

@@ -1,4 +1,4 @@
-"""Editing XMP in place: what other programs wrote stays byte for byte, in whatever form they wrote it."""
+"""XMP sidecars are edited in place: everything that other programs wrote stays, byte for byte."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from optsg.media_files import MediaFile
-from optsg.sidecars import SidecarError, SidecarPlaces, make_writer
+from optsg.sidecars import SidecarError, SidecarLocator, make_writer
 from optsg.sidecars.xmp_packet import XmpPacket
 
 DC, RDF = "http://purl.org/dc/elements/1.1/", "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -70,13 +70,13 @@ exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes tags beside `photo.jpg`, as `optsg tag --write xmp` does; returns the change."""
+    """Writes tags next to `photo.jpg`, as `optsg tag --write xmp` does; returns the change."""
     (tmp_path / "photo.jpg").write_bytes(b"")
     runs = count()
 
     def run(*tags):
         fingerprint = f"fingerprint {next(runs)}"
-        writer = make_writer("xmp", SidecarPlaces(), lambda file: fingerprint, "model", dry_run=False)
+        writer = make_writer("xmp", SidecarLocator(), lambda file: fingerprint, "model", dry_run=False)
         found = [{"tag": tag, "score": 0.5, "novel": tag == "novel"} for tag in tags]
         return writer.write(MediaFile(str(tmp_path / "photo.jpg"), None, False), found)
 
@@ -84,14 +84,13 @@ def write(tmp_path):
 
 
 def text(data: bytes) -> str:
-    packet = XmpPacket(data)
-    return packet.data.decode()
+    return XmpPacket(data).data.decode()
 
 
 def read(data: bytes, name=f"{{{DC}}}subject") -> list[str]:
-    """A list property as the standard library's parser sees it."""
+    """A list property as the parser of the standard library reads it."""
     root = ElementTree.fromstring(text(data).encode().split(b"?>", 1)[1] if data.startswith(b"<?xml ") else text(data))
-    return [example.text for found in root.iter(name) for example in found.iter(f"{{{RDF}}}li")]
+    return [entry.text for found in root.iter(name) for entry in found.iter(f"{{{RDF}}}li")]
 
 
 def only_insertions(old: str, new: str) -> bool:
@@ -100,7 +99,7 @@ def only_insertions(old: str, new: str) -> bool:
 
 
 def exiftool_reads(path) -> dict:
-    command = ["exiftool", "-j", "-G1", "-struct", "-a", "-x", "BaselineSpec:all", "-x", "File:all", str(path)]
+    command = ["exiftool", "-j", "-G1", "-struct", "-a", "-x", "System:all", "-x", "File:all", str(path)]
     [found] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     return {k: v for k, v in found.items() if not k.startswith(("SourceFile", "ExifTool"))}
 
@@ -114,7 +113,7 @@ def test_adding_tags_only_adds_bytes(tmp_path, write, form):
     new = sidecar.read_bytes()
     assert read(new) == before + ["dog", "novel", "a <b> & 'c'", "创意美食"]
     assert only_insertions(text(FOREIGN[form]), text(new))
-    # An inserted line could still split one of theirs.
+    # An inserted line could still split an existing one.
     assert set(text(FOREIGN[form]).split("\n")) <= set(text(new).split("\n"))
     assert new[:2] == FOREIGN[form][:2], "the encoding stays"
     if b"\r\n" in FOREIGN[form]:
@@ -122,7 +121,7 @@ def test_adding_tags_only_adds_bytes(tmp_path, write, form):
 
 
 @pytest.mark.parametrize("form", FOREIGN)
-def test_what_is_taken_back_leaves_their_list_as_it_was(tmp_path, write, form):
+def test_removing_our_tags_restores_the_users_list(tmp_path, write, form):
     sidecar = tmp_path / "photo.jpg.xmp"
     sidecar.write_bytes(FOREIGN[form])
     before = read(FOREIGN[form])
@@ -135,15 +134,15 @@ def test_what_is_taken_back_leaves_their_list_as_it_was(tmp_path, write, form):
     if before:
         assert only_insertions(text(FOREIGN[form]), text(sidecar.read_bytes()))
     once = sidecar.read_bytes()
-    writer = make_writer("xmp", SidecarPlaces(), lambda file: "fingerprint 2", "model", dry_run=False)
+    writer = make_writer("xmp", SidecarLocator(), lambda file: "fingerprint 2", "model", dry_run=False)
     assert not writer.write(MediaFile(str(tmp_path / "photo.jpg"), None, False), []).written
     assert sidecar.read_bytes() == once
 
 
 @exiftool
-# exiftool itself does not know RDF without a prefix.
+# exiftool cannot read RDF without a prefix.
 @pytest.mark.parametrize("form", [name for name in FOREIGN if not name.startswith("no prefix")])
-def test_exiftool_reads_our_tags_and_everything_else_as_before(tmp_path, write, form):
+def test_exiftool_reads_our_tags_and_everything_else_unchanged(tmp_path, write, form):
     sidecar = tmp_path / "photo.jpg.xmp"
     sidecar.write_bytes(FOREIGN[form])
     before = exiftool_reads(sidecar)
@@ -160,16 +159,16 @@ def test_exiftool_reads_our_tags_and_everything_else_as_before(tmp_path, write, 
 def test_the_record_survives_another_programs_rewrite(tmp_path, write):
     sidecar = tmp_path / "photo.jpg.xmp"
     write("dog", "cat", "bird")
-    # What Immich does when a person edits tags: the whole of digiKam:TagsList is written anew.
+    # Like Immich when a user edits tags: it rewrites the whole digiKam:TagsList.
     arguments = ["-XMP-digiKam:TagsList=dog", "-XMP-digiKam:TagsList=bird", "-XMP-digiKam:TagsList=Places/Bay"]
     subprocess.run(["exiftool", "-q", "-overwrite_original", *arguments, sidecar], check=True)
     change = write("dog", "cat", "bay")
-    assert (change.added, change.removed) == ([], ["cat", "bird"]), "cat was deleted, bay is the person's already"
+    assert (change.added, change.removed) == ([], ["cat", "bird"]), "the user deleted cat and already has bay"
     assert exiftool_reads(sidecar)["XMP-dc:Subject"] == ["dog"]
     assert exiftool_reads(sidecar)["XMP-digiKam:TagsList"] == ["dog", "Places/Bay"]
 
 
-def test_programs_that_read_only_tags_list_see_the_persons_keywords_too(tmp_path, write):
+def test_a_new_tags_list_includes_the_users_keywords(tmp_path, write):
     sidecar, listed = tmp_path / "photo.jpg.xmp", "{http://www.digikam.org/ns/1.0/}TagsList"
     plain = DARKTABLE.replace("lr:hierarchicalSubject", "lr:weightedFlatSubject").encode()
     sidecar.write_bytes(plain)
@@ -180,13 +179,13 @@ def test_programs_that_read_only_tags_list_see_the_persons_keywords_too(tmp_path
     assert read(sidecar.read_bytes(), listed) == ["Rock & Roll", "cat"]
 
 
-def test_a_hierarchy_is_not_hidden_by_a_new_list(tmp_path, write):
+def test_no_tags_list_is_created_that_would_hide_a_hierarchy(tmp_path, write):
     sidecar = tmp_path / "photo.jpg.xmp"
     sidecar.write_bytes(DARKTABLE.encode())
     change = write("dog", "sunset", "familie")
     assert b"TagsList" not in sidecar.read_bytes()
-    assert change.added == ["dog"], "Familie and Orte|Küste|Sunset are the person's"
-    assert any("hierarchicalSubject" in note for note in change.notes)
+    assert change.added == ["dog"], "the user has Familie and Orte|Küste|Sunset"
+    assert any("hierarchicalSubject" in remark for remark in change.remarks)
 
 
 BROKEN = {
@@ -203,17 +202,17 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("harm", BROKEN)
-def test_a_sidecar_that_cannot_be_read_is_named_and_left(tmp_path, write, harm):
+@pytest.mark.parametrize("damage", BROKEN)
+def test_an_unreadable_sidecar_is_named_and_unchanged(tmp_path, write, damage):
     sidecar = tmp_path / "photo.jpg.xmp"
-    sidecar.write_bytes(BROKEN[harm])
-    with pytest.raises(SidecarError, match="photo.jpg.xmp is left as it is"):
+    sidecar.write_bytes(BROKEN[damage])
+    with pytest.raises(SidecarError, match="photo.jpg.xmp was not changed"):
         write("dog")
-    assert sidecar.read_bytes() == BROKEN[harm]
+    assert sidecar.read_bytes() == BROKEN[damage]
     assert {path.name for path in tmp_path.iterdir()} == {"photo.jpg", "photo.jpg.xmp"}
 
 
-def test_characters_that_xml_cannot_hold_are_left_out_and_said(tmp_path, write):
+def test_tags_that_xml_cannot_hold_are_left_out_and_reported(tmp_path, write):
     change = write("dog", "bell\a")
     assert read((tmp_path / "photo.jpg.xmp").read_bytes()) == ["dog"]
-    assert any("control characters" in note for note in change.notes)
+    assert any("control characters" in remark for remark in change.remarks)

@@ -1,3 +1,5 @@
-from ..create_tagging.create_tagging import CreateTagging
+"""CREATE-tagging, built from the released files."""
+
+from .create_tagging import CreateTagging
 
 __all__ = ["CreateTagging"]

@@ -1,4 +1,4 @@
-"""Installs the pinned icon sets with npm, or checks a tree that is installed already."""
+"""Installs the pinned icon sets with npm, or checks a folder where they are installed."""
 
 import hashlib
 import json
@@ -16,21 +16,22 @@ PACKAGE_LOCK = Path(__file__).with_name("package-lock.json")
 
 
 def lock_hash() -> str:
+    """Returns a hash of `package-lock.json`."""
     return hashlib.sha256(PACKAGE_LOCK.read_bytes()).hexdigest()[:16]
 
 
 def locked_versions() -> dict[str, str]:
-    """Package name -> the exact version `package-lock.json` pins."""
+    """Returns the version of each package that `package-lock.json` pins."""
     packages = json.loads(PACKAGE_LOCK.read_text(encoding="utf-8"))["packages"]
     return {path.removeprefix("node_modules/"): entry["version"] for path, entry in packages.items() if path}
 
 
 def install(work_dir: Path) -> Path:
-    """Runs `npm ci` in `work_dir` unless an earlier run did, and returns the `node_modules` folder.
+    """Runs `npm ci` in `work_dir` unless an earlier call did, and returns the `node_modules` folder.
 
     Raises:
         FileNotFoundError: npm is not on the PATH.
-        RuntimeError: npm failed; holds the end of what it said.
+        RuntimeError: npm failed; the message ends with npm's own.
     """
     installed = work_dir / f"npm-{lock_hash()}"
     if installed.is_dir():
@@ -38,12 +39,12 @@ def install(work_dir: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError(
-            "npm is not on the PATH, and icon-tagging takes its icon sets from npm packages. Install Node.js (which "
-            f"brings npm); or run `npm ci --ignore-scripts` on another machine in a copy of {PACKAGE_JSON.parent}, "
-            "bring its node_modules folder here and pass it: IconTagging(data_dir='path/to/node_modules')"
+            "npm is not on the PATH, and icon-tagging is built from npm packages. Install Node.js, which includes "
+            f"npm; or run `npm ci --ignore-scripts` on another machine in a copy of {PACKAGE_JSON.parent}, copy its "
+            "node_modules folder to this machine and pass it as data_dir='path/to/node_modules'"
         )
     work_dir.mkdir(parents=True, exist_ok=True)
-    # Only a finished install gets its final name, so an interrupted one is never taken for it.
+    # Only a complete install gets its final name, so that an interrupted one is not used.
     unfinished = Path(tempfile.mkdtemp(prefix=f"{installed.name}-unfinished-", dir=work_dir))
     try:
         for file in (PACKAGE_JSON, PACKAGE_LOCK):
@@ -52,12 +53,12 @@ def install(work_dir: Path) -> Path:
         command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
         run = subprocess.run(command, cwd=unfinished, capture_output=True, text=True, errors="replace")
         if run.returncode:
-            said = (run.stderr.strip() or run.stdout.strip())[-2000:]
-            raise RuntimeError(f"`npm ci --ignore-scripts` failed with status {run.returncode}:\n{said}")
+            output = (run.stderr.strip() or run.stdout.strip())[-2000:]
+            raise RuntimeError(f"`npm ci --ignore-scripts` failed with status {run.returncode}:\n{output}")
         try:
             os.rename(unfinished, installed)
         except OSError:
-            # Another process finished the same install meanwhile; anything else is a real error.
+            # Another process may have finished the same install in the meantime.
             if not installed.is_dir():
                 raise
     finally:
@@ -66,19 +67,19 @@ def install(work_dir: Path) -> Path:
 
 
 def check_installed(folder: Path) -> Path:
-    """Returns the `node_modules` folder that `folder` is or holds, after checking that every icon set is in it.
+    """Checks that every icon set is in `folder` or its `node_modules`, and returns that `node_modules` folder.
 
-    A version other than the pinned one is allowed and logged as a warning: the splits and statistics then differ.
+    Other versions than the pinned ones are allowed and logged as warnings; examples and statistics then differ.
 
     Raises:
-        FileNotFoundError: a set is missing; names it.
+        FileNotFoundError: A set is missing.
     """
     node_modules = folder / "node_modules" if (folder / "node_modules").is_dir() else folder
     missing = [package for package in locked_versions() if not (node_modules / package).is_dir()]
     if missing:
         raise FileNotFoundError(
-            f"{node_modules} holds no {', '.join(missing)}; data_dir must be a node_modules folder (or its parent) "
-            f"made by `npm ci --ignore-scripts` from {PACKAGE_LOCK}"
+            f"{node_modules} lacks {', '.join(missing)}; data_dir must be a node_modules folder (or its parent) that "
+            f"`npm ci --ignore-scripts` made from {PACKAGE_LOCK}"
         )
     for package, pinned in locked_versions().items():
         manifest = node_modules / package / "package.json"

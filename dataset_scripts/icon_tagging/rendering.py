@@ -1,4 +1,4 @@
-"""Draws SVG icons as PNG images, in parallel, each only once."""
+"""Renders SVG icons as PNG images, in parallel, each only once."""
 
 import hashlib
 import io
@@ -14,19 +14,26 @@ from tqdm.auto import tqdm
 try:
     import resvg_py
 except ImportError as error:
-    raise ImportError("icon-tagging draws its images with resvg-py: pip install 'optsg[icons]'") from error
+    raise ImportError("icon-tagging renders its images with resvg-py: pip install 'optsg[icons]'") from error
 
 IMAGE_SIZE = 224
 RENDERER = f"resvg_py-{resvg_py.__version__}"
 
 
 def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
-    """PNG (RGB) of an SVG, centred on a white square of `size` pixels; `currentColor` is black.
+    """Renders an SVG in the centre of a white square, with black as `currentColor`.
+
+    Args:
+        svg: The SVG.
+        size: Width and height in pixels.
+
+    Returns:
+        An RGB image as the bytes of a PNG file.
 
     Raises:
-        ValueError: not an SVG that can be drawn.
+        ValueError: The SVG cannot be rendered.
     """
-    # BaselineSpec fonts would make an image depend on the machine it is drawn on.
+    # With fonts of the machine, the image would depend on the machine.
     png = resvg_py.svg_to_bytes(svg_string=svg, background="white", width=size, height=size, skip_system_fonts=True)
     with Image.open(io.BytesIO(png)) as drawing:
         image = Image.new("RGB", (size, size), "white")
@@ -37,11 +44,11 @@ def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
 
 
 def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
-    """(svg path, folder) -> (png path, None), or (svg path, why it could not be drawn)."""
+    """Renders `(svg path, folder)`; returns `(png path, None)`, or `(svg path, reason)` if that fails."""
     svg_path, folder = job
     try:
         svg = Path(svg_path).read_bytes()
-        # Named by what is drawn: a changed icon gets a new image, an unchanged one keeps its own.
+        # Named by its content, so that only changed icons are rendered again.
         png_path = Path(folder, hashlib.sha256(svg).hexdigest()[:32] + ".png")
         if not png_path.exists():
             png = render_svg(svg.decode("utf-8"))
@@ -53,24 +60,26 @@ def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
     return str(png_path), None
 
 
-def render_files(svgs: Sequence[Path], folder: Path, num_proc: int | None = None) -> tuple[list[Path | None], dict]:
-    """Draws every SVG into `folder`, reusing the images an earlier run left there.
+def render_files(
+    svgs: Sequence[Path], folder: Path, num_proc: int | None = None
+) -> tuple[list[Path | None], dict[str, str]]:
+    """Renders every SVG into `folder`, except those that an earlier call has rendered.
 
     Args:
-        svgs: paths of the drawings.
-        folder: where the images are kept; one sub-folder per renderer version and size.
-        num_proc: number of processes; all cores if not given.
+        svgs: Paths of the drawings.
+        folder: Folder of the images. Each version of the renderer and each size has its own sub-folder.
+        num_proc: Number of processes; all cores by default.
+
     Returns:
-        a list parallel to `svgs` with each image's path, or `None` where the SVG could not be drawn; and a dict
-        from the SVGs that could not be drawn to the reason.
+        The path of each image, `None` where rendering failed; and the reasons of failures by the path of the SVG.
     """
     folder = folder / f"{RENDERER}-{IMAGE_SIZE}"
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(str(svg), str(folder)) for svg in svgs]
-    # Processes, not threads: the renderer holds the interpreter lock while it draws.
+    # Processes, because the renderer holds the interpreter lock.
     with ProcessPoolExecutor(num_proc or os.cpu_count()) as executor:
-        drawn = executor.map(_render_file, jobs, chunksize=64)
+        rendered = executor.map(_render_file, jobs, chunksize=64)
         quiet = datasets.utils.are_progress_bars_disabled()
-        results = list(tqdm(drawn, total=len(jobs), desc="Drawing icons", unit=" icons", disable=quiet))
+        results = list(tqdm(rendered, total=len(jobs), desc="Rendering icons", unit=" icons", disable=quiet))
     failed = {path: reason for path, reason in results if reason is not None}
     return [Path(path) if reason is None else None for path, reason in results], failed

@@ -1,3 +1,5 @@
-from ..pexel_tagging.pexel_tagging import PexelTagging
+"""Pexel-tagging, built from files that you have."""
+
+from .pexel_tagging import PexelTagging
 
 __all__ = ["PexelTagging"]

@@ -1,14 +1,15 @@
-"""Pexel-tagging: English images with titles and tags (section 1.2 of the supplement), from files you hold."""
+"""Pexel-tagging: English images with titles and tags (section 1.2 of the supplement)."""
 
-from ..annotated_media import FEATURE_SUFFIXES, AnnotatedMedia, AnnotatedMediaConfig
+from ..annotated_media import AnnotatedMedia, AnnotatedMediaConfig
+from ..frame_features import FEATURE_SUFFIXES
 from ..media_suffixes import IMAGE_SUFFIXES
 
 
 class PexelTagging(AnnotatedMedia):
-    """`PexelTagging(data_dir=…).download_and_prepare()`, then `.as_dataset()`.
+    """Builds Pexel-tagging from the files in `data_dir`; see [`AnnotatedMedia`].
 
-    `data_dir` holds `pexel_{train,val,test}.json` of `{"id", "title", "tag"}`, and `images/` or `features/` with a
-    file for each `id`. See [`AnnotatedMedia`].
+    `data_dir` contains `pexel_{train,val,test}.json` of `{"id", "title", "tag"}`, and `images/` or `features/` with a
+    file for each `id`.
     """
 
     ID_FIELD = "id"

@@ -1,4 +1,4 @@
-"""The page of side-by-side examples: Figures 3 and 4 of the supplement for every test example one cares to look at."""
+"""Writes a page with the predictions of several models next to each other, as in Figures 3 and 4 of the supplement."""
 
 import base64
 import io
@@ -6,48 +6,48 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datasets import Dataset
 from jinja2 import Environment
 from PIL import Image
 
 CASES = {
-    "complete": "(a) Complete: every tag of the ground truth is found",
-    "meaningful": "(b) Wrong but perhaps meaningful",
-    "meaningless": "(c) Wrong and perhaps meaningless",
-    "novel": "(d) Novel: a tag no training example has",
+    "complete": "(a) All tags of the ground truth are predicted",
+    "meaningful": "(b) A wrong tag that may be meaningful",
+    "meaningless": "(c) A wrong tag that may be meaningless",
+    "novel": "(d) A novel tag",
 }
-# A mark beside each colour: nobody has to tell colours apart.
+# A mark next to each colour, so that nobody needs to tell colours apart.
 KINDS = {
     "common": ("●", "in the ground truth, common in training"),
     "rare": ("▲", "in the ground truth, rare in training"),
-    "wrong": ("✕", "not in the ground truth, known from training"),
-    "novel": ("★", "never seen in training; ✓ after it: in the ground truth"),
+    "wrong": ("✕", "not in the ground truth, but a training tag"),
+    "novel": ("★", "not a training tag; followed by ✓ if it is in the ground truth"),
 }
 TEMPLATE = Path(__file__).with_name("compare_page.html")
+THUMBNAIL_SIZE = (112, 112)
 
 
 def write_page(
-    test,
-    predictions: Mapping[str, Sequence[Sequence[tuple[str, float]]]],
-    label_vocabulary: Sequence[Sequence[str]],
+    test: Dataset,
+    predictions: Mapping[str, Sequence[Sequence[str]]],
+    train_tags: Sequence[Sequence[str]],
     path: Path,
-    most: int = 12,
+    max_examples: int = 12,
     common_count: int = 25,
 ) -> None:
-    """Writes one self-contained HTML page; everything that comes from data is escaped.
+    """Write one self-contained HTML page. Everything that comes from data is escaped.
 
     Args:
-        test: rows with `title`, `tags` and `image`.
-        predictions: for each system its tags of every example as `(tag, score)`; the first system's decide the case.
-        label_vocabulary: tags of each training example.
-        most: examples shown of each case.
-        common_count: training count from which a tag is common.
+        test: Rows with `title`, `tags` and `image`.
+        predictions: For each model its tags of every example. The first model decides the case of an example.
+        train_tags: Tags of each training example.
+        path: File of the page.
+        max_examples: Maximum number of examples per case.
+        common_count: Training count from which a tag is common.
     """
-    counts = Counter(tag for tags in label_vocabulary for tag in set(tags))
+    counts = Counter(tag for tags in train_tags for tag in set(tags))
     titles, references = test["title"][:], test["tags"][:]
-    judged = next(iter(predictions))
-    chosen = sort_into_cases(
-        [[tag for tag, _ in tags] for tags in predictions[judged]], references, label_vocabulary, most
-    )
+    first_model = next(iter(predictions))
 
     def describe(tag: str, truth: set[str]) -> dict:
         if tag not in counts:
@@ -59,62 +59,70 @@ def write_page(
         return {"tag": tag, "kind": kind, "mark": KINDS[kind][0], "found": kind == "novel" and tag in truth}
 
     groups = {}
-    for case, indices in chosen.items():
+    for case, indices in sort_into_cases(predictions[first_model], references, train_tags, max_examples).items():
         groups[case] = []
         for index in indices:
             truth = set(references[index])
-            rows = [("ground truth", [describe(tag, truth) for tag in references[index]])]
-            rows += [(name, [describe(tag, truth) for tag, _ in tags[index]]) for name, tags in predictions.items()]
-            groups[case].append(
-                {"title": titles[index] or "", "image": data_url(test[index].get("image")), "rows": rows}
-            )
+            rows = {"ground truth": references[index]} | {name: tags[index] for name, tags in predictions.items()}
+            described = {name: [describe(tag, truth) for tag in tags] for name, tags in rows.items()}
+            image = data_url(test[index].get("image"))
+            groups[case].append({"title": titles[index] or "", "image": image, "rows": described})
     page = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    text = page.render(judged=judged, kinds=KINDS, cases=CASES, groups=groups, most=most)
-    Path(path).write_text(text, encoding="utf-8")
+    text = page.render(first_model=first_model, kinds=KINDS, cases=CASES, groups=groups, max_examples=max_examples)
+    path.write_text(text, encoding="utf-8")
 
 
-def sort_into_cases(predicted, references, label_vocabulary, most: int) -> dict[str, list[int]]:
-    """Examples of each case, at most `most`, each example in one case only."""
+def sort_into_cases(
+    predictions: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    train_tags: Sequence[Sequence[str]],
+    max_examples: int,
+) -> dict[str, list[int]]:
+    """Sort examples into the cases of section 5 of the supplement.
+
+    No program can tell whether a wrong tag is meaningful. Here it counts as meaningful if some training example has it
+    together with a true tag of the example.
+
+    Returns:
+        The indices of at most `max_examples` examples of each case; an example has one case only. Novel tags that are
+        in the ground truth come first.
+    """
     partners = {}
-    for tags in label_vocabulary:
+    for tags in train_tags:
         for tag in tags:
             partners.setdefault(tag, set()).update(tags)
-    cases = {case: [] for case in CASES}
-    for index, (tags, reference) in enumerate(zip(predicted, references)):
+    cases, hits = {case: [] for case in CASES}, []
+    for index, (tags, reference) in enumerate(zip(predictions, references)):
         truth = set(reference)
+        novel = [tag for tag in tags if tag not in partners]
         wrong = [tag for tag in tags if tag not in truth and tag in partners]
-        if any(tag not in partners for tag in tags):
-            case = "novel"
+        if truth & set(novel):
+            hits.append(index)
+        elif novel:
+            cases["novel"].append(index)
         elif len(truth) > 2 and truth <= set(tags):
-            case = "complete"
-        elif wrong and any(not partners[tag] & truth for tag in wrong):
-            case = "meaningless"
+            cases["complete"].append(index)
+        elif any(not partners[tag] & truth for tag in wrong):
+            cases["meaningless"].append(index)
         elif wrong:
-            case = "meaningful"
-        else:
-            continue
-        cases[case].append(index)
-    hits = [
-        index
-        for index in cases["novel"]
-        if any(t not in partners and t in references[index] for t in predicted[index])
-    ]
-    # Novel tags that hit the ground truth first: they are the ones that can be checked.
-    others = [index for index in cases["novel"] if index not in set(hits)]
-    spread = {case: spread_out(indices, most) for case, indices in cases.items()}
-    return spread | {"novel": (spread_out(hits, most) + spread_out(others, most))[:most]}
+            cases["meaningful"].append(index)
+    spread = {case: spread_out(indices, max_examples) for case, indices in cases.items()}
+    spread["novel"] = (spread_out(hits, max_examples) + spread["novel"])[:max_examples]
+    return spread
 
 
-def spread_out(indices: list[int], most: int) -> list[int]:
-    """So many of them, evenly over the whole list: neighbours in a data set are often variants of one thing."""
-    return indices if len(indices) <= most else [indices[place * len(indices) // most] for place in range(most)]
+def spread_out(indices: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the indices, evenly spaced: neighbours in a dataset are often variants of one thing."""
+    if len(indices) <= count:
+        return list(indices)
+    return [indices[position * len(indices) // count] for position in range(count)]
 
 
 def data_url(image: Image.Image | None) -> str:
+    """Return a thumbnail of an image as a data URL."""
     if image is None:
         return "data:,"
-    buffer = io.BytesIO()
-    small = image.convert("RGBA")
-    small.thumbnail((112, 112))
-    small.save(buffer, "PNG", optimize=True)
+    thumbnail, buffer = image.convert("RGBA"), io.BytesIO()
+    thumbnail.thumbnail(THUMBNAIL_SIZE)
+    thumbnail.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,242 +1,265 @@
-r"""Says where a checkpoint loses: which tags it misses and why, and what oracles would reach.
+r"""Finds where a checkpoint misses tags, and what oracles would reach.
 
-    python examples/diagnose.py --checkpoint checkpoints/optsg-icon-small \
-        --output results/icon_tagging/recipe/diagnosis.json
+    python -m experiments.icon_tagging.diagnose --checkpoint checkpoints/optsg-icon-small \
+        --output experiments/icon_tagging/results/diagnosis.json
 
-All metrics are of the validation examples (losses of training examples too), in parallel decoding. An image of the misses
-is written beside the JSON.
+All metrics are those of the validation split with parallel decoding; losses are those of training examples too. A
+plot of the missed tags is written next to the result file. Without `--checkpoint` the program only draws the plot of
+an existing file again.
 """
 
-import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-from score import environment
 from tqdm.auto import tqdm
 
-from dataset_scripts import load_tagging_dataset
-from modeling_optsg import OPTSGDataCollator, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
-from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
+from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, write_result
+from modeling_optsg import OPTSGDataCollator, TagEvaluator
+from modeling_optsg.data.collator import TagTable
+from modeling_optsg.data.feature_cache import build_tag_table
+from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.tag_alignment import match_prompts_to_tags
 
-matplotlib.use("Agg")
+matplotlib.use("agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# What became of a ground-truth tag, the first that holds.
+# What happened to a tag of the ground truth; the first one that applies counts.
 FATES = {
-    "found": "written, above the threshold",
-    "novel": "of no training example",
-    "too unlikely": "a candidate, below the threshold",
-    "another was written": "some slot's alignment has it first, and the slot wrote another tag",
-    "[PAD] won": "some slot's alignment has it first but for [PAD]",
-    "no slot": "no slot's alignment has it first",
+    "found": "predicted",
+    "novel": "missed, and not a training tag",
+    "below the threshold": "a candidate that is too improbable",
+    "another generated": "most similar to some slot, which generated another tag",
+    "[PAD] preferred": "most similar to some slot after [PAD]",
+    "no slot": "not most similar to any slot",
 }
-COUNTS = (0, 1, 2, 3, 5, 10, 25, 100)
-METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+TRAINING_COUNTS = (0, 1, 2, 3, 5, 10, 25, 100)
+MAX_TOKENS = 5
+FEATURE_COLUMNS = ("frame_features", "title_features")
+LOSSES = ("generation_loss", "alignment_loss", "classifier_loss")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--dataset", default="icon_tagging")
-    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--train_examples", type=int, default=1024, help="training examples whose loss is looked at")
-    return parser.parse_args()
-
-
-def batches(examples, collate, size: int, columns: tuple[str, ...], tag_sets: list[list[str]]):
-    for start in tqdm(range(0, len(examples), size), leave=False):
-        rows = range(start, min(start + size, len(examples)))
-        batch = [{name: examples[row][name] for name in columns} | {"tags": tag_sets[row]} for row in rows]
-        yield rows, collate(batch)
-
-
-def losses(model, examples, tag_sets, table, processor, size: int) -> dict[str, float]:
-    """Mean generation and alignment loss without dropout; tags that are in no training example are left out."""
-    known = [[tag for tag in tags if tag in table.index] for tags in tag_sets]
-    rows = [row for row, tags in enumerate(known) if tags]
-    collate = OPTSGDataCollator(processor, table)
-    subset, own = torch.utils.data.Subset(examples, rows), [known[row] for row in rows]
-    sums = Counter()
-    for part, batch in batches(subset, collate, size, ("frame_features", "title_features"), own):
-        outputs = model(**batch)
-        for name in ("generation_loss", "alignment_loss", "classifier_loss"):
-            if outputs.get(name) is not None:
-                sums[name] += outputs[name].item() * len(part)
-    return {name: round(total / len(rows), 4) for name, total in sums.items()}
-
-
+@dataclass
 class Slots:
-    """What the slots of every validation example wrote, proposed and were aligned to."""
+    """What the slots of all validation examples generated, and which tags they are most similar to.
 
-    def __init__(self, model, processor, examples, table, size: int):
-        self.candidates, self.written, self.aligned, self.aligned_but_for_pad, self.similarity = [], [], [], [], []
-        collate = OPTSGDataCollator(processor)
-        tag_features = table.features.float()
-        for start in tqdm(range(0, len(examples), size), leave=False):
-            rows = range(start, min(start + size, len(examples)))
-            names = ("frame_features", "title_features")
-            batch = collate([{name: examples[row][name] for name in names} for row in rows])
-            outputs = model.generate(**batch, threshold=0.0, output_slots=True)
-            for tags in processor.batch_decode(outputs):
-                self.candidates.append({tag["tag"]: tag["score"] for tag in tags})
-            first = outputs.slot_tokens[:, :, 0]
-            empty = outputs.pad_margins <= 0
-            for example, example_empty in zip(first, empty.tolist()):
-                texts = processor.tag_tokenizer.batch_decode(example, skip_special_tokens=True)
-                self.written.append([None if e or not t else t for t, e in zip(texts, example_empty)])
-            logits = model.tag_alignment.similarity(model(**batch).order_prompts, tag_features)
-            self.similarity.append(logits.half())
-            best = logits[..., :-1].argmax(dim=-1)
-            wins = logits[..., :-1].amax(dim=-1) > logits[..., -1]
-            for example_best, example_wins in zip(best.tolist(), wins.tolist()):
-                tags = [table.tags[index] for index in example_best]
-                self.aligned.append([tag if won else None for tag, won in zip(tags, example_wins)])
-                self.aligned_but_for_pad.append(tags)
-        self.similarity = torch.cat(self.similarity)
+    Args:
+        candidates: For each example the probability of every candidate tag.
+        generated: For each example the tag of each slot, `None` for [PAD].
+        nearest: For each example the training tag that each slot is most similar to.
+        prefers_pad: For each example whether each slot is more similar to [PAD] than to any tag.
+        similarity: `[examples, num_prompts, training tags + 1]`, half precision; the last column is [PAD].
+    """
 
+    candidates: list[dict[str, float]] = field(default_factory=list)
+    generated: list[list[str | None]] = field(default_factory=list)
+    nearest: list[list[str]] = field(default_factory=list)
+    prefers_pad: list[list[bool]] = field(default_factory=list)
+    similarity: torch.Tensor | None = None
 
-def fate(slots: Slots, example: int, tag: str, threshold: float, counts: Counter) -> str:
-    score = slots.candidates[example].get(tag)
-    if score is not None and score >= threshold:
-        return "found"
-    if not counts[tag]:
-        return "novel"
-    if score is not None:
-        return "too unlikely"
-    if tag in slots.aligned[example]:
-        return "another was written"
-    return "[PAD] won" if tag in slots.aligned_but_for_pad[example] else "no slot"
+    def aligned(self, example: int) -> list[str]:
+        """Return the tags that the slots of an example are aligned to, without those aligned to [PAD]."""
+        return [tag for tag, is_pad in zip(self.nearest[example], self.prefers_pad[example]) if not is_pad]
+
+    def fate(self, example: int, tag: str, threshold: float, train_counts: Mapping[str, int]) -> str:
+        """Return which of `FATES` a tag of the ground truth has."""
+        score = self.candidates[example].get(tag)
+        if score is not None and score >= threshold:
+            return "found"
+        if not train_counts.get(tag):
+            return "novel"
+        if score is not None:
+            return "below the threshold"
+        if tag in self.aligned(example):
+            return "another generated"
+        return "[PAD] preferred" if tag in self.nearest[example] else "no slot"
 
 
-def best_at(evaluator: TagEvaluator, predictions: list[dict[str, float]], threshold: float = 0.0) -> dict[str, float]:
-    rows = [[{"tag": tag, "score": score} for tag, score in row.items()] for row in predictions]
-    metrics = evaluator.score(rows, threshold)
-    return {name: metrics[name] for name in METRICS}
+def batches(run: Run, examples: Sequence[Mapping], batch_size: int, **collator: object) -> Iterator[dict]:
+    """Yield collated batches of examples with tower features."""
+    collate = OPTSGDataCollator(run.processor, **collator)
+    for start in tqdm(range(0, len(examples), batch_size), leave=False):
+        rows = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
+        yield collate([{name: row[name] for name in (*FEATURE_COLUMNS, "tags") if name in row} for row in rows])
 
 
-def matched_oracle(slots: Slots, references, table) -> list[dict[str, float]]:
-    """Each example's tags of which the matching finds a slot that has the tag first in its alignment, but for [PAD] and
-    for tags matched to other slots: what decoding would write if every slot wrote the tag it is aligned to."""
+@torch.no_grad()
+def read_slots(run: Run, examples: Sequence[Mapping], table: TagTable, batch_size: int) -> Slots:
+    """Generate with the slots of all examples, and compare their prompts with all training tags."""
+    slots, similarities, tag_features = Slots(), [], table.features.float()
+    inputs = [{name: example[name] for name in FEATURE_COLUMNS} for example in examples]
+    for batch in batches(run, inputs, batch_size):
+        outputs = run.model.generate(**batch, decoding="parallel", threshold=0.0, output_slots=True)
+        for tags in run.processor.batch_decode(outputs):
+            slots.candidates.append({tag["tag"]: tag["score"] for tag in tags})
+        for tokens, is_pad in zip(outputs.slot_tokens[:, :, 0], (outputs.pad_margins <= 0).tolist()):
+            texts = run.processor.tag_tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            slots.generated.append([None if pad or not text else text for text, pad in zip(texts, is_pad)])
+        similarity = run.model.tag_alignment.similarity(run.model(**batch).order_prompts, tag_features)
+        best, nearest = similarity[..., :-1].max(dim=-1)
+        slots.nearest += [[table.tags[index] for index in example] for example in nearest.tolist()]
+        slots.prefers_pad += (best <= similarity[..., -1]).tolist()
+        similarities.append(similarity.half())
+    slots.similarity = torch.cat(similarities)
+    return slots
+
+
+@torch.no_grad()
+def mean_losses(run: Run, examples: Sequence[Mapping], table: TagTable, batch_size: int) -> dict[str, float]:
+    """Return the mean losses without dropout. Tags that are not training tags are left out."""
+    known = [{**example, "tags": [tag for tag in example["tags"] if tag in table.index]} for example in examples]
+    known = [example for example in known if example["tags"]]
+    sums = Counter()
+    for batch in batches(run, known, batch_size, tag_table=table):
+        outputs = run.model(**batch)
+        for name in LOSSES:
+            if outputs.get(name) is not None:
+                sums[name] += outputs[name].item() * len(batch["labels"])
+    return {name: round(total / len(known), 4) for name, total in sums.items()}
+
+
+def matched_tags(slots: Slots, references: Sequence[Sequence[str]], table: TagTable) -> list[dict[str, float]]:
+    """Return the tags that are most similar to the very slot that the matching assigns to them.
+
+    Decoding would predict them if each slot generated the tag that it is most similar to.
+    """
     found = []
     for example, tags in enumerate(references):
-        labels = torch.tensor([[table.index[tag] for tag in tags if tag in table.index]])
         similarity = slots.similarity[example : example + 1].float()
+        labels = torch.tensor([[table.index[tag] for tag in tags if tag in table.index]])
         labels = labels[:, : similarity.shape[1]]
-        own = {}
-        if labels.numel():
-            for slot, label in enumerate(match_prompts_to_tags(similarity, labels)[0].tolist()):
-                if label >= 0 and similarity[0, slot, :-1].argmax().item() == label:
-                    own[table.tags[label]] = 1.0
-        found.append(own)
+        matched = match_prompts_to_tags(similarity, labels)[0].tolist() if labels.numel() else []
+        nearest = slots.nearest[example]
+        found.append({table.tags[label]: 1.0 for tag, label in zip(nearest, matched) if table.index[tag] == label})
     return found
 
 
-def diagnose(arguments) -> dict:
-    dataset = load_tagging_dataset(arguments.dataset)
-    model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint).eval()
-    processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
-    cached = arguments.cache_dir / "features"
-    chosen = np.random.default_rng(0).permutation(len(dataset["train"]))[: arguments.train_examples]
-    some_of_train = dataset["train"].select(chosen)
-    train, validation = (
-        CachedFeatures(cache_tower_features(split, model.model, processor, cached))
-        for split in (some_of_train, dataset["validation"])
-    )
-    counts = Counter(tag for tags in dataset["train"]["tags"] for tag in set(tags))
-    encoded = processor.tag_tokenizer(sorted(counts), add_special_tokens=False)["input_ids"]
-    known = [tag for tag, ids in zip(sorted(counts), encoded) if len(ids) <= processor.max_tag_tokens]
-    table = build_tag_table(known, model.model, processor, cached)
-    references = [list(dict.fromkeys(tags)) for tags in dataset["validation"]["tags"]]
-    evaluator = TagEvaluator(references, counts)
-    settings = model.generation_config.threshold
-    threshold = settings["parallel"] if isinstance(settings, dict) else settings or 0.0
-    slots = Slots(model, processor, validation, table, arguments.batch_size)
+def score_oracles(
+    slots: Slots, references: Sequence[Sequence[str]], evaluator: TagEvaluator, table: TagTable, threshold: float
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of the predictions and of what would be predicted if a part made no mistakes."""
 
+    def score(predictions: Sequence[Mapping[str, float]], threshold: float = 0.0) -> dict[str, float]:
+        rows = [[{"tag": tag, "score": score} for tag, score in row.items()] for row in predictions]
+        metrics = evaluator.score(rows, threshold)
+        return {name: metrics[name] for name in F1_METRICS}
+
+    pairs = list(zip(slots.candidates, references))
+    best = [dict(sorted(row.items(), key=lambda pair: -pair[1])[: len(tags)]) for row, tags in pairs]
+    correct = [{tag: score for tag, score in row.items() if tag in set(tags)} for row, tags in pairs]
+    known = [{tag: 1.0 for tag in tags if evaluator.train_counts.get(tag)} for tags in references]
+    aligned = [dict.fromkeys(slots.aligned(example), 1.0) for example in range(len(references))]
+    return {
+        "predictions": score(slots.candidates, threshold),
+        "every slot predicts the tag it is aligned to": score(aligned),
+        "oracle: the right number of tags": score(best),
+        "oracle: tags of the slots matched and aligned to them": score(matched_tags(slots, references, table)),
+        "oracle: every correct candidate": score(correct),
+        "oracle: every training tag": score(known),
+    }
+
+
+def count_fates(
+    run: Run, slots: Slots, references: Sequence[Sequence[str]], train_counts: Mapping[str, int], threshold: float
+) -> dict:
+    """Count what happened to the tags of the ground truth: in all, by training count and by number of tokens."""
     tags = sorted({tag for row in references for tag in row})
-    lengths = dict(
-        zip(tags, (len(ids) for ids in processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]))
-    )
-    by_count, by_length, total = {}, {}, Counter()
+    encoded = run.processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    num_tokens = {tag: min(len(ids), MAX_TOKENS) for tag, ids in zip(tags, encoded)}
+    total, by_count, by_tokens = Counter(), {}, {}
     for example, row in enumerate(references):
         for tag in row:
-            what = fate(slots, example, tag, threshold, counts)
-            total[what] += 1
-            group = max(start for start in COUNTS if counts[tag] >= start)
-            by_count.setdefault(group, Counter())[what] += 1
-            by_length.setdefault(min(lengths[tag], 5), Counter())[what] += 1
-    same = [len(own) - len(set(own)) for own in ([tag for tag in row if tag is not None] for row in slots.written)]
-    written = sum(tag is not None for row in slots.written for tag in row)
-    decoded = processor.tag_tokenizer.batch_decode(
-        processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    )
-    as_many = [
-        dict(sorted(row.items(), key=lambda pair: -pair[1])[: len(own)])
-        for row, own in zip(slots.candidates, references)
-    ]
-    right = [{t: s for t, s in row.items() if t in set(own)} for row, own in zip(slots.candidates, references)]
-    every = [{tag: 1.0 for tag in row if counts[tag]} for row in references]
-    aligned = [{tag: 1.0 for tag in row if tag is not None} for row in slots.aligned]
+            fate = slots.fate(example, tag, threshold, train_counts)
+            group = max(count for count in TRAINING_COUNTS if train_counts.get(tag, 0) >= count)
+            total[fate] += 1
+            by_count.setdefault(group, Counter())[fate] += 1
+            by_tokens.setdefault(num_tokens[tag], Counter())[fate] += 1
+    decoded = run.processor.tag_tokenizer.batch_decode(encoded)
+    generated = [[tag for tag in row if tag is not None] for row in slots.generated]
     return {
-        "checkpoint": arguments.checkpoint,
+        "tags": dict(total),
+        "by_training_count": {str(group): dict(by_count[group]) for group in sorted(by_count)},
+        "by_tokens": {str(length): dict(by_tokens[length]) for length in sorted(by_tokens)},
+        "slots": {
+            "generated": sum(map(len, generated)),
+            "repeated": sum(len(row) - len(set(row)) for row in generated),
+        },
+        "not_restored_by_the_tag_tokenizer": sum(tag != text for tag, text in zip(tags, decoded)),
+    }
+
+
+def diagnose(run: Run, benchmark: Benchmark, checkpoint: str, batch_size: int, num_train_examples: int) -> dict:
+    """Return the diagnosis of a run, as it is written to the result file."""
+    train, validation = benchmark.splits["train"], benchmark.splits["validation"]
+    train = train.select(np.random.default_rng(0).permutation(len(train))[:num_train_examples])
+    train_examples = list(benchmark.with_features(train, run))
+    validation_examples = list(benchmark.with_features(validation, run))
+    counts, tags = benchmark.train_counts, sorted(benchmark.train_counts)
+    encoded = run.processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]
+    tags = [tag for tag, ids in zip(tags, encoded) if len(ids) <= run.processor.max_tag_tokens]
+    table = build_tag_table(tags, run.model.model, run.processor, benchmark.cache_dir / "features")
+    threshold = run.model.generation_config.threshold
+    threshold = threshold["parallel"] if isinstance(threshold, dict) else threshold
+    slots = read_slots(run, validation_examples, table, batch_size)
+    references = [list(dict.fromkeys(row)) for row in validation["tags"]]
+    evaluator = benchmark.evaluator("validation")
+    return {
+        "checkpoint": checkpoint,
         "threshold": threshold,
         "fates": FATES,
-        "tags": dict(total),
-        "by_training_count": {str(start): dict(by_count[start]) for start in sorted(by_count)},
-        "by_tokens": {str(length): dict(by_length[length]) for length in sorted(by_length)},
-        "slots_that_repeat_another": {"written": written, "repeats": sum(same)},
-        "lost_to_the_tag_tokenizer": sum(tag != text for tag, text in zip(tags, decoded)),
-        "validation": {
-            "as it is": best_at(evaluator, slots.candidates, threshold),
-            "slots write what they are aligned to": best_at(evaluator, aligned),
-            "oracle: as many tags as there are": best_at(evaluator, as_many),
-            "oracle: each matched slot that is aligned to its tag writes it": best_at(
-                evaluator, matched_oracle(slots, references, table)
-            ),
-            "oracle: all candidates that are right": best_at(evaluator, right),
-            "oracle: every tag of the training examples": best_at(evaluator, every),
-        },
+        **count_fates(run, slots, references, counts, threshold),
+        "validation": score_oracles(slots, references, evaluator, table, threshold),
         "losses": {
-            "training examples": losses(model, train, some_of_train["tags"], table, processor, arguments.batch_size),
-            "validation examples": losses(model, validation, references, table, processor, arguments.batch_size),
+            "training examples": mean_losses(run, train_examples, table, batch_size),
+            "validation examples": mean_losses(run, validation_examples, table, batch_size),
         },
     } | environment()
 
 
-def draw(found: dict, path: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True)
-    titles = {
-        "by_training_count": "training examples of the tag, at least",
-        "by_tokens": "tokens of the tag (5: or more)",
+def plot(diagnosis: Mapping, path: Path) -> None:
+    """Plot what happened to tags, by their training count and by their number of tokens."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
+    labels = {
+        "by_training_count": "training examples of the tag (lower end of each group)",
+        "by_tokens": f"tokens of the tag ({MAX_TOKENS}: or more)",
     }
-    for axis, (key, title) in zip(axes, titles.items()):
-        groups = found[key]
+    for axes, (key, label) in zip(panels, labels.items()):
+        groups = diagnosis[key]
         bottom = np.zeros(len(groups))
-        for name in FATES:
-            heights = np.array([100 * g.get(name, 0) / sum(g.values()) for g in groups.values()])
-            axis.bar(list(groups), heights, bottom=bottom, label=name)
+        for fate in FATES:
+            heights = np.array([100 * group.get(fate, 0) / sum(group.values()) for group in groups.values()])
+            axes.bar(list(groups), heights, bottom=bottom, label=fate)
             bottom += heights
-        axis.set(xlabel=title)
-    axes[0].set(ylabel="% of the ground-truth tags")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+        axes.set(xlabel=label)
+    panels[0].set(ylabel="% of the ground-truth tags")
+    panels[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    with torch.no_grad():
-        found = diagnose(arguments)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    draw(found, arguments.output.with_suffix(".png"))
-    print(json.dumps({name: found[name] for name in ("tags", "validation", "losses")}, indent=1))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Diagnose the checkpoint of the command line, and write the result file and its plot."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_train_examples", type=int, default=1024, help="training examples for the losses")
+    arguments = parser.parse_args(argv)
+    if arguments.checkpoint is None:
+        diagnosis = json.loads(arguments.output.read_text(encoding="utf-8"))
+    else:
+        run = Run.load(arguments.checkpoint)
+        benchmark = Benchmark(arguments.dataset, arguments.cache_dir)
+        limits = (arguments.batch_size, arguments.num_train_examples)
+        diagnosis = diagnose(run, benchmark, arguments.checkpoint.as_posix(), *limits)
+        write_result(diagnosis, arguments.output)
+        print(json.dumps({name: diagnosis[name] for name in ("tags", "validation", "losses")}, indent=1))
+    plot(diagnosis, arguments.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

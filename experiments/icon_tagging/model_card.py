@@ -1,61 +1,55 @@
-"""Writes a checkpoint's model card from its training summary and its result file, with the handler and the widget's
-example images beside it.
+"""Write the model card of a checkpoint that was trained on icon-tagging.
 
-    python examples/model_card.py --checkpoint checkpoints/optsg-icon-small \
+    python experiments/icon_tagging/model_card.py --checkpoint checkpoints/optsg-icon-small \
         --results results/icon_tagging/optsg-icon-small.json
-    python examples/model_card.py --checkpoint runs/mine --name org/mine --examples images
+
+The numbers come from the training summary and the result file, the tags of the example images from the model. Cards of
+other checkpoints are written by `optsg push`.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from dataset_scripts.tagging_folder import IMAGE_SUFFIXES
 from modeling_optsg.hub import write_model_card
-from modeling_optsg.hub.push_trained import dataset_name
 
-EXAMPLES = Path(__file__).with_name("images")
+EXAMPLES = Path(__file__).parents[2] / "examples/images"
 USE = """\
-Tags for images like those it was trained on: icons and simple drawings on white, with a short English title. It has
-seen no photographs, and nothing but English titles. Give the title where there is one: of an image alone it says
-little, as the metrics show, and of some nothing. What it writes are guesses with a probability, not facts: it repeats
-the habits and the gaps of those who tagged the training images, and a tag marked *novel* is one no training example
-has, sometimes a word that does not exist. Not for identifying or judging people."""
-LICENCES = """\
-The vision tower is EfficientNet-Lite0
-(Apache-2.0), the text tower all-MiniLM-L6-v2 (Apache-2.0). The training images come from icon sets with licences of
-their own, which the dataset card of icon-tagging names, as do the example images."""
+The model knows icons and simple drawings on a white background, with a short English title. It has seen no
+photographs: they get few or no tags. Pass a title where there is one. From an image alone the model predicts few tags,
+as the metrics show, and for some images none.
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--checkpoint", type=Path, required=True)
-parser.add_argument("--results", type=Path, help="what examples/score.py wrote; else validation metrics are shown")
-parser.add_argument("--name", help="of the model, or of its repository as org/name; the folder's if not given")
-parser.add_argument(
-    "--dataset_name", help="what the card calls the data; as the training's summary has it if not given"
-)
-parser.add_argument("--examples", type=Path, help="folder of images for the widget")
-parser.add_argument("--use", type=Path, help="file that says in Markdown what the model is for and what it cannot do")
-parser.add_argument("--license", help="of the weights, as the Hub names it")
-parser.add_argument("--language", nargs="+", help="of titles and tags, such as en")
-arguments = parser.parse_args()
+Tags are guesses with a probability, not facts. The model repeats the habits and the gaps of the people who tagged the
+training images. A tag marked *novel* occurs in no training example; it may be a word that does not exist. Do not use
+the model to identify or judge people."""
+LICENSE_DETAILS = """\
+The vision tower is EfficientNet-Lite0 (Apache-2.0), the
+text tower all-MiniLM-L6-v2 (Apache-2.0). The training images and the example images come from icon sets with their own
+licences, which the dataset card of icon-tagging lists."""
 
-about = {"license": arguments.license, "language": arguments.language, "examples": [], "use": None, "licences": None}
-summary = json.loads((arguments.checkpoint / "training_summary.json").read_text(encoding="utf-8"))
-dataset = arguments.dataset_name or dataset_name(summary["arguments"]["dataset"])
-if dataset == "icon-tagging":
-    about = {"license": "apache-2.0", "language": "en", "use": USE, "licences": LICENCES}
-    about["examples"] = sorted(EXAMPLES.glob("*.png"))
-if arguments.examples:
-    about["examples"] = sorted(path for path in arguments.examples.iterdir() if path.suffix in IMAGE_SUFFIXES)
-if arguments.use:
-    about["use"] = arguments.use.read_text(encoding="utf-8").strip()
-score_command = f"python examples/score.py --checkpoint {arguments.checkpoint.as_posix()} --output {arguments.results}"
-write_model_card(
-    arguments.checkpoint,
-    arguments.results,
-    name=arguments.name or arguments.checkpoint.name,
-    dataset_name=dataset,
-    score_command=score_command if arguments.results else None,
-    **about,
-)
-print(arguments.checkpoint / "README.md")
+
+def main() -> None:
+    """Write the card that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--results", type=Path, help="output of examples/score.py; by default validation metrics")
+    arguments = parser.parse_args()
+
+    checkpoint, results = arguments.checkpoint, arguments.results
+    score_command = f"python examples/score.py --checkpoint {checkpoint.as_posix()} --output {results}"
+    write_model_card(
+        checkpoint,
+        results,
+        name=checkpoint.name,
+        dataset_name="icon-tagging",
+        score_command=score_command if results else None,
+        license="apache-2.0",
+        language="en",
+        examples=sorted(EXAMPLES.glob("*.png")),
+        use=USE,
+        license_details=LICENSE_DETAILS,
+    )
+    print(checkpoint / "README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,16 @@
-"""Per-tag F1 averaged over the evaluated tags (Full / Rare / Common), micro and per-item metrics, and metrics at k."""
+"""Per-tag F1 averaged over tags (Full, Rare, Common), micro and per-example metrics, and metrics at k."""
+
+from collections.abc import Mapping, Sequence
 
 import datasets
 import evaluate
 
-from modeling_optsg.evaluation.metrics import TagEvaluator, checked_tag_sets, normalize_tag
+from modeling_optsg.evaluation.metrics import TagEvaluator, check_tag_sets, normalize_tag
 
 _DESCRIPTION = """
-F1 of free-form tags as in the OP-TSG paper: computed per tag over the examples, and averaged over the evaluated tags,
-those that training and reference examples both have. Rare and common tags are told apart by their training count.
+Full, Rare and Common F1 of free-form tags, as in the OP-TSG paper. F1 is computed for each tag over the examples, and
+averaged over the tags that occur both in training and in the references. Rare and common tags are separated by their
+training counts.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -16,17 +19,18 @@ Args:
     references: for each example its ground-truth tags, a list of str, each once.
     train_counts: dict from each training tag to its number of training examples.
     common_count: training count from which a tag is common (25).
-    ks: of the precision and recall at k ([1, 5, 10]).
-    normalize: compare tags without differences of case, width and spaces (False: exactly as they are written). Tags of
-        an example that become the same then count once, training counts of such tags are added up.
+    ks: numbers of predictions to keep for precision and recall at k ([1, 5, 10]).
+    normalize: whether to ignore differences of case, width and spaces (False: tags must match exactly). Tags of an
+        example that become equal are merged, and their training counts are added up.
 
 Returns:
-    full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, example_precision, example_recall, example_f1,
-    novel_ratio, precision_at_k and recall_at_k in percent, tags_per_example, and evaluated_tags, their number.
+    full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, example_precision, example_recall,
+    example_f1, novel_ratio, precision_at_k and recall_at_k in percent; tags_per_example; and evaluated_tags, the
+    number of tags that F1 is averaged over.
 
 Raises:
-    ValueError: a tag is listed twice for an example; there are not as many predictions as references; no reference tag is
-        a training tag.
+    ValueError: a tag is listed twice for an example, the number of predictions is not that of the references, or no
+        reference tag is a training tag.
 """
 
 _CITATION = """
@@ -37,7 +41,9 @@ year = {2023}}
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class TagF1(evaluate.Metric):
-    def _info(self):
+    """Computes the metrics of [`TagEvaluator`]."""
+
+    def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -46,9 +52,17 @@ class TagF1(evaluate.Metric):
             features=datasets.Features({"predictions": tags, "references": tags}),
         )
 
-    def _compute(self, predictions, references, train_counts, common_count=25, ks=(1, 5, 10), normalize=False):
-        predictions = checked_tag_sets("predictions", predictions, normalize)
-        references = checked_tag_sets("references", references, normalize)
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[str]],
+        references: Sequence[Sequence[str]],
+        train_counts: Mapping[str, int],
+        common_count: int = 25,
+        ks: Sequence[int] = (1, 5, 10),
+        normalize: bool = False,
+    ) -> dict[str, float]:
+        predictions = check_tag_sets("predictions", predictions, normalize)
+        references = check_tag_sets("references", references, normalize)
         if normalize:
             merged = {}
             for tag, count in train_counts.items():

@@ -1,36 +1,38 @@
-"""Tag Gain: what novel tags, never seen in training, add to the ground truth."""
+"""Tag Gain: how many relevant tags that never occurred in training are predicted."""
 
 import csv
 import json
+import os
+from collections.abc import Iterable, Sequence
 
 import datasets
 import evaluate
 
-from modeling_optsg.evaluation.metrics import checked_tag_sets, normalize_tag, tag_gain
+from modeling_optsg.evaluation.metrics import check_tag_sets, normalize_tag, tag_gain
 
 _DESCRIPTION = """
-Tag Gain of the OP-TSG paper: 100 x (novel predicted pairs judged relevant) / (ground-truth pairs). A predicted tag is
-novel when no training example has it. The paper does not say who judged relevance; here it is an exact match with the
-example's ground truth, or a verdict file.
+Tag Gain of the OP-TSG paper: 100 x (novel predicted pairs judged relevant) / (ground-truth pairs). A pair is an
+example and one of its tags; a predicted tag is novel if it is not a training tag. The paper does not tell who judged
+relevance. Here a tag is relevant if it is in the ground truth of the example, or if a verdict file says so.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: for each example its predicted tags, a list of str, each once.
     references: for each example its ground-truth tags, a list of str, each once.
-    ids: for each example its identifier, a str; needed with verdicts.
+    ids: for each example its identifier, a str; required with verdicts.
     label_vocabulary: the training tags, any collection of str.
-    verdicts: path of a CSV or JSON-lines file with the fields example, tag and verdict (yes or no), or None to judge by
-        exact match.
-    normalize: compare tags without differences of case, width and spaces (False: exactly as they are written).
+    verdicts: path of a CSV or JSON Lines file with the fields example, tag and verdict (yes or no), or None to judge
+        relevance by exact match with the ground truth.
+    normalize: whether to ignore differences of case, width and spaces (False: tags must match exactly).
 
 Returns:
-    tag_gain and novel_ratio in percent; novel_pairs, relevant_pairs and reference_pairs; and unjudged_pairs, the novel
-    pairs the verdict file says nothing about, which count as not relevant.
+    tag_gain and novel_ratio in percent; novel_pairs, relevant_pairs and reference_pairs; and unjudged_pairs, the
+    number of novel pairs without a verdict, which count as not relevant.
 
 Raises:
-    ValueError: a tag is listed twice for an example; the verdict file names an example there is not, judges a pair twice
-        differently, or holds another verdict than yes or no.
+    ValueError: a tag is listed twice for an example, or the verdict file has an unknown example, two different
+        verdicts on a pair, or a verdict other than yes or no.
 """
 
 _CITATION = """
@@ -39,8 +41,21 @@ year = {2023}}
 """
 
 
-def read_verdicts(path, ids, normalize=False):
-    """`{(example, tag): relevant}` of a verdict file whose examples are all among `ids`, its tags normalised if asked."""
+def read_verdicts(path: str | os.PathLike, ids: Iterable[str], normalize: bool = False) -> dict[tuple[str, str], bool]:
+    """Reads a verdict file.
+
+    Args:
+        path: a CSV or JSON Lines file with the fields example, tag and verdict.
+        ids: the identifiers of all examples.
+        normalize: whether to normalise the tags.
+
+    Returns:
+        `{(example, tag): relevant}`.
+
+    Raises:
+        ValueError: a field is missing, an example is unknown, a verdict is not yes or no, or two verdicts on a pair
+            differ.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
         if str(path).endswith((".jsonl", ".json")):
             rows = [json.loads(line) for line in file if line.strip()]
@@ -53,17 +68,19 @@ def read_verdicts(path, ids, normalize=False):
         example, tag, verdict = str(row["example"]), row["tag"], str(row["verdict"]).strip().lower()
         tag = normalize_tag(tag) if normalize else tag
         if example not in known:
-            raise ValueError(f"Row {number} of {path} judges example {example!r}, which is not among the ids.")
+            raise ValueError(f"Row {number} of {path} has the example {example!r}, which is not among the ids.")
         if verdict not in ("yes", "no"):
             raise ValueError(f"Row {number} of {path} has the verdict {row['verdict']!r}; expected yes or no.")
         if verdicts.setdefault((example, tag), verdict == "yes") != (verdict == "yes"):
-            raise ValueError(f"{path} says both yes and no of {tag!r} for example {example!r}.")
+            raise ValueError(f"{path} has both yes and no for {tag!r} of example {example!r}; keep one of them.")
     return verdicts
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class TagGain(evaluate.Metric):
-    def _info(self):
+    """Computes [`tag_gain`]."""
+
+    def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
         pairs = {"predictions": tags, "references": tags}
         return evaluate.MetricInfo(
@@ -73,24 +90,30 @@ class TagGain(evaluate.Metric):
             features=[datasets.Features(pairs), datasets.Features(pairs | {"ids": datasets.Value("string")})],
         )
 
-    def _compute(self, predictions, references, label_vocabulary, ids=None, verdicts=None, normalize=False):
-        predictions = checked_tag_sets("predictions", predictions, normalize)
-        references = checked_tag_sets("references", references, normalize)
-        if verdicts is not None:
-            if ids is None:
-                raise ValueError("verdicts need ids, the identifier of every example.")
-            if len(set(ids)) < len(ids):
-                raise ValueError("Two examples have the same id; a verdict would not know which it judges.")
-            verdicts = read_verdicts(verdicts, ids, normalize)
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[str]],
+        references: Sequence[Sequence[str]],
+        label_vocabulary: Iterable[str],
+        ids: Sequence[str] | None = None,
+        verdicts: str | os.PathLike | None = None,
+        normalize: bool = False,
+    ) -> dict[str, float]:
+        predictions = check_tag_sets("predictions", predictions, normalize)
+        references = check_tag_sets("references", references, normalize)
         if normalize:
             label_vocabulary = set(map(normalize_tag, label_vocabulary))
         if verdicts is None:
             return tag_gain(predictions, references, label_vocabulary) | {"unjudged_pairs": 0}
-        unjudged = []
+        if ids is None:
+            raise ValueError("verdicts need ids, the identifier of every example.")
+        if len(set(ids)) < len(ids):
+            raise ValueError("Two examples have the same id; verdicts need a different id for every example.")
+        relevance, unjudged = read_verdicts(verdicts, ids, normalize), []
 
-        def relevant(example, tag):
-            if (ids[example], tag) not in verdicts:
+        def relevant(example: int, tag: str) -> bool:
+            if (ids[example], tag) not in relevance:
                 unjudged.append((example, tag))
-            return verdicts.get((ids[example], tag), False)
+            return relevance.get((ids[example], tag), False)
 
         return tag_gain(predictions, references, label_vocabulary, relevant) | {"unjudged_pairs": len(unjudged)}

@@ -32,7 +32,7 @@ class ASYOutput(ModelOutput):
     """Output of [`ASYForTagClassification`].
 
     Args:
-        loss: Scalar, the asymmetric loss summed over the classes and averaged over the examples. Returned with `labels`.
+        loss: Scalar, the asymmetric loss summed over classes and averaged over examples. Returned with `labels`.
         logits: `[batch, num_tag_classes]`. Their sigmoid is each tag's probability.
     """
 

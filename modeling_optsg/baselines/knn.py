@@ -62,8 +62,8 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """
         if not len(images) == len(titles) == len(example_tags) > 0:
             raise ValueError(
-                f"{len(images)} images, {len(titles)} titles and {len(example_tags)} tag sets; expected the same number "
-                "of each, at least one."
+                f"{len(images)} images, {len(titles)} titles and {len(example_tags)} tag sets; expected the same "
+                "number of each, at least one."
             )
         config, device = self.config, self.image_mean.device
         config.num_examples, config.max_tags_per_example = len(example_tags), max(1, *map(len, example_tags))

@@ -129,9 +129,9 @@ class TagCopier(nn.Module):
 class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     """Retrieve-copy-generate on the modules of OP-TSG.
 
-    One slot holds the sequence `y_1 [SEP] y_2 [SEP] ... [PAD]` of all tags. A gate mixes the vocabulary with the tokens
-    of the tags of similar training examples. Without a book (`num_book_examples=0`) it is the plain sequence model. A
-    [`TagBook`] retrieves; the model reads the retrieved tags' tokens.
+    One slot holds the sequence `y_1 [SEP] y_2 [SEP] ... [PAD]` of all tags. A gate mixes the vocabulary with the
+    tokens of the tags of similar training examples. Without a book (`num_book_examples=0`) it is the plain sequence
+    model. A [`TagBook`] retrieves; the model reads the retrieved tags' tokens.
     """
 
     config_class = OpenBookConfig
@@ -153,14 +153,6 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the token embeddings of the tag decoder."""
         self.tag_decoder.token_embeddings = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        """Returns the output layer over the tag vocabulary."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replaces the output layer over the tag vocabulary."""
-        self.lm_head = value
 
     def forward(
         self,
@@ -299,8 +291,8 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     ) -> OpenBookGenerateOutput:
         """Generates the tags of each example with greedy search, one sequence per example.
 
-        The score of a tag is the product of its tokens' probabilities given all tags before it. A tag that is generated
-        twice is listed once.
+        The score of a tag is the product of its tokens' probabilities given all tags before it. A tag that is
+        generated twice is listed once.
 
         Args:
             book_input_ids, book_mask: See [`forward`].

@@ -31,8 +31,8 @@ def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tupl
         config: The model's configuration, for the widths.
 
     Returns:
-        Image features `[examples, frame_feature_size]` and title features `[examples, text width]`, float32, zero for a
-        missing modality.
+        Image features `[examples, frame_feature_size]` and title features `[examples, text width]`, float32, zero for
+        a missing modality.
     """
     widths = (config.frame_feature_size, config.text_config.hidden_size)
     pooled = ([], [])

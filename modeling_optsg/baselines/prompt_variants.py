@@ -94,7 +94,7 @@ class ModelGOutput(ModelOutput):
         loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss`. Returned with `labels`.
         logits: `[batch, num_prompts, num_tag_classes + 1]`. The last class is [PAD]. Not returned in training with
             `labels`, where only a sample of the classes is computed.
-        generation_loss: Scalar, cross-entropy of the prompts over the classes. It takes the place of the decoder's loss.
+        generation_loss: Scalar, cross-entropy of the prompts over the classes. It replaces the decoder's loss.
         alignment_loss: Scalar, see [`TagAlignment`].
         assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
     """

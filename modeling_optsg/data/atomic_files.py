@@ -1,4 +1,4 @@
-"""Files that are there as a whole or as they were before, whenever the program or the machine stops."""
+"""Files that are complete or unchanged, whenever the program or the machine stops."""
 
 import json
 import os
@@ -9,11 +9,17 @@ PARTIAL = ".partial"
 
 
 def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
-    """An error that says where, and how much room there is, in place of those that libraries raise."""
+    """Makes an error that names the folder and its free space.
+
+    Args:
+        what: what could not be written, in words.
+        folder: the folder it should have been written to.
+        error: the library's error.
+    """
     free = shutil.disk_usage(folder).free / 2**20
     return OSError(
-        f"{folder}: {what} could not be written ({type(error).__name__}: {error}). {free:,.0f} MiB are free there; "
-        "what was complete before is kept, and goes on with --resume auto."
+        f"{folder}: {what} could not be written ({type(error).__name__}: {error}). {free:,.0f} MiB are free there. "
+        "Files completed before are kept; --resume_from_checkpoint auto resumes from them."
     )
 
 
@@ -24,7 +30,7 @@ def write_json(path: Path, value: dict) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file."""
-    # Several processes may have something to say.
+    # The process id, because several processes may write the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -43,7 +49,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """[`sync`] for all that is in a folder, at any depth."""
+    """Calls [`sync`] for everything in a folder, at any depth."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)

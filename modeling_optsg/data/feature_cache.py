@@ -3,48 +3,52 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase
 
 from modeling_optsg.generation_optsg import evaluation_mode
+from modeling_optsg.modeling_optsg import OPTSGModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .collator import TagTable
 
-TOKEN_DTYPE = np.float16
-# Column of what cannot be read, and why.
+FEATURE_DTYPE = np.float16
+# The column with the reason why an example cannot be read.
 UNREADABLE = "unreadable"
 
 
-def digest(*parts) -> str:
-    """Hash of modules' weights, of tensors, and of anything JSON can write."""
-    digest = hashlib.sha256()
+def digest(*parts: object) -> str:
+    """Hashes the weights of modules, and anything else as JSON."""
+    sha256 = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.nn.Module):
             for name, tensor in sorted(part.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+                sha256.update(name.encode())
+                sha256.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:32]
+            sha256.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return sha256.hexdigest()[:32]
 
 
-def tokenizer_settings(tokenizer) -> dict:
-    """What a tokenizer does, as JSON can write it, and not what it was last called with."""
+def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Returns the vocabulary and the settings of a tokenizer as JSON data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
-    # Every call leaves its padding and truncation behind in the backend.
+    # Each call of a tokenizer changes the padding and the truncation of its backend.
     settings = {name: value for name, value in settings.items() if name not in ("padding", "truncation")}
     return settings | {"model_max_length": tokenizer.model_max_length}
 
 
 def cache_tower_features(
     dataset: Dataset,
-    model,
-    processor,
+    model: OPTSGModel,
+    processor: OPTSGProcessor,
     cache_dir: str | os.PathLike,
     *,
     frames: bool = True,
@@ -54,88 +58,130 @@ def cache_tower_features(
     max_unreadable: int = 0,
     processes: PartialState | None = None,
 ) -> Dataset:
-    """Replaces images and titles by what the model's frozen towers make of them.
+    """Replaces images and titles with the features that the frozen towers compute from them.
 
-    The result is kept in `cache_dir`, block by block, under names made of the rows, the towers' weights and the
-    processor's settings: a second call reads it, one that was stopped goes on, a change of any of them makes a new
-    one.
+    Features are cached in `cache_dir`, block by block. The names of the files depend on the rows, the weights of the
+    towers and the settings of the processor: a second call reads the files, an interrupted call is resumed at the
+    first missing block, and other rows, weights or settings get files of their own.
 
     Args:
-        dataset: rows with `title`, and `image`, `video` or their `frame_features`.
-        model: an [`OPTSGModel`], or any module with its `encode_frames` and `encode_text`.
-        processor: its [`OPTSGProcessor`].
-        frames, titles: which of the two towers is frozen.
-        block_size: rows of a block.
-        max_unreadable: so many examples may be broken. With it the result has a column `unreadable`, for an example that
-            is the reason, and its features are `None`.
-        processes: those that divide the blocks among them; all of them call it.
+        dataset: rows with `title`, and `image`, `video` or `frame_features`.
+        model: a model whose `encode_frames` and `encode_text` run the towers.
+        processor: the processor of the model.
+        cache_dir: folder of the files.
+        frames: whether the vision tower is frozen, so that its features can be cached.
+        titles: whether the text tower is frozen, so that its features can be cached.
+        batch_size: rows per forward pass.
+        block_size: rows per file.
+        max_unreadable: maximum number of unreadable examples. If it is not 0, the result has the column `unreadable`:
+            the reason for an unreadable example, whose features are `None`, and `None` for all others.
+        processes: the processes that divide the blocks among themselves. All of them must call this function.
 
     Returns:
-        The rows with `frame_features` and `title_features` as half-precision bytes beside their shapes; wrap it in
-        [`CachedFeatures`] to read arrays.
+        The rows with `frame_features` and `title_features` as the bytes of half-precision arrays, and the shapes of
+        these arrays; [`CachedFeatures`] reads them.
 
     Raises:
         ValueError: more than `max_unreadable` examples cannot be read.
     """
     encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
-    fingerprint = digest(
-        dataset._fingerprint,
-        *([model.vision_tower, processor.image_processor.to_dict(), processor.num_frames] if encoder.frames else []),
-        *([processor.num_frames] if encoder.given else []),
-        *([model.text_tower, tokenizer_settings(processor.tokenizer)] if encoder.titles else []),
-    )
-    columns = [encoder.visual] if encoder.frames else []
-    features = Features({name: feature for name, feature in dataset.features.items() if name not in columns})
-    for name in encoder.made:
-        features |= {name: Value("binary"), f"{name}_shape": [Value("int32")]}
-    os.makedirs(cache_dir, exist_ok=True)
-    # Bytes as stored: the processor opens them itself and names the row when one is broken.
-    if encoder.visual is not None:
-        dataset = dataset.cast_column(encoder.visual, type(dataset.features[encoder.visual])(decode=False))
-    if not encoder.made:
+    fingerprint = encoder.fingerprint(dataset._fingerprint)
+    if encoder.visual_column is not None:
+        # The processor opens the stored bytes itself, and names the file in errors.
+        feature = type(dataset.features[encoder.visual_column])(decode=False)
+        dataset = dataset.cast_column(encoder.visual_column, feature)
+    if not encoder.feature_columns:
         return dataset
-    starts = range(0, max(len(dataset), 1), block_size)
-
-    def block(index: int) -> Dataset:
-        name = f"towers-{fingerprint}-{block_size}-{index:05d}-of-{len(starts):05d}.arrow"
-        return dataset.select(range(starts[index], min(starts[index] + block_size, len(dataset)))).map(
-            encoder,
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=columns,
-            features=Features(features | {UNREADABLE: Value("string")}),
-            new_fingerprint=f"{fingerprint}-{block_size}-{index}",
-            cache_file_name=os.path.join(cache_dir, name),
-            desc=f"Tower features, {index + 1} of {len(starts)}",
-        )
-
+    os.makedirs(cache_dir, exist_ok=True)
+    blocks = _Blocks(dataset, encoder, fingerprint, Path(cache_dir), batch_size, block_size)
     with evaluation_mode(model):
         if processes is not None and processes.num_processes > 1:
-            for index in range(processes.process_index, len(starts), processes.num_processes):
-                block(index)
+            for index in range(processes.process_index, len(blocks), processes.num_processes):
+                blocks.compute(index)
             processes.wait_for_everyone()
-        rows = concatenate_datasets([block(index) for index in range(len(starts))])
-    _limit([reason for reason in rows[UNREADABLE] if reason is not None], max_unreadable)
+        rows = concatenate_datasets([blocks.compute(index) for index in range(len(blocks))])
+    _check_unreadable([reason for reason in rows[UNREADABLE] if reason is not None], max_unreadable)
     return rows if max_unreadable else rows.remove_columns(UNREADABLE)
 
 
-def _limit(reasons: list[str], most: int) -> None:
-    if len(reasons) > most:
+class _Blocks:
+    """The rows with features, in blocks with one file each."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: "_TowerEncoder",
+        fingerprint: str,
+        cache_dir: Path,
+        batch_size: int,
+        block_size: int,
+    ) -> None:
+        self.dataset, self.encoder, self.fingerprint = dataset, encoder, fingerprint
+        self.cache_dir, self.batch_size, self.block_size = cache_dir, batch_size, block_size
+        self.removed_columns = [encoder.visual_column] if encoder.encodes_frames else []
+        kept = {name: feature for name, feature in dataset.features.items() if name not in self.removed_columns}
+        self.features = Features(kept)
+        for name in encoder.feature_columns:
+            self.features |= {name: Value("binary"), f"{name}_shape": [Value("int32")]}
+        self.features |= {UNREADABLE: Value("string")}
+
+    def __len__(self) -> int:
+        return max(-(-len(self.dataset) // self.block_size), 1)
+
+    def compute(self, index: int) -> Dataset:
+        """Computes a block, or reads it from its file."""
+        start = index * self.block_size
+        name = f"towers-{self.fingerprint}-{self.block_size}-{index:05d}-of-{len(self):05d}.arrow"
+        return self.dataset.select(range(start, min(start + self.block_size, len(self.dataset)))).map(
+            self.encoder,
+            batched=True,
+            batch_size=self.batch_size,
+            remove_columns=self.removed_columns,
+            features=Features(self.features),
+            new_fingerprint=f"{self.fingerprint}-{self.block_size}-{index}",
+            cache_file_name=str(self.cache_dir / name),
+            desc=f"Tower features, {index + 1} of {len(self)}",
+        )
+
+
+def _check_unreadable(reasons: list[str], max_unreadable: int) -> None:
+    if len(reasons) > max_unreadable:
         shown = "; ".join(list(dict.fromkeys(reasons))[:3])
-        raise ValueError(f"{len(reasons)} examples cannot be read, more than {most}, such as: {shown}")
+        raise ValueError(f"{len(reasons)} examples cannot be read, more than {max_unreadable}, such as: {shown}")
 
 
 class _TowerEncoder:
-    """Rows with features instead of images and titles; those that cannot be read say why instead."""
+    """Replaces images and titles of rows with features; unreadable rows get a reason instead."""
 
-    def __init__(self, dataset: Dataset, model, processor, frames: bool, titles: bool, max_unreadable: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: OPTSGModel,
+        processor: OPTSGProcessor,
+        frames: bool,
+        titles: bool,
+        max_unreadable: int,
+    ) -> None:
         self.model, self.processor, self.max_unreadable = model, processor, max_unreadable
-        self.visual = next((name for name in ("image", "video") if name in dataset.column_names), None)
-        # Whether the dataset has features of its own.
-        self.given = self.visual is None and "frame_features" in dataset.column_names
-        self.frames, self.titles = frames and self.visual is not None, titles and "title" in dataset.column_names
-        self.made = ["frame_features"] * (self.frames or self.given) + ["title_features"] * self.titles
+        self.visual_column = next((name for name in ("image", "video") if name in dataset.column_names), None)
+        self.has_frame_features = self.visual_column is None and "frame_features" in dataset.column_names
+        self.encodes_frames = frames and self.visual_column is not None
+        self.encodes_titles = titles and "title" in dataset.column_names
+        self.feature_columns = ["frame_features"] * (self.encodes_frames or self.has_frame_features)
+        self.feature_columns += ["title_features"] * self.encodes_titles
         self.unreadable: list[str] = []
+
+    def fingerprint(self, rows_fingerprint: str) -> str:
+        """Hashes all that the features depend on."""
+        model, processor = self.model, self.processor
+        parts = [rows_fingerprint]
+        if self.encodes_frames:
+            parts += [model.vision_tower, processor.image_processor.to_dict(), processor.num_frames]
+        if self.has_frame_features:
+            parts += [processor.num_frames]
+        if self.encodes_titles:
+            parts += [model.text_tower, tokenizer_settings(processor.tokenizer)]
+        return digest(*parts)
 
     @torch.no_grad()
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
@@ -143,8 +189,8 @@ class _TowerEncoder:
             return self._encode(rows)
         except (ValueError, OSError):
             encoded = [
-                self._encode_one({name: values[place : place + 1] for name, values in rows.items()})
-                for place in range(_count(rows))
+                self._encode_one({name: values[index : index + 1] for name, values in rows.items()})
+                for index in range(_num_rows(rows))
             ]
             return {name: [row[name][0] for row in encoded] for name in encoded[0]}
 
@@ -153,46 +199,62 @@ class _TowerEncoder:
             return self._encode(row)
         except (ValueError, OSError) as error:
             self.unreadable.append(f"{row['id'][0]}: {error}" if "id" in row else str(error))
-            _limit(self.unreadable, self.max_unreadable)
-            nothing = {column: [None] for name in self.made for column in (name, f"{name}_shape")}
+            _check_unreadable(self.unreadable, self.max_unreadable)
+            nothing = {column: [None] for name in self.feature_columns for column in (name, f"{name}_shape")}
             return nothing | {UNREADABLE: self.unreadable[-1:]}
 
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
-        out, count, device = {}, _count(rows), next(self.model.parameters()).device
-        if "frame_features" in self.made:
-            column, argument = (
-                (self.visual, f"{self.visual}s") if self.frames else ("frame_features", "frame_features")
-            )
-            present = [value is not None for value in rows[column]]
-            features = [None] * count
-            if any(present):
-                batch = self.processor(**{argument: [value for value in rows[column] if value is not None]})
-                tokens = batch["frame_features"] if self.given else None
-                if self.frames:
-                    tokens = self.model.encode_frames(batch["pixel_values"].to(device))
-                lengths = batch["frame_mask"].sum(dim=1).tolist()
-                encoded = iter(example[:length] for example, length in zip(tokens.cpu(), lengths))
-                features = [next(encoded) if p else None for p in present]
-            out |= _to_columns("frame_features", features)
-        if self.titles:
-            present = [bool(title and title.strip()) for title in rows["title"]]
-            features = [None] * count
-            if any(present):
-                batch = self.processor(titles=[title for title, p in zip(rows["title"], present) if p])
-                mask = batch["attention_mask"]
-                tokens = self.model.encode_text(batch["input_ids"].to(device), mask.to(device)).cpu()
-                encoded = iter(example[example_mask.bool()] for example, example_mask in zip(tokens, mask))
-                features = [next(encoded) if p else None for p in present]
-            out |= _to_columns("title_features", features)
-        return out | {UNREADABLE: [None] * count}
+        encoded = {}
+        if self.encodes_frames:
+            encoded |= _to_columns("frame_features", self._encode_frames(rows[self.visual_column]))
+        elif self.has_frame_features:
+            encoded |= _to_columns("frame_features", self._sample_frames(rows["frame_features"]))
+        if self.encodes_titles:
+            encoded |= _to_columns("title_features", self._encode_titles(rows["title"]))
+        return encoded | {UNREADABLE: [None] * _num_rows(rows)}
+
+    def _encode_frames(self, values: list) -> list[torch.Tensor | None]:
+        present = [value for value in values if value is not None]
+        if not present:
+            return values
+        batch = self.processor(**{f"{self.visual_column}s": present})
+        features = self.model.encode_frames(batch["pixel_values"].to(self._device)).cpu()
+        return _spread(values, features, batch["frame_mask"])
+
+    def _sample_frames(self, values: list) -> list[torch.Tensor | None]:
+        present = [value for value in values if value is not None]
+        if not present:
+            return values
+        batch = self.processor(frame_features=present)
+        return _spread(values, batch["frame_features"], batch["frame_mask"])
+
+    def _encode_titles(self, titles: list[str | None]) -> list[torch.Tensor | None]:
+        titles = [title if title and title.strip() else None for title in titles]
+        present = [title for title in titles if title is not None]
+        if not present:
+            return titles
+        batch = self.processor(titles=present)
+        input_ids, mask = batch["input_ids"], batch["attention_mask"]
+        features = self.model.encode_text(input_ids.to(self._device), mask.to(self._device)).cpu()
+        return _spread(titles, features, mask)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
 
-def _count(rows: dict[str, list]) -> int:
+def _num_rows(rows: dict[str, list]) -> int:
     return len(next(iter(rows.values())))
 
 
-def _to_columns(name: str, features: list) -> dict[str, list]:
-    arrays = [None if f is None else f.float().numpy().astype(TOKEN_DTYPE) for f in features]
+def _spread(values: list, features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor | None]:
+    """Gives each value that is not `None` the next features, without padding."""
+    unpadded = (example[example_mask.bool()] for example, example_mask in zip(features, mask))
+    return [None if value is None else next(unpadded) for value in values]
+
+
+def _to_columns(name: str, features: list[torch.Tensor | None]) -> dict[str, list]:
+    arrays = [None if f is None else f.float().numpy().astype(FEATURE_DTYPE) for f in features]
     return {
         name: [None if a is None else a.tobytes() for a in arrays],
         f"{name}_shape": [None if a is None else list(a.shape) for a in arrays],
@@ -200,31 +262,32 @@ def _to_columns(name: str, features: list) -> dict[str, list]:
 
 
 class CachedFeatures(TorchDataset):
-    """Rows of [`cache_tower_features`] with their features as arrays: `frame_features` `[frames, tokens, width]`
-    (`[frames, width]` if they are the dataset's own) and `title_features` `[length, width]`, `None` for an example that
-    has none."""
+    """Reads the rows of [`cache_tower_features`], with their features as arrays.
 
-    def __init__(self, dataset: Dataset):
+    `frame_features` are `[frames, tokens, width]` (`[frames, width]` if they come with the dataset) and
+    `title_features` `[length, width]`; they are `None` for an example that has none.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.names = [n for n in ("frame_features", "title_features") if f"{n}_shape" in dataset.column_names]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict:
         row = self.dataset[index]
         for name in self.names:
             shape = row.pop(f"{name}_shape")
-            row[name] = (
-                None if shape is None else np.frombuffer(row[name], TOKEN_DTYPE).reshape(shape).astype(np.float32)
-            )
+            if shape is not None:
+                row[name] = np.frombuffer(row[name], FEATURE_DTYPE).reshape(shape).astype(np.float32)
         return row
 
 
 def build_tag_table(
-    tags: list[str], model, processor, cache_dir: str | os.PathLike, batch_size: int = 256
+    tags: list[str], model: OPTSGModel, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
 ) -> TagTable:
-    """The [`TagTable`] of training tags under a frozen text tower, kept in `cache_dir` likewise."""
+    """Builds the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))
     path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
     if not os.path.exists(path):
@@ -236,8 +299,8 @@ def build_tag_table(
                 names = ("tag_text_input_ids", "tag_text_attention_mask")
                 parts.append(model.embed_tags(*(batch[name].to(device) for name in names)).cpu())
         os.makedirs(cache_dir, exist_ok=True)
-        unfinished = f"{path}.{os.getpid()}.npy"
-        np.save(unfinished, torch.cat(parts).float().numpy().astype(TOKEN_DTYPE))
-        os.replace(unfinished, path)
+        partial = f"{path}.{os.getpid()}.npy"
+        np.save(partial, torch.cat(parts).float().numpy().astype(FEATURE_DTYPE))
+        os.replace(partial, path)
     input_ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return TagTable(tags, input_ids, torch.from_numpy(np.load(path)))

@@ -1,206 +1,333 @@
-"""Settings of `generate` fitted on validation examples."""
+"""Calibration: decoding settings fitted on validation examples, and the reliability of probabilities."""
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
 
 from .metrics import TagEvaluator, metric_value
-from .prediction import MODALITY_COLUMNS, _generate, predict_tags
+from .prediction import generate_batches, predict_tags
 
-# What the slots may count for in a probability, the rest being for the example as a whole.
+# Values that the fits try: the bias added to the logit of [PAD], the weight of the slots' logit (the rest is the
+# classifier's), and the strength of the logit adjustment in favour of rare tags.
+PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
 SLOT_WEIGHTS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-
-
-# How much rare tags may be favoured ([`LabelVocabulary.adjust`]).
 LOGIT_ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
-
-EVERY_TAG = 1_000_000
-
-
-PAD_BIASES = (0.0, -0.5, -1.0, -1.5, -2.0, -2.5, -3.0, -4.0)
+# More tags than an example can have.
+NO_TAG_LIMIT = 1_000_000
 
 
-def _predict_at_pad_biases(model, processor, examples, pad_biases, **generate_kwargs) -> list[list[list[dict]]]:
-    """[`predict_tags`] with each of several `pad_bias`, from one pass; only where slots do not see one another."""
-    predictions = [[[] for _ in range(len(examples))] for _ in pad_biases]
-    kwargs = generate_kwargs | {"pad_bias": min(pad_biases), "output_slots": True}
-    batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
-    modalities = kwargs.pop("modalities", tuple(MODALITY_COLUMNS))
+def fit_generation_config(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    *,
+    decoding: str | None = None,
+    metric_for_best_model: str = "full_f1",
+    grid: Mapping[str, Sequence] | None = None,
+    **predict_kwargs: object,
+) -> dict:
+    """Fits decoding settings on validation examples and stores them in the model's `generation_config`.
+
+    Every combination of `grid` is tried, and with each of them every threshold. For a model with a tag classifier only
+    the smallest `pad_bias` is tried, and [`fit_fusion_weights`] fits `fusion_weights` and `logit_adjustment` together
+    with the threshold.
+
+    Args:
+        model: a model with `generate`.
+        processor: the processor of the model.
+        examples: validation examples.
+        evaluator: made from the ground truth of `examples`.
+        decoding: the decoding to fit and to store the settings under; `None` for a model with only one.
+        metric_for_best_model: the validation metric to maximise, as in [`metric_value`].
+        grid: values to try for each argument of `generate`; `PAD_BIASES` for `pad_bias` by default.
+        predict_kwargs: further arguments of [`predict_tags`].
+
+    Returns:
+        The best settings by name, `threshold` among them; `validation`, the metrics with these settings; and `tried`,
+        the settings and validation metrics of every combination.
+    """
+    grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
+    kwargs = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
+    fitted = (*grid, "threshold")
+    tried = []
+    if getattr(model, "tag_classifier", None) is not None:
+        # The fused probability decides whether an unlikely tag is kept, so as many slots as possible should generate.
+        grid["pad_bias"] = [min(grid.get("pad_bias", PAD_BIASES))]
+        fitted = (*grid, "fusion_weights", "logit_adjustment", "threshold")
+        for settings in _combinations(grid):
+            fits = fit_fusion_weights(
+                model, processor, examples, evaluator, metric_for_best_model, **kwargs, **settings
+            )
+            tried += [settings | fit for fit in fits]
+    else:
+        one_pass = decoding in getattr(model, "independent_decodings", ())
+        predict = _predict_at_pad_biases if one_pass and grid.get("pad_bias") else _predict_combinations
+        for settings, predictions in predict(model, processor, examples, grid, **kwargs):
+            threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model)
+            tried.append(settings | {"threshold": threshold, "validation": metrics})
+    best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+    _store(model, {name: best[name] for name in fitted}, decoding)
+    return best | {"tried": tried}
+
+
+def _combinations(grid: Mapping[str, Sequence]) -> Iterator[dict]:
+    return (dict(zip(grid, values)) for values in itertools.product(*grid.values()))
+
+
+def _predict_combinations(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    grid: Mapping[str, Sequence],
+    **kwargs: object,
+) -> Iterator[tuple[dict, list[list[dict]]]]:
+    """Predicts all tags of the examples with each combination of settings, one pass each."""
+    for settings in _combinations(grid):
+        yield settings, predict_tags(model, processor, examples, **kwargs | settings | {"threshold": 0.0})
+
+
+def _predict_at_pad_biases(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    grid: Mapping[str, Sequence],
+    **kwargs: object,
+) -> Iterator[tuple[dict, list[list[dict]]]]:
+    """Does the same as [`_predict_combinations`] with one pass for all values of `pad_bias`.
+
+    Valid only where slots do not see one another: then the bias decides which slots generate a tag, and not which tag.
+    """
+    pad_biases = grid["pad_bias"]
     max_tags = kwargs.get("max_tags", getattr(model.generation_config, "max_tags", None))
-    for rows, outputs in _generate(model, processor, examples, batch_size, modalities, progress, kwargs):
-        for place, pad_bias in enumerate(pad_biases):
-            biased = outputs.at_pad_bias(pad_bias, model.config.tag_pad_token_id, max_tags)
-            for index, tags in zip(rows, processor.batch_decode(biased)):
-                predictions[place][index] = tags
-    return predictions
+    for settings in _combinations({name: values for name, values in grid.items() if name != "pad_bias"}):
+        predictions = [[[] for _ in range(len(examples))] for _ in pad_biases]
+        settings_of_pass = settings | {"threshold": 0.0, "pad_bias": min(pad_biases), "output_slots": True}
+        for indices, outputs in generate_batches(model, processor, examples, **kwargs | settings_of_pass):
+            for biased_predictions, pad_bias in zip(predictions, pad_biases):
+                biased = outputs.at_pad_bias(pad_bias, model.config.tag_pad_token_id, max_tags)
+                for index, tags in zip(indices, processor.batch_decode(biased)):
+                    biased_predictions[index] = tags
+        for pad_bias, biased_predictions in zip(pad_biases, predictions):
+            yield settings | {"pad_bias": pad_bias}, biased_predictions
+
+
+def _store(model: OPTSGPreTrainedModel, settings: Mapping[str, object], decoding: str | None) -> None:
+    """Stores settings in the `generation_config`, under the name of a decoding where there are several."""
+    for name, value in settings.items():
+        if decoding is not None:
+            stored = getattr(model.generation_config, name, None)
+            value = (stored if isinstance(stored, dict) else {}) | {decoding: value}
+        setattr(model.generation_config, name, value)
 
 
 def fit_fusion_weights(
-    model, processor, examples: Sequence[Mapping], evaluator: TagEvaluator, objective: str, **generate_kwargs
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    metric_for_best_model: str,
+    **generate_kwargs: object,
 ) -> list[dict]:
-    """How much the slots and the example as a whole count in a tag's probability, from one pass over validation examples.
+    """Fits how the logits of the slots and of the tag classifier are fused into one probability.
 
-    For each of `SLOT_WEIGHTS`, and around the best of `LOGIT_ADJUSTMENTS`, the two logits are mixed, a logistic
-    regression makes a probability of the mixture, and every threshold is looked at. What is most likely would not do:
-    the likelihood is that of common tags.
+    One pass over the examples finds all candidates. For each value of `SLOT_WEIGHTS`, and around the best of them for
+    each of `LOGIT_ADJUSTMENTS`, the two logits are mixed, a logistic regression turns the mixture into a probability,
+    and every threshold is tried. The likelihood alone would not find the best mixture, because common tags dominate
+    it.
+
+    Args:
+        model: a model with a tag classifier.
+        processor: the processor of the model.
+        examples: validation examples.
+        evaluator: made from the ground truth of `examples`.
+        metric_for_best_model: the validation metric to maximise, as in [`metric_value`].
+        generate_kwargs: arguments of [`generate_batches`] and of `generate`.
 
     Returns:
-        For each that was tried `{"slot_weight", "logit_adjustment", "fusion_weights", "threshold", "validation"}`, the
+        For each mixture `{"slot_weight", "logit_adjustment", "fusion_weights", "threshold", "validation"}`, with the
         weights as `generate` takes them.
     """
-    # Of so many tags as there may be: the best are not known before the weights are.
-    kwargs = {"max_tags": EVERY_TAG} | generate_kwargs
-    middle = LOGIT_ADJUSTMENTS[len(LOGIT_ADJUSTMENTS) // 2]
-    kwargs |= {"threshold": 0.0, "fusion_weights": (1.0, 0.0, 0.0, 1.0, 0.0), "logit_adjustment": middle}
-    batch_size, progress = kwargs.pop("batch_size", 64), kwargs.pop("progress", True)
-    modalities, pad = kwargs.pop("modalities", tuple(MODALITY_COLUMNS)), model.config.tag_pad_token_id
-    tags, slots, wholes, log_counts = ([[] for _ in range(len(examples))] for _ in range(4))
-    classes = model.tag_classifier.label_vocabulary
-    label_vocabulary, counts_of = classes.index(), classes.log_counts.tolist()
-    for rows, outputs in _generate(model, processor, examples, batch_size, modalities, progress, kwargs):
-        written = outputs.sequences.ne(pad).any(dim=-1)
-        for place, row in enumerate(rows):
-            real = written[place]
-            tags[row] = processor.tag_tokenizer.batch_decode(outputs.sequences[place, real], skip_special_tokens=True)
-            slots[row] = (
-                outputs.slot_scores[place, real]
-                .cpu()
-                .double()
-                .clamp(MIN_SLOT_PROBABILITY, 1 - MIN_SLOT_PROBABILITY)
-                .logit()
-            )
-            wholes[row] = outputs.classifier_logits[place, real].cpu().double()
-            tokens = ([t for t in tag if t != pad] for tag in outputs.sequences[place, real].tolist())
-            known = [label_vocabulary.get(tuple(tag)) for tag in tokens]
-            log_counts[row] = torch.tensor([math.nan if k is None else counts_of[k] for k in known]).double()
-    lengths = [len(row) for row in tags]
-    slot_logits, classifier_logits, log_counts = (
-        torch.cat([*map(torch.as_tensor, rows)]).numpy() for rows in (slots, wholes, log_counts)
+    candidates = _find_candidates(model, processor, examples, evaluator, **generate_kwargs)
+    novel_weights = logistic_regression(
+        candidates.slot_logits[candidates.is_novel], candidates.is_correct[candidates.is_novel]
     )
-    novel = np.isnan(log_counts)
-    classifier_logits = classifier_logits + middle * np.nan_to_num(log_counts)
-    hits = np.array([tag in evaluator.references[row] for row, own in enumerate(tags) for tag in own], dtype=float)
-    novel_weights = logistic_regression(slot_logits[novel], hits[novel])
 
-    def fit(share: float, adjustment: float) -> dict:
-        mixture = share * slot_logits + (1 - share) * (classifier_logits - adjustment * np.nan_to_num(log_counts))
-        scale, bias = logistic_regression(mixture[~novel], hits[~novel])
-        weights = [scale * share, scale * (1 - share), bias, *novel_weights]
-        scores = expit(np.where(novel, weights[3] * slot_logits + weights[4], scale * mixture + bias))
-        predictions = []
-        for own, row_scores in zip(tags, np.split(scores, np.cumsum(lengths)[:-1])):
-            # Different tokens may write one tag.
-            best = dict(sorted(zip(own, row_scores.tolist()), key=lambda pair: pair[1]))
-            predictions.append([{"tag": tag, "score": score} for tag, score in best.items() if tag.strip()])
-        threshold, metrics = evaluator.best_threshold(predictions, objective)
+    def fit(slot_weight: float, adjustment: float) -> dict:
+        weights, scores = _fit_mixture(candidates, novel_weights, slot_weight, adjustment)
+        threshold, metrics = evaluator.best_threshold(candidates.to_predictions(scores), metric_for_best_model)
         return {
-            "slot_weight": share,
+            "slot_weight": slot_weight,
             "logit_adjustment": adjustment,
             "fusion_weights": [round(float(weight), 4) for weight in weights],
             "threshold": threshold,
             "validation": metrics,
         }
 
-    fits = [fit(share, LOGIT_ADJUSTMENTS[0]) for share in SLOT_WEIGHTS]
+    fits = [fit(slot_weight, LOGIT_ADJUSTMENTS[0]) for slot_weight in SLOT_WEIGHTS]
+    # Coordinate descent: trying all pairs takes minutes.
     for _ in range(2):
-        # One of the two after the other, each at the best of the other: a grid of both takes minutes.
-        best = max(fits, key=lambda row: metric_value(row["validation"], objective))
-        done = {(row["slot_weight"], row["logit_adjustment"]) for row in fits}
+        best = max(fits, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
         if best["slot_weight"] < 1:
-            more = {(best["slot_weight"], adjustment) for adjustment in LOGIT_ADJUSTMENTS}
-            more |= {(share, best["logit_adjustment"]) for share in SLOT_WEIGHTS if share < 1}
-            fits += [fit(*pair) for pair in sorted(more - done)]
+            pairs = {(best["slot_weight"], adjustment) for adjustment in LOGIT_ADJUSTMENTS}
+            pairs |= {(weight, best["logit_adjustment"]) for weight in SLOT_WEIGHTS if weight < 1}
+            done = {(fit["slot_weight"], fit["logit_adjustment"]) for fit in fits}
+            fits += [fit(*pair) for pair in sorted(pairs - done)]
     return fits
 
 
+@dataclass
+class _Candidates:
+    """The candidates of all examples, one after the other.
+
+    Args:
+        tags: the candidates of each example, N in all.
+        slot_logits: `[N]`.
+        classifier_logits: `[N]`, without logit adjustment; 0 for novel tags.
+        log_counts: `[N]`, logarithms of training counts, 0 for novel tags.
+        is_novel: `[N]`.
+        is_correct: `[N]`, 1 for candidates in the ground truth of their example, else 0.
+    """
+
+    tags: list[list[str]]
+    slot_logits: np.ndarray
+    classifier_logits: np.ndarray
+    log_counts: np.ndarray
+    is_novel: np.ndarray
+    is_correct: np.ndarray
+
+    def to_predictions(self, scores: np.ndarray) -> list[list[dict]]:
+        """Returns the candidates with scores `[N]` as predictions."""
+        predictions = []
+        ends = np.cumsum([len(tags) for tags in self.tags])[:-1]
+        for tags, tag_scores in zip(self.tags, np.split(scores, ends)):
+            # Different tokens may spell the same tag: the larger score counts.
+            best = dict(sorted(zip(tags, tag_scores.tolist()), key=lambda pair: pair[1]))
+            predictions.append([{"tag": tag, "score": score} for tag, score in best.items() if tag.strip()])
+        return predictions
+
+
+def _find_candidates(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    **generate_kwargs: object,
+) -> _Candidates:
+    # The classifier proposes its candidates after logit adjustment: with a medium one, they serve all that are tried.
+    adjustment = LOGIT_ADJUSTMENTS[len(LOGIT_ADJUSTMENTS) // 2]
+    # Placeholder weights: only the logits are read. Without limit, because the ranking depends on the weights.
+    kwargs = {"max_tags": NO_TAG_LIMIT} | generate_kwargs
+    kwargs |= {"threshold": 0.0, "fusion_weights": (1.0, 0.0, 0.0, 1.0, 0.0), "logit_adjustment": adjustment}
+    pad_token_id, vocabulary = model.config.tag_pad_token_id, model.tag_classifier.label_vocabulary
+    class_index, class_log_counts = vocabulary.class_index(), vocabulary.log_counts.tolist()
+    tags = [[] for _ in range(len(examples))]
+    slot_logits, classifier_logits, log_counts = ([torch.empty(0).double()] * len(examples) for _ in range(3))
+    for indices, outputs in generate_batches(model, processor, examples, **kwargs):
+        is_tag = outputs.sequences.ne(pad_token_id).any(dim=-1)
+        for row, index in enumerate(indices):
+            kept = is_tag[row]
+            sequences = outputs.sequences[row, kept]
+            tags[index] = processor.tag_tokenizer.batch_decode(sequences, skip_special_tokens=True)
+            probabilities = outputs.slot_scores[row, kept].cpu().double()
+            slot_logits[index] = probabilities.clamp(MIN_SLOT_PROBABILITY, 1 - MIN_SLOT_PROBABILITY).logit()
+            classifier_logits[index] = outputs.classifier_logits[row, kept].cpu().double()
+            token_ids = (tuple(token for token in ids if token != pad_token_id) for ids in sequences.tolist())
+            classes = [class_index.get(ids) for ids in token_ids]
+            counts = [math.nan if tag_class is None else class_log_counts[tag_class] for tag_class in classes]
+            log_counts[index] = torch.tensor(counts).double()
+    all_log_counts = torch.cat(log_counts).numpy()
+    is_novel, all_log_counts = np.isnan(all_log_counts), np.nan_to_num(all_log_counts)
+    correct = [tag in evaluator.references[index] for index, found in enumerate(tags) for tag in found]
+    return _Candidates(
+        tags=tags,
+        slot_logits=torch.cat(slot_logits).numpy(),
+        classifier_logits=torch.cat(classifier_logits).numpy() + adjustment * all_log_counts,
+        log_counts=all_log_counts,
+        is_novel=is_novel,
+        is_correct=np.array(correct, dtype=float),
+    )
+
+
+def _fit_mixture(
+    candidates: _Candidates, novel_weights: np.ndarray, slot_weight: float, adjustment: float
+) -> tuple[list[float], np.ndarray]:
+    """Fits the scale and the bias of one mixture of the two logits.
+
+    Returns:
+        The five fusion weights of `generate`, and the probability of each candidate `[N]`.
+    """
+    adjusted = candidates.classifier_logits - adjustment * candidates.log_counts
+    mixture = slot_weight * candidates.slot_logits + (1 - slot_weight) * adjusted
+    known = ~candidates.is_novel
+    scale, bias = logistic_regression(mixture[known], candidates.is_correct[known])
+    novel_scale, novel_bias = novel_weights
+    novel_logits = novel_scale * candidates.slot_logits + novel_bias
+    scores = expit(np.where(known, scale * mixture + bias, novel_logits))
+    return [scale * slot_weight, scale * (1 - slot_weight), bias, *novel_weights], scores
+
+
 def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """`[scale, bias]` under which `sigmoid(scale * inputs + bias)` makes `targets` (0 or 1) most likely; `[1, -1]`
-    where there are none."""
+    """Fits a logistic regression with one input.
+
+    Args:
+        inputs: `[N]`.
+        targets: `[N]`, 0 or 1.
+
+    Returns:
+        `[scale, bias]` with which `sigmoid(scale * inputs + bias)` has the largest likelihood; `[1, -1]` for N = 0.
+    """
     if not len(targets):
         return np.array([1.0, -1.0])
 
-    def loss(weights):
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logits = weights[0] * inputs + weights[1]
-        slope = (expit(logits) - targets) / len(targets)
-        return np.mean(np.logaddexp(0, logits) - targets * logits), np.array([slope @ inputs, slope.sum()])
+        gradient = (expit(logits) - targets) / len(targets)
+        return np.mean(np.logaddexp(0, logits) - targets * logits), np.array([gradient @ inputs, gradient.sum()])
 
     return minimize(loss, np.array([1.0, -1.0]), jac=True).x
 
 
-def fit_generation_config(
-    model,
-    processor,
-    examples: Sequence[Mapping],
-    evaluator: TagEvaluator,
-    *,
-    decoding: str | None = None,
-    objective: str = "full_f1",
-    grid: Mapping[str, Sequence] | None = None,
-    **predict_kwargs,
-) -> dict:
-    """Finds the settings with the largest validation figure, the threshold among them, and puts them into the model's
-    `generation_config`.
+def reliability(
+    predictions: Sequence[Sequence[Mapping]], references: Sequence[Sequence[str]], bins: int = 10
+) -> dict[str, object]:
+    """Measures how often tags of a given probability are correct.
 
     Args:
-        examples: validation examples; evaluator: a [`TagEvaluator`] made of their tags.
-        decoding: the decoding they are fitted for and kept under; `None` for a model that knows only one.
-        objective: a figure of [`TagEvaluator.score`], or the mean of several, as in `"full_f1+micro_f1"`.
-        grid: the values of each argument of `generate` that are tried, every combination with its own prediction of
-            all examples; `PAD_BIASES` of `pad_bias` if not given. For each, every threshold is looked at.
-
-    For a model with `use_tag_classifier` the smallest `pad_bias` is taken, and `fusion_weights` and `logit_adjustment` are
-    fitted with the threshold ([`fit_fusion_weights`]).
+        predictions: for each example its tags as `{"tag", "score"}`, including improbable ones (`threshold=0`).
+        references: for each example its ground-truth tags.
+        bins: number of equal intervals of the probability.
 
     Returns:
-        The best settings by name with `threshold`, the validation metrics there (`validation`), and the best of every
-        combination (`tried`).
+        `table`, with one row per interval that has tags: `from`, `to`, the number of `tags`, their `mean_probability`
+        and how many of them are `correct`, in percent; and `expected_calibration_error` in percentage points, the
+        distance of the two, averaged over the tags.
     """
-    grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
-    fixed = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
-    if getattr(model, "tag_classifier", None) is not None:
-        # Whether an unlikely tag is kept is for its probability to say: the more slots are written the better.
-        grid["pad_bias"] = [min(grid.get("pad_bias", PAD_BIASES))]
-        tried = []
-        for values in itertools.product(*grid.values()):
-            settings = dict(zip(grid, values))
-            fits = fit_fusion_weights(model, processor, examples, evaluator, objective, **fixed, **settings)
-            tried += [settings | row for row in fits]
-        return _keep_best(
-            model, tried, (*grid, "fusion_weights", "logit_adjustment", "threshold"), decoding, objective
-        )
-    # A bias only says which slots are written; where no slot sees another, one pass shows what each would give.
-    pad_biases = grid.pop("pad_bias", None) if decoding in getattr(model, "independent_decodings", ()) else None
-    tried = []
-    with torch.no_grad():
-        for values in itertools.product(*grid.values()):
-            settings = fixed | dict(zip(grid, values)) | {"threshold": 0.0}
-            if pad_biases:
-                passes = _predict_at_pad_biases(model, processor, examples, pad_biases, **settings)
-                found = [({"pad_bias": bias}, predictions) for bias, predictions in zip(pad_biases, passes)]
-            else:
-                found = [({}, predict_tags(model, processor, examples, **settings))]
-            for more, predictions in found:
-                threshold, metrics = evaluator.best_threshold(predictions, objective)
-                tried.append(dict(zip(grid, values)) | more | {"threshold": threshold, "validation": metrics})
-    grid |= {"pad_bias": pad_biases} if pad_biases else {}
-    return _keep_best(model, tried, (*grid, "threshold"), decoding, objective)
-
-
-def _keep_best(model, tried: list[dict], names: Sequence[str], decoding: str | None, objective: str) -> dict:
-    """Puts the best settings that were tried into the model's `generation_config`."""
-    best = max(tried, key=lambda row: metric_value(row["validation"], objective))
-    for name in names:
-        value = best[name]
-        if decoding is not None:
-            fitted = getattr(model.generation_config, name, None)
-            value = (fitted if isinstance(fitted, dict) else {}) | {decoding: value}
-        setattr(model.generation_config, name, value)
-    return best | {"tried": tried}
+    pairs = [
+        (prediction["score"], prediction["tag"] in reference)
+        for predicted, reference in zip(predictions, map(set, references), strict=True)
+        for prediction in predicted
+    ]
+    scores, correct = np.array(pairs, dtype=float).reshape(-1, 2).T
+    bin_of_score = np.minimum((scores * bins).astype(int), bins - 1)
+    table = []
+    for index in range(bins):
+        inside = bin_of_score == index
+        if inside.any():
+            row = {"from": index / bins, "to": (index + 1) / bins, "tags": int(inside.sum())}
+            row["mean_probability"] = round(100 * float(scores[inside].mean()), 1)
+            row["correct"] = round(100 * float(correct[inside].mean()), 1)
+            table.append(row)
+    error = sum(row["tags"] * abs(row["mean_probability"] - row["correct"]) for row in table) / max(len(pairs), 1)
+    return {"table": table, "expected_calibration_error": round(error, 2)}

@@ -1,5 +1,7 @@
-"""Tags for a dataset of any size: in shards that can be made anywhere, in any order, and made again."""
+"""Tagging of large datasets in shards, which any process can make in any order."""
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,9 @@ from datasets import Dataset, Features, List, Value
 
 from dataset_scripts import undecoded
 from modeling_optsg.data.atomic_files import sync
+from modeling_optsg.data.feature_cache import digest, tokenizer_settings
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .prediction import predict_tags
 
@@ -22,91 +27,145 @@ FEATURES = Features(
 )
 
 
-def shards_of(examples: int, shard_size: int) -> list[range]:
-    """The examples of each shard: `shard_size` of them, the last one what is left.
+def model_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
+    """Hashes everything in a checkpoint that its predictions depend on."""
+    image_processor = getattr(processor, "image_processor", None)
+    return digest(
+        model,
+        model.generation_config.to_dict() | {"transformers_version": None},
+        image_processor and image_processor.to_dict(),
+        processor.num_frames,
+        tokenizer_settings(processor.tokenizer),
+        processor.tag_tokenizer.get_vocab(),
+        sorted(processor.label_vocabulary),
+    )
+
+
+def dataset_fingerprint(dataset: Dataset, sampled_rows: Sequence[int]) -> str:
+    """Hashes the ids and titles of a dataset in their order, and all columns of some rows.
+
+    Args:
+        dataset: a dataset of [`load_tagging_dataset`].
+        sampled_rows: indices of the rows whose images, videos and features are hashed. Reading those of all rows would
+            take as long as tagging them.
+    """
+    columns = [name for name in ("id", "title") if name in dataset.column_names]
+    sha256 = hashlib.sha256()
+    for rows in dataset.select_columns(columns).with_format("arrow").iter(10_000):
+        sha256.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
+    for row in undecoded(dataset).select(sampled_rows):
+        for name, value in row.items():
+            if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+                try:
+                    with open(value["path"], "rb") as file:
+                        value = file.read(2**20)
+                except OSError as error:
+                    value = type(error).__name__
+            sha256.update(repr((name, value)).encode())
+    return sha256.hexdigest()[:32]
+
+
+def split_into_shards(num_examples: int, shard_size: int) -> list[range]:
+    """Divides the indices of examples into shards of `shard_size` examples; the last one may be smaller.
 
     Raises:
-        ValueError: there are no examples, or a shard would hold none.
+        ValueError: there are no examples, or `shard_size` is not positive.
     """
-    if examples < 1:
+    if num_examples < 1:
         raise ValueError("There are no examples to tag.")
     if shard_size < 1:
         raise ValueError(f"shard_size={shard_size} must be at least 1.")
-    return [range(start, min(start + shard_size, examples)) for start in range(0, examples, shard_size)]
+    return [range(start, min(start + shard_size, num_examples)) for start in range(0, num_examples, shard_size)]
 
 
 def shard_path(folder: str | os.PathLike, index: int, num_shards: int) -> Path:
+    """Returns the path of a shard's Parquet file."""
     return Path(folder, f"tags-{index:05d}-of-{num_shards:05d}.parquet")
 
 
-def is_whole(path: Path, examples: range) -> bool:
-    """Whether a shard is there with all its examples; a file that a machine lost while it failed is none."""
+def is_complete(path: Path, num_examples: int) -> bool:
+    """Returns whether a shard's file exists and holds all its examples; a file damaged by a crash does not."""
     try:
-        return pq.read_metadata(path).num_rows == len(examples)
+        return pq.read_metadata(path).num_rows == num_examples
     except (OSError, pa.ArrowInvalid):
         return False
 
 
-def tag_examples(model, processor, examples: Sequence[Mapping], batch_size: int = 64, **settings) -> list[dict]:
-    """Tags of examples, one row each; an example that cannot be read has the reason as `error` and no tags.
+def tag_examples(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    batch_size: int = 64,
+    **generate_kwargs: object,
+) -> list[dict]:
+    """Predicts the tags of examples, some of which may be unreadable.
 
     Args:
-        examples: rows of [`load_tagging_dataset`], images and videos undecoded.
-        settings: of `generate`.
+        model: a model with `generate`.
+        processor: the processor of the model.
+        examples: rows of [`load_tagging_dataset`], with undecoded images and videos.
+        batch_size: number of examples per batch.
+        generate_kwargs: arguments of `generate`.
+
+    Returns:
+        For each example a row with the columns of `FEATURES`. An unreadable example has no tags, and the reason as
+        `error`.
     """
-    found = []
+    rows = []
     for start in range(0, len(examples), batch_size):
         batch = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
-        found += _tag_batch(model, processor, batch, settings)
-    return found
+        rows += _tag_batch(model, processor, batch, generate_kwargs)
+    return rows
 
 
-def _tag_batch(model, processor, batch: list[Mapping], settings: dict) -> list[dict]:
+def _tag_batch(
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, batch: list[Mapping], generate_kwargs: Mapping
+) -> list[dict]:
     try:
-        tags = predict_tags(model, processor, batch, batch_size=len(batch), progress=False, **settings)
+        tags = predict_tags(model, processor, batch, batch_size=len(batch), progress=False, **generate_kwargs)
     except (ValueError, OSError) as error:
         if len(batch) == 1:
             return [{"id": batch[0]["id"], "tags": [], "error": str(error)}]
-        # Halves, so that a bad example costs its neighbours neither their tags nor their company in a batch.
+        # Halving keeps the batches around an unreadable example large.
         half = len(batch) // 2
-        return [row for part in (batch[:half], batch[half:]) for row in _tag_batch(model, processor, part, settings)]
+        return [
+            row for part in (batch[:half], batch[half:]) for row in _tag_batch(model, processor, part, generate_kwargs)
+        ]
     return [{"id": example["id"], "tags": own, "error": None} for example, own in zip(batch, tags, strict=True)]
 
 
 def write_shard(
-    model,
-    processor,
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
     dataset: Dataset,
-    folder: str | os.PathLike,
-    index: int,
-    num_shards: int,
+    path: Path,
     examples: range,
-    **settings,
-) -> Path:
-    """Tags a shard's examples and writes them, unless that is done; a shard is there as a whole or not at all.
+    **kwargs: object,
+) -> None:
+    """Tags the examples of a shard and writes its Parquet file, unless the file is complete.
+
+    The file appears under its name only when it is complete.
 
     Args:
-        dataset: all examples; examples: those of this shard.
-        settings: of [`tag_examples`].
-
-    Returns:
-        The shard's Parquet file, with the columns of `FEATURES`.
+        model: a model with `generate`.
+        processor: the processor of the model.
+        dataset: all examples.
+        path: path of the file, from [`shard_path`].
+        examples: indices of the shard's examples.
+        kwargs: arguments of [`tag_examples`].
 
     Raises:
-        ValueError: all its examples fail for one reason, such as a wrong setting.
+        ValueError: all examples of the shard fail for the same reason, such as a wrong setting.
     """
-    path = shard_path(folder, index, num_shards)
-    if is_whole(path, examples):
-        return path
-    # The processor opens images and videos, and can say which one is broken.
-    found = tag_examples(model, processor, undecoded(dataset.select(examples)), **settings)
-    if len(found) > 1 and len({row["error"] for row in found}) == 1 and found[0]["error"] is not None:
-        raise ValueError(f"All {len(found)} examples of a shard fail alike: {found[0]['error']}")
-    tagged = Dataset.from_list(found, features=FEATURES)
+    if is_complete(path, len(examples)):
+        return
+    # Undecoded: the processor opens images and videos itself, and names the unreadable ones.
+    rows = tag_examples(model, processor, undecoded(dataset.select(examples)), **kwargs)
+    if len(rows) > 1 and len({row["error"] for row in rows}) == 1 and rows[0]["error"] is not None:
+        raise ValueError(f"All {len(rows)} examples of a shard fail for the same reason: {rows[0]['error']}")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    tagged.to_parquet(str(partial))
-    # In this order: the name must not stand for bytes that are not on the disk yet.
+    Dataset.from_list(rows, features=FEATURES).to_parquet(str(partial))
+    # The content must be on the disk before the name is.
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
-    return path

@@ -1,27 +1,31 @@
-"""Per-tag F1 averaged over tags (Full / Rare / Common), micro and per-item metrics, Tag Gain, and the fit of a
-threshold."""
+"""Metrics: per-tag F1 averaged over tags (Full, Rare, Common), micro and per-example metrics, and Tag Gain."""
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 
 class TagEvaluator:
-    """Scores predicted tag sets against ground truth.
+    """Compares predicted tags with the ground truth.
 
-    The evaluated tags are those with both a training count and a reference example; F1 is computed for each over the
-    examples and averaged (Table 4 of the supplement: Full is over all of them, Rare and Common over its two parts).
-    Micro and per-item metrics count every predicted and every reference tag, evaluated or not. Tags match exactly.
+    The evaluated tags are the training tags that occur in the ground truth. F1 is computed for each of them over the
+    examples, and averaged over the tags: Full over all of them, Rare and Common over its two parts (Table 4 of the
+    supplement). Micro and per-example metrics count all predicted and all ground-truth tags. Tags must match exactly.
 
     Args:
-        references: the ground-truth tags of each example.
-        train_counts: training examples of each training tag.
-        common_count: training count from which a tag is common.
+        references: for each example its ground-truth tags.
+        train_counts: the number of training examples of each training tag.
+        common_count: the training count from which a tag is common.
+
+    Raises:
+        ValueError: no ground-truth tag is a training tag.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], train_counts: Mapping[str, int], common_count: int = 25):
+    def __init__(
+        self, references: Sequence[Sequence[str]], train_counts: Mapping[str, int], common_count: int = 25
+    ) -> None:
         self.references = [set(tags) for tags in references]
         self.train_counts = train_counts
         reference_counts = Counter(tag for tags in self.references for tag in tags)
@@ -34,26 +38,26 @@ class TagEvaluator:
         self._example_support = np.array([len(tags) for tags in self.references])
 
     def score(self, predictions: Sequence[Sequence[Mapping]], threshold: float = 0.0) -> dict[str, float]:
-        """
+        """Computes the metrics of predictions.
+
         Args:
             predictions: for each example its predicted tags as `{"tag": str, "score": float}`, each tag once.
-            threshold: predictions with a smaller score do not count.
+            threshold: predictions with a smaller score are ignored.
 
         Returns:
             `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `example_precision`,
-            `example_recall`, `example_f1` in percent, `tags_per_example`, and `novel_ratio`: share of predicted pairs whose
-            tag is not a training tag.
+            `example_recall`, `example_f1` and `novel_ratio` (the ratio of predicted tags that are not training tags)
+            in percent, and `tags_per_example`.
 
         Raises:
-            ValueError: there are not as many predictions as references, a tag is listed twice for an example, or has no
-                score.
+            ValueError: the number of predictions is not that of the references, or a tag is listed twice for an
+                example or has no score.
         """
         return self.sweep(predictions, [threshold])[0]
 
     def sweep(self, predictions: Sequence[Sequence[Mapping]], thresholds: Sequence[float]) -> list[dict[str, float]]:
-        """[`score`] at many thresholds."""
-        if len(predictions) != len(self.references):
-            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference examples.")
+        """Computes the metrics of [`score`] at each of several thresholds."""
+        self._check_length(predictions)
         rows = [
             (example, self._index.get(p["tag"], -1), p["score"], p["tag"] in self.references[example], p["tag"])
             for example, tags in enumerate(predictions)
@@ -67,7 +71,7 @@ class TagEvaluator:
                 )
             seen.add((example, tag))
             if score is None or score != score:
-                raise ValueError(f"{tag!r} of example {example} has the score {score}; a threshold cannot judge it.")
+                raise ValueError(f"{tag!r} of example {example} has the score {score}; expected a number.")
         examples = np.array([row[0] for row in rows], dtype=int)
         tags = np.array([row[1] for row in rows], dtype=int)
         scores = np.array([row[2] for row in rows], dtype=float)
@@ -75,7 +79,19 @@ class TagEvaluator:
         novel = np.array([self.train_counts.get(row[4], 0) == 0 for row in rows], dtype=bool)
         return [self._score(examples[k], tags[k], hits[k], novel[k]) for k in (scores >= t for t in thresholds)]
 
-    def _score(self, examples, tags, hits, novel) -> dict[str, float]:
+    def _check_length(self, predictions: Sequence) -> None:
+        if len(predictions) != len(self.references):
+            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference examples.")
+
+    def _score(self, examples: np.ndarray, tags: np.ndarray, hits: np.ndarray, novel: np.ndarray) -> dict[str, float]:
+        """Computes the metrics of `[N]` pairs of an example and a predicted tag.
+
+        Args:
+            examples: the index of each pair's example.
+            tags: the index of its tag among the evaluated tags, -1 for others.
+            hits: whether the tag is in the ground truth of the example.
+            novel: whether the tag is not a training tag.
+        """
         known = tags >= 0
         predicted = np.bincount(tags[known], minlength=len(self._support))
         correct = np.bincount(tags[known & hits], minlength=len(self._support))
@@ -100,20 +116,22 @@ class TagEvaluator:
         return metrics | {"tags_per_example": round(float(example_predicted.mean()), 2)}
 
     def by_frequency(self, predictions: Sequence[Sequence[Mapping]], edges: Sequence[int]) -> list[dict[str, float]]:
-        """Per-tag F1 averaged over tags of like training frequency.
+        """Averages per-tag F1 over groups of tags with similar training counts.
 
         Args:
             predictions: as in [`score`].
-            edges: training counts at which a new group begins, ascending; the last group has no end.
+            edges: the smallest training count of each group, in ascending order; the last group has no upper limit.
 
         Returns:
-            For each group that has evaluated tags `{"from", "to", "tags", "f1"}`: its training counts, both included
-            (`to` is `None` for the last), the number of its tags and their mean F1 in percent.
+            For each group with evaluated tags `{"from", "to", "tags", "f1"}`: its smallest and largest training count
+            (`to` is `None` for the last group), its number of tags, and their mean F1 in percent.
+
+        Raises:
+            ValueError: `edges` are not in ascending order, or the number of predictions is not that of the references.
         """
         if list(edges) != sorted(set(edges)) or not edges:
-            raise ValueError(f"edges={list(edges)} must rise.")
-        if len(predictions) != len(self.references):
-            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference examples.")
+            raise ValueError(f"edges={list(edges)}: expected numbers in ascending order.")
+        self._check_length(predictions)
         predicted, correct = np.zeros((2, len(self._support)))
         for tags, reference in zip(predictions, self.references):
             for tag in (p["tag"] for p in tags if p["tag"] in self._index):
@@ -136,34 +154,45 @@ class TagEvaluator:
         return groups
 
     def best_threshold(
-        self, predictions: Sequence[Sequence[Mapping]], objective: str = "full_f1", steps: int = 50
+        self, predictions: Sequence[Sequence[Mapping]], metric_for_best_model: str = "full_f1", steps: int = 50
     ) -> tuple[float, dict[str, float]]:
-        """The threshold with the largest `objective`, among `steps` even steps below 1 and as many below 0.1, and the
-        metrics there."""
+        """Finds the threshold with the best metric.
+
+        Args:
+            predictions: as in [`score`].
+            metric_for_best_model: the metric to maximise, as in [`metric_value`].
+            steps: number of thresholds to try between 0 and 1, and again between 0 and 0.1.
+
+        Returns:
+            The threshold, and the metrics with it.
+        """
         grid = np.concatenate([np.linspace(0, top, steps, endpoint=False) for top in (1, 0.1)])
         thresholds = sorted({round(float(threshold), 4) for threshold in grid})
         metrics = self.sweep(predictions, thresholds)
-        best = max(range(len(metrics)), key=lambda index: metric_value(metrics[index], objective))
+        best = max(range(len(metrics)), key=lambda index: metric_value(metrics[index], metric_for_best_model))
         return thresholds[best], metrics[best]
 
     def at_k(self, predictions: Sequence[Sequence[Mapping]], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-        """Precision and recall of each example's k best predictions, averaged over the examples.
+        """Computes precision and recall of the k best predictions of each example, averaged over the examples.
 
         Args:
-            predictions: for each example its tags best first, each once.
-            ks: how many of them are looked at. An example with fewer predictions has the missing ones wrong.
+            predictions: for each example its tags, best first, each once.
+            ks: the numbers of predictions to keep. Where an example has fewer, the missing ones count as wrong.
 
         Returns:
-            `precision_at_<k>` and `recall_at_<k>` in percent. An example without any ground truth has a recall of 0.
+            `precision_at_<k>` and `recall_at_<k>` in percent. The recall of an example without ground truth is 0.
+
+        Raises:
+            ValueError: one of `ks` is not a positive integer, or the number of predictions is not that of the
+                references.
         """
-        if len(predictions) != len(self.references):
-            raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference examples.")
+        self._check_length(predictions)
         if not ks or any(not isinstance(k, int) or k < 1 for k in ks):
-            raise ValueError(f"ks={list(ks)} must be whole numbers of at least 1.")
-        longest = max(ks)
-        hits = np.zeros((len(predictions), longest), dtype=bool)
+            raise ValueError(f"ks={list(ks)}: expected positive integers.")
+        max_k = max(ks)
+        hits = np.zeros((len(predictions), max_k), dtype=bool)
         for example, (tags, reference) in enumerate(zip(predictions, self.references)):
-            found = [p["tag"] in reference for p in tags[:longest]]
+            found = [p["tag"] in reference for p in tags[:max_k]]
             hits[example, : len(found)] = found
         correct = hits.cumsum(axis=1)
         metrics = {}
@@ -174,19 +203,26 @@ class TagEvaluator:
         return metrics
 
 
-def metric_value(metrics: Mapping[str, float], objective: str) -> float:
-    """What a fit makes as large as it can: a figure by name, or the mean of several, as in `"full_f1+micro_f1"`; with
-    `"full_f1@micro_f1>=52"`, the figure among the settings that keep the other one above a floor. What lies below it
-    counts by how far, and less than anything above.
+def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> float:
+    """Computes the value that a fit maximises.
+
+    Args:
+        metrics: metrics by name.
+        metric_for_best_model: a metric by name, or the mean of several, such as `"full_f1+micro_f1"`. With a floor,
+            as in `"full_f1@micro_f1>=52"`, settings whose micro F1 is below 52 rank below all others, and among
+            themselves by micro F1.
+
+    Returns:
+        The value; it is negative below the floor.
 
     Raises:
-        ValueError: one of them is no figure, or the floor no number.
+        ValueError: a metric is unknown, or the floor is not a number.
     """
-    objective, _, condition = objective.partition("@")
+    mean_of, _, condition = metric_for_best_model.partition("@")
     floored, _, floor = condition.partition(">=")
-    names = objective.split("+")
+    names = mean_of.split("+")
     if unknown := [name for name in [*names, *filter(None, [floored])] if name not in metrics]:
-        raise ValueError(f"objective={unknown[0]!r} is no figure; expected one of {sorted(metrics)}.")
+        raise ValueError(f"metric_for_best_model={unknown[0]!r} is not a metric; expected one of {sorted(metrics)}.")
     if condition and metrics[floored] < float(floor):
         return metrics[floored] - float(floor) - 100.0
     return sum(metrics[name] for name in names) / len(names)
@@ -195,21 +231,26 @@ def metric_value(metrics: Mapping[str, float], objective: str) -> float:
 def tag_gain(
     predictions: Sequence[Sequence[str]],
     references: Sequence[Sequence[str]],
-    label_vocabulary,
+    label_vocabulary: Iterable[str],
     relevant: Callable[[int, str], bool] | None = None,
 ) -> dict[str, float]:
-    """Tag Gain: 100 · (novel predicted pairs judged relevant) / (ground-truth pairs).
+    """Computes Tag Gain: 100 · (novel predicted pairs judged relevant) / (ground-truth pairs).
+
+    A pair is an example and one of its tags.
 
     Args:
-        predictions: each example's predicted tags, each once.
-        references: its ground-truth tags.
-        label_vocabulary: the tags of the training examples; a predicted tag outside them is novel.
-        relevant: says of an example's index and a novel tag whether the tag is relevant; by default it is when the example's
-            ground truth has it.
+        predictions: for each example its predicted tags, each once.
+        references: for each example its ground-truth tags.
+        label_vocabulary: the training tags; any other predicted tag is novel.
+        relevant: takes the index of an example and a novel tag, and returns whether the tag is relevant. By default a
+            tag is relevant if it is in the ground truth of the example.
 
     Returns:
-        `tag_gain` and `novel_ratio` (of the predicted pairs) in percent, and the counts `novel_pairs`,
-        `relevant_pairs`, `reference_pairs`.
+        `tag_gain` and `novel_ratio` (the ratio of predicted pairs whose tag is novel) in percent, and the counts
+        `novel_pairs`, `relevant_pairs` and `reference_pairs`.
+
+    Raises:
+        ValueError: the number of predictions is not that of the references, or the references have no tags.
     """
     references = [set(tags) for tags in references]
     if len(predictions) != len(references):
@@ -222,7 +263,7 @@ def tag_gain(
         found = sum(bool(relevant(example, tag)) for example, tag in novel)
     pairs, predicted = sum(map(len, references)), sum(map(len, predictions))
     if not pairs:
-        raise ValueError("The references have no tags at all: there is nothing the gain could be a share of.")
+        raise ValueError("The references have no tags; Tag Gain is a ratio of their number.")
     return {
         "tag_gain": round(100 * found / pairs, 3),
         "novel_ratio": round(100 * len(novel) / max(predicted, 1), 2),
@@ -233,16 +274,23 @@ def tag_gain(
 
 
 def normalize_tag(tag: str) -> str:
-    """A tag without differences of case, of width (full and half), and of surrounding or repeated spaces."""
+    """Removes differences of case, of full and half width, and of surrounding or repeated spaces from a tag."""
     return " ".join(unicodedata.normalize("NFKC", tag).casefold().split())
 
 
-def checked_tag_sets(name: str, tag_sets: Sequence[Sequence[str]], normalize: bool = False) -> list[list[str]]:
-    """Tag sets in which every tag is listed once, normalised by [`normalize_tag`] if asked; tags of an example that
-    become the same then count once.
+def check_tag_sets(name: str, tag_sets: Sequence[Sequence[str]], normalize: bool = False) -> list[list[str]]:
+    """Checks that no example has a tag twice, and normalises the tags if asked to.
+
+    Args:
+        name: what error messages call the tag sets.
+        tag_sets: for each example its tags.
+        normalize: whether to apply [`normalize_tag`]. Tags of an example that become equal are merged.
+
+    Returns:
+        For each example its tags.
 
     Raises:
-        ValueError: a tag is listed twice for an example as it is written; `name` is what the message calls the sets.
+        ValueError: a tag is listed twice for an example, before normalisation.
     """
     for example, tags in enumerate(tag_sets):
         if len(set(tags)) < len(tags):

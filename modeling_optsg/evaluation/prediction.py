@@ -1,56 +1,79 @@
-"""Tags for many examples, and the fit of decoding settings on validation examples."""
+"""Prediction of tags for many examples."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm.auto import tqdm
+from transformers.utils import ModelOutput
 
 from modeling_optsg.data.collator import OPTSGDataCollator
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
 MODALITY_COLUMNS = {"image": ("image", "video", "frame_features"), "title": ("title", "title_features")}
 
 
 def predict_tags(
-    model,
-    processor,
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: Sequence[Mapping], **kwargs: object
+) -> list[list[dict]]:
+    """Predicts the tags of many examples.
+
+    Args:
+        model: a model with `generate`.
+        processor: the processor of the model.
+        examples: rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
+        kwargs: arguments of [`generate_batches`] and of `generate`.
+
+    Returns:
+        For each example its tags as `{"tag", "score", "novel"}`, best first. An example that has none of the
+        `modalities` gets no tags.
+    """
+    predictions = [[] for _ in range(len(examples))]
+    for indices, outputs in generate_batches(model, processor, examples, **kwargs):
+        for index, tags in zip(indices, processor.batch_decode(outputs)):
+            predictions[index] = tags
+    return predictions
+
+
+def generate_batches(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
     examples: Sequence[Mapping],
     *,
     batch_size: int = 64,
     modalities: Sequence[str] = ("image", "title"),
     progress: bool = True,
-    **generate_kwargs,
-) -> list[list[dict]]:
-    """Tags of many examples.
+    **generate_kwargs: object,
+) -> Iterator[tuple[list[int], ModelOutput]]:
+    """Calls `generate` on many examples, batch by batch.
 
     Args:
-        examples: anything [`OPTSGDataCollator`] makes batches of; ground-truth tags are not looked at.
-        modalities: what the model may look at, "image", "title" or both.
-        generate_kwargs: of `generate`.
+        model: a model with `generate`.
+        processor: the processor of the model.
+        examples: rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
+        batch_size: number of examples per batch.
+        modalities: the inputs that the model sees: "image" (which stands for videos and frame features too), "title"
+            or both.
+        progress: whether to show a progress bar.
+        generate_kwargs: arguments of `generate`.
 
-    Returns:
-        For each example its tags as `{"tag", "score", "novel"}`, best first. An example that has none of the modalities gets
-        no tags.
+    Yields:
+        The indices of a batch's examples, without those that have none of the modalities, and the output for them.
+
+    Raises:
+        ValueError: a modality is unknown, or an example cannot be read.
     """
-    predictions = [[] for _ in range(len(examples))]
-    for rows, outputs in _generate(model, processor, examples, batch_size, modalities, progress, generate_kwargs):
-        for index, tags in zip(rows, processor.batch_decode(outputs)):
-            predictions[index] = tags
-    return predictions
-
-
-def _generate(model, processor, examples, batch_size, modalities, progress, generate_kwargs) -> Iterator[tuple]:
-    """Batch by batch the indices of the examples that can be looked at, and `generate`'s output for them."""
     if unknown := set(modalities) - set(MODALITY_COLUMNS):
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
     columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
-    collate = OPTSGDataCollator(processor, max_book_tokens=getattr(model.config, "max_book_tokens", None))
+    collate = OPTSGDataCollator(processor)
     for start in tqdm(range(0, len(examples), batch_size), desc="Tagging", disable=not progress, leave=False):
         rows = {}
         for index in range(start, min(start + batch_size, len(examples))):
-            row = {name: value for name, value in examples[index].items() if name in columns}
+            example = examples[index]
+            row = {name: value for name, value in example.items() if name in columns}
             if any(value is not None and not (isinstance(value, str) and not value.strip()) for value in row.values()):
-                # What neighbours have is no modality of the example's own.
-                rows[index] = row | {name: examples[index][name] for name in ("book_tags",) if name in examples[index]}
-        if not rows:
-            continue
-        batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}
-        yield list(rows), model.generate(**batch, **generate_kwargs)
+                # Retrieved tags come with an example, but are not an input of their own.
+                rows[index] = row | {name: example[name] for name in ("book_input_ids",) if name in example}
+        if rows:
+            batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}
+            yield list(rows), model.generate(**batch, **generate_kwargs)

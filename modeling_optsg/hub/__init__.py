@@ -1,4 +1,4 @@
-"""What goes to the Hub beside the weights."""
+"""Publish checkpoints and datasets on the Hub."""
 
 from .model_card import write_model_card
 

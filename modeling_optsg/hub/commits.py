@@ -1,5 +1,6 @@
-"""Files to the Hub as one commit: all of them can be seen there, or none."""
+"""Upload files to the Hub in one commit: either all of them become visible, or none."""
 
+import copy
 import fnmatch
 import os
 import warnings
@@ -7,54 +8,75 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-# The Hub's own limit; `hf upload` makes several commits.
+# The Hub's limit for one commit.
 MAX_FILES = 25_000
 TEXT_SUFFIXES = frozenset(".jinja .json .md .py .txt".split())
-# Of httpx, or of what `huggingface_hub` has taken in its place: also what is raised when a connection is lost.
+# The base class of the HTTP client's errors. Versions of `huggingface_hub` differ in the client they use.
 HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 
 class PublishingError(RuntimeError):
-    """It was not published. The message says why and what can be done."""
+    """The files could not be published; the message says why and what to do."""
 
 
 @dataclass
 class LocalFiles:
-    """Files as they are now. Texts are kept in memory; larger files are remembered by size and time.
+    """Local files to publish, in the state they have when this object is created.
+
+    Text files are read into memory. For other files the inode, size and modification time are recorded, so that a
+    change during the upload is noticed.
 
     Args:
-        paths: by their name in the repository.
-        replaced: what is published in place of a file's contents.
+        paths: local paths by file name in the repository.
+        contents: file contents by file name in the repository. They replace the contents of a local file of the same
+            name, or add a file.
     """
 
     paths: Mapping[str, Path]
-    replaced: Mapping[str, bytes] = field(default_factory=dict)
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._states = {name: _state(path) for name, path in self.paths.items()}
-        texts = (name for name, path in self.paths.items() if path.suffix in TEXT_SUFFIXES)
-        self._contents = {name: self.paths[name].read_bytes() for name in texts} | dict(self.replaced)
+        texts = {name: path.read_bytes() for name, path in self.paths.items() if path.suffix in TEXT_SUFFIXES}
+        self.contents = texts | dict(self.contents)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the published files."""
+        return self.paths.keys() | self.contents.keys()
+
+    def with_contents(self, contents: Mapping[str, bytes]) -> "LocalFiles":
+        """Return a copy that publishes `contents` too. The recorded states of the local files are kept."""
+        changed = copy.copy(self)
+        changed.contents = self.contents | dict(contents)
+        return changed
 
     def additions(self) -> list[CommitOperationAdd]:
-        """Raises OSError: a file cannot be read any more."""
-        return [CommitOperationAdd(name, self._contents.get(name, path)) for name, path in sorted(self.paths.items())]
+        """Return the files as operations of a commit, sorted by name.
+
+        Raises:
+            OSError: a file cannot be read any more.
+        """
+        sources = {**self.paths, **self.contents}
+        return [CommitOperationAdd(name, source) for name, source in sorted(sources.items())]
 
     def changed(self) -> list[str]:
-        """Names of those that are no longer what they were."""
+        """Return the names of the files that have changed on disk since this object was created."""
         return [name for name, path in self.paths.items() if _state(path) != self._states[name]]
 
 
 @dataclass(frozen=True)
-class Published:
-    """
+class PushResult:
+    """The outcome of a push.
+
     Args:
         url: page of the commit or of the pull request.
-        revision: id of the commit.
-        changed: whether there was anything to change; if not, it is the commit that was there.
+        revision: commit id.
+        changed: whether a commit was made. Without changes, `revision` is the commit that was already there.
     """
 
     url: str
@@ -63,16 +85,19 @@ class Published:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """
+    """Check that `repo_id` has the form `org/name`.
+
     Raises:
-        ValueError: it is not of the form `org/name`.
+        ValueError: it does not.
     """
     try:
         validate_repo_id(repo_id)
     except ValueError as error:
-        raise ValueError(f"{repo_id!r} is no name of a repository: {error}") from None
+        raise ValueError(f"{repo_id!r} is not a repository name: {error}") from None
     if "/" not in repo_id:
-        raise ValueError(f"{repo_id!r} is no name of a repository: give org/name, the organisation or user first")
+        raise ValueError(
+            f"{repo_id!r} is not a repository name: give org/name, starting with the organisation or user"
+        )
 
 
 def push_files(
@@ -84,83 +109,107 @@ def push_files(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str,
-    replace: Iterable[str] = (),
-) -> Published:
-    """Makes the repository if it is not there, uploads what it has not yet, and then shows all of it by one commit.
+    delete_patterns: Iterable[str] = (),
+) -> PushResult:
+    """Create the repository if necessary and upload the files in one commit.
 
-    Large files that have arrived when a push fails stay on the Hub, unseen: the next push does not send them again.
+    When a push fails, large files that have already arrived stay on the Hub without being visible; the next push does
+    not send them again.
 
     Args:
+        files: the files.
+        repo_id: `org/name`.
         repo_type: "model" or "dataset".
-        private: whether a new repository is; one that is there must be.
-        revision: branch, made if it is not there; main if not given.
-        create_pr: make a pull request instead, to a repository that is there.
-        replace: patterns of files of the repository that are deleted if they are not among `files`.
+        private: create the repository as private; an existing one must be private.
+        revision: branch, created if necessary; main by default.
+        create_pr: open a pull request on an existing repository instead.
+        commit_message: title of the commit or pull request.
+        delete_patterns: patterns of repository files to delete unless they are among `files`.
 
     Raises:
         ValueError: the name is malformed, or there are more files than one commit may have.
-        PublishingError: the Hub cannot be reached or refuses, or a file was changed on the way.
+        PublishingError: the Hub cannot be reached or refuses, or a local file changed during the upload.
     """
     check_repo_id(repo_id)
-    if len(files.paths) > MAX_FILES:
+    if len(files.names) > MAX_FILES:
         raise ValueError(
-            f"{len(files.paths)} files are more than one commit may have ({MAX_FILES}); upload them in several by "
-            f"`hf upload {repo_id} FOLDER --repo-type {repo_type}`"
+            f"{len(files.names)} files exceed the limit of {MAX_FILES} per commit; upload them in several commits "
+            f"with `hf upload {repo_id} FOLDER --repo-type {repo_type}`"
         )
-    # Without one, each call below fails in words of its own.
+    # Without a token, every call below fails with a different message.
     if get_token() is None:
         raise PublishingError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
-    api = HfApi()
-    where = {"repo_id": repo_id, "repo_type": repo_type}
-    outcome = "nothing was published"
+    push = _Push(files, {"repo_id": repo_id, "repo_type": repo_type}, revision, create_pr)
     try:
         with warnings.catch_warnings():
-            # Of a book of training examples, which belongs to its model.
+            # The retrieval index of the Open-Book model holds training examples and belongs to the model.
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
             if not create_pr:
-                api.create_repo(**where, private=private or None, exist_ok=True)
-                if private and not api.repo_info(**where).private:
-                    raise PublishingError(
-                        f"{repo_id} is there already and public: make it private in its settings, or push without "
-                        "--private"
-                    )
-                if revision and not revision.startswith("refs/"):
-                    api.create_branch(**where, branch=revision, exist_ok=True)
-            head = api.repo_info(**where, revision=revision).sha
-            additions = files.additions()
-            present = api.list_repo_files(**where, revision=head) if replace else []
-            deletions = [
-                CommitOperationDelete(name)
-                for name in present
-                if name not in files.paths and any(fnmatch.fnmatch(name, pattern) for pattern in replace)
-            ]
-            api.preupload_lfs_files(
-                **where, additions=additions, revision=revision, create_pr=create_pr, free_memory=False
-            )
-            _refuse_changed(files)
-            # The answer may be lost when it is done.
-            outcome = "whether it was published is not known, pushing again will tell"
-            commit = api.create_commit(
-                **where,
-                operations=[*deletions, *additions],
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-                parent_commit=head,
-            )
+                push.prepare_repository(private)
+            head = push.head()
+            commit = push.commit(head, commit_message, list(delete_patterns))
     except PublishingError:
         raise
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        # Then that is the cause, whatever came of it.
+        # A file that changed is the cause of whatever error followed.
         _refuse_changed(files)
         refused = (_status(error) or 500) < 500
-        raise PublishingError(
-            f"{_reason(error, repo_id)}; {'nothing was published' if refused else outcome}"
-        ) from error
-    return Published(commit.pr_url or commit.commit_url, commit.oid, commit.oid != head)
+        unknown = push.committing and not refused
+        outcome = "the commit may have been made; push again to find out" if unknown else "nothing was published"
+        raise PublishingError(f"{_reason(error, repo_id)}; {outcome}") from error
+    return PushResult(commit.pr_url or commit.commit_url, commit.oid, commit.oid != head)
 
 
-def _state(path: Path) -> tuple | None:
+class _Push:
+    """The calls of one push.
+
+    Args:
+        files: the files.
+        repository: `repo_id` and `repo_type`.
+        revision: branch, or None for main.
+        create_pr: whether the commit becomes a pull request.
+    """
+
+    def __init__(self, files: LocalFiles, repository: dict[str, str], revision: str | None, create_pr: bool):
+        self.files, self.repository, self.revision, self.create_pr = files, repository, revision, create_pr
+        self.api = HfApi()
+        # From then on, a lost answer does not mean that nothing was published.
+        self.committing = False
+
+    def prepare_repository(self, private: bool) -> None:
+        """Create the repository and the branch where they do not exist."""
+        self.api.create_repo(**self.repository, private=private or None, exist_ok=True)
+        if private and not self.api.repo_info(**self.repository).private:
+            raise PublishingError(
+                f"{self.repository['repo_id']} already exists and is public: make it private in its settings, or push "
+                "without --private"
+            )
+        if self.revision and not self.revision.startswith("refs/"):
+            self.api.create_branch(**self.repository, branch=self.revision, exist_ok=True)
+
+    def head(self) -> str:
+        """Return the id of the commit that the new one follows."""
+        return self.api.repo_info(**self.repository, revision=self.revision).sha
+
+    def commit(self, head: str, message: str, delete_patterns: list[str]) -> CommitInfo:
+        """Upload the large files, then make the commit."""
+        additions = self.files.additions()
+        present = self.api.list_repo_files(**self.repository, revision=head) if delete_patterns else []
+        deletions = [
+            CommitOperationDelete(name)
+            for name in present
+            if name not in self.files.names and any(fnmatch.fnmatch(name, pattern) for pattern in delete_patterns)
+        ]
+        where = self.repository | {"revision": self.revision, "create_pr": self.create_pr}
+        self.api.preupload_lfs_files(**where, additions=additions, free_memory=False)
+        _refuse_changed(self.files)
+        self.committing = True
+        return self.api.create_commit(
+            **where, operations=[*deletions, *additions], commit_message=message, parent_commit=head
+        )
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
     try:
         found = os.stat(path)
     except OSError:
@@ -171,35 +220,35 @@ def _state(path: Path) -> tuple | None:
 def _refuse_changed(files: LocalFiles) -> None:
     if changed := files.changed():
         raise PublishingError(
-            f"{', '.join(changed)} changed while it was uploaded; nothing was published. Push again when nothing is "
-            "written there any more"
+            f"{', '.join(changed)} changed during the upload; nothing was published. Push again when no program "
+            "writes to the folder"
         )
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
 
 
-def _reason(error: Exception, repo_id: str) -> str:
-    """One line."""
+def _reason(error: BaseException, repo_id: str) -> str:
+    """Describe an error of the client in one line."""
     if isinstance(error, RuntimeError) and error.__cause__ is not None:
-        # Of a file that is uploaded in a thread.
+        # Raised for a file that is uploaded in a thread; it names the file.
         return f"{str(error).rstrip('.')}: {_reason(error.__cause__, repo_id)}"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo_id} has no such revision"
     status = _status(error)
-    # Of a repository that one may not see the Hub says 401 too, but only to those without a token.
+    # A missing repository also gives 401, but only without a token.
     if status == 401:
-        return "the Hub does not know this token: log in with `hf auth login`, or set another HF_TOKEN"
+        return "the Hub does not accept this token: log in with `hf auth login`, or set another HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):
-        return f"there is no repository {repo_id}, or this token may not see it"
+        return f"there is no repository {repo_id}, or this token may not read it"
     if status == 403:
         return f"this token may not write to {repo_id}: {error.server_message}"
     if status == 412:
-        return f"somebody else has changed {repo_id} meanwhile; push again"
+        return f"{repo_id} was changed by another commit during the push; push again"
     if status is not None and status >= 500:
-        return f"the Hub answers {status}; push again later, what has arrived is not sent again"
+        return f"the Hub answers {status}; push again later, files that have arrived are not sent again"
     if isinstance(error, HTTPError) and status is None:
-        lost = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-        return f"the connection was lost ({lost}); what has arrived is not sent again by the next push"
+        cause = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+        return f"the connection was lost ({cause}); the next push does not send files again that have arrived"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,7 @@
-"""A checkpoint's handler for Inference Endpoints: requests in JSON or as an image's bytes, tags out.
+"""Serve a checkpoint on Inference Endpoints: JSON or the bytes of an image in, tags out.
 
-It stands beside the weights and needs nothing but `transformers`, what that loads the folder with, and PyAV for videos.
+`optsg push` publishes this file next to the weights. It needs only `transformers`, the requirements of the model's
+code, and PyAV to read videos.
 """
 
 import base64
@@ -15,12 +16,14 @@ from transformers import pipeline
 
 PARTS = ("image", "video", "frames", "title")
 PARAMETERS = ("top_k", "threshold", "decoding", "tag_vocabulary")
-# Some clients send options for a server of their own.
+# Some clients add "options" that are meant for another server.
 REQUEST = ("inputs", "parameters", "options")
+URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
 
 
 class EndpointHandler:
-    """
+    """The handler that the Inference Endpoints toolkit calls.
+
     Args:
         path: the checkpoint's folder.
     """
@@ -29,90 +32,91 @@ class EndpointHandler:
         self.pipeline = pipeline("tag-generation", model=path, trust_remote_code=True)
 
     def __call__(self, data: Mapping[str, Any]) -> list[dict] | list[list[dict]]:
-        """Answers a request.
+        """Answer a request.
 
         Args:
-            data: `{"inputs": …, "parameters": {…}}`. The inputs are an example or a list of examples; an example is an image
-                or a video, or a dictionary of `"image"` or `"video"` or `"frames"` (a list of images) and `"title"`.
-                Files are bytes or base64, with or without `data:…;base64,` before it; an image may be a PIL one,
-                which the toolkit makes of a body with an image's content type. Parameters are the pipeline's `top_k`,
-                `threshold`, `decoding` and `tag_vocabulary`.
+            data: `{"inputs": …, "parameters": {…}}`. The inputs are an example or a list of examples. An example is
+                an image, a video, or a dictionary with "title" and one of "image", "video" and "frames" (a list of
+                images). Files are bytes or base64, with or without a `data:…;base64,` prefix. An image may be a PIL
+                image, which the toolkit makes from a body with an image content type. The parameters are `top_k`,
+                `threshold`, `decoding` and `tag_vocabulary` of the pipeline.
 
         Returns:
-            Per example `[{"label": str, "score": float, "novel": bool}]` by falling score.
+            Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score.
 
         Raises:
-            ValueError: the request is not one, or a file cannot be read. Nothing is opened or fetched by name.
+            ValueError: the request is malformed, or a file cannot be read. Paths and addresses are never opened.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
             raise ValueError('expected {"inputs": …, "parameters": {…}}')
         if unknown := data.keys() - set(REQUEST):
-            raise ValueError(f'a request has {sorted(map(str, unknown))}; settings go in "parameters"')
+            raise ValueError(f'unknown keys {sorted(map(str, unknown))} in the request; settings go in "parameters"')
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, Mapping):
             raise ValueError(f'"parameters" is of type {type(parameters).__name__}; expected an object')
         if unknown := parameters.keys() - set(PARAMETERS):
-            raise ValueError(f"there are no parameters {sorted(unknown)}; there are {list(PARAMETERS)}")
+            raise ValueError(f"unknown parameters {sorted(map(str, unknown))}; expected some of {list(PARAMETERS)}")
         inputs = data["inputs"]
-        many = isinstance(inputs, list)
-        examples = [self._example(example) for example in (inputs if many else [inputs])]
-        found = self.pipeline(examples, batch_size=8, **parameters)
-        return found if many else found[0]
-
-    @staticmethod
-    def _example(example: Any) -> dict:
-        if not isinstance(example, Mapping):
-            content = _content(example)
-            return {"video" if _is_video(content) else "image": content}
-        if unknown := example.keys() - set(PARTS):
-            raise ValueError(f"an example has {sorted(unknown)}; expected some of {list(PARTS)}")
-        example = {part: value for part, value in example.items() if value is not None}
-        for part in example.keys() & {"image", "video"}:
-            example[part] = _content(example[part])
-        if "frames" in example:
-            if not isinstance(example["frames"], list):
-                raise ValueError('"frames" is not a list of images')
-            example["frames"] = [_content(frame) for frame in example["frames"]]
-        return example
+        is_batch = isinstance(inputs, list)
+        examples = [_read_example(example) for example in (inputs if is_batch else [inputs])]
+        tags = self.pipeline(examples, batch_size=8, **parameters)
+        return tags if is_batch else tags[0]
 
 
-def _content(file: Any) -> Any:
-    """A file's bytes. Text is base64 and never a path or an address: those would be the server's own."""
+def _read_example(example: Any) -> dict[str, Any]:
+    """Return an example of the request as the pipeline takes it, with its files decoded."""
+    if not isinstance(example, Mapping):
+        content = _read_file(example)
+        return {"video" if _is_video(content) else "image": content}
+    if unknown := example.keys() - set(PARTS):
+        raise ValueError(f"unknown keys {sorted(map(str, unknown))} in an example; expected some of {list(PARTS)}")
+    example = {part: value for part, value in example.items() if value is not None}
+    for part in example.keys() & {"image", "video"}:
+        example[part] = _read_file(example[part])
+    if "frames" in example:
+        if not isinstance(example["frames"], list):
+            raise ValueError(f'"frames" is of type {type(example["frames"]).__name__}; expected a list of images')
+        example["frames"] = [_read_file(frame) for frame in example["frames"]]
+    return example
+
+
+def _read_file(file: Any) -> bytes | Image.Image:
+    """Return a file's bytes. Text is base64 and never a path or an address, which would be the server's."""
     if isinstance(file, bytes | bytearray):
-        return _of_few_pixels(bytes(file))
+        return _check_pixels(bytes(file))
     if isinstance(file, Image.Image):
         return file
     if not isinstance(file, str):
         raise ValueError(f"a file is of type {type(file).__name__}; expected its bytes in base64")
     if file.startswith("data:"):
         _, _, file = file.partition(",")
-    # Of either alphabet, with or without its filler.
-    file = "".join(file.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    # Both alphabets are accepted, with or without padding and line breaks.
+    text = "".join(file.split()).rstrip("=").translate(URL_SAFE_TO_STANDARD)
     try:
-        content = base64.b64decode(file + "=" * (-len(file) % 4), validate=True)
+        content = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError("a file is text that is not base64; paths and addresses are not read here") from error
-    return _of_few_pixels(content)
+        raise ValueError("a file is text that is not base64; paths and addresses are not opened") from error
+    return _check_pixels(content)
 
 
-def _of_few_pixels(content: bytes) -> bytes:
-    """A small file may be an image of more pixels than there is memory, of which Pillow only warns."""
-    most = Image.MAX_IMAGE_PIXELS
+def _check_pixels(content: bytes) -> bytes:
+    """Refuse an image with more pixels than Pillow's limit: a small file may decode to more than the memory holds."""
+    limit = Image.MAX_IMAGE_PIXELS
     try:
-        # What is no image is for the pipeline to say.
+        # The pipeline reports what is not an image.
         with contextlib.suppress(OSError):
             width, height = Image.open(io.BytesIO(content)).size
-            if most is not None and width * height > most:
-                raise ValueError(f"an image of {width} × {height} pixels exceeds limit of {most}")
+            if limit is not None and width * height > limit:
+                raise ValueError(f"an image of {width} × {height} pixels exceeds the limit of {limit}")
     except Image.DecompressionBombError as error:
-        raise ValueError(f"an image's pixels are too many: {error}") from error
+        raise ValueError(f"an image has too many pixels: {error}") from error
     return content
 
 
-def _is_video(content: Any) -> bool:
-    """Whether a file begins as MP4 and its kin, Matroska or WebM, or AVI do."""
+def _is_video(content: bytes | Image.Image) -> bool:
+    """Return whether a file starts like MP4 or QuickTime, Matroska or WebM, or AVI."""
     if not isinstance(content, bytes):
         return False
-    images = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-    is_mp4 = content[4:8] == b"ftyp" and content[8:12] not in images
+    still_images = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+    is_mp4 = content[4:8] == b"ftyp" and content[8:12] not in still_images
     return is_mp4 or content.startswith(b"\x1aE\xdf\xa3") or (content[:4] == b"RIFF" and content[8:12] == b"AVI ")

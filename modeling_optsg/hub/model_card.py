@@ -1,21 +1,25 @@
-"""What lies beside a checkpoint's weights on the Hub: the model card, its example images, the endpoint handler."""
+"""Write a checkpoint's model card from its training summary, its results and the tags of example images."""
 
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers import pipeline
 
-from modeling_optsg.pipeline_optsg import TASK
+from modeling_optsg.pipeline_optsg import TASK, TagGenerationPipeline
+
+from .checkpoint_checks import SUMMARY
 
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-ENDPOINT_FILES = ("handler.py", "requirements.txt")
 METRICS = {
     "full_f1": "Full F1",
     "rare_f1": "Rare F1",
@@ -23,12 +27,12 @@ METRICS = {
     "micro_precision": "Micro precision",
     "micro_recall": "Micro recall",
     "micro_f1": "Micro F1",
-    "tags_per_example": "Tags an example",
+    "tags_per_example": "Tags per example",
 }
-# What a card calls a model that has no name on the Hub yet.
-NAMELESS = "FOLDER"
-MEASURED = ("full_f1", "rare_f1", "common_f1", "micro_f1")
-WIDGET_TAGS, WIDGET_DIGITS = 5, 4
+MODEL_INDEX_METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
+# The name of a model that has none on the Hub yet; `push_checkpoint` replaces it.
+PLACEHOLDER_NAME = "FOLDER"
+MAX_WIDGET_TAGS, WIDGET_DIGITS = 5, 4
 
 
 def write_model_card(
@@ -43,36 +47,39 @@ def write_model_card(
     language: str | list[str] | None = None,
     examples: Sequence[str | os.PathLike] = (),
     use: str | None = None,
-    licences: str | None = None,
+    license_details: str | None = None,
 ) -> ModelCard:
-    """Writes `README.md` into a checkpoint's folder, and beside it the example images and the endpoint handler.
-    Every figure in the card is read from a file, and the tags of the examples are the model's.
+    """Write `README.md` and the widget's example images into a checkpoint's folder.
+
+    All numbers are read from files, and the tags of the examples are predicted by the model.
 
     Args:
         checkpoint: folder with `training_summary.json`, as `examples/train.py` leaves it.
-        results: what `examples/score.py` wrote for it; without, the card has the validation metrics of the training.
-        name: the model's name, or the repository's as `org/name`; dataset_name: the benchmark's.
-        train_command, score_command: the commands that made the two; the training's is told by its arguments if not
-            given.
-        license, language: as the Hub names them.
-        examples: images for the widget, named as their files are. One that gets no tags is left out, with a warning.
-        use: what the model is for and what its limits are, in Markdown; a general text if not given.
-        licences: of what it was made from, in Markdown.
+        results: output of `examples/score.py`. Without it, the card shows the validation metrics of the training.
+        name: the model's name, or its repository as `org/name`.
+        dataset_name: name of the training data.
+        train_command: command that trained the model; by default it is composed from the training arguments.
+        score_command: command that made `results`.
+        license: licence of the weights, by its identifier on the Hub.
+        language: languages of titles and tags, by their codes.
+        examples: images for the widget, with file names that describe them. An image without predicted tags is left
+            out with a warning.
+        use: intended use and limits, in Markdown; by default a general text.
+        license_details: licences of the material the model was made from, in Markdown.
+
+    Returns:
+        The card.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
     checkpoint = Path(checkpoint)
-    summary = json.loads((checkpoint / "training_summary.json").read_text(encoding="utf-8"))
-    arguments = summary["arguments"]
+    summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
     if scores is not None:
         split, metrics = "test", scores["test"]
     else:
         split, metrics = "validation", {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
-    for file in ENDPOINT_FILES:
-        shutil.copy(Path(__file__).with_name(file), checkpoint)
-    measured = next(iter(metrics.values()), None)
     data = ModelCardData(
         model_name=name.rpartition("/")[2],
         license=license,
@@ -83,80 +90,138 @@ def write_model_card(
         datasets=[dataset_name],
         metrics=["f1"],
         widget=_widget(checkpoint, examples) or None,
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                task_name="Tag generation",
-                dataset_type=dataset_name,
-                dataset_name=dataset_name,
-                dataset_split=split,
-                metric_type=metric,
-                metric_name=METRICS[metric],
-                metric_value=measured[metric],
-            )
-            for metric in MEASURED
-        ]
-        if measured
-        else None,
+        eval_results=_eval_results(next(iter(metrics.values()), None), dataset_name, split),
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
+        **_training_values(summary),
         model_name=data.model_name,
-        folder=name if "/" in name else NAMELESS,
+        folder=name if "/" in name else PLACEHOLDER_NAME,
         dataset_name=dataset_name,
         license=license,
-        fitted_with=summary.get("fitted_with"),
-        arguments=arguments,
-        towers=[
-            (_public(arguments[tower]), role, arguments.get(tuned))
-            for tower, role, tuned in (
-                ("vision_tower", "images", "train_vision_tower"),
-                ("text_tower", "titles and, in training, the text of tags", "train_text_tower"),
-            )
-            if arguments.get(tower) not in (None, "none")
-        ],
-        parameters=round(summary["parameters"] / 1e6, 1),
-        trained_parameters=round(summary["trained_parameters"] / 1e6, 1),
-        examples=summary["examples"],
-        training_minutes=round(summary["training_seconds"] / 60),
         split=split,
         results=metrics,
         scores=scores,
         metrics=METRICS,
-        train_command=train_command or _train_command(arguments, checkpoint),
+        train_command=train_command or _train_command(summary["arguments"], checkpoint),
         score_command=score_command,
         use=use,
-        licences=licences,
+        license_details=license_details,
     )
     card.save(checkpoint / "README.md")
     return card
 
 
-def _train_command(arguments: dict, checkpoint: Path) -> str:
-    names = ("preset",) if arguments.get("config") else ("system", "dataset", "checkpoint", "seed")
+def write_training_card(
+    folder: str | os.PathLike, repo_id: str, results: str | os.PathLike | None = None, **settings: Any
+) -> None:
+    """Write the card of a checkpoint that `examples/train.py` trained; the summary names the training data.
+
+    Args:
+        folder: the training's output folder.
+        repo_id: `org/name`.
+        results: output of `examples/score.py`, for the metrics of the test split.
+        settings: further arguments of [`write_model_card`].
+
+    Raises:
+        ValueError: there is no training summary, or a file does not have the expected contents.
+    """
+    folder = Path(folder)
+    if not (folder / SUMMARY).is_file():
+        raise ValueError(f"{folder} has no README.md, and no {SUMMARY} to make one from")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        dataset_name = public_dataset_name(summary["arguments"]["dataset"])
+        write_model_card(folder, results, name=repo_id, dataset_name=dataset_name, **settings)
+    except (KeyError, TypeError, AttributeError, SafetensorError) as error:
+        sources = SUMMARY if results is None else f"{SUMMARY} or {results}"
+        raise ValueError(f"{folder}: no card can be made from {sources} ({type(error).__name__}: {error})") from error
+
+
+def public_dataset_name(dataset: str) -> str:
+    """Return the name under which a card shows the `--dataset` argument of `examples/train.py`.
+
+    A Hub name stays, a benchmark's module name becomes its usual name (`icon-tagging`), and of a folder only the last
+    part is shown.
+    """
+    path = Path(dataset)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) and not dataset.startswith(".") and not path.exists():
+        return dataset
+    return path.name.replace("_", "-") if path.name.endswith("_tagging") else path.name
+
+
+def _eval_results(metrics: Mapping[str, float] | None, dataset_name: str, split: str) -> list[EvalResult] | None:
+    if not metrics:
+        return None
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Tag generation",
+            dataset_type=dataset_name,
+            dataset_name=dataset_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=METRICS[metric],
+            metric_value=metrics[metric],
+        )
+        for metric in MODEL_INDEX_METRICS
+    ]
+
+
+def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template's values that come from the training summary."""
+    arguments = summary["arguments"]
+    roles = {"vision": "images", "text": "titles and, in training, the text of tags"}
+    return {
+        "arguments": arguments,
+        "towers": [
+            (tower, _public(arguments[f"{tower}_tower"]), role, arguments.get(f"train_{tower}_tower"))
+            for tower, role in roles.items()
+            if arguments.get(f"{tower}_tower") not in (None, "none")
+        ],
+        "parameters": round(summary["parameters"] / 1e6, 1),
+        "trained_parameters": round(summary["trained_parameters"] / 1e6, 1),
+        "examples": summary["examples"],
+        "training_minutes": round(summary["training_seconds"] / 60),
+        "fit_options": _options(summary.get("fitted_with") or {}),
+    }
+
+
+def _train_command(arguments: Mapping[str, Any], checkpoint: Path) -> str:
+    names = ("config",) if arguments.get("config") else ("model_type", "dataset", "checkpoint", "seed")
     chosen = {name: arguments.get(name) for name in names} | {"output_dir": checkpoint}
-    given = [f"--{name} {_public(value)}" for name, value in chosen.items() if value is not None]
-    return f"accelerate launch examples/train.py {' '.join(given)}"
+    return f"accelerate launch examples/train.py {_options(chosen)}"
 
 
-def _public(path) -> str:
-    """A name or relative path as it is; of another the last part: where it lay is nobody else's business."""
+def _options(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as they are typed on a command line, without those that are None."""
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return " ".join(
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else _public(value)}"
+        for name, value in given.items()
+    )
+
+
+def _public(path: object) -> str:
+    """Return the last part of an absolute path; names and relative paths stay."""
     path = str(path).rstrip("/")
     return os.path.basename(path) if os.path.isabs(path) else path
 
 
 def _widget(checkpoint: Path, examples: Sequence[str | os.PathLike]) -> list[dict]:
-    """The examples that get tags, copied beside the weights, with the tags the pipeline gives them without a title:
-    the widget asks for none."""
+    """Copy the example images that get tags into the checkpoint's folder and return the widget's entries.
+
+    The images are tagged without a title, because the Hub's widget does not ask for one.
+    """
     if not examples:
         return []
-    tagger = pipeline(TASK, model=str(checkpoint), trust_remote_code=True, device="cpu")
+    tagger = pipeline(TASK, model=str(checkpoint), pipeline_class=TagGenerationPipeline, device="cpu")
     folder = checkpoint / "examples"
     folder.mkdir(exist_ok=True)
     widget = []
     for example in map(Path, examples):
-        tags = tagger(example, top_k=WIDGET_TAGS)
+        tags = tagger(example, top_k=MAX_WIDGET_TAGS)
         if not tags:
             logger.warning("%s gets no tags without a title; it is left out of the widget", example)
             continue

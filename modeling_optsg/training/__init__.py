@@ -1,70 +1,65 @@
-"""Parts of a training loop: batches that do not depend on the number of processes, and checkpoints that survive."""
+"""Training that does not depend on the number of processes and can be resumed after any interruption."""
 
-from .arguments import LOCAL_ARGUMENTS, OPTSGTrainingArguments, parse_arguments
+from .arguments import OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
 from .data import (
-    VALIDATION_ROWS,
+    cache_examples,
     examples_fingerprint,
     load_splits,
     load_streams,
+    make_stream,
     title_lengths,
     without_unreadable,
     without_untrainable_tags,
 )
-from .interruption import Interrupted, RunStatus, StopSignal, end_workers, ignore_sigterm
+from .finishing import finish, fit_best_model, is_finished
+from .interruption import RunStatus, StopSignal
 from .losses import gather_candidates, global_loss_weights, weighted_losses
-from .model_building import build
-from .optimizer import parameter_groups
-from .processes import make_accelerator, prepare_model, prepare_training, refuse_unshared, shard_model, whole_state
-from .run_state import RunState, refuse_other_run
-from .sampling import GlobalBatches, SeededExamples, micro_batches
-from .slot_changes import SlotChanges
-from .streaming import StreamBatches, TaggedStream, open_shards
-from .training_log import TrainingLog
-from .unreadable_examples import CollatedExamples, CollateReadable, Unreadable
-from .validation import sample_predictions, validate
+from .model_building import build_model
+from .processes import check_shared_folders, full_state_dict, make_accelerator, start_trackers
+from .run_state import STATE_FOLDER, RunState
+from .sampling import GlobalBatches, SeededExamples, num_micro_batches
+from .streaming import StreamBatches, TaggedStream, open_stream_shards
+from .text_tied_embeddings import copy_without_text_tying, tie_classes_to_text, tie_tokens_to_text
+from .trainer import OPTSGTrainer
+from .unreadable_examples import SkippingCollator
 
 __all__ = [
-    "LOCAL_ARGUMENTS",
-    "VALIDATION_ROWS",
-    "CollateReadable",
-    "CollatedExamples",
+    "STATE_FOLDER",
     "GlobalBatches",
-    "Interrupted",
-    "SlotChanges",
+    "OPTSGTrainer",
+    "OPTSGTrainingArguments",
     "RunState",
     "RunStatus",
     "SeededExamples",
+    "SkippingCollator",
     "StopSignal",
     "StreamBatches",
     "TaggedStream",
-    "OPTSGTrainingArguments",
-    "TrainingLog",
-    "Unreadable",
-    "build",
-    "end_workers",
-    "ignore_sigterm",
+    "build_model",
+    "cache_examples",
+    "check_shared_folders",
+    "copy_without_text_tying",
     "examples_fingerprint",
+    "finish",
+    "fit_best_model",
+    "full_state_dict",
+    "gather_candidates",
+    "global_loss_weights",
+    "is_finished",
     "load_splits",
     "load_streams",
     "make_accelerator",
-    "micro_batches",
-    "open_shards",
-    "parameter_groups",
+    "make_stream",
+    "num_micro_batches",
+    "open_stream_shards",
     "parse_arguments",
-    "prepare_model",
-    "prepare_training",
-    "refuse_other_run",
-    "refuse_unshared",
-    "sample_predictions",
     "save_checkpoint",
-    "shard_model",
-    "gather_candidates",
+    "start_trackers",
+    "tie_classes_to_text",
+    "tie_tokens_to_text",
     "title_lengths",
-    "validate",
-    "global_loss_weights",
     "weighted_losses",
-    "whole_state",
     "without_unreadable",
     "without_untrainable_tags",
 ]

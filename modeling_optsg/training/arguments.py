@@ -1,6 +1,8 @@
-"""What a training is asked for: a command line, and presets of it."""
+"""Arguments of a training: the command line of `examples/train.py` and JSON files of the same names."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +12,16 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import PAD_BIASES
 from modeling_optsg.hub.commits import check_repo_id
 
+# They depend on this machine or this user, and stay out of what is published.
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private_repo", "hub_revision")
-# What a run may be resumed with other values of: nothing it ends with depends on them.
-FREE_ARGUMENTS = (
+# A run can be resumed with other values of these: the trained weights do not depend on them.
+RESUMABLE_ARGUMENTS = (
     *LOCAL_ARGUMENTS,
-    "preset",
+    "config",
     "per_device_train_batch_size",
-    "num_workers",
+    "dataloader_num_workers",
     "save_steps",
-    "resume",
+    "resume_from_checkpoint",
     "logging_steps",
     "report_to",
 )
@@ -26,154 +29,200 @@ FREE_ARGUMENTS = (
 
 @dataclass
 class OPTSGTrainingArguments:
-    """Arguments of `examples/train.py`."""
+    """Arguments of [`OPTSGTrainer`] and of `examples/train.py`; names follow `transformers.TrainingArguments`."""
 
-    output_dir: str = field(metadata={"help": "Where the best checkpoint, its log and its summary go."})
-    preset: str | None = field(
-        default=None, metadata={"help": "JSON file of arguments; the command line overrides it."}
+    output_dir: str = field(metadata={"help": "Folder for the best checkpoint, the log and the summary."})
+    config: str | None = field(
+        default=None, metadata={"help": "JSON file of these arguments. The command line overrides it."}
     )
-    system: str = field(default="op-tsg", metadata={"help": f"Which system: {', '.join(MODEL_TYPES)}."})
+    config_overrides: str = field(default="{}", metadata={"help": "JSON object of OPTSGConfig fields."})
+    model_type: str = field(
+        default="op-tsg", metadata={"help": f"OP-TSG or a baseline. One of {', '.join(MODEL_TYPES)}."}
+    )
     dataset: str = field(
         default="icon_tagging",
-        metadata={"help": "A benchmark, a folder with a metadata file or of Parquet, or a Hub name."},
+        metadata={"help": "A benchmark, a folder with a metadata file or Parquet files, or a dataset on the Hub."},
     )
-    dataset_dir: str | None = field(default=None, metadata={"help": "Where datasets are built and looked for."})
-    cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Where tower outputs are kept."})
+    dataset_dir: str | None = field(default=None, metadata={"help": "Cache folder of the datasets library."})
+    cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Cache folder of tower features."})
     checkpoint: str | None = field(
-        default=None, metadata={"help": "Fine-tune this checkpoint instead of starting anew."}
+        default=None, metadata={"help": "Fine-tune this checkpoint. Without it, training starts from the towers."}
     )
     vision_tower: str = field(
         default="efficientnet-lite0",
-        metadata={"help": "A packaged tower, folder or Hub name; none: the dataset has frame features."},
+        metadata={"help": "A packaged tower, a folder or a Hub name; none if the dataset has frame features."},
     )
-    text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, folder or Hub name."})
+    text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, a folder or a Hub name."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the images; the tower's own if not given."}
+        default=None, metadata={"help": "Height and width of the images in pixels. Default: the tower's own size."}
     )
-    train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower too."})
-    train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower too."})
-    num_frames: int = field(default=8, metadata={"help": "Most frames of a video."})
-    max_tag_tokens: int = field(default=16, metadata={"help": "Longer training tags are left out, and counted."})
-    tag_vocab_size: int = field(default=6000, metadata={"help": "Size of the tag tokenizer that is trained."})
-    config: str = field(default="{}", metadata={"help": "JSON of further OPTSGConfig fields."})
+    train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
+    train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower as well."})
+    num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
+    max_tag_tokens: int = field(
+        default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are left out."}
+    )
+    tag_vocab_size: int = field(default=6000, metadata={"help": "Vocabulary size of the tag tokenizer to train."})
     validation_ratio: float = field(
-        default=0.1, metadata={"help": "Share of the training examples set aside where there is no validation split."}
+        default=0.1,
+        metadata={"help": "Ratio of training examples used for validation if there is no validation split."},
     )
     train_ratio: float = field(
-        default=1.0, metadata={"help": "Share of the training examples that is used, the same ones whatever the seed."}
+        default=1.0,
+        metadata={"help": "Ratio of training examples to use. The choice does not depend on the seed."},
     )
-    epochs: float = 10.0
-    batch_size: int = field(default=64, metadata={"help": "Examples a step, over all processes."})
-    group_by_length: bool = field(
-        default=False, metadata={"help": "Make a step of examples whose titles are of like length: less padding."}
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
+    train_batch_size: int = field(
+        default=64, metadata={"help": "Examples per training step, over all processes together."}
     )
     per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Most examples a process computes at once; the rest of its share follows."}
+        default=None,
+        metadata={"help": "Maximum number of examples per forward pass. Gradients of the rest are accumulated."},
     )
-    learning_rate: float = 6e-4
-    tower_learning_rate: float = 2e-5
+    group_by_length: bool = field(
+        default=False, metadata={"help": "Build steps of examples with titles of similar length, to pad less."}
+    )
+    learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate of AdamW."})
+    tower_learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of trained towers."})
     embedding_init_std: float = field(
         default=0.06,
-        metadata={"help": "Spread of token embeddings, tied to the text tower's features; 0: free, at random."},
+        metadata={
+            "help": "Standard deviation of token embeddings, which start from text features. "
+            "0 starts from random embeddings that are not tied to text."
+        },
     )
     embedding_lr_multiplier: float = field(
         default=0.3,
-        metadata={"help": "Learning rate of token embeddings and classes, as a share: keeps what they begin with."},
+        metadata={"help": "Factor on learning_rate for token and class embeddings, to stay near their texts."},
     )
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute layers anew in the backward pass: less memory, more time."}
+        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
     )
-    weight_decay: float = 0.05
-    warmup_ratio: float = field(default=0.05, metadata={"help": "Share of the steps in which the rate rises."})
-    max_grad_norm: float = 1.0
-    num_negatives: int = field(default=2000, metadata={"help": "Training tags added to a batch's in the alignment."})
-    evaluations: int = field(default=5, metadata={"help": "Validations during training, evenly spaced."})
-    objective: str = field(
-        default="full_f1",
-        metadata={"help": "Validation figure the best checkpoint and the fit go by; a+b: the mean."},
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    warmup_ratio: float = field(
+        default=0.05, metadata={"help": "Ratio of steps in which the learning rate rises linearly."}
     )
-    num_return_sequences: int = field(
-        default=1,
-        metadata={"help": "Tags a slot may contribute, by beam search; pad_bias and threshold are fitted so."},
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Maximum norm of the gradient."})
+    num_negatives: int = field(
+        default=2000, metadata={"help": "Random training tags added to each step's tags in the tag alignment."}
     )
-    num_candidates: int = field(
-        default=50,
+    eval_steps: float = field(
+        default=0.2,
         metadata={
-            "help": "Train tags that suit an example as a whole and are candidates beside what its slots write."
+            "help": "Steps between two validations. Below 1 it is a ratio of all steps. "
+            "The last step is always followed by a validation."
         },
     )
+    metric_for_best_model: str = field(
+        default="full_f1",
+        metadata={
+            "help": "Validation metric that chooses the best checkpoint and the generation settings. a+b is the mean "
+            "of two metrics; a@b>=c is metric a, given that metric b is at least c."
+        },
+    )
+    num_return_sequences: int = field(
+        default=1, metadata={"help": "Maximum number of tags per slot, found by beam search after training."}
+    )
+    num_candidates: int = field(
+        default=50, metadata={"help": "Number of tags that the tag classifier adds to the generated ones."}
+    )
     pad_biases: list[float] = field(
-        default_factory=lambda: list(PAD_BIASES), metadata={"help": "Values of pad_bias the fit tries."}
+        default_factory=lambda: list(PAD_BIASES), metadata={"help": "Values of pad_bias to try after training."}
     )
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, fp16 or bf16; what accelerate is configured for if not given."}
+        default=None, metadata={"help": "no, fp16 or bf16. Default: the setting of accelerate."}
     )
     save_half_precision: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights, tables of tokens and tags 8-bit; they load as 32-bit."},
+        metadata={"help": "Save 16-bit weights, and 8-bit embeddings of tokens and tags. They load as 32-bit."},
     )
     streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read examples as a stream instead of building them and caching what frozen towers make of them."
-        },
+        default=False, metadata={"help": "Stream the examples. Nothing is built or cached before training."}
     )
     num_stream_shards: int = field(
         default=16,
-        metadata={
-            "help": "Most files of a stream, or parts of one, that are read side by side; processes share them."
-        },
+        metadata={"help": "Maximum number of stream shards, which are read in parallel and divided among processes."},
     )
     shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Streamed examples among which the next is drawn."}
+        default=1000, metadata={"help": "Examples in the shuffle buffer of all stream shards together."}
     )
     max_unreadable: int = field(
-        default=100, metadata={"help": "Training examples that may be broken; with more the run stops."}
+        default=100, metadata={"help": "Maximum number of training examples that may be unreadable."}
     )
-    num_workers: int = 0
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Data loader workers per process."})
     save_steps: int = field(
-        default=500, metadata={"help": "Steps between two states of the run; 0: only one before each validation."}
+        default=500,
+        metadata={"help": "Steps between two saved states of the run. 0: save only before each validation."},
     )
-    resume: str = field(
-        default="auto", metadata={"help": "auto: where the run was stopped; never: anew; or the folder of a state."}
+    resume_from_checkpoint: str = field(
+        default="auto",
+        metadata={"help": "auto: resume this run where it stopped; never: start over; or the folder of a state."},
     )
     logging_steps: int = field(default=100, metadata={"help": "Steps between two rows of training_log.jsonl."})
-    report_to: list[str] = field(default_factory=list, metadata={"help": "Of accelerate, such as tensorboard."})
-    push_to_hub: str | None = field(default=None, metadata={"help": "At the end, publish it as this model, org/name."})
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make a new model on the Hub private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "Publish on this branch, not on main."})
-    seed: int = 0
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers of accelerate to report to, such as tensorboard."}
+    )
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "Repository on the Hub to publish the model to at the end, as org/name."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to publish on. Default: main."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything random in training."})
 
-    def settled(self) -> dict:
-        """Those that what the run ends with depends on."""
-        return {name: value for name, value in vars(self).items() if name not in FREE_ARGUMENTS}
+    def __post_init__(self) -> None:
+        """Check the values that can be checked without the data.
+
+        Raises:
+            ValueError: A value is out of range, or two arguments exclude each other.
+        """
+        if self.model_type not in MODEL_TYPES:
+            raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        if self.group_by_length and self.streaming:
+            raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
+        if self.num_stream_shards < 2:
+            raise ValueError(f"--num_stream_shards {self.num_stream_shards} must be at least 2")
+        if not 0 < self.train_ratio <= 1:
+            raise ValueError(f"--train_ratio {self.train_ratio} must be above 0 and at most 1")
+        if self.eval_steps <= 0 or (self.eval_steps > 1 and not float(self.eval_steps).is_integer()):
+            raise ValueError(f"--eval_steps {self.eval_steps} must be a ratio below 1 or a whole number of steps")
+        if self.push_to_hub:
+            try:
+                check_repo_id(self.push_to_hub)
+            except ValueError as error:
+                raise ValueError(f"--push_to_hub: {error}") from error
+
+    def result_arguments(self) -> dict[str, object]:
+        """Return the arguments that the trained weights depend on."""
+        return {name: value for name, value in vars(self).items() if name not in RESUMABLE_ARGUMENTS}
+
+    def public_arguments(self) -> dict[str, object]:
+        """Return the arguments that say nothing about this machine or user."""
+        return {name: value for name, value in vars(self).items() if name not in LOCAL_ARGUMENTS}
+
+    def evaluation_steps(self, total_steps: int) -> set[int]:
+        """Return the steps that are followed by a validation, the last one among them."""
+        interval = math.ceil(total_steps * self.eval_steps) if self.eval_steps < 1 else int(self.eval_steps)
+        return {*range(interval, total_steps, interval), total_steps}
 
 
-def parse_arguments(argv=None) -> OPTSGTrainingArguments:
-    """
+def parse_arguments(argv: Sequence[str] | None = None) -> OPTSGTrainingArguments:
+    """Read the arguments of a training from a command line and the JSON file it names.
+
     Args:
-        argv: the command line's words; those the program was called with if not given.
+        argv: Words of the command line. Default: those the program was called with.
+
+    Returns:
+        The arguments. A wrong one ends the program with a message and exit status 2, as `argparse` does.
     """
     parser = HfArgumentParser(OPTSGTrainingArguments)
-    preset, _ = parser.parse_known_args(argv)
-    if preset.preset:
-        values = json.loads(Path(preset.preset).read_text(encoding="utf-8"))
+    config_file = parser.parse_known_args(argv)[0].config
+    if config_file:
+        values = json.loads(Path(config_file).read_text(encoding="utf-8"))
         if unknown := set(values) - set(OPTSGTrainingArguments.__dataclass_fields__):
-            parser.error(f"{preset.preset} sets unknown arguments: {', '.join(sorted(unknown))}")
-        values = {name: json.dumps(v) if isinstance(v, dict) else v for name, v in values.items()}
+            parser.error(f"{config_file} sets unknown arguments: {', '.join(sorted(unknown))}")
+        values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
         parser.set_defaults(**values)
-    arguments = parser.parse_args_into_dataclasses(argv)[0]
-    if arguments.model_type not in MODEL_TYPES:
-        parser.error(f"--model_type {arguments.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
-    if arguments.group_by_length and arguments.streaming:
-        parser.error("--group_by_length takes examples from anywhere, --streaming as they come: leave out one of them")
-    if arguments.num_stream_shards < 2:
-        parser.error(f"--num_stream_shards {arguments.num_stream_shards} must be at least 2")
-    if arguments.push_to_hub:
-        try:
-            check_repo_id(arguments.push_to_hub)
-        except ValueError as error:
-            parser.error(f"--push_to_hub: {error}")
-    if not 0 < arguments.train_ratio <= 1:
-        parser.error(f"--train_ratio {arguments.train_ratio} must be above 0 and at most 1")
-    return arguments
+    try:
+        return parser.parse_args_into_dataclasses(argv)[0]
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,4 +1,4 @@
-"""The checkpoint that a training is for."""
+"""Saving the checkpoint that a training produces."""
 
 import os
 import shutil
@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
-# The widest tables, a row a token or a tag, bear a coarser rounding than 16 bits.
+# The largest tables, with a row per token or tag, tolerate a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (
     "tag_decoder.token_embeddings.weight",
     "tag_classifier.classifier.class_embeddings.weight",
@@ -17,37 +19,28 @@ EIGHT_BIT_TABLES = (
 )
 
 
-def save_checkpoint(model, processor, folder: Path, half: bool = False) -> None:
-    """Saves a model and its processor, file by file, each there as a whole: only the weights differ from one
-    checkpoint of a run to the next.
+def save_checkpoint(
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, half_precision: bool = False
+) -> None:
+    """Save a model and its processor so that each file is replaced as a whole.
 
     Args:
-        half: 16-bit weights, tables of tokens and tags 8-bit; they are used in 32 bits.
+        model: The model.
+        processor: Its processor.
+        folder: Folder of the checkpoint.
+        half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_TABLES`. They load as 32-bit.
 
     Raises:
-        OSError: the disk is full or not to be written on; the checkpoint of before stays.
+        OSError: The folder cannot be written to. The previous checkpoint stays.
     """
-    state_dict = None
-    if half:
-        # Buffers are batch-norm statistics, whose small variances 16 bits lose; `dtype` in config.json stays float32,
-        # so that the weights are used in 32 bits.
-        buffers = {name for name, _ in model.named_buffers()}
-        tied = set(model.all_tied_weights_keys)
-        state_dict = {
-            name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_TABLES else torch.float16)
-            if tensor.is_floating_point() and name not in buffers
-            else tensor
-            for name, tensor in model.state_dict().items()
-            if name not in tied
-        }
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{PARTIAL}-*"):
-        shutil.rmtree(left)
+    for left_over in folder.glob(f"{PARTIAL}-*"):
+        shutil.rmtree(left_over)
     with TemporaryDirectory(dir=folder, prefix=f"{PARTIAL}-") as partial:
         try:
-            model.save_pretrained(partial, state_dict=state_dict)
+            model.save_pretrained(partial, state_dict=_half_precision_state(model) if half_precision else None)
             processor.save_pretrained(partial)
-            # safetensors lets nobody else read what it writes.
+            # safetensors makes its files readable by their owner alone.
             for weights in Path(partial).glob("*.safetensors"):
                 shutil.copymode(Path(partial, "config.json"), weights)
             sync_all(Path(partial))
@@ -58,3 +51,17 @@ def save_checkpoint(model, processor, folder: Path, half: bool = False) -> None:
             final.parent.mkdir(exist_ok=True)
             os.replace(path, final)
         sync(folder)
+
+
+def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the state with rounded weights; `dtype` in config.json stays float32, so they load as such."""
+    # Buffers keep 32 bits: 16 bits would lose small variances of batch norms.
+    buffers = {name for name, _ in model.named_buffers()}
+    tied = set(model.all_tied_weights_keys)
+    return {
+        name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_TABLES else torch.float16)
+        if tensor.is_floating_point() and name not in buffers
+        else tensor
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }

@@ -1,14 +1,17 @@
-"""The examples that are trained on, and those left out."""
+"""Training and validation examples, and which of them are left out."""
 
 import functools
 import hashlib
 import json
 import math
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from datasets import Dataset, DatasetInfo, Features, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
@@ -16,67 +19,88 @@ from datasets.table import MemoryMappedTable
 from dataset_scripts import load_tagging_dataset, undecoded
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
-from modeling_optsg.data.feature_cache import UNREADABLE
+from modeling_optsg.data.feature_cache import UNREADABLE, CachedFeatures, cache_tower_features
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
+from .arguments import OPTSGTrainingArguments
+from .run_state import STATE_FOLDER
 from .sampling import example_seed
-from .streaming import open_shards
+from .streaming import TaggedStream, open_stream_shards
 
 logger = get_logger(__name__, log_level="INFO")
 
-# Below the output folder, as long as the run lasts.
-VALIDATION_ROWS = "state/validation.arrow"
-NO_TAGS = "No training example has a tag; the column `tags` holds each example's list of tags."
+# Streamed validation examples, kept in the output folder until the run is finished.
+VALIDATION_ROWS = f"{STATE_FOLDER}/validation.arrow"
+NO_TAGS = "No training example has a tag; the column `tags` must hold a list of tags per example."
 
 
-def load_streams(arguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
-    """The training examples as shards of streams, texts of all of them (see [`open_shards`]), and the validation examples:
-    where there is no such split a share of the examples, the same ones however often they are read.
+def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
+    """Return the training and the validation examples.
+
+    Without a validation split, `validation_ratio` of the training examples are set aside.
+    """
+    dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir)
+    train, validation = dataset["train"], dataset.get("validation")
+    if validation is None:
+        parts = train.train_test_split(test_size=args.validation_ratio, seed=args.seed)
+        train, validation = parts["train"], parts["test"]
+        logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
+    if args.train_ratio < 1:
+        train = train.shuffle(seed=0).select(range(math.ceil(args.train_ratio * len(train))))
+    return train, validation
+
+
+def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], Dataset, Dataset]:
+    """Open the training examples as stream shards, and read their texts and the validation examples.
+
+    Without a validation split, `validation_ratio` of the training examples are set aside, chosen by their `id`.
+
+    Returns:
+        The stream shards; `id`, `title`, `tags` and `stream_shard` of every training example; and the validation
+        examples.
 
     Raises:
-        ValueError: a stream is not all that the system or the arguments need, examples have no ids of their own, or none
-            is set aside.
+        ValueError: The arguments need random access to the examples, the examples have no unique ids, or none is left
+            for validation.
     """
-    if arguments.train_ratio < 1:
-        raise ValueError("--streaming reads whole splits: leave out --train_ratio, or --streaming.")
-    if MODEL_TYPES[arguments.model_type].needs_book or not MODEL_TYPES[arguments.model_type].learns:
+    if args.train_ratio < 1:
+        raise ValueError("--streaming reads whole splits, so it cannot be combined with --train_ratio.")
+    if MODEL_TYPES[args.model_type].needs_book or not MODEL_TYPES[args.model_type].learns:
         raise ValueError(
-            f"--model_type {arguments.model_type} looks up all training examples at once: leave out --streaming."
+            f"--model_type {args.model_type} searches all training examples; it cannot be combined with --streaming."
         )
-    load = functools.partial(load_tagging_dataset, arguments.dataset, cache_dir=arguments.dataset_dir, streaming=True)
+    load = functools.partial(load_tagging_dataset, args.dataset, cache_dir=args.dataset_dir, streaming=True)
     streams = {name: undecoded(rows) for name, rows in load().items()}
     texts = load(texts_only=True)["train"]
-    shards, known = open_shards(streams["train"], texts, arguments.num_stream_shards, arguments.dataset)
+    stream_shards, train = open_stream_shards(streams["train"], texts, args.num_stream_shards, args.dataset)
     validation = streams.get("validation")
     if validation is None:
-        limit = arguments.validation_ratio * 2**56  # an example's seed is a number of 56 bits
-        aside = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit)
-        kept = functools.partial(_is_set_aside, seed=arguments.seed, limit=limit, others=True)
-        validation = streams["train"].filter(aside, input_columns="id")
-        shards = [rows.filter(kept, input_columns="id") for rows in shards]
-        known = known.filter(kept, input_columns="id")
+        limit = args.validation_ratio * 2**56  # seeds of examples have 56 bits
+        set_aside = functools.partial(_is_set_aside, seed=args.seed, limit=limit)
+        kept = functools.partial(_is_kept, seed=args.seed, limit=limit)
+        validation = streams["train"].filter(set_aside, input_columns="id")
+        stream_shards = [rows.filter(kept, input_columns="id") for rows in stream_shards]
+        train = train.filter(kept, input_columns="id")
     features = streams.get("validation", streams["train"]).features
-    validation = _on_disk(validation, features, Path(arguments.output_dir, VALIDATION_ROWS))
+    validation = _write_and_map(validation, features, Path(args.output_dir, VALIDATION_ROWS))
     if not len(validation):
-        raise ValueError(f"{arguments.dataset}: no example is left for validation; give a larger --validation_ratio.")
+        raise ValueError(f"{args.dataset}: no example is left for validation; give a larger --validation_ratio.")
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
-    return shards, known, validation
+    return stream_shards, train, validation
 
 
-def examples_fingerprint(*splits: Dataset) -> str:
-    """Tells examples from those of another run, by `id`, `title`, `tags` and `shard`."""
-    known = hashlib.sha256()
-    for split in splits:
-        for name in [name for name in ("id", "title", "tags", "shard") if name in split.column_names]:
-            # A batch at a time: as Python's own texts they are several times larger.
-            for batch in split.select_columns(name).iter(10_000):
-                known.update(json.dumps(batch[name]).encode())
-    return known.hexdigest()[:32]
+def _is_set_aside(example_id: str, seed: int, limit: float) -> bool:
+    return example_seed(seed, 0, example_id) < limit
 
 
-def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
-    """A stream's rows from an Arrow file that the first process writes: no process holds them in memory."""
+def _is_kept(example_id: str, seed: int, limit: float) -> bool:
+    return not _is_set_aside(example_id, seed, limit)
+
+
+def _write_and_map(rows: IterableDataset, features: Features, path: Path) -> Dataset:
+    """Write a stream to an Arrow file in the main process, and map the file into memory in all processes."""
     if PartialState().is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + PARTIAL)
@@ -88,34 +112,45 @@ def _on_disk(rows: IterableDataset, features: Features, path: Path) -> Dataset:
                     raise cannot_be_written("the validation examples", path.parent, error) from error
             writer.finalize()
         os.replace(partial, path)
-    known = hashlib.sha256()
+    # A hash of the content, so that a resumed run finds its cached tower features.
+    content = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
-            known.update(block)
-    # By their bytes: what is cached of them is found again by a run that goes on.
+            content.update(block)
     table = MemoryMappedTable.from_file(str(path))
-    return Dataset(table, info=DatasetInfo(features=features), fingerprint=known.hexdigest()[:16])
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=content.hexdigest()[:16])
 
 
-def _is_set_aside(example_id: str, seed: int, limit: float, others: bool = False) -> bool:
-    return (example_seed(seed, 0, example_id) < limit) != others
+def examples_fingerprint(
+    train: Dataset, validation: Dataset, stream_shards: Sequence[IterableDataset] | None = None
+) -> str:
+    """Return a hash of `id`, `title`, `tags` and `stream_shard` of all examples, the same in all processes.
 
-
-def load_splits(arguments) -> tuple[None, Dataset, Dataset]:
-    """No shards, the training examples and the validation examples; see [`load_streams`]."""
-    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
-    train, validation = dataset["train"], dataset.get("validation")
-    if validation is None:
-        parts = train.train_test_split(test_size=arguments.validation_ratio, seed=arguments.seed)
-        train, validation = parts["train"], parts["test"]
-        logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
-    if arguments.train_ratio < 1:
-        train = train.shuffle(seed=0).select(range(math.ceil(arguments.train_ratio * len(train))))
-    return None, train, validation
+    Raises:
+        ValueError: Processes see different examples.
+    """
+    content = hashlib.sha256()
+    for split in (train, validation):
+        for name in [name for name in ("id", "title", "tags", "stream_shard") if name in split.column_names]:
+            # In batches: as Python strings the texts would need several times the memory.
+            for batch in split.select_columns(name).iter(10_000):
+                content.update(json.dumps(batch[name]).encode())
+    if stream_shards is not None:
+        content.update(json.dumps([rows.num_shards for rows in stream_shards]).encode())
+    fingerprint = content.hexdigest()[:32]
+    if len(set(gather_object([fingerprint]))) > 1:
+        raise ValueError(
+            "The dataset has different examples in different processes; use the same files on all machines."
+        )
+    return fingerprint
 
 
 def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
-    """Leaves out tags longer than the decoder allows and examples without tags, and says how many."""
+    """Leave out tags that are too long for the decoder, then examples without tags, and log how many.
+
+    Raises:
+        ValueError: No example is left.
+    """
     tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
     ids = (
         processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
@@ -137,34 +172,48 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
     if oversized:
         logger.warning(
             f"{oversized} of {len(train)} training examples have more than num_prompts={processor.num_prompts} tags; "
-            "a random choice of them is used each time."
+            "a random selection of them is used each time."
         )
     return train
 
 
-def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
-    """Tokens of each example's title.
+def cache_examples(
+    rows: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+) -> tuple[CachedFeatures, Dataset, dict[str, str]]:
+    """Compute the features of frozen towers, or read them from the cache. All processes share the work.
 
-    Raises:
-        ValueError: there are no titles.
+    Args:
+        rows: Examples.
+        model: Model with the towers.
+        processor: Its processor.
+        args: Arguments of the training.
+
+    Returns:
+        The readable examples with their features, the same rows without them, and the reasons for the others.
     """
-    if "title" not in train.column_names:
-        raise ValueError("--group_by_length: the examples have no titles.")
-    lengths = []
-    settings = {"truncation": processor.tokenizer.model_max_length < NO_MAX_LENGTH, "split_special_tokens": True}
-    for batch in train.select_columns("title").iter(10_000):
-        lengths += map(len, processor.tokenizer(batch["title"], **settings)["input_ids"])
-    return lengths
+    features = cache_tower_features(
+        rows,
+        model.model,
+        processor,
+        Path(args.cache_dir) / "features",
+        frames=not args.train_vision_tower,
+        titles=not args.train_text_tower,
+        max_unreadable=args.max_unreadable,
+        processes=PartialState(),
+    )
+    rows, features, reasons = without_unreadable(rows, features)
+    return CachedFeatures(features), rows, reasons
 
 
 def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:
-    """Leaves out examples that [`cache_tower_features`] could not read, and says how many.
+    """Leave out examples that [`cache_tower_features`] could not read, and log how many.
 
     Args:
-        rows: as they were; features: what it made of them.
+        rows: The examples.
+        features: Their features.
 
     Returns:
-        Rows and features of those that are left, and why the others are not: by `id`, or else by the row's number.
+        The rows and the features that are left, and the reasons for the others by `id` or else by row number.
     """
     if UNREADABLE not in features.column_names:
         return rows, features, {}
@@ -175,7 +224,45 @@ def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Datas
     ids = rows["id"] if "id" in rows.column_names else range(len(rows))
     reasons = {str(ids[index]): reason for index, reason in broken.items()}
     logger.warning(
-        f"{len(broken)} of {len(rows)} examples cannot be read and are left out, such as: {broken[min(broken)]}"
+        f"{len(broken)} of {len(rows)} examples cannot be read and are left out, for example: {broken[min(broken)]}"
     )
     kept = [index for index in range(len(rows)) if index not in broken]
     return rows.select(kept), features.select(kept), reasons
+
+
+def make_stream(
+    stream_shards: Sequence[IterableDataset], train: Dataset, tags: Sequence[str], buffer_size: int
+) -> TaggedStream:
+    """Return the training examples of [`load_streams`] as a stream, and log if they are hardly shuffled.
+
+    Args:
+        stream_shards: The stream shards.
+        train: Texts and `stream_shard` of the examples to train on.
+        tags: Tags to train on.
+        buffer_size: Rows in the shuffle buffers of all stream shards together.
+    """
+    count = Counter(train["stream_shard"])
+    num_examples = [count[shard] for shard in range(len(stream_shards))]
+    stream = TaggedStream(stream_shards, tags, num_examples, buffer_size)
+    if stream.is_hardly_shuffled:
+        logger.warning(
+            "The stream has few files or row groups per stream shard: the examples come in nearly the same order in "
+            "every epoch. Give a larger --shuffle_buffer_size, fewer --num_stream_shards, or Parquet files with more "
+            "row groups."
+        )
+    return stream
+
+
+def title_lengths(train: Dataset, processor: OPTSGProcessor) -> list[int]:
+    """Return the number of tokens of each example's title.
+
+    Raises:
+        ValueError: There are no titles.
+    """
+    if "title" not in train.column_names:
+        raise ValueError("--group_by_length: the examples have no titles.")
+    lengths = []
+    settings = {"truncation": processor.tokenizer.model_max_length < NO_MAX_LENGTH, "split_special_tokens": True}
+    for batch in train.select_columns("title").iter(10_000):
+        lengths += map(len, processor.tokenizer(batch["title"], **settings)["input_ids"])
+    return lengths

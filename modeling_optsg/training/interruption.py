@@ -1,4 +1,4 @@
-"""What becomes of a run: noticed signals, and a file for those who see no exit code."""
+"""Interruptions: SIGTERM, the status of a run for programs that do not see its exit code, and lost workers."""
 
 import contextlib
 import ctypes
@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, TracebackType
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -18,12 +19,16 @@ from modeling_optsg.data.atomic_files import write_json
 
 logger = get_logger(__name__, log_level="INFO")
 
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+# Environment variables set by `accelerate launch` and by `torchrun`.
+LAUNCHER_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")
+
 
 class Interrupted(BaseException):
     """The program was asked to stop.
 
     Args:
-        step: the last one whose state is saved, 0 if none is.
+        step: Last step whose state is saved; 0 for none.
     """
 
     def __init__(self, step: int = 0):
@@ -32,41 +37,49 @@ class Interrupted(BaseException):
 
 
 class RunStatus:
-    """Says in a JSON file how a run is: "preparing", "running", "fitting", "interrupted" (started again it goes on),
-    "failed" or "finished"."""
+    """Status of a run in a JSON file.
+
+    It is "preparing", "running", "fitting", "interrupted" (the same command resumes it), "failed" or "finished".
+
+    Args:
+        path: The JSON file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
 
     def read(self) -> dict:
-        """What the file says; nothing if there is none."""
+        """Return the content of the file; an empty dict if there is no file."""
         return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
 
-    def set(self, status: str, **details) -> None:
-        """Writes the file; of several processes the first one does. "failed" stays until the run is prepared again: a
-        launcher asks the others to stop because one has failed."""
-        last = self.read().get("status")
-        # A stop or an error after the end, in the publishing, makes no unfinished run of it.
-        settled = status != "preparing" and last in ("failed", "finished")
-        if PartialState().is_main_process and not settled:
+    def set(self, status: str, **details: object) -> None:
+        """Write the status, in the main process.
+
+        "failed" and "finished" are kept until the run is prepared again: a launcher stops the other processes when
+        one has failed, and an error while publishing does not make a run unfinished.
+        """
+        is_final = status != "preparing" and self.read().get("status") in ("failed", "finished")
+        if PartialState().is_main_process and not is_final:
             self._write(status, details)
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
-        """Says of what is run in it that it was interrupted or has failed, in whichever process that was.
-        [`Interrupted`] ends here; other errors go on."""
+        """Write "interrupted" or "failed" if the block ends so, in whichever process.
+
+        [`Interrupted`] ends here; other exceptions are raised again.
+        """
         try:
             yield
         except Interrupted as stop:
             self.set("interrupted", step=stop.step)
-            logger.info("Stopped; the same command, with --resume_from_checkpoint auto, goes on from here.")
+            logger.info("Stopped. The same command resumes this run (--resume_from_checkpoint auto).")
         except BaseException as error:
-            # Not to hide it behind another one: the disk may be full.
+            # An error here, as on a full disk, must not hide the original one.
             with contextlib.suppress(OSError):
-                # The others fail because one has, and say so later.
+                # The first error is the cause; the other processes fail after it.
                 if self.read().get("status") not in ("failed", "finished"):
                     process = PartialState().process_index
-                    self._write("failed", {"error": _in_short(error), "process": process})
+                    self._write("failed", {"error": _short_message(error), "process": process})
             raise
 
     def _write(self, status: str, details: dict) -> None:
@@ -74,8 +87,8 @@ class RunStatus:
         write_json(self.path, {"status": status, **details})
 
 
-def _in_short(error: BaseException) -> str:
-    """Without the traceback that a loader's worker puts into what it says."""
+def _short_message(error: BaseException) -> str:
+    """Return an error's type and message, without the traceback that a data loader worker includes in it."""
     text = str(error).strip()
     if "\nOriginal Traceback (most recent call last):\n" not in text:
         return f"{type(error).__name__}: {text}"
@@ -84,62 +97,68 @@ def _in_short(error: BaseException) -> str:
     return "\n".join(lines[frames[-1] + 1 :])
 
 
-# The launchers' marks: `accelerate`'s for one process, and `torchrun`'s.
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")
-
-
 class StopSignal:
-    """SIGTERM: [`Interrupted`] at once, or noted for the end of a step where there is a state to save. On Linux it
-    comes too when a launcher ends without passing it on, as `accelerate launch` does with one process."""
+    """Handler of SIGTERM, as a context manager.
+
+    The signal raises [`Interrupted`] at once, or within [`deferred`] only sets `received`, so that a training can
+    finish its step and save its state. On Linux the signal also arrives when a launcher ends without passing it on, as
+    `accelerate launch` does with one process.
+    """
 
     def __init__(self):
-        self.noted, self.at_once, self.saved_step = False, True, 0
-        self._before = signal.SIG_DFL
+        self.received, self.saved_step = False, 0
+        self._is_deferred, self._previous_handler = False, signal.SIG_DFL
 
-    def __enter__(self):
-        self._before = signal.signal(signal.SIGTERM, self._note)
-        if sys.platform == "linux" and any(name in os.environ for name in LAUNCHED):
+    def __enter__(self) -> "StopSignal":
+        self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
+        if sys.platform == "linux" and any(name in os.environ for name in LAUNCHER_VARIABLES):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         return self
 
-    def __exit__(self, *error):
-        signal.signal(signal.SIGTERM, self._before)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _note(self, signum, frame):
-        self.noted = True
-        if self.at_once:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.received = True
+        if not self._is_deferred:
             raise Interrupted(self.saved_step)
 
     @contextlib.contextmanager
-    def only_noted(self) -> Iterator[None]:
-        """In it the signal stops nothing by itself; ask [`anywhere`]."""
-        self.at_once = False
+    def deferred(self) -> Iterator[None]:
+        """Only record the signal in this block, and raise [`Interrupted`] at its end."""
+        self._is_deferred = True
         try:
             yield
         finally:
-            self.at_once = True
-        if self.noted:
+            self._is_deferred = False
+        if self.received:
             raise Interrupted(self.saved_step)
 
-    def anywhere(self, accelerator: Accelerator) -> bool:
-        """Whether any process was asked to stop; all processes must ask in the same step."""
+    def any_process(self, accelerator: Accelerator) -> bool:
+        """Return whether any process received the signal. All processes call this in the same step."""
         if accelerator.num_processes == 1:
-            return self.noted
-        noted = torch.tensor(float(self.noted), device=accelerator.device)
-        return bool(accelerator.reduce(noted, "sum").item())
+            return self.received
+        received = torch.tensor(float(self.received), device=accelerator.device)
+        return bool(accelerator.reduce(received, "sum").item())
 
 
 def ignore_sigterm(worker: int) -> None:
-    """For a data loader's workers: who stops a run signals its whole process group, but the run itself ends them,
-    with [`end_workers`]."""
+    """Ignore SIGTERM in a data loader worker.
+
+    Schedulers signal the whole process group, but the main process still needs its workers for the step at hand. It
+    ends them with [`end_workers`].
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_workers(batches: Iterator) -> None:
-    """Ends the workers of a loader's iterator, whatever became of the training. Python ends what is left of them with
-    SIGTERM when the program ends, and would wait for ever for those that ignore it."""
-    # What the iterator does when it is forgotten, which one in the traceback of an error is not.
+    """End the workers of a data loader's iterator.
+
+    At exit, Python would send SIGTERM to workers that are left and wait forever for those that ignore it.
+    """
+    # An iterator does this when it is deleted, but the traceback of an error keeps it alive.
     getattr(batches, "_shutdown_workers", lambda: None)()
     for worker in multiprocessing.active_children():
         worker.kill()

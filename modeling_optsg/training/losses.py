@@ -1,4 +1,4 @@
-"""Losses of a global batch."""
+"""Losses of a global batch that is divided among processes and micro-batches."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,104 +7,124 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, pad_across_processes
 
+from modeling_optsg.configuration_optsg import OPTSGConfig
+from modeling_optsg.data.collator import TagTable
+
+LOSSES = ("generation_loss", "alignment_loss", "classifier_loss")
+
 
 def gather_candidates(
     accelerator: Accelerator,
-    config,
+    config: OPTSGConfig,
     batches: Sequence[dict],
-    tag_table,
+    tag_table: TagTable | None,
     num_negatives: int = 0,
     seed: Sequence[int] = (0,),
     weights: Sequence[float] | None = None,
 ) -> None:
-    """Makes every tag of a global batch a candidate of every prompt's alignment, in all its parts and processes, and
-    its tokens those of every part's output layer.
+    """Make every tag of a global batch a candidate in the tag alignment of all its micro-batches.
 
-    Changes `tag_features` of the batches of [`OPTSGDataCollator`] with a [`TagTable`] and, with `num_sampled_tokens`,
-    gives them `step_tokens` and `sampled_tokens`. Without a table tags are embedded where they are, and each part has
-    its own.
+    Extends `tag_features` of the batches in place. With `config.num_sampled_tokens`, the output layers of all
+    micro-batches share their tokens too, as `step_tokens` and `sampled_tokens`. Without a table each micro-batch
+    keeps its own tags.
 
     Args:
-        config: the model's.
-        num_negatives: so many random tags of the table are candidates too, those that are not yet.
-        seed: of what is drawn, the same in all processes.
-        weights: 0 for a part that does not count, and whose tags are nobody's candidates.
+        accelerator: The accelerator.
+        config: Configuration of the model.
+        batches: Micro-batches of this process, from [`OPTSGDataCollator`].
+        tag_table: Text features of all training tags, or `None`.
+        num_negatives: Number of random training tags to add as candidates.
+        seed: Seed of the random tags and tokens, the same in all processes.
+        weights: Weight of each micro-batch. Tags of a micro-batch of weight 0 are no candidates.
     """
     if tag_table is None or not all("tag_ids" in batch for batch in batches):
         return
     counted = [batch for batch, weight in zip(batches, weights or [1.0] * len(batches)) if weight]
-    # Of a process without any the first part's, marked as nobody's.
+    # A process without any tags takes part in the gathering with padding.
     ids = [batch["tag_ids"] for batch in counted] or [torch.full_like(batches[0]["tag_ids"], -1)]
-    own = torch.cat(ids).unique().to(accelerator.device)
+    candidates = torch.cat(ids).unique().to(accelerator.device)
     if accelerator.num_processes > 1:
-        own = gather(pad_across_processes(own, dim=0, pad_index=-1))
-    everybody = own.unique().cpu()
-    everybody = everybody[everybody >= 0]
+        candidates = gather(pad_across_processes(candidates, dim=0, pad_index=-1))
+    candidates = candidates.unique().cpu()
+    candidates = candidates[candidates >= 0]
     random = np.random.default_rng(seed)
     if config.num_sampled_tokens:
-        written = {token for tag in everybody.tolist() for token in tag_table.input_ids[tag]}
-        own = np.array(sorted(written | {config.tag_pad_token_id, config.tag_sep_token_id}))
-        others = np.setdiff1d(np.arange(config.tag_vocab_size), own, assume_unique=True)
-        drawn = random.choice(others, min(config.num_sampled_tokens, len(others)), replace=False)
+        tokens = _sample_tokens(config, [tag_table.input_ids[tag] for tag in candidates.tolist()], random)
         for batch in counted:
-            batch |= {"step_tokens": torch.from_numpy(own), "sampled_tokens": torch.from_numpy(drawn)}
+            batch |= tokens
     if num_negatives:
         tags = len(tag_table.tags)
         drawn = random.choice(tags, min(num_negatives, tags), replace=False)
-        everybody = torch.cat([everybody, torch.from_numpy(drawn)]).unique()
+        candidates = torch.cat([candidates, torch.from_numpy(drawn)]).unique()
     for batch in batches:
-        others = everybody[~torch.isin(everybody, batch["tag_ids"].cpu())]
+        others = candidates[~torch.isin(candidates, batch["tag_ids"].cpu())]
         features = tag_table.features[others].to(batch["tag_features"])
         batch["tag_features"] = torch.cat([batch["tag_features"], features])
 
 
-def global_loss_weights(
-    accelerator: Accelerator, config, batches: Sequence[Mapping], weights: Sequence[float] | None = None
-) -> list[dict[str, float]]:
-    """What each part of a global batch must multiply its mean losses with, so that their sum over parts and processes
-    is the mean over the global batch's tokens, prompts and examples.
+def _sample_tokens(
+    config: OPTSGConfig, input_ids: Sequence[Sequence[int]], random: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the tokens of the step's tags and a random sample of the others."""
+    used = {token for tag in input_ids for token in tag}
+    used = np.array(sorted(used | {config.tag_pad_token_id, config.tag_sep_token_id}))
+    others = np.setdiff1d(np.arange(config.tag_vocab_size), used, assume_unique=True)
+    sampled = random.choice(others, min(config.num_sampled_tokens, len(others)), replace=False)
+    return {"step_tokens": torch.from_numpy(used), "sampled_tokens": torch.from_numpy(sampled)}
 
-    Exact for OP-TSG, whose empty slots count as they do without `pad_slot_ratio`, and for losses that are means over
-    examples.
+
+def global_loss_weights(
+    accelerator: Accelerator,
+    config: OPTSGConfig,
+    batches: Sequence[Mapping],
+    weights: Sequence[float] | None = None,
+) -> list[dict[str, float]]:
+    """Return factors that turn mean losses of micro-batches into means over the global batch.
+
+    Each mean loss times its factor, summed over micro-batches and processes, is the mean over the tokens, prompts or
+    examples of the global batch. This is exact for OP-TSG, where `pad_slot_ratio` does not change the weight of empty
+    slots, and for losses that are means over examples.
 
     Args:
-        config: the model's.
-        batches: this process's parts, of [`OPTSGDataCollator`].
-        weights: 0 for a part that does not count.
+        accelerator: The accelerator.
+        config: Configuration of the model.
+        batches: Micro-batches of this process, from [`OPTSGDataCollator`].
+        weights: Weight of each micro-batch; 0 leaves it out.
 
     Returns:
-        For each part its share of the written tokens (`generation_loss`), prompts (`alignment_loss`) and examples
-        (`classifier_loss`).
+        For each micro-batch the factors of `generation_loss`, `alignment_loss` and `classifier_loss`.
     """
-    counts = torch.tensor([_counts(config, batch) for batch in batches])
+    counts = torch.tensor([_loss_counts(config, batch) for batch in batches])
     if weights is not None:
         counts = counts * torch.tensor(weights)[:, None]
     totals = accelerator.reduce(counts.sum(dim=0).to(accelerator.device), "sum").cpu()
-    shares = (counts / totals.clamp(min=1e-9)).tolist()
-    return [dict(zip(("generation_loss", "alignment_loss", "classifier_loss"), row)) for row in shares]
+    return [dict(zip(LOSSES, row)) for row in (counts / totals.clamp(min=1e-9)).tolist()]
 
 
-def weighted_losses(config, outputs: Mapping, shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
-    """A part's contribution to the global batch's loss and its parts: `loss`, and those of the parts that there are.
+def weighted_losses(config: OPTSGConfig, outputs: Mapping, weights: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """Return what a micro-batch contributes to the losses of the global batch.
 
     Args:
-        config: the model's, with the weight of each part.
-        outputs: of the model; shares: of [`global_loss_weights`].
+        config: Configuration of the model, with the weight of each loss.
+        outputs: Outputs of the model.
+        weights: Factors of the micro-batch, from [`global_loss_weights`].
+
+    Returns:
+        `loss`, and the losses it consists of if there are several.
     """
     if outputs.get("alignment_loss") is None:
-        return {"loss": outputs["loss"] * shares["classifier_loss"]}
-    weights = {"generation_loss": 1.0, "alignment_loss": config.alignment_loss_weight}
-    weights["classifier_loss"] = config.classifier_loss_weight
-    parts = {name: outputs[name] * shares[name] for name in weights if outputs.get(name) is not None}
-    return {"loss": sum(weights[name] * part for name, part in parts.items()), **parts}
+        return {"loss": outputs["loss"] * weights["classifier_loss"]}
+    loss_weights = dict(zip(LOSSES, (1.0, config.alignment_loss_weight, config.classifier_loss_weight)))
+    losses = {name: outputs[name] * weights[name] for name in LOSSES if outputs.get(name) is not None}
+    return {"loss": sum(loss_weights[name] * loss for name, loss in losses.items()), **losses}
 
 
-def _counts(config, batch: Mapping) -> tuple[float, float, float]:
-    """Weights of a batch's mean losses: of its written tokens, its prompts and its examples."""
+def _loss_counts(config: OPTSGConfig, batch: Mapping) -> tuple[float, float, float]:
+    """Return what the mean losses of a batch are means over: tokens, weighted prompts and examples."""
     labels = batch["labels"]
     given = labels >= 0
     examples, tags = labels.shape[0], int(given.sum())
     empty = examples * config.num_prompts - tags
-    # Each tag is its tokens and [SEP]; an empty slot is one [PAD].
+    # A tag consists of its tokens and [SEP]; an empty slot holds one [PAD].
     lengths = int(batch["tag_lengths"][labels[given]].sum()) if "tag_lengths" in batch else 0
     return lengths + tags + empty, tags + config.no_object_weight * empty, float(examples)

@@ -1,11 +1,11 @@
-"""The model that a training begins with."""
+"""The model that a training starts from: new on pretrained towers, or a checkpoint to fine-tune."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
@@ -17,9 +17,10 @@ from .data import NO_TAGS
 from .pretrained_towers import tower_folder
 from .text_tied_embeddings import tie_tokens_to_text
 
-# Most tags of an example for systems without slots.
+# Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
-UNFITTED = {
+# Settings of a checkpoint that were fitted to another dataset.
+NOT_FITTED = {
     "pad_bias": 0.0,
     "threshold": 0.0,
     "fusion_weights": None,
@@ -28,98 +29,136 @@ UNFITTED = {
 }
 
 
-def build(
-    arguments: OPTSGTrainingArguments, train: Dataset, validation: Dataset
+def build_model(
+    args: OPTSGTrainingArguments, train: Dataset, validation: Dataset
 ) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
-    """A model and its processor: new on pretrained towers, or a checkpoint to be fine-tuned.
+    """Build a model and its processor, or load the checkpoint to fine-tune.
 
     Args:
-        train: what tags there are; validation: whose frame features say how wide they are.
+        args: Arguments of the training.
+        train: Training examples, for their tags.
+        validation: Validation examples, for the width of frame features.
 
     Raises:
-        ValueError: there are no tags, the system cannot be fine-tuned, the checkpoint is another's, or there are no
-            frame features where they are all there is.
+        ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type, or frame
+            features are missing.
     """
-    system = MODEL_TYPES[arguments.model_type]
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     if not counts:
-        raise ValueError(f"{arguments.dataset}: {NO_TAGS}")
-    # What makes a system what it is comes last: a preset for all of them may give the number of slots.
-    config = json.loads(arguments.config_overrides) | dict(system.config)
-    if arguments.train_text_tower and not system.needs_classes:
-        # Train tags are compared with by features computed once; a tower that learns has none.
-        config["use_tag_classifier"] = False
-    if arguments.checkpoint:
-        if system.needs_classes:
-            raise ValueError(
-                f"{arguments.model_type} knows its own training tags only: it cannot be fine-tuned on others."
-            )
-        kind = PreTrainedConfig.get_config_dict(arguments.checkpoint)[0].get("model_type")
-        if kind != system.model.config_class.model_type:
-            raise ValueError(
-                f"{arguments.checkpoint} is no checkpoint of {arguments.model_type}: its config.json has model_type="
-                f"{kind!r}, not {system.model.config_class.model_type!r}."
-            )
-        model = system.model.from_pretrained(arguments.checkpoint, **config)
-        processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
-        # What the checkpoint was trained on stays known: a tag of it is no novelty of the fine-tuned model.
-        processor.label_vocabulary = dict(Counter(processor.label_vocabulary) + counts)
-        # What was fitted is not what is to be trained.
-        for name, value in UNFITTED.items():
-            setattr(model.generation_config, name, value)
-        if isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier:
-            model.set_label_vocabulary(*label_vocabulary(processor.tag_tokenizer, counts, processor.max_tag_tokens))
-        return model, processor
+        raise ValueError(f"{args.dataset}: {NO_TAGS}")
+    if args.checkpoint:
+        model, processor = _load_checkpoint(args, counts)
+    else:
+        model, processor = _build_on_towers(args, train, counts, validation)
+    for tower, is_trained in (
+        (model.model.vision_tower, args.train_vision_tower),
+        (model.model.text_tower, args.train_text_tower),
+    ):
+        if tower is not None:
+            tower.requires_grad_(is_trained)
+    return model, processor
+
+
+def _config_overrides(args: OPTSGTrainingArguments) -> dict:
+    model_type = MODEL_TYPES[args.model_type]
+    # The model type's own fields come last, so that all types can share one file of arguments.
+    overrides = json.loads(args.config_overrides) | dict(model_type.config)
+    if args.train_text_tower and not model_type.needs_classes:
+        # The tag classifier compares with text features that are computed once, by a frozen tower.
+        overrides["use_tag_classifier"] = False
+    return overrides
+
+
+def _load_checkpoint(args: OPTSGTrainingArguments, counts: Counter) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+    model_type = MODEL_TYPES[args.model_type]
+    if model_type.needs_classes:
+        raise ValueError(f"{args.model_type} cannot be fine-tuned: its classes are the tags it was trained on.")
+    found = PreTrainedConfig.get_config_dict(args.checkpoint)[0].get("model_type")
+    expected = model_type.model.config_class.model_type
+    if found != expected:
+        raise ValueError(
+            f"{args.checkpoint} is not a checkpoint of {args.model_type}: its config.json has model_type={found!r}, "
+            f"not {expected!r}."
+        )
+    model = model_type.model.from_pretrained(args.checkpoint, **_config_overrides(args))
+    processor = OPTSGProcessor.from_pretrained(args.checkpoint)
+    # Tags that the checkpoint was trained on stay known: they are not novel for the fine-tuned model.
+    processor.label_vocabulary = dict(Counter(processor.label_vocabulary) + counts)
+    for name, value in NOT_FITTED.items():
+        setattr(model.generation_config, name, value)
+    if isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier:
+        ids, class_counts = label_vocabulary(processor.tag_tokenizer, counts, processor.max_tag_tokens)
+        model.set_label_vocabulary(ids, class_counts)
+    return model, processor
+
+
+def _build_on_towers(
+    args: OPTSGTrainingArguments, train: Dataset, counts: Counter, validation: Dataset
+) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+    model_type, config = MODEL_TYPES[args.model_type], _config_overrides(args)
     vision, text = (
-        None if name == "none" else tower_folder(name, Path(arguments.cache_dir) / "towers")
-        for name in (arguments.vision_tower, arguments.text_tower)
+        None if name == "none" else tower_folder(name, Path(args.cache_dir) / "towers")
+        for name in (args.vision_tower, args.text_tower)
     )
     if vision is None:
-        config["frame_feature_size"] = feature_width(validation)
-    tag_tokenizer = train_tag_tokenizer((t for tags in train["tags"] for t in tags), arguments.tag_vocab_size)
-    ids, class_counts = label_vocabulary(tag_tokenizer, counts, arguments.max_tag_tokens)
-    if system.needs_classes:
+        config["frame_feature_size"] = frame_feature_width(validation)
+    tag_tokenizer = train_tag_tokenizer((tag for tags in train["tags"] for tag in tags), args.tag_vocab_size)
+    ids, class_counts = label_vocabulary(tag_tokenizer, counts, args.max_tag_tokens)
+    if model_type.needs_classes:
         config["num_tag_classes"] = len(ids)
-    model = system.model.from_vision_text_pretrained(
-        vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=arguments.max_tag_tokens, **config
+    model = model_type.model.from_vision_text_pretrained(
+        vision, text, tag_vocab_size=len(tag_tokenizer), max_tag_tokens=args.max_tag_tokens, **config
     )
-    if system.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier):
+    if model_type.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier):
         model.set_label_vocabulary(ids, class_counts)
+    processor = _build_processor(args, vision, text, tag_tokenizer, model.config.num_prompts, counts)
+    if args.embedding_init_std and hasattr(model, "tag_decoder"):
+        tie_tokens_to_text(model.eval(), processor, args.embedding_init_std)
+    return model, processor
+
+
+def _build_processor(
+    args: OPTSGTrainingArguments,
+    vision: str | None,
+    text: str,
+    tag_tokenizer: PreTrainedTokenizerBase,
+    num_prompts: int,
+    counts: Counter,
+) -> OPTSGProcessor:
     settings = {
-        "num_frames": arguments.num_frames,
-        # Most tags of an example in training, which is all that a system without slots needs it for.
-        "num_prompts": model.config.num_prompts if model.config.num_prompts > 1 else MAX_TAGS,
-        "max_tag_tokens": arguments.max_tag_tokens,
+        "num_frames": args.num_frames,
+        # The maximum number of tags per example in training, also for models without slots.
+        "num_prompts": num_prompts if num_prompts > 1 else MAX_TAGS,
+        "max_tag_tokens": args.max_tag_tokens,
         "label_vocabulary": dict(counts),
     }
     tokenizer = AutoTokenizer.from_pretrained(text)
     if vision is None:
-        processor = OPTSGFeatureProcessor(tokenizer, tag_tokenizer, **settings)
-    else:
-        image_processor = AutoImageProcessor.from_pretrained(vision)
-        if arguments.image_size:
-            image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
-        processor = OPTSGProcessor(image_processor, tokenizer, tag_tokenizer, **settings)
-    if arguments.embedding_init_std and hasattr(model, "tag_decoder"):
-        tie_tokens_to_text(model.eval(), processor, arguments.embedding_init_std)
-    return model, processor
+        return OPTSGFeatureProcessor(tokenizer, tag_tokenizer, **settings)
+    image_processor = AutoImageProcessor.from_pretrained(vision)
+    if args.image_size:
+        image_processor.size = {"height": args.image_size, "width": args.image_size}
+    return OPTSGProcessor(image_processor, tokenizer, tag_tokenizer, **settings)
 
 
-def feature_width(rows: Dataset) -> int:
-    """Width of a dataset's own frame features."""
+def frame_feature_width(rows: Dataset) -> int:
+    """Return the width of a dataset's own frame features.
+
+    Raises:
+        ValueError: No example has frame features.
+    """
     if "frame_features" not in rows.column_names:
-        raise ValueError(f"--vision_tower none needs a column frame_features; there are {rows.column_names}.")
-    given = next(
-        (f for f in rows.select_columns("frame_features").with_format("numpy") if f["frame_features"] is not None),
-        None,
-    )
-    if given is None:
-        raise ValueError("--vision_tower none: no example has frame features.")
-    return given["frame_features"].shape[-1]
+        raise ValueError(f"--vision_tower none needs a column frame_features; the columns are {rows.column_names}.")
+    for row in rows.select_columns("frame_features").with_format("numpy"):
+        if row["frame_features"] is not None:
+            return row["frame_features"].shape[-1]
+    raise ValueError("--vision_tower none: no example has frame features.")
 
 
-def label_vocabulary(tag_tokenizer, counts: Counter, max_tag_tokens: int) -> tuple[list[list[int]], list[int]]:
-    """Token ids and counts of the train tags, in the order of the tag table: without those too long."""
+def label_vocabulary(
+    tag_tokenizer: PreTrainedTokenizerBase, counts: Counter, max_tag_tokens: int
+) -> tuple[list[list[int]], list[int]]:
+    """Return token ids and counts of the training tags that are not too long, in alphabetical order."""
     ids = tag_tokenizer(sorted(counts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     kept = [(tokens, counts[tag]) for tag, tokens in zip(sorted(counts), ids) if len(tokens) <= max_tag_tokens]
     return [tokens for tokens, _ in kept], [count for _, count in kept]

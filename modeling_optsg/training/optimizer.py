@@ -1,15 +1,32 @@
-"""What is trained, and how fast."""
+"""Parameter groups of the optimizer."""
 
 import torch
 
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+
 
 def parameter_groups(
-    model, *, learning_rate: float, tower_learning_rate: float, embedding_lr_multiplier: float, weight_decay: float
+    model: OPTSGPreTrainedModel,
+    *,
+    learning_rate: float,
+    tower_learning_rate: float,
+    embedding_lr_multiplier: float,
+    weight_decay: float,
 ) -> list[dict]:
-    """Towers and token embeddings have learning rates of their own; norms, biases and embeddings are not decayed.
+    """Group the trained parameters by learning rate and weight decay.
+
+    Norms, biases and embeddings are not decayed.
 
     Args:
-        embedding_lr_multiplier: the rate of token embeddings and of classes compared with the example, as a share of `learning_rate`.
+        model: The model to train.
+        learning_rate: Learning rate of all parameters but those named below.
+        tower_learning_rate: Learning rate of the towers.
+        embedding_lr_multiplier: Factor on `learning_rate` for token embeddings and for the class embeddings of a
+            cosine classifier.
+        weight_decay: Weight decay of all matrices but embeddings.
+
+    Returns:
+        Groups for a `torch.optim.Optimizer`.
     """
     groups = {}
     linear_head = isinstance(getattr(model, "classifier", None), torch.nn.Linear)
@@ -17,7 +34,7 @@ def parameter_groups(
         if parameter.requires_grad:
             rate = tower_learning_rate if "_tower." in name else learning_rate
             decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries"))
-            if "token_embeddings" in name or ("classifier" in name and not linear_head):
+            if "token_embeddings" in name or ("classifier" in name.split(".") and not linear_head):
                 rate, decayed = learning_rate * embedding_lr_multiplier, False
             groups.setdefault((rate, decayed), []).append(parameter)
     return [

@@ -1,4 +1,4 @@
-"""Pretrained towers that install as packages, as folders `from_pretrained` reads: for machines without a model hub."""
+"""Pretrained towers from PyPI packages, for machines without a model hub."""
 
 import os
 import re
@@ -14,15 +14,15 @@ PACKAGED_TOWERS = {
 
 
 def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
-    """Where a tower is to be loaded from.
+    """Return a name or folder for `from_pretrained` to load a tower from.
 
     Args:
-        name_or_path: "efficientnet-lite0" or "all-minilm-l6-v2", which are taken from their PyPI packages (the `train`
-            extra) and written to `cache_dir` once; anything else, a folder or a Hub name, comes back as it is.
-        cache_dir: where the folders are made.
+        name_or_path: "efficientnet-lite0" or "all-minilm-l6-v2", which are exported from their PyPI packages (the
+            `train` extra) to `cache_dir` once. Another folder or Hub name is returned unchanged.
+        cache_dir: Parent folder of the exported towers.
 
     Raises:
-        ImportError: the package of a packaged tower is not installed.
+        ImportError: The package of a packaged tower is not installed.
     """
     if name_or_path not in PACKAGED_TOWERS:
         return str(name_or_path)
@@ -62,14 +62,14 @@ def _export_efficientnet_lite0(folder: Path) -> None:
     model = EfficientNetLiteModel(EfficientNetLiteConfig())
     model.load_state_dict(convert_efficientnet_lite_weights(weights))
     model.save_pretrained(folder)
-    # Mean 127 and deviation 128, as in the weights' TensorFlow original.
+    # Mean 127 and standard deviation 128, as in the TensorFlow original of the weights.
     ViTImageProcessor(
         size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
     ).save_pretrained(folder)
 
 
 def convert_efficientnet_lite_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of `efficientnet_lite_pytorch` to those of [`EfficientNetLiteModel`]; its classifier is left behind."""
+    """Rename weights of `efficientnet_lite_pytorch` for [`EfficientNetLiteModel`], without the classifier."""
     names = {"_conv_stem": "stem.conv", "_conv_head": "head.conv", "_bn0": "stem.norm", "_bn1": "head.norm"}
     block_names = {
         "_expand_conv": "expand.conv",

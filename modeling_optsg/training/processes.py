@@ -1,5 +1,4 @@
-"""How processes share a training: each with a copy of the model, or with a part of it (FSDP2), or of the optimiser
-alone (DeepSpeed)."""
+"""Several processes: copies of the model (DDP), a sharded model (FSDP2) or a sharded optimizer (DeepSpeed)."""
 
 import os
 import socket
@@ -17,156 +16,189 @@ from accelerate.utils import (
     broadcast_object_list,
     gather_object,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 
-def make_accelerator(mixed_precision: str | None, **settings) -> tuple[Accelerator, str]:
-    """What `accelerate launch` was asked for, and the precision: "no", "fp16" or "bf16".
+
+def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Accelerator, str]:
+    """Create the accelerator that `accelerate launch` was configured for.
 
     Args:
-        mixed_precision: the launcher's if not given.
-        settings: of [`Accelerator`].
+        mixed_precision: "no", "fp16" or "bf16"; `None` for the launcher's setting.
+        kwargs: Other arguments of [`Accelerator`].
+
+    Returns:
+        The accelerator and the precision.
 
     Raises:
-        ValueError: fp16 where there is none.
+        ValueError: fp16 is not supported on this device or with DeepSpeed.
     """
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if deepspeed and mixed_precision == "fp16":
         raise ValueError("fp16 with DeepSpeed is not supported; give --mixed_precision bf16.")
     accelerator = Accelerator(
-        # DeepSpeed's own bf16 would round weights, and what frozen towers and tag features hold; see
-        # `prepare_training`.
+        # DeepSpeed's own bf16 would round weights, frozen towers and tag features; see `prepare_training`.
         mixed_precision="no" if deepspeed else mixed_precision,
         kwargs_handlers=[
-            # Buffers, such as what is tied to text, are the same in all processes and stay so.
+            # Buffers, such as text features, are the same in all processes.
             DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
-            # The others wait while the first builds the dataset and looks at every image.
+            # The others wait while the first process builds the dataset and checks every image.
             InitProcessGroupKwargs(timeout=timedelta(days=2)),
         ],
-        **settings,
+        **kwargs,
     )
     if mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError(
-            f"fp16 needs a GPU: on a {accelerator.device.type} accelerate would train in 32 bits and not say so. Give "
+            f"fp16 needs a GPU: on a {accelerator.device.type} accelerate would silently train in 32 bits. Give "
             "--mixed_precision bf16 or no."
         )
     return accelerator, mixed_precision
 
 
-def refuse_unshared(accelerator: Accelerator, *folders: str | os.PathLike, patience: float = 5.0) -> None:
-    """All processes call it.
+def start_trackers(accelerator: Accelerator, report_to: list[str], config: dict) -> None:
+    """Start the trackers of accelerate.
 
     Args:
-        folders: that all processes are to find the same files in; made if they are not there.
-        patience: seconds until a file must be seen.
+        accelerator: Made with `log_with=report_to`.
+        report_to: Names of the trackers.
+        config: Arguments of the training. Numbers and strings among them are reported.
 
     Raises:
-        ValueError: a process, of another machine, has a folder of its own by that name.
+        ValueError: A tracker is not installed.
+    """
+    if not report_to:
+        return
+    # accelerate ignores trackers that are not installed.
+    installed = {tracker.value for tracker in accelerator.log_with}
+    if missing := sorted(set(report_to) - installed):
+        raise ValueError(f"--report_to {' '.join(missing)}: not installed.")
+    reported = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
+    accelerator.init_trackers("optsg", reported)
+
+
+def check_shared_folders(accelerator: Accelerator, *folders: str | os.PathLike, timeout: float = 5.0) -> None:
+    """Check that all processes see the same files in some folders. All processes call this.
+
+    Args:
+        accelerator: The accelerator.
+        folders: The folders. Missing ones are created.
+        timeout: Seconds to wait for a file to become visible.
+
+    Raises:
+        ValueError: A process on another machine has its own folder of that name.
     """
     if accelerator.num_processes == 1:
         return
-    (mark,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+    (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
     for path in map(Path, folders):
         if accelerator.is_main_process:
             path.mkdir(parents=True, exist_ok=True)
-            (path / mark).touch()
+            (path / name).touch()
         accelerator.wait_for_everyone()
-        deadline = time.monotonic() + patience
-        while not (seen := (path / mark).exists()) and time.monotonic() < deadline:
+        deadline = time.monotonic() + timeout
+        while not (found := (path / name).exists()) and time.monotonic() < deadline:
             time.sleep(0.2)
-        seen = gather_object([(seen, socket.gethostname())])
+        results = gather_object([(found, socket.gethostname())])
         if accelerator.is_main_process:
-            (path / mark).unlink()
-        if missing := sorted({host for found, host in seen if not found}):
+            (path / name).unlink()
+        if missing := sorted({host for found, host in results if not found}):
             raise ValueError(
-                f"{path} is not the same folder on all machines: {', '.join(missing)} cannot see what the first one "
-                "writes there. Give one on a disk that they share."
+                f"{path} is not the same folder on all machines: {', '.join(missing)} cannot see the files that the "
+                "first machine writes there. Use a folder on a disk that all machines share."
             )
 
 
-def prepare_model(accelerator: Accelerator, model):
-    """What must be done before the optimiser is made.
+def prepare_model(accelerator: Accelerator, model: OPTSGPreTrainedModel) -> OPTSGPreTrainedModel:
+    """Shard the model if accelerate is configured for FSDP2. Called before the optimizer is made.
 
     Raises:
-        ValueError: `accelerate` is configured for what is not supported.
+        ValueError: The configuration of accelerate is not supported.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
-            raise ValueError("Models are divided by FSDP2 only; set fsdp_version: 2 in accelerate's configuration.")
+            raise ValueError("FSDP1 is not supported; set fsdp_version: 2 in accelerate's configuration.")
         if plugin.activation_checkpointing:
             raise ValueError("Give --gradient_checkpointing True instead of fsdp_activation_checkpointing.")
         if plugin.cpu_ram_efficient_loading:
             raise ValueError("Every process builds the model; set fsdp_cpu_ram_efficient_loading: false.")
         offload = {"offload_policy": plugin.cpu_offload} if plugin.cpu_offload else {}
-        # It looks for classes that have another name once they are divided.
+        # It looks for classes by names that sharding has changed.
         plugin.auto_wrap_policy = None
         shard_model(model, bool(plugin.reshard_after_forward), **offload)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         if accelerator.state.deepspeed_plugin.zero_stage > 2:
-            raise ValueError("Of DeepSpeed's stages 0 to 2 are supported; use FSDP2 to divide the weights too.")
+            raise ValueError("DeepSpeed is supported up to stage 2; use FSDP2 to shard the weights as well.")
     return model
 
 
 def prepare_training(
     accelerator: Accelerator,
-    model,
+    model: OPTSGPreTrainedModel,
     optimizer: torch.optim.Optimizer,
     *,
     micro_batch_size: int,
     max_grad_norm: float,
     mixed_precision: str,
-):
-    """`accelerator.prepare` of a model and its optimiser.
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """Call `accelerator.prepare` for a model and its optimizer.
 
     Args:
-        model: of [`prepare_model`].
-        micro_batch_size: most examples that a process computes at once.
-        mixed_precision: of [`make_accelerator`].
+        accelerator: The accelerator.
+        model: From [`prepare_model`].
+        optimizer: Its optimizer.
+        micro_batch_size: Maximum number of examples per forward pass.
+        max_grad_norm: Maximum norm of the gradient, which DeepSpeed clips itself.
+        mixed_precision: From [`make_accelerator`].
+
+    Returns:
+        The wrapped model and the wrapped optimizer.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": micro_batch_size,
-            # It would divide a part's loss by their number; losses are weighted already.
+            # More steps would divide the loss by their number, but the losses are already weighted.
             "gradient_accumulation_steps": 1,
             "gradient_clipping": max_grad_norm,
-            # As with the other ways weights stay in 32 bits and operations choose.
+            # As with the other strategies, weights keep 32 bits and autocast chooses per operation.
             "torch_autocast": {"enabled": mixed_precision == "bf16", "dtype": "bfloat16"},
         }
-    trained = [list(group["params"]) for group in optimizer.param_groups]
+    parameters = [list(group["params"]) for group in optimizer.param_groups]
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if accelerator.distributed_type == DistributedType.FSDP:
-        # `accelerate` tells parameters apart by where they lie in memory, and empty parts of several lie nowhere.
-        for group, parameters in zip(optimizer.param_groups, trained):
-            group["params"] = parameters
+        # accelerate identifies parameters by their memory address, which empty shards do not have.
+        for group, own in zip(optimizer.param_groups, parameters):
+            group["params"] = own
     return wrapped, prepared
 
 
-def shard_model(model, reshard_after_forward: bool = True, **settings):
-    """Divides a model's parameters, in place: each module of its `_no_split_modules` by itself, and all that is
-    outside them as one group, which stays whole for the length of a step: the output layer reads the token embeddings.
+def shard_model(model: OPTSGPreTrainedModel, reshard_after_forward: bool = True, **kwargs: object) -> FSDPModule:
+    """Shard the parameters of a model among processes, in place.
 
-    `accelerate` would give embeddings and output layer groups of their own, which must not share weights.
+    Each module of `_no_split_modules` is a group of its own. All other parameters are one group, which stays gathered
+    during a step because the output layer reads the token embeddings. (accelerate would make two groups of these.)
 
     Args:
-        model: of [`OPTSGPreTrainedModel`], before its optimiser is made.
-        settings: of [`fully_shard`].
+        model: The model, before its optimizer is made.
+        reshard_after_forward: Free gathered parameters after the forward pass.
+        kwargs: Other arguments of [`fully_shard`].
 
     Raises:
-        ValueError: a parameter has no dimension to be divided along.
+        ValueError: A parameter is a scalar.
     """
     if scalars := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
-        raise ValueError(f"{', '.join(scalars)} cannot be divided among processes: no dimension.")
+        raise ValueError(f"Scalar parameters cannot be sharded: {', '.join(scalars)}.")
     for module in model.modules():
         if type(module).__name__ in model._no_split_modules:
-            fully_shard(module, reshard_after_forward=reshard_after_forward, **settings)
-    return fully_shard(model, **settings)
+            fully_shard(module, reshard_after_forward=reshard_after_forward, **kwargs)
+    return fully_shard(model, **kwargs)
 
 
-def whole_state(model) -> dict[str, torch.Tensor]:
-    """A model's state with whole tensors, in every process; all processes call it."""
+def full_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a model's state with unsharded tensors, in every process. All processes call this."""
     return {
         name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         for name, tensor in model.state_dict().items()

@@ -1,8 +1,10 @@
-"""Checkpoints of a running training: complete or not there at all."""
+"""States of a running training: each is complete or not there at all."""
 
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,149 +13,188 @@ from accelerate.utils import DistributedType
 
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
 
+# Folder of the states and of status.json, in the output folder.
+STATE_FOLDER = "state"
 PROGRESS = "progress.json"
 
 
-class RunState:
-    """Keeps a training's state in `folder`, so that it can go on after it was stopped at any moment.
-
-    A checkpoint is written beside the last one under another name and then renamed; only after that are older ones
-    taken away. It holds what `accelerate` saves of what was prepared (model, optimiser, scaler, each process's random
-    states), the schedule, and `progress`: the step and whatever else the loop needs. Parameters that are not trained
-    are left out.
+@dataclass
+class TrainingProgress:
+    """Progress of a training, saved with its state.
 
     Args:
-        accelerator: after `prepare`.
-        folder: made if it is not there.
-        arguments: what the run was started with; a checkpoint of another run is refused.
-        keep: how many checkpoints are kept.
+        step: Last step that is done.
+        best_metric: Best value of `metric_for_best_model` so far.
+        training_seconds: Time spent in training steps.
+        examples_per_second: Current speed.
+        loss_sums: Sums of the losses since the last row of the log, and the number of steps.
+        unreadable: Reasons for the training examples that were left out.
+        log_history: Rows of the log that have validation metrics.
+    """
+
+    step: int = 0
+    best_metric: float = float("-inf")
+    training_seconds: float = 0.0
+    examples_per_second: float = 0.0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    log_history: list[dict] = field(default_factory=list)
+
+
+class RunState:
+    """Saved states of a training, to resume it after it was stopped at any moment.
+
+    A state is written under a temporary name and then renamed. Only then are older ones deleted. It holds the model,
+    the optimizer, the gradient scaler and the random states, as `accelerate` saves them, and a `progress` of the
+    training loop. Frozen parameters are left out.
+
+    Args:
+        accelerator: After `prepare`.
+        folder: Folder of the states.
+        arguments: Arguments of the run. States of a run with other arguments are refused.
+        keep: Number of states to keep.
     """
 
     def __init__(self, accelerator: Accelerator, folder: str | os.PathLike, arguments: dict, keep: int = 2):
         self.accelerator, self.folder, self.keep = accelerator, Path(folder), keep
         self.arguments = json.loads(json.dumps(arguments))
         kind = accelerator.distributed_type
-        # How what was prepared is divided among processes: others cannot read it.
-        self.divided = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
-        accelerator.register_save_state_pre_hook(self._leave_out_frozen)
+        # A sharded state cannot be read with another strategy.
+        self.strategy = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
+        accelerator.register_save_state_pre_hook(self._drop_frozen)
         accelerator.register_load_state_pre_hook(self._load_trained)
 
-    def save(self, step: int, progress: dict) -> None:
-        """Writes the checkpoint of a step. All processes call it.
+    def save(self, step: int, progress: Mapping) -> None:
+        """Save the state of a step. All processes call this.
 
         Raises:
-            OSError: the disk is full or not to be written on; earlier checkpoints stay, and nothing of this one.
+            OSError: The folder cannot be written to. Earlier states stay, and nothing of this one.
         """
         final = self.folder / f"step-{step:08d}"
         partial = final.with_name(final.name + PARTIAL)
         if self.accelerator.is_main_process:
-            # Those that killed runs have left, of whichever step.
-            for left in self.folder.glob(f"step-*{PARTIAL}"):
-                shutil.rmtree(left, ignore_errors=True)
+            for left_over in self.folder.glob(f"step-*{PARTIAL}"):
+                shutil.rmtree(left_over, ignore_errors=True)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(partial), safe_serialization=False)
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
-                known = {"step": step, "arguments": self.arguments, "divided": self.divided}
-                write_json(partial / PROGRESS, known | progress)
-                # Before it has its name, which must not stand for bytes that are not on the disk yet.
+                run = {"step": step, "arguments": self.arguments, "strategy": self.strategy}
+                write_json(partial / PROGRESS, {**progress, **run})
+                # Before the renaming, so that the final name never stands for incomplete files.
                 sync_all(partial)
         except Exception as error:
-            # torch has errors of its own for a full disk, which is not to stay full of this.
+            # Not only OSError: torch raises errors of its own on a full disk.
             shutil.rmtree(partial, ignore_errors=True)
             raise cannot_be_written(f"the state of step {step}", self.folder, error) from error
         if self.accelerator.is_main_process:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             sync(self.folder)
-            others = [path for path in self.checkpoints() if path != final]
-            for path in others:
-                # Later ones are of what was gone back from.
-                if path.name > final.name or path in others[: len(others) - self.keep + 1]:
-                    shutil.rmtree(path)
+            self._delete_others(final)
         self.accelerator.wait_for_everyone()
 
+    def _delete_others(self, latest: Path) -> None:
+        others = [path for path in self.checkpoints() if path != latest]
+        for path in others:
+            # Later states exist if the run was resumed from an earlier one.
+            if path.name > latest.name or path in others[: len(others) - self.keep + 1]:
+                shutil.rmtree(path)
+
     def checkpoints(self) -> list[Path]:
-        """The complete ones, oldest first."""
+        """Return the folders of the complete states, oldest first."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted(path for path in found if path.suffix != PARTIAL and (path / PROGRESS).is_file())
 
-    def load(self, resume: str) -> dict | None:
-        """Goes back to a checkpoint and returns its progress.
+    def load(self, resume_from_checkpoint: str) -> dict | None:
+        """Load a state.
 
         Args:
-            resume: "auto", the last complete one or `None`; "never"; or a checkpoint's folder.
+            resume_from_checkpoint: "auto" for the last complete state, "never" for none, or the folder of a state.
+
+        Returns:
+            Its progress; `None` if there is no state.
 
         Raises:
-            FileNotFoundError: the folder is no checkpoint.
-            ValueError: it belongs to a run with other arguments.
+            FileNotFoundError: The folder does not contain a state.
+            ValueError: The state belongs to a run with other arguments or another distributed strategy.
         """
-        if resume == "never":
+        if resume_from_checkpoint == "never":
             return None
-        if resume == "auto":
+        if resume_from_checkpoint == "auto":
             if not (found := self.checkpoints()):
                 return None
             path = found[-1]
         else:
-            path = Path(resume)
+            path = Path(resume_from_checkpoint)
             if not (path / PROGRESS).is_file():
-                raise FileNotFoundError(f"{path} is no checkpoint of a running training: it has no {PROGRESS}.")
+                raise FileNotFoundError(f"{path} does not contain the state of a training: {PROGRESS} is missing.")
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-        saved, divided = progress.pop("arguments"), progress.pop("divided", None)
-        if divided != self.divided:
-            raise ValueError(f"{path} was written under {divided or 'no'} division of the model, not {self.divided}.")
-        refuse_other_run(saved, self.arguments, path)
+        saved, strategy = progress.pop("arguments"), progress.pop("strategy")
+        if strategy != self.strategy:
+            raise ValueError(
+                f"{path} was saved with the strategy {strategy or 'DDP'}; it cannot be resumed with "
+                f"{self.strategy or 'DDP'}."
+            )
+        check_same_run(saved, self.arguments, path)
         self.accelerator.load_state(str(path))
         return progress
 
     def clear(self) -> None:
-        """Takes all checkpoints away: the training is finished, or begins anew."""
+        """Delete all states. All processes call this."""
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and self.folder.is_dir():
-            for path in self.folder.glob("step-*"):
-                shutil.rmtree(path)
+        if self.accelerator.is_main_process:
+            delete_states(self.folder)
         self.accelerator.wait_for_everyone()
 
-    # Frozen towers, many times larger than what is trained, come from the base they were taken from.
+    # Frozen towers are many times larger than the trained parameters, and come from the base model.
 
-    def _leave_out_frozen(self, models, weights, output_dir) -> None:
-        # Sharded models are saved by `accelerate` itself, and come without weights here.
+    def _drop_frozen(self, models: list, weights: list, output_dir: str) -> None:
+        # Sharded models are saved by accelerate itself, and come without weights here.
         for model, state in zip(models, weights):
             frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
             for name in frozen & state.keys():
                 del state[name]
 
-    def _load_trained(self, models, input_dir) -> None:
-        # What is left in the list `accelerate` would load by itself, and miss what was left out.
+    def _load_trained(self, models: list, input_dir: str) -> None:
+        # accelerate would load the models that stay in the list, and fail on the missing frozen parameters.
         while models:
             model = models.pop()
             name = "pytorch_model.bin" if not models else f"pytorch_model_{len(models)}.bin"
             state = torch.load(Path(input_dir, name), map_location="cpu", weights_only=True)
-            # Names as they are without the wrapper of several processes: their number may have changed.
+            # Without DDP's prefix: the number of processes may have changed.
             state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
             plain = self.accelerator.unwrap_model(model)
             missing, unexpected = plain.load_state_dict(state, strict=False)
             trained = {name for name, parameter in plain.named_parameters() if parameter.requires_grad}
-            if lacking := sorted(trained & set(missing)) + sorted(unexpected):
-                raise ValueError(f"{input_dir} does not fit this model: {', '.join(lacking[:5])} …")
+            if wrong := sorted(trained & set(missing)) + sorted(unexpected):
+                raise ValueError(f"{input_dir} does not fit this model: {', '.join(wrong[:5])} …")
 
 
-def refuse_other_run(saved: dict, arguments: dict, name: str | os.PathLike) -> None:
-    """
+def delete_states(folder: Path) -> None:
+    """Delete all states in a folder, complete or not."""
+    for path in folder.glob("step-*"):
+        shutil.rmtree(path)
+
+
+def check_same_run(saved: Mapping, arguments: Mapping, name: str | os.PathLike) -> None:
+    """Check that two runs have the same arguments and data.
+
     Args:
-        saved: what another run was started with; arguments: what this one is.
-        name: what is left of the other.
+        saved: Arguments of a saved run.
+        arguments: Arguments of this run.
+        name: Name of the saved run in the error message.
 
     Raises:
-        ValueError: they differ.
+        ValueError: They differ.
     """
-    if other := sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key)):
-        changed = ", ".join(f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in other if key != "data")
-        if "data" in other:
-            changed = ", ".join(filter(None, [changed, "other training or validation examples"]))
+    if different := sorted(key for key in saved.keys() | arguments.keys() if saved.get(key) != arguments.get(key)):
+        changes = [f"{key} {saved.get(key)!r} (now {arguments.get(key)!r})" for key in different if key != "data"]
+        if "data" in different:
+            changes.append("other training or validation examples")
         raise ValueError(
-            f"{name} is of a run with {changed}. Give the arguments it was started with, another output_dir, or "
-            "--resume_from_checkpoint never."
+            f"{name} belongs to a run with {', '.join(changes)}. Give the arguments of that run, another output_dir, "
+            "or --resume_from_checkpoint never."
         )

@@ -1,8 +1,8 @@
-"""What a step looks at and what it minimises, the same for any number of processes."""
+"""Training steps whose examples do not depend on the number of processes."""
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 
 import numpy as np
 import torch
@@ -10,100 +10,109 @@ from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
-def micro_batches(batch_size: int, num_processes: int, max_examples: int | None) -> int:
-    """How many parts of a global batch each process computes one after the other.
+def num_micro_batches(batch_size: int, num_processes: int, max_examples: int | None) -> int:
+    """Return how many micro-batches each process computes in a step, one after the other.
 
     Args:
-        batch_size: examples of a step, over all processes.
-        max_examples: most examples that fit a process at once; no limit if not given.
+        batch_size: Examples per step, over all processes.
+        num_processes: Number of processes.
+        max_examples: Maximum number of examples per forward pass; `None` for no limit.
 
     Raises:
-        ValueError: a process's part would have no example.
+        ValueError: A micro-batch would be empty.
     """
     if batch_size < num_processes:
-        raise ValueError(f"A batch of {batch_size} examples cannot be shared by {num_processes} processes.")
+        raise ValueError(f"A batch of {batch_size} examples is too small for {num_processes} processes.")
     if max_examples is not None and max_examples < 1:
-        raise ValueError(f"A process computes at least one example at once, not {max_examples}.")
-    parts = 1 if max_examples is None else math.ceil(math.ceil(batch_size / num_processes) / max_examples)
-    if parts * num_processes > batch_size:
+        raise ValueError(f"per_device_train_batch_size must be at least 1, not {max_examples}.")
+    count = 1 if max_examples is None else math.ceil(math.ceil(batch_size / num_processes) / max_examples)
+    if count * num_processes > batch_size:
         raise ValueError(
-            f"{batch_size} examples cannot be shared by {num_processes} processes in {parts} parts each; choose a batch "
-            "that they divide, or a larger per_device_train_batch_size."
+            f"{batch_size} examples cannot be divided among {num_processes} processes with {count} micro-batches "
+            "each; choose a train_batch_size that they divide, or a larger per_device_train_batch_size."
         )
-    return parts
+    return count
 
 
-class SharedSteps:
-    """The steps of a training, and what of each is one process's.
+class StepPartition:
+    """Training steps, and the examples of each step that belong to one process.
 
-    A step's examples are divided among processes and parts in order, so what a step sees depends on `seed` alone.
+    The examples of a step are divided among processes and micro-batches in order, so the step itself depends on
+    `seed` alone.
 
     Args:
-        examples: how many examples there are, or what has so many.
-        batch_size: examples of a step, over all processes.
-        steps: of the whole training.
-        parts: how many parts each process has in a step (see [`micro_batches`]); one batch is yielded for each.
-        start: steps that are done already.
+        examples: Number of examples, or a collection of them.
+        batch_size: Examples per step, over all processes.
+        steps: Number of steps of the whole training.
+        seed: Seed of the order.
+        process: Index of this process.
+        num_processes: Number of processes.
+        micro_batches: Micro-batches of each process per step (see [`num_micro_batches`]). One batch is yielded for
+            each.
+        start: Number of steps that are already done.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: There are no examples.
     """
 
     def __init__(
         self,
-        examples,
+        examples: int | Sized,
         batch_size: int,
         steps: int,
         seed: int,
         process: int = 0,
         num_processes: int = 1,
-        parts: int = 1,
+        micro_batches: int = 1,
         start: int = 0,
     ):
         if not (examples if isinstance(examples, int) else len(examples)):
             raise ValueError("There are no examples to train on.")
         self.examples, self.batch_size, self.steps, self.seed = examples, batch_size, steps, seed
-        self.process, self.num_processes, self.parts, self.start = process, num_processes, parts, start
+        self.process, self.num_processes, self.micro_batches = process, num_processes, micro_batches
+        self.start = start
 
-    def own_places(self) -> list[np.ndarray]:
-        """For each of this process's parts the places of its examples among a step's."""
-        shares = np.array_split(np.arange(self.batch_size), self.num_processes * self.parts)
-        return shares[self.process * self.parts : (self.process + 1) * self.parts]
+    def own_positions(self) -> list[np.ndarray]:
+        """Return, for each micro-batch of this process, the positions of its examples in a step."""
+        positions = np.array_split(np.arange(self.batch_size), self.num_processes * self.micro_batches)
+        return positions[self.process * self.micro_batches : (self.process + 1) * self.micro_batches]
 
 
-class GlobalBatches(SharedSteps, Sampler):
-    """Batches of (example, seed) for one process, from the step asked for to the last.
+class GlobalBatches(StepPartition, Sampler):
+    """Batch sampler of one process for map-style examples, from step `start` to the last.
 
-    Examples come epoch after epoch, each epoch in an order of its own, and every `batch_size` of them are a step's: no
-    example is seen twice or missed in an epoch, and the last batch is as large as the others.
+    Every epoch has its own order. A step takes the next `batch_size` examples, across the end of an epoch, so each
+    example is seen exactly once per epoch and all batches are equally large.
 
-    Args: those of [`SharedSteps`], with the number of examples, and
-        lengths: of the examples; those of a step are then of like length, as `transformers` groups them.
+    Args:
+        args: Arguments of [`StepPartition`], with the number of examples.
+        lengths: Length of each example. If given, each step consists of examples of similar length, as
+            `transformers` groups them.
+        kwargs: Arguments of [`StepPartition`].
 
     Yields:
-        lists of pairs for [`SeededExamples`].
+        Lists of `(index, seed)` for [`SeededExamples`].
     """
 
-    def __init__(self, *args, lengths: Sequence[int] | None = None, **kwargs):
+    def __init__(self, *args: object, lengths: Sequence[int] | None = None, **kwargs: object):
         super().__init__(*args, **kwargs)
         self.lengths = lengths
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.parts
+        return (self.steps - self.start) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, order = -1, None
-        own = self.own_places()
         for step in range(self.start, self.steps):
             pairs = []
-            for place in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if place // self.examples != epoch:
-                    epoch = place // self.examples
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.examples != epoch:
+                    epoch = position // self.examples
                     order = self._order(epoch)
-                example = int(order[place % self.examples])
-                pairs.append((example, example_seed(self.seed, epoch, example)))
-            for places in own:
-                yield [pairs[place] for place in places]
+                index = int(order[position % self.examples])
+                pairs.append((index, example_seed(self.seed, epoch, index)))
+            for positions in self.own_positions():
+                yield [pairs[position] for position in positions]
 
     def _order(self, epoch: int) -> Sequence[int]:
         random = np.random.default_rng([self.seed, epoch])
@@ -111,25 +120,28 @@ class GlobalBatches(SharedSteps, Sampler):
             return random.permutation(self.examples)
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        # The first examples of an epoch fill up the last step of the one before; groups begin with the next.
-        begun = -epoch * self.examples % self.batch_size
-        return order[self.examples - begun :] + order[: self.examples - begun]
+        # The first examples of an epoch complete the last step of the previous one; groups begin after them.
+        used = -epoch * self.examples % self.batch_size
+        return order[self.examples - used :] + order[: self.examples - used]
 
 
 def example_seed(seed: int, epoch: int, example: int | str) -> int:
-    """The seed of an example's random choices in an epoch."""
+    """Return the 56-bit seed of an example's random choices in an epoch."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{example}".encode(), digest_size=7).digest(), "big")
 
 
 class SeededExamples(Dataset):
-    """Examples of a map-style dataset with what [`GlobalBatches`] says of them, as `example_index` and `example_seed`."""
+    """Map-style examples indexed by the pairs of [`GlobalBatches`].
 
-    def __init__(self, examples):
+    Each example gets its pair as `example_index` and `example_seed`.
+    """
+
+    def __init__(self, examples: Sequence[Mapping]):
         self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, pair: tuple[int, int]) -> dict:
-        example, seed = pair
-        return {**self.examples[example], "example_index": example, "example_seed": seed}
+        index, seed = pair
+        return {**self.examples[index], "example_index": index, "example_seed": seed}

@@ -1,4 +1,8 @@
-"""Training examples that are read as streams: each step's are the same whichever processes and workers read them."""
+"""Streamed training examples whose steps do not depend on the processes and workers that read them.
+
+A *stream shard* is a group of files, or of Parquet row groups, that is read from its beginning to its end on its own.
+It may contain several of the shards that `datasets` divides a stream into, which are called files here.
+"""
 
 import itertools
 import math
@@ -13,236 +17,253 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_scripts import undecoded
 
-from .sampling import SharedSteps, example_seed, micro_batches
+from .sampling import StepPartition, example_seed, num_micro_batches
 
-# A shard of fewer files would give its examples in nearly the same order in every epoch.
+# A stream shard of fewer files would give its examples in nearly the same order in every epoch.
 FILES_PER_SHARD = 16
-# Processes may have so much more than an even share of a step's examples before each reads everything instead.
-UNEVEN = 0.1
+# How far a process's part of a step may exceed an even part before every process reads the whole stream instead.
+MAX_IMBALANCE = 0.1
 
 
 class TaggedStream:
-    """Examples of which some tags are trained on, in shards: streams that are read side by side, each by itself.
+    """Streamed examples in stream shards.
 
-    An epoch's order says which shard each example is of, and each shard gives its examples in an order of its own. All shards
-    end with the epoch, however many examples each has.
+    The order of an epoch says which stream shard each example comes from, and each stream shard has an order of its
+    own. All of them end with the epoch, whatever their sizes.
 
     Args:
-        shards: of [`open_shards`]; examples are told apart by their `id`.
-        tags: those trained on. Examples without any are left out.
-        examples: how many of each shard have one.
-        buffer_size: rows, of all shards, among which the next ones are drawn.
+        stream_shards: From [`open_stream_shards`]. Examples are identified by their `id`.
+        tags: Tags to train on. Examples without any of them are left out.
+        num_examples: Number of examples in each stream shard that have such a tag.
+        buffer_size: Rows in the shuffle buffers of all stream shards together.
 
     Raises:
-        ValueError: no row is trained on.
+        ValueError: There are no examples to train on.
     """
 
     def __init__(
         self,
-        shards: Sequence[datasets.IterableDataset],
+        stream_shards: Sequence[datasets.IterableDataset],
         tags: Collection[str],
-        examples: Sequence[int],
+        num_examples: Sequence[int],
         buffer_size: int = 1000,
     ):
-        if not sum(examples):
+        if not sum(num_examples):
             raise ValueError("There are no examples to train on.")
-        # Rows of other processes are passed over; nothing of them is decoded.
-        self.shards, self.tags, self.examples = [undecoded(rows) for rows in shards], frozenset(tags), list(examples)
-        self.buffer_size = max(1, buffer_size // len(shards))
-        # The k-th of a shard's n examples has its place (k + 1/2) / n of the way through the epoch.
-        way = np.concatenate([(np.arange(count) + 0.5) / max(1, count) for count in self.examples])
-        self.shard_of = np.repeat(np.arange(len(shards)), self.examples)[np.argsort(way, kind="stable")]
+        # Rows that another process trains on are skipped without decoding them.
+        self.stream_shards = [undecoded(rows) for rows in stream_shards]
+        self.tags, self.num_examples = frozenset(tags), list(num_examples)
+        self.buffer_size = max(1, buffer_size // len(stream_shards))
+        # Example k of n in a stream shard comes after (k + 1/2) / n of the epoch.
+        times = np.concatenate([(np.arange(count) + 0.5) / max(1, count) for count in self.num_examples])
+        order = np.argsort(times, kind="stable")
+        self.shard_of_position = np.repeat(np.arange(len(stream_shards)), self.num_examples)[order]
 
     def __len__(self) -> int:
-        return len(self.shard_of)
+        return len(self.shard_of_position)
 
     @property
     def is_hardly_shuffled(self) -> bool:
-        """Whether examples come in nearly the same order in every epoch: of few files, and many more than the buffer."""
-        return any(rows.num_shards < 4 and own > 4 * self.buffer_size for rows, own in zip(self.shards, self.examples))
+        """Whether the order is nearly the same in every epoch: few files with many more rows than the buffer."""
+        return any(
+            rows.num_shards < 4 and count > 4 * self.buffer_size
+            for rows, count in zip(self.stream_shards, self.num_examples)
+        )
 
     def __iter__(self) -> Iterator[dict]:
-        return itertools.chain.from_iterable(self.epoch(shard, 0, 0) for shard in range(len(self.shards)))
+        return itertools.chain.from_iterable(self.epoch(shard, 0, 0) for shard in range(len(self.stream_shards)))
 
     def epoch(self, shard: int, epoch: int, seed: int) -> Iterator[dict]:
-        """Each example of a shard once, in an order of the epoch's own.
+        """Yield each example of a stream shard once, in the order of the epoch.
 
         Raises:
-            ValueError: there are not as many as there were.
-            OSError: a file is broken.
+            ValueError: The number of examples has changed.
+            OSError: A file is broken.
         """
-        found = 0
+        expected, found = self.num_examples[shard], 0
         for row in self._rows(shard, epoch, seed):
             if tags := [tag for tag in row["tags"] if tag in self.tags]:
                 found += 1
-                if found > self.examples[shard]:
+                if found > expected:
                     break
-                # One number in every epoch, and no list of all examples anywhere.
-                known = {
+                # A hash of the id is the same in every epoch, without a list of all examples.
+                seeds = {
                     "example_index": example_seed(0, 0, row["id"]),
                     "example_seed": example_seed(seed, epoch, row["id"]),
                 }
-                yield {**row, "tags": tags, **known}
-        if found != self.examples[shard]:
-            more = "more" if found > self.examples[shard] else f"{found}"
-            raise ValueError(
-                f"A stream had {self.examples[shard]} examples to train on when it was first read, now {more}."
-            )
+                yield {**row, "tags": tags, **seeds}
+        if found != expected:
+            more = "more" if found > expected else f"{found}"
+            raise ValueError(f"A stream had {expected} examples to train on when it was first read, now {more}.")
 
     def _rows(self, shard: int, epoch: int, seed: int) -> Iterator[dict]:
-        # One file after the other: others are read beside it, as other shards.
-        rows = self.shards[shard].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
+        # One file after the other: stream shards are already read in parallel.
+        rows = self.stream_shards[shard].shuffle(seed=seed, buffer_size=self.buffer_size, max_buffer_input_shards=1)
         rows.set_epoch(epoch)
         last = None
         try:
-            # By `iter`, which gives every worker all rows, in the order that the process itself would read them in.
+            # `datasets` would divide plain iteration among workers; `iter` gives each of them every row.
             for batch in rows.iter(1):
                 row = {name: values[0] for name, values in batch.items()}
                 last = row["id"]
                 yield row
         except (OSError, ArrowException) as error:
-            where = f"in part {shard + 1} of {len(self.shards)} of its files, " + (
-                "before the first example" if last is None else f"after example {last}"
-            )
-            raise OSError(f"The stream cannot be read on, {where}: {error}") from error
+            position = "before the first example" if last is None else f"after example {last}"
+            raise OSError(
+                f"The stream cannot be read in stream shard {shard + 1} of {len(self.stream_shards)}, {position}: "
+                f"{error}"
+            ) from error
 
-    def divide(
+    def assign_shards(
         self, batch_size: int, num_processes: int, max_examples: int | None
     ) -> tuple[list[list[int]] | None, int, int]:
-        """Which shards are whose, so that no process reads what another one trains on.
+        """Divide the stream shards among processes, so that none reads what another one trains on.
 
-        Args: those of [`micro_batches`].
+        Args:
+            batch_size: Examples per step, over all processes.
+            num_processes: Number of processes.
+            max_examples: Maximum number of examples per forward pass; `None` for no limit.
 
         Returns:
-            Each process's shards, or `None` where every process must read all of them: there are too few, or some are
-            so much longer that processes would wait for one another. Then how many parts each has in a step, and the
-            most examples of a part.
+            The stream shards of each process, or `None` if every process must read all of them because there are too
+            few or they are too uneven; the number of micro-batches per step; the maximum size of a micro-batch.
 
         Raises:
-            ValueError: there are fewer examples than a step's; see [`micro_batches`] too.
+            ValueError: A step needs more examples than there are, or a micro-batch would be empty.
         """
         if batch_size > len(self):
             raise ValueError(f"A step cannot have {batch_size} examples: there are {len(self)}.")
-        parts, even = micro_batches(batch_size, num_processes, max_examples), math.ceil(batch_size / num_processes)
-        whole = (None, parts, math.ceil(even / parts))
-        if not 1 < num_processes <= len(self.shards):
-            return whole
-        shares, sizes = [[] for _ in range(num_processes)], [0] * num_processes
-        for shard in sorted(range(len(self.shards)), key=lambda shard: -self.examples[shard]):
+        micro_batches = num_micro_batches(batch_size, num_processes, max_examples)
+        undivided = (None, micro_batches, math.ceil(math.ceil(batch_size / num_processes) / micro_batches))
+        if not 1 < num_processes <= len(self.stream_shards):
+            return undivided
+        # The largest stream shard goes to the process with the fewest examples so far.
+        assigned, sizes = [[] for _ in range(num_processes)], [0] * num_processes
+        for shard in sorted(range(len(self.stream_shards)), key=lambda shard: -self.num_examples[shard]):
             process = int(np.argmin(sizes))
-            shares[process].append(shard)
-            sizes[process] += self.examples[shard]
-        least, most = batch_size, 0
-        for shards in shares:
-            passed = np.concatenate([[0], np.cumsum(np.tile(np.isin(self.shard_of, shards), 2))])
-            # Of every batch there can be, wherever in an epoch it begins.
-            counts = passed[batch_size : batch_size + len(self)] - passed[: len(self)]
-            least, most = min(least, int(counts.min())), max(most, int(counts.max()))
-        parts = 1 if max_examples is None else math.ceil(most / max_examples)
-        if most > batch_size / num_processes * (1 + UNEVEN) + 1 or least < parts:
-            return whole
-        return shares, parts, math.ceil(most / parts)
+            assigned[process].append(shard)
+            sizes[process] += self.num_examples[shard]
+        counts = np.concatenate([self._examples_per_step(shards, batch_size) for shards in assigned])
+        smallest, largest = int(counts.min()), int(counts.max())
+        micro_batches = 1 if max_examples is None else math.ceil(largest / max_examples)
+        if largest > batch_size / num_processes * (1 + MAX_IMBALANCE) + 1 or smallest < micro_batches:
+            return undivided
+        return assigned, micro_batches, math.ceil(largest / micro_batches)
+
+    def _examples_per_step(self, shards: Sequence[int], batch_size: int) -> np.ndarray:
+        """Return the examples from these stream shards in every possible step, wherever in an epoch it begins."""
+        is_own = np.tile(np.isin(self.shard_of_position, shards), 2)
+        passed = np.concatenate([[0], np.cumsum(is_own)])
+        return passed[batch_size : batch_size + len(self)] - passed[: len(self)]
 
 
-class StreamBatches(SharedSteps, IterableDataset):
-    """What [`GlobalBatches`] is for map-style examples: this process's examples of each step, from the step asked for on.
+class StreamBatches(StepPartition, IterableDataset):
+    """Batches of one process from a stream, from step `start` to the last.
 
-    A step's examples are the same for any number of processes and workers, none is seen twice or missed in an epoch, and
-    none waits for another at an uneven end. Workers take turns with batches, and each reads what all of them need.
+    The examples of a step are the same for any number of processes and workers. Each example is seen exactly once per
+    epoch. Workers take turns with batches, and each of them reads what all of them need.
 
-    Args: those of [`SharedSteps`], with a [`TaggedStream`] as `examples`, and
-        shards: those whose examples are this process's, of [`TaggedStream.divide`]; all are read, and an even share is
-            kept, if not given.
+    Args:
+        args: Arguments of [`StepPartition`], with a [`TaggedStream`] as `examples`.
+        stream_shards: Stream shards of this process, from [`TaggedStream.assign_shards`]. If `None`, the process reads
+            all of them and keeps an even part of each step.
+        kwargs: Arguments of [`StepPartition`].
 
     Yields:
-        lists of examples with `example_index` and `example_seed`.
+        Lists of examples with `example_index` and `example_seed`.
     """
 
-    def __init__(self, *args, shards: Sequence[int] | None = None, **kwargs):
+    def __init__(self, *args: object, stream_shards: Sequence[int] | None = None, **kwargs: object):
         super().__init__(*args, **kwargs)
-        self.shards = shards
+        self.own_shards = stream_shards
 
     def __iter__(self) -> Iterator[list[dict]]:
         worker = get_worker_info()
         turn, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        shard_of = self.examples.shard_of
-        epoch, passed = divmod(self.start * self.batch_size, len(shard_of))
-        begin = np.bincount(shard_of[:passed], minlength=len(self.examples.shards)).tolist()
-        rows = {
-            shard: itertools.islice(self._epochs(shard, epoch), begin[shard], None)
-            for shard in (range(len(begin)) if self.shards is None else self.shards)
-        }
+        rows = self._rows_from_start()
         for step in range(self.start, self.steps):
-            shards = shard_of.take(range(step * self.batch_size, (step + 1) * self.batch_size), mode="wrap")
-            own = self.own_places()
-            if self.shards is not None:
-                own = np.array_split(np.flatnonzero(np.isin(shards, self.shards)), self.parts)
-            mine = {
-                place: part
-                for part, places in enumerate(own)
-                if ((step - self.start) * self.parts + part) % workers == turn
-                for place in places.tolist()
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            shards = self.examples.shard_of_position.take(positions, mode="wrap")
+            # Position in the step -> micro-batch, for the batches whose turn it is.
+            wanted = {
+                position: micro_batch
+                for micro_batch, own in enumerate(self._micro_batch_positions(shards))
+                if ((step - self.start) * self.micro_batches + micro_batch) % workers == turn
+                for position in own.tolist()
             }
-            batches = {part: [] for part in sorted(set(mine.values()))}
-            for place, shard in enumerate(shards.tolist()):
+            batches = {micro_batch: [] for micro_batch in sorted(set(wanted.values()))}
+            for position, shard in enumerate(shards.tolist()):
                 if shard in rows:
                     row = next(rows[shard])
-                    if place in mine:
-                        batches[mine[place]].append(row)
+                    if position in wanted:
+                        batches[wanted[position]].append(row)
             yield from batches.values()
+
+    def _rows_from_start(self) -> dict[int, Iterator[dict]]:
+        """Return an endless iterator for each stream shard to read, from this training's first example on."""
+        shard_of_position = self.examples.shard_of_position
+        epoch, passed = divmod(self.start * self.batch_size, len(shard_of_position))
+        skipped = np.bincount(shard_of_position[:passed], minlength=len(self.examples.stream_shards)).tolist()
+        shards = range(len(skipped)) if self.own_shards is None else self.own_shards
+        return {shard: itertools.islice(self._epochs(shard, epoch), skipped[shard], None) for shard in shards}
+
+    def _micro_batch_positions(self, shards: np.ndarray) -> list[np.ndarray]:
+        if self.own_shards is None:
+            return self.own_positions()
+        return np.array_split(np.flatnonzero(np.isin(shards, self.own_shards)), self.micro_batches)
 
     def _epochs(self, shard: int, first: int) -> Iterator[dict]:
         epochs = (self.examples.epoch(shard, epoch, self.seed) for epoch in itertools.count(first))
         return itertools.chain.from_iterable(epochs)
 
 
-def open_shards(
-    rows: datasets.IterableDataset, texts: datasets.IterableDataset, most: int, name: str
+def open_stream_shards(
+    rows: datasets.IterableDataset, texts: datasets.IterableDataset, max_shards: int, name: str
 ) -> tuple[list[datasets.IterableDataset], datasets.Dataset]:
-    """Divides a stream's files among shards, and reads its texts.
+    """Divide the files of a stream among stream shards, and read its texts.
 
     Args:
-        rows: of [`load_tagging_dataset`], of one split; texts: of the same, with `texts_only`.
-        most: shards there may be.
-        name: what to call the dataset in errors.
+        rows: One split from [`load_tagging_dataset`].
+        texts: The same split, loaded with `texts_only`.
+        max_shards: Maximum number of stream shards.
+        name: Name of the dataset in error messages.
 
     Returns:
-        The shards; and `id`, `title`, `tags` and `shard` of every example.
+        The stream shards; and `id`, `title`, `tags` and `stream_shard` of every example.
 
     Raises:
-        ValueError: there are no rows, or examples have no ids of their own: those without are numbered as they come, in
-            each shard anew.
+        ValueError: There are no rows, or the examples have no unique ids. A missing id can only be replaced by the
+            row's number if there is a single file.
     """
-    files = rows.num_shards
     divided, count = (rows, texts), 1
-    if most > 1:
-        if files < most * FILES_PER_SHARD:
-            # Parquet can be read from each of its row groups on, in any order.
+    if max_shards > 1:
+        if rows.num_shards < max_shards * FILES_PER_SHARD:
+            # Row groups of Parquet files can be read in any order.
             divided = rows.reshard(), texts.reshard()
-        count = min(most, divided[0].num_shards)
-    shards, texts_of = ([some.shard(count, shard) for shard in range(count)] for some in divided)
+        count = min(max_shards, divided[0].num_shards)
+    stream_shards, text_shards = ([some.shard(count, shard) for shard in range(count)] for some in divided)
     tables = []
-    for shard, own in enumerate(texts_of):
-        # As Arrow tables, a fifth of what they are as Python's own texts.
+    for shard, own in enumerate(text_shards):
+        # Arrow tables need a fifth of the memory of Python strings.
         for table in own.with_format("arrow").iter(1000):
-            tables.append(table.append_column("shard", pa.array([shard] * len(table))))
+            tables.append(table.append_column("stream_shard", pa.array([shard] * len(table))))
     if not tables:
         raise ValueError(f"{name}: there are no rows to train on.")
     table = pa.concat_tables(tables)
     if missing := table["id"].null_count:
-        if files > 1:
+        if rows.num_shards > 1:
             raise ValueError(
-                f"{name}: examples of a stream of several files need an `id`, by which they are known; {missing:,} of "
+                f"{name}: examples of a stream of several files need an `id` that identifies them; {missing:,} of "
                 f"{len(table):,} have none."
             )
         if count > 1:
-            return open_shards(rows, texts, 1, name)
-        # Of one file that is read from its beginning the numbers of rows stay.
+            return open_stream_shards(rows, texts, 1, name)
+        # In one file that is read from its beginning, row numbers are stable.
         numbers = pa.array(map(str, range(len(table))), pa.string())
         table = table.set_column(0, "id", pc.coalesce(table["id"], numbers))
-    if (different := pc.count_distinct(table["id"]).as_py()) < len(table):
+    if (unique := pc.count_distinct(table["id"]).as_py()) < len(table):
         raise ValueError(
-            f"{name}: examples of a stream are known by their `id`, and {len(table):,} of them have only {different:,} "
-            "different ones."
+            f"{name}: examples of a stream are identified by their `id`, but {len(table):,} of them have only "
+            f"{unique:,} different ones."
         )
-    return shards, datasets.Dataset(datasets.table.InMemoryTable(table))
+    return stream_shards, datasets.Dataset(datasets.table.InMemoryTable(table))

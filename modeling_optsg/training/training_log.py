@@ -1,25 +1,29 @@
-"""What a training tells of itself while it runs."""
+"""Log of a training: rows of a JSON lines file, trackers and a progress bar."""
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from modeling_optsg.data.atomic_files import write_text
 
-LOSS_PARTS = ("loss", "generation_loss", "alignment_loss", "classifier_loss")
+from .losses import LOSSES
 
 
 class TrainingLog:
-    """Rows of a JSON lines file, and of the report_to that `accelerate` was told of; a bar with the time that is left.
+    """Log of the mean losses, the speed and the validation metrics of a training.
 
     Args:
-        start: the step a run goes on from; rows of later ones are forgotten.
-        total: steps of the whole run.
-        sums: of losses since the last row, where a run goes on.
+        accelerator: The accelerator, whose trackers get the rows too.
+        path: JSON lines file.
+        start: Step after which the run is resumed. Rows of later steps are deleted.
+        total: Number of steps of the run.
+        sums: Sums of losses since the last row, for a resumed run.
     """
 
     def __init__(
@@ -32,22 +36,26 @@ class TrainingLog:
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = path.read_text(encoding="utf-8").splitlines() if start and path.exists() else []
-            kept = [line + "\n" for line in lines if (step := _step_of(line)) is not None and step <= start]
+            kept = [line + "\n" for line in lines if (step := _step_in(line)) is not None and step <= start]
             write_text(path, "".join(kept))
 
-    def note(self, losses: Mapping[str, float]) -> None:
-        """The losses of a step."""
+    def record(self, losses: Mapping[str, float]) -> None:
+        """Add the losses of a step."""
         self.sums.update(losses, steps=1)
         self.bar.update()
 
-    def means(self, rate: float) -> dict[str, float]:
-        """Mean losses of the steps since the last call; shows them, and the examples a second."""
-        means = {part: round(self.sums[part] / self.sums["steps"], 6) for part in LOSS_PARTS if part in self.sums}
+    def mean_losses(self, examples_per_second: float) -> dict[str, float]:
+        """Return the mean losses since the last call, and show them with the speed in the progress bar."""
+        means = {
+            name: round(self.sums[name] / self.sums["steps"], 6) for name in ("loss", *LOSSES) if name in self.sums
+        }
         self.sums.clear()
-        self.bar.set_postfix({part: f"{loss:.3g}" for part, loss in means.items()} | {"examples/s": f"{rate:.0f}"})
+        shown = {name: f"{loss:.3g}" for name, loss in means.items()}
+        self.bar.set_postfix(shown | {"examples/s": f"{examples_per_second:.0f}"})
         return means
 
-    def write(self, row: dict) -> None:
+    def write(self, row: Mapping) -> None:
+        """Write a row with a `step` to the file and the trackers, and print its validation metrics if it has any."""
         flat = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
         flat |= {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
         self.accelerator.log(flat, step=row["step"])
@@ -55,10 +63,14 @@ class TrainingLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if "validation" in row:
-            self._show(row)
+            self._print(row)
 
-    def _show(self, row: dict) -> None:
-        losses = ", ".join(f"{part} {row[part]:.3f}" for part in LOSS_PARTS if part in row)
+    def close(self) -> None:
+        """Close the progress bar."""
+        self.bar.close()
+
+    def _print(self, row: Mapping) -> None:
+        losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *LOSSES) if name in row)
         metrics = row["validation"]
         self.bar.write(
             f"step {row['step']}: {losses}, {row['examples_per_second']:.0f} examples/s; validation Full "
@@ -67,11 +79,51 @@ class TrainingLog:
         )
         for example in row.get("sample_predictions", ()):
             name = example.get("title") or example.get("id") or "an example"
-            self.bar.write(f"  {name}: {', '.join(example['tags'])} -> {', '.join(example['written']) or '(none)'}")
+            self.bar.write(f"  {name}: {', '.join(example['tags'])} -> {', '.join(example['predicted']) or '(none)'}")
 
 
-def _step_of(line: str) -> int | None:
-    """The step of a row; a line that a kill cut off, which is of a step after the last state, has none."""
+class SlotChanges:
+    """Ratio of tags that were matched to another slot than the last time their example was seen.
+
+    Args:
+        max_examples: Maximum number of examples to follow, the first ones seen. Following millions would fill the
+            memory.
+    """
+
+    def __init__(self, max_examples: int = 20_000):
+        self.max_examples = max_examples
+        self.slots: dict[int, dict[int, int]] = {}
+        self.changed = self.seen = 0
+
+    def record(self, examples: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
+        """Record the assignment of a batch.
+
+        Args:
+            examples: Index of each example of the batch.
+            assignment: `[batch, prompts]`, the candidate matched to each prompt; -1 for [PAD].
+            tag_ids: `[candidates]`, an id of each candidate that is the same in all batches.
+        """
+        assignment, tag_ids = assignment.cpu().numpy(), tag_ids.cpu().numpy()
+        for example, row in zip(examples, assignment, strict=True):
+            if example not in self.slots and len(self.slots) >= self.max_examples:
+                continue
+            slots = np.flatnonzero(row >= 0)
+            now = dict(zip(tag_ids[row[slots]].tolist(), slots.tolist()))
+            before = self.slots.get(example, {})
+            again = now.keys() & before.keys()
+            self.seen += len(again)
+            self.changed += sum(now[tag] != before[tag] for tag in again)
+            self.slots[example] = now
+
+    def ratio(self) -> float | None:
+        """Return the ratio since the last call; `None` if no tag was seen again."""
+        ratio = self.changed / self.seen if self.seen else None
+        self.changed = self.seen = 0
+        return ratio
+
+
+def _step_in(line: str) -> int | None:
+    """Return the step of a row; `None` for an incomplete last line after a kill."""
     try:
         return json.loads(line)["step"]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Batches in a training loop: with the examples they are of, and without those that cannot be read."""
+"""Collation that skips examples that cannot be read, and the record of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,105 +8,112 @@ from accelerate.utils import gather_object
 
 
 @dataclass
-class CollatedExamples:
-    """
+class CollatedBatch:
+    """A batch of the readable examples among those that were asked for.
+
     Args:
-        examples: index of each example of the batch.
-        batch: what the collator made of them.
-        unreadable: examples that were left out, by their `id` or else their index, and why.
-        weight: 0 where the batch stands in for one of which nothing could be read.
+        example_indices: `example_index` of each example of the batch.
+        inputs: Output of the collator.
+        unreadable: Reasons for the examples left out, by `id` or else by `example_index`.
+        weight: 0 if the batch is a substitute for one without any readable example, else 1.
     """
 
-    examples: list[int]
-    batch: dict
+    example_indices: list[int]
+    inputs: dict
     unreadable: dict[int | str, str] = field(default_factory=dict)
     weight: float = 1.0
 
 
-class CollateReadable:
-    """Collates examples with `example_index`; those that the collator refuses are left out. A batch that loses all of them
-    is made of the first of all examples that can be read, and its `weight` is 0: other processes wait for this one's
-    part, and what stands in must not depend on what came before.
+class SkippingCollator:
+    """Collate examples with `example_index`, and skip those that the collator refuses.
+
+    A batch without any readable example is replaced by the first readable one of all examples, with `weight` 0:
+    other processes wait for a batch from this one. The substitute does not depend on earlier batches, so a resumed
+    run uses the same one.
 
     Args:
-        collator: an [`OPTSGDataCollator`].
-        examples: all of them.
-        max_tries: at most so many are looked at for one that can be read.
+        collator: An [`OPTSGDataCollator`].
+        examples: All examples, to find a substitute in.
+        max_tries: Maximum number of examples to try as a substitute.
 
     Raises:
-        ValueError: none of a batch's examples can be read, and none of those looked at.
+        ValueError: No example of a batch is readable, and no substitute was found.
     """
 
     def __init__(
         self, collator: Callable[[Sequence[Mapping]], dict], examples: Iterable[Mapping], max_tries: int = 100
     ):
         self.collator, self.examples, self.max_tries = collator, examples, max_tries
-        # An example that is known to be good, and the one that stands in.
-        self.company = self.stand_in = None
+        self.readable_example = self.substitute = None
 
-    def __call__(self, examples: Sequence[Mapping]) -> CollatedExamples:
+    def __call__(self, examples: Sequence[Mapping]) -> CollatedBatch:
+        """Return a batch of the readable examples."""
         readable, unreadable = list(examples), {}
         try:
-            batch = self.collator(readable)
+            inputs = self.collator(readable)
         except (ValueError, OSError):
-            readable = []
-            for example in examples:
-                # Beside one that is known to be good: features of another width are wrong only in company.
-                company = readable[-1:] or ([self.company] if self.company is not None else [])
-                try:
-                    self.collator([*company, example])
-                    readable.append(example)
-                except (ValueError, OSError) as error:
-                    unreadable[example.get("id", example["example_index"])] = str(error)
+            readable, unreadable = self._try_each(examples)
             if not readable:
-                if self.stand_in is None and not self._find_stand_in():
-                    reason = next(iter(unreadable.values()))
-                    raise ValueError(
-                        f"None of the {len(examples)} examples of a batch can be read, nor others that were tried: {reason}"
-                    ) from None
-                return CollatedExamples([], self.collator([self.stand_in]), unreadable, weight=0.0)
-            batch = self.collator(readable)
-        self.company = readable[0]
-        return CollatedExamples([example["example_index"] for example in readable], batch, unreadable)
+                return CollatedBatch([], self.collator([self._find_substitute(unreadable)]), unreadable, weight=0.0)
+            inputs = self.collator(readable)
+        self.readable_example = readable[0]
+        return CollatedBatch([example["example_index"] for example in readable], inputs, unreadable)
 
-    def _find_stand_in(self) -> bool:
+    def _try_each(self, examples: Sequence[Mapping]) -> tuple[list[Mapping], dict[int | str, str]]:
+        readable, unreadable = [], {}
+        for example in examples:
+            # Together with a readable one: features of another width are only wrong in comparison.
+            others = readable[-1:] or ([self.readable_example] if self.readable_example is not None else [])
+            try:
+                self.collator([*others, example])
+                readable.append(example)
+            except (ValueError, OSError) as error:
+                unreadable[example.get("id", example["example_index"])] = str(error)
+        return readable, unreadable
+
+    def _find_substitute(self, unreadable: Mapping[int | str, str]) -> Mapping:
+        if self.substitute is not None:
+            return self.substitute
         for example in islice(iter(self.examples), self.max_tries):
             example = {**example, "example_seed": 0}
             try:
                 self.collator([example])
             except (ValueError, OSError):
                 continue
-            self.stand_in = example
-            return True
-        return False
+            self.substitute = example
+            return example
+        raise ValueError(
+            f"None of the {len(unreadable)} examples of a batch can be read, nor any other example that was tried: "
+            f"{next(iter(unreadable.values()))}"
+        ) from None
 
 
-class Unreadable:
-    """Examples that were left out in any process, each once, up to a limit.
+class UnreadableExamples:
+    """Record of the examples that any process left out, up to a limit.
 
     Args:
-        most: so many examples may be; what is wrong with more is wrong with the data.
-        reasons: why, by example, of those known already.
+        max_unreadable: Maximum number of examples. More of them point to a problem with the dataset.
+        reasons: Reasons by example that are already known.
     """
 
-    def __init__(self, most: int, reasons: Mapping[str, str] | None = None):
-        self.most, self.reasons = most, dict(reasons or {})
+    def __init__(self, max_unreadable: int, reasons: Mapping[str, str] | None = None):
+        self.max_unreadable, self.reasons = max_unreadable, dict(reasons or {})
 
-    def new(self, reasons: Mapping) -> dict[str, str]:
-        """Those of this process's examples that are not known yet."""
-        # As text, for they are kept as the keys of JSON.
+    def not_recorded(self, reasons: Mapping[int | str, str]) -> dict[str, str]:
+        """Return those of this process's unreadable examples that are not recorded yet."""
+        # Keys are strings because the record is saved as JSON.
         return {str(example): reason for example, reason in reasons.items() if str(example) not in self.reasons}
 
-    def note(self, reasons: Mapping[str, str]) -> None:
-        """Takes up what any process has found. All processes call it in the same step.
+    def record(self, reasons: Mapping[str, str]) -> None:
+        """Record the unreadable examples of all processes, which must all call this in the same step.
 
         Raises:
-            ValueError: there are too many of them.
+            ValueError: There are more than `max_unreadable` of them.
         """
         self.reasons |= {example: reason for own in gather_object([dict(reasons)]) for example, reason in own.items()}
-        if len(self.reasons) > self.most:
+        if len(self.reasons) > self.max_unreadable:
             shown = "; ".join(list(dict.fromkeys(self.reasons.values()))[:3])
             raise ValueError(
-                f"{len(self.reasons)} training examples could not be read, more than max_unreadable={self.most}, such "
-                f"as: {shown}"
+                f"{len(self.reasons)} training examples cannot be read, more than "
+                f"max_unreadable={self.max_unreadable}: {shown}"
             )

@@ -1,4 +1,4 @@
-"""How good a model is on the way."""
+"""Validation during training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,66 +8,77 @@ from torch.utils.data import Dataset
 
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.evaluation.prediction import predict_tags
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .interruption import Interrupted, StopSignal
 
 
 def validate(
     accelerator: Accelerator,
-    model,
-    processor,
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
     examples: Sequence[Mapping],
     evaluator: TagEvaluator,
-    objective: str,
-    stop: StopSignal,
-    **generate_kwargs,
+    metric: str,
+    stop_signal: StopSignal,
+    **generate_kwargs: object,
 ) -> tuple[dict, list[list[str]]]:
-    """Figures at the best threshold, and the tags of each example there. All processes call it, each tags its share.
+    """Compute validation metrics at the best threshold. All processes call this and share the work.
 
     Args:
-        model: a whole one, in every process; examples, evaluator, objective: see [`fit_generation_config`].
+        accelerator: The accelerator.
+        model: The unsharded model, in every process.
+        processor: Its processor.
+        examples: Validation examples.
+        evaluator: Evaluator for them.
+        metric: Metric that chooses the threshold.
+        stop_signal: Ends the validation early.
+        generate_kwargs: Arguments of `generate`.
+
+    Returns:
+        The metrics with the `threshold`, and the predicted tags of each example.
 
     Raises:
-        Interrupted: `stop` has noted something in any process; all of them raise it.
+        Interrupted: Any process received the stop signal. All processes raise it.
     """
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    own = range(accelerator.process_index, len(examples), accelerator.num_processes)
     try:
         with accelerator.autocast():
-            tags = predict_tags(model, processor, _UntilStopped(examples, mine, stop), **generate_kwargs)
-        found = list(zip(mine, tags, strict=True))
+            tags = predict_tags(model, processor, _UntilStopped(examples, own, stop_signal), **generate_kwargs)
+        found = list(zip(own, tags, strict=True))
     except Interrupted:
-        # The others wait for this process's share.
+        # The other processes wait for this one's predictions.
         found = [None]
     pairs = gather_object(found)
     if None in pairs:
-        raise Interrupted(stop.saved_step)
+        raise Interrupted(stop_signal.saved_step)
     predictions = [tags for _, tags in sorted(pairs, key=lambda pair: pair[0])]
-    threshold, metrics = evaluator.best_threshold(predictions, objective)
-    written = [[tag["tag"] for tag in own if tag["score"] >= threshold] for own in predictions]
-    return {"threshold": threshold} | metrics, written
+    threshold, metrics = evaluator.best_threshold(predictions, metric)
+    predicted = [[tag["tag"] for tag in own if tag["score"] >= threshold] for own in predictions]
+    return {"threshold": threshold} | metrics, predicted
 
 
 class _UntilStopped(Dataset):
-    """Examples that are there until the program is asked to stop."""
+    """Some of the examples; reading one raises [`Interrupted`] after a stop signal."""
 
-    def __init__(self, examples: Sequence[Mapping], indices: Sequence[int], stop: StopSignal):
-        self.examples, self.indices, self.stop = examples, indices, stop
+    def __init__(self, examples: Sequence[Mapping], indices: Sequence[int], stop_signal: StopSignal):
+        self.examples, self.indices, self.stop_signal = examples, indices, stop_signal
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Mapping:
-        if self.stop.noted:
-            raise Interrupted(self.stop.saved_step)
+        if self.stop_signal.received:
+            raise Interrupted(self.stop_signal.saved_step)
         return self.examples[self.indices[index]]
 
 
-def sample_predictions(rows, written: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
-    """A few examples, always the same: their titles, their tags, and those written.
-
-    Args:
-        rows: of a dataset with `tags`.
-    """
-    places = range(0, len(rows), max(1, len(rows) // count))[:count]
-    shown = rows.select_columns([name for name in ("id", "title", "tags") if name in rows.column_names])
-    return [{**shown[place], "written": list(written[place])} for place in places]
+def sample_predictions(examples: Sequence[Mapping], predicted: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
+    """Return `id`, `title`, `tags` and predicted tags of a few examples, always the same ones."""
+    indices = range(0, len(examples), max(1, len(examples) // count))[:count]
+    rows = {index: examples[index] for index in indices}
+    return [
+        {name: row[name] for name in ("id", "title", "tags") if name in row} | {"predicted": list(predicted[index])}
+        for index, row in rows.items()
+    ]

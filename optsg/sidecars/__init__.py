@@ -1,42 +1,44 @@
-"""Files that `optsg tag --write` makes beside images, or in a tree like theirs: one writer a kind.
+"""The files that `optsg tag --write` writes next to images, or in a tree like theirs: one module per format.
 
-What all of them keep to: the image is only read; what a person wrote stays; what this program wrote is on record,
-so that it, and nothing else, is taken back (`ownership`); a file is the old one or the new one at any moment
-(`whole_files`); a file whose record says that its tags came from this model, these settings and this image is done.
+All formats follow the same rules. Images and videos are only read. A user's own entries stay. The program records
+which tags it added, and removes only those (`reconciliation`). Files are replaced atomically (`files`). A file is done
+if its record names this model, these settings and this content.
 """
 
 from pathlib import Path
 
-from .change import Change, SidecarError
-from .places import SidecarPlaces
+from .locations import SidecarLocator
+from .writer import Change, Fingerprint, SidecarError, TagWriter
 
-KINDS = ("xmp", "json", "txt", "csv", "parquet")
+FORMATS = ("xmp", "json", "txt", "csv", "parquet")
 
 
-def make_writer(kind: str, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
-    """The writer of one kind of file.
+def make_writer(
+    file_format: str, locator: SidecarLocator, fingerprint: Fingerprint, model: str, dry_run: bool
+) -> TagWriter:
+    """Makes the writer of a format.
 
     Args:
-        kind: one of `KINDS`.
-        places: says where each file's sidecar is.
-        fingerprints: a function that gives a `MediaFile` the text which changes with everything that its tags depend on.
-        model: the model's name, for the record.
-        dry_run: work everything out and write nothing.
+        file_format: One of `FORMATS`.
+        locator: Chooses the path of each file's sidecar.
+        fingerprint: Returns a text that changes whenever the tags of a file may change.
+        model: Name of the model, for the record.
+        dry_run: Compute all changes, but write nothing.
 
     Raises:
-        SidecarError: a table of this name is there and is not ours.
+        SidecarError: There is already a table with this name that this program did not write.
     """
-    if kind in ("csv", "parquet"):
-        from .table_file import TableFile
+    if file_format in ("csv", "parquet"):
+        from .table_file import TableWriter
 
-        return TableFile(Path(places.output or ".", f"tags.{kind}"), fingerprints, dry_run)
-    if kind == "xmp":
-        from .xmp_sidecar import XmpSidecars as Sidecars
-    elif kind == "json":
-        from .json_sidecar import JsonSidecars as Sidecars
+        return TableWriter(Path(locator.output or ".", f"tags.{file_format}"), fingerprint, dry_run)
+    if file_format == "xmp":
+        from .xmp_sidecar import XmpSidecarWriter as SidecarWriter
+    elif file_format == "json":
+        from .json_sidecar import JsonSidecarWriter as SidecarWriter
     else:
-        from .caption import Captions as Sidecars
-    return Sidecars(places, fingerprints, model, dry_run)
+        from .caption_file import CaptionWriter as SidecarWriter
+    return SidecarWriter(locator, fingerprint, model, dry_run)
 
 
-__all__ = ["KINDS", "Change", "SidecarError", "SidecarPlaces", "make_writer"]
+__all__ = ["FORMATS", "Change", "SidecarError", "SidecarLocator", "TagWriter", "make_writer"]

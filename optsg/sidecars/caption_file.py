@@ -1,135 +1,137 @@
-"""Captions (`photo.txt`): the tags of an image in one line, comma and space between, as image generators train on.
+"""Captions (`photo.txt`): the tags of an image on one line, separated by commas, as image generators expect them.
 
-A caption has no room for a record of whose tag is whose, so each folder has one, `.optsg-captions.jsonl`.
+A caption has no place for a record of which tags this program added. Each folder has one, `.optsg-captions.jsonl`.
 """
 
 import codecs
 import hashlib
 import os
 
-from ..media_files import MediaFile
-from .change import Change, SidecarError
+from ..media_files import OWN_PREFIX, MediaFile
+from .files import lock_folder, read_file, replace_file
 from .journal import Journal
-from .ownership import reconcile
-from .places import Place, SidecarPlaces
-from .whole_files import only_here, read_whole, write_whole
+from .locations import SidecarLocation, SidecarLocator
+from .reconciliation import reconcile
+from .writer import Change, Fingerprint, SidecarError, TagWriter
 
-RECORD_NAME = ".optsg-captions.jsonl"
-COMMA_NOTE = "tags with a comma or a line end are left out: a caption would split them"
+SUFFIX = ".txt"
+RECORD_NAME = f"{OWN_PREFIX}captions.jsonl"
+SEPARATOR_REMARK = "left out tags with a comma or a line break, which a caption cannot hold"
 
 
-class Captions:
-    """Writes each file's tags into its caption's first line; further lines are a person's."""
+class CaptionWriter(TagWriter):
+    """Writes each file's tags into the first line of its caption; see `make_writer` for the arguments."""
 
-    kind = "txt"
-
-    def __init__(self, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
-        self.places, self.fingerprints, self.model, self.dry_run = places, fingerprints, model, dry_run
+    def __init__(self, locator: SidecarLocator, fingerprint: Fingerprint, model: str, dry_run: bool):
+        self.locator, self.fingerprint, self.dry_run = locator, fingerprint, dry_run
         self.journals: dict[str, Journal] = {}
 
-    def done(self, file: MediaFile) -> bool:
-        """Whether the caption is on record as made of this model, these settings and this file.
-
-        Raises:
-            SidecarError: the caption cannot be read or must not be written.
-        """
-        place = self.places.of(file, ".txt", "stem")
-        data, entry = self._read(place)
-        done = data is not None and entry.get("fingerprint") == self.fingerprints(file)
+    def is_done(self, file: MediaFile) -> bool:
+        """See `TagWriter.is_done`."""
+        location = self.locator.locate(file, SUFFIX, "stem")
+        data, entry = self._read(location)
+        done = data is not None and entry.get("fingerprint") == self.fingerprint(file)
         if not done:
-            self.places.check_writable(place)
+            self.locator.check_writable(location)
         return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
-        """Brings the caption up to date with `tags` (see `reconcile`).
-
-        Raises:
-            SidecarError: the caption cannot be read or must not be written; it is as it was.
-        """
-        place = self.places.of(file, ".txt", "stem")
-        folder, name = os.path.split(place.path)
-        with only_here(folder):
-            data, entry = self._read(place)
-            source = data
-            if data is None and place.begin_from:
-                source = read_whole(place.begin_from)
-            caption = _Caption(source if source is not None else b"\n", place.path)
-            given = [tag["tag"].strip() for tag in tags if not set(tag["tag"]) & set(",\n\r")]
-            owned = reconcile(caption.tags(), entry.get("written", []), entry.get("declined", []), given)
-            new = caption.changed(owned.added, owned.removed)
-            change = Change(place.path, owned.added, owned.removed, written=new != data)
-            if len(given) < len(tags):
-                change.notes.append(COMMA_NOTE)
-            record = {"written": owned.ours, "declined": owned.declined, "fingerprint": self.fingerprints(file)}
-            if self.dry_run or (not change.written and record == {k: entry.get(k) for k in record}):
-                return change
-            # Two files cannot change at once: the record comes first and says how to tell whether the caption did.
-            journal = self._journal(folder)
-            intent = {**record, "before": _digest(data), "after": _digest(new), "earlier": entry}
-            if change.written:
-                journal.add(name, intent)
-                write_whole(place.path, new)
-            journal.add(name, record, durable=not change.written)
+        """See `TagWriter.write`."""
+        location = self.locator.locate(file, SUFFIX, "stem")
+        with lock_folder(os.path.dirname(location.path)):
+            before, entry = self._read(location)
+            source = read_file(location.template) if before is None and location.template else before
+            caption = _Caption(source if source is not None else b"\n", location.path)
+            predicted = [tag["tag"].strip() for tag in tags if not set(tag["tag"]) & set(",\n\r")]
+            result = reconcile(caption.tags(), entry.get("generated", []), entry.get("declined", []), predicted)
+            after = caption.edit(result.added, result.removed)
+            change = Change(location.path, result.added, result.removed, written=after != before)
+            if len(predicted) < len(tags):
+                change.remarks.append(SEPARATOR_REMARK)
+            record = {"generated": result.ours, "declined": result.declined, "fingerprint": self.fingerprint(file)}
+            if not self.dry_run:
+                self._save(location.path, before, after, record, entry)
         return change
 
+    def _save(self, path: str, before: bytes | None, after: bytes, record: dict, entry: dict) -> None:
+        """Writes the caption and its record.
+
+        Two files cannot change at the same time. The record is written first and says how to find out whether the
+        caption was written too.
+        """
+        folder, name = os.path.split(path)
+        written = after != before
+        if not written and record == {key: entry.get(key) for key in record}:
+            return
+        journal = self._journal(folder)
+        if written:
+            journal.add(name, {**record, "before": _digest(before), "after": _digest(after), "earlier": entry})
+            replace_file(path, after)
+        journal.add(name, record, durable=not written)
+
     def _journal(self, folder: str) -> Journal:
-        if folder not in self.journals or self.journals[folder].is_behind():
+        if folder not in self.journals or self.journals[folder].is_outdated():
             self.journals[folder] = Journal(os.path.join(folder, RECORD_NAME))
         return self.journals[folder]
 
-    def _read(self, place: Place) -> tuple[bytes | None, dict]:
-        """The caption's bytes, if it is there, and what is on record of it: nothing, if it is not."""
-        folder, name = os.path.split(place.path)
-        data = read_whole(place.path)
+    def _read(self, location: SidecarLocation) -> tuple[bytes | None, dict]:
+        """Returns the bytes of the caption, if it exists, and its record; both are checked."""
+        folder, name = os.path.split(location.path)
+        data = read_file(location.path)
         if data is None:
-            if place.begin_from:
-                _Caption(read_whole(place.begin_from) or b"", place.begin_from)
+            if location.template:
+                _Caption(read_file(location.template) or b"", location.template)
             return None, {}
-        caption = _Caption(data, place.path)
-        entry = self._journal(folder).get(name)
-        if "after" not in entry:
-            return data, entry
-        # The run that wrote this was cut off between record and caption, or right after both.
-        if _digest(data) == entry["after"]:
-            return data, entry
-        if _digest(data) == entry["before"]:
-            return data, entry["earlier"]
-        # And then a person changed the caption: what is missing was perhaps never written, so not deleted.
-        ours = [*entry["written"], *entry["earlier"].get("written", [])]
-        written = [tag for tag in caption.tags() if tag in ours]
-        return data, {"written": written, "declined": entry["earlier"].get("declined", [])}
+        caption = _Caption(data, location.path)
+        return data, _resolve(self._journal(folder).get(name), data, caption)
+
+
+def _resolve(entry: dict, data: bytes, caption: "_Caption") -> dict:
+    """Returns the record that is valid for a caption, also if a run was killed while writing it."""
+    if "after" not in entry or _digest(data) == entry["after"]:
+        return entry
+    if _digest(data) == entry["before"]:
+        return entry["earlier"]
+    # A user changed the caption after the run was killed. A recorded tag that is missing may never have been written,
+    # so it does not count as deleted.
+    recorded = [*entry["generated"], *entry["earlier"].get("generated", [])]
+    generated = [tag for tag in caption.tags() if tag in recorded]
+    return {"generated": generated, "declined": entry["earlier"].get("declined", [])}
 
 
 class _Caption:
-    """A caption's text; what is not changed keeps its spaces, line ends and byte-order mark.
+    """The text of a caption. Edits keep all other spaces, line ends and the byte-order mark.
 
     Raises:
-        SidecarError: it is not UTF-8.
+        SidecarError: The caption is not UTF-8.
     """
 
     def __init__(self, data: bytes, path: str):
-        self.mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+        self.byte_order_mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
         try:
-            text = data[len(self.mark) :].decode()
+            text = data[len(self.byte_order_mark) :].decode()
         except UnicodeDecodeError as error:
-            raise SidecarError(f"{path} is left as it is: it is not UTF-8 text: {error}") from error
+            raise SidecarError(f"{path} was not changed: it is not UTF-8 text: {error}") from error
         line, end, rest = text.partition("\n")
-        self.line, self.rest = line.rstrip("\r"), line[len(line.rstrip("\r")) :] + end + rest
+        self.line = line.rstrip("\r")
+        self.rest = line[len(self.line) :] + end + rest
 
     def tags(self) -> list[str]:
         return [piece.strip() for piece in self.line.split(",") if piece.strip()]
 
-    def changed(self, added: list[str], removed: list[str]) -> bytes:
-        line = self.line
-        if removed:
-            pieces = line.split(",")
-            left = [piece for piece in pieces if piece.strip() not in removed]
-            line = ",".join(left) if any(map(str.strip, left)) else ""
-            line = line.lstrip() if pieces[0].strip() in removed else line
+    def edit(self, added: list[str], removed: list[str]) -> bytes:
+        line = _remove(self.line, removed) if removed else self.line
         if added:
             line = line.rstrip().removesuffix(",")
             line = ", ".join([line, *added] if line.strip() else added)
-        return self.mark + (line + self.rest).encode()
+        return self.byte_order_mark + (line + self.rest).encode()
+
+
+def _remove(line: str, removed: list[str]) -> str:
+    pieces = line.split(",")
+    kept = [piece for piece in pieces if piece.strip() not in removed]
+    line = ",".join(kept) if any(map(str.strip, kept)) else ""
+    return line.lstrip() if pieces[0].strip() in removed else line
 
 
 def _digest(data: bytes | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one at any moment, whatever happens while they are written."""
+"""Reads, replaces and locks files so that a stopped run never leaves a half-written one."""
 
 import contextlib
 import hashlib
@@ -7,77 +7,70 @@ import stat
 import tempfile
 from collections.abc import Iterator
 
-from filelock import FileLock, Timeout
-
-from .change import SidecarError
+from ..media_files import OWN_PREFIX
+from .writer import SidecarError
 
 LOCK_SECONDS = 60
-# Not through a link that somebody has put there under the unfinished file's name.
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+# O_NOFOLLOW: an attacker could put a link under the name of the unfinished file.
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def read_whole(path: str) -> bytes | None:
-    """A file's bytes, or `None` if there is no such file.
+def read_file(path: str) -> bytes | None:
+    """Reads a file, or returns `None` if it does not exist.
 
     Raises:
-        SidecarError: it cannot be read, or is a link to nothing.
+        SidecarError: The file cannot be read, or is a broken link.
     """
     try:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
         if os.path.islink(path):
-            raise SidecarError(f"{path} is a link to nothing; mend or remove it") from None
+            raise SidecarError(f"{path} is a broken link; repair or remove it") from None
         return None
     except OSError as error:
         raise SidecarError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def check_writable(folder: str):
-    """
-    Raises:
-        SidecarError: files cannot be made in a folder, or the folder not in the next one above that is there.
-    """
-    there = os.path.abspath(folder)
-    while not os.path.lexists(there):
-        there = os.path.dirname(there)
-    if not os.path.isdir(there):
-        raise SidecarError(f"{folder} cannot be written into: {there} is no folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise SidecarError(f"{folder} cannot be written into: no right to change {there}")
-
-
-def write_whole(path: str, data: bytes):
-    """Replaces a file, or makes it: under another name, down to the disk, then in its place.
-
-    Mode and, where allowed, owner stay. A link stays one: what it points to is replaced.
+def check_writable(folder: str) -> None:
+    """Checks that files can be created in a folder, which may not exist yet.
 
     Raises:
-        SidecarError: it is write-protected, or cannot be written (no room, no right); what was there before is there.
+        SidecarError: The folder or its next existing parent is not a folder, or is not writable.
+    """
+    existing = os.path.abspath(folder)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise SidecarError(f"{folder} is not writable: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SidecarError(f"{folder} is not writable: no permission to change {existing}")
+
+
+def replace_file(path: str, data: bytes) -> None:
+    """Creates or replaces a file atomically.
+
+    The data go to another file in the same folder, which takes the place of the old one once it is on the disk. The
+    mode stays and, where permitted, the owner. If the path is a link, the link stays and its target is replaced.
+
+    Raises:
+        SidecarError: The file is write-protected or cannot be written (disk full, no permission); it is unchanged.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    # One name a file, so that what a killed run leaves is taken over by the next; short, since `name` may be long.
-    partial = os.path.join(folder, f".optsg-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
+    # One name per file, so that the next run overwrites what a killed run leaves; a hash, since `name` may be long.
+    partial = os.path.join(folder, f"{OWN_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
     try:
         os.makedirs(folder, exist_ok=True)
-        try:
+        before = None
+        with contextlib.suppress(FileNotFoundError):
             before = os.stat(target)
-        except FileNotFoundError:
-            before = None
-        # Replacing needs only the folder's permission, but who protects a file means the file.
-        if before is not None and not before.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
-            raise SidecarError(f"{path} is write-protected; it is left as it is")
+        # Replacing a file needs only the folder's permission, but a user who protects a file means the file.
+        if before is not None and not before.st_mode & _ANY_WRITE:
+            raise SidecarError(f"{path} is write-protected and was not changed")
         try:
-            with open(os.open(partial, _WRITE, 0o666), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if before is not None:
-                if hasattr(os, "chown"):
-                    with contextlib.suppress(PermissionError):
-                        os.chown(partial, before.st_uid, before.st_gid)
-                os.chmod(partial, stat.S_IMODE(before.st_mode))
+            _write_partial(partial, data, before)
             os.replace(partial, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -87,22 +80,37 @@ def write_whole(path: str, data: bytes):
         raise SidecarError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
+def _write_partial(path: str, data: bytes, before: os.stat_result | None) -> None:
+    with open(os.open(path, _WRITE_FLAGS, 0o666), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if before is not None:
+        if hasattr(os, "chown"):
+            with contextlib.suppress(PermissionError):
+                os.chown(path, before.st_uid, before.st_gid)
+        os.chmod(path, stat.S_IMODE(before.st_mode))
+
+
 @contextlib.contextmanager
-def only_here(folder: str) -> Iterator[None]:
-    """Keeps other runs of this program, on this machine, from writing into `folder` meanwhile.
+def lock_folder(folder: str) -> Iterator[None]:
+    """Keeps other runs of this program on this machine from writing into a folder.
 
     Raises:
-        SidecarError: another run holds the folder for a minute.
+        SidecarError: Another run held the lock for a minute.
     """
+    # Imported late: `optsg --help` must be fast.
+    from filelock import FileLock, Timeout
+
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    # Not in the folder itself: people look into it.
+    # The locks are in a temporary folder, where they do not clutter the user's photos.
     locks = os.path.join(tempfile.gettempdir(), f"optsg-locks-{os.getuid() if hasattr(os, 'getuid') else ''}")
     lock = FileLock(os.path.join(locks, f"{name}.lock"), timeout=LOCK_SECONDS)
     try:
         os.makedirs(locks, mode=0o700, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise SidecarError(f"{folder} is being written to by another run") from error
+        raise SidecarError(f"another run is writing into {folder}") from error
     except OSError as error:
         raise SidecarError(f"{locks} cannot hold locks: {error.strerror or error}") from error
     try:

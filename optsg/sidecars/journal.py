@@ -1,82 +1,93 @@
-"""A record that grows line by line and survives being cut off."""
+"""A record file that is appended to line by line, so that a killed run loses at most its last line."""
 
 import json
 import os
 
-from .change import SidecarError
-from .whole_files import read_whole, write_whole
+from .files import read_file, replace_file
+from .writer import SidecarError
 
 
 class Journal:
-    """JSON objects by name, the latest of each; the last line may be torn, since a killed run writes it last.
+    """JSON objects by name, the latest of each. The last line may be incomplete, since a killed run writes it last.
 
     Args:
-        path: of a file with one JSON object a line; made when the first is added.
+        path: Path of a file with one JSON object per line; created when the first entry is added.
 
     Raises:
-        SidecarError: the file cannot be read, or a line before the last is not of a journal.
+        SidecarError: The file cannot be read, or a line before the last is not an entry.
     """
 
     def __init__(self, path: str):
         self.path = path
         self.entries: dict[str, dict] = {}
-        data = read_whole(path) or b""
-        *lines, torn = data.split(b"\n")
-        # What is there, and what of it is whole lines.
-        self.on_disk, self.size = len(data), len(data) - len(torn)
+        data = read_file(path) or b""
+        *lines, incomplete = data.split(b"\n")
+        self.file_size = len(data)
+        self.valid_size = len(data) - len(incomplete)
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 self.entries[entry["name"]] = entry
             except (ValueError, KeyError, TypeError) as error:
-                raise SidecarError(f"{path}: line {number} is not of this record; mend or remove it") from error
+                raise SidecarError(f"{path}: line {number} is not a valid entry; repair or remove it") from error
         self.superseded = len(lines) - len(self.entries)
 
     def get(self, name: str) -> dict:
-        """The latest entry of a name; an empty one if there is none."""
+        """Returns the latest entry with this name, or an empty one."""
         return self.entries.get(name, {})
 
-    def is_behind(self) -> bool:
-        """Whether somebody else has written to the file meanwhile."""
+    def is_outdated(self) -> bool:
+        """Returns whether another run has written to the file since it was read."""
         try:
-            return os.path.getsize(self.path) != self.on_disk
+            return os.path.getsize(self.path) != self.file_size
         except OSError:
-            return self.on_disk > 0
+            return self.file_size > 0
 
-    def add(self, name: str, entry: dict, durable: bool = True):
-        """Writes an entry, down to the disk if `durable`.
+    def add(self, name: str, entry: dict, durable: bool = True) -> None:
+        """Appends an entry.
+
+        Args:
+            name: Name of the entry; it replaces an earlier entry with the same name.
+            entry: A JSON object.
+            durable: Wait until the entry is on the disk.
 
         Raises:
-            SidecarError: there is no room or no right, or another run writes to it; the journal is as it was.
+            SidecarError: The file cannot be written (disk full, no permission), or another run writes to it. The
+                journal is unchanged.
         """
-        if self.is_behind():
-            raise SidecarError(f"{self.path} is being written to by another run")
+        if self.is_outdated():
+            raise SidecarError(f"another run is writing to {self.path}")
         if self.superseded > 2 * len(self.entries) + 100:
-            write_whole(self.path, b"".join(map(_line, self.entries.values())))
-            self.superseded, self.size = 0, os.path.getsize(self.path)
-            self.on_disk = self.size
+            self._compact()
         entry = {"name": name, **entry}
-        line = _line(entry)
+        line = _encode(entry)
         try:
-            os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.truncate(self.size)
-                try:
-                    file.write(line)
-                    file.flush()
-                    if durable:
-                        os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(self.size)
-                    raise
+            self._append(line, durable)
         except OSError as error:
             raise SidecarError(f"{self.path} cannot be written: {error.strerror or error}") from error
         self.superseded += name in self.entries
         self.entries[name] = entry
-        self.size += len(line)
-        self.on_disk = self.size
+        self.file_size = self.valid_size = self.valid_size + len(line)
+
+    def _compact(self) -> None:
+        replace_file(self.path, b"".join(map(_encode, self.entries.values())))
+        self.superseded = 0
+        self.file_size = self.valid_size = os.path.getsize(self.path)
+
+    def _append(self, line: bytes, durable: bool) -> None:
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.truncate(self.valid_size)
+            try:
+                file.write(line)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(self.valid_size)
+                raise
 
 
-def _line(entry: dict) -> bytes:
-    # Escapes in ASCII: names of files need not be Unicode.
+def _encode(entry: dict) -> bytes:
+    # ASCII escapes, since file names need not be valid Unicode.
     return json.dumps(entry).encode() + b"\n"

@@ -1,107 +1,115 @@
-"""Where an image's sidecar is: beside it or in a tree like its own, under either of the two names in use."""
+"""Chooses the path of a file's sidecar: next to the file or in a tree like its own, under either of two names."""
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..media_files import IMAGE_SUFFIXES, RAW_SUFFIXES, VIDEO_SUFFIXES, MediaFile
-from .change import SidecarError
-from .whole_files import check_writable
+from ..media_files import MEDIA_SUFFIXES, RAW_SUFFIXES, MediaFile, suffix_of
+from .files import check_writable
+from .writer import SidecarError
 
-NAMES = ("full", "stem")
+NAMINGS = ("full", "stem")
 
 
 @dataclass(frozen=True)
-class Place:
-    """
+class SidecarLocation:
+    """The path of a sidecar.
+
     Args:
-        path: the sidecar.
-        begin_from: another file whose content the sidecar starts with, if it is not there yet.
-        note: what is to be said of the choice.
+        path: Path of the sidecar, which may not exist yet.
+        template: Another sidecar of the same file; a sidecar that does not exist starts with its content.
+        remark: A sentence about the choice of the path, for the report.
     """
 
     path: str
-    begin_from: str | None = None
-    note: str | None = None
+    template: str | None = None
+    remark: str | None = None
 
 
 @dataclass
-class SidecarPlaces:
-    """
+class SidecarLocator:
+    """Chooses the paths of sidecars and refuses to give two files the same one.
+
     Args:
-        output: folder of a tree like the images'; beside the images if not given.
-        names: "full" (`photo.jpg.xmp`: darktable, digiKam, Immich) or "stem" (`photo.xmp`: Lightroom).
+        output: Folder of a tree like that of the images; sidecars are next to the images if omitted.
+        naming: "full" (`photo.jpg.xmp`: darktable, digiKam, Immich) or "stem" (`photo.xmp`: Lightroom).
     """
 
     output: str | None = None
-    names: str = "full"
+    naming: str = "full"
     _owners: dict[str, str] = field(default_factory=dict)
     _writable: set[str] = field(default_factory=set)
-    _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    _names_by_stem: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-    def of(self, file: MediaFile, suffix: str, names: str, either: bool = False) -> Place:
-        """The place of an image's sidecar.
+    def locate(self, file: MediaFile, suffix: str, naming: str, either: bool = False) -> SidecarLocation:
+        """Returns the location of a file's sidecar.
 
         Args:
-            suffix: with its dot.
-            names: as above.
-            either: an existing sidecar under the other name is used, unless it may belong to another file.
+            file: The image or video.
+            suffix: Suffix of the sidecar, with its dot.
+            naming: "full" or "stem".
+            either: Use an existing sidecar under the other name, unless it may belong to another file.
 
         Raises:
-            SidecarError: another image would have the same sidecar.
+            SidecarError: Another file would have the same sidecar.
         """
-        beside = place = self._choose(file.path, file.path, suffix, names, either)
+        location = neighbour = self._choose(file.path, file.path, suffix, naming, either)
         if self.output is not None:
             base = os.path.join(self.output, os.path.relpath(file.path, file.root or os.path.dirname(file.path)))
-            place = self._choose(file.path, base, suffix, names, either)
-            if not os.path.lexists(place.path) and os.path.lexists(beside.path):
-                place = Place(place.path, begin_from=beside.path, note=place.note)
-        name = os.path.basename(place.path)
-        if os.path.splitext(name)[0] == Path(file.path).stem and (twins := self._twins(file.path, raw=False)):
-            raise SidecarError(
-                f"{file.path}: its sidecar {name} would be that of {twins[0]} too; rename one of the two"
-            )
-        image = os.path.realpath(file.path)
-        owner = self._owners.setdefault(os.path.realpath(place.path), image)
-        if owner != image:
-            raise SidecarError(
-                f"{file.path}: {place.path} is the sidecar of {owner} already; tag them into two folders"
-            )
-        return place
+            location = self._choose(file.path, base, suffix, naming, either)
+            if not os.path.lexists(location.path) and os.path.lexists(neighbour.path):
+                location = SidecarLocation(location.path, template=neighbour.path, remark=location.remark)
+        self._check_unshared(file, location)
+        return location
 
-    def check_writable(self, place: Place):
-        """
+    def check_writable(self, location: SidecarLocation) -> None:
+        """Checks that a sidecar may be written.
+
         Raises:
-            SidecarError: there is no right to write this sidecar.
+            SidecarError: The permissions do not allow it.
         """
-        folder = os.path.dirname(os.path.realpath(place.path))
+        folder = os.path.dirname(os.path.realpath(location.path))
         if folder not in self._writable:
             check_writable(folder)
             self._writable.add(folder)
 
-    def _choose(self, image: str, base: str, suffix: str, names: str, either: bool) -> Place:
+    def _choose(self, file: str, base: str, suffix: str, naming: str, either: bool) -> SidecarLocation:
         paths = {"full": base + suffix, "stem": os.path.splitext(base)[0] + suffix}
-        wanted, other = paths[names], paths["stem" if names == "full" else "full"]
+        wanted, other = paths[naming], paths["stem" if naming == "full" else "full"]
         if not either:
-            return Place(wanted)
-        for path in (wanted, wanted[: -len(suffix)] + suffix.upper()):
-            if os.path.lexists(path):
-                return Place(path)
-        for path in (other, other[: -len(suffix)] + suffix.upper()):
-            if os.path.lexists(path):
-                if names == "full" and self._twins(image, raw=True):
-                    return Place(wanted, note=f"{suffix} files without the image's own suffix are another file's too")
-                return Place(path, note=f"existing {suffix} files under the other name are used")
-        return Place(wanted)
+            return SidecarLocation(wanted)
+        if path := _existing(wanted, suffix):
+            return SidecarLocation(path)
+        if path := _existing(other, suffix):
+            if naming == "full" and self._twins(file, include_raw=True):
+                return SidecarLocation(wanted, remark=f"did not use {suffix} files that may belong to another file")
+            return SidecarLocation(path, remark=f"used existing {suffix} files that follow the other --sidecar-names")
+        return SidecarLocation(wanted)
 
-    def _twins(self, path: str, raw: bool) -> list[str]:
-        """Other images and videos (and raw files) in the folder that differ from `path` by their suffix only."""
+    def _check_unshared(self, file: MediaFile, location: SidecarLocation) -> None:
+        name = os.path.basename(location.path)
+        if os.path.splitext(name)[0] == Path(file.path).stem and (twins := self._twins(file.path, include_raw=False)):
+            raise SidecarError(f"{file.path}: {name} would also be the sidecar of {twins[0]}; rename one of the two")
+        path = os.path.realpath(file.path)
+        owner = self._owners.setdefault(os.path.realpath(location.path), path)
+        if owner != path:
+            raise SidecarError(
+                f"{file.path}: {location.path} is already the sidecar of {owner}; use two --output folders"
+            )
+
+    def _twins(self, path: str, include_raw: bool) -> list[str]:
+        """Names of other images and videos in the same folder that differ from `path` only in their suffix."""
         folder, name = os.path.split(path)
-        if folder not in self._stems:
-            stems = self._stems[folder] = {}
+        if folder not in self._names_by_stem:
+            stems = self._names_by_stem[folder] = {}
             for other in sorted(os.listdir(folder or ".")):
-                stem, suffix = os.path.splitext(other)
-                if suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES | RAW_SUFFIXES:
-                    stems.setdefault(stem.casefold(), []).append(other)
-        same = self._stems[folder].get(os.path.splitext(name)[0].casefold(), ())
-        return [o for o in same if o != name and (raw or os.path.splitext(o)[1].lower() not in RAW_SUFFIXES)]
+                if suffix_of(other) in MEDIA_SUFFIXES | RAW_SUFFIXES:
+                    stems.setdefault(os.path.splitext(other)[0].casefold(), []).append(other)
+        same = self._names_by_stem[folder].get(os.path.splitext(name)[0].casefold(), ())
+        return [other for other in same if other != name and (include_raw or suffix_of(other) not in RAW_SUFFIXES)]
+
+
+def _existing(path: str, suffix: str) -> str | None:
+    """The path if it exists, with its suffix in lower or upper case."""
+    candidates = (path, path[: -len(suffix)] + suffix.upper())
+    return next((candidate for candidate in candidates if os.path.lexists(candidate)), None)

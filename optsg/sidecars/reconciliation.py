@@ -1,22 +1,24 @@
-"""Whose tag is whose: what to add to a list that a person edits too, and what to take back from it."""
+"""Decides which tags to add to a list that a user also edits, and which to remove from it."""
 
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 
-def key(tag: str) -> str:
-    """What two spellings of one tag have in common: letter case, white space and Unicode composition are left out."""
+def tag_key(tag: str) -> str:
+    """Returns what all spellings of a tag share: letter case, white space and Unicode composition are normalised."""
     return " ".join(unicodedata.normalize("NFC", tag).casefold().split())
 
 
 @dataclass(frozen=True)
-class Ownership:
-    """
+class Reconciliation:
+    """The result of [`reconcile`].
+
     Args:
-        ours: tags this program now answers for, in the model's order.
-        added, removed: what has to change in the list.
-        declined: keys of tags that a person deleted after this program had written them; they are not written again.
+        ours: Tags in the new list that belong to this program, in the model's order.
+        added: Tags to add to the list.
+        removed: Tags to remove from the list.
+        declined: Keys of tags that this program added and the user deleted; they are not added again.
     """
 
     ours: list[str]
@@ -27,39 +29,39 @@ class Ownership:
 
 def reconcile(
     current: list[str],
-    written: list[str],
+    recorded: list[str],
     declined: Iterable[str],
-    given: list[str],
-    elsewhere: Iterable[str] = (),
-    gone: Iterable[str] = (),
-) -> Ownership:
-    """Decides what to do with a list of tags that this program and a person both write to.
+    predicted: list[str],
+    in_other_fields: Iterable[str] = (),
+    deleted_elsewhere: Iterable[str] = (),
+) -> Reconciliation:
+    """Merges the model's tags into a list of tags that this program and a user both edit.
 
-    A tag in the list is ours only if it is on record as written by us, letter for letter; any other is a person's and
-    stays, and is not written a second time in another spelling. A tag on record that is no longer in the list was
-    deleted by a person. One that is ours and not given any more is removed.
+    A tag in the list belongs to this program only if it is recorded with the same spelling. All others belong to the
+    user: they stay, and are not added in another spelling. If a recorded tag is not in the list, the user deleted it.
+    A tag of this program that is no longer predicted is removed.
 
     Args:
-        current: the list as it stands.
-        written: what is on record as ours.
-        declined: keys of what a person deleted before.
-        given: the model's tags now, the most probable first.
-        elsewhere: keys of tags that a person has in other fields.
-        gone: keys of tags that a person deleted from other fields.
+        current: The list now.
+        recorded: Tags that earlier runs added to it.
+        declined: Keys of tags that the user deleted before earlier runs.
+        predicted: The model's tags now, the most probable first.
+        in_other_fields: Keys of the user's tags in other fields.
+        deleted_elsewhere: Keys of tags that the user deleted from other fields.
     """
-    theirs = {key(tag) for tag in current if tag not in written}
-    present = {key(tag) for tag in current}
-    deleted = {key(tag) for tag in written} - present
-    refused = (set(declined) | deleted | set(gone)) - theirs
-    taken = theirs | set(elsewhere) | refused
+    users = {tag_key(tag) for tag in current if tag not in recorded}
+    present = {tag_key(tag) for tag in current}
+    deleted = {tag_key(tag) for tag in recorded} - present
+    refused = (set(declined) | deleted | set(deleted_elsewhere)) - users
+    taken = users | set(in_other_fields) | refused
     ours = []
-    for tag in given:
-        if key(tag) not in taken:
+    for tag in predicted:
+        if tag_key(tag) not in taken:
             ours.append(tag)
-            taken.add(key(tag))
-    return Ownership(
+            taken.add(tag_key(tag))
+    return Reconciliation(
         ours=ours,
         added=[tag for tag in ours if tag not in current],
-        removed=[tag for tag in current if tag in written and tag not in ours],
+        removed=[tag for tag in current if tag in recorded and tag not in ours],
         declined=sorted(refused),
     )

@@ -1,7 +1,7 @@
-"""`tags.csv` and `tags.parquet`: one file for the run, one row an image or video.
+"""Tables (`tags.csv` and `tags.parquet`): one file per run, with one row per image or video.
 
-What is tagged goes into a journal beside it, file by file; the table is made of that when the run is through, so that
-a run that was stopped goes on, and the table is always whole.
+Tags are first appended to a journal next to the table. The table is written from it at the end of the run, so that it
+is always complete and a stopped run can continue.
 """
 
 import csv
@@ -9,120 +9,119 @@ import hashlib
 import io
 from pathlib import Path
 
-from ..media_files import MediaFile
-from .change import Change, SidecarError
+from ..media_files import OWN_PREFIX, MediaFile
+from ..terminal import plural
+from .files import check_writable, lock_folder, read_file, replace_file
 from .journal import Journal
-from .whole_files import check_writable, only_here, read_whole, write_whole
+from .writer import Change, Fingerprint, SidecarError, TagWriter
 
 COLUMNS = ("file", "title", "tags", "scores", "novel", "error")
-SEPARATOR = "|"  # as in the metadata.csv of a tagging dataset
-_TABLE = "\0table"  # the name of no file
+SEPARATOR = "|"  # the same as in the metadata.csv of a tagging dataset
+SCORE_DIGITS = 4
+_TABLE = "\0table"  # no file can have this name
 
 
-class TableFile:
-    """Gathers each file's tags and writes them as one table.
+class TableWriter(TagWriter):
+    """Collects the tags of all files and writes them as one table.
 
     Args:
-        path: of the table; its suffix says which kind. The journal is beside it.
-        fingerprints: see `make_writer`.
-        dry_run: write nothing.
+        path: Path of the table; its suffix gives the format. The journal is in the same folder.
+        fingerprint: See `make_writer`.
+        dry_run: Write nothing.
 
     Raises:
-        SidecarError: the table is there, and is not as this program left it.
+        SidecarError: The table exists and is not as this program wrote it.
     """
 
-    def __init__(self, path: Path, fingerprints, dry_run: bool):
-        self.kind = path.suffix[1:]
-        self.path, self.fingerprints, self.dry_run = path, fingerprints, dry_run
-        check_writable(str(path.parent))
-        self.journal = Journal(str(path.with_name(f".optsg-{path.name}.jsonl")))
+    def __init__(self, path: Path, fingerprint: Fingerprint, dry_run: bool):
+        self.path, self.fingerprint, self.dry_run = path, fingerprint, dry_run
+        self.is_csv = path.suffix == ".csv"
         self.rows: dict[str, dict] = {}
-        self.left_out = 0
-        present = read_whole(str(path))
-        if present is not None and _digest(present) not in self.journal.get(_TABLE).get("made", []):
-            raise SidecarError(f"{path} is not as this program left it, if it did; move it, or give another --output")
+        check_writable(str(path.parent))
+        self.journal = Journal(str(path.with_name(f"{OWN_PREFIX}{path.name}.jsonl")))
+        table = read_file(str(path))
+        if table is not None and _digest(table) not in self.journal.get(_TABLE).get("digests", []):
+            raise SidecarError(f"{path} was changed or written by another program; move it, or use another --output")
 
-    def done(self, file: MediaFile) -> bool:
-        """Whether the journal has this file's tags, made of this model and these settings."""
+    def is_done(self, file: MediaFile) -> bool:
+        """See `TagWriter.is_done`; the row of a file that is done comes from the journal."""
         entry = self.journal.get(file.path)
-        found = entry.get("fingerprint") == self.fingerprints(file)
-        if found:
-            self._take(file, entry["tags"])
-        return found
+        done = entry.get("fingerprint") == self.fingerprint(file)
+        if done:
+            self._add_row(file, entry["tags"])
+        return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
-        """Puts a file's tags on record.
-
-        Raises:
-            SidecarError: csv cannot hold one of the tags, or the journal cannot be written.
-        """
-        if self.kind == "csv" and (bad := [tag["tag"] for tag in tags if SEPARATOR in tag["tag"]]):
-            raise SidecarError(f"{file.path}: {self.path} cannot hold the tag {bad[0]!r}; --write parquet can")
+        """See `TagWriter.write`; the tags go into the journal until the table is written."""
+        if self.is_csv and (invalid := [tag["tag"] for tag in tags if SEPARATOR in tag["tag"]]):
+            raise SidecarError(f"{file.path}: {self.path} cannot hold the tag {invalid[0]!r}; use --write parquet")
         before = [tag["tag"] for tag in self.journal.get(file.path).get("tags", [])]
         after = [tag["tag"] for tag in tags]
-        tags = [{**tag, "score": round(tag["score"], 4)} for tag in tags]
+        tags = [{**tag, "score": round(tag["score"], SCORE_DIGITS)} for tag in tags]
         if not self.dry_run:
-            with only_here(str(self.path.parent)):
-                self.journal.add(file.path, {"fingerprint": self.fingerprints(file), "tags": tags})
-        self._take(file, tags)
-        added, removed = ([t for t in one if t not in other] for one, other in ((after, before), (before, after)))
+            with lock_folder(str(self.path.parent)):
+                self.journal.add(file.path, {"fingerprint": self.fingerprint(file), "tags": tags})
+        self._add_row(file, tags)
+        added = [tag for tag in after if tag not in before]
+        removed = [tag for tag in before if tag not in after]
         return Change(str(self.path), added, removed, written=True)
 
-    def failed(self, path: str, title: str | None, reason: str):
-        """Gives a file that has no tags its row."""
+    def add_failure(self, path: str, title: str | None, reason: str) -> None:
+        """Adds the row of a file that has no tags."""
         self.rows[path] = dict(zip(COLUMNS, (path, title, [], [], [], reason)))
 
-    def finish(self, files: list[str]) -> bool:
-        """Writes the table, rows in the order of `files`, and says whether it has changed.
-
-        Raises:
-            SidecarError: it cannot be written.
-        """
+    def finish(self, files: list[str]) -> list[str]:
+        """Writes the table if it has changed, with rows in the order of `files`."""
         rows = [self.rows[path] for path in dict.fromkeys([*files, *self.rows]) if path in self.rows]
-        data = _csv(rows) if self.kind == "csv" else _parquet(rows)
-        if self.dry_run or data == read_whole(str(self.path)):
-            return False
-        with only_here(str(self.path.parent)):
-            # Before it is made: a run that is killed right after would else not know its own table.
-            before = self.journal.get(_TABLE)
-            made = [*before.get("made", []), _digest(data)]
-            self.left_out = len(set(before.get("files", [])) - self.rows.keys())
-            self.journal.add(_TABLE, {"made": made[-2:], "files": list(self.rows)})
-            write_whole(str(self.path), data)
-        return True
+        data = _to_csv(rows) if self.is_csv else _to_parquet(rows)
+        if self.dry_run or data == read_file(str(self.path)):
+            return []
+        with lock_folder(str(self.path.parent)):
+            earlier = self.journal.get(_TABLE)
+            digests = [*earlier.get("digests", []), _digest(data)]
+            # Before the table: a run that is killed in between must still recognise its own table.
+            self.journal.add(_TABLE, {"digests": digests[-2:], "files": list(self.rows)})
+            replace_file(str(self.path), data)
+        messages = [f"{self.path}: {plural(len(self.rows), 'row')}"]
+        if dropped := len(set(earlier.get("files", [])) - self.rows.keys()):
+            messages.append(
+                f"{self.path}: dropped {plural(dropped, 'row')} of an earlier run with other files; to keep all rows, "
+                "name all folders in one command"
+            )
+        return messages
 
-    def _take(self, file: MediaFile, tags: list[dict]):
+    def _add_row(self, file: MediaFile, tags: list[dict]) -> None:
         lists = ([tag[part] for tag in tags] for part in ("tag", "score", "novel"))
         self.rows[file.path] = dict(zip(COLUMNS, (file.path, file.title, *lists, None)))
 
 
-def _csv(rows: list[dict]) -> bytes:
+def _to_csv(rows: list[dict]) -> bytes:
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(COLUMNS)
     for row in rows:
         scores = [f"{score:.6g}" for score in row["scores"]]
         novel = [str(int(mark)) for mark in row["novel"]]
-        lists = [SEPARATOR.join(part) for part in (row["tags"], scores, novel)]
+        lists = [SEPARATOR.join(values) for values in (row["tags"], scores, novel)]
         table.writerow([row["file"], row["title"], *lists, row["error"]])
     return text.getvalue().encode("utf-8", "backslashreplace")
 
 
-def _parquet(rows: list[dict]) -> bytes:
+def _to_parquet(rows: list[dict]) -> bytes:
     import pyarrow
     import pyarrow.parquet
 
     text, lists = pyarrow.string(), pyarrow.list_
     types = (text, text, lists(text), lists(pyarrow.float64()), lists(pyarrow.bool_()), text)
-    # Names of files that are not Unicode, with escapes for what Parquet's text cannot hold.
-    rows = [row | {part: _unicode(row[part]) for part in ("file", "title", "error")} for row in rows]
+    rows = [row | {column: _to_unicode(row[column]) for column in ("file", "title", "error")} for row in rows]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(list(zip(COLUMNS, types))))
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
     return buffer.getvalue()
 
 
-def _unicode(text: str | None) -> str | None:
+def _to_unicode(text: str | None) -> str | None:
+    """Escapes bytes of a file name that are not valid Unicode, which Parquet cannot hold."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 

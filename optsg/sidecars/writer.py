@@ -1,24 +1,77 @@
-"""What a writer did, or would do, and how it says that it cannot."""
+"""The interface of all writers of `optsg tag --write`."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from ..media_files import MediaFile
+
+# Returns a text that changes whenever the tags of a file may change (see `Fingerprinter`).
+Fingerprint = Callable[[MediaFile], str]
 
 
 class SidecarError(Exception):
-    """A sidecar that cannot be read or must not be written; the message names it and says why."""
+    """A sidecar cannot be read or must not be written; the message names it and the reason."""
 
 
 @dataclass
 class Change:
-    """
+    """How a file of tags changed, or would change in a dry run.
+
     Args:
-        path: the file written, or that would be.
-        added, removed: tags that came and went.
-        written: whether the file's bytes change.
-        notes: kinds of remarks, each counted over the run: what was left out, which other file was used.
+        path: Path of the file of tags.
+        added: Tags that were added.
+        removed: Tags that were removed.
+        written: Whether the file's bytes change.
+        remarks: Sentences about what was left out; the report counts equal ones.
     """
 
     path: str
     added: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     written: bool = False
-    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+class TagWriter(ABC):
+    """Writes the tags of images and videos in one format."""
+
+    @abstractmethod
+    def is_done(self, file: MediaFile) -> bool:
+        """Returns whether the file's tags are recorded for this model, these settings and this content.
+
+        Raises:
+            SidecarError: The sidecar cannot be read or must not be written.
+        """
+
+    @abstractmethod
+    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+        """Writes the tags of a file.
+
+        Args:
+            file: The image or video.
+            tags: `{"tag": str, "score": float, "novel": bool}`, the most probable first.
+
+        Raises:
+            SidecarError: The sidecar cannot be read or must not be written; it is unchanged.
+        """
+
+    def add_failure(self, path: str, title: str | None, reason: str) -> None:  # noqa: B027 (only tables need it)
+        """Records that a file has no tags.
+
+        Args:
+            path: Path of the file.
+            title: Its title, if it has one.
+            reason: Why it has no tags.
+        """
+
+    def finish(self, files: list[str]) -> list[str]:
+        """Writes what can only be written after the last file, and returns sentences to report.
+
+        Args:
+            files: Paths of all files of the run, in order.
+
+        Raises:
+            SidecarError: Something cannot be written.
+        """
+        return []

@@ -1,8 +1,8 @@
-"""XMP as text that is edited in place: lists of text come and go, every other byte stays.
+"""Edits lists of text in an XMP document in place; every other byte stays.
 
-XML libraries rewrite what they save: quotes, white space inside tags, prefixes, line ends. So `expat` only says where
-things are, and edits are made in the bytes. It loads nothing from outside, and a document type, without which there
-are no entities to expand, is refused.
+XML libraries rewrite the whole document when they save it: quotes, white space inside tags, prefixes, line ends. Here
+`expat` only finds the positions of elements, and edits are made in the bytes. `expat` loads no other files. A document
+type is refused, and without one there are no entities to expand.
 """
 
 import codecs
@@ -23,18 +23,30 @@ NEW_PACKET = f"""\
 """.encode()
 _TAG = re.compile(rb"""<(?:"[^"]*"|'[^']*'|[^"'>])*>""")
 _ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
-# Section 2.2 of XML 1.0; everything else cannot be written in it, not even as a reference.
+# XML 1.0, section 2.2: these characters cannot occur in a document, not even as references.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def is_xml_text(text: str) -> bool:
-    """Whether XML can hold `text`."""
+    """Returns whether XML can hold a text."""
     return _NOT_XML.search(text) is None
 
 
 @dataclass
 class _Element:
-    """Where an element stands: `start`, `inner` (after its start tag), `end` (before its end tag), `stop`."""
+    """An element and its byte positions.
+
+    Args:
+        name: Namespace and local name.
+        attributes: Values by namespace and local name.
+        start: Position of the start tag.
+        inner: Position after the start tag.
+        end: Position of the end tag.
+        stop: Position after the end tag.
+        closes_itself: Whether the start tag ends with `/>`.
+        text: Text directly inside the element.
+        children: Elements directly inside the element.
+    """
 
     name: tuple[str, str]
     attributes: dict[tuple[str, str], str]
@@ -48,179 +60,218 @@ class _Element:
 
 
 class XmpPacket:
-    """An XMP document and the changes to make in it.
+    """An XMP document and the pending edits to it.
 
     Args:
-        data: the file's bytes, in any encoding that XML declares.
+        data: The file's bytes, in any encoding that XML declares.
 
     Raises:
-        ValueError: it is not well-formed XML with an `rdf:RDF` in it, or has a document type.
+        ValueError: The data are not well-formed XML with an `rdf:RDF` element, or have a document type.
     """
 
     def __init__(self, data: bytes = NEW_PACKET):
-        self.encoding, self.bom = _encoding(data)
+        self.encoding, self.byte_order_mark = _detect_encoding(data)
         try:
-            # `expat` knows four encodings and counts bytes; in UTF-8 both are settled.
-            self.data = data[len(self.bom) :].decode(self.encoding).encode()
+            # `expat` supports four encodings and counts bytes. UTF-8 settles both.
+            self.data = data[len(self.byte_order_mark) :].decode(self.encoding).encode()
         except (LookupError, UnicodeDecodeError) as error:
             raise ValueError(f"it is not text in {self.encoding}: {error}") from error
-        elements = _parse(self.data)
-        self.root = next((element for element in elements if element.name == (RDF, "RDF")), None)
+        self.root = next((element for element in _parse(self.data) if element.name == (RDF, "RDF")), None)
         if self.root is None:
-            raise ValueError("there is no rdf:RDF in it")
-        self.edits: list[tuple[int, int, bytes]] = []
+            raise ValueError("it contains no rdf:RDF element")
+        self.edits: list[tuple[int, int, bytes]] = []  # start, stop and replacement of a range of `data`
         self.new_properties: dict[str, list[bytes]] = {}
 
-    def examples(self, namespace: str, name: str) -> list[str] | None:
-        """The texts of a list property, or `None` if there is no such property.
+    def read_list(self, namespace: str, name: str) -> list[str] | None:
+        """Returns the texts of a list property, or `None` if there is no such property.
 
         Raises:
-            ValueError: the property is there and is not a list.
+            ValueError: The property exists and is not a list.
         """
         properties = self._properties(namespace, name)
-        return [_value(example) for found in properties for example in self._examples(found)] if properties else None
+        return [_value(entry) for found in properties for entry in _entries(found)] if properties else None
 
-    def change(self, namespace: str, prefix: str, name: str, add: list[str], remove: list[str], kind: str = "Bag"):
-        """Adds texts at the end of a list property, which is made if it is not there, and removes others.
+    def change(
+        self, namespace: str, prefix: str, name: str, add: list[str], remove: list[str], kind: str = "Bag"
+    ) -> None:
+        """Appends texts to a list property and removes others from it.
 
-        A property that becomes empty is taken out. Examples with qualifiers are left alone.
+        The property is created if it does not exist, and removed if it becomes empty. Entries with qualifiers stay.
+
+        Args:
+            namespace: Namespace of the property.
+            prefix: Prefix of a new property.
+            name: Local name of the property.
+            add: Texts to append.
+            remove: Texts to remove.
+            kind: Container of a new property, "Bag" or "Seq".
 
         Raises:
-            ValueError: see `examples`.
+            ValueError: The property exists and is not a list.
         """
         properties = self._properties(namespace, name)
-        leaving = set(remove)
-        for found in properties:
-            examples = self._examples(found)
-            out = [example for example in examples if not example.children and _value(example) in leaving]
-            if out and len(out) == len(examples) and not (add and found is properties[0]):
+        for index, found in enumerate(properties):
+            texts = add if index == 0 else []
+            entries = _entries(found)
+            removed = [entry for entry in entries if not entry.children and _value(entry) in remove]
+            if removed and len(removed) == len(entries) and not texts:
                 self._cut(found)
                 continue
-            for example in out:
-                self._cut(example)
-            if add and found is properties[0]:
-                self._append(found, add, kind)
+            for entry in removed:
+                self._cut(entry)
+            if texts:
+                self._append(found, texts, kind)
         if add and not properties:
-            self._new(namespace, prefix, name, add, kind)
+            self._create(namespace, prefix, name, add, kind)
 
-    def replace(self, namespace: str, prefix: str, lists: dict[str, list[str]]):
-        """Makes `lists` all there is of a namespace that is ours alone, as `rdf:Seq`s; empty ones are left out."""
+    def replace(self, namespace: str, prefix: str, lists: dict[str, list[str]]) -> None:
+        """Replaces all properties of a namespace by `rdf:Seq` lists.
+
+        Args:
+            namespace: A namespace that only this program uses.
+            prefix: Prefix of the new properties.
+            lists: Texts by local name; empty lists are left out.
+        """
         for description in self.root.children:
             own = [child for child in description.children if child.name[0] == namespace]
-            others = len(description.children) > len(own) or description.attributes.keys() - {(RDF, "about")}
-            for element in own if others else [description] if own else []:
+            if not own:
+                continue
+            has_others = len(description.children) > len(own) or description.attributes.keys() - {(RDF, "about")}
+            for element in own if has_others else [description]:
                 self._cut(element)
         for name, texts in lists.items():
             if texts:
-                self._new(namespace, prefix, name, texts, "Seq")
+                self._create(namespace, prefix, name, texts, "Seq")
 
     def to_bytes(self) -> bytes:
-        """The document with the changes, in its own encoding."""
+        """Returns the edited document in its own encoding."""
         edits = list(self.edits)
         if self.new_properties:
-            edits.append(self._new_descriptions())
+            edits.append(self._insert_descriptions())
         data = self.data
         for start, stop, replacement in sorted(edits, key=lambda edit: (edit[0], edit[1]), reverse=True):
             data = data[:start] + replacement + data[stop:]
-        return self.bom + data.decode().encode(self.encoding, errors="xmlcharrefreplace")
+        return self.byte_order_mark + data.decode().encode(self.encoding, errors="xmlcharrefreplace")
 
     def _properties(self, namespace: str, name: str) -> list[_Element]:
         for description in self.root.children:
             if (namespace, name) in description.attributes:
-                raise ValueError(f"{name} is an attribute in it, not the list that XMP wants")
-        return [p for description in self.root.children for p in description.children if p.name == (namespace, name)]
+                raise ValueError(f"{name} is an attribute; expected a list")
+        return [
+            child
+            for description in self.root.children
+            for child in description.children
+            if child.name == (namespace, name)
+        ]
 
-    @staticmethod
-    def _examples(found: _Element) -> list[_Element]:
-        container = found.children[0] if len(found.children) == 1 else None
-        if container is not None and container.name in CONTAINERS and not found.text.strip():
-            return [child for child in container.children if child.name == (RDF, "li")]
-        if found.children or found.text.strip() or found.attributes:
-            raise ValueError(f"{found.name[1]} is not the list in it that XMP wants")
-        return []
-
-    def _cut(self, element: _Element):
+    def _cut(self, element: _Element) -> None:
+        """Removes an element and the white space before it."""
         self.edits.append((element.start - len(self._space_before(element.start)), element.stop, b""))
+
+    def _append(self, found: _Element, texts: list[str], kind: str) -> None:
+        if not found.children:
+            content = self._list(texts, kind, _prefix(self._tag_name(self.root)), b" ")
+            self._expand(found, content, b"")
+            return
+        container = found.children[0]
+        space = self._space_before(container.start)
+        entries = _entries(found)
+        indent = self._space_before(entries[-1].start) if entries else space + b" "
+        prefix = _prefix(self._tag_name(container))
+        content = b"".join(indent + _list_entry(prefix, text) for text in texts)
+        if container.closes_itself:
+            self._expand(container, content, space)
+        else:
+            position = entries[-1].stop if entries else container.inner
+            self.edits.append((position, position, content))
+
+    def _expand(self, element: _Element, content: bytes, space: bytes) -> None:
+        """Replaces an element that has no content by one that has, with `space` before its end tag."""
+        end_tag = b"</" + self._tag_name(element) + b">"
+        self.edits.append((element.start, element.stop, self._start_tag(element) + content + space + end_tag))
+
+    def _create(self, namespace: str, prefix: str, name: str, texts: list[str], kind: str) -> None:
+        """Adds a list property; `to_bytes` puts all new ones of a namespace into one description."""
+        tag = f"{prefix}:{name}".encode()
+        indent = self._description_indent()
+        content = self._list(texts, kind, b"rdf", indent + b"  ")
+        declaration = f"xmlns:{prefix}={quoteattr(namespace)}"
+        element = b"<" + tag + b">" + content + indent + b" </" + tag + b">"
+        self.new_properties.setdefault(declaration, []).append(element)
+
+    def _insert_descriptions(self) -> tuple[int, int, bytes]:
+        """Returns the edit that adds the descriptions of all new properties."""
+        # XMP part 1, section 7.4: all descriptions of a packet name the same resource.
+        about = next((d.attributes[RDF, "about"] for d in self.root.children if (RDF, "about") in d.attributes), "")
+        declare_rdf = "" if _prefix(self._tag_name(self.root)) == b"rdf" else f' xmlns:rdf="{RDF}"'
+        indent = self._description_indent()
+        content = b""
+        for declaration, elements in self.new_properties.items():
+            start_tag = f"<rdf:Description{declare_rdf} rdf:about={quoteattr(about)} {declaration}>".encode()
+            properties = b"".join(indent + b" " + element for element in elements)
+            content += indent + start_tag + properties + indent + b"</rdf:Description>"
+        if self.root.closes_itself:
+            end_tag = self._space_before(self.root.start) + b"</" + self._tag_name(self.root) + b">"
+            return self.root.start, self.root.stop, self._start_tag(self.root) + content + end_tag
+        position = max(self.root.end - len(self._space_before(self.root.end)), self.root.inner)
+        return position, position, content
 
     def _space_before(self, position: int) -> bytes:
         before = self.data[:position]
         return before[len(before.rstrip(b" \t\r\n")) :]
 
-    def _append(self, found: _Element, texts: list[str], kind: str):
-        if not found.children:
-            tag = self._tag_name(found)
-            inside = self._list(texts, kind, self._prefix(self.root), b" ")
-            self.edits.append((found.start, found.stop, self._open(found) + inside + b"</" + tag + b">"))
-            return
-        container = found.children[0]
-        examples = [child for child in container.children if child.name == (RDF, "li")]
-        prefix = self._prefix(container)
-        space = self._space_before(examples[-1].start) if examples else self._space_before(container.start) + b" "
-        new = b"".join(space + _example(prefix, text) for text in texts)
-        if container.closes_itself:
-            closing = self._space_before(container.start) + b"</" + self._tag_name(container) + b">"
-            self.edits.append((container.start, container.stop, self._open(container) + new + closing))
-        else:
-            position = examples[-1].stop if examples else container.inner
-            self.edits.append((position, position, new))
-
-    def _open(self, element: _Element) -> bytes:
-        """Its start tag, as one that does not close itself."""
-        return re.sub(rb"\s*/?>$", b">", self.data[element.start : element.inner])
-
-    def _tag_name(self, element: _Element) -> bytes:
-        return re.match(rb"<([^\s/>]+)", self.data[element.start : element.inner])[1]
-
-    def _prefix(self, element: _Element) -> bytes:
-        return self._tag_name(element).rpartition(b":")[0]
-
-    def _new(self, namespace: str, prefix: str, name: str, texts: list[str], kind: str):
-        tag = f"{prefix}:{name}".encode()
-        inside = self._list(texts, kind, b"rdf", self._indent() + b"  ")
-        declaration = f"xmlns:{prefix}={quoteattr(namespace)}"
-        element = b"<" + tag + b">" + inside + self._indent() + b" </" + tag + b">"
-        self.new_properties.setdefault(declaration, []).append(element)
-
-    def _list(self, texts: list[str], kind: str, prefix: bytes, indent: bytes) -> bytes:
-        tag = (prefix + b":" if prefix else b"") + kind.encode()
-        examples = b"".join(indent + b" " + _example(prefix, text) for text in texts)
-        return indent + b"<" + tag + b">" + examples + indent + b"</" + tag + b">"
-
-    def _indent(self) -> bytes:
-        """White space, a line end in it, that stands before a description."""
+    def _description_indent(self) -> bytes:
+        """The white space before a description, which includes a line end."""
         if self.root.children:
             space = self._space_before(self.root.children[0].start)
         else:
             space = self._space_before(self.root.start) + b" "
         return space if b"\n" in space else b"\n  "
 
-    def _new_descriptions(self) -> tuple[int, int, bytes]:
-        # All descriptions of one packet name the same resource (XMP part 1, section 7.4).
-        about = next((d.attributes[RDF, "about"] for d in self.root.children if (RDF, "about") in d.attributes), "")
-        own = "" if self._prefix(self.root) == b"rdf" else f' xmlns:rdf="{RDF}"'
-        new = b""
-        for declaration, elements in self.new_properties.items():
-            head = f"<rdf:Description{own} rdf:about={quoteattr(about)} {declaration}>".encode()
-            inside = b"".join(self._indent() + b" " + element for element in elements)
-            new += self._indent() + head + inside + self._indent() + b"</rdf:Description>"
-        if self.root.closes_itself:
-            closing = self._space_before(self.root.start) + b"</" + self._tag_name(self.root) + b">"
-            return self.root.start, self.root.stop, self._open(self.root) + new + closing
-        position = self.root.end - len(self._space_before(self.root.end))
-        return max(position, self.root.inner), max(position, self.root.inner), new
+    def _start_tag(self, element: _Element) -> bytes:
+        """The start tag of an element, without the slash of one that closes itself."""
+        return re.sub(rb"\s*/?>$", b">", self.data[element.start : element.inner])
+
+    def _tag_name(self, element: _Element) -> bytes:
+        return re.match(rb"<([^\s/>]+)", self.data[element.start : element.inner])[1]
+
+    @staticmethod
+    def _list(texts: list[str], kind: str, prefix: bytes, indent: bytes) -> bytes:
+        tag = _qualified(prefix, kind.encode())
+        entries = b"".join(indent + b" " + _list_entry(prefix, text) for text in texts)
+        return indent + b"<" + tag + b">" + entries + indent + b"</" + tag + b">"
 
 
-def _example(prefix: bytes, text: str) -> bytes:
-    tag = prefix + b":li" if prefix else b"li"
-    return b"<" + tag + b">" + escape(text, {"\r": "&#13;"}).encode() + b"</" + tag + b">"
+def _entries(found: _Element) -> list[_Element]:
+    """The `rdf:li` elements of a list property."""
+    container = found.children[0] if len(found.children) == 1 else None
+    if container is not None and container.name in CONTAINERS and not found.text.strip():
+        return [child for child in container.children if child.name == (RDF, "li")]
+    if found.children or found.text.strip() or found.attributes:
+        raise ValueError(f"{found.name[1]} is not a list")
+    return []
 
 
-def _value(example: _Element) -> str:
-    value = next((child for child in example.children if child.name == (RDF, "value")), example)
+def _value(entry: _Element) -> str:
+    value = next((child for child in entry.children if child.name == (RDF, "value")), entry)
     return value.text.strip()
 
 
-def _encoding(data: bytes) -> tuple[str, bytes]:
+def _list_entry(prefix: bytes, text: str) -> bytes:
+    tag = _qualified(prefix, b"li")
+    return b"<" + tag + b">" + escape(text, {"\r": "&#13;"}).encode() + b"</" + tag + b">"
+
+
+def _qualified(prefix: bytes, name: bytes) -> bytes:
+    return prefix + b":" + name if prefix else name
+
+
+def _prefix(tag_name: bytes) -> bytes:
+    return tag_name.rpartition(b":")[0]
+
+
+def _detect_encoding(data: bytes) -> tuple[str, bytes]:
+    """Returns the encoding of an XML document and its byte-order mark."""
     marks = [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
     for mark, encoding in marks:
         if data.startswith(mark):
@@ -233,44 +284,57 @@ def _encoding(data: bytes) -> tuple[str, bytes]:
 
 
 def _parse(data: bytes) -> list[_Element]:
-    """Every element of a document in UTF-8, in the order of their start tags."""
-    parser = expat.ParserCreate("utf-8", " ")
-    elements, open_elements = [], []
+    """Returns all elements of a document in UTF-8, in the order of their start tags."""
+    parser = _Parser(data)
+    try:
+        parser.expat.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"it is not well-formed XML: {error}") from error
+    return parser.elements
 
-    def split(name: str) -> tuple[str, str]:
-        namespace, _, local = name.rpartition(" ")
-        return namespace, local
 
-    def start(name, attributes):
-        offset = parser.CurrentByteIndex
-        tag = _TAG.match(data, offset)
-        element = _Element(split(name), {split(k): value for k, value in attributes.items()}, offset, tag.end())
-        element.closes_itself = tag[0].endswith(b"/>")
-        if open_elements:
-            open_elements[-1].children.append(element)
-        elements.append(element)
-        open_elements.append(element)
+class _Parser:
+    """Collects the elements of a document with their positions."""
 
-    def end(name):
-        element = open_elements.pop()
+    def __init__(self, data: bytes):
+        self.data = data
+        self.elements: list[_Element] = []
+        self.open_elements: list[_Element] = []
+        self.expat = expat.ParserCreate("utf-8", " ")
+        self.expat.buffer_text = True
+        self.expat.StartElementHandler = self._start
+        self.expat.EndElementHandler = self._end
+        self.expat.CharacterDataHandler = self._text
+        self.expat.StartDoctypeDeclHandler = self._refuse
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        start = self.expat.CurrentByteIndex
+        tag = _TAG.match(self.data, start)
+        names = {_split_name(attribute): value for attribute, value in attributes.items()}
+        element = _Element(_split_name(name), names, start, tag.end(), closes_itself=tag[0].endswith(b"/>"))
+        if self.open_elements:
+            self.open_elements[-1].children.append(element)
+        self.elements.append(element)
+        self.open_elements.append(element)
+
+    def _end(self, name: str) -> None:
+        element = self.open_elements.pop()
         if element.closes_itself:
             element.end = element.stop = element.inner
         else:
-            element.end = parser.CurrentByteIndex
-            element.stop = data.index(b">", element.end) + 1
+            element.end = self.expat.CurrentByteIndex
+            element.stop = self.data.index(b">", element.end) + 1
 
-    def text(characters):
-        if open_elements:
-            open_elements[-1].text += characters
+    def _text(self, characters: str) -> None:
+        if self.open_elements:
+            self.open_elements[-1].text += characters
 
-    def refuse(*_):
-        raise ValueError("it has a document type, which XMP never needs")
+    @staticmethod
+    def _refuse(*_: object) -> None:
+        raise ValueError("it has a document type, which XMP does not allow")
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler, parser.buffer_text = text, True
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as error:
-        raise ValueError(f"it is not well-formed XML: {error}") from error
-    return elements
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Splits a name as `expat` gives it into namespace and local name."""
+    namespace, _, local = name.rpartition(" ")
+    return namespace, local

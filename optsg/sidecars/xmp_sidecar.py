@@ -1,140 +1,220 @@
 """XMP sidecars: tags in `dc:subject`, and in `digiKam:TagsList` for programs that read no other list.
 
-On record in the sidecar, in a namespace of our own, are lists of text only, the one form that every XMP library leaves
-as it is: `Tags` (what is ours in `dc:subject`), `Probabilities` (of each), `Novel` (those of them not among the
-training tags), `Listed` (what is ours in `digiKam:TagsList`), `Declined` (what of ours a person deleted), `Unlisted`
-(what a person took out of `digiKam:TagsList` only), `Run` (fingerprint and model).
+The sidecar also holds a record, in a namespace of this program. It consists of lists of text only, the one form that
+all XMP libraries preserve:
+
+| list | content |
+|---|---|
+| `Tags` | the tags in `dc:subject` that belong to this program |
+| `Probabilities` | the probability of each of them |
+| `Novel` | those of them that are not in the label vocabulary |
+| `Listed` | the tags in `digiKam:TagsList` that belong to this program |
+| `Declined` | keys of tags of this program that the user deleted |
+| `Unlisted` | keys of tags that the user deleted from `digiKam:TagsList` only |
+| `Run` | fingerprint and model |
 """
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from ..media_files import MediaFile
-from .change import Change, SidecarError
-from .ownership import key, reconcile
-from .places import SidecarPlaces
-from .whole_files import only_here, read_whole, write_whole
+from .files import lock_folder, read_file, replace_file
+from .locations import SidecarLocation, SidecarLocator
+from .reconciliation import Reconciliation, reconcile, tag_key
+from .writer import Change, Fingerprint, SidecarError, TagWriter
 from .xmp_packet import NEW_PACKET, XmpPacket, is_xml_text
 
+SUFFIX = ".xmp"
 SUBJECT = ("http://purl.org/dc/elements/1.1/", "dc", "subject")
 TAGS_LIST = ("http://www.digikam.org/ns/1.0/", "digiKam", "TagsList")
 HIERARCHY = ("http://ns.adobe.com/lightroom/1.0/", "lr", "hierarchicalSubject")
 RECORD = ("urn:x-optsg:1.0/", "optsg")
-HIDDEN_NOTE = (
-    "sidecars have lr:hierarchicalSubject, which some programs read instead of dc:subject; it is left as it is"
-)
-NOT_XML_NOTE = "tags with control characters are left out: XML cannot hold them"
+RECORD_LISTS = ("Tags", "Probabilities", "Novel", "Listed", "Declined", "Unlisted", "Run")
+HIERARCHY_REMARK = "added no tags to lr:hierarchicalSubject, which some programs read instead of dc:subject"
+NOT_XML_REMARK = "left out tags with control characters, which XML cannot hold"
 
 
-class XmpSidecars:
-    """Writes each file's tags into its XMP sidecar."""
+class XmpSidecarWriter(TagWriter):
+    """Writes each file's tags into its XMP sidecar; see `make_writer` for the arguments."""
 
-    kind = "xmp"
+    def __init__(self, locator: SidecarLocator, fingerprint: Fingerprint, model: str, dry_run: bool):
+        self.locator, self.fingerprint, self.model, self.dry_run = locator, fingerprint, model, dry_run
 
-    def __init__(self, places: SidecarPlaces, fingerprints, model: str, dry_run: bool):
-        self.places, self.fingerprints, self.model, self.dry_run = places, fingerprints, model, dry_run
-
-    def done(self, file: MediaFile) -> bool:
-        """Whether the sidecar is on record as made of this model, these settings and this file.
-
-        Raises:
-            SidecarError: the sidecar cannot be read or must not be written.
-        """
-        place = self.places.of(file, ".xmp", self.places.names, either=True)
-        data = read_whole(place.path)
+    def is_done(self, file: MediaFile) -> bool:
+        """See `TagWriter.is_done`."""
+        location = self._locate(file)
+        data = read_file(location.path)
         if data is None:
-            # Told now whether it will do, before time is spent on the image.
-            _packet(place.begin_from, read_whole(place.begin_from) if place.begin_from else None)
-            self.places.check_writable(place)
+            if location.template:
+                _parse(location.template, read_file(location.template))
+            self.locator.check_writable(location)
             return False
-        run = _examples(_packet(place.path, data), place.path, (*RECORD, "Run"))
-        done = bool(run) and run[0] == self.fingerprints(file)
+        run = _read_list(_parse(location.path, data), location.path, (*RECORD, "Run"))
+        done = bool(run) and run[0] == self.fingerprint(file)
         if not done:
-            self.places.check_writable(place)
+            self.locator.check_writable(location)
         return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
-        """Brings the sidecar up to date with `tags` (see `reconcile`).
-
-        Raises:
-            SidecarError: the sidecar cannot be read or must not be written; it is as it was.
-        """
-        place = self.places.of(file, ".xmp", self.places.names, either=True)
-        with only_here(os.path.dirname(place.path)):
-            data = read_whole(place.path)
-            source = place.path
-            if data is None and place.begin_from:
-                source, data = place.begin_from, read_whole(place.begin_from)
-            packet = _packet(source, data)
-            change = self._merge(packet, source, tags, self.fingerprints(file))
-            change.path = place.path
-            if place.note:
-                change.notes.append(place.note)
-            new = packet.to_bytes()
-            change.written = new != data or source != place.path
+        """See `TagWriter.write`."""
+        location = self._locate(file)
+        with lock_folder(os.path.dirname(location.path)):
+            source, before = location.path, read_file(location.path)
+            if before is None and location.template:
+                source, before = location.template, read_file(location.template)
+            packet = _parse(source, before)
+            change = self._merge(packet, source, tags, self.fingerprint(file))
+            change.path = location.path
+            if location.remark:
+                change.remarks.append(location.remark)
+            after = packet.to_bytes()
+            change.written = after != before or source != location.path
             if change.written and not self.dry_run:
-                _packet(place.path, new)  # never replace a sidecar by one that cannot be read back
-                write_whole(place.path, new)
+                _parse(location.path, after)  # a sidecar that cannot be read back must not replace another
+                replace_file(location.path, after)
         return change
 
+    def _locate(self, file: MediaFile) -> SidecarLocation:
+        return self.locator.locate(file, SUFFIX, self.locator.naming, either=True)
+
     def _merge(self, packet: XmpPacket, path: str, tags: list[dict], fingerprint: str) -> Change:
-        def examples(*name):
-            return _examples(packet, path, name)
+        """Edits the packet so that it holds the tags and the record."""
+        fields = _KeywordFields.read(packet, path)
+        predicted = {tag["tag"].strip(): tag for tag in tags if is_xml_text(tag["tag"])}
+        result = _reconcile_subject(fields, list(predicted))
+        packet.change(*SUBJECT, result.added, result.removed)
 
-        subject, listed, hierarchy = examples(*SUBJECT) or [], examples(*TAGS_LIST), _leaves(examples(*HIERARCHY), "|")
-        record_names = ("Tags", "Listed", "Declined", "Unlisted")
-        ours, ours_listed, declined, unlisted = (examples(*RECORD, name) or [] for name in record_names)
-        scores = {tag["tag"].strip(): tag for tag in tags if is_xml_text(tag["tag"])}
-        theirs_listed = [tag for tag in listed or [] if tag not in ours_listed]
-        # Other programs copy our tags into fields of theirs: that alone makes no person's tag of them.
-        elsewhere = (hierarchy | _leaves(theirs_listed, "/")) - {key(tag) for tag in ours}
-        gone = {key(tag) for tag in ours_listed} - {key(tag) for tag in listed or []}
-        owned = reconcile(subject, ours, declined, list(scores), elsewhere, gone & {key(tag) for tag in ours})
-        packet.change(*SUBJECT, owned.added, owned.removed)
-
-        # Who reads digiKam:TagsList reads no other list, so it must have the person's tags too. A list that others
-        # write to is theirs to complete; and to make one beside a hierarchy would hide the hierarchy.
-        theirs = [tag for tag in subject if tag not in ours]
-        refused = {key(tag) for tag in theirs} & (gone | set(unlisted))
-        mirrored = [t for t in theirs if key(t) not in refused and (t in ours_listed or not theirs_listed)]
-        wanted = [*mirrored, *owned.ours] if listed is not None or ours_listed or not hierarchy else []
-        taken = {key(tag) for tag in theirs_listed}
-        wanted = [tag for tag in dict.fromkeys(wanted) if key(tag) not in taken]
-        wanted = wanted if owned.ours or listed is not None else []
-        current = listed or []
-        removed = [tag for tag in current if tag in ours_listed and tag not in wanted]
-        packet.change(*TAGS_LIST, [tag for tag in wanted if tag not in current], removed, kind="Seq")
+        listed = _tags_to_list(fields, result.ours)
+        current = fields.tags_list or []
+        added = [tag for tag in listed if tag not in current]
+        removed = [tag for tag in current if tag in fields.our_list and tag not in listed]
+        packet.change(*TAGS_LIST, added, removed, kind="Seq")
 
         record = {
-            "Tags": owned.ours,
-            "Probabilities": [f"{scores[tag]['score']:.4f}" for tag in owned.ours],
-            "Novel": [tag for tag in owned.ours if scores[tag]["novel"]],
-            "Listed": wanted,
-            "Declined": owned.declined,
-            "Unlisted": sorted(refused),
+            "Tags": result.ours,
+            "Probabilities": [f"{predicted[tag]['score']:.4f}" for tag in result.ours],
+            "Novel": [tag for tag in result.ours if predicted[tag]["novel"]],
+            "Listed": listed,
+            "Declined": result.declined,
+            "Unlisted": sorted(fields.unlisted_keys),
             "Run": [fingerprint, self.model],
         }
-        if any(record[name] != (examples(*RECORD, name) or []) for name in record):
+        if record != fields.record:
             packet.replace(*RECORD, record)
-        notes = [NOT_XML_NOTE] if len(scores) < len(tags) else []
-        notes += [HIDDEN_NOTE] if hierarchy else []
-        return Change(path, owned.added, owned.removed, notes=notes)
+        remarks = [NOT_XML_REMARK] if len(predicted) < len(tags) else []
+        remarks += [HIERARCHY_REMARK] if fields.hierarchy_keys else []
+        return Change(path, result.added, result.removed, remarks=remarks)
 
 
-def _packet(path: str | None, data: bytes | None) -> XmpPacket:
+@dataclass(frozen=True)
+class _KeywordFields:
+    """The keyword fields of a sidecar and the record of the last run.
+
+    Args:
+        subject: `dc:subject`.
+        tags_list: `digiKam:TagsList`; `None` if there is none.
+        hierarchy_keys: Keys of the last parts of the paths in `lr:hierarchicalSubject`.
+        record: The lists of the record by name, each empty if there is none.
+    """
+
+    subject: list[str]
+    tags_list: list[str] | None
+    hierarchy_keys: set[str]
+    record: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, packet: XmpPacket, path: str) -> "_KeywordFields":
+        return cls(
+            subject=_read_list(packet, path, SUBJECT) or [],
+            tags_list=_read_list(packet, path, TAGS_LIST),
+            hierarchy_keys=_leaf_keys(_read_hierarchy(packet), "|"),
+            record={name: _read_list(packet, path, (*RECORD, name)) or [] for name in RECORD_LISTS},
+        )
+
+    @property
+    def our_subject(self) -> list[str]:
+        """Tags that the last run had in `dc:subject`."""
+        return self.record["Tags"]
+
+    @property
+    def our_list(self) -> list[str]:
+        """Tags that the last run had in `digiKam:TagsList`."""
+        return self.record["Listed"]
+
+    @property
+    def user_subject(self) -> list[str]:
+        return [tag for tag in self.subject if tag not in self.our_subject]
+
+    @property
+    def user_list(self) -> list[str]:
+        return [tag for tag in self.tags_list or [] if tag not in self.our_list]
+
+    @property
+    def deleted_keys(self) -> set[str]:
+        """Keys of tags that the user deleted from `digiKam:TagsList` since the last run."""
+        return _keys(self.our_list) - _keys(self.tags_list or [])
+
+    @property
+    def unlisted_keys(self) -> set[str]:
+        """Keys of the user's tags in `dc:subject` that the user does not want in `digiKam:TagsList`."""
+        return _keys(self.user_subject) & (self.deleted_keys | set(self.record["Unlisted"]))
+
+
+def _reconcile_subject(fields: _KeywordFields, predicted: list[str]) -> Reconciliation:
+    ours = _keys(fields.our_subject)
+    # Other programs copy our tags into their own fields. Such a copy does not make a tag the user's.
+    in_other_fields = (fields.hierarchy_keys | _leaf_keys(fields.user_list, "/")) - ours
+    return reconcile(
+        fields.subject,
+        fields.our_subject,
+        fields.record["Declined"],
+        predicted,
+        in_other_fields=in_other_fields,
+        deleted_elsewhere=fields.deleted_keys & ours,
+    )
+
+
+def _tags_to_list(fields: _KeywordFields, ours: list[str]) -> list[str]:
+    """Returns the tags that this program should have in `digiKam:TagsList`.
+
+    Programs that read this list read no other, so it also needs the user's keywords. If the user or another program
+    writes to the list, completing it is up to them. A new list would hide an existing `lr:hierarchicalSubject`.
+    """
+    if fields.tags_list is None and (not ours or (fields.hierarchy_keys and not fields.our_list)):
+        return []
+    our_list, user_list, unlisted = fields.our_list, fields.user_list, fields.unlisted_keys
+    mirrored = [
+        tag for tag in fields.user_subject if tag_key(tag) not in unlisted and (tag in our_list or not user_list)
+    ]
+    users = _keys(user_list)
+    return [tag for tag in dict.fromkeys([*mirrored, *ours]) if tag_key(tag) not in users]
+
+
+def _parse(path: str, data: bytes | None) -> XmpPacket:
     try:
         return XmpPacket(NEW_PACKET if data is None else data)
     except ValueError as error:
-        raise SidecarError(f"{path} is left as it is: {error}") from error
+        raise SidecarError(f"{path} was not changed: {error}") from error
 
 
-def _examples(packet: XmpPacket, path: str, name: tuple[str, str, str]) -> list[str] | None:
+def _read_list(packet: XmpPacket, path: str, name: tuple[str, str, str]) -> list[str] | None:
     try:
-        return packet.items(name[0], name[2])
+        return packet.read_list(name[0], name[2])
     except ValueError as error:
-        if name == HIERARCHY:
-            return None
-        raise SidecarError(f"{path} is left as it is: {error}") from error
+        raise SidecarError(f"{path} was not changed: {error}") from error
 
 
-def _leaves(paths: list[str] | None, separator: str) -> set[str]:
-    return {key(path.rpartition(separator)[2]) for path in paths or []}
+def _read_hierarchy(packet: XmpPacket) -> list[str]:
+    try:
+        return packet.read_list(HIERARCHY[0], HIERARCHY[2]) or []
+    except ValueError:
+        return []  # it is only read, so a malformed one does no harm
+
+
+def _leaf_keys(paths: list[str], separator: str) -> set[str]:
+    return _keys(path.rpartition(separator)[2] for path in paths)
+
+
+def _keys(tags: Iterable[str]) -> set[str]:
+    return {tag_key(tag) for tag in tags}

@@ -1,4 +1,4 @@
-"""Token embeddings and classes that stand where the text tower puts their texts."""
+"""Token and class embeddings that start from the text tower's features and stay tied to them in training."""
 
 import copy
 import math
@@ -9,15 +9,11 @@ import torch
 
 from modeling_optsg import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
-from modeling_optsg.training.text_tied_embeddings import (
-    plain_copy,
-    text_directions,
-    tie_classes_to_text,
-    tie_tokens_to_text,
-)
+from modeling_optsg.training import copy_without_text_tying, tie_classes_to_text, tie_tokens_to_text
+from modeling_optsg.training.text_tied_embeddings import text_directions
 
 
-def test_directions_are_principal_components_with_drawn_in_deviations():
+def test_directions_are_scaled_principal_components():
     torch.manual_seed(0)
     features = torch.randn(200, 6) * torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.1])
     features = features - features.mean(dim=0)
@@ -28,33 +24,8 @@ def test_directions_are_principal_components_with_drawn_in_deviations():
     torch.testing.assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)
     expected = torch.linalg.svdvals(features)[:4].sqrt()
     torch.testing.assert_close(deviations / deviations[0], expected / expected[0], atol=1e-3, rtol=0)
-    # There are no more components than features.
+    # Components beyond the number of features are zero.
     assert (features @ text_directions(features, 8))[:, 6:].eq(0).all()
-
-
-def test_tied_tokens_learn_together_and_become_plain_weights(make_model, tiny_processor, batch_of_one):
-    model = make_model()
-    tie_tokens_to_text(model, tiny_processor, 0.06)
-    embedding = model.tag_decoder.token_embeddings
-    before = embedding.weight.detach().clone()
-    tie = embedding.parametrizations.weight
-    torch.testing.assert_close(before, tie.original + tie[0].features @ tie[0].projection)
-    # Tokens without text stay at random, those with text begin without an offset.
-    texts = tie[0].features.any(dim=1)
-    assert texts.any() and not texts.all()
-    assert tie.original[texts].eq(0).all() and tie.original[~texts].ne(0).any(dim=1).all()
-
-    expected = model(**batch_of_one)
-    expected.loss.backward()
-    assert tie.original.grad.ne(0).any() and tie[0].projection.grad.ne(0).any()
-    plain = plain_copy(model)
-    torch.testing.assert_close(plain(**batch_of_one).loss, expected.loss)
-    assert plain.lm_head.weight is plain.tag_decoder.token_embeddings.weight
-    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in make_model().named_parameters()}
-    # The model in training is left as it was.
-    torch.testing.assert_close(embedding.weight, before)
-    assert model.tag_decoder.token_embeddings is embedding and model.lm_head.weight is tie.original
-    torch.testing.assert_close(model(**batch_of_one).loss, expected.loss)
 
 
 @pytest.fixture
@@ -63,13 +34,43 @@ def batch_of_one(tiny_processor):
     return dict(tiny_processor(images=[image], titles=["a red square"], tags=[["red", "square"]]))
 
 
-def test_a_plain_model_is_copied_as_it_is(make_model):
+def test_tied_tokens_learn_together(make_model, tiny_processor, batch_of_one):
     model = make_model()
-    copied = plain_copy(model).state_dict()
+    tie_tokens_to_text(model, tiny_processor, 0.06)
+    embedding = model.tag_decoder.token_embeddings
+    tie = embedding.parametrizations.weight
+    torch.testing.assert_close(embedding.weight, tie.original + tie[0].features @ tie[0].projection)
+    # Tokens with a text start at its features, the others at random.
+    texts = tie[0].features.any(dim=1)
+    assert texts.any() and not texts.all()
+    assert tie.original[texts].eq(0).all() and tie.original[~texts].ne(0).any(dim=1).all()
+    model(**batch_of_one).loss.backward()
+    assert tie.original.grad.ne(0).any() and tie[0].projection.grad.ne(0).any()
+
+
+def test_a_copy_without_tying_gives_the_same_loss(make_model, tiny_processor, batch_of_one):
+    model = make_model()
+    tie_tokens_to_text(model, tiny_processor, 0.06)
+    embedding = model.tag_decoder.token_embeddings
+    before, expected = embedding.weight.detach().clone(), model(**batch_of_one).loss
+    plain = copy_without_text_tying(model)
+    torch.testing.assert_close(plain(**batch_of_one).loss, expected)
+    assert plain.lm_head.weight is plain.tag_decoder.token_embeddings.weight
+    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in make_model().named_parameters()}
+    # The model in training stays unchanged.
+    torch.testing.assert_close(embedding.weight, before)
+    assert model.tag_decoder.token_embeddings is embedding
+    assert model.lm_head.weight is embedding.parametrizations.weight.original
+    torch.testing.assert_close(model(**batch_of_one).loss, expected)
+
+
+def test_a_copy_of_an_untied_model_is_equal(make_model):
+    model = make_model()
+    copied = copy_without_text_tying(model).state_dict()
     assert all(torch.equal(tensor, copied[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_class_begins_as_its_text_and_an_example_as_its_title(tower_configs, tag_tokenizer):
+def test_classes_start_at_their_texts_and_examples_at_their_titles(tower_configs, tag_tokenizer):
     torch.manual_seed(0)
     config = ASYConfig(
         text_config=copy.deepcopy(tower_configs["bert"]),
@@ -85,7 +86,7 @@ def test_a_class_begins_as_its_text_and_an_example_as_its_title(tower_configs, t
     tie_classes_to_text(model, features)
     centred = torch.nn.functional.layer_norm(features - features.mean(dim=0), (16,))
     classifier, title = model.classifier, model.model.multimodal_encoder.prompt_pooler.title_projection.weight
-    # Unit vectors; the title begins in the same space.
+    # Unit vectors, in the space of the projected titles.
     expected = torch.nn.functional.normalize(centred @ title.T, dim=1)
     torch.testing.assert_close(classifier.class_embeddings.weight, expected, atol=1e-4, rtol=1e-4)
     hidden_states = torch.randn(3, 32)
@@ -93,5 +94,5 @@ def test_a_class_begins_as_its_text_and_an_example_as_its_title(tower_configs, t
     logits = scale * torch.nn.functional.normalize(hidden_states, dim=1) @ expected.T + classifier.bias
     torch.testing.assert_close(classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
     assert classifier.bias.eq(-5).all()
-    # A plain copy classifies alike.
-    torch.testing.assert_close(plain_copy(model).classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
+    copied = copy_without_text_tying(model).classifier(hidden_states)
+    torch.testing.assert_close(copied, logits, atol=1e-3, rtol=1e-3)

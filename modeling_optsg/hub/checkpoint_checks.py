@@ -1,0 +1,188 @@
+"""Find what would make a published checkpoint unusable, or reveal something private, before anything is uploaded."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
+
+from .commits import TEXT_SUFFIXES
+
+REQUIRED = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "label_vocabulary.json",
+    "tag_tokenizer/tokenizer.json",
+    "README.md",
+)
+# Without one of these, transformers silently makes a tokenizer with an empty vocabulary.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+# Tags and tokens may look like paths.
+WORD_LISTS = frozenset("tokenizer.json label_vocabulary.json vocab.json".split())
+SUMMARY = "training_summary.json"
+MACHINE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
+# A path inside a longer text: it ends at a space, and neither `org/name` nor a web address is one.
+MACHINE_PATH_INSIDE = re.compile(r"(?<![\w./:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"'<>|]+){2,}[/\\]?")
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A YAML loader that refuses repeated keys, where other readers take either one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            message = f"{', '.join(repeated)} is repeated"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def file_problems(paths: Mapping[str, Path]) -> list[str]:
+    """Check a checkpoint's files without loading the model.
+
+    Args:
+        paths: local paths by file name in the repository.
+
+    Returns:
+        One message per problem.
+    """
+    problems = [f"{name} is missing" for name in REQUIRED if name not in paths]
+    if not any(name in paths for name in TOKENIZERS):
+        problems.append(f"{TOKENIZERS[0]} is missing")
+    problems += _json_problems(paths)
+    if "README.md" in paths:
+        problems += _card_problems(paths["README.md"], paths)
+    return problems + _weight_problems(paths) + _private_data_problems(paths)
+
+
+def load_checkpoint(folder: Path) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+    """Load a checkpoint with the classes of this package.
+
+    Raises:
+        ValueError: the model type is unknown, loading fails, or weights are missing or unexpected.
+    """
+    models = {spec.model.config_class.model_type: spec.model for spec in MODEL_TYPES.values()}
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type not in models:
+        raise ValueError(f"config.json: model_type is {model_type!r}, expected one of {', '.join(models)}")
+    try:
+        processor = OPTSGProcessor.from_pretrained(folder)
+        model, loading = models[model_type].from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged folder
+        raise ValueError(f"loading fails ({' '.join(f'{type(error).__name__}: {error}'.split())})") from error
+    # `from_pretrained` of these classes raises for weights of another shape.
+    kinds = {"missing_keys": "are missing", "unexpected_keys": "are not part of the model"}
+    problems = [
+        f"{len(keys)} weights {problem}, such as {min(keys)}"
+        for kind, problem in kinds.items()
+        if (keys := loading[kind])
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return model, processor
+
+
+def shorten_paths(settings: Any, found: set[str]) -> Any:
+    """Return a copy of a JSON value in which only the last part of each path of this machine is left.
+
+    Args:
+        settings: the JSON value.
+        found: receives the full paths.
+    """
+
+    def shorten(path: re.Match) -> str:
+        found.add(path[0])
+        return re.split(r"[/\\]", path[0].rstrip("/\\"))[-1]
+
+    return _replace_paths(settings, shorten)
+
+
+def _replace_paths(settings: Any, replace: Callable[[re.Match], str]) -> Any:
+    if isinstance(settings, dict):
+        return {key: _replace_paths(value, replace) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_replace_paths(value, replace) for value in settings]
+    if isinstance(settings, str):
+        whole = MACHINE_PATH.fullmatch(settings)
+        return replace(whole) if whole else MACHINE_PATH_INSIDE.sub(replace, settings)
+    return settings
+
+
+def _json_problems(paths: Mapping[str, Path]) -> list[str]:
+    problems = []
+    for name, path in paths.items():
+        if path.suffix == ".json":
+            try:
+                json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                problems.append(f"{name} is not JSON ({error})")
+    return problems
+
+
+def _private_data_problems(paths: Mapping[str, Path]) -> list[str]:
+    problems = []
+    for name, path in paths.items():
+        if path.suffix not in TEXT_SUFFIXES:
+            continue
+        content = path.read_bytes()
+        if TOKEN.search(content):
+            problems.append(f"{name} contains a Hub token")
+        # The paths of the summary are shortened when it is published.
+        if path.suffix == ".json" and path.name not in WORD_LISTS and name != SUMMARY:
+            found: set[str] = set()
+            with contextlib.suppress(ValueError):
+                shorten_paths(json.loads(content), found)
+            problems += [f"{name} contains {machine_path}, a path of this machine" for machine_path in sorted(found)]
+    return problems
+
+
+def _card_problems(path: Path, paths: Mapping[str, Path]) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    if not (found := FRONT_MATTER.match(text)):
+        return ["README.md does not begin with metadata between two lines ---"]
+    try:
+        if not isinstance(metadata := yaml.load(found[1], _StrictLoader), dict) or not metadata:
+            return ["README.md: the metadata is not a mapping"]
+        ModelCard(text)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        return [f"README.md: the metadata cannot be read ({' '.join(str(error).split())})"]
+    widget = metadata.get("widget") or []
+    if not isinstance(widget, list):
+        return ["README.md: the widget is not a list"]
+    sources = [example.get("src") for example in widget if isinstance(example, dict)]
+    return [
+        f"{source}, an image of README.md, is missing"
+        for source in sources
+        if isinstance(source, str) and "://" not in source and source not in paths
+    ]
+
+
+def _weight_problems(paths: Mapping[str, Path]) -> list[str]:
+    problems = []
+    weights = {name: path for name, path in paths.items() if path.suffix == ".safetensors"}
+    index = paths.get(SAFE_WEIGHTS_INDEX_NAME)
+    if SAFE_WEIGHTS_NAME not in weights and index is None:
+        problems.append(f"{SAFE_WEIGHTS_NAME} is missing")
+    for name, path in weights.items():
+        try:
+            with safe_open(path, "pt") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{name} is incomplete ({error})")
+    if index is not None:
+        with contextlib.suppress(ValueError):  # reported as a file that is not JSON
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            problems += [f"{shard}, a file of {index.name}, is missing" for shard in sorted(shards - weights.keys())]
+    return problems

@@ -1,0 +1,94 @@
+"""The end of a training: generation settings fitted on the validation examples, and the summary."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accelerate.logging import get_logger
+
+from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.evaluation.metrics import TagEvaluator
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
+
+from .arguments import OPTSGTrainingArguments
+from .data import VALIDATION_ROWS
+from .interruption import RunStatus
+from .run_state import STATE_FOLDER, check_same_run, delete_states
+
+logger = get_logger(__name__, log_level="INFO")
+
+SUMMARY = "training_summary.json"
+
+
+def fit_best_model(
+    args: OPTSGTrainingArguments,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    device: str,
+) -> tuple[OPTSGPreTrainedModel, dict[str, dict]]:
+    """Fit the generation settings of the best checkpoint, for each of its decodings, and save them.
+
+    Args:
+        args: Arguments of the training.
+        processor: Processor of the model.
+        examples: Validation examples.
+        evaluator: Evaluator for them.
+        device: Device to generate on.
+
+    Returns:
+        The model, and the fit of each decoding ("only" for a model with a single one).
+    """
+    model_type = MODEL_TYPES[args.model_type]
+    model = model_type.model.from_pretrained(args.output_dir).to(device)
+    model_type.set_search(model, args.num_return_sequences, args.num_candidates)
+    fits = {}
+    for decoding in model_type.decodings:
+        fit = fits[decoding or "only"] = fit_generation_config(
+            model,
+            processor,
+            examples,
+            evaluator,
+            decoding=decoding,
+            metric_for_best_model=args.metric_for_best_model,
+            grid=model_type.grid(args.pad_biases),
+        )
+        logger.info(
+            f"{decoding or 'only'}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
+            f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
+        )
+    model.generation_config.save_pretrained(args.output_dir)
+    return model, fits
+
+
+def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) -> None:
+    """Write the summary, set the status "finished" and delete the saved states.
+
+    Args:
+        args: Arguments of the training.
+        status: Status of the run.
+        summary: Content of the summary besides the arguments.
+    """
+    output_dir = Path(args.output_dir)
+    content = json.dumps({"arguments": args.public_arguments(), **summary}, indent=1)
+    (output_dir / SUMMARY).write_text(content + "\n", encoding="utf-8")
+    status.set("finished")
+    delete_states(output_dir / STATE_FOLDER)
+    (output_dir / VALIDATION_ROWS).unlink(missing_ok=True)
+
+
+def is_finished(args: OPTSGTrainingArguments, status: RunStatus) -> bool:
+    """Return whether this run has finished already, so that there is nothing to resume.
+
+    Raises:
+        ValueError: A run with other arguments has finished in this folder.
+    """
+    summary = Path(args.output_dir, SUMMARY)
+    if args.resume_from_checkpoint != "auto" or status.read().get("status") != "finished" or not summary.exists():
+        return False
+    own = args.result_arguments()
+    saved = json.loads(summary.read_text(encoding="utf-8"))["arguments"]
+    check_same_run({name: saved.get(name) for name in own}, own, args.output_dir)
+    return True

@@ -1,0 +1,56 @@
+"""The `optsg` command, which dispatches to one module per sub-command.
+
+The module of a sub-command has `add_command(commands)`, which describes its arguments and sets `run`. It imports
+torch, transformers, datasets and `modeling_optsg` only inside the functions that need them, so that `optsg --help` is
+fast.
+"""
+
+import argparse
+import importlib.metadata
+import io
+import os
+import sys
+
+from . import export, push, stats, tag
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `optsg` and returns its exit status.
+
+    Args:
+        argv: Arguments of the command; those of the process if omitted.
+    """
+    args = _build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("optsg: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes what is still buffered when it exits, which would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optsg", description="Image and video tagging with Order-Prompted Tag Sequence Generation."
+    )
+    parser.add_argument("--version", action="version", version=f"optsg {_installed_version()}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (tag, stats, export, push):
+        command.add_command(commands)
+    return parser
+
+
+def _installed_version() -> str:
+    try:
+        return importlib.metadata.version("optsg")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
