@@ -32,6 +32,7 @@ from modeling_optsg.training import (
     examples_fingerprint,
     finish,
     fit_best_model,
+    has_class_embeddings,
     is_finished,
     load_splits,
     load_streams,
@@ -78,10 +79,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     if not args.train_text_tower:
         with accelerator.main_process_first():
             tag_table = build_tag_table(tags, model.model, processor, Path(args.cache_dir) / "features")
-        has_class_embeddings = getattr(model, "tag_classifier", None) or getattr(
-            model.config, "cosine_classifier", False
-        )
-        if has_class_embeddings and args.embedding_init_std:
+        if args.embedding_init_std and has_class_embeddings(model):
             tie_classes_to_text(model, tag_table.features, init_title=not args.checkpoint)
 
     if args.gradient_checkpointing:
@@ -91,7 +89,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         model.set_attn_implementation("eager")
     book = None
     if MODEL_TYPES[args.model_type].needs_book:
-        book = TagBook.of_examples(train["title"], train["tags"], train_dataset, model.config)
+        book = TagBook.from_examples(train["title"], train["tags"], train_dataset, model.config)
         own_titles, tokenizer = train["title"], processor.tag_tokenizer
         train_dataset = ExamplesWithBook(train_dataset, book, model.config, tokenizer, own_titles=own_titles)
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, tokenizer)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .media_files import MediaFile, find_media_files
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
@@ -38,12 +38,8 @@ class Terminated(SystemExit):
     """The process received SIGTERM."""
 
 
-def add_command(commands: Any) -> None:
-    """Adds `tag` to the sub-commands.
-
-    Args:
-        commands: From `ArgumentParser.add_subparsers`.
-    """
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `tag` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "tag",
         help="tag images, videos and folders",
@@ -97,7 +93,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_write_arguments(group: Any) -> None:
+def _add_write_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--write",
         action="append",

@@ -1,7 +1,6 @@
-"""The other systems of the paper: each learns a few examples by heart, saves and loads, and answers like OP-TSG."""
+"""The baselines: they overfit a few examples, load as they were saved, and predict as their definitions say."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -9,22 +8,15 @@ import torch
 from transformers import AutoModel
 
 from modeling_optsg import OPTSGDataCollator, TagTable
-from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification, asymmetric_loss
-from modeling_optsg.baselines.configuration import ASYConfig, KNNConfig, ModelFConfig, ModelGConfig, OpenBookConfig
+from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.knn import KNNForTagVote
-from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
-from modeling_optsg.baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
-from modeling_optsg.tag_classifier import LabelVocabulary
+from modeling_optsg.baselines.pooling import pool_examples
+from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
 
 TAG_SETS = [["red", "square"], ["blue"], ["red", "colour", "e-mail"], ["创意美食"]]
 ALL_TAGS = sorted({tag for tags in TAG_SETS for tag in tags})
-MODEL_TYPES = {
-    "model-f": (ModelFForTagGeneration, ModelFConfig),
-    "model-g": (ModelGForTagClassification, ModelGConfig),
-    "asy": (ASYForTagClassification, ASYConfig),
-    "sequence": (OpenBookForTagGeneration, OpenBookConfig),
-    "open-book": (OpenBookForTagGeneration, OpenBookConfig),
-}
+TRAINED = ["model-f", "model-g", "asy", "sequence", "open-book"]
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +26,24 @@ def table(tag_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def examples():
+def batch(tiny_processor, table):
     generator = np.random.default_rng(0)
-    return [{"frame_features": generator.normal(size=(1, 3, 6)).astype(np.float32), "tags": tags} for tags in TAG_SETS]
-
-
-@pytest.fixture(scope="module")
-def batch(tiny_processor, table, examples):
+    examples = [
+        {"frame_features": generator.normal(size=(1, 3, 6)).astype(np.float32), "tags": tags} for tags in TAG_SETS
+    ]
     return OPTSGDataCollator(tiny_processor, table)(examples)
 
 
-def inputs_of(batch):
+@pytest.fixture(scope="module")
+def inputs(batch):
+    """The batch without its tags."""
     return {name: batch[name] for name in ("frame_features", "frame_mask")}
 
 
 @pytest.fixture(scope="module")
-def make_system(tower_configs, tag_tokenizer, table):
-    def make(name, **changes):
-        model_class, config_class = MODEL_TYPES[name]
+def make_baseline(tower_configs, tag_tokenizer, table):
+    def make(name, **config):
+        spec = MODEL_TYPES[name]
         settings = {
             "text_config": tower_configs["bert"],
             "frame_feature_size": 6,
@@ -60,30 +52,26 @@ def make_system(tower_configs, tag_tokenizer, table):
             "intermediate_size": 64,
             "num_encoder_layers": 1,
             "num_prompt_layers": 1,
+            "num_prompts": 4,
             "max_tag_tokens": 8,
             "alignment_size": 16,
             "tag_vocab_size": len(tag_tokenizer),
+            "num_tag_classes": len(table.tags) if spec.needs_classes else 0,
             "dropout": 0.0,
         }
-        if name in ("model-f", "model-g"):
-            settings["num_prompts"] = 4
-        if name in ("model-g", "asy"):
-            settings["num_tag_classes"] = len(table.tags)
-        if name == "sequence":
-            settings["num_book_examples"] = 0
         torch.manual_seed(0)
-        model = model_class(config_class(**copy.deepcopy(settings | changes)))
-        if hasattr(model, "set_label_vocabulary"):
+        model = spec.model(spec.model.config_class(**copy.deepcopy(settings | dict(spec.config) | config)))
+        if spec.needs_classes:
             model.set_label_vocabulary(table.input_ids)
         return model
 
     return make
 
 
-def learn(model, batch, steps=150, rate=3e-3):
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), rate)
+def overfit(model, batch, num_steps=150, learning_rate=3e-3):
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), learning_rate)
     model.train()
-    for _ in range(steps):
+    for _ in range(num_steps):
         loss = model(**batch).loss
         optimizer.zero_grad()
         loss.backward()
@@ -93,135 +81,100 @@ def learn(model, batch, steps=150, rate=3e-3):
     return loss.item()
 
 
-@pytest.mark.parametrize("name", MODEL_TYPES)
-def test_a_system_learns_its_examples_by_heart_and_is_the_same_after_saving(
-    name, make_system, batch, tiny_processor, tmp_path
-):
-    model = make_system(name)
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_model_overfits_and_is_the_same_after_loading(make_baseline, batch, inputs, tiny_processor, tmp_path, name):
+    model = make_baseline(name)
     before = model(**batch).loss.item()
-    after = learn(model, batch)
-    assert after < before / 3
-    outputs = model.generate(**inputs_of(batch), threshold=0.5)
-    written = [{row["tag"] for row in rows} for rows in tiny_processor.batch_decode(outputs)]
-    assert written == [set(tags) for tags in TAG_SETS]
+    assert overfit(model, batch) < before / 3
+    outputs = model.generate(**inputs, threshold=0.5)
+    predicted = [{tag["tag"] for tag in tags} for tags in tiny_processor.batch_decode(outputs)]
+    assert predicted == [set(tags) for tags in TAG_SETS]
     assert ((outputs.tag_scores >= 0) & (outputs.tag_scores <= 1)).all()
     model.generation_config.threshold = 0.5
     model.save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is type(model)
-    again = loaded.generate(**inputs_of(batch))
+    again = loaded.generate(**inputs)
     assert torch.equal(again.sequences, outputs.sequences)
     torch.testing.assert_close(again.tag_scores, outputs.tag_scores)
 
 
-@pytest.mark.parametrize("name", MODEL_TYPES)
-def test_a_batch_equals_its_examples_one_by_one(name, make_system, batch):
-    model = make_system(name).eval()
-    together = model.generate(**inputs_of(batch))
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_batch_equals_its_examples_one_by_one(make_baseline, inputs, name):
+    model = make_baseline(name).eval()
+    together = model.generate(**inputs)
     for index in range(len(TAG_SETS)):
-        alone = model.generate(**{n: v[index : index + 1] for n, v in inputs_of(batch).items()})
-        kept = together.tag_scores[index] > 0
-        alone_kept = alone.tag_scores[0] > 0
-        torch.testing.assert_close(together.tag_scores[index][kept], alone.tag_scores[0][alone_kept])
+        alone = model.generate(**{key: value[index : index + 1] for key, value in inputs.items()})
+        expected = alone.tag_scores[0][alone.tag_scores[0] > 0]
+        scores = together.tag_scores[index]
+        torch.testing.assert_close(scores[scores > 0], expected)
 
 
 @pytest.mark.parametrize("name", ["model-f", "model-g"])
-def test_one_pass_shows_what_every_pad_bias_would_give(name, make_system, batch):
-    model = make_system(name).eval()
-    width = {"num_return_sequences": 2} if name == "model-g" else {"num_beams": 2, "num_return_sequences": 2}
-    widest = model.generate(**inputs_of(batch), pad_bias=-9.0, output_slots=True, **width)
-    middle = widest.pad_margins.median().item()
-    for pad_bias in (-9.0, middle, 9.0):
-        expected = model.generate(**inputs_of(batch), pad_bias=pad_bias, threshold=0.0, **width)
-        found = widest.at_pad_bias(pad_bias, model.config.tag_pad_token_id)
-        kept = expected.tag_scores.shape[1]
-        torch.testing.assert_close(found.tag_scores[:, :kept], expected.tag_scores)
-        assert torch.equal(found.slots[:, :kept], expected.slots) and (found.tag_scores[:, kept:] == 0).all()
+def test_at_pad_bias_equals_generate_with_that_pad_bias(make_baseline, inputs, name):
+    model = make_baseline(name).eval()
+    settings = {"num_return_sequences": 2} if name == "model-g" else {"num_beams": 2, "num_return_sequences": 2}
+    lowest = model.generate(**inputs, pad_bias=-9.0, output_slots=True, **settings)
+    for pad_bias in (-9.0, lowest.pad_margins.median().item(), 9.0):
+        expected = model.generate(**inputs, pad_bias=pad_bias, threshold=0.0, **settings)
+        actual = lowest.at_pad_bias(pad_bias, model.config.tag_pad_token_id)
+        num_tags = expected.tag_scores.shape[1]
+        torch.testing.assert_close(actual.tag_scores[:, :num_tags], expected.tag_scores)
+        assert torch.equal(actual.slots[:, :num_tags], expected.slots)
+        assert (actual.tag_scores[:, num_tags:] == 0).all()
+
+
+# Model F
 
 
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])
-def test_model_f_decodes_only_prompts_its_head_calls_meaningful(make_system, batch, decoding):
-    model = make_system("model-f").eval()
-    inputs = inputs_of(batch)
-    prompts = model.model(**inputs).order_prompts
-    logits = model.meaningful_head(prompts)[..., 0]
-    bar = logits.median().item()
-    outputs = model.generate(**inputs, decoding=decoding, pad_bias=bar)
+def test_model_f_decodes_only_the_prompts_that_its_head_chooses(make_baseline, inputs, decoding):
+    model = make_baseline("model-f").eval()
+    logits = model.has_tag_head(model.model(**inputs).order_prompts)[..., 0]
+    pad_bias = logits.median().item()
+    outputs = model.generate(**inputs, decoding=decoding, pad_bias=pad_bias)
     torch.testing.assert_close(outputs.pad_margins, logits)
     for example in range(len(TAG_SETS)):
-        chosen = set((logits[example] > bar).nonzero().flatten().tolist())
+        chosen = set((logits[example] > pad_bias).nonzero().flatten().tolist())
         assert set(outputs.slots[example][outputs.slots[example] >= 0].tolist()) <= chosen
-    nothing = model.generate(**inputs, decoding=decoding, pad_bias=1e6)
-    assert (nothing.slots == -1).all()
+    assert (model.generate(**inputs, decoding=decoding, pad_bias=1e6).slots == -1).all()
 
 
-def test_model_f_has_no_pad_in_its_losses(make_system, batch):
-    model = make_system("model-f").eval()
+def test_model_f_has_no_pad_in_its_targets(make_baseline, batch):
+    model = make_baseline("model-f").eval()
     outputs = model(**batch)
     assert (outputs.targets != model.config.tag_pad_token_id).all()
-    matched = outputs.assignment >= 0
-    assert matched.sum() == sum(map(len, TAG_SETS))
+    assert (outputs.assignment >= 0).sum() == sum(map(len, TAG_SETS))
 
 
-def test_asymmetric_loss_against_the_definition():
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(3, 5, generator=generator)
-    targets = (torch.rand(3, 5, generator=generator) < 0.4).float()
-    total = 0.0
-    for row, truth in zip(logits.tolist(), targets.tolist()):
-        for logit, present in zip(row, truth):
-            p = 1 / (1 + math.exp(-logit))
-            shifted = max(p - 0.05, 0)
-            total -= (1 - p) * math.log(p) if present else shifted**4 * math.log(1 - shifted)
-    torch.testing.assert_close(asymmetric_loss(logits, targets, 4.0, 1.0, 0.05), torch.tensor(total / 3))
-    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / 3
-    torch.testing.assert_close(asymmetric_loss(logits, targets, 0.0, 0.0, 0.0), plain)
+# ASY
 
 
-def test_open_book_copies_what_it_has_never_written(make_system, batch, tag_tokenizer, tiny_processor):
-    """Trained on books that hold the answer, it writes another book's tag where the vocabulary cannot help."""
-    model = make_system("open-book")
-    ids = [sum((tag_tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in tags), []) for tags in TAG_SETS]
-    longest = max(map(len, ids))
-    book = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
-    learn(model, batch | {"book_input_ids": book, "book_mask": mask})
-    outputs = model.generate(**inputs_of(batch), book_input_ids=book, book_mask=mask)
-    assert outputs.copy_gate.shape == (4,) and (outputs.copy_gate > 0).all() and (outputs.copy_gate < 1).all()
-    loss = model(**batch, book_input_ids=book, book_mask=mask)
-    # The training loss takes the target's share alone; it is that of the whole mixture, which sums to 1.
-    mixtures = []
-    hook = model.copier.register_forward_hook(lambda module, args, output: mixtures.append(output[0]))
-    model.generate(**inputs_of(batch), book_input_ids=book, book_mask=mask)
-    hook.remove()
-    torch.testing.assert_close(mixtures[0].exp().sum(-1), torch.ones(mixtures[0].shape[:2]))
-    first = mixtures[0][:, 0].gather(1, loss.targets[:, :1])[:, 0]
-    torch.testing.assert_close(loss.target_log_probs[:, 0], first, atol=1e-5, rtol=1e-5)
-    # Examples without a book are written by the vocabulary alone.
-    nobody = model.generate(**inputs_of(batch), book_input_ids=book, book_mask=torch.zeros_like(mask))
-    assert (nobody.copy_gate == 0).all()
-
-
-def test_sequence_takes_no_book(make_system, batch):
-    model = make_system("sequence")
-    with pytest.raises(ValueError, match="num_book_examples=0"):
-        model(**batch, book_input_ids=torch.zeros(4, 2, dtype=torch.long))
-
-
-def test_class_systems_name_what_is_wrong_with_their_classes(make_system, batch, table):
-    model = make_system("asy")
-    with pytest.raises(ValueError, match="tag_ids"):
-        model(**inputs_of(batch), labels=batch["labels"])
+def test_asy_needs_the_classes_of_the_tags(make_baseline, batch, inputs, table):
+    model = make_baseline("asy")
+    with pytest.raises(ValueError, match="labels need tag_ids"):
+        model(**inputs, labels=batch["labels"])
     with pytest.raises(ValueError, match="num_tag_classes=3"):
         model.set_label_vocabulary(table.input_ids[:3])
-    classes = LabelVocabulary(ASYConfig(text_config=model.config.text_config, frame_feature_size=6, num_tag_classes=2))
-    with pytest.raises(ValueError, match="same tag"):
-        classes.set_tags([[5], [5]])
-    with pytest.raises(ValueError, match="1 to max_tag_tokens"):
-        classes.set_tags([[5], []])
 
 
-def test_knn_against_a_vote_counted_by_hand(tower_configs, tag_tokenizer, table, tiny_processor, tmp_path):
+def test_logit_adjustment_subtracts_the_logarithm_of_counts(make_baseline, inputs, table):
+    model = make_baseline("asy").eval()
+    counts = [1 + 10 * index for index in range(len(table.tags))]
+    model.set_label_vocabulary(table.input_ids, counts)
+    logits = model(**inputs).logits
+    expected = logits - 0.3 * torch.tensor(counts).log()
+    torch.testing.assert_close(model.label_vocabulary.adjust_logits(logits, 0.3), expected)
+    outputs = model.generate(**inputs, logit_adjustment=0.3)
+    torch.testing.assert_close(outputs.tag_scores[:, 0], expected.sigmoid().max(dim=1).values)
+    with pytest.raises(ValueError, match="logit_adjustment"):
+        model.generate(**inputs, logit_adjustment=float("nan"))
+
+
+# kNN
+
+
+def test_knn_equals_a_vote_computed_with_numpy(tower_configs, tag_tokenizer, table, tiny_processor, tmp_path):
     generator = torch.Generator().manual_seed(0)
     images, titles = torch.randn(4, 6, generator=generator), torch.randn(4, 16, generator=generator)
     config = KNNConfig(
@@ -236,44 +189,69 @@ def test_knn_against_a_vote_counted_by_hand(tower_configs, tag_tokenizer, table,
     model = KNNForTagVote(config).eval()
     model.set_label_vocabulary(table.input_ids)
     model.fit(images, titles, [[table.index[tag] for tag in tags] for tags in TAG_SETS])
-    query_image, query_title = (
-        torch.randn(1, 1, 1, 6, generator=generator),
-        torch.randn(1, 1, 16, generator=generator),
-    )
-    outputs = model.generate(frame_features=query_image, title_features=query_title, neighbours=2, image_weight=0.5)
-    found = {row["tag"]: row["score"] for row in tiny_processor.batch_decode(outputs)[0]}
+    image, title = torch.randn(1, 1, 1, 6, generator=generator), torch.randn(1, 1, 16, generator=generator)
+    query = {"frame_features": image, "title_features": title, "neighbours": 2, "image_weight": 0.5}
+    outputs = model.generate(**query)
+    scores = {tag["tag"]: tag["score"] for tag in tiny_processor.batch_decode(outputs)[0]}
 
     def unit(vector):
         return vector / np.linalg.norm(vector)
 
     mean = images.numpy().mean(0)
     similarity = [
-        unit(query_title[0, 0].numpy()) @ unit(titles[n].numpy())
-        + 0.5 * unit(query_image[0, 0, 0].numpy() - mean) @ unit(images[n].numpy() - mean)
+        unit(title[0, 0].numpy()) @ unit(titles[n].numpy())
+        + 0.5 * unit(image[0, 0, 0].numpy() - mean) @ unit(images[n].numpy() - mean)
         for n in range(4)
     ]
-    near = sorted(range(4), key=lambda n: -similarity[n])[:2]
-    weights = [max(similarity[n], 1e-6) for n in near]
+    nearest = sorted(range(4), key=lambda n: -similarity[n])[:2]
+    weights = [max(similarity[n], 1e-6) for n in nearest]
     expected = {}
-    for n, weight in zip(near, weights):
+    for n, weight in zip(nearest, weights):
         for tag in TAG_SETS[n]:
             expected[tag] = expected.get(tag, 0) + weight / sum(weights)
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert scores == pytest.approx(expected, abs=1e-5)
     model.save_pretrained(tmp_path)
-    again = KNNForTagVote.from_pretrained(tmp_path).generate(
-        frame_features=query_image, title_features=query_title, neighbours=2, image_weight=0.5
-    )
-    torch.testing.assert_close(again.tag_scores, outputs.tag_scores)
+    loaded = KNNForTagVote.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.generate(**query).tag_scores, outputs.tag_scores)
     with pytest.raises(ValueError, match="neighbours=9"):
-        model.generate(frame_features=query_image, neighbours=9)
-    with pytest.raises(ValueError, match="Nothing to look at"):
+        model.generate(frame_features=image, neighbours=9)
+    with pytest.raises(ValueError, match="Nothing to encode"):
         model.generate()
 
 
-def test_a_book_finds_neighbours_and_never_the_example_itself(tmp_path):
-    pytest.importorskip("faiss")
-    from modeling_optsg.baselines.retrieval import TagBook
+# Open-Book
 
+
+def test_open_book_mixes_generating_and_copying(make_baseline, batch, inputs, tag_tokenizer):
+    model = make_baseline("open-book")
+    ids = [sum((tag_tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in tags), []) for tags in TAG_SETS]
+    max_length = max(map(len, ids))
+    book_input_ids = torch.tensor([row + [0] * (max_length - len(row)) for row in ids])
+    book_mask = torch.tensor([[1] * len(row) + [0] * (max_length - len(row)) for row in ids])
+    book = {"book_input_ids": book_input_ids, "book_mask": book_mask}
+    overfit(model, batch | book)
+    outputs = model.generate(**inputs, **book)
+    assert outputs.copy_gate.shape == (4,) and (outputs.copy_gate > 0).all() and (outputs.copy_gate < 1).all()
+    mixtures = []
+    hook = model.copier.register_forward_hook(lambda module, args, output: mixtures.append(output[0]))
+    model.generate(**inputs, **book)
+    hook.remove()
+    torch.testing.assert_close(mixtures[0].exp().sum(-1), torch.ones(mixtures[0].shape[:2]))
+    # The training loss computes only the targets' probabilities, which must be those of the whole mixture.
+    training = model(**batch, **book)
+    expected = mixtures[0][:, 0].gather(1, training.targets[:, :1])[:, 0]
+    torch.testing.assert_close(training.target_log_probs[:, 0], expected, atol=1e-5, rtol=1e-5)
+    without_book = model.generate(**inputs, book_input_ids=book_input_ids, book_mask=torch.zeros_like(book_mask))
+    assert (without_book.copy_gate == 0).all()
+
+
+def test_sequence_rejects_a_book(make_baseline, batch):
+    with pytest.raises(ValueError, match="num_book_examples=0"):
+        make_baseline("sequence")(**batch, book_input_ids=torch.zeros(4, 2, dtype=torch.long))
+
+
+def test_a_book_leaves_out_examples_with_the_same_title(tmp_path):
+    pytest.importorskip("faiss")
     features, images = torch.eye(4), torch.zeros(4, 2)
     titles = ["arrow left", "Left-Arrow", "house", "tree"]
     book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], images, features)
@@ -283,84 +261,56 @@ def test_a_book_finds_neighbours_and_never_the_example_itself(tmp_path):
     book.save(tmp_path / "book")
     loaded = TagBook.load(tmp_path / "book")
     assert loaded.retrieve(images[2:3], features[2:3], 1) == [[["c"]]]
-    with pytest.raises(ValueError, match="as many of each"):
+    with pytest.raises(ValueError, match="3 titles, 4 tag sets, 4 images .* the same number"):
         TagBook(titles[:3], [["a"]] * 4, images, features)
 
 
-def test_the_similarity_of_a_book_is_that_of_the_vote(tower_configs):
-    """Its inner products rank training examples as `KNNForTagVote.similarity` does, missing images included."""
+def test_a_book_ranks_examples_as_knn_does(tower_configs):
     pytest.importorskip("faiss")
-    from modeling_optsg.baselines.retrieval import TagBook
-
-    model = KNNForTagVote(
-        KNNConfig(text_config=copy.deepcopy(tower_configs["bert"]), frame_feature_size=6, num_tag_classes=1)
-    )
+    config = KNNConfig(text_config=copy.deepcopy(tower_configs["bert"]), frame_feature_size=6, num_tag_classes=1)
+    model = KNNForTagVote(config)
     images, titles = torch.rand(9, 6), torch.randn(9, 16)
     images[4] = 0
     model.fit(images, titles, [[0]] * 9)
     book = TagBook([f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], images, titles, image_weight=0.7)
     query_images, query_titles = torch.rand(3, 6), torch.randn(3, 16)
     query_images[1] = 0
-    ranked = model.similarity(query_images, query_titles, 0.7).argsort(dim=1, descending=True)
-    found = book.retrieve(query_images, query_titles, 9)
-    assert [[int(tags[0]) for tags in row] for row in found] == ranked.tolist()
+    expected = model.similarity(query_images, query_titles, 0.7).argsort(dim=1, descending=True)
+    retrieved = book.retrieve(query_images, query_titles, 9)
+    assert [[int(tags[0]) for tags in row] for row in retrieved] == expected.tolist()
 
 
-def test_book_tokens_keep_votes_and_drop_the_farthest(tag_tokenizer):
-    from modeling_optsg.baselines.retrieval import encode_book
-
+def test_encode_book_keeps_repeated_tags_and_drops_the_farthest(tag_tokenizer):
     ids = tag_tokenizer(["cat", "left"], add_special_tokens=False)["input_ids"]
     cat, left = (tokens + [tag_tokenizer.sep_token_id] for tokens in ids)
-    book = encode_book([[["cat", "left"], ["cat"]], []], tag_tokenizer, 100)
-    assert book == [cat + left + cat, []]
-    short = encode_book([[["cat", "left"], ["cat"]]], tag_tokenizer, len(cat + left))
-    assert short == [cat + left]
+    assert encode_book([[["cat", "left"], ["cat"]], []], tag_tokenizer, 100) == [cat + left + cat, []]
+    assert encode_book([[["cat", "left"], ["cat"]]], tag_tokenizer, len(cat + left)) == [cat + left]
 
 
-def test_a_checkpoint_with_a_book_reads_a_image(make_system, batch, tag_tokenizer, tiny_processor):
-    """`TagBook.open` gives `generate` what the collator gives it in training."""
+def test_look_up_retrieves_the_same_book_as_in_training(make_baseline, tag_tokenizer, tiny_processor):
     pytest.importorskip("faiss")
-    from modeling_optsg.baselines.pooling import pool_examples
-    from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
-    from modeling_optsg.data.collator import OPTSGDataCollator
-
-    model = make_system("open-book", num_book_examples=2)
+    model = make_baseline("open-book", num_book_examples=2).eval()
+    generator = np.random.default_rng(0)
     examples = [
-        {"frame_features": np.random.rand(1, 3, 6).astype(np.float32), "title_features": None, "tags": tags}
+        {"frame_features": generator.random((1, 3, 6), dtype=np.float32), "title_features": None, "tags": tags}
         for tags in (["cat"], ["left"], ["cat", "left"])
     ]
     titles = ["one", "two", "three"]
-    book = TagBook(titles, [example["tags"] for example in examples], *pool_examples(examples, model.config))
+    book = TagBook.from_examples(titles, [example["tags"] for example in examples], examples, model.config)
     retrieved = book.retrieve(*pool_examples(examples, model.config), 2, own_titles=titles)
     assert all(len(retrieved[n]) == 2 and examples[n]["tags"] not in retrieved[n] for n in range(3))
     with_book = ExamplesWithBook(examples, book, model.config, tag_tokenizer, own_titles=titles)
     assert with_book[0]["book_input_ids"] == encode_book(retrieved, tag_tokenizer, model.config.max_book_tokens)[0]
-    collate = OPTSGDataCollator(tiny_processor)
+
     queries = [{"frame_features": example["frame_features"]} for example in examples]
-    collated = collate([dict(example) for example in ExamplesWithBook(queries, book, model.config, tag_tokenizer)])
-    opened = book.open(
-        model, tiny_processor, frame_features=collated["frame_features"], frame_mask=collated["frame_mask"]
-    )
-    assert torch.equal(opened["book_input_ids"], collated["book_input_ids"])
-    one, other = model.generate(**opened), model.generate(**collated)
-    assert torch.equal(one.sequences, other.sequences) and torch.equal(one.copy_gate, other.copy_gate)
-    with pytest.raises(ValueError, match="Nothing to look at"):
+    with_book = ExamplesWithBook(queries, book, model.config, tag_tokenizer)
+    collated = OPTSGDataCollator(tiny_processor)([dict(example) for example in with_book])
+    inputs = {name: collated[name] for name in ("frame_features", "frame_mask")}
+    arguments = book.look_up(model, tiny_processor, **inputs)
+    assert torch.equal(arguments["book_input_ids"], collated["book_input_ids"])
+    outputs, expected = model.generate(**arguments), model.generate(**collated)
+    assert torch.equal(outputs.sequences, expected.sequences) and torch.equal(outputs.copy_gate, expected.copy_gate)
+    with pytest.raises(ValueError, match="Nothing to encode"):
         book.look_up(model, tiny_processor)
-
-
-def test_rare_classes_gain_by_what_is_taken_off_the_common_ones(make_system, batch, table):
-    model = make_system("asy").eval()
-    counts = [1 + 10 * place for place in range(len(table.tags))]
-    with pytest.raises(ValueError, match="counts"):
-        model.set_label_vocabulary(table.input_ids, counts[:-1])
-    with pytest.raises(ValueError, match="at least 1"):
-        model.set_label_vocabulary(table.input_ids, [0, *counts[1:]])
-    model.set_label_vocabulary(table.input_ids, counts)
-    logits = model(**inputs_of(batch)).logits
-    expected = logits - 0.3 * torch.tensor(counts).log()
-    torch.testing.assert_close(model.label_vocabulary.adjust_logits(logits, 0.3), expected)
-    found = model.generate(**inputs_of(batch), logit_adjustment=0.3)
-    best = expected.sigmoid().max(dim=1).values
-    torch.testing.assert_close(found.tag_scores[:, 0], best)
-    with pytest.raises(ValueError, match="logit_adjustment"):
-        model.generate(**inputs_of(batch), logit_adjustment=float("nan"))
+    with pytest.raises(ValueError, match="'pixels'.* are not inputs of the towers"):
+        book.look_up(model, tiny_processor, pixels=torch.zeros(1))

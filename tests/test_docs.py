@@ -1,5 +1,12 @@
-"""Every command and every Python block of the pages under docs/ and of the README's first steps runs as it stands, in
-a clone with a few files."""
+"""The commands and Python blocks of README and docs/ run as printed, and print what the pages show.
+
+Blocks of these languages are checked:
+
+- `sh` and `python` are run in a clone that has a few images. The Python blocks of a page are one program.
+- `text` is the output of the block before it. `...` stands for anything.
+- `json` must parse; `...` in it stands for any value.
+- `bash` is shown only: the command needs the network, a GPU, a data set or hours.
+"""
 
 import json
 import os
@@ -18,18 +25,15 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# The commands of this page are run by test_sidecars.py.
+# test_sidecars.py runs the commands of this page.
 ELSEWHERE = {"photo-libraries"}
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+LANGUAGES = {"sh", "python", "text", "json", "bash", "bibtex"}
 COLOURS = {"red": (220, 40, 40), "blue": (40, 40, 220), "green": (40, 190, 40), "grey": (128, 128, 128)}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    text = page.read_text(encoding="utf-8")
-    if page == README:
-        # The rest of it speaks of data and hours that a test has not.
-        text = re.search(r"^## In three lines\n(.*?)^## ", text, re.M | re.S)[1]
-    return BLOCK.findall(text)
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -72,33 +76,51 @@ def environment(tmp_path_factory):
         }
 
 
-def run(command: str, environment: dict) -> None:
+def run(command: str, environment: dict) -> str:
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 def commands(block: str) -> list[str]:
-    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    """The commands of a block. The environment of the tests has what `pip` and `make` would install."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith(("#", "pip install", "make "))]
+
+
+def assert_printed(expected: str, output: str) -> None:
+    """Checks that the output has the expected text, whatever the white space; `...` stands for anything."""
+    pieces = [re.escape(" ".join(piece.split())) for piece in expected.split("...")]
+    assert re.search(".*".join(pieces), " ".join(output.split())), f"expected\n{expected}\ngot\n{output}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ELSEWHERE], ids=lambda page: page.stem)
 def test_everything_on_the_page_runs(page, clone, environment):
-    python = []
+    program, shown, output = [], [], ""
+    previous = None
     for language, block in blocks(page):
         if language == "sh":
-            for command in commands(block):
-                run(command, environment)
+            output = "".join(run(command, environment) for command in commands(block))
         elif language == "python":
-            # A page's blocks are one program: later ones use what earlier ones made.
-            python.append(block)
-            Path("page.py").write_text("\n".join(python), encoding="utf-8")
+            program.append(block)
+        elif language == "text" and previous == "sh":
+            assert_printed(block, output)
+        elif language == "text":
+            shown.append(block)
         elif language == "json":
-            json.loads(block.replace("…", '""'))
-        else:
-            raise AssertionError(f"a block of {language!r} is not run by anything")
-    if python:
-        run(f"{shlex.quote(sys.executable)} page.py", environment)
+            json.loads(re.sub(r"\.\.\.|…", '""', block))
+        previous = language
+    if program:
+        Path("page.py").write_text("\n".join(program), encoding="utf-8")
+        printed = run(f"{shlex.quote(sys.executable)} page.py", environment)
+        for block in shown:
+            assert_printed(block, printed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_has_a_known_language(page):
+    assert {language for language, _ in blocks(page)} <= LANGUAGES
 
 
 def test_links_of_the_pages_lead_somewhere():

@@ -3,6 +3,7 @@
 import argparse
 import filecmp
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_committed_commands_can_be_run(tmp_path, monkeypatch):
                 words = recipe.shlex.split(run["command"])[2:]
                 arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
                 assert arguments.seed == run["seed"] and arguments.num_train_epochs == run["num_train_epochs"]
+
+
+def test_links_of_the_page_lead_somewhere():
+    page = ROOT / "experiments/icon_tagging/README.md"
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert targets and all((page.parent / target).exists() for target in targets)
 
 
 def test_unknown_rows_and_datasets_are_rejected(capsys):

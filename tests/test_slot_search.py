@@ -202,9 +202,7 @@ def test_samples_follow_the_processed_distribution(model, inputs, settings):
 @BOTH_DECODINGS
 def test_pad_samples_are_dropped_and_other_samples_kept(model, inputs, decoding):
     torch.manual_seed(0)
-    outputs = model.generate(
-        **inputs, decoding=decoding, do_sample=True, num_return_sequences=6, output_slots=True
-    )
+    outputs = model.generate(**inputs, decoding=decoding, do_sample=True, num_return_sequences=6, output_slots=True)
     is_empty = (outputs.slot_tokens == PAD).all(-1)
     assert (is_empty.any(-1) & ~is_empty.all(-1)).any(), "some slots have both"
     assert torch.equal(is_empty, outputs.slot_log_probs == -torch.inf)

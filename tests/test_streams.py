@@ -1,5 +1,6 @@
 """Streamed training examples: the same steps for any number of processes and workers."""
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -39,6 +40,12 @@ def load(folder, max_shards=16, **settings):
 def ids_of(batches, workers=0):
     loader = DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=list)
     return [[row["id"] for row in batch] for batch in loader]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Without it, `datasets` sleeps for five seconds whenever a stream is not read to its end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 @pytest.fixture(scope="module")

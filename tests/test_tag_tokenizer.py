@@ -1,3 +1,5 @@
+"""The tag tokenizer is lossless, and its words have the same tokens everywhere."""
+
 import random
 
 import pytest
@@ -47,13 +49,13 @@ def test_pad_and_sep_are_ids_0_and_1(tokenizer):
 
 
 @pytest.mark.parametrize("tag", HARD_TAGS)
-def test_every_tag_comes_back_exactly(tokenizer, tag):
+def test_every_tag_is_decoded_exactly(tokenizer, tag):
     ids = tokenizer(tag)["input_ids"]
     assert not {0, 1} & set(ids)
     assert round_trip(tokenizer, tag) == tag
 
 
-def test_random_text_comes_back_exactly_and_no_two_tags_share_tokens(tokenizer):
+def test_random_text_is_decoded_exactly_from_unique_tokens(tokenizer):
     rng = random.Random(0)
     ranges = [(0x20, 0x7E), (0x20, 0x20), (0x0, 0x1F), (0xA0, 0x3000), (0x3000, 0xD7FF), (0xE000, 0xFFFF)]
     ranges += [(0x10000, 0x1FAFF)]
@@ -65,13 +67,13 @@ def test_random_text_comes_back_exactly_and_no_two_tags_share_tokens(tokenizer):
     assert len(spellings) == len(tags)
 
 
-def test_a_word_has_the_same_tokens_wherever_it_stands(tokenizer):
+def test_a_word_has_the_same_tokens_anywhere_in_a_tag(tokenizer):
     (arrow,) = tokenizer("arrow")["input_ids"]
     assert tokenizer("arrow left")["input_ids"][0] == arrow
     assert tokenizer("left arrow")["input_ids"][-1] == arrow
 
 
-def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer, tmp_path):
+def test_saving_and_loading_changes_nothing(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == tokenizer.get_vocab()
@@ -80,22 +82,22 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer, tmp_path):
         assert round_trip(loaded, tag) == tag
 
 
-def test_frequent_tags_get_the_short_spellings():
-    room_for_one_word = 258 + len("Ġapple") - 1
-    often_apple = train_tag_tokenizer(["apple"] * 5 + ["zebra"], vocab_size=room_for_one_word)
-    often_zebra = train_tag_tokenizer(["apple"] + ["zebra"] * 5, vocab_size=room_for_one_word)
+def test_frequent_tags_get_fewer_tokens():
+    size_for_one_word = 258 + len("Ġapple") - 1
+    often_apple = train_tag_tokenizer(["apple"] * 5 + ["zebra"], vocab_size=size_for_one_word)
+    often_zebra = train_tag_tokenizer(["apple"] + ["zebra"] * 5, vocab_size=size_for_one_word)
     assert len(often_apple("apple")["input_ids"]) == len(often_zebra("zebra")["input_ids"]) == 1
     assert len(often_apple("zebra")["input_ids"]) > 1
     assert len(often_zebra("apple")["input_ids"]) > 1
 
 
-def test_vocabulary_size_is_kept():
+def test_the_vocabulary_has_at_most_the_given_size():
     tags = [f"{a}{b}{c}" for a in "bdfg" for b in "aeiou" for c in "klmn"]
     assert len(train_tag_tokenizer(tags, vocab_size=300)) == 300
     assert 258 < len(train_tag_tokenizer(["one tag"])) < 300
 
 
-def test_a_generator_of_tags_is_enough():
+def test_tags_may_come_from_a_generator():
     assert train_tag_tokenizer(tag for tag in TAGS).get_vocab() == train_tag_tokenizer(TAGS).get_vocab()
 
 
@@ -108,11 +110,11 @@ def test_a_generator_of_tags_is_enough():
         (["arrow", "\ud800"], "training tag 1.*not valid Unicode"),
     ],
 )
-def test_bad_training_tags_are_named(tags, message):
+def test_invalid_training_tags_are_reported(tags, message):
     with pytest.raises(ValueError, match=message):
         train_tag_tokenizer(tags)
 
 
-def test_a_vocabulary_without_room_for_the_bytes_is_refused():
+def test_a_vocabulary_too_small_for_the_bytes_is_rejected():
     with pytest.raises(ValueError, match="vocab_size is 100"):
         train_tag_tokenizer(TAGS, vocab_size=100)

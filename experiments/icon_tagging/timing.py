@@ -84,7 +84,7 @@ def _call(run: Run, inputs: dict[str, torch.Tensor], settings: dict) -> Callable
 def _call_with_towers(run: Run, inputs: dict[str, torch.Tensor], settings: dict) -> Callable[[], object]:
     if run.book is None:
         return _call(run, inputs, settings)
-    return lambda: run.model.generate(**run.book.open(run.model, run.processor, **inputs), **settings)
+    return lambda: run.model.generate(**run.book.look_up(run.model, run.processor, **inputs), **settings)
 
 
 def _measure(calls: dict[tuple[str, str], list[Callable[[], object]]], num_rounds: int) -> dict[tuple, list[float]]:

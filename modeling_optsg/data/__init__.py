@@ -1,0 +1,1 @@
+"""Data collation, the cache of tower features, and files that are written atomically."""

@@ -140,8 +140,8 @@ class OPTSGDataCollator:
         self.oversized_examples += 1
         if self.oversized_examples == 1:
             logger.warning(
-                f"An example has {len(tags)} tags, more than the {max_tags} prompts: a random {max_tags} are used each "
-                "time. `oversized_examples` counts such examples."
+                f"An example has {len(tags)} tags, more than the {max_tags} prompts: a random {max_tags} are used each"
+                " time. `oversized_examples` counts such examples."
             )
         return [tags[index] for index in random.choice(len(tags), max_tags, replace=False)]
 

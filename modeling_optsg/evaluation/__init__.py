@@ -1,0 +1,1 @@
+"""Metrics, prediction, calibration of decoding settings, and tagging of datasets."""

@@ -120,8 +120,8 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
 
     Weights, configurations, the processor's files, the card with its images, a licence and the training summary are
     published. Training state, logs, hidden files and everything else are left out. The remote code always comes from
-    this package, which loads the folder in the check; `handler.py` and `requirements.txt` come from it unless the folder
-    has its own. The folder is not changed.
+    this package, which loads the folder in the check; `handler.py` and `requirements.txt` come from it unless the
+    folder has its own. The folder is not changed.
 
     Args:
         folder: what `save_pretrained` of model and processor wrote, and a model card.

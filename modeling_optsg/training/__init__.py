@@ -20,7 +20,12 @@ from .processes import check_shared_folders, full_state_dict, make_accelerator, 
 from .run_state import STATE_FOLDER, RunState
 from .sampling import GlobalBatches, SeededExamples, num_micro_batches
 from .streaming import StreamBatches, TaggedStream, open_stream_shards
-from .text_tied_embeddings import copy_without_text_tying, tie_classes_to_text, tie_tokens_to_text
+from .text_tied_embeddings import (
+    copy_without_text_tying,
+    has_class_embeddings,
+    tie_classes_to_text,
+    tie_tokens_to_text,
+)
 from .trainer import OPTSGTrainer
 from .unreadable_examples import SkippingCollator
 
@@ -46,6 +51,7 @@ __all__ = [
     "full_state_dict",
     "gather_candidates",
     "global_loss_weights",
+    "has_class_embeddings",
     "is_finished",
     "load_splits",
     "load_streams",

@@ -97,6 +97,11 @@ def tie_tokens_to_text(
     parametrize.register_parametrization(embedding, "weight", TextTiedEmbedding(table, projection * init_std))
 
 
+def has_class_embeddings(model: OPTSGPreTrainedModel) -> bool:
+    """Return whether a model has a [`CosineClassifier`] over the training tags."""
+    return getattr(model, "tag_classifier", None) is not None or getattr(model.config, "cosine_classifier", False)
+
+
 @torch.no_grad()
 def tie_classes_to_text(model: OPTSGPreTrainedModel, features: torch.Tensor, init_title: bool = True) -> None:
     """Tie the class embeddings, one per training tag, to the text features of the tags.

@@ -1,0 +1,223 @@
+"""The cache of tower features and the tag table."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Images
+
+from modeling_optsg import OPTSGDataCollator, OPTSGModel
+from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
+from modeling_optsg.training import without_unreadable
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    return [Images.fromarray(image) for image in pixels]
+
+
+def rows(images):
+    return Dataset.from_dict(
+        {
+            "image": [images[0], None, images[1], images[2]],
+            "title": ["a red square", "创意美食", "", None],
+            "tags": [["red"], ["创意美食"], ["blue"], ["red", "blue"]],
+        },
+        features=Features({"image": Image(), "title": Value("string"), "tags": List(Value("string"))}),
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the calls of each tower."""
+    counts = {"encode_frames": 0, "encode_text": 0}
+
+    def counting(name, method):
+        def call(*args, **kwargs):
+            counts[name] += 1
+            return method(*args, **kwargs)
+
+        return call
+
+    for name in counts:
+        monkeypatch.setattr(OPTSGModel, name, counting(name, getattr(OPTSGModel, name)))
+    return counts
+
+
+def cached(dataset, model, processor, folder, **settings):
+    return CachedFeatures(cache_tower_features(dataset, model.model, processor, folder, **settings))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cached_features_equal_the_outputs_of_the_towers(tiny_model, tiny_processor, images, tmp_path, batch_size):
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, batch_size=batch_size)
+    for index, example in enumerate(examples):
+        source = rows(images)[index]
+        assert example["tags"] == source["tags"] and "image" not in example
+        if source["image"] is None:
+            assert example["frame_features"] is None
+        else:
+            pixels = tiny_processor(images=source["image"])["pixel_values"]
+            expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
+            np.testing.assert_allclose(example["frame_features"], expected, rtol=2e-3, atol=2e-3)
+        if not source["title"]:
+            assert example["title_features"] is None
+        else:
+            expected = tiny_model.model.encode_text(**tiny_processor(titles=source["title"]))[0].detach().numpy()
+            np.testing.assert_allclose(example["title_features"], expected, rtol=2e-3, atol=2e-3)
+
+
+def test_the_loss_is_the_same_with_cached_features(tiny_model, tiny_processor, images, tmp_path):
+    collate = OPTSGDataCollator(tiny_processor)
+    raw = [dict(row) for row in rows(images)]
+    with torch.no_grad():
+        expected = tiny_model(**collate(raw))
+        for frames in (True, False):
+            for titles in (True, False):
+                examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
+                actual = tiny_model(**collate([examples[index] for index in range(len(examples))]))
+                torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-2, atol=1e-2)
+
+
+def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_path, calls):
+    first = cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    assert all(calls.values())
+    calls.update(dict.fromkeys(calls, 0))
+    second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
+    for one, other in zip(first, second, strict=True):
+        for name in ("frame_features", "title_features"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def change_vision_weights(model, processor):
+    torch.nn.init.zeros_(next(model.model.vision_tower.parameters()))
+
+
+def change_text_weights(model, processor):
+    torch.nn.init.zeros_(next(model.model.text_tower.parameters()))
+
+
+def change_statistics(model, processor):
+    model.model.vision_tower.stem.norm.running_mean += 1
+
+
+def change_image_normalisation(model, processor):
+    processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+
+
+def change_frames(model, processor):
+    processor.num_frames = 2
+
+
+def change_title_length(model, processor):
+    processor.tokenizer.model_max_length = 4
+
+
+CHANGES = [
+    change_vision_weights,
+    change_text_weights,
+    change_statistics,
+    change_image_normalisation,
+    change_frames,
+    change_title_length,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_other_weights_or_settings_get_a_new_file(make_model, tiny_processor, images, tmp_path, calls, change):
+    model, processor = make_model("efficientnet_lite"), copy.deepcopy(tiny_processor)
+    cached(rows(images), model, processor, tmp_path)
+    calls.update(dict.fromkeys(calls, 0))
+    with torch.no_grad():
+        change(model, processor)
+    cached(rows(images), model, processor, tmp_path)
+    assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+
+
+def test_an_interrupted_call_is_resumed(tiny_model, tiny_processor, images, tmp_path, calls, monkeypatch):
+    whole = cached(rows(images), tiny_model, tiny_processor, tmp_path / "whole")
+    calls.update(dict.fromkeys(calls, 0))
+    encode = OPTSGModel.encode_text
+
+    def interrupted(*args):
+        if calls["encode_text"] == 1:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(OPTSGModel, "encode_text", interrupted)
+        cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
+    done = len(list(tmp_path.glob("towers-*.arrow")))
+    assert 0 < done < len(whole)
+    calls.update(dict.fromkeys(calls, 0))
+    again = cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
+    assert calls["encode_frames"] <= len(whole) - done
+    for one, other in zip(whole, again, strict=True):
+        np.testing.assert_array_equal(one["frame_features"], other["frame_features"])
+
+
+def test_unreadable_images_are_dropped_up_to_a_limit(tiny_model, tiny_processor, images, tmp_path):
+    dataset = rows(images).cast_column("image", Image(decode=False))
+    broken = dataset.map(
+        lambda row, index: {"image": {"bytes": b"not an image", "path": None} if index == 1 else row["image"]},
+        with_indices=True,
+        features=dataset.features,
+    )
+    model = tiny_model.model
+    with pytest.raises(ValueError, match="1 examples cannot be read, more than 0, such as"):
+        cache_tower_features(broken, model, tiny_processor, tmp_path)
+    features = cache_tower_features(broken, model, tiny_processor, tmp_path, max_unreadable=1)
+    assert [reason is None for reason in features["unreadable"]] == [index != 1 for index in range(len(dataset))]
+    PartialState()
+    kept, features, reasons = without_unreadable(broken, features)
+    assert list(reasons) == ["1"] and "is not an image" in reasons["1"]
+    assert kept["title"] == features["title"] == [t for index, t in enumerate(dataset["title"]) if index != 1]
+    expected = cached(dataset, tiny_model, tiny_processor, tmp_path / "whole")
+    np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)
+
+
+def test_other_rows_get_a_new_file(tiny_model, tiny_processor, images, tmp_path):
+    cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    fewer = cached(rows(images).select([0, 2]), tiny_model, tiny_processor, tmp_path)
+    assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+
+
+def test_inputs_of_a_trained_tower_stay_raw(tiny_model, tiny_processor, images, tmp_path, calls):
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=False)
+    assert calls["encode_frames"] == 0 and "frame_features" not in examples[0]
+    assert tiny_processor(images=examples[0]["image"])["frame_mask"].tolist() == [[1]]
+    examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, titles=False)
+    assert "title_features" not in examples[0] and examples[0]["title"] == "a red square"
+
+
+def test_a_tag_table_has_the_text_features_of_every_tag(tiny_model, tiny_processor, tmp_path, calls):
+    tags = ["red", "创意美食", "e-mail", "blue", "a square"]
+    table = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path, batch_size=2)
+    encoded = tiny_processor.encode_tags(tags)
+    expected = tiny_model.model.embed_tags(encoded["tag_text_input_ids"], encoded["tag_text_attention_mask"])
+    torch.testing.assert_close(table.features.float(), expected.detach(), rtol=2e-3, atol=2e-3)
+    lengths = encoded["tag_lengths"].tolist()
+    assert table.input_ids == [row[:n] for row, n in zip(encoded["tag_input_ids"].tolist(), lengths)]
+    assert table.index == {tag: index for index, tag in enumerate(tags)}
+
+    calls.update(dict.fromkeys(calls, 0))
+    again = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
+    assert calls["encode_text"] == 0 and torch.equal(again.features, table.features)
+    change_text_weights(tiny_model, tiny_processor)
+    changed = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
+    assert calls["encode_text"] > 0 and not torch.equal(changed.features, table.features)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"], "no partial files are left"
+
+
+def test_encoding_does_not_change_the_mode_of_any_module(tiny_model, tiny_processor, images, tmp_path):
+    tiny_model.train()
+    tiny_model.model.text_tower.eval()
+    before = {name: module.training for name, module in tiny_model.named_modules()}
+    cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
+    assert {name: module.training for name, module in tiny_model.named_modules()} == before
