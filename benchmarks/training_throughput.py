@@ -28,10 +28,10 @@ from modeling_optsg import (
     OPTSGDataCollator,
     OPTSGFeatureProcessor,
     OPTSGForTagGeneration,
-    TagTable,
     train_tag_tokenizer,
 )
 from modeling_optsg import tag_alignment as alignment
+from modeling_optsg.data.collator import TagTable
 from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training import (
     GlobalBatches,

@@ -17,8 +17,9 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg import KNNForTagVote, OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.configuration import KNNConfig
+from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features

@@ -1,5 +1,8 @@
 """OP-TSG: order-prompted tag sequence generation for images and videos."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -8,19 +11,50 @@ from .baselines.knn import KNNForTagVote
 from .baselines.open_book import OpenBookForTagGeneration
 from .baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
-from .data.collator import OPTSGDataCollator, TagTable
 from .efficientnet_lite import EfficientNetLiteModel
-from .evaluation.metrics import TagEvaluator
-from .generation_optsg import OPTSGGenerateOutput, TagVocabularyLogitsProcessor
-from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGModelOutput, OPTSGOutput, OPTSGPreTrainedModel
+from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel
 from .pipeline_optsg import TASK, TagGenerationPipeline
 from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from .tokenization_optsg import train_tag_tokenizer
 
+if TYPE_CHECKING:
+    from .data.collator import OPTSGDataCollator
+    from .evaluation.calibration import fit_generation_config
+    from .evaluation.metrics import TagEvaluator
+    from .evaluation.prediction import predict_tags
+    from .training.arguments import OPTSGTrainingArguments
+    from .training.trainer import OPTSGTrainer
+
 __version__ = "0.1.0"
 
+__all__ = [
+    "OPTSGConfig",
+    "OPTSGDataCollator",
+    "OPTSGFeatureProcessor",
+    "OPTSGForTagGeneration",
+    "OPTSGModel",
+    "OPTSGProcessor",
+    "OPTSGTrainer",
+    "OPTSGTrainingArguments",
+    "TagEvaluator",
+    "TagGenerationPipeline",
+    "fit_generation_config",
+    "predict_tags",
+    "train_tag_tokenizer",
+]
+
+# Imported on first use: they load `datasets` and `accelerate`, which tagging does not need.
+_LAZY = {
+    "OPTSGDataCollator": "data.collator",
+    "OPTSGTrainer": "training.trainer",
+    "OPTSGTrainingArguments": "training.arguments",
+    "TagEvaluator": "evaluation.metrics",
+    "fit_generation_config": "evaluation.calibration",
+    "predict_tags": "evaluation.prediction",
+}
+
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
-for model in (
+for _model in (
     OPTSGForTagGeneration,
     ModelFForTagGeneration,
     ModelGForTagClassification,
@@ -28,33 +62,17 @@ for model in (
     OpenBookForTagGeneration,
     KNNForTagVote,
 ):
-    AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
-    AutoModel.register(model.config_class, model, exist_ok=True)
-    AutoProcessor.register(model.config_class, OPTSGProcessor, exist_ok=True)
-del model
+    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+    AutoModel.register(_model.config_class, _model, exist_ok=True)
+    AutoProcessor.register(_model.config_class, OPTSGProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(TASK, TagGenerationPipeline, pt_model=AutoModel, type="multimodal")
 
-__all__ = [
-    "ASYForTagClassification",
-    "EfficientNetLiteConfig",
-    "EfficientNetLiteModel",
-    "KNNForTagVote",
-    "ModelFForTagGeneration",
-    "ModelGForTagClassification",
-    "OPTSGConfig",
-    "OPTSGDataCollator",
-    "OPTSGFeatureProcessor",
-    "OPTSGForTagGeneration",
-    "OPTSGGenerateOutput",
-    "OPTSGModel",
-    "OPTSGModelOutput",
-    "OPTSGOutput",
-    "OPTSGPreTrainedModel",
-    "OPTSGProcessor",
-    "OpenBookForTagGeneration",
-    "TagEvaluator",
-    "TagGenerationPipeline",
-    "TagTable",
-    "TagVocabularyLogitsProcessor",
-    "train_tag_tokenizer",
-]
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

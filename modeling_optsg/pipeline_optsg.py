@@ -38,20 +38,20 @@ CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt":
 class TagGenerationPipeline(Pipeline):
     """Tags images and videos, with a probability for each tag.
 
-    ```python
-    import modeling_optsg
-    from transformers import pipeline
-
-    tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small")
-    tagger("photo.jpg", top_k=5)
-    tagger({"video": "video.mp4", "title": "a walk along the harbour"})
-    ```
-
     A folder that `save_pretrained` or `optsg push` wrote brings this pipeline's code and loads with
     `trust_remote_code=True`, with and without `import modeling_optsg`.
 
     The `num_workers` processes of the data loader read and prepare a whole batch at a time. The examples of a batch
     may be any mixture of images, videos of any length and titles.
+
+    Example:
+
+        >>> import modeling_optsg
+        >>> from transformers import pipeline
+        >>> tagger = pipeline("tag-generation", model="checkpoints/optsg-icon-small")
+        >>> tags = tagger({"image": "examples/images/tent-tree.png", "title": "tent tree"}, top_k=2)
+        >>> [(tag["label"], round(tag["score"], 2), tag["novel"]) for tag in tags]
+        [('camping', 0.97, False), ('tent', 0.96, False)]
     """
 
     _load_processor = True

@@ -38,6 +38,14 @@ class OPTSGProcessor(ProcessorMixin):
     Raises:
         TypeError: a component has the wrong type.
         ValueError: a setting is not a positive integer, or `tag_tokenizer` is not a tag tokenizer.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGProcessor
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> inputs = processor(images="examples/images/bus.png", titles="bus", tags=["bus", "vehicle"])
+        >>> {name: tuple(tensor.shape) for name, tensor in inputs.items() if name in ("pixel_values", "labels")}
+        {'pixel_values': (1, 1, 3, 128, 128), 'labels': (1, 2)}
     """
 
     def __init__(
@@ -353,7 +361,17 @@ class OPTSGProcessor(ProcessorMixin):
 
 
 class OPTSGFeatureProcessor(OPTSGProcessor):
-    """An [`OPTSGProcessor`] without an image processor, for models with precomputed frame features."""
+    """An [`OPTSGProcessor`] without an image processor, for models with precomputed frame features.
+
+    Example:
+
+        >>> import numpy as np
+        >>> from modeling_optsg import OPTSGFeatureProcessor, OPTSGProcessor
+        >>> saved = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGFeatureProcessor(saved.tokenizer, saved.tag_tokenizer)
+        >>> processor(frame_features=np.zeros((1, 3, 512)), titles="a walk")["frame_features"].shape
+        torch.Size([1, 3, 512])
+    """
 
     image_processor = None
 

@@ -32,7 +32,7 @@ class SlotContext:
 
     @classmethod
     def empty_like(cls, cache: DynamicCache, rows: int, length: int) -> "SlotContext":
-        """Makes a context with room for `length` positions per row."""
+        """Makes a context with space for `length` positions per row."""
         context = cls(DynamicCache(), torch.zeros(rows, length, dtype=torch.bool, device=cache.layers[0].keys.device))
         for index, layer in enumerate(cache.layers):
             shape = (rows, layer.keys.shape[1], length, layer.keys.shape[3])

@@ -29,6 +29,13 @@ def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrain
 
     Raises:
         ValueError: `tags` is empty or contains something other than text, or `vocab_size` is too small for the bytes.
+
+    Example:
+
+        >>> from modeling_optsg import train_tag_tokenizer
+        >>> tokenizer = train_tag_tokenizer(["night sky", "sky", "家常菜"], vocab_size=300)
+        >>> tokenizer.decode(tokenizer("家常菜")["input_ids"])
+        '家常菜'
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     min_size = len(alphabet) + 2

@@ -63,7 +63,7 @@ class Tagger:
             self.max_tags = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
             self.generate_options["max_tags"] = NO_LIMIT
         if settings.vocabulary:
-            from modeling_optsg import TagVocabularyLogitsProcessor
+            from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
             self.generate_options["tag_vocabulary"] = TagVocabularyLogitsProcessor.from_tags(
                 sorted(settings.vocabulary), self.processor, self.model.config

@@ -9,13 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessor
 
-from modeling_optsg import (
-    EfficientNetLiteConfig,
-    OPTSGConfig,
-    OPTSGForTagGeneration,
-    OPTSGProcessor,
-    train_tag_tokenizer,
-)
+from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor, train_tag_tokenizer
+from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
 
 torch.set_num_threads(1)
 

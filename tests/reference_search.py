@@ -1,4 +1,4 @@
-"""Generation written out plainly as a reference: no caches, no batches, one hypothesis at a time."""
+"""Reference implementation of generation: no caches, no batches, one hypothesis at a time."""
 
 import math
 from dataclasses import dataclass

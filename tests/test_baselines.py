@@ -7,12 +7,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from modeling_optsg import OPTSGDataCollator, TagTable
+from modeling_optsg import OPTSGDataCollator
 from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
+from modeling_optsg.data.collator import TagTable
 
 TAG_SETS = [["red", "square"], ["blue"], ["red", "colour", "e-mail"], ["创意美食"]]
 ALL_TAGS = sorted({tag for tags in TAG_SETS for tag in tags})

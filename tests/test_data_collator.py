@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from modeling_optsg import OPTSGDataCollator, TagTable
+from modeling_optsg import OPTSGDataCollator
+from modeling_optsg.data.collator import TagTable
 
 TAGS = ["red", "blue", "colour", "square", "e-mail", "创意美食", "家常菜"]
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 import modeling_optsg
-from modeling_optsg import EfficientNetLiteModel, OPTSGConfig, OPTSGForTagGeneration, OPTSGModel, OPTSGProcessor
+from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGModel, OPTSGProcessor
+from modeling_optsg.efficientnet_lite import EfficientNetLiteModel
 
 PACKAGE = Path(modeling_optsg.__file__).parent
 # Packages that code saved with a model may import.

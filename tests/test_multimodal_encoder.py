@@ -73,6 +73,5 @@ def test_without_a_pooler_prompts_depend_on_the_memory_alone(make_model, encoder
         outputs = model(**encoder_inputs)
     assert model.multimodal_encoder.prompt_pooler is None
     assert outputs.prompt_pooler_output is None and outputs.classifier_pooler_output is None
-    assert outputs.order_prompts.isfinite().all() and not torch.equal(
-        outputs.order_prompts[0], outputs.order_prompts[1]
-    )
+    prompts = outputs.order_prompts
+    assert prompts.isfinite().all() and not torch.equal(prompts[0], prompts[1])

@@ -66,9 +66,8 @@ def test_output_attentions_changes_nothing_else(make_model, inputs):
         plain = model.generate(**inputs, decoding=decoding, pad_bias=-5.0)
         with_attentions = model.generate(**inputs, decoding=decoding, pad_bias=-5.0, output_attentions=True)
         assert plain.prompt_attentions is None and plain.memory_layout is None
-        assert torch.equal(plain.sequences, with_attentions.sequences) and torch.equal(
-            plain.tag_scores, with_attentions.tag_scores
-        )
+        assert torch.equal(plain.sequences, with_attentions.sequences)
+        assert torch.equal(plain.tag_scores, with_attentions.tag_scores)
     model.set_attn_implementation("eager")
     eager_attentions = model.model(**inputs).prompt_attentions
     for attention, eager in zip(with_attentions.prompt_attentions, eager_attentions, strict=True):

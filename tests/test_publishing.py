@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
-from modeling_optsg import ASYForTagClassification, hub
+from modeling_optsg import hub
+from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.hub.model_card import public_dataset_name
 from modeling_optsg.hub.push_checkpoint import read_checkpoint

@@ -166,7 +166,7 @@ def test_a_broken_file_of_a_stream_is_located():
     for buffer_size, where in ((1, "after example v[01]"), (100, "before the first example")):
         stream = TaggedStream([whole, broken], ["a"], [2, 3], buffer_size=2 * buffer_size)
         with pytest.raises(OSError, match=rf"in stream shard 2 of 2, {where}: page header"):
-            ids_of(StreamBatches(stream, 5, 1, seed=0), workers=1)
+            ids_of(StreamBatches(stream, 5, 1, seed=0))
 
 
 def test_row_numbers_are_ids_only_in_a_single_file(tmp_path_factory):

@@ -24,7 +24,7 @@ from reference_search import (
 )
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
-from modeling_optsg import TagVocabularyLogitsProcessor
+from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
 TAGS = [(2,), (2, 3), (4, 5, 6), (7, 7, 7, 7), (8, 2)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_optsg import ASYForTagClassification
+from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.training import copy_without_text_tying, tie_classes_to_text, tie_tokens_to_text
 from modeling_optsg.training.text_tied_embeddings import text_directions

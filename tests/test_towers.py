@@ -10,7 +10,8 @@ import torch
 from PIL import Image as Images
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BertModel
 
-from modeling_optsg import EfficientNetLiteConfig, EfficientNetLiteModel
+from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
+from modeling_optsg.efficientnet_lite import EfficientNetLiteModel
 from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
 
 # EfficientNet-Lite

@@ -12,9 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.patches import FancyBboxPatch  # noqa: E402
 from PIL import Image  # noqa: E402
+from transformers import pipeline  # noqa: E402
 
 import modeling_optsg  # noqa: E402, F401 (registers the pipeline)
-from transformers import pipeline  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples/images"

@@ -68,6 +68,14 @@ class OPTSGDataCollator:
     Raises:
         ValueError: an example has no input; tags are missing, empty or not in the table; some examples have features
             and others raw inputs; or features differ in width.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGDataCollator, OPTSGProcessor
+        >>> collate = OPTSGDataCollator(OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small"))
+        >>> batch = collate([{"title": "tent tree", "tags": ["tent", "camping"]}, {"title": "bus", "tags": ["bus"]}])
+        >>> batch["labels"].tolist(), batch["tag_lengths"].tolist()
+        ([[0, 1], [2, -100]], [1, 1, 1])
     """
 
     def __init__(

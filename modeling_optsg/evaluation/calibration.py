@@ -57,6 +57,17 @@ def fit_generation_config(
     Returns:
         The best settings by name, `threshold` among them; `validation`, the metrics with these settings; and `tried`,
         the settings and validation metrics of every combination.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, fit_generation_config
+        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> examples = [{"title": "bus", "tags": ["bus", "vehicle"]}, {"title": "tent", "tags": ["camping"]}]
+        >>> evaluator = TagEvaluator([example["tags"] for example in examples], processor.label_vocabulary)
+        >>> fit = fit_generation_config(model, processor, examples, evaluator, decoding="parallel", progress=False)
+        >>> sorted(set(fit) - {"tried", "validation", "slot_weight"})
+        ['fusion_weights', 'logit_adjustment', 'pad_bias', 'threshold']
     """
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
     kwargs = predict_kwargs | ({} if decoding is None else {"decoding": decoding})

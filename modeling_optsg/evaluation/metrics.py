@@ -21,6 +21,16 @@ class TagEvaluator:
 
     Raises:
         ValueError: no ground-truth tag is a training tag.
+
+    Example:
+
+        >>> from modeling_optsg import TagEvaluator
+        >>> evaluator = TagEvaluator([["cat", "pet"], ["dog"]], train_counts={"cat": 30, "dog": 2, "pet": 1})
+        >>> cat, dog = {"tag": "cat", "score": 0.9}, {"tag": "dog", "score": 0.6}
+        >>> predictions = [[cat], [dog, {"tag": "cat", "score": 0.2}]]
+        >>> metrics = evaluator.score(predictions, threshold=0.5)
+        >>> metrics["full_f1"], metrics["rare_f1"], metrics["common_f1"], metrics["micro_f1"]
+        (66.67, 50.0, 100.0, 80.0)
     """
 
     def __init__(

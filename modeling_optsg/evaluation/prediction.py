@@ -26,6 +26,16 @@ def predict_tags(
     Returns:
         For each example its tags as `{"tag", "score", "novel"}`, best first. An example that has none of the
         `modalities` gets no tags.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, predict_tags
+        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> examples = [{"image": "examples/images/bird.png", "title": "bird"}]
+        >>> tags = predict_tags(model, processor, examples, max_tags=2, progress=False)[0]
+        >>> [tag["tag"] for tag in tags]
+        ['bird', 'ornithology']
     """
     predictions = [[] for _ in range(len(examples))]
     for indices, outputs in generate_batches(model, processor, examples, **kwargs):

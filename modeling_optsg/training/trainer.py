@@ -271,7 +271,14 @@ class OPTSGTrainer:
         for step in range(max(self.start, 1), self.total_steps + 1):
             is_new = step > self.start
             if is_new:
-                self._training_step(step, [next(batches) for _ in range(self.micro_batches)])
+                try:
+                    self._training_step(step, [next(batches) for _ in range(self.micro_batches)])
+                except FloatingPointError as error:
+                    raise FloatingPointError(
+                        f"Step {step}: {error} The same command would fail again: give a lower --learning_rate with "
+                        "--resume_from_checkpoint never, or with another --output_dir. The last state and the best "
+                        "checkpoint are kept."
+                    ) from error
                 self._examples_timed += self.batch_size
                 seconds = time.perf_counter() - self._timer_start
                 self.progress.examples_per_second = self._examples_timed / seconds
@@ -304,11 +311,7 @@ class OPTSGTrainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         norm = 0.0 if norm is None or self.accelerator.scaler is not None else float(norm)
         if not math.isfinite(losses["loss"] + norm):
-            raise FloatingPointError(
-                f"Step {step}: the loss is {losses['loss']} and the gradient norm is {norm}. The same command would "
-                "fail again: give a lower --learning_rate with --resume_from_checkpoint never, or with another "
-                "--output_dir. The last state and the best checkpoint are kept."
-            )
+            raise FloatingPointError(f"The loss is {losses['loss']} and the gradient norm is {norm}.")
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
