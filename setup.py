@@ -1,3 +1,5 @@
+"""Installs the packages `modeling_optsg`, `optsg` and `dataset_scripts` and the command `optsg`."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup

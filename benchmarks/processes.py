@@ -21,8 +21,8 @@ import small_run
 from modeling_optsg.evaluation.reporting import environment
 
 PLAIN = {
-    "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0, "parallel_ratio": 1.0,
-    "pad_slot_ratio": 1.0, "num_sampled_tokens": 0,
+    "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0,
+    "parallel_ratio": 1.0, "pad_slot_ratio": 1.0, "num_sampled_tokens": 0,
 }  # fmt: skip
 # Those of the shipped configurations, and dropout of memory tokens.
 DRAWS = {

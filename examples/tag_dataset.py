@@ -101,7 +101,7 @@ def prepare_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
     """Creates the output folder and removes partial files that killed processes left.
 
     Raises:
-        ValueError: the folder was made with other arguments, another model or other examples.
+        ValueError: The folder was made with other arguments, another model or other examples.
     """
     made_with = {name: value for name, value in vars(arguments).items() if name not in FREE_ARGUMENTS}
     made_with |= {

@@ -129,7 +129,7 @@ class EfficientNetLiteModel(PreTrainedModel):
 
         Args:
             pixel_values: `[batch, 3, height, width]`.
-            kwargs: ignored; other towers have more arguments.
+            kwargs: Ignored; other towers have more arguments.
 
         Returns:
             `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`, and `pooler_output`

@@ -20,13 +20,13 @@ def unwrap_file(source: Any, name: str) -> tuple[Any, str]:
 
     Args:
         source: `{"bytes": …, "path": …}`, or anything else, which is returned unchanged.
-        name: name of the file in error messages, if it has no path.
+        name: Name of the file in error messages, if it has no path.
 
     Returns:
         The bytes or the path of the file, and its name.
 
     Raises:
-        ValueError: there are neither bytes nor a path.
+        ValueError: There are neither bytes nor a path.
     """
     if isinstance(source, Mapping):
         path, source = source.get("path"), source.get("bytes") or source.get("path")
@@ -40,16 +40,16 @@ def read_image(source: Any, name: str) -> Image.Image:
     """Reads and decodes an image.
 
     Args:
-        source: a path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
+        source: A path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
             `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels. An
             array that fits both layouts has its channels in the last axis.
-        name: name of the image in error messages, if it has no path.
+        name: Name of the image in error messages, if it has no path.
 
     Returns:
         The image in RGB, turned upright according to its EXIF data, with transparent pixels blended with white.
 
     Raises:
-        ValueError: the image is missing, damaged, too large, a remote address, or not an image.
+        ValueError: The image is missing, damaged, too large, a remote address, or not an image.
     """
     source, name = unwrap_file(source, name)
     if isinstance(source, str) and is_url(source):

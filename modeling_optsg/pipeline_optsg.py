@@ -71,7 +71,7 @@ class TagGenerationPipeline(Pipeline):
         """Tag one example or many.
 
         Args:
-            inputs: an example, a list of examples, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
+            inputs: An example, a list of examples, a `datasets.Dataset` or `IterableDataset`, a `torch` dataset or a
                 generator. An example is an image (path, http(s) address, bytes of a file, PIL image or array), the
                 path of a video (recognised by its content), or a dictionary with some of
 
@@ -81,14 +81,14 @@ class TagGenerationPipeline(Pipeline):
 
                 The columns of a dataset are read by these names. A row may also have `id`, `tags` and `file_name`,
                 which are ignored.
-            top_k: the maximum number of tags per example; the most probable ones are kept.
-            threshold: minimum probability of a tag; by default the model's own.
+            top_k: The maximum number of tags per example; the most probable ones are kept.
+            threshold: Minimum probability of a tag; by default the model's own.
             decoding: "parallel" or "sequential"; by default the model's own.
-            tag_vocabulary: the only tags allowed, as text, in any letter case.
-            timeout: seconds to wait for an image's address.
-            batch_size: examples per batch; 1 by default.
-            num_workers: processes that read the examples; by default 0, which is this process.
-            kwargs: further settings of the model's `generate`.
+            tag_vocabulary: The only tags allowed, as text, in any letter case.
+            timeout: Seconds to wait for an image's address.
+            batch_size: Examples per batch; 1 by default.
+            num_workers: Processes that read the examples; by default 0, which is this process.
+            kwargs: Further settings of the model's `generate`.
 
         Returns:
             Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score; `novel` tags occur
@@ -96,7 +96,7 @@ class TagGenerationPipeline(Pipeline):
             iterator for a dataset or a generator.
 
         Raises:
-            ValueError: an example is malformed or cannot be read, or a setting is unknown or out of range.
+            ValueError: An example is malformed or cannot be read, or a setting is unknown or out of range.
         """
         # A caller with a dataset has imported the library; other callers do not need it.
         datasets = sys.modules.get("datasets")

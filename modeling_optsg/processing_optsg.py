@@ -23,21 +23,21 @@ class OPTSGProcessor(ProcessorMixin):
     """Prepares inputs for [`OPTSGForTagGeneration`] and decodes the tags that it generates.
 
     Args:
-        image_processor: the image processor of the vision tower; it must resize all images to one size. See
+        image_processor: The image processor of the vision tower; it must resize all images to one size. See
             [`OPTSGFeatureProcessor`] for models with precomputed frame features.
-        tokenizer: the tokenizer of the text tower, for titles and for the text of tags. Longer texts are truncated to
+        tokenizer: The tokenizer of the text tower, for titles and for the text of tags. Longer texts are truncated to
             its `model_max_length`.
-        tag_tokenizer: the tag tokenizer, from `train_tag_tokenizer`.
-        num_frames: maximum number of frames of a video. Longer videos are sampled at the centres of `num_frames` equal
+        tag_tokenizer: The tag tokenizer, from `train_tag_tokenizer`.
+        num_frames: Maximum number of frames of a video. Longer videos are sampled at the centres of `num_frames` equal
             segments.
-        num_prompts: number of order prompts, which is the maximum number of tags of an example.
-        max_tag_tokens: maximum number of tokens of a tag, without [SEP].
-        label_vocabulary: the training tags and their numbers of training examples. A generated tag outside the label
+        num_prompts: Number of order prompts, which is the maximum number of tags of an example.
+        max_tag_tokens: Maximum number of tokens of a tag, without [SEP].
+        label_vocabulary: The training tags and their numbers of training examples. A generated tag outside the label
             vocabulary is novel; without a label vocabulary all tags are novel.
 
     Raises:
-        TypeError: a component has the wrong type.
-        ValueError: a setting is not a positive integer, or `tag_tokenizer` is not a tag tokenizer.
+        TypeError: A component has the wrong type.
+        ValueError: A setting is not a positive integer, or `tag_tokenizer` is not a tag tokenizer.
 
     Example:
 
@@ -87,14 +87,14 @@ class OPTSGProcessor(ProcessorMixin):
         image, a video, frame features or none of these, and a title or none; it must have at least one input.
 
         Args:
-            images: paths, bytes of files, PIL images, `uint8` arrays (`[height, width, channels]`,
+            images: Paths, bytes of files, PIL images, `uint8` arrays (`[height, width, channels]`,
                 `[channels, height, width]` or `[height, width]`), or values of `datasets.Image(decode=False)`. Images
                 are turned upright according to their EXIF data, and transparent pixels are blended with white.
-            videos: paths, bytes of files, values of `datasets.Video(decode=False)`, or lists of frames, each frame in
+            videos: Paths, bytes of files, values of `datasets.Video(decode=False)`, or lists of frames, each frame in
                 any form that an image can have.
-            titles: titles. A blank title is a missing title.
-            tags: lists of ground-truth tags, for training. Repeated tags of an example are merged.
-            frame_features: precomputed features `[frames, width]` or `[frames, tokens, width]`. All visual inputs of a
+            titles: Titles. A blank title is a missing title.
+            tags: Lists of ground-truth tags, for training. Repeated tags of an example are merged.
+            frame_features: Precomputed features `[frames, width]` or `[frames, tokens, width]`. All visual inputs of a
                 batch must be features, or none.
             return_tensors: `"pt"` or `"np"`.
 
@@ -110,7 +110,7 @@ class OPTSGProcessor(ProcessorMixin):
               `[B, M]`, the indices of each example's tags among them, padded with -100.
 
         Raises:
-            ValueError: an example has no input; a file, video or array cannot be read; its tags are missing, blank,
+            ValueError: An example has no input; a file, video or array cannot be read; its tags are missing, blank,
                 not text, too long or too many; or the arguments differ in length. The message names the example.
             ImportError: PyAV, which videos need, is not installed.
         """
@@ -134,7 +134,7 @@ class OPTSGProcessor(ProcessorMixin):
         If several training tags differ only in case, the most frequent one is used. Other tags are unchanged.
 
         Args:
-            tags: tags in any letter case.
+            tags: Tags in any letter case.
 
         Returns:
             The tags in the same order, each once.
@@ -157,7 +157,7 @@ class OPTSGProcessor(ProcessorMixin):
             the text tower.
 
         Raises:
-            ValueError: a tag is blank, not text, or longer than `max_tag_tokens` tokens.
+            ValueError: A tag is blank, not text, or longer than `max_tag_tokens` tokens.
         """
         for tag in tags:
             if not isinstance(tag, str):
@@ -186,7 +186,7 @@ class OPTSGProcessor(ProcessorMixin):
         """Decodes the tags that `generate` returned.
 
         Args:
-            outputs: output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
+            outputs: Output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
                 padded with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
 
         Returns:
@@ -194,7 +194,7 @@ class OPTSGProcessor(ProcessorMixin):
             without scores. A tag that occurs twice is listed once, with the larger score. Blank tags are dropped.
 
         Raises:
-            ValueError: the sequences or the scores have a wrong shape.
+            ValueError: The sequences or the scores have a wrong shape.
         """
         sequences = torch.as_tensor(getattr(outputs, "sequences", outputs))
         scores = getattr(outputs, "tag_scores", None)

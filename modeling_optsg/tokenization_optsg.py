@@ -21,8 +21,8 @@ def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrain
     adds neither.
 
     Args:
-        tags: the training tags. Repeat a tag for each of its occurrences, so that frequent tags get fewer tokens.
-        vocab_size: maximum size of the vocabulary, with special tokens and bytes. Few tags give a smaller one.
+        tags: The training tags. Repeat a tag for each of its occurrences, so that frequent tags get fewer tokens.
+        vocab_size: Maximum size of the vocabulary, with special tokens and bytes. Few tags give a smaller one.
 
     Returns:
         A tokenizer that `AutoTokenizer` can load.

@@ -59,15 +59,15 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
     are decoded. A video without usable timestamps is decoded from start to end, twice.
 
     Args:
-        source: path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
-        num_frames: number of frames. A shorter video gives all its frames.
-        name: name of the video in error messages; its path by default.
+        source: Path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
+        num_frames: Number of frames. A shorter video gives all its frames.
+        name: Name of the video in error messages; its path by default.
 
     Returns:
         The frames in time order, turned upright, as RGB images, or RGBA images if the video has transparency.
 
     Raises:
-        ValueError: the video cannot be read, has no video stream, or none of its frames can be decoded.
+        ValueError: The video cannot be read, has no video stream, or none of its frames can be decoded.
         ImportError: PyAV is not installed.
     """
     av = _import_av()

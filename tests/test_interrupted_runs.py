@@ -169,12 +169,12 @@ def test_a_lost_worker_stops_the_run(small, tmp_path, start):
     command = small_run.command(small, output, num_train_epochs=400, logging_steps=1, dataloader_num_workers=2)
     process = start(command, stderr=subprocess.PIPE, text=True)
     wait_until(has_log_row(output), process)
-    # The run is stopped while the worker dies. Otherwise it could read from the dying worker and report the broken
-    # connection instead of the lost worker.
+    # The run is paused until all threads of the worker are gone. Otherwise it could read from a dying worker and
+    # report the broken connection instead of the lost worker.
     process.send_signal(signal.SIGSTOP)
     worker = psutil.Process(process.pid).children()[0]
     worker.kill()
-    wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE, process)
+    wait_until(lambda: worker.status() == psutil.STATUS_ZOMBIE and worker.num_threads() <= 1, process)
     process.send_signal(signal.SIGCONT)
     error = process.communicate(timeout=TIMEOUT)[1]
     assert process.returncode != 0 and "DataLoader worker" in error

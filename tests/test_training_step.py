@@ -1,4 +1,4 @@
-"""Training: the loss falls, a tiny model learns ten examples by heart, and `transformers.Trainer` drives it."""
+"""Training steps: a tiny model overfits ten examples, and `transformers.Trainer` trains it."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_optsg import OPTSGDataCollator, OPTSGProcessor, train_tag_tokenizer
 
-# Title and tags; the image tells apart those that have no title of their own.
+# Titles and tags. Examples without a title differ in their images.
 EXAMPLES = [
     ("a red square", ["red", "square"]),
     ("a blue square", ["blue", "square", "colour"]),
@@ -28,7 +28,7 @@ EXAMPLES = [
 def examples():
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in EXAMPLES]
-    # The last one has a title and no image.
+    # The last example has no image.
     return [
         {"image": image if index < 9 else None, "title": title, "tags": tags}
         for index, (image, (title, tags)) in enumerate(zip(images, EXAMPLES))
@@ -50,7 +50,7 @@ def processor(tiny_processor, text_tokenizer):
 
 @pytest.fixture
 def make_trainable(make_model, processor):
-    """A model whose loss is the same every time: no dropout, no chance."""
+    """Make a model with a deterministic loss: no dropout of any kind."""
 
     def make(**config):
         settings = {
@@ -62,7 +62,7 @@ def make_trainable(make_model, processor):
         }
         model = make_model(**settings)
         for module in model.modules():
-            # Of the towers.
+            # Also in the towers.
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         return model
@@ -70,7 +70,7 @@ def make_trainable(make_model, processor):
     return make
 
 
-def test_ten_examples_are_learnt_to_exact_tag_sets_in_both_decodings(make_trainable, processor, examples):
+def test_ten_examples_are_overfitted_in_both_decodings(make_trainable, processor, examples):
     model = make_trainable(hidden_size=48, intermediate_size=96, num_decoder_layers=1, alignment_size=24)
     batch = OPTSGDataCollator(processor)(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
@@ -87,19 +87,18 @@ def test_ten_examples_are_learnt_to_exact_tag_sets_in_both_decodings(make_traina
         scheduler.step()
         history.append([outputs.generation_loss.item(), outputs.alignment_loss.item()])
     first, last = np.mean(history[:5], axis=0), np.mean(history[-5:], axis=0)
-    assert (last < 0.25 * first).all(), "generation and alignment loss"
+    assert (last < 0.25 * first).all()
 
-    seen = {name: batch[name] for name in ("pixel_values", "frame_mask", "input_ids", "attention_mask")}
+    inputs = {name: batch[name] for name in ("pixel_values", "frame_mask", "input_ids", "attention_mask")}
     for decoding in ("parallel", "sequential"):
         for settings in ({}, {"num_beams": 3}):
-            predictions = processor.batch_decode(model.generate(**seen, decoding=decoding, **settings))
+            predictions = processor.batch_decode(model.generate(**inputs, decoding=decoding, **settings))
             for example, tags in zip(examples, predictions):
                 assert {tag["tag"] for tag in tags} == set(example["tags"])
                 assert all(tag["score"] > 0.5 and not tag["novel"] for tag in tags)
 
 
-def test_images_and_titles_can_each_be_learnt_from_alone(make_trainable, processor, examples):
-    """The loss falls on either modality; the towers' own weights move with it."""
+def test_the_loss_falls_with_images_or_titles_alone(make_trainable, processor, examples):
     for column in ("image", "title"):
         rows = [{column: example[column], "tags": example["tags"]} for example in examples if example[column]][:6]
         model, batch = make_trainable(), OPTSGDataCollator(processor)(rows)
@@ -169,7 +168,7 @@ def test_trainer_trains_evaluates_and_saves(make_trainable, processor, examples,
 
 
 def test_trainer_averages_over_accumulated_batches(make_trainable, processor, examples, tmp_path):
-    """Two equal batches, accumulated, move the weights as one of them does."""
+    """Two equal batches, accumulated, change the weights like one of them."""
     updates = []
     for steps in (1, 2):
         model = make_trainable(parallel_ratio=1.0)

@@ -45,15 +45,15 @@ def read_verdicts(path: str | os.PathLike, ids: Iterable[str], normalize: bool =
     """Reads a verdict file.
 
     Args:
-        path: a CSV or JSON Lines file with the fields example, tag and verdict.
-        ids: the identifiers of all examples.
-        normalize: whether to normalise the tags.
+        path: A CSV or JSON Lines file with the fields example, tag and verdict.
+        ids: The identifiers of all examples.
+        normalize: Whether to normalise the tags.
 
     Returns:
         `{(example, tag): relevant}`.
 
     Raises:
-        ValueError: a field is missing, an example is unknown, a verdict is not yes or no, or two verdicts on a pair
+        ValueError: A field is missing, an example is unknown, a verdict is not yes or no, or two verdicts on a pair
             differ.
     """
     with open(path, encoding="utf-8-sig", newline="") as file:

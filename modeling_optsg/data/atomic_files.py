@@ -12,9 +12,9 @@ def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
     """Makes an error that names the folder and its free space.
 
     Args:
-        what: what could not be written, in words.
-        folder: the folder it should have been written to.
-        error: the library's error.
+        what: What could not be written, in words.
+        folder: The folder it should have been written to.
+        error: The library's error.
     """
     free = shutil.disk_usage(folder).free / 2**20
     return OSError(

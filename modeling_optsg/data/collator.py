@@ -27,7 +27,7 @@ class TagTable:
 
     Args:
         tags: N tags, each once.
-        input_ids: token ids of each tag under the tag tokenizer, without [SEP].
+        input_ids: Token ids of each tag under the tag tokenizer, without [SEP].
         features: `[N, text width]`, pooled features of a frozen text tower.
     """
 
@@ -55,18 +55,18 @@ class OPTSGDataCollator:
       then has `example_seeds`, from which the model seeds its own random choices.
 
     Args:
-        processor: the model's processor.
-        tag_table: all training tags; without it the tags of each batch are tokenised.
-        num_negatives: number of random training tags from the table that are added to the tags of the batch as
+        processor: The model's processor.
+        tag_table: All training tags; without it the tags of each batch are tokenised.
+        num_negatives: Number of random training tags from the table that are added to the tags of the batch as
             negatives of the alignment.
-        seed: seed for sampling tags and negatives of examples without an `example_seed`.
+        seed: Seed for sampling tags and negatives of examples without an `example_seed`.
 
     Attributes:
-        oversized_examples: number of times that an example had too many tags, in this process; each worker of a data
+        oversized_examples: Number of times that an example had too many tags, in this process; each worker of a data
             loader counts its own.
 
     Raises:
-        ValueError: an example has no input; tags are missing, empty or not in the table; some examples have features
+        ValueError: An example has no input; tags are missing, empty or not in the table; some examples have features
             and others raw inputs; or features differ in width.
 
     Example:

@@ -65,24 +65,24 @@ def cache_tower_features(
     first missing block, and other rows, weights or settings get files of their own.
 
     Args:
-        dataset: rows with `title`, and `image`, `video` or `frame_features`.
-        model: a model whose `encode_frames` and `encode_text` run the towers.
-        processor: the processor of the model.
-        cache_dir: folder of the files.
-        frames: whether the vision tower is frozen, so that its features can be cached.
-        titles: whether the text tower is frozen, so that its features can be cached.
-        batch_size: rows per forward pass.
-        block_size: rows per file.
-        max_unreadable: maximum number of unreadable examples. If it is not 0, the result has the column `unreadable`:
+        dataset: Rows with `title`, and `image`, `video` or `frame_features`.
+        model: A model whose `encode_frames` and `encode_text` run the towers.
+        processor: The processor of the model.
+        cache_dir: Folder of the files.
+        frames: Whether the vision tower is frozen, so that its features can be cached.
+        titles: Whether the text tower is frozen, so that its features can be cached.
+        batch_size: Rows per forward pass.
+        block_size: Rows per file.
+        max_unreadable: Maximum number of unreadable examples. If it is not 0, the result has the column `unreadable`:
             the reason for an unreadable example, whose features are `None`, and `None` for all others.
-        processes: the processes that divide the blocks among themselves. All of them must call this function.
+        processes: The processes that divide the blocks among themselves. All of them must call this function.
 
     Returns:
         The rows with `frame_features` and `title_features` as the bytes of half-precision arrays, and the shapes of
         these arrays; [`CachedFeatures`] reads them.
 
     Raises:
-        ValueError: more than `max_unreadable` examples cannot be read.
+        ValueError: More than `max_unreadable` examples cannot be read.
     """
     encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
     fingerprint = encoder.fingerprint(dataset._fingerprint)

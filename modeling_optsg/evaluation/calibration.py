@@ -45,14 +45,14 @@ def fit_generation_config(
     with the threshold.
 
     Args:
-        model: a model with `generate`.
-        processor: the processor of the model.
-        examples: validation examples.
-        evaluator: made from the ground truth of `examples`.
-        decoding: the decoding to fit and to store the settings under; `None` for a model with only one.
-        metric_for_best_model: the validation metric to maximise, as in [`metric_value`].
-        grid: values to try for each argument of `generate`; `PAD_BIASES` for `pad_bias` by default.
-        predict_kwargs: further arguments of [`predict_tags`].
+        model: A model with `generate`.
+        processor: The processor of the model.
+        examples: Validation examples.
+        evaluator: Made from the ground truth of `examples`.
+        decoding: The decoding to fit and to store the settings under; `None` for a model with only one.
+        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        grid: Values to try for each argument of `generate`; `PAD_BIASES` for `pad_bias` by default.
+        predict_kwargs: Further arguments of [`predict_tags`].
 
     Returns:
         The best settings by name, `threshold` among them; `validation`, the metrics with these settings; and `tried`,
@@ -159,12 +159,12 @@ def fit_fusion_weights(
     it.
 
     Args:
-        model: a model with a tag classifier.
-        processor: the processor of the model.
-        examples: validation examples.
-        evaluator: made from the ground truth of `examples`.
-        metric_for_best_model: the validation metric to maximise, as in [`metric_value`].
-        generate_kwargs: arguments of [`generate_batches`] and of `generate`.
+        model: A model with a tag classifier.
+        processor: The processor of the model.
+        examples: Validation examples.
+        evaluator: Made from the ground truth of `examples`.
+        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
 
     Returns:
         For each mixture `{"slot_weight", "logit_adjustment", "fusion_weights", "threshold", "validation"}`, with the
@@ -203,7 +203,7 @@ class _Candidates:
     """The candidates of all examples, one after the other.
 
     Args:
-        tags: the candidates of each example, N in all.
+        tags: The candidates of each example, N in all.
         slot_logits: `[N]`.
         classifier_logits: `[N]`, without logit adjustment; 0 for novel tags.
         log_counts: `[N]`, logarithms of training counts, 0 for novel tags.
@@ -316,9 +316,9 @@ def reliability(
     """Measures how often tags of a given probability are correct.
 
     Args:
-        predictions: for each example its tags as `{"tag", "score"}`, including improbable ones (`threshold=0`).
-        references: for each example its ground-truth tags.
-        bins: number of equal intervals of the probability.
+        predictions: For each example its tags as `{"tag", "score"}`, including improbable ones (`threshold=0`).
+        references: For each example its ground-truth tags.
+        bins: Number of equal intervals of the probability.
 
     Returns:
         `table`, with one row per interval that has tags: `from`, `to`, the number of `tags`, their `mean_probability`

@@ -45,8 +45,8 @@ def dataset_fingerprint(dataset: Dataset, sampled_rows: Sequence[int]) -> str:
     """Hashes the ids and titles of a dataset in their order, and all columns of some rows.
 
     Args:
-        dataset: a dataset of [`load_tagging_dataset`].
-        sampled_rows: indices of the rows whose images, videos and features are hashed. Reading those of all rows would
+        dataset: A dataset of [`load_tagging_dataset`].
+        sampled_rows: Indices of the rows whose images, videos and features are hashed. Reading those of all rows would
             take as long as tagging them.
     """
     columns = [name for name in ("id", "title") if name in dataset.column_names]
@@ -69,7 +69,7 @@ def split_into_shards(num_examples: int, shard_size: int) -> list[range]:
     """Divides the indices of examples into shards of `shard_size` examples; the last one may be smaller.
 
     Raises:
-        ValueError: there are no examples, or `shard_size` is not positive.
+        ValueError: There are no examples, or `shard_size` is not positive.
     """
     if num_examples < 1:
         raise ValueError("There are no examples to tag.")
@@ -101,11 +101,11 @@ def tag_examples(
     """Predicts the tags of examples, some of which may be unreadable.
 
     Args:
-        model: a model with `generate`.
-        processor: the processor of the model.
-        examples: rows of [`load_tagging_dataset`], with undecoded images and videos.
-        batch_size: number of examples per batch.
-        generate_kwargs: arguments of `generate`.
+        model: A model with `generate`.
+        processor: The processor of the model.
+        examples: Rows of [`load_tagging_dataset`], with undecoded images and videos.
+        batch_size: Number of examples per batch.
+        generate_kwargs: Arguments of `generate`.
 
     Returns:
         For each example a row with the columns of `FEATURES`. An unreadable example has no tags, and the reason as
@@ -147,15 +147,15 @@ def write_shard(
     The file appears under its name only when it is complete.
 
     Args:
-        model: a model with `generate`.
-        processor: the processor of the model.
-        dataset: all examples.
-        path: path of the file, from [`shard_path`].
-        examples: indices of the shard's examples.
-        kwargs: arguments of [`tag_examples`].
+        model: A model with `generate`.
+        processor: The processor of the model.
+        dataset: All examples.
+        path: Path of the file, from [`shard_path`].
+        examples: Indices of the shard's examples.
+        kwargs: Arguments of [`tag_examples`].
 
     Raises:
-        ValueError: all examples of the shard fail for the same reason, such as a wrong setting.
+        ValueError: All examples of the shard fail for the same reason, such as a wrong setting.
     """
     if is_complete(path, len(examples)):
         return

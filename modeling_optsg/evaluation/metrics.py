@@ -15,12 +15,12 @@ class TagEvaluator:
     supplement). Micro and per-example metrics count all predicted and all ground-truth tags. Tags must match exactly.
 
     Args:
-        references: for each example its ground-truth tags.
-        train_counts: the number of training examples of each training tag.
-        common_count: the training count from which a tag is common.
+        references: For each example its ground-truth tags.
+        train_counts: The number of training examples of each training tag.
+        common_count: The training count from which a tag is common.
 
     Raises:
-        ValueError: no ground-truth tag is a training tag.
+        ValueError: No ground-truth tag is a training tag.
 
     Example:
 
@@ -51,8 +51,8 @@ class TagEvaluator:
         """Computes the metrics of predictions.
 
         Args:
-            predictions: for each example its predicted tags as `{"tag": str, "score": float}`, each tag once.
-            threshold: predictions with a smaller score are ignored.
+            predictions: For each example its predicted tags as `{"tag": str, "score": float}`, each tag once.
+            threshold: Predictions with a smaller score are ignored.
 
         Returns:
             `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `example_precision`,
@@ -60,7 +60,7 @@ class TagEvaluator:
             in percent, and `tags_per_example`.
 
         Raises:
-            ValueError: the number of predictions is not that of the references, or a tag is listed twice for an
+            ValueError: The number of predictions is not that of the references, or a tag is listed twice for an
                 example or has no score.
         """
         return self.sweep(predictions, [threshold])[0]
@@ -97,10 +97,10 @@ class TagEvaluator:
         """Computes the metrics of `[N]` pairs of an example and a predicted tag.
 
         Args:
-            examples: the index of each pair's example.
-            tags: the index of its tag among the evaluated tags, -1 for others.
-            hits: whether the tag is in the ground truth of the example.
-            novel: whether the tag is not a training tag.
+            examples: The index of each pair's example.
+            tags: The index of its tag among the evaluated tags, -1 for others.
+            hits: Whether the tag is in the ground truth of the example.
+            novel: Whether the tag is not a training tag.
         """
         known = tags >= 0
         predicted = np.bincount(tags[known], minlength=len(self._support))
@@ -129,8 +129,8 @@ class TagEvaluator:
         """Averages per-tag F1 over groups of tags with similar training counts.
 
         Args:
-            predictions: as in [`score`].
-            edges: the smallest training count of each group, in ascending order; the last group has no upper limit.
+            predictions: As in [`score`].
+            edges: The smallest training count of each group, in ascending order; the last group has no upper limit.
 
         Returns:
             For each group with evaluated tags `{"from", "to", "tags", "f1"}`: its smallest and largest training count
@@ -169,9 +169,9 @@ class TagEvaluator:
         """Finds the threshold with the best metric.
 
         Args:
-            predictions: as in [`score`].
-            metric_for_best_model: the metric to maximise, as in [`metric_value`].
-            steps: number of thresholds to try between 0 and 1, and again between 0 and 0.1.
+            predictions: As in [`score`].
+            metric_for_best_model: The metric to maximise, as in [`metric_value`].
+            steps: Number of thresholds to try between 0 and 1, and again between 0 and 0.1.
 
         Returns:
             The threshold, and the metrics with it.
@@ -186,14 +186,14 @@ class TagEvaluator:
         """Computes precision and recall of the k best predictions of each example, averaged over the examples.
 
         Args:
-            predictions: for each example its tags, best first, each once.
-            ks: the numbers of predictions to keep. Where an example has fewer, the missing ones count as wrong.
+            predictions: For each example its tags, best first, each once.
+            ks: The numbers of predictions to keep. Where an example has fewer, the missing ones count as wrong.
 
         Returns:
             `precision_at_<k>` and `recall_at_<k>` in percent. The recall of an example without ground truth is 0.
 
         Raises:
-            ValueError: one of `ks` is not a positive integer, or the number of predictions is not that of the
+            ValueError: One of `ks` is not a positive integer, or the number of predictions is not that of the
                 references.
         """
         self._check_length(predictions)
@@ -217,8 +217,8 @@ def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> fl
     """Computes the value that a fit maximises.
 
     Args:
-        metrics: metrics by name.
-        metric_for_best_model: a metric by name, or the mean of several, such as `"full_f1+micro_f1"`. With a floor,
+        metrics: Metrics by name.
+        metric_for_best_model: A metric by name, or the mean of several, such as `"full_f1+micro_f1"`. With a floor,
             as in `"full_f1@micro_f1>=52"`, settings whose micro F1 is below 52 rank below all others, and among
             themselves by micro F1.
 
@@ -226,7 +226,7 @@ def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> fl
         The value; it is negative below the floor.
 
     Raises:
-        ValueError: a metric is unknown, or the floor is not a number.
+        ValueError: A metric is unknown, or the floor is not a number.
     """
     mean_of, _, condition = metric_for_best_model.partition("@")
     floored, _, floor = condition.partition(">=")
@@ -249,10 +249,10 @@ def tag_gain(
     A pair is an example and one of its tags.
 
     Args:
-        predictions: for each example its predicted tags, each once.
-        references: for each example its ground-truth tags.
-        label_vocabulary: the training tags; any other predicted tag is novel.
-        relevant: takes the index of an example and a novel tag, and returns whether the tag is relevant. By default a
+        predictions: For each example its predicted tags, each once.
+        references: For each example its ground-truth tags.
+        label_vocabulary: The training tags; any other predicted tag is novel.
+        relevant: Takes the index of an example and a novel tag, and returns whether the tag is relevant. By default a
             tag is relevant if it is in the ground truth of the example.
 
     Returns:
@@ -260,7 +260,7 @@ def tag_gain(
         `novel_pairs`, `relevant_pairs` and `reference_pairs`.
 
     Raises:
-        ValueError: the number of predictions is not that of the references, or the references have no tags.
+        ValueError: The number of predictions is not that of the references, or the references have no tags.
     """
     references = [set(tags) for tags in references]
     if len(predictions) != len(references):
@@ -292,15 +292,15 @@ def check_tag_sets(name: str, tag_sets: Sequence[Sequence[str]], normalize: bool
     """Checks that no example has a tag twice, and normalises the tags if asked to.
 
     Args:
-        name: what error messages call the tag sets.
-        tag_sets: for each example its tags.
-        normalize: whether to apply [`normalize_tag`]. Tags of an example that become equal are merged.
+        name: What error messages call the tag sets.
+        tag_sets: For each example its tags.
+        normalize: Whether to apply [`normalize_tag`]. Tags of an example that become equal are merged.
 
     Returns:
         For each example its tags.
 
     Raises:
-        ValueError: a tag is listed twice for an example, before normalisation.
+        ValueError: A tag is listed twice for an example, before normalisation.
     """
     for example, tags in enumerate(tag_sets):
         if len(set(tags)) < len(tags):

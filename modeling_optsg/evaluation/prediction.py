@@ -18,10 +18,10 @@ def predict_tags(
     """Predicts the tags of many examples.
 
     Args:
-        model: a model with `generate`.
-        processor: the processor of the model.
-        examples: rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
-        kwargs: arguments of [`generate_batches`] and of `generate`.
+        model: A model with `generate`.
+        processor: The processor of the model.
+        examples: Rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
+        kwargs: Arguments of [`generate_batches`] and of `generate`.
 
     Returns:
         For each example its tags as `{"tag", "score", "novel"}`, best first. An example that has none of the
@@ -57,20 +57,20 @@ def generate_batches(
     """Calls `generate` on many examples, batch by batch.
 
     Args:
-        model: a model with `generate`.
-        processor: the processor of the model.
-        examples: rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
-        batch_size: number of examples per batch.
-        modalities: the inputs that the model sees: "image" (which stands for videos and frame features too), "title"
+        model: A model with `generate`.
+        processor: The processor of the model.
+        examples: Rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
+        batch_size: Number of examples per batch.
+        modalities: The inputs that the model sees: "image" (which stands for videos and frame features too), "title"
             or both.
-        progress: whether to show a progress bar.
-        generate_kwargs: arguments of `generate`.
+        progress: Whether to show a progress bar.
+        generate_kwargs: Arguments of `generate`.
 
     Yields:
         The indices of a batch's examples, without those that have none of the modalities, and the output for them.
 
     Raises:
-        ValueError: a modality is unknown, or an example cannot be read.
+        ValueError: A modality is unknown, or an example cannot be read.
     """
     if unknown := set(modalities) - set(MODALITY_COLUMNS):
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")

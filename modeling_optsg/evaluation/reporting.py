@@ -41,8 +41,8 @@ def novel_hits(predictions: Sequence[Sequence[Mapping]], references: Sequence[Se
     """Counts novel tags and how many of them are in the ground truth.
 
     Args:
-        predictions: for each example its tags as `{"tag", "score", "novel"}`.
-        references: for each example its ground-truth tags.
+        predictions: For each example its tags as `{"tag", "score", "novel"}`.
+        references: For each example its ground-truth tags.
 
     Returns:
         `predicted`, the number of novel tags, and `exact_hits`, the number of those among their example's references.
@@ -60,9 +60,9 @@ def best_fit(tried: Sequence[Mapping], metric: str, **settings: object) -> Mappi
     """Finds the best of the fits that have given settings.
 
     Args:
-        tried: fits as in `fit_generation_config(...)["tried"]`.
-        metric: the validation metric to maximise, as in [`metric_value`].
-        settings: values that a fit must have, by name, such as `slot_weight=1.0`.
+        tried: Fits as in `fit_generation_config(...)["tried"]`.
+        metric: The validation metric to maximise, as in [`metric_value`].
+        settings: Values that a fit must have, by name, such as `slot_weight=1.0`.
 
     Returns:
         The fit with the largest metric, `None` where no fit has these settings.
@@ -81,9 +81,9 @@ def score_modalities(
     """Scores a model on images and titles together, and on each of the two alone.
 
     Args:
-        examples: as in [`predict_tags`].
-        evaluator: made from the ground truth of `examples`.
-        predict_kwargs: further arguments of [`predict_tags`].
+        examples: As in [`predict_tags`].
+        evaluator: Made from the ground truth of `examples`.
+        predict_kwargs: Further arguments of [`predict_tags`].
 
     Returns:
         The metrics for each entry of `MODALITIES`.

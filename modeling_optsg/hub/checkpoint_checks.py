@@ -53,7 +53,7 @@ def file_problems(paths: Mapping[str, Path]) -> list[str]:
     """Check a checkpoint's files without loading the model.
 
     Args:
-        paths: local paths by file name in the repository.
+        paths: Local paths by file name in the repository.
 
     Returns:
         One message per problem.
@@ -71,7 +71,7 @@ def load_checkpoint(folder: Path) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]
     """Load a checkpoint with the classes of this package.
 
     Raises:
-        ValueError: the model type is unknown, loading fails, or weights are missing or unexpected.
+        ValueError: The model type is unknown, loading fails, or weights are missing or unexpected.
     """
     models = {spec.model.config_class.model_type: spec.model for spec in MODEL_TYPES.values()}
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -98,8 +98,8 @@ def shorten_paths(settings: Any, found: set[str]) -> Any:
     """Return a copy of a JSON value in which only the last part of each path of this machine is left.
 
     Args:
-        settings: the JSON value.
-        found: receives the full paths.
+        settings: The JSON value.
+        found: Receives the full paths.
     """
 
     def shorten(path: re.Match) -> str:

@@ -31,8 +31,8 @@ class LocalFiles:
     change during the upload is noticed.
 
     Args:
-        paths: local paths by file name in the repository.
-        contents: file contents by file name in the repository. They replace the contents of a local file of the same
+        paths: Local paths by file name in the repository.
+        contents: File contents by file name in the repository. They replace the contents of a local file of the same
             name, or add a file.
     """
 
@@ -59,7 +59,7 @@ class LocalFiles:
         """Return the files as operations of a commit, sorted by name.
 
         Raises:
-            OSError: a file cannot be read any more.
+            OSError: A file cannot be read any more.
         """
         sources = {**self.paths, **self.contents}
         return [CommitOperationAdd(name, source) for name, source in sorted(sources.items())]
@@ -74,9 +74,9 @@ class PushResult:
     """The outcome of a push.
 
     Args:
-        url: page of the commit or of the pull request.
-        revision: commit id.
-        changed: whether a commit was made. Without changes, `revision` is the commit that was already there.
+        url: Page of the commit or of the pull request.
+        revision: Commit id.
+        changed: Whether a commit was made. Without changes, `revision` is the commit that was already there.
     """
 
     url: str
@@ -88,7 +88,7 @@ def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` has the form `org/name`.
 
     Raises:
-        ValueError: it does not.
+        ValueError: It does not.
     """
     try:
         validate_repo_id(repo_id)
@@ -117,18 +117,18 @@ def push_files(
     not send them again.
 
     Args:
-        files: the files.
+        files: The files.
         repo_id: `org/name`.
         repo_type: "model" or "dataset".
-        private: create the repository as private; an existing one must be private.
-        revision: branch, created if necessary; main by default.
-        create_pr: open a pull request on an existing repository instead.
-        commit_message: title of the commit or pull request.
-        delete_patterns: patterns of repository files to delete unless they are among `files`.
+        private: Create the repository as private; an existing one must be private.
+        revision: Branch, created if necessary; main by default.
+        create_pr: Open a pull request on an existing repository instead.
+        commit_message: Title of the commit or pull request.
+        delete_patterns: Patterns of repository files to delete unless they are among `files`.
 
     Raises:
-        ValueError: the name is malformed, or there are more files than one commit may have.
-        PublishingError: the Hub cannot be reached or refuses, or a local file changed during the upload.
+        ValueError: The name is malformed, or there are more files than one commit may have.
+        PublishingError: The Hub cannot be reached or refuses, or a local file changed during the upload.
     """
     check_repo_id(repo_id)
     if len(files.names) > MAX_FILES:
@@ -164,10 +164,10 @@ class _Push:
     """The calls of one push.
 
     Args:
-        files: the files.
+        files: The files.
         repository: `repo_id` and `repo_type`.
-        revision: branch, or None for main.
-        create_pr: whether the commit becomes a pull request.
+        revision: Branch, or None for main.
+        create_pr: Whether the commit becomes a pull request.
     """
 
     def __init__(self, files: LocalFiles, repository: dict[str, str], revision: str | None, create_pr: bool):

@@ -25,7 +25,7 @@ class EndpointHandler:
     """The handler that the Inference Endpoints toolkit calls.
 
     Args:
-        path: the checkpoint's folder.
+        path: The checkpoint's folder.
     """
 
     def __init__(self, path: str = "."):
@@ -45,7 +45,7 @@ class EndpointHandler:
             Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score.
 
         Raises:
-            ValueError: the request is malformed, or a file cannot be read. Paths and addresses are never opened.
+            ValueError: The request is malformed, or a file cannot be read. Paths and addresses are never opened.
         """
         if not isinstance(data, Mapping) or "inputs" not in data:
             raise ValueError('expected {"inputs": …, "parameters": {…}}')

@@ -54,24 +54,24 @@ def write_model_card(
     All numbers are read from files, and the tags of the examples are predicted by the model.
 
     Args:
-        checkpoint: folder with `training_summary.json`, as `examples/train.py` leaves it.
-        results: output of `examples/score.py`. Without it, the card shows the validation metrics of the training.
-        name: the model's name, or its repository as `org/name`.
-        dataset_name: name of the training data.
-        train_command: command that trained the model; by default it is composed from the training arguments.
-        score_command: command that made `results`.
-        license: licence of the weights, by its identifier on the Hub.
-        language: languages of titles and tags, by their codes.
-        examples: images for the widget, with file names that describe them. An image without predicted tags is left
+        checkpoint: Folder with `training_summary.json`, as `examples/train.py` leaves it.
+        results: Output of `examples/score.py`. Without it, the card shows the validation metrics of the training.
+        name: The model's name, or its repository as `org/name`.
+        dataset_name: Name of the training data.
+        train_command: Command that trained the model; by default it is composed from the training arguments.
+        score_command: Command that made `results`.
+        license: Licence of the weights, by its identifier on the Hub.
+        language: Languages of titles and tags, by their codes.
+        examples: Images for the widget, with file names that describe them. An image without predicted tags is left
             out with a warning.
-        use: intended use and limits, in Markdown; by default a general text.
-        license_details: licences of the material the model was made from, in Markdown.
+        use: Intended use and limits, in Markdown; by default a general text.
+        license_details: Licences of the material the model was made from, in Markdown.
 
     Returns:
         The card.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: A file is missing.
     """
     checkpoint = Path(checkpoint)
     summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
@@ -119,13 +119,13 @@ def write_training_card(
     """Write the card of a checkpoint that `examples/train.py` trained; the summary names the training data.
 
     Args:
-        folder: the training's output folder.
+        folder: The training's output folder.
         repo_id: `org/name`.
-        results: output of `examples/score.py`, for the metrics of the test split.
-        settings: further arguments of [`write_model_card`].
+        results: Output of `examples/score.py`, for the metrics of the test split.
+        settings: Further arguments of [`write_model_card`].
 
     Raises:
-        ValueError: there is no training summary, or a file does not have the expected contents.
+        ValueError: There is no training summary, or a file does not have the expected contents.
     """
     folder = Path(folder)
     if not (folder / SUMMARY).is_file():

@@ -34,9 +34,9 @@ class Checkpoint:
     """A checkpoint that is ready to be published.
 
     Args:
-        files: the files to publish.
-        left_out: files and folders that are not published, with the reason.
-        shortened_paths: paths of this machine in `training_summary.json`; only their last parts are published.
+        files: The files to publish.
+        left_out: Files and folders that are not published, with the reason.
+        shortened_paths: Paths of this machine in `training_summary.json`; only their last parts are published.
     """
 
     files: LocalFiles
@@ -56,17 +56,17 @@ def push_checkpoint(
     """Publish a checkpoint as the Hub model `repo_id`, in one commit.
 
     Args:
-        folder: what `save_pretrained` of model and processor wrote, and a model card; or the result of
+        folder: What `save_pretrained` of model and processor wrote, and a model card; or the result of
             [`read_checkpoint`].
         repo_id: `org/name`, created if necessary.
-        private: create the repository as private; an existing one must be private.
-        revision: branch, created if necessary; main by default.
-        create_pr: open a pull request on an existing repository instead.
-        commit_message: title of the commit or pull request.
+        private: Create the repository as private; an existing one must be private.
+        revision: Branch, created if necessary; main by default.
+        create_pr: Open a pull request on an existing repository instead.
+        commit_message: Title of the commit or pull request.
 
     Raises:
-        ValueError: the folder is incomplete or the name is malformed; no request was sent.
-        PublishingError: the Hub cannot be reached or refuses, or a local file changed during the upload.
+        ValueError: The folder is incomplete or the name is malformed; no request was sent.
+        PublishingError: The Hub cannot be reached or refuses, or a local file changed during the upload.
     """
     check_repo_id(repo_id)
     checkpoint = folder if isinstance(folder, Checkpoint) else read_checkpoint(folder)
@@ -91,10 +91,10 @@ def push_trained(
     A failure is logged with the command that tries again; it does not raise, because the training has finished.
 
     Args:
-        folder: the training's output folder.
+        folder: The training's output folder.
         repo_id: `org/name`, created if necessary.
-        private: create the repository as private.
-        revision: branch, created if necessary; main by default.
+        private: Create the repository as private.
+        revision: Branch, created if necessary; main by default.
 
     Returns:
         The commit's page, or `None` if publishing failed.
@@ -124,10 +124,10 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     folder has its own. The folder is not changed.
 
     Args:
-        folder: what `save_pretrained` of model and processor wrote, and a model card.
+        folder: What `save_pretrained` of model and processor wrote, and a model card.
 
     Raises:
-        ValueError: a file is missing or damaged, or contains a token or a path of this machine. The message lists
+        ValueError: A file is missing or damaged, or contains a token or a path of this machine. The message lists
             every problem.
     """
     folder = Path(folder)

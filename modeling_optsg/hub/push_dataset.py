@@ -12,13 +12,13 @@ def push_dataset(folder: str | os.PathLike, repo_id: str, private: bool = False)
     """Upload the files of an export in one commit. Other files in the folder are not published.
 
     Args:
-        folder: a folder that [`dataset_scripts.parquet_export.write_parquet`] wrote.
+        folder: A folder that [`dataset_scripts.parquet_export.write_parquet`] wrote.
         repo_id: `org/name` of the dataset, created if necessary.
-        private: create the repository as private; an existing one must be private.
+        private: Create the repository as private; an existing one must be private.
 
     Raises:
-        ValueError: the name is malformed, or there are more files than one commit may have.
-        PublishingError: the Hub cannot be reached or refuses, or a local file changed during the upload.
+        ValueError: The name is malformed, or there are more files than one commit may have.
+        PublishingError: The Hub cannot be reached or refuses, or a local file changed during the upload.
     """
     return push_files(
         LocalFiles({name: Path(folder, name) for name in exported_files(folder)}),
