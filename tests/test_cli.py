@@ -136,7 +136,7 @@ def test_settings_reach_the_model(tag, reference, images, settings):
 
 def test_the_output_in_the_documentation_is_real(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs/tagging.md").read_text(encoding="utf-8")
-    command, shown = re.search(r"^```sh\n(optsg tag [^\n]*)\n```\n\n```\n(.*?)```$", page, re.M | re.S).groups()
+    command, shown = re.search(r"^```sh\n(optsg tag [^\n]*)\n```\n\n```text\n(.*?)```$", page, re.M | re.S).groups()
     Image.open(ROOT / "examples/images/bus.png").convert("RGB").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(command)[1:]) == 0

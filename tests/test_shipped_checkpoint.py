@@ -1,7 +1,6 @@
 """The checkpoint in the repository: its files, its card, and its tags for the sample images."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -103,15 +102,6 @@ def test_its_widget_shows_the_tags_of_the_pipeline():
         assert [tag["label"] for tag in tags] == [tag["label"] for tag in example["output"]]
         scores = [tag["score"] for tag in example["output"]]
         assert [tag["score"] for tag in tags] == pytest.approx(scores, abs=2e-4)
-
-
-def test_the_readme_repeats_the_result_file(scores):
-    rows = re.findall(r"^\| (parallel|sequential|kNN vote) \| (.+) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
-    names = ("full_f1", "rare_f1", "common_f1", "micro_precision", "micro_recall", "micro_f1", "tags_per_example")
-    assert {name for name, _ in rows} == {"parallel", "sequential", "kNN vote"}
-    for name, metrics in rows:
-        row = scores["knn"] if name == "kNN vote" else scores["test"][name]
-        assert [float(value) for value in metrics.split(" | ")] == [row[metric] for metric in names]
 
 
 def test_its_generation_settings_are_those_fitted_in_training():
