@@ -34,8 +34,7 @@ from modeling_optsg.training import (
     fit_best_model,
     has_class_embeddings,
     is_finished,
-    load_splits,
-    load_streams,
+    load_examples,
     make_accelerator,
     make_stream,
     num_micro_batches,
@@ -46,8 +45,6 @@ from modeling_optsg.training import (
     without_untrainable_tags,
 )
 
-logger = logging.getLogger(__name__)
-
 
 def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatus, stop_signal: StopSignal) -> None:
     """Train from beginning to end, or from the last saved state."""
@@ -57,12 +54,8 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     set_seed(args.seed)
 
     # The examples and the model.
-    stream_shards = None
     with accelerator.main_process_first():
-        if args.streaming:
-            stream_shards, train, validation = load_streams(args)
-        else:
-            train, validation = load_splits(args)
+        stream_shards, train, validation = load_examples(args)
         model, processor = build_model(args, train, validation)
         train = without_untrainable_tags(train, processor)
     model.to(accelerator.device)
@@ -90,9 +83,8 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     book = None
     if MODEL_TYPES[args.model_type].needs_book:
         book = TagBook.from_examples(train["title"], train["tags"], train_dataset, model.config)
-        own_titles, tokenizer = train["title"], processor.tag_tokenizer
-        train_dataset = ExamplesWithBook(train_dataset, book, model.config, tokenizer, own_titles=own_titles)
-        eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, tokenizer)
+        train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, train["title"])
+        eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
 
     # Training.
     status.set("running")
@@ -144,7 +136,6 @@ def main(args: OPTSGTrainingArguments) -> None:
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     status = RunStatus(Path(args.output_dir, STATE_FOLDER, "status.json"))
     if is_finished(args, status):
-        logger.info(f"{args.output_dir} is finished. To train again, give --resume_from_checkpoint never.")
         return
     accelerator.wait_for_everyone()
     with status.follow(), StopSignal() as stop_signal:

@@ -206,7 +206,7 @@ def test_the_model_card_repeats_the_metrics_of_score(trained, folder):
     results = trained / "results.json"
     command = [sys.executable, ROOT / "examples/score.py", "--checkpoint", trained / "run", "--dataset", folder]
     command += ["--output", results, "--cache_dir", trained / "cache"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment)
     scores = json.loads(results.read_text())
     assert {"parallel", "sequential"} == set(scores["test"])

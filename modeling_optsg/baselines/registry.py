@@ -55,9 +55,10 @@ class ModelSpec:
         """
         settings = {}
         if self.slot_alternatives is not None:
-            settings["num_return_sequences"] = num_return_sequences
+            # `transformers` does not save more sequences than beams, even for a model without beam search.
+            settings |= {"num_return_sequences": num_return_sequences, "num_beams": num_return_sequences}
         if self.slot_alternatives == "beams":
-            settings |= {"num_beams": num_return_sequences, "min_beam_probability": MIN_BEAM_PROBABILITY}
+            settings["min_beam_probability"] = MIN_BEAM_PROBABILITY
         if getattr(model, "tag_classifier", None) is not None:
             settings["num_candidates"] = num_candidates
         for name, value in settings.items():

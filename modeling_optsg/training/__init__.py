@@ -5,6 +5,7 @@ from .checkpoints import save_checkpoint
 from .data import (
     cache_examples,
     examples_fingerprint,
+    load_examples,
     load_splits,
     load_streams,
     make_stream,
@@ -53,6 +54,7 @@ __all__ = [
     "global_loss_weights",
     "has_class_embeddings",
     "is_finished",
+    "load_examples",
     "load_splits",
     "load_streams",
     "make_accelerator",

@@ -29,7 +29,18 @@ RESUMABLE_ARGUMENTS = (
 
 @dataclass
 class OPTSGTrainingArguments:
-    """Arguments of [`OPTSGTrainer`] and of `examples/train.py`; names follow `transformers.TrainingArguments`."""
+    """Arguments of [`OPTSGTrainer`] and of `examples/train.py`; names follow `transformers.TrainingArguments`.
+
+    Raises:
+        ValueError: A value is out of range, or two values exclude each other.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGTrainingArguments
+        >>> arguments = OPTSGTrainingArguments("runs/mine", dataset="my_images", num_train_epochs=5)
+        >>> arguments.train_batch_size, arguments.metric_for_best_model
+        (64, 'full_f1')
+    """
 
     output_dir: str = field(metadata={"help": "Folder for the best checkpoint, the log and the summary."})
     config: str | None = field(

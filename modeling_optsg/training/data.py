@@ -35,6 +35,14 @@ VALIDATION_ROWS = f"{STATE_FOLDER}/validation.arrow"
 NO_TAGS = "No training example has a tag; the column `tags` must hold a list of tags per example."
 
 
+def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] | None, Dataset, Dataset]:
+    """Return stream shards (`None` without streaming), training examples and validation examples.
+
+    See [`load_splits`] and [`load_streams`].
+    """
+    return load_streams(args) if args.streaming else (None, *load_splits(args))
+
+
 def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
     """Return the training and the validation examples.
 

@@ -80,7 +80,7 @@ def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) ->
 
 
 def is_finished(args: OPTSGTrainingArguments, status: RunStatus) -> bool:
-    """Return whether this run has finished already, so that there is nothing to resume.
+    """Return whether this run has finished already, and log it.
 
     Raises:
         ValueError: A run with other arguments has finished in this folder.
@@ -91,4 +91,5 @@ def is_finished(args: OPTSGTrainingArguments, status: RunStatus) -> bool:
     own = args.result_arguments()
     saved = json.loads(summary.read_text(encoding="utf-8"))["arguments"]
     check_same_run({name: saved.get(name) for name in own}, own, args.output_dir)
+    logger.info(f"{args.output_dir} is finished. To train again, give --resume_from_checkpoint never.")
     return True

@@ -33,7 +33,7 @@ def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Acc
         The accelerator and the precision.
 
     Raises:
-        ValueError: fp16 is not supported on this device or with DeepSpeed.
+        ValueError: Fp16 is not supported on this device or with DeepSpeed.
     """
     mixed_precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"

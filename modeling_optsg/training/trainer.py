@@ -60,6 +60,30 @@ class OPTSGTrainer:
         lengths: Lengths of the training examples. If given, each step consists of examples of similar length.
         data_fingerprint: Hash of the data. A state of a run with other data is not resumed.
         stop_signal: SIGTERM handler. When it has received the signal, the state is saved and [`Interrupted`] raised.
+
+    Example:
+
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from modeling_optsg import (
+        ...     OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, OPTSGTrainingArguments, TagEvaluator
+        ... )
+        >>> from modeling_optsg.training import make_accelerator
+        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> rows = [{"title": "bus", "tags": ["bus", "vehicle"]}, {"title": "tent", "tags": ["camping"]}]
+        >>> dataset = Dataset.from_list(rows)
+        >>> trainer = OPTSGTrainer(
+        ...     model,
+        ...     OPTSGTrainingArguments(tempfile.mkdtemp(), train_batch_size=2, num_train_epochs=1),
+        ...     accelerator=make_accelerator("no")[0],
+        ...     processing_class=processor,
+        ...     train_dataset=dataset,
+        ...     eval_dataset=dataset,
+        ...     evaluator=TagEvaluator(dataset["tags"], processor.label_vocabulary),
+        ... )
+        >>> trainer.train()["history"][0]["step"]
+        1
     """
 
     def __init__(
