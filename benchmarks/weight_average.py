@@ -1,6 +1,6 @@
 r"""Compare moving averages of the weights with the last weights of one training.
 
-    python benchmarks/weight_average.py --config examples/configs/optsg-icon-small.json --train_ratio 0.25 \
+    python -m benchmarks.weight_average --config examples/configs/optsg-icon-small.json --train_ratio 0.25 \
         --num_train_epochs 10 --output results/training/weight_average.json
 
 The training is `examples/train.py` with the arguments given here. Each average is fitted on the validation examples
@@ -11,7 +11,6 @@ initial weights.
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,11 +18,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from examples import train
 from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training import OPTSGTrainer, fit_best_model, parse_arguments
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-import train  # noqa: E402
 
 METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 

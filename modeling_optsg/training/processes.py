@@ -151,7 +151,7 @@ def prepare_training(
         model: From [`prepare_model`].
         optimizer: Its optimizer.
         micro_batch_size: Maximum number of examples per forward pass.
-        max_grad_norm: Maximum norm of the gradient, which DeepSpeed clips itself.
+        max_grad_norm: Maximum norm of the gradient, which DeepSpeed applies itself.
         mixed_precision: From [`make_accelerator`].
 
     Returns:

@@ -83,6 +83,7 @@ class OPTSGTrainer:
         ...     evaluator=TagEvaluator(dataset["tags"], processor.label_vocabulary),
         ... )
         >>> trainer.train()["history"][0]["step"]
+        step 1: loss 0.8..., generation_loss 0.5..., alignment_loss 0.3...
         1
     """
 
@@ -331,7 +332,7 @@ class OPTSGTrainer:
             is_last = index == len(batches) - 1
             losses.update(self._forward_backward(batch, loss_weights[index], synchronize=is_last))
         losses = self._reduce(losses, batches)
-        # DeepSpeed clips gradients itself and returns no norm. A scaler skips steps with infinite gradients.
+        # DeepSpeed limits the norm itself and does not return it. A scaler skips steps with infinite gradients.
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         norm = 0.0 if norm is None or self.accelerator.scaler is not None else float(norm)
         if not math.isfinite(losses["loss"] + norm):
