@@ -1,9 +1,9 @@
-"""Statistics that the supplement publishes (Tables 1 to 3), for comparison with counted ones."""
+"""Published statistics of the paper's supplement (Tables 1 to 3), for comparison with counts."""
 
 from collections.abc import Mapping
 
-# Tables 1 and 2, with the names of `tag_statistics`. Numbers of examples are rounded as in the supplement. Where a
-# table and its section differ, the section's number is here and `DISCREPANCIES` names both.
+# Tables 1 and 2, with the names of `tag_statistics`. Numbers of examples are rounded as in the supplement. If a table
+# differs from its section, this is the number of the section, and `DISCREPANCIES` has both numbers.
 PUBLISHED = {
     "create_tagging": {
         "train_examples": 162_000,
@@ -48,7 +48,7 @@ COMPARED_DATASETS = (
 
 
 def check_identities(statistics: Mapping[str, int | float]) -> list[tuple[str, bool]]:
-    """Checks the two identities that hold in every table of this kind.
+    """Checks two identities that must hold for consistent statistics.
 
     Args:
         statistics: Counted or published statistics of a benchmark with the splits train and test.

@@ -1,9 +1,10 @@
-r"""Fits the decoding settings of a checkpoint on validation examples again, and saves them in the checkpoint.
+r"""Fit the decoding settings of a checkpoint on the validation split again, and save them in the checkpoint.
 
     python examples/fit.py --checkpoint runs/mine --dataset my_images --metric_for_best_model micro_f1
 
-`examples/train.py` fits them at its end. This program fits `pad_bias`, `fusion_weights`, `logit_adjustment` and
-`threshold` of both decodings for other examples, for another metric, or for another number of tags per slot.
+`examples/train.py` fits these settings at the end of training. This program fits `pad_bias`, `fusion_weights`,
+`logit_adjustment` and `threshold` of both decodings for other examples, another metric, or another number of tags per
+slot.
 """
 
 import argparse
@@ -24,19 +25,23 @@ FIT_ARGUMENTS = ("metric_for_best_model", "num_return_sequences", "num_candidate
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder whose settings are replaced")
-    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
-    parser.add_argument("--dataset_dir", help="cache folder of datasets")
-    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="folder of the checkpoint, whose settings are replaced"
+    )
+    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, folder or Hub name of the dataset")
+    parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
+    parser.add_argument(
+        "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
+    )
     parser.add_argument(
         "--metric_for_best_model",
         default="full_f1",
-        help="metric to maximise; a+b is the mean of two, a@b>=c is a given that b is at least c",
+        help="metric to maximise; a+b is the mean of two metrics, and a@b>=c is metric a with metric b of at least c",
     )
     parser.add_argument("--num_return_sequences", type=int, default=1, help="maximum number of tags per slot")
-    parser.add_argument("--num_candidates", type=int, default=50, help="tags that the tag classifier adds")
+    parser.add_argument("--num_candidates", type=int, default=50, help="number of classifier candidates")
     parser.add_argument("--pad_biases", type=float, nargs="+", default=PAD_BIASES, help="values of pad_bias to try")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="number of examples per batch")
     return parser.parse_args(argv)
 
 

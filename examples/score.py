@@ -1,10 +1,10 @@
-r"""Scores a checkpoint on the test split of a tagging dataset and writes the metrics to a JSON file.
+r"""Evaluate a checkpoint on the test split of a tagging dataset and write the metrics to a JSON file.
 
     python examples/score.py --checkpoint checkpoints/optsg-icon-small \
         --output results/icon_tagging/optsg-icon-small.json
 
-The decoding settings are those of the checkpoint, which `examples/train.py` fitted on validation examples. The kNN
-baseline is fitted here, on the same examples. Nothing is fitted on the test split.
+The decoding settings are those of the checkpoint, which `examples/train.py` fitted on the validation split. The kNN
+baseline is fitted on the training and validation splits. Nothing is fitted on the test split.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--dataset", default="icon_tagging", help="a benchmark, a folder, or a Hub name")
-    parser.add_argument("--dataset_dir", help="folder for datasets that are downloaded or built")
+    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, folder or Hub name of the dataset")
+    parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
     parser.add_argument(
-        "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="folder for tower features"
+        "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="examples per batch")
+    parser.add_argument("--batch_size", type=int, default=64, help="number of examples per batch")
     return parser.parse_args()
 
 
@@ -75,7 +75,7 @@ def score_decoding(
 
 
 def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: CachedFeatures) -> KNNForTagVote:
-    """Makes the kNN baseline of training examples, with the towers of a model."""
+    """Fits the kNN baseline to training examples, with the towers of a model."""
     tags = [list(dict.fromkeys(example_tags)) for example_tags in examples.dataset["tags"]]
     index = {tag: position for position, tag in enumerate(sorted({tag for row in tags for tag in row}))}
     ids = processor.tag_tokenizer(list(index), add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -83,7 +83,7 @@ def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: C
         text_config=model.config.text_config,
         frame_feature_size=model.config.frame_feature_size,
         tag_vocab_size=model.config.tag_vocab_size,
-        # Tags that are too long for the decoder of the model can get votes.
+        # Tags that are too long for the decoder of the model can also get votes.
         max_tag_tokens=max(map(len, ids)),
         num_tag_classes=len(index),
     )
@@ -113,7 +113,10 @@ def load_splits(arguments: argparse.Namespace) -> DatasetDict:
     """Loads the dataset and checks that it has all splits."""
     splits = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     if missing := {"train", "validation", "test"} - set(splits):
-        raise SystemExit(f"{arguments.dataset} has no split {', '.join(sorted(missing))}.")
+        raise SystemExit(
+            f"{arguments.dataset} has no split {' and no split '.join(sorted(missing))}. Scoring needs train, validation "
+            "and test, each in a folder with a metadata file (docs/evaluation.md)."
+        )
     return splits
 
 

@@ -1,16 +1,18 @@
-r"""Tags a dataset of any size, with any number of processes or machines, and writes the tags to Parquet files.
+r"""Tag a dataset with any number of processes or machines, and write the tags to Parquet files.
 
     accelerate launch examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags
     python examples/tag_dataset.py --checkpoint runs/mine --dataset my_images --output runs/tags --ray 2
 
-The examples are divided into shards. One process tags a shard and writes it as a file such as
-`tags-00000-of-00042.parquet`. To resume an interrupted run, repeat its command: only missing shards are made. An
-output folder that was made with another model, other settings or other examples is rejected. To detect changed images,
-videos or features, one example per shard is compared.
+The examples are divided into shards. Each shard is written to a file such as `tags-00000-of-00042.parquet`. To resume
+an interrupted run, run the same command again. Only missing shards are tagged. An output folder that was created with
+another model, other settings or other examples is rejected. To detect changed images, videos or features, the program
+compares one example per shard.
 
-The columns are the `id` of an example, its `tags` (`tag`, `score` and `novel`, best first), and an `error` if it
-cannot be read. With `--ray N` the shards are tagged by a `ray.data` job with N workers, on the Ray cluster at
-`RAY_ADDRESS` or on a local one; all machines must see the same files.
+The columns are the `id` of an example, its `tags` (`tag`, `score` and `novel`, best first), and an `error` if the
+example cannot be read.
+
+With `--ray N`, a `ray.data` job with N workers tags the shards, on the Ray cluster at `RAY_ADDRESS` or on a local one.
+All machines need access to the same files.
 """
 
 import argparse
@@ -49,19 +51,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
-    parser.add_argument("--dataset", required=True, help="a benchmark, a folder, or a Hub name")
-    parser.add_argument("--dataset_dir", help="folder for datasets that are downloaded or built")
-    parser.add_argument("--split", default="train", help="split of the dataset")
+    parser.add_argument("--dataset", required=True, help="benchmark, folder or Hub name of the dataset")
+    parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
+    parser.add_argument("--split", default="train", help="split to tag (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
-    parser.add_argument("--shard_size", type=int, default=1000, help="examples per file")
-    parser.add_argument("--batch_size", type=int, default=64, help="examples per forward pass")
-    parser.add_argument("--decoding", choices=("parallel", "sequential"), help="default: that of the checkpoint")
-    parser.add_argument("--threshold", type=float, help="minimum score of a tag; default: that of the checkpoint")
     parser.add_argument(
-        "--max_tags", type=int, help="maximum number of tags per example; default: that of the checkpoint"
+        "--shard_size", type=int, default=1000, help="number of examples per file (default: %(default)s)"
     )
-    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="default: no")
-    parser.add_argument("--ray", type=int, metavar="N", help="number of Ray workers; default: use accelerate")
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="number of examples per forward pass (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--decoding", choices=("parallel", "sequential"), help="default: the decoding of the checkpoint"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="minimum probability of a tag (default: that of the checkpoint)"
+    )
+    parser.add_argument(
+        "--max_tags", type=int, help="maximum number of tags per example (default: that of the checkpoint)"
+    )
+    parser.add_argument(
+        "--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="precision (default: %(default)s)"
+    )
+    parser.add_argument("--ray", type=int, metavar="N", help="number of Ray workers (default: use accelerate)")
     arguments = parser.parse_args(argv)
     # Ray workers run in other folders.
     arguments.output = arguments.output.resolve()
@@ -72,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class ShardTagger:
-    """Tags shards of a dataset; model and dataset are loaded once per process."""
+    """Tags shards of a dataset. The model and the dataset are loaded once per process."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -98,10 +110,10 @@ class ShardTagger:
 
 
 def prepare_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
-    """Creates the output folder and removes partial files that killed processes left.
+    """Creates the output folder and removes partial files from killed processes.
 
     Raises:
-        ValueError: The folder was made with other arguments, another model or other examples.
+        ValueError: The folder was created with other arguments, another model or other examples.
     """
     made_with = {name: value for name, value in vars(arguments).items() if name not in FREE_ARGUMENTS}
     made_with |= {

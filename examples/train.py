@@ -3,8 +3,8 @@
     accelerate launch examples/train.py --config examples/configs/optsg-icon-small.json --output_dir runs/icon
     accelerate launch examples/train.py --dataset my_images --checkpoint runs/icon --output_dir runs/mine
 
-The best checkpoint, its fitted generation settings, the log and the summary are written to `--output_dir`. The same
-command resumes a run that was stopped at any moment. SIGTERM saves the state of the run and ends the program.
+The best checkpoint, its fitted generation settings, the log and the summary are written to `--output_dir`. To resume a
+stopped run, run the same command again. On SIGTERM, the program saves the state of the run and exits.
 """
 
 import logging
@@ -49,7 +49,7 @@ from modeling_optsg.training import (
 def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatus, stop_signal: StopSignal) -> None:
     """Train from beginning to end, or from the last saved state."""
     started = time.perf_counter()
-    # A wrong batch size is reported before anything is computed.
+    # Report an invalid batch size before any computation.
     num_micro_batches(args.train_batch_size, accelerator.num_processes, args.per_device_train_batch_size)
     set_seed(args.seed)
 

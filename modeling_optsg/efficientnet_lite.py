@@ -15,7 +15,7 @@ from .configuration_optsg import EfficientNetLiteConfig
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's `SAME` padding, which the pretrained weights expect.
 
-    With a stride of 2 it pads more on the right and at the bottom.
+    With a stride of 2, it pads more on the right and at the bottom.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -78,8 +78,8 @@ class InvertedResidual(nn.Module):
 class EfficientNetLiteModel(PreTrainedModel):
     """EfficientNet-Lite without its classifier.
 
-    Batch normalisation uses the pretrained statistics in training too: the batches are too small, and too different
-    from ImageNet, to estimate new ones.
+    Batch normalisation also uses the pretrained statistics during training, because the batches are too small and too
+    different from ImageNet to estimate new statistics.
     """
 
     config_class = EfficientNetLiteConfig
@@ -117,7 +117,7 @@ class EfficientNetLiteModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
 
     def train(self, mode: bool = True) -> "EfficientNetLiteModel":
-        """Sets the mode of all modules but batch normalisation, which stays in evaluation mode."""
+        """Sets the mode of all modules except batch normalisation, which stays in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -129,13 +129,13 @@ class EfficientNetLiteModel(PreTrainedModel):
 
         Args:
             pixel_values: `[batch, 3, height, width]`.
-            kwargs: Ignored; other towers have more arguments.
+            kwargs: Ignored. Other towers have more arguments.
 
         Returns:
             `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`, and `pooler_output`
             `[batch, hidden_size]`, its mean over height and width.
         """
-        # On CPUs depthwise convolutions are about twice as fast in this memory format.
+        # On CPUs, depthwise convolutions are about twice as fast in this memory format.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             hidden_states = block(hidden_states)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def is_url(source: str) -> bool:
-    """Returns whether `source` is an address and not a local path."""
+    """Returns whether `source` is a URL and not a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", source) is not None
 
 
@@ -41,15 +41,15 @@ def read_image(source: Any, name: str) -> Image.Image:
 
     Args:
         source: A path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
-            `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels. An
-            array that fits both layouts has its channels in the last axis.
+            `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels. If
+            an array fits both layouts, the last axis is used as channels.
         name: Name of the image in error messages, if it has no path.
 
     Returns:
         The image in RGB, turned upright according to its EXIF data, with transparent pixels blended with white.
 
     Raises:
-        ValueError: The image is missing, damaged, too large, a remote address, or not an image.
+        ValueError: The image is missing, damaged, too large, a URL, or not an image.
     """
     source, name = unwrap_file(source, name)
     if isinstance(source, str) and is_url(source):

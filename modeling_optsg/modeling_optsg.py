@@ -1,4 +1,4 @@
-"""OP-TSG (Order-Prompted Tag Sequence Generation, ICCV 2023): wires the modules together."""
+"""The OP-TSG model (Order-Prompted Tag Sequence Generation, ICCV 2023)."""
 
 import copy
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from .tag_classifier import CosineClassifier, TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_pad_slots, lay_out_slots
 from .towers import HALVES, TowerMixin, register_shipped_tower
 
-# Most tags are absent from most examples. From a probability of 1/2, the first steps would only teach that.
+# Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
 INITIAL_CLASS_BIAS = -5.0
 
 
@@ -41,7 +41,7 @@ class OPTSGModelOutput(ModelOutput):
             Returned by models with a tag classifier.
         prompt_attentions: `[batch, heads, num_prompts, memory length]` for each layer of the prompt encoder. Returned
             with `output_attentions` or eager attention. Rows sum to 1 and are 0 at padding.
-        memory_layout: What each position of the memory stands for. Returned with `output_attentions`.
+        memory_layout: The frame patch or title token of each memory position. Returned with `output_attentions`.
     """
 
     order_prompts: torch.Tensor | None = None
@@ -55,20 +55,21 @@ class OPTSGModelOutput(ModelOutput):
 
 @dataclass
 class OPTSGOutput(ModelOutput):
-    """Output of [`OPTSGForTagGeneration`]. All but `order_prompts` are returned with `labels`.
+    """Output of [`OPTSGForTagGeneration`]. All fields except `order_prompts` are returned only with `labels`.
 
     Args:
         loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss + classifier_loss_weight *
             classifier_loss`.
-        logits: `[positions, tag_vocab_size]`, over the real positions of the batch, each example's slots laid end to
-            end in prompt order. In training with `num_sampled_tokens` it has a column for each of `logit_tokens` only.
+        logits: `[positions, tag_vocab_size]`, over the real positions of the batch. The slots of each example are
+            concatenated in prompt order. In training with `num_sampled_tokens`, only the columns of `logit_tokens` are
+            returned.
         generation_loss: Scalar, mean cross-entropy of the tokens, including [PAD] and [SEP].
         alignment_loss: Scalar, cross-entropy of the prompts over the candidate tags and [PAD].
         classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a
             tag classifier.
         assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` should predict.
-        logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if some are missing.
+        logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if `logits` does not have all tokens.
         order_prompts: `[batch, num_prompts, hidden_size]`.
     """
 
@@ -93,8 +94,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer"]
-    # `Trainer` would take the `**kwargs` of `forward` as a promise to divide the loss by the number of tokens of all
-    # accumulated batches, and leave it undivided.
+    # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
+    # accumulated batches, and does not divide it.
     accepts_loss_kwargs = False
 
     @classmethod
@@ -104,7 +105,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         """Loads a model; see [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: A tensor has another shape than the model's. It is named here; the library only logs its name.
+            ValueError: A tensor has a different shape than in the model. The message contains its name, which the library
+                only logs.
         """
         model, report = super().from_pretrained(
             *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -123,9 +125,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
 
         Args:
             vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
-                two-tower model such as CLIP, the vision half is taken. `None` for a model that reads precomputed frame
-                features; then `frame_feature_size` is needed.
-            text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, the text half is taken.
+                two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame features,
+                which needs `frame_feature_size`.
+            text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, its text tower is used.
             config_kwargs: Arguments of the model's configuration.
         """
         towers = {}
@@ -135,9 +137,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             tower_config = AutoConfig.from_pretrained(name)
             tower_config = getattr(tower_config, f"{half}_config", tower_config)
             register_shipped_tower(tower_config)
-            # Otherwise a tower saved in half precision would stay so inside a model in single precision.
+            # Otherwise a tower that was saved in half precision would stay in half precision.
             towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
-            # `config.json` must not publish where the tower was on this machine.
+            # `config.json` must not contain the local path of the tower.
             towers[half].config._name_or_path = ""
         config = cls.config_class(
             vision_config=towers["vision"].config if "vision" in towers else None,
@@ -151,11 +153,11 @@ class OPTSGPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Saves the model, its code and the code of `pipeline("tag-generation")`."""
-        # Imported here: the library copies every file that is imported anywhere in the code, and at the top this
-        # import would load all of the library's pipelines.
+        # Imported here, because an import at the top would load all pipelines of the library. The library copies this
+        # file in both cases.
         from .pipeline_optsg import CUSTOM_PIPELINES
 
-        # A model of another package, such as a baseline, does not bring this code: it imports the package instead.
+        # The code of a baseline imports the package, so it does not need the code of the pipeline.
         if type(self).__module__.rpartition(".")[0] == __package__:
             self.config.custom_pipelines = CUSTOM_PIPELINES
         super().save_pretrained(*args, **kwargs)
@@ -172,7 +174,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, PromptEncoder):
-            # Queries that start alike would be matched alike, so they start far apart.
+            # Similar queries would be matched to the same tags, so the initial queries are far apart.
             init.normal_(module.queries, std=1.0)
         elif isinstance(module, TagAlignment):
             init.normal_(module.pad_embedding, std=self.config.initializer_range)
@@ -191,7 +193,7 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
 
 
 class OPTSGModel(OPTSGTowers):
-    """The towers, the multimodal encoder and the prompt encoder: images and titles in, order prompts out.
+    """The towers, the multimodal encoder and the prompt encoder, which compute order prompts of images and titles.
 
     Example:
 
@@ -232,7 +234,7 @@ class OPTSGModel(OPTSGTowers):
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
             title_features: Precomputed, instead of `input_ids`: `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true (1) for real tokens. An example without a title has none.
-            output_attentions: Return where each order prompt looks, with any attention implementation.
+            output_attentions: Whether to return the attention of each order prompt, for any attention implementation.
             example_seeds: `[batch]`, integers. In training, the dropout of modalities and tokens depends on them
                 instead of on torch's global generator; see [`seeded_uniform`].
 
@@ -263,7 +265,7 @@ class OPTSGModel(OPTSGTowers):
 
 
 class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
-    """OP-TSG: order prompts matched one-to-one to tags, and a decoder that generates the tag of each prompt.
+    """OP-TSG, which matches order prompts one-to-one with tags and generates the tag of each prompt.
 
     Example:
 
@@ -286,7 +288,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
         self.post_init()
-        # One that is derived from the configuration loses the fields it does not know when it is loaded again.
+        # A generation config derived from the model config would lose additional fields when it is loaded again.
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -344,10 +346,10 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 `parallel_ratio` in training, and is parallel in evaluation.
             example_seeds: `[batch]`, see [`OPTSGModel.forward`]. They also choose attention mask and [PAD] slots.
             step_tokens, sampled_tokens: With `num_sampled_tokens`, the tokens of all tags of a training step, and the
-                sampled others, if they were chosen for all parts of the step.
+                sampled other tokens, if they were chosen for all micro-batches of the step.
 
         Raises:
-            ValueError: An example cannot be encoded, `labels` come without their tags, a label is out of range, a tag
+            ValueError: An example cannot be encoded, `labels` are given without their tags, a label is out of range, a tag
                 is too long, or an example has more tags than there are prompts.
         """
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
@@ -384,7 +386,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             counts: Number of training examples of each tag.
 
         Raises:
-            ValueError: The model has `use_tag_classifier=False`; or see [`LabelVocabulary.set_tags`].
+            ValueError: The model has `use_tag_classifier=False`, or an error of [`LabelVocabulary.set_tags`].
         """
         if not self.config.use_tag_classifier:
             raise ValueError("This model has use_tag_classifier=False, so it has no label vocabulary.")
@@ -418,7 +420,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         example_seeds: torch.Tensor | None,
         pad_slots: bool = True,
     ) -> tuple[SlotSequence, torch.Tensor]:
-        """Lays out the slots, and returns how many [PAD] slots each one that is decoded stands for, `[batch]`."""
+        """Lays out the slots. Also returns the number of [PAD] slots that each decoded [PAD] slot represents, `[batch]`."""
         config = self.config
         if tag_input_ids is None or tag_lengths is None:
             raise ValueError("labels need tag_input_ids and tag_lengths; `processor(tags=...)` makes them.")
@@ -448,7 +450,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         parallel: torch.Tensor,
         sampled: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor | None]:
-        """Decodes the slots and computes the fields of [`OPTSGOutput`] that follow. Model F overrides this."""
+        """Decodes the slots and computes logits, targets and generation loss. Model F overrides this method."""
         hidden_states = self.tag_decoder(
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )
@@ -467,13 +469,13 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         targets: torch.Tensor,
         sampled: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Computes logits over the vocabulary, or in training over the targets and sampled tokens.
+        """Computes logits over the vocabulary, or over the targets and sampled tokens in training.
 
         Returns:
             The logits `[positions, columns]`, the column of each target `[positions]`, and the columns' tokens
             `[columns]` (`None` for the whole vocabulary).
         """
-        # In training the embeddings may be text-initialised; the output layer's own weight is then only their offset.
+        # In training, the embeddings may be text-initialised. The weight of the output layer is then only their offset.
         tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
         weight, bias = tied.weight, self.lm_head.bias
         if not self.training:

@@ -141,6 +141,8 @@ class TagGenerationPipeline(Pipeline):
         timeout: float | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict, dict, dict]:
+        if parts := generate_kwargs.keys() & PARTS.keys():
+            raise ValueError(f'pass {", ".join(sorted(parts))} with the example, as in {{"image": ..., "title": ...}}')
         if top_k is not None:
             if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
                 raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1")

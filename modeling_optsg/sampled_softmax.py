@@ -1,4 +1,4 @@
-"""Softmax over a sample of the classes, for training steps in which the output layer dominates."""
+"""Softmax over a sample of the classes, which makes training steps with a large output layer faster."""
 
 import math
 
@@ -8,15 +8,15 @@ import torch
 def sample_classes(
     targets: torch.Tensor, num_classes: int, num_sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Chooses the classes of a step: those of the targets and `num_sampled` random others.
+    """Chooses the classes of a step: the target classes and `num_sampled` random other classes.
 
-    A sampled class stands for all classes that were not sampled: with `correction` added to its logit, the sum of
-    exponentials keeps its expected value.
+    The sampled classes represent all other classes. With `correction` added to their logits, the sum of exponentials
+    has the same expected value as without sampling.
 
     Args:
         targets: `[positions]`, classes.
         num_classes: Number of all classes.
-        num_sampled: Number of other classes. With 0, or when there are no more, all classes are returned.
+        num_sampled: Number of other classes. With 0, or if there are no more of them, all classes are returned.
 
     Returns:
         The classes `[columns]`, the column of each target `[positions]`, and the correction `[columns]`.
@@ -35,13 +35,13 @@ def sample_classes(
 def use_sampled_classes(
     targets: torch.Tensor, num_classes: int, own: torch.Tensor, sampled: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Does the work of [`sample_classes`] with classes that were chosen for all parts of a step.
+    """Returns the same as [`sample_classes`], for classes that were chosen for all micro-batches of a step.
 
     Args:
-        targets: `[positions]`, classes, all of them in `own`.
+        targets: `[positions]`, classes. All of them must be in `own`.
         num_classes: Number of all classes.
-        own: `[classes]`, the classes of all targets of the step, each once.
-        sampled: `[classes]`, the sampled others.
+        own: `[classes]`, the distinct target classes of the step.
+        sampled: `[classes]`, the sampled other classes.
 
     Returns:
         See [`sample_classes`].

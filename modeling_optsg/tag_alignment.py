@@ -1,4 +1,4 @@
-"""Tag alignment (training only): matches order prompts one-to-one to tags and pulls each prompt towards its tag."""
+"""Tag alignment (training only), which matches order prompts one-to-one with tags and makes each similar to its tag."""
 
 import math
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class TagAlignmentOutput(ModelOutput):
 def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Matches the prompts of each example one-to-one to its tags, padded with [PAD] to the number of prompts.
 
-    Padding n tags to K and solving a K x K problem gives the same matching as an n x K problem in which a pair costs
-    -(similarity to the tag - similarity to [PAD]). The smaller problem is solved, with the Hungarian method.
+    The Hungarian algorithm solves a problem of size n x K, in which the cost of a pair is -(similarity to the tag -
+    similarity to [PAD]). The result is the same as that of padding n tags to K and solving a K x K problem.
 
     Args:
         similarity: `[batch, num_prompts, tags + 1]`. The last column is the similarity to [PAD].
@@ -92,20 +92,20 @@ class TagAlignment(nn.Module):
         """
         tags = torch.cat([self.tag_projection(tag_features), self.pad_embedding[None]])
         prompts = F.normalize(self.prompt_projection(order_prompts), dim=-1)
-        # CLIP's upper bound: beyond 100 the softmax is a hard maximum.
+        # The upper bound of CLIP. Above 100, the softmax is nearly a hard maximum.
         scale = self.logit_scale.clamp(max=math.log(100)).exp()
         return scale * prompts @ F.normalize(tags, dim=-1).T
 
     def forward(
         self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor, with_pad: bool = True
     ) -> TagAlignmentOutput:
-        """Matches prompts to tags and computes the loss that follows from the matching.
+        """Matches prompts with tags and computes the alignment loss.
 
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
-            tag_features: `[tags, text width]`. Tags that no example of the batch has serve as negatives.
+            tag_features: `[tags, text width]`. Tags that do not belong to any example of the batch are negatives.
             labels: `[batch, max tags per example]`, indices into `tag_features`, -100 for padding.
-            with_pad: Whether [PAD] is a candidate. Without it, prompts that are matched to no tag are ignored.
+            with_pad: Whether [PAD] is a candidate. If not, prompts without a matched tag are ignored.
 
         Raises:
             ValueError: See [`match_prompts_to_tags`].

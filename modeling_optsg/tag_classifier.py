@@ -1,8 +1,8 @@
 """Tag classifier: a multi-label head over the label vocabulary.
 
-The alignment shows a prompt the tags of its batch. The classifier sees every tag of the label vocabulary at every
-step, and so learns more about rare ones. In generation it proposes candidates, and its logits are fused with the
-slots'.
+The tag alignment compares prompts only with the tags of a batch. The classifier is trained on every tag of the label
+vocabulary in every step, which helps with rare tags. During generation, its most probable tags are candidates, and its
+logits are fused with those of the slots.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def asymmetric_loss(
     probability = logits.sigmoid()
     shifted = (probability - margin).clamp(min=0)
     present = targets * (1 - probability) ** gamma_positive * F.logsigmoid(logits)
-    # Without a margin, log(1 - p) is taken from the logit, because p itself may round to 1.
+    # Without a margin, log(1 - p) is computed from the logit, because p may be rounded to 1.
     log_absent = F.logsigmoid(-logits) if margin == 0 else torch.log1p(-shifted)
     absent = (1 - targets) * shifted**gamma_negative * log_absent
     return -(present + absent).sum(dim=-1).mean()
@@ -71,8 +71,8 @@ def check_tag_ids(tag_ids: torch.Tensor | None, num_classes: int) -> None:
 class LabelVocabulary(nn.Module):
     """The tag of each class, as token ids, and its training count.
 
-    Both are buffers, so that a checkpoint knows its classes without a list next to it, and a class is decoded by the
-    processor as a generated tag is.
+    Both are buffers, so a checkpoint contains its classes without a separate list. The processor decodes a class in the
+    same way as a generated tag.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -91,11 +91,11 @@ class LabelVocabulary(nn.Module):
 
         Args:
             input_ids: Token ids of each class's tag, without [SEP].
-            counts: Number of training examples of each tag. By default all tags are equally frequent.
+            counts: Number of training examples of each tag. By default, all tags are equally frequent.
 
         Raises:
-            ValueError: The number of tags or counts is not the number of classes, a tag is empty or too long, two tags
-                are equal, or a count is below 1.
+            ValueError: The number of tags or counts differs from the number of classes, a tag is empty or too long, two
+                tags are equal, or a count is below 1.
         """
         num_classes, max_length = self.tokens.shape
         if len(input_ids) != num_classes:
@@ -125,7 +125,7 @@ class LabelVocabulary(nn.Module):
         return self._class_index[1]
 
     def adjust_logits(self, logits: torch.Tensor, logit_adjustment: float) -> torch.Tensor:
-        """Favours rare tags: subtracts `logit_adjustment` times the logarithm of each tag's training count.
+        """Favours rare tags by subtracting `logit_adjustment` times the logarithm of each tag's training count.
 
         Source: Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314, section 4.1.
 
@@ -145,8 +145,8 @@ class LabelVocabulary(nn.Module):
 class CosineClassifier(nn.Module):
     """Linear classifier on normalised inputs, with a learned scale.
 
-    Inputs are normalised and class embeddings are not, so that frequent classes can have larger weights. In training
-    the class embeddings may be text-initialised (`training/text_tied_embeddings.py`).
+    Inputs are normalised. Class embeddings are not, so frequent classes can have larger weights. In training, the class
+    embeddings may be text-initialised (`training/text_tied_embeddings.py`).
     """
 
     def __init__(self, config: PreTrainedConfig, num_classes: int):
@@ -160,7 +160,7 @@ class CosineClassifier(nn.Module):
 
         Args:
             hidden_states: `[..., hidden_size]`.
-            classes: `[columns]`, the classes to compute logits of. By default all.
+            classes: `[columns]`, the classes of the logits. By default, all classes.
 
         Returns:
             `[..., columns]`.

@@ -8,9 +8,9 @@ from transformers import LogitsProcessor, PreTrainedConfig, ProcessorMixin
 
 
 class TagVocabularyLogitsProcessor(LogitsProcessor):
-    """Lets a slot generate only tags of a given vocabulary, or [PAD].
+    """Restricts a slot to the tags of a given vocabulary and [PAD].
 
-    The tags are kept as a prefix tree over their tokens.
+    The tags are stored as a prefix tree over their tokens.
 
     Args:
         tags: Token ids of each allowed tag, without [SEP]. [PAD] at the end is padding.
@@ -109,6 +109,6 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
             prefixes = [tuple(prefix) for prefix in prefixes.tolist()]
         allowed = torch.zeros(len(prefixes), scores.shape[1], dtype=torch.bool)
         for row, prefix in enumerate(prefixes):
-            # A prefix outside the tree belongs to a hypothesis that is already impossible.
+            # A prefix outside the tree belongs to a hypothesis with probability 0.
             allowed[row, self.next_tokens.get(prefix, torch.empty(0, dtype=torch.long))] = True
         return scores.masked_fill(~allowed[inverse.to("cpu")].to(scores.device), -float("inf"))

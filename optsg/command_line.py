@@ -22,7 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: Arguments of the command; those of the process if omitted.
     """
-    args = _build_parser().parse_args(argv)
+    parser, commands = _build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        # The message of argparse itself would show the usage of `optsg`, not of the command.
+        commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -38,15 +42,15 @@ def main(argv: list[str] | None = None) -> int:
         return PIPE_CLOSED
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:
     parser = argparse.ArgumentParser(
         prog="optsg", description="Image and video tagging with Order-Prompted Tag Sequence Generation."
     )
     parser.add_argument("--version", action="version", version=f"optsg {_installed_version()}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in (tag, stats, export, push):
         command.add_command(commands)
-    return parser
+    return parser, commands
 
 
 def _installed_version() -> str:

@@ -15,19 +15,19 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="NAME", help="benchmark, folder, or dataset on the Hub")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a benchmark")
     parser.add_argument("--config-name", metavar="NAME", help="configuration of a benchmark, such as create_3m")
-    parser.add_argument("--title", metavar="NAME", help="title of a benchmark's examples, such as raw")
+    parser.add_argument("--title", metavar="NAME", help="kind of title in a benchmark, such as raw")
     parser.add_argument("--visual", metavar="NAME", help="visual input: video, image, frame_features or none")
     parser.add_argument("--missing", metavar="POLICY", help="skip or keep examples whose file cannot be used")
-    parser.add_argument("--cache-dir", metavar="DIR", help="cache of the datasets library")
+    parser.add_argument("--cache-dir", metavar="DIR", help="cache folder of the datasets library")
 
 
 def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[str, "Dataset | IterableDataset"]:
-    """Loads all splits of the dataset that the arguments name.
+    """Loads all splits of the dataset.
 
     Args:
         args: Parsed arguments of [`add_dataset_arguments`].
-        tags_only: Whether only tags are needed. Then Parquet and Hub datasets are streamed instead of copied to the
-            cache, and images and videos of a benchmark are not read.
+        tags_only: Whether to read only the tags. Parquet and Hub datasets are then streamed instead of copied to the
+            cache, and the images and videos of a benchmark are not read.
 
     Raises:
         ValueError, FileNotFoundError: See [`load_tagging_dataset`].

@@ -18,19 +18,22 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "export",
         help="write a dataset as Parquet",
         description="Writes a tagging dataset as Parquet files with a dataset card. Images and features are stored\n"
-        "in the Parquet files, videos as separate files. `datasets.load_dataset` reads the folder\n"
-        "without this package.",
+        "in the Parquet files, and videos as separate files. `datasets.load_dataset` loads the\n"
+        "folder without this package.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_dataset_arguments(parser)
     parser.add_argument("output", type=Path, metavar="DIR", help="output folder, created if necessary")
     parser.add_argument(
-        "--max-shard-size", default="500MB", metavar="SIZE", help="largest Parquet file (default: %(default)s)"
+        "--max-shard-size",
+        default="500MB",
+        metavar="SIZE",
+        help="maximum size of a Parquet file (default: %(default)s)",
     )
-    parser.add_argument("--license", metavar="ID", help="licence in the card, such as cc-by-4.0")
-    parser.add_argument("--language", nargs="+", metavar="CODE", help="languages in the card, such as en or zh")
-    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the folder as this dataset")
-    parser.add_argument("--private", action="store_true", help="create the dataset on the Hub as private")
+    parser.add_argument("--license", metavar="ID", help="licence of the dataset, such as cc-by-4.0")
+    parser.add_argument("--language", nargs="+", metavar="CODE", help="languages of the dataset, such as en or zh")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="Hub dataset to publish the folder as")
+    parser.add_argument("--private", action="store_true", help="create the Hub dataset as private")
     parser.set_defaults(run=_run)
 
 
@@ -66,7 +69,7 @@ def _card(args: argparse.Namespace, dataset: "DatasetDict") -> "DatasetCard":
     card.data.language = args.language or card.data.language
     if args.license:
         card.data.license = args.license
-        # They describe a licence without an identifier.
+        # These fields describe a licence without an identifier.
         for detail in ("license_name", "license_link"):
             card.data.pop(detail, None)
     return card

@@ -1,4 +1,4 @@
-"""Finds the images and videos named on a command line, and their titles."""
+"""Finds the images and videos of a command line, and their titles."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ RAW_SUFFIXES = frozenset(
     ".srf .srw .x3f".split()
 )
 SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
-OWN_PREFIX = ".optsg-"  # of this program's records and unfinished files
+OWN_PREFIX = ".optsg-"  # for records and partial files of this program
 MAX_MISSING_SHOWN = 3
 
 
@@ -31,7 +31,7 @@ class MediaFile:
         path: Path of the file.
         title: Its title, if it has one.
         is_video: Whether it is a video rather than an image.
-        root: The folder on the command line that contains the file; empty if the file itself was named.
+        root: The folder on the command line that contains the file. Empty for a file on the command line.
     """
 
     path: str
@@ -42,13 +42,13 @@ class MediaFile:
 
 @dataclass
 class MediaFiles:
-    """The files that a command line names.
+    """The files of a command line.
 
     Args:
         files: Images and videos in the order of the command line. The files of a folder are sorted by name and come
             before those of its sub-folders.
-        failures: `(path, reason)` of everything that was asked for and cannot be used.
-        messages: Sentences about files that were skipped.
+        failures: `(path, reason)` of all requested files and folders that cannot be used.
+        messages: Messages about skipped files.
     """
 
     files: list[MediaFile] = field(default_factory=list)
@@ -57,16 +57,16 @@ class MediaFiles:
 
 
 def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
-    """Finds images and videos by name, and all those below the folders among the names.
+    """Finds images and videos among files, and recursively in folders.
 
-    A named file is a video if it has a suffix of videos, and an image otherwise. Raw files are refused. In a folder,
-    files without a suffix of images or videos are skipped, and a `metadata.jsonl`, `.csv` or `.parquet` with the
-    columns `file_name` and `title` gives the titles.
+    A file with a video suffix is a video, and any other file is an image. Raw files are rejected. In a folder, files
+    without an image or video suffix are skipped. Titles are read from a `metadata.jsonl`, `.csv` or `.parquet` in the
+    folder, with the columns `file_name` and `title`.
 
     Args:
         names: Paths of files and folders.
-        title: Title of every named file.
-        title_from_name: Use the files' names as titles, with spaces for `-` and `_`, even if there is metadata.
+        title: Title of the files on the command line.
+        title_from_name: Use file names as titles, with spaces instead of `-` and `_`, even if there is metadata.
     """
     found = MediaFiles()
     for name in names:
@@ -155,7 +155,7 @@ class _FolderSearch:
 
 
 def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
-    """Reads titles by path; all unusable rows are one failure, which shows the first of them."""
+    """Reads titles by path. All invalid rows together are one failure, which shows the first of them."""
     titles, unusable = {}, []
     try:
         for number, row in _rows(metadata):
@@ -195,7 +195,7 @@ def _path_and_title(row: dict | str) -> tuple[str, str | None]:
 
 
 def _sidecar_owner(path: str) -> str | None:
-    """The path that `path` would be a sidecar of, with or without a suffix; `None` if it is not named like one."""
+    """Returns the file that a sidecar belongs to, with or without its suffix; `None` for other names."""
     suffix = next((suffix for suffix in SIDECAR_SUFFIXES if path.lower().endswith(suffix)), None)
     return path[: -len(suffix)] if suffix else None
 

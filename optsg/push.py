@@ -8,12 +8,12 @@ from pathlib import Path
 from .terminal import print_line, printable
 
 EPILOG = """\
-The token is that of `hf auth login`, or HF_TOKEN. All files are published in one
-commit. After a failed push, run the same command again: files that have arrived
-are not sent again.
+The token comes from `hf auth login` or HF_TOKEN. All files are uploaded in one
+commit. If a push fails, run the same command again. Files that were already
+uploaded are not sent again.
 
 exit status: 0 published, or nothing to change; 1 the Hub cannot be reached or
-refuses; 2 the command line or the folder cannot be used.
+rejects the push; 2 the arguments or the folder are invalid.
 """
 
 
@@ -22,25 +22,23 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "push",
         help="publish a checkpoint on the Hub",
-        description="Publish a checkpoint: weights, processor, generation settings, model card, and the code\n"
-        "that loads it. A missing README.md is written first, from the training summary. The\n"
-        "folder is checked to be complete and to load before anything is sent.",
+        description="Publishes a checkpoint: weights, processor, generation settings, model card, and the model\n"
+        "code. If README.md is missing, it is first created from the training summary. Before\n"
+        "anything is uploaded, the command checks that the folder is complete and can be loaded.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the checkpoint")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the checkpoint")
     parser.add_argument("name", metavar="ORG/NAME", help="name on the Hub; the repository is created if necessary")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
-    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch, created if necessary; default main")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to push to, created if necessary (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of pushing directly")
     parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit or pull request")
-    parser.add_argument("--dry-run", action="store_true", help="check, list the files to publish, send nothing")
-    card = parser.add_argument_group("model card", "Any of these options writes FOLDER/README.md again.")
-    card.add_argument(
-        "--results", type=Path, metavar="FILE", help="output of examples/score.py: metrics on test examples"
-    )
-    card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, shown with their tags")
-    card.add_argument("--license", metavar="ID", help="licence of the weights, as on the Hub, such as apache-2.0")
+    parser.add_argument("--dry-run", action="store_true", help="check the folder and list its files without uploading")
+    card = parser.add_argument_group("model card", "Any of these options creates FOLDER/README.md again.")
+    card.add_argument("--results", type=Path, metavar="FILE", help="output of examples/score.py with test metrics")
+    card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, shown with predicted tags")
+    card.add_argument("--license", metavar="ID", help="licence of the weights, as a Hub identifier such as apache-2.0")
     card.add_argument("--language", nargs="+", metavar="CODE", help="languages of titles and tags, such as en")
     parser.set_defaults(run=_run)
 
@@ -86,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _write_card(args: argparse.Namespace) -> None:
-    """Write the model card if there is none, or if options ask for it; the old card stays as `README.md.bak`."""
+    """Write the model card if it is missing or if options require it; keep the old one as `README.md.bak`."""
     from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
     from modeling_optsg.hub.model_card import write_training_card
 

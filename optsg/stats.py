@@ -22,8 +22,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "stats",
         help="count the examples and tags of a dataset",
-        description="Counts the examples and tags of a dataset without loading it, as in Tables 1 to 3 of the\n"
-        "paper's supplement, and compares them with the published statistics of a benchmark.",
+        description="Counts the examples and tags of a dataset without loading images or videos, as in Tables 1 to 3\n"
+        "of the paper's supplement. For a benchmark, the published statistics are printed as well.",
         epilog="exit status: 0 the counts are consistent; 1 they are not; 2 the dataset cannot be counted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -34,19 +34,19 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=25,
         metavar="N",
-        help="training examples from which a tag is common (default: %(default)s)",
+        help="minimum number of training examples of a common tag (default: %(default)s)",
     )
     common.add_argument(
         "--match-published",
         action="store_true",
-        help="use the N that gives the numbers of common and rare tags nearest to the published ones",
+        help="choose N so that the numbers of common and rare tags are closest to the published ones",
     )
     parser.add_argument(
         "--published",
         metavar="NAME",
-        help="benchmark to compare with (default: the one with the dataset's name)",
+        help="benchmark to compare with (default: the benchmark with the name of the dataset)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="plot the tag frequencies (Figure 1) to this file")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="file for a plot of the tag frequencies (Figure 1)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(run=_run)
 
@@ -82,7 +82,8 @@ def _run(args: argparse.Namespace) -> int:
     else:
         _print_statistics(args.dataset, statistics, published, common_count)
         _print_checks(identities, benchmark if published else None)
-        _print_other_datasets(args.dataset, statistics)
+        if published:
+            _print_other_datasets(args.dataset, statistics)
     return 0 if all(holds for _, holds in identities["counted"]) else 1
 
 

@@ -1,4 +1,4 @@
-"""`optsg tag`: tags images, videos and folders of them."""
+"""`optsg tag`: tag images, videos and folders."""
 
 import argparse
 import contextlib
@@ -21,15 +21,15 @@ DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 LIBRARY_WARNINGS = StderrHandler("optsg tag")
 TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EPILOG = """\
-A metadata.jsonl, metadata.csv or metadata.parquet in a folder, with the
-columns file_name and title, gives the titles of its files.
+Titles are read from a metadata.jsonl, metadata.csv or metadata.parquet in the
+folder, with the columns file_name and title.
 
---write never changes an image or a video. Tags that you wrote stay. Tags from
-an earlier run are removed if the model no longer predicts them. Tags that you
-deleted are not added again. To continue a stopped run, run the same command.
+--write never changes an image or a video. Your own tags are kept. Tags from an
+earlier run are removed if the model no longer predicts them. Tags that you
+deleted are not added again. To resume a stopped run, run the same command.
 
 exit status: 0 all files were tagged; 1 some files failed, with the reason on
-standard error; 2 the command line or the model cannot be used; 130
+standard error; 2 the arguments are invalid or the model cannot be used; 130
 interrupted; 143 terminated.
 """
 
@@ -43,8 +43,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "tag",
         help="tag images, videos and folders",
-        description="Tags images and videos and prints the probability of each tag.\n"
-        "A tag that is not in the label vocabulary is marked as novel.",
+        description="Tags images and videos, and prints the probability of each tag.\n"
+        "Tags that are not in the label vocabulary are marked as novel.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -67,7 +67,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=_probability,
         metavar="P",
-        help="minimum probability of a tag (default: the model's own threshold)",
+        help="minimum probability of a tag (default: the threshold of the model)",
     )
     parser.add_argument("--max-tags", type=_positive, metavar="N", help="maximum number of tags per file")
     parser.add_argument("--exclude", action="append", default=[], metavar="TAG", help="tag to exclude (repeatable)")
@@ -85,7 +85,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoding",
         choices=("parallel", "sequential"),
-        help="generate all tags in parallel or one after the other (default: the model's own setting)",
+        help="generate all tags in parallel or one after the other (default: the setting of the model)",
     )
     parser.add_argument("--frames", type=_positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(
@@ -103,7 +103,7 @@ def _add_write_arguments(group: argparse._ArgumentGroup) -> None:
         help="xmp, json or txt: write a sidecar for each file; csv or parquet: write one table (repeatable)",
     )
     group.add_argument(
-        "--output", metavar="DIR", help="write to a folder with the same sub-folders instead of next to the images"
+        "--output", metavar="DIR", help="output folder with the same sub-folders (default: next to the images)"
     )
     group.add_argument(
         "--sidecar-names",
@@ -111,8 +111,8 @@ def _add_write_arguments(group: argparse._ArgumentGroup) -> None:
         default="full",
         help="full: photo.jpg.xmp for darktable, digiKam, Immich (default); stem: photo.xmp for Lightroom",
     )
-    group.add_argument("--dry-run", action="store_true", help="print what would be written and write nothing")
-    group.add_argument("--redo", action="store_true", help="also tag files that already have their tags")
+    group.add_argument("--dry-run", action="store_true", help="print the changes without writing any files")
+    group.add_argument("--redo", action="store_true", help="also tag files that are already tagged")
 
 
 def _probability(text: str) -> float:

@@ -160,6 +160,8 @@ def _load(name: str, num_frames: int | None) -> tuple["OPTSGForTagGeneration", "
     _check_name(name)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError("the folder has no config.json, so it is not a checkpoint")
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")
     if model_type != OPTSGConfig.model_type:
         raise ValueError(f"its model_type is {model_type!r}, expected {OPTSGConfig.model_type!r}")

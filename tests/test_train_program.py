@@ -15,6 +15,7 @@ from colour_folder import write_colour_folder
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
+from transformers import pipeline
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
@@ -136,12 +137,17 @@ def test_half_precision_checkpoints_load_as_32_bits(trained):
     assert OPTSGForTagGeneration.from_pretrained(trained / "run").dtype == torch.float32
 
 
+def test_a_trained_folder_loads_in_a_pipeline_without_remote_code(trained):
+    tagger = pipeline("tag-generation", model=str(trained / "run"))
+    assert isinstance(tagger({"title": "a red image"}), list)
+
+
 def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(
         "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
     )
     train(folder, tmp_path / "run", trained / "cache", **settings, num_train_epochs=0.1, eval_steps=100)
-    assert "A step has 15 examples: there are no 64" in caplog.text
+    assert "There are only 15 training examples: a step has 15, not 64" in caplog.text
 
 
 def test_fine_tuning_keeps_the_tokenizer_and_the_known_tags(train, trained, tmp_path):

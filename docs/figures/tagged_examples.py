@@ -19,7 +19,7 @@ import modeling_optsg  # noqa: E402, F401 (registers the pipeline)
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples/images"
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"
-SHOWN = ("tent-tree.png", "bird.png", "swimming-pool.png", "bus.png", "tea-bag.png")
+SHOWN = ("tent-tree.png", "bird.png", "swimming-pool.png", "bus.png", "baby-bottle.png")
 MAX_TAGS = 6
 INK, MUTED, BAR, FRAME = "#1f2328", "#656d76", "#b6d7f2", "#d0d7de"
 
@@ -37,7 +37,7 @@ def draw_card(axes: plt.Axes, image: Path, title: str, tags: list[dict]) -> None
     axes.text(0.5, 1.19, f"“{title}”", ha="center", va="center", color=MUTED, fontsize=10, style="italic")
     for row, tag in enumerate(tags):
         height = 0.98 - 0.165 * row
-        axes.barh(height, 0.86 * tag["score"], 0.13, left=0.07, color=BAR)
+        axes.barh(height, 0.7 * tag["score"], 0.13, left=0.07, color=BAR)
         axes.text(0.1, height, tag["label"], va="center", color=INK, fontsize=9)
         axes.text(0.93, height, f"{tag['score']:.2f}", ha="right", va="center", color=MUTED, fontsize=9)
 

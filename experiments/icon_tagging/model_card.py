@@ -3,8 +3,8 @@
     python experiments/icon_tagging/model_card.py --checkpoint checkpoints/optsg-icon-small \
         --results results/icon_tagging/optsg-icon-small.json
 
-The numbers come from the training summary and the result file, the tags of the example images from the model. Cards of
-other checkpoints are written by `optsg push`.
+The numbers come from the training summary and the result file. The model predicts the tags of the example images.
+`optsg push` writes the cards of other checkpoints.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from modeling_optsg.hub import write_model_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples/images"
 USE = """\
-The model knows icons and simple drawings on a white background, with a short English title. It has seen no
-photographs: they get few or no tags. Pass a title where there is one. From an image alone the model predicts few tags,
-as the metrics show, and for some images none.
+The model was trained on icons and simple drawings on a white background, with short English titles. It predicts few or
+no tags for photographs. Pass a title if there is one. Without a title, the model predicts few tags, or none for some
+images.
 
-Tags are guesses with a probability, not facts. The model repeats the habits and the gaps of the people who tagged the
-training images. A tag marked *novel* occurs in no training example; it may be a word that does not exist. Do not use
-the model to identify or judge people."""
+The tags are predictions with a probability, not facts. The model repeats the habits and the gaps of the people who
+tagged the training images. A tag marked as *novel* does not occur in any training example, and may be a word that does
+not exist. Do not use the model to identify or judge people."""
 LICENSE_DETAILS = """\
-The vision tower is EfficientNet-Lite0 (Apache-2.0), the
-text tower all-MiniLM-L6-v2 (Apache-2.0). The training images and the example images come from icon sets with their own
-licences, which the dataset card of icon-tagging lists."""
+The vision tower
+is EfficientNet-Lite0 (Apache-2.0), and the text tower is all-MiniLM-L6-v2 (Apache-2.0). The training images and the
+example images come from icon sets with their own licences. The dataset card of icon-tagging lists these licences."""
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from modeling_optsg.configuration_optsg import OPTSGConfig
 
 
 class ModelFConfig(OPTSGConfig):
-    """Configuration of [`ModelFForTagGeneration`]; the same as OP-TSG's."""
+    """Configuration of [`ModelFForTagGeneration`], identical to that of OP-TSG."""
 
     model_type = "optsg_model_f"
 
@@ -44,11 +44,11 @@ class OpenBookConfig(OPTSGConfig):
 
     Args:
         num_prompts: Number of queries that pool the memory into the prompt of the sequence.
-        num_book_examples: Number of neighbours whose tags are retrieved. With 0 the model has no book.
+        num_book_examples: Number of neighbours whose tags are retrieved. With 0, the model has no book.
         max_book_tokens: Maximum number of tokens of an example's retrieved tags. Further tags are dropped.
         max_sequence_tokens: Maximum number of tokens of the sequence of all tags, including [SEP] and the end.
-        tag_order: Order of the tags in the training sequence: "given", as in the data, or "shuffled", a new order each
-            time.
+        tag_order: Order of the tags in the training sequence: "given" (as in the data) or "shuffled" (a new order each
+            time).
     """
 
     model_type = "optsg_open_book"

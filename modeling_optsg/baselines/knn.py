@@ -1,4 +1,4 @@
-"""kNN: a weighted vote of the nearest training examples under the same towers."""
+"""kNN: a weighted vote of the nearest training examples, with features from the same towers."""
 
 from collections.abc import Sequence
 
@@ -19,9 +19,9 @@ from modeling_optsg.tag_ranking import rank_tags
 class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     """Predicts the tags of the k nearest training examples, each weighted by its similarity.
 
-    The similarity is `title similarity + image_weight * image similarity`, cosine similarities of mean-pooled tower
-    features. Images are centred on the training mean. The training examples are buffers, saved with the model; nothing
-    is trained.
+    The similarity is `title similarity + image_weight * image similarity`. Both terms are cosine similarities of
+    mean-pooled tower features. The mean of the training images is subtracted from image features. The training examples
+    are stored in buffers and saved with the model. There are no trained parameters.
     """
 
     config_class = KNNConfig
@@ -41,7 +41,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         )
 
     def _empty_tags(self) -> torch.Tensor:
-        # Padded with one class more than there are; its votes are dropped.
+        # Rows are padded with an additional class, whose votes are dropped.
         shape = (self.config.num_examples, self.config.max_tags_per_example)
         return torch.full(shape, self.config.num_tag_classes, dtype=torch.int32)
 
@@ -80,7 +80,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """Computes the similarity `[batch, num_examples]` to the training examples.
 
         Args:
-            images: `[batch, frame_feature_size]`, pooled; a missing modality does not count.
+            images: `[batch, frame_feature_size]`, pooled. A missing modality is ignored.
             titles: `[batch, text width]`, pooled.
             image_weight: Weight of the image similarity.
         """
@@ -108,7 +108,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         image_weight: float | None = None,
         generation_config: GenerationConfig | None = None,
     ) -> OPTSGGenerateOutput:
-        """Predicts the tags of each example. The score of a tag is its ratio of the vote.
+        """Predicts the tags of each example. The score of a tag is its ratio of the votes.
 
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
@@ -117,7 +117,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
             max_tags: Maximum number of tags of an example.
             neighbours: k, the number of training examples that vote.
             image_weight: Weight of the image similarity.
-            generation_config: Used instead of the model's.
+            generation_config: Generation config that replaces the one of the model.
 
         Raises:
             ValueError: An example has neither an image nor a title, or a setting is out of range.

@@ -1,4 +1,4 @@
-"""Models F and G of the paper's Figure 2: other ways to decide which prompts have a tag."""
+"""Models F and G of the paper's Figure 2, which decide differently which prompts have a tag."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ from modeling_optsg.tag_ranking import rank_tags
 
 
 class ModelFForTagGeneration(OPTSGForTagGeneration):
-    """Model F (Figure 2b): no [PAD] tag. A binary head decides which prompts are decoded.
+    """Model F (Figure 2b), in which a binary head instead of the [PAD] tag decides which prompts are decoded.
 
-    The probability of a tag is that of its prompt having one, times that of its tokens. `pad_bias` is a threshold on
-    the head's logit, so that Model F and OP-TSG are fitted in the same way.
+    The probability of a tag is the probability that its prompt has a tag, times the probability of its tokens.
+    `pad_bias` is a threshold on the logit of the head, so Model F and OP-TSG are fitted in the same way.
     """
 
     config_class = ModelFConfig
@@ -93,7 +93,7 @@ class ModelGOutput(ModelOutput):
     Args:
         loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss`. Returned with `labels`.
         logits: `[batch, num_prompts, num_tag_classes + 1]`. The last class is [PAD]. Not returned in training with
-            `labels`, where only a sample of the classes is computed.
+            `labels`, because only a sample of the classes is computed.
         generation_loss: Scalar, cross-entropy of the prompts over the classes. It replaces the decoder's loss.
         alignment_loss: Scalar, see [`TagAlignment`].
         assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
@@ -110,7 +110,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     """Model G (Figure 2c): a multi-class head on each prompt predicts its tag. It cannot predict novel tags."""
 
     config_class = ModelGConfig
-    # It has one decoding, in which slots are independent.
+    # The model has a single decoding with independent slots.
     independent_decodings = (None,)
 
     def __init__(self, config: ModelGConfig):
@@ -141,7 +141,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         example_seeds: torch.Tensor | None = None,
         **inputs: Any,
     ) -> ModelGOutput:
-        """Computes logits, or with `labels` the losses.
+        """Computes the logits, or the losses if `labels` are given.
 
         Args:
             tag_ids: `[tags]`, the class of each tag of the batch.
@@ -150,7 +150,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, or `labels` come without the classes or the texts of their tags.
+            ValueError: An example cannot be encoded, or `labels` are given without the classes or the texts of the tags.
         """
         prompts = self.model(**inputs, example_seeds=example_seeds).order_prompts
         hidden_states = self.dropout(prompts)
@@ -181,7 +181,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     def _sampled_loss(
         self, hidden_states: torch.Tensor, targets: torch.Tensor, example_seeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """Computes the loss as OP-TSG's decoder does: over some [PAD] slots and a sample of the classes."""
+        """Computes the loss over some [PAD] slots and a sample of the classes, as in the decoder of OP-TSG."""
         pad = len(self.label_vocabulary)
         chosen, pad_weights = choose_pad_slots(targets == pad, self.config.pad_slot_ratio, example_seeds)
         kept = (targets != pad) | chosen
@@ -215,10 +215,10 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             threshold: Minimum probability of a tag.
             pad_bias: Added to the logit of [PAD]. A slot in which [PAD] wins predicts no tag.
             max_tags: Maximum number of tags of an example.
-            num_return_sequences: Number of tags that a slot may contribute. Defaults to 1.
+            num_return_sequences: Maximum number of tags per slot. Default: 1.
             logit_adjustment: See [`LabelVocabulary.adjust_logits`]. The logit of [PAD] is not adjusted.
-            generation_config: Used instead of the model's.
-            output_slots: Return what every slot predicted.
+            generation_config: Generation config that replaces the one of the model.
+            output_slots: Whether to return the predictions of every slot.
             inputs: Arguments of [`OPTSGModel.forward`].
         """
         settings = read_ranking_settings(

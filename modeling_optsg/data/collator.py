@@ -1,4 +1,4 @@
-"""The data collator: examples in, tensors for training or generation out."""
+"""The data collator, which converts examples to tensors for training or generation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 
 logger = logging.get_logger(__name__)
 
-# Frame features stand in for any visual input, title features for the title.
+# Frame features replace any visual input, and title features replace the title.
 FEATURE_MASKS = {"frame_features": "frame_mask", "title_features": "attention_mask"}
 PROCESSOR_ARGUMENTS = {
     "images": ("image", "frame_features"),
@@ -44,26 +44,26 @@ class OPTSGDataCollator:
 
     It works in a training loop and in `transformers.Trainer` (with `remove_unused_columns=False`).
 
-    An example is a mapping with any of these columns; `None` or a blank title means that the example has none:
+    An example is a mapping with any of these columns. `None` or a blank title stands for a missing value:
 
     - `image`, `video` or `frame_features` (`[frames, width]` or `[frames, tokens, width]`);
     - `title` or `title_features` (`[length, text width]`);
-    - `tags`. If an example has more tags than there are prompts, a random `num_prompts` of them are used each time;
+    - `tags`. If an example has more tags than there are prompts, `num_prompts` random tags are used each time;
     - `book_input_ids`, tokens of retrieved tags for the open-book baseline;
-    - `example_seed`, an integer. If every example has one, its tags are sampled with this seed, and the negatives of
-      the batch with the seed of its first example, so that a batch is the same in any process or worker. The batch
-      then has `example_seeds`, from which the model seeds its own random choices.
+    - `example_seed`, an integer. If every example has one, it is the seed for sampling the tags of the example. The
+      negatives of the batch are sampled with the seed of the first example. A batch is then the same in any process or
+      worker. It contains `example_seeds`, from which the model seeds its own random choices.
 
     Args:
         processor: The model's processor.
-        tag_table: All training tags; without it the tags of each batch are tokenised.
+        tag_table: All training tags. Without it, the tags of each batch are tokenised.
         num_negatives: Number of random training tags from the table that are added to the tags of the batch as
             negatives of the alignment.
         seed: Seed for sampling tags and negatives of examples without an `example_seed`.
 
     Attributes:
-        oversized_examples: Number of times that an example had too many tags, in this process; each worker of a data
-            loader counts its own.
+        oversized_examples: Number of times that an example had too many tags. Each process and each data loader worker has
+            its own count.
 
     Raises:
         ValueError: An example has no input; tags are missing, empty or not in the table; some examples have features
@@ -96,7 +96,7 @@ class OPTSGDataCollator:
         self._worker_seed = None
 
     def __call__(self, examples: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-        """Makes a batch of examples; the class documents their columns and the errors."""
+        """Collates examples into a batch. See the class for their columns and the errors."""
         seeds = [example.get("example_seed") for example in examples]
         if None in seeds:
             self._seed_worker()
@@ -118,8 +118,8 @@ class OPTSGDataCollator:
         return batch
 
     def _seed_worker(self) -> None:
-        # A data loader copies this object into its workers at the start of every epoch. Without seeds of their own,
-        # all copies would make the same random choices.
+        # A data loader copies this object to its workers at the start of every epoch. Without separate seeds, all copies
+        # would make the same random choices.
         worker = get_worker_info()
         if worker is not None and worker.seed != self._worker_seed:
             self._worker_seed = worker.seed
@@ -168,7 +168,7 @@ class OPTSGDataCollator:
             return dict(self.processor(**inputs))
         if not inputs:
             return {}
-        # The processor rejects an example without inputs; here the features of an example may be all it has.
+        # The processor rejects examples without inputs, but an example with features needs no other inputs.
         rows = [row for row in range(len(examples)) if any(_is_present(values[row]) for values in inputs.values())]
         processed = self.processor(**{name: [values[row] for row in rows] for name, values in inputs.items()})
         padded = {}
@@ -203,7 +203,7 @@ class OPTSGDataCollator:
 
 
 def _pad_features(examples: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-    """Pads the precomputed features of a batch and make their masks."""
+    """Pads the precomputed features of a batch and creates their masks."""
     batch = {}
     for name, mask_name in FEATURE_MASKS.items():
         given = [example.get(name) for example in examples]
@@ -235,7 +235,7 @@ def _check_features(examples: Sequence[Mapping], column: str, feature_column: st
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Pads lists of integers into one tensor; this is many times faster than `pad_sequence` on short lists."""
+    """Pads lists of integers to one tensor. This is many times faster than `pad_sequence` for short lists."""
     length = max(map(len, rows), default=0)
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 

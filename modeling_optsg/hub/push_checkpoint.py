@@ -1,4 +1,4 @@
-"""Publish a checkpoint's folder as a model on the Hub, with the code that loads it."""
+"""Publish the folder of a checkpoint as a model on the Hub, together with the model code."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ ENDPOINT_FILES = ("handler.py", "requirements.txt")
 SUFFIXES = frozenset(".gif .jinja .jpeg .jpg .json .md .model .mp4 .onnx .png .safetensors .svg .webp .arrow".split())
 NAMES = frozenset("LICENSE LICENSE.txt NOTICE handler.py merges.txt requirements.txt vocab.txt".split())
 OTHER_FOLDERS = {"state": "training state", "__pycache__": "cache"}
-# Weights of an earlier push in other shards would be loaded instead of the new ones.
+# Weights from an earlier push with a different number of shards would be loaded instead of the new ones.
 REPLACED = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -36,7 +36,7 @@ class Checkpoint:
     Args:
         files: The files to publish.
         left_out: Files and folders that are not published, with the reason.
-        shortened_paths: Paths of this machine in `training_summary.json`; only their last parts are published.
+        shortened_paths: Local paths in `training_summary.json`. Only their last parts are published.
     """
 
     files: LocalFiles
@@ -56,21 +56,21 @@ def push_checkpoint(
     """Publish a checkpoint as the Hub model `repo_id`, in one commit.
 
     Args:
-        folder: What `save_pretrained` of model and processor wrote, and a model card; or the result of
-            [`read_checkpoint`].
+        folder: Folder of a checkpoint with the files of `save_pretrained` of model and processor and a model card, or
+            the result of [`read_checkpoint`].
         repo_id: `org/name`, created if necessary.
-        private: Create the repository as private; an existing one must be private.
+        private: Create the repository as private. An existing repository must be private.
         revision: Branch, created if necessary; main by default.
         create_pr: Open a pull request on an existing repository instead.
         commit_message: Title of the commit or pull request.
 
     Raises:
-        ValueError: The folder is incomplete or the name is malformed; no request was sent.
-        PublishingError: The Hub cannot be reached or refuses, or a local file changed during the upload.
+        ValueError: The folder is incomplete or the name is invalid. No request was sent.
+        PublishingError: The Hub cannot be reached or rejects the push, or a local file changed during the upload.
     """
     check_repo_id(repo_id)
     checkpoint = folder if isinstance(folder, Checkpoint) else read_checkpoint(folder)
-    # A card that was written before the model had a name on the Hub gets it now.
+    # Replaces the placeholder in a card that was written before the model had a name on the Hub.
     card = checkpoint.files.contents["README.md"].replace(f'"{PLACEHOLDER_NAME}"'.encode(), f'"{repo_id}"'.encode())
     return push_files(
         checkpoint.files.with_contents({"README.md": card}),
@@ -86,18 +86,18 @@ def push_checkpoint(
 def push_trained(
     folder: str | os.PathLike, repo_id: str, *, private: bool = False, revision: str | None = None
 ) -> str | None:
-    """Publish the checkpoint of a finished training run, and write its model card first if it has none.
+    """Publish the checkpoint of a finished training run. If it has no model card, one is written first.
 
-    A failure is logged with the command that tries again; it does not raise, because the training has finished.
+    A failure is logged together with a command to try again. No error is raised, because the training has finished.
 
     Args:
-        folder: The training's output folder.
+        folder: Output folder of the training run.
         repo_id: `org/name`, created if necessary.
         private: Create the repository as private.
         revision: Branch, created if necessary; main by default.
 
     Returns:
-        The commit's page, or `None` if publishing failed.
+        The URL of the commit, or `None` if publishing failed.
     """
     folder = Path(folder)
     try:
@@ -116,19 +116,18 @@ def push_trained(
 
 
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
-    """Choose the files of a folder to publish, check them, and add the code that loads them.
+    """Choose the files of a folder to publish, check them, and add the model code.
 
-    Weights, configurations, the processor's files, the card with its images, a licence and the training summary are
-    published. Training state, logs, hidden files and everything else are left out. The remote code always comes from
-    this package, which loads the folder in the check; `handler.py` and `requirements.txt` come from it unless the
-    folder has its own. The folder is not changed.
+    Weights, configurations, the files of the processor, the card with its images, a licence and the training summary
+    are published. Training states, logs, hidden files and all other files are left out. The remote code is always that
+    of this package, with which the folder is loaded for the check. The same is true of `handler.py` and
+    `requirements.txt`, unless the folder has its own. The folder is not changed.
 
     Args:
-        folder: What `save_pretrained` of model and processor wrote, and a model card.
+        folder: Folder with the files of `save_pretrained` of model and processor, and a model card.
 
     Raises:
-        ValueError: A file is missing or damaged, or contains a token or a path of this machine. The message lists
-            every problem.
+        ValueError: A file is missing or damaged, or contains a token or a local path. The message lists all problems.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -137,7 +136,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     problems = file_problems(paths)
     try:
         if problems:
-            # Loading would only report the same problems less clearly.
+            # Loading would report the same problems less clearly.
             raise ValueError("; ".join(problems))
         model, processor = load_checkpoint(folder)
     except ValueError as error:
@@ -193,10 +192,9 @@ def _folder_reason(path: Path) -> str | None:
 def _remote_code(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, paths: Mapping[str, Path]
 ) -> dict[str, bytes]:
-    """Return the code files with which `trust_remote_code=True` loads a checkpoint, and the JSON files that name them.
+    """Return the code files for `trust_remote_code=True`, and the JSON files that refer to them.
 
-    The code of a baseline imports this package, which also registers the pipeline, so a baseline does not bring the
-    pipeline's code.
+    The code of the pipeline is left out for baselines, because they import this package, which registers the pipeline.
     """
     saved = {
         name: json.loads(paths[name].read_text(encoding="utf-8")) for name in ("config.json", "processor_config.json")

@@ -1,4 +1,4 @@
-"""Arguments of a training: the command line of `examples/train.py` and JSON files of the same names."""
+"""Training arguments, which are read from the command line of `examples/train.py` and from JSON files."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import PAD_BIASES
 from modeling_optsg.hub.commits import check_repo_id
 
-# They depend on this machine or this user, and stay out of what is published.
+# These depend on the machine or the user, and are not published.
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private_repo", "hub_revision")
-# A run can be resumed with other values of these: the trained weights do not depend on them.
+# A run can be resumed with other values of these arguments. The trained weights do not depend on them.
 RESUMABLE_ARGUMENTS = (
     *LOCAL_ARGUMENTS,
     "config",
@@ -32,7 +32,7 @@ class OPTSGTrainingArguments:
     """Arguments of [`OPTSGTrainer`] and of `examples/train.py`; names follow `transformers.TrainingArguments`.
 
     Raises:
-        ValueError: A value is out of range, or two values exclude each other.
+        ValueError: A value is out of range, or two arguments exclude each other.
 
     Example:
 
@@ -44,9 +44,9 @@ class OPTSGTrainingArguments:
 
     output_dir: str = field(metadata={"help": "Folder for the best checkpoint, the log and the summary."})
     config: str | None = field(
-        default=None, metadata={"help": "JSON file of these arguments. The command line overrides it."}
+        default=None, metadata={"help": "JSON file with these arguments. The command line overrides it."}
     )
-    config_overrides: str = field(default="{}", metadata={"help": "JSON object of OPTSGConfig fields."})
+    config_overrides: str = field(default="{}", metadata={"help": "JSON object with fields of OPTSGConfig."})
     model_type: str = field(
         default="op-tsg", metadata={"help": f"OP-TSG or a baseline. One of {', '.join(MODEL_TYPES)}."}
     )
@@ -55,87 +55,90 @@ class OPTSGTrainingArguments:
         metadata={"help": "A benchmark, a folder with a metadata file or Parquet files, or a dataset on the Hub."},
     )
     dataset_dir: str | None = field(default=None, metadata={"help": "Cache folder of the datasets library."})
-    cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Cache folder of tower features."})
+    cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Cache folder for tower features."})
     checkpoint: str | None = field(
-        default=None, metadata={"help": "Fine-tune this checkpoint. Without it, training starts from the towers."}
+        default=None, metadata={"help": "Checkpoint to fine-tune. By default, training starts from pretrained towers."}
     )
     vision_tower: str = field(
         default="efficientnet-lite0",
-        metadata={"help": "A packaged tower, a folder or a Hub name; none if the dataset has frame features."},
+        metadata={"help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features."},
     )
     text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, a folder or a Hub name."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Height and width of the images in pixels. Default: the tower's own size."}
+        default=None,
+        metadata={"help": "Height and width of the images in pixels. Default: the size of the vision tower."},
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
     train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower as well."})
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(
-        default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are left out."}
+        default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are skipped."}
     )
-    tag_vocab_size: int = field(default=6000, metadata={"help": "Vocabulary size of the tag tokenizer to train."})
+    tag_vocab_size: int = field(default=6000, metadata={"help": "Vocabulary size of the tag tokenizer."})
     validation_ratio: float = field(
         default=0.1,
         metadata={"help": "Ratio of training examples used for validation if there is no validation split."},
     )
     train_ratio: float = field(
         default=1.0,
-        metadata={"help": "Ratio of training examples to use. The choice does not depend on the seed."},
+        metadata={"help": "Ratio of training examples to use. The selection does not depend on the seed."},
     )
     num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
-    train_batch_size: int = field(
-        default=64, metadata={"help": "Examples per training step, over all processes together."}
-    )
+    train_batch_size: int = field(default=64, metadata={"help": "Examples per training step, across all processes."})
     per_device_train_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Maximum number of examples per forward pass. Gradients of the rest are accumulated."},
+        metadata={"help": "Maximum number of examples per forward pass. Larger batches use gradient accumulation."},
     )
     group_by_length: bool = field(
-        default=False, metadata={"help": "Build steps of examples with titles of similar length, to pad less."}
+        default=False, metadata={"help": "Group examples with titles of similar length to reduce padding."}
     )
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate of AdamW."})
-    tower_learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of trained towers."})
+    tower_learning_rate: float = field(
+        default=2e-5, metadata={"help": "Peak learning rate of towers that are trained."}
+    )
     embedding_init_std: float = field(
         default=0.06,
         metadata={
-            "help": "Standard deviation of token embeddings, which start from text features. "
-            "0 starts from random embeddings that are not tied to text."
+            "help": "Standard deviation of the text-initialised token embeddings. "
+            "0 initialises them randomly instead of from text."
         },
     )
     embedding_lr_multiplier: float = field(
         default=0.3,
-        metadata={"help": "Factor on learning_rate for token and class embeddings, to stay near their texts."},
+        metadata={"help": "Factor on learning_rate for token and class embeddings, to keep them near their text."},
     )
     gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass: less memory, more time."}
+        default=False,
+        metadata={"help": "Recompute activations in the backward pass, which saves memory and takes more time."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     warmup_ratio: float = field(
-        default=0.05, metadata={"help": "Ratio of steps in which the learning rate rises linearly."}
+        default=0.05, metadata={"help": "Ratio of steps with a linear warmup of the learning rate."}
     )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Maximum norm of the gradient."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Maximum gradient norm."})
     num_negatives: int = field(
-        default=2000, metadata={"help": "Random training tags added to each step's tags in the tag alignment."}
+        default=2000,
+        metadata={"help": "Number of random training tags added to each step as negatives of the tag alignment."},
     )
     eval_steps: float = field(
         default=0.2,
         metadata={
-            "help": "Steps between two validations. Below 1 it is a ratio of all steps. "
+            "help": "Steps between two validations. A value below 1 is a ratio of all steps. "
             "The last step is always followed by a validation."
         },
     )
     metric_for_best_model: str = field(
         default="full_f1",
         metadata={
-            "help": "Validation metric that chooses the best checkpoint and the generation settings. a+b is the mean "
-            "of two metrics; a@b>=c is metric a, given that metric b is at least c."
+            "help": "Validation metric that selects the best checkpoint and the generation settings. a+b is the mean "
+            "of two metrics. a@b>=c is metric a with metric b of at least c."
         },
     )
     num_return_sequences: int = field(
         default=1, metadata={"help": "Maximum number of tags per slot, found by beam search after training."}
     )
     num_candidates: int = field(
-        default=50, metadata={"help": "Number of tags that the tag classifier adds to the generated ones."}
+        default=50, metadata={"help": "Number of classifier candidates added to the generated tags."}
     )
     pad_biases: list[float] = field(
         default_factory=lambda: list(PAD_BIASES), metadata={"help": "Values of pad_bias to try after training."}
@@ -145,40 +148,42 @@ class OPTSGTrainingArguments:
     )
     save_half_precision: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights, and 8-bit embeddings of tokens and tags. They load as 32-bit."},
+        metadata={"help": "Save 16-bit weights and 8-bit embeddings of tokens and tags. They are loaded as 32-bit."},
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the examples. Nothing is built or cached before training."}
     )
     num_stream_shards: int = field(
         default=16,
-        metadata={"help": "Maximum number of stream shards, which are read in parallel and divided among processes."},
+        metadata={"help": "Maximum number of stream shards. They are read in parallel and divided among processes."},
     )
     shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Examples in the shuffle buffer of all stream shards together."}
+        default=1000, metadata={"help": "Number of examples in the shuffle buffer, for all stream shards together."}
     )
-    max_unreadable: int = field(
-        default=100, metadata={"help": "Maximum number of training examples that may be unreadable."}
-    )
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Data loader workers per process."})
+    max_unreadable: int = field(default=100, metadata={"help": "Maximum number of unreadable training examples."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Number of data loader workers per process."})
     save_steps: int = field(
         default=500,
-        metadata={"help": "Steps between two saved states of the run. 0: save only before each validation."},
+        metadata={
+            "help": "Steps between two saved states of the run. With 0, states are saved only before validations."
+        },
     )
     resume_from_checkpoint: str = field(
         default="auto",
-        metadata={"help": "auto: resume this run where it stopped; never: start over; or the folder of a state."},
+        metadata={
+            "help": "auto: resume the last state of this run; never: start over; or the folder of a saved state."
+        },
     )
     logging_steps: int = field(default=100, metadata={"help": "Steps between two rows of training_log.jsonl."})
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "Trackers of accelerate to report to, such as tensorboard."}
     )
     push_to_hub: str | None = field(
-        default=None, metadata={"help": "Repository on the Hub to publish the model to at the end, as org/name."}
+        default=None, metadata={"help": "Hub repository to push the model to at the end of training, as org/name."}
     )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
-    hub_revision: str | None = field(default=None, metadata={"help": "Branch to publish on. Default: main."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything random in training."})
+    hub_private_repo: bool = field(default=False, metadata={"help": "Create the repository as private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to. Default: main."})
+    seed: int = field(default=0, metadata={"help": "Random seed."})
 
     def __post_init__(self) -> None:
         """Check the values that can be checked without the data.
@@ -207,23 +212,23 @@ class OPTSGTrainingArguments:
         return {name: value for name, value in vars(self).items() if name not in RESUMABLE_ARGUMENTS}
 
     def public_arguments(self) -> dict[str, object]:
-        """Return the arguments that say nothing about this machine or user."""
+        """Return the arguments that do not depend on the machine or the user."""
         return {name: value for name, value in vars(self).items() if name not in LOCAL_ARGUMENTS}
 
     def evaluation_steps(self, total_steps: int) -> set[int]:
-        """Return the steps that are followed by a validation, the last one among them."""
+        """Return the steps that are followed by a validation, including the last step."""
         interval = math.ceil(total_steps * self.eval_steps) if self.eval_steps < 1 else int(self.eval_steps)
         return {*range(interval, total_steps, interval), total_steps}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> OPTSGTrainingArguments:
-    """Read the arguments of a training from a command line and the JSON file it names.
+    """Read training arguments from a command line and from its JSON file, `--config`.
 
     Args:
-        argv: Words of the command line. Default: those the program was called with.
+        argv: Words of the command line. Default: `sys.argv[1:]`.
 
     Returns:
-        The arguments. A wrong one ends the program with a message and exit status 2, as `argparse` does.
+        The arguments. If one is invalid, the program exits with a message and status 2, as with `argparse`.
     """
     parser = HfArgumentParser(OPTSGTrainingArguments)
     config_file = parser.parse_known_args(argv)[0].config

@@ -1,5 +1,6 @@
 """Saving the checkpoint that a training produces."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -39,6 +40,7 @@ def save_checkpoint(
     with TemporaryDirectory(dir=folder, prefix=f"{PARTIAL}-") as partial:
         try:
             model.save_pretrained(partial, state_dict=_half_precision_state(model) if half_precision else None)
+            _use_registered_pipeline(Path(partial, "config.json"))
             processor.save_pretrained(partial)
             # safetensors makes its files readable by their owner alone.
             for weights in Path(partial).glob("*.safetensors"):
@@ -51,6 +53,13 @@ def save_checkpoint(
             final.parent.mkdir(exist_ok=True)
             os.replace(path, final)
         sync(folder)
+
+
+def _use_registered_pipeline(config: Path) -> None:
+    """Remove `custom_pipelines`, with which `pipeline` asks for `trust_remote_code`. `optsg push` adds it."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    fields.pop("custom_pipelines", None)
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:

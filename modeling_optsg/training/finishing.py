@@ -20,6 +20,8 @@ from .run_state import STATE_FOLDER, check_same_run, delete_states
 logger = get_logger(__name__, log_level="INFO")
 
 SUMMARY = "training_summary.json"
+# Below this, the fit follows single examples.
+MIN_VALIDATION_EXAMPLES = 50
 
 
 def fit_best_model(
@@ -41,6 +43,11 @@ def fit_best_model(
     Returns:
         The model, and the fit of each decoding ("only" for a model with a single one).
     """
+    if len(examples) < MIN_VALIDATION_EXAMPLES:
+        logger.warning(
+            f"Only {len(examples)} validation examples: thresholds and probabilities are not reliable. Use at least "
+            f"{MIN_VALIDATION_EXAMPLES}."
+        )
     model_type = MODEL_TYPES[args.model_type]
     model = model_type.model.from_pretrained(args.output_dir).to(device)
     model_type.set_search(model, args.num_return_sequences, args.num_candidates)

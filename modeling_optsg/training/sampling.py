@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 def num_micro_batches(batch_size: int, num_processes: int, max_examples: int | None) -> int:
-    """Return how many micro-batches each process computes in a step, one after the other.
+    """Return the number of micro-batches per process and step.
 
     Args:
         batch_size: Examples per step, over all processes.
@@ -37,19 +37,19 @@ def num_micro_batches(batch_size: int, num_processes: int, max_examples: int | N
 class StepPartition:
     """Training steps, and the examples of each step that belong to one process.
 
-    The examples of a step are divided among processes and micro-batches in order, so the step itself depends on
-    `seed` alone.
+    The examples of a step are divided among processes and micro-batches in order, so the content of a step depends only
+    on `seed`.
 
     Args:
-        examples: Number of examples, or a collection of them.
+        examples: Number of examples, or a collection of examples.
         batch_size: Examples per step, over all processes.
         steps: Number of steps of the whole training.
         seed: Seed of the order.
         process: Index of this process.
         num_processes: Number of processes.
-        micro_batches: Micro-batches of each process per step (see [`num_micro_batches`]). One batch is yielded for
-            each.
-        start: Number of steps that are already done.
+        micro_batches: Number of micro-batches per process and step (see [`num_micro_batches`]). One batch is yielded
+            for each micro-batch.
+        start: Number of finished steps.
 
     Raises:
         ValueError: There are no examples.
@@ -81,13 +81,13 @@ class StepPartition:
 class GlobalBatches(StepPartition, Sampler):
     """Batch sampler of one process for map-style examples, from step `start` to the last.
 
-    Every epoch has its own order. A step takes the next `batch_size` examples, across the end of an epoch, so each
-    example is seen exactly once per epoch and all batches are equally large.
+    Every epoch has its own order. A step takes the next `batch_size` examples and may continue into the next epoch. Each
+    example is therefore used exactly once per epoch, and all batches have the same size.
 
     Args:
         args: Arguments of [`StepPartition`], with the number of examples.
-        lengths: Length of each example. If given, each step consists of examples of similar length, as
-            `transformers` groups them.
+        lengths: Length of each example. If given, each step consists of examples of similar length, with the
+            grouping of `transformers`.
         kwargs: Arguments of [`StepPartition`].
 
     Yields:
@@ -120,13 +120,13 @@ class GlobalBatches(StepPartition, Sampler):
             return random.permutation(self.examples)
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
-        # The first examples of an epoch complete the last step of the previous one; groups begin after them.
+        # The first examples of an epoch complete the last step of the previous epoch. Groups begin after them.
         used = -epoch * self.examples % self.batch_size
         return order[self.examples - used :] + order[: self.examples - used]
 
 
 def example_seed(seed: int, epoch: int, example: int | str) -> int:
-    """Return the 56-bit seed of an example's random choices in an epoch."""
+    """Return the 56-bit random seed of an example in an epoch."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{example}".encode(), digest_size=7).digest(), "big")
 
 

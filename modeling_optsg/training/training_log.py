@@ -73,9 +73,8 @@ class TrainingLog:
         losses = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *LOSSES) if name in row)
         metrics = row["validation"]
         self.bar.write(
-            f"step {row['step']}: {losses}, {row['examples_per_second']:.0f} examples/s; validation Full "
-            f"{metrics['full_f1']:.1f} / Rare {metrics['rare_f1']:.1f} / Common {metrics['common_f1']:.1f}, micro "
-            f"{metrics['micro_f1']:.1f}"
+            f"step {row['step']}: {losses}, {row['examples_per_second']:.0f} examples/s; validation F1: "
+            + ", ".join(f"{name} {metrics[f'{name}_f1']:.1f}" for name in ("full", "rare", "common", "micro"))
         )
         for example in row.get("sample_predictions", ()):
             name = example.get("title") or example.get("id") or "an example"

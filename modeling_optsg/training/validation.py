@@ -24,15 +24,15 @@ def validate(
     stop_signal: StopSignal,
     **generate_kwargs: object,
 ) -> tuple[dict, list[list[str]]]:
-    """Compute validation metrics at the best threshold. All processes call this and share the work.
+    """Compute validation metrics at the best threshold. All processes must call this function, and they share the work.
 
     Args:
         accelerator: The accelerator.
-        model: The unsharded model, in every process.
-        processor: Its processor.
+        model: The unsharded model.
+        processor: The processor of the model.
         examples: Validation examples.
-        evaluator: Evaluator for them.
-        metric: Metric that chooses the threshold.
+        evaluator: Evaluator for these examples.
+        metric: Metric that selects the threshold.
         stop_signal: Ends the validation early.
         generate_kwargs: Arguments of `generate`.
 
@@ -40,7 +40,7 @@ def validate(
         The metrics with the `threshold`, and the predicted tags of each example.
 
     Raises:
-        Interrupted: Any process received the stop signal. All processes raise it.
+        Interrupted: A process received the stop signal. All processes raise this error.
     """
     own = range(accelerator.process_index, len(examples), accelerator.num_processes)
     try:
@@ -48,7 +48,7 @@ def validate(
             tags = predict_tags(model, processor, _UntilStopped(examples, own, stop_signal), **generate_kwargs)
         found = list(zip(own, tags, strict=True))
     except Interrupted:
-        # The other processes wait for this one's predictions.
+        # The other processes wait for the predictions of this process.
         found = [None]
     pairs = gather_object(found)
     if None in pairs:
@@ -60,7 +60,7 @@ def validate(
 
 
 class _UntilStopped(Dataset):
-    """Some of the examples; reading one raises [`Interrupted`] after a stop signal."""
+    """A subset of the examples. After a stop signal, reading an example raises [`Interrupted`]."""
 
     def __init__(self, examples: Sequence[Mapping], indices: Sequence[int], stop_signal: StopSignal):
         self.examples, self.indices, self.stop_signal = examples, indices, stop_signal
@@ -75,7 +75,7 @@ class _UntilStopped(Dataset):
 
 
 def sample_predictions(examples: Sequence[Mapping], predicted: Sequence[Sequence[str]], count: int = 3) -> list[dict]:
-    """Return `id`, `title`, `tags` and predicted tags of a few examples, always the same ones."""
+    """Return `id`, `title`, `tags` and predicted tags of a few fixed examples."""
     indices = range(0, len(examples), max(1, len(examples) // count))[:count]
     rows = {index: examples[index] for index in indices}
     return [

@@ -1,4 +1,4 @@
-"""Reads, replaces and locks files so that a stopped run never leaves a half-written one."""
+"""Reads, replaces and locks files. A stopped run never leaves a partly written file."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from ..media_files import OWN_PREFIX
 from .writer import SidecarError
 
 LOCK_SECONDS = 60
-# O_NOFOLLOW: an attacker could put a link under the name of the unfinished file.
+# O_NOFOLLOW: an attacker could create a link with the name of the partial file.
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
@@ -51,22 +51,22 @@ def check_writable(folder: str) -> None:
 def replace_file(path: str, data: bytes) -> None:
     """Creates or replaces a file atomically.
 
-    The data go to another file in the same folder, which takes the place of the old one once it is on the disk. The
-    mode stays and, where permitted, the owner. If the path is a link, the link stays and its target is replaced.
+    The data are first written to a partial file in the same folder, which then replaces the old file. The mode is kept,
+    and so is the owner if permissions allow it. If the path is a link, its target is replaced.
 
     Raises:
-        SidecarError: The file is write-protected or cannot be written (disk full, no permission); it is unchanged.
+        SidecarError: The file is write-protected or cannot be written (disk full, no permission). It is unchanged.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    # One name per file, so that the next run overwrites what a killed run leaves; a hash, since `name` may be long.
+    # The name is fixed, so the next run overwrites the partial file of a killed run. It is a hash, as `name` may be long.
     partial = os.path.join(folder, f"{OWN_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
     try:
         os.makedirs(folder, exist_ok=True)
         before = None
         with contextlib.suppress(FileNotFoundError):
             before = os.stat(target)
-        # Replacing a file needs only the folder's permission, but a user who protects a file means the file.
+        # Replacing a file requires only permission for the folder, so the protection of the file is checked here.
         if before is not None and not before.st_mode & _ANY_WRITE:
             raise SidecarError(f"{path} is write-protected and was not changed")
         try:
@@ -94,16 +94,16 @@ def _write_partial(path: str, data: bytes, before: os.stat_result | None) -> Non
 
 @contextlib.contextmanager
 def lock_folder(folder: str) -> Iterator[None]:
-    """Keeps other runs of this program on this machine from writing into a folder.
+    """Prevents other runs of this program on this machine from writing to a folder.
 
     Raises:
         SidecarError: Another run held the lock for a minute.
     """
-    # Imported late: `optsg --help` must be fast.
+    # Imported here to keep `optsg --help` fast.
     from filelock import FileLock, Timeout
 
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
-    # The locks are in a temporary folder, where they do not clutter the user's photos.
+    # The locks are in a temporary folder to keep them out of the photo folders.
     locks = os.path.join(tempfile.gettempdir(), f"optsg-locks-{os.getuid() if hasattr(os, 'getuid') else ''}")
     lock = FileLock(os.path.join(locks, f"{name}.lock"), timeout=LOCK_SECONDS)
     try:
