@@ -41,7 +41,7 @@ class OPTSGModelOutput(ModelOutput):
             Returned by models with a tag classifier.
         prompt_attentions: `[batch, heads, num_prompts, memory length]` for each layer of the prompt encoder. Returned
             with `output_attentions` or eager attention. Rows sum to 1 and are 0 at padding.
-        memory_layout: The frame patch or title token of each memory position. Returned with `output_attentions`.
+        memory_layout: What each position of the memory represents. Returned with `output_attentions`.
     """
 
     order_prompts: torch.Tensor | None = None
@@ -69,7 +69,7 @@ class OPTSGOutput(ModelOutput):
             tag classifier.
         assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` should predict.
-        logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if `logits` does not have all tokens.
+        logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if `logits` lacks some tokens.
         order_prompts: `[batch, num_prompts, hidden_size]`.
     """
 
@@ -105,8 +105,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         """Loads a model; see [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: A tensor has a different shape than in the model. The message contains its name, which the library
-                only logs.
+            ValueError: A tensor has a different shape than in the model. The message contains its name, which the
+                library only logs.
         """
         model, report = super().from_pretrained(
             *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -125,8 +125,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
 
         Args:
             vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
-                two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame features,
-                which needs `frame_feature_size`.
+                two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame
+                features, which needs `frame_feature_size`.
             text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, its text tower is used.
             config_kwargs: Arguments of the model's configuration.
         """
@@ -349,8 +349,8 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 sampled other tokens, if they were chosen for all micro-batches of the step.
 
         Raises:
-            ValueError: An example cannot be encoded, `labels` are given without their tags, a label is out of range, a tag
-                is too long, or an example has more tags than there are prompts.
+            ValueError: An example cannot be encoded, `labels` are given without their tags, a label is out of range, a
+                tag is too long, or an example has more tags than there are prompts.
         """
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
@@ -420,7 +420,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         example_seeds: torch.Tensor | None,
         pad_slots: bool = True,
     ) -> tuple[SlotSequence, torch.Tensor]:
-        """Lays out the slots. Also returns the number of [PAD] slots that each decoded [PAD] slot represents, `[batch]`."""
+        """Lays out the slots, and returns the number of [PAD] slots that each decoded one represents, `[batch]`."""
         config = self.config
         if tag_input_ids is None or tag_lengths is None:
             raise ValueError("labels need tag_input_ids and tag_lengths; `processor(tags=...)` makes them.")
@@ -475,7 +475,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             The logits `[positions, columns]`, the column of each target `[positions]`, and the columns' tokens
             `[columns]` (`None` for the whole vocabulary).
         """
-        # In training, the embeddings may be text-initialised. The weight of the output layer is then only their offset.
+        # In training, the embeddings may be text-initialised. The output layer's weight is then only their offset.
         tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
         weight, bias = tied.weight, self.lm_head.bias
         if not self.training:

@@ -1,4 +1,4 @@
-"""Tag alignment (training only), which matches order prompts one-to-one with tags and makes each similar to its tag."""
+"""Tag alignment (training only), which matches order prompts one-to-one with tags and aligns each with its tag."""
 
 import math
 from dataclasses import dataclass

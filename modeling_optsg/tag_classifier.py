@@ -71,8 +71,8 @@ def check_tag_ids(tag_ids: torch.Tensor | None, num_classes: int) -> None:
 class LabelVocabulary(nn.Module):
     """The tag of each class, as token ids, and its training count.
 
-    Both are buffers, so a checkpoint contains its classes without a separate list. The processor decodes a class in the
-    same way as a generated tag.
+    Both are buffers, so a checkpoint contains its classes without a separate list. The processor decodes a class in
+    the same way as a generated tag.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -94,8 +94,8 @@ class LabelVocabulary(nn.Module):
             counts: Number of training examples of each tag. By default, all tags are equally frequent.
 
         Raises:
-            ValueError: The number of tags or counts differs from the number of classes, a tag is empty or too long, two
-                tags are equal, or a count is below 1.
+            ValueError: The number of tags or counts differs from the number of classes, a tag is empty or too long,
+                two tags are equal, or a count is below 1.
         """
         num_classes, max_length = self.tokens.shape
         if len(input_ids) != num_classes:
@@ -145,8 +145,8 @@ class LabelVocabulary(nn.Module):
 class CosineClassifier(nn.Module):
     """Linear classifier on normalised inputs, with a learned scale.
 
-    Inputs are normalised. Class embeddings are not, so frequent classes can have larger weights. In training, the class
-    embeddings may be text-initialised (`training/text_tied_embeddings.py`).
+    Inputs are normalised. Class embeddings are not, so frequent classes can have larger weights. In training, the
+    class embeddings may be text-initialised (`training/text_tied_embeddings.py`).
     """
 
     def __init__(self, config: PreTrainedConfig, num_classes: int):

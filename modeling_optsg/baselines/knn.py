@@ -20,8 +20,8 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     """Predicts the tags of the k nearest training examples, each weighted by its similarity.
 
     The similarity is `title similarity + image_weight * image similarity`. Both terms are cosine similarities of
-    mean-pooled tower features. The mean of the training images is subtracted from image features. The training examples
-    are stored in buffers and saved with the model. There are no trained parameters.
+    mean-pooled tower features. The mean of the training images is subtracted from image features. The training
+    examples are stored in buffers and saved with the model. There are no trained parameters.
     """
 
     config_class = KNNConfig

@@ -150,7 +150,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, or `labels` are given without the classes or the texts of the tags.
+            ValueError: An example cannot be encoded, or `labels` are given without the classes or texts of the tags.
         """
         prompts = self.model(**inputs, example_seeds=example_seeds).order_prompts
         hidden_states = self.dropout(prompts)

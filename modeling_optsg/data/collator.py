@@ -62,8 +62,8 @@ class OPTSGDataCollator:
         seed: Seed for sampling tags and negatives of examples without an `example_seed`.
 
     Attributes:
-        oversized_examples: Number of times that an example had too many tags. Each process and each data loader worker has
-            its own count.
+        oversized_examples: Number of times that an example had too many tags. Each process and each data loader
+            worker has its own count.
 
     Raises:
         ValueError: An example has no input; tags are missing, empty or not in the table; some examples have features
@@ -118,8 +118,8 @@ class OPTSGDataCollator:
         return batch
 
     def _seed_worker(self) -> None:
-        # A data loader copies this object to its workers at the start of every epoch. Without separate seeds, all copies
-        # would make the same random choices.
+        # A data loader copies this object to its workers at the start of every epoch. Without separate seeds, all
+        # copies would make the same random choices.
         worker = get_worker_info()
         if worker is not None and worker.seed != self._worker_seed:
             self._worker_seed = worker.seed

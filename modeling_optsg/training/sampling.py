@@ -37,8 +37,8 @@ def num_micro_batches(batch_size: int, num_processes: int, max_examples: int | N
 class StepPartition:
     """Training steps, and the examples of each step that belong to one process.
 
-    The examples of a step are divided among processes and micro-batches in order, so the content of a step depends only
-    on `seed`.
+    The examples of a step are divided among processes and micro-batches in order, so the content of a step depends
+    only on `seed`.
 
     Args:
         examples: Number of examples, or a collection of examples.
@@ -81,8 +81,8 @@ class StepPartition:
 class GlobalBatches(StepPartition, Sampler):
     """Batch sampler of one process for map-style examples, from step `start` to the last.
 
-    Every epoch has its own order. A step takes the next `batch_size` examples and may continue into the next epoch. Each
-    example is therefore used exactly once per epoch, and all batches have the same size.
+    Every epoch has its own order. A step takes the next `batch_size` examples and may continue into the next epoch.
+    Each example is therefore used exactly once per epoch, and all batches have the same size.
 
     Args:
         args: Arguments of [`StepPartition`], with the number of examples.

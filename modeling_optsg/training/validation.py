@@ -24,7 +24,7 @@ def validate(
     stop_signal: StopSignal,
     **generate_kwargs: object,
 ) -> tuple[dict, list[list[str]]]:
-    """Compute validation metrics at the best threshold. All processes must call this function, and they share the work.
+    """Compute validation metrics at the best threshold. All processes must call it, and they share the work.
 
     Args:
         accelerator: The accelerator.

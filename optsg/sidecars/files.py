@@ -51,15 +51,15 @@ def check_writable(folder: str) -> None:
 def replace_file(path: str, data: bytes) -> None:
     """Creates or replaces a file atomically.
 
-    The data are first written to a partial file in the same folder, which then replaces the old file. The mode is kept,
-    and so is the owner if permissions allow it. If the path is a link, its target is replaced.
+    The data are first written to a partial file in the same folder, which then replaces the old file. The mode is
+    kept. The owner is kept if permissions allow it. If the path is a link, its target is replaced.
 
     Raises:
         SidecarError: The file is write-protected or cannot be written (disk full, no permission). It is unchanged.
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    # The name is fixed, so the next run overwrites the partial file of a killed run. It is a hash, as `name` may be long.
+    # The name is fixed, so the next run overwrites the partial file of a killed run. It is a hash, which is never long.
     partial = os.path.join(folder, f"{OWN_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
     try:
         os.makedirs(folder, exist_ok=True)
