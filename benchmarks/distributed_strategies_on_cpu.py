@@ -6,7 +6,7 @@ r"""Run distributed strategies and precisions that `accelerate` reserves for GPU
 instead of eight; "deepspeed, …" is the same under `deepspeed_zero2_8.yaml`, left out where DeepSpeed is not installed.
 "bf16, …" and "fp16, …" use torch's autocast, "fp16, …" also the gradient scaler; all other runs are in fp32.
 "overflowing" starts with a scale that is too large and lets it grow into overflows again and again. `accelerate` is
-patched to allow this on a CPU (`patch_accelerate`); nothing else is changed. There is no dropout. Runs "gone on" are
+patched to allow this on a CPU (`patch_accelerate`); nothing else is changed. There is no dropout. Runs "resumed" are
 stopped by SIGTERM and resumed with the same command.
 """
 
@@ -43,10 +43,10 @@ RUNS = {
     "fp16, one": (None, HALF, False),
     "fp16, one, in parts of 5": (None, HALF | {"per_device_train_batch_size": 5}, False),
     "fp16, overflowing": (None, HALF, False),
-    "fp16, overflowing, gone on": (None, HALF, True),
+    "fp16, overflowing, resumed": (None, HALF, True),
     "fsdp, two": (FSDP, {}, False),
     "fsdp, two, in parts of 3": (FSDP, {"per_device_train_batch_size": 3}, False),
-    "fsdp, two, gone on": (FSDP, {}, True),
+    "fsdp, two, resumed": (FSDP, {}, True),
     "fp16, overflowing, fsdp, two": (FSDP, HALF, False),
     "fp16, fsdp, two": (FSDP, HALF, False),
     "bf16, one": (None, BRAIN, False),
@@ -54,7 +54,7 @@ RUNS = {
     "bf16, deepspeed, two": (ZERO, BRAIN, False),
     "deepspeed, two": (ZERO, {}, False),
     "deepspeed, two, in parts of 3": (ZERO, {"per_device_train_batch_size": 3}, False),
-    "deepspeed, two, gone on": (ZERO, {}, True),
+    "deepspeed, two, resumed": (ZERO, {}, True),
 }
 # Run -> the run it is compared with.
 EXPECTED = {run: "fp16, overflowing" if run.startswith("fp16, overflowing, ") else "one" for run in RUNS}
@@ -156,7 +156,7 @@ def main() -> None:
         "batch_size": BATCH_SIZE,
         "examples": EXAMPLES,
         "first_and_last_loss": {name: [own[0]["loss"], own[-1]["loss"]] for name, own in rows.items()},
-        "gone_on_after_step": {name: step for name, step in after.items() if step is not None},
+        "resumed_after_step": {name: step for name, step in after.items() if step is not None},
         "largest_relative_difference": {name: differences(rows[one], rows[name]) for name, one in compared.items()},
         "largest_difference_of_a_weight": {
             name: max((weights[one][key] - tensor).abs().max().item() for key, tensor in weights[name].items())

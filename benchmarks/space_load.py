@@ -35,7 +35,7 @@ START_SECONDS, ANSWER_SECONDS = 120, 600
 
 @contextmanager
 def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Runs the Space on a free port of loopback.
+    """Run the Space on a free port of loopback.
 
     Args:
         folder: Folder of the Space.
@@ -79,13 +79,13 @@ def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[t
 
 
 def megabytes(process: subprocess.Popen) -> float:
-    """Measures the memory of a process and its children."""
+    """Measure the memory of a process and its children."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     return sum(member.memory_info().rss for member in family) / 1e6
 
 
 def mixed_requests(folder: Path, count: int) -> list[dict]:
-    """Makes requests for images (50 %), videos (30 %) and files that are neither (20 %).
+    """Make requests for images (50 %), videos (30 %) and files that are neither (20 %).
 
     Args:
         folder: Folder for the files that are neither.
@@ -110,7 +110,7 @@ def mixed_requests(folder: Path, count: int) -> list[dict]:
 
 
 def send(client: Client, request: dict) -> tuple[float, list | str]:
-    """Sends a request.
+    """Send a request.
 
     Returns:
         The seconds it took, and the tags or the error message.
@@ -128,7 +128,7 @@ def send(client: Client, request: dict) -> tuple[float, list | str]:
 
 
 def run_round(requests: list[dict], alone: list, address: str, process: subprocess.Popen) -> dict[str, float]:
-    """Sends all requests at the same time, each from its own client.
+    """Send all requests at the same time, each from its own client.
 
     Args:
         requests: The requests.
@@ -155,7 +155,7 @@ def run_round(requests: list[dict], alone: list, address: str, process: subproce
 
 
 def main() -> None:
-    """Runs all rounds and writes the result file."""
+    """Run all rounds and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="result file (JSON)")
     parser.add_argument("--requests", type=int, default=50, help="number of concurrent requests")

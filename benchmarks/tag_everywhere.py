@@ -32,7 +32,7 @@ WORKER_KILLED = "two Ray workers, one killed"
 
 
 def prepare(folder: Path, num_examples: int) -> None:
-    """Trains a small checkpoint and makes examples, two of which have features of the wrong width."""
+    """Train a small checkpoint and make examples, two of which have features of the wrong width."""
     small_run.make(folder, 120)
     command = small_run.command(folder, folder / "run", num_train_epochs=4, eval_steps=0.99)
     subprocess.run(command, env=small_run.environment(), check=True, capture_output=True)
@@ -48,7 +48,7 @@ def prepare(folder: Path, num_examples: int) -> None:
 
 
 def start(folder: Path, name: str, launcher: tuple[str, ...], *options: str) -> subprocess.Popen:
-    """Starts the program in a session of its own, so that all its processes can be killed together."""
+    """Start the program in a session of its own, so that all its processes can be killed together."""
     command = [*launcher, PROGRAM, "--checkpoint", folder / "run", "--dataset", folder / "many/data"]
     command += ["--dataset_dir", folder / "hf", "--output", folder / name, "--shard_size", 100, "--batch_size", 50]
     log = (folder / f"{name}.log").open("a")
@@ -59,18 +59,18 @@ def start(folder: Path, name: str, launcher: tuple[str, ...], *options: str) -> 
 
 
 def finish(folder: Path, name: str, process: subprocess.Popen) -> None:
-    """Waits for a run, and stops with its log if it failed."""
+    """Wait for a run, and stop with its log if it failed."""
     if process.wait():
         raise SystemExit(f"{name}: {(folder / f'{name}.log').read_text()[-3000:]}")
 
 
 def shards(folder: Path, name: str) -> list[Path]:
-    """Returns the files of a run."""
+    """Return the files of a run."""
     return sorted((folder / name).glob("tags-*.parquet"))
 
 
 def wait_for_shards(folder: Path, name: str, count: int, process: subprocess.Popen) -> None:
-    """Waits until a run has finished some shards."""
+    """Wait until a run has finished some shards."""
     while len(shards(folder, name)) < count:
         if process.poll() is not None:
             raise SystemExit(f"{name} ended before it was killed: {(folder / f'{name}.log').read_text()[-2000:]}")
@@ -78,7 +78,7 @@ def wait_for_shards(folder: Path, name: str, count: int, process: subprocess.Pop
 
 
 def ray_workers(session: int) -> list[int]:
-    """Returns the processes of a session that are Ray workers with a model."""
+    """Return the processes of a session that are Ray workers with a model."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -117,7 +117,7 @@ def run_and_kill(folder: Path, with_ray: bool) -> tuple[dict[str, str], dict[str
 
 
 def measure(folder: Path, num_examples: int, with_ray: bool) -> dict:
-    """Runs the program in all ways and compares the files."""
+    """Run the program in all ways and compare the files."""
     prepare(folder, num_examples)
     runs = {"one process": (PYTHON, ()), "two processes": (LAUNCH, ())}
     if with_ray:
@@ -144,7 +144,7 @@ def measure(folder: Path, num_examples: int, with_ray: bool) -> dict:
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--examples", type=int, default=2000, help="number of examples")

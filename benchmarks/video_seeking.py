@@ -34,7 +34,7 @@ SEEKING, DECODING = "seeking", "decoding all frames"
 
 
 def draw_frame(number: int, background: np.ndarray) -> np.ndarray:
-    """Draws a moving background, with the number of the frame as black and white bars in its top rows."""
+    """Draw a moving background, with the number of the frame as black and white bars in its top rows."""
     frame = np.roll(background, (number % HEIGHT, 2 * number % WIDTH), axis=(0, 1)).copy()
     for bit in range(BITS):
         frame[:32, bit * 32 : bit * 32 + 32] = 255 * (number >> bit & 1)
@@ -42,13 +42,13 @@ def draw_frame(number: int, background: np.ndarray) -> np.ndarray:
 
 
 def read_number(image: Image.Image) -> int:
-    """Reads the number of a frame from its bars."""
+    """Read the number of a frame from its bars."""
     grey = np.asarray(image.convert("L"))
     return sum(int(grey[16, bit * 32 + 16] > 127) << bit for bit in range(BITS))
 
 
 def write_video(path: Path, key_frame_distance: int) -> None:
-    """Writes a video with a photograph-like background."""
+    """Write a video with a photograph-like background."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (HEIGHT // 20, WIDTH // 20, 3)).repeat(20, 0).repeat(20, 1)
     background = np.clip(coarse + random.normal(0, 12, (HEIGHT, WIDTH, 3)), 0, 255).astype(np.uint8)
@@ -62,7 +62,7 @@ def write_video(path: Path, key_frame_distance: int) -> None:
 
 
 def decode_all(path: Path) -> list[Image.Image]:
-    """Decodes all frames once, with their number from the container, and converts the wanted ones to images."""
+    """Decode all frames once, with their number from the container, and convert the wanted ones to images."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         wanted = set(evenly_spaced(stream.frames, FRAMES))
@@ -70,7 +70,7 @@ def decode_all(path: Path) -> list[Image.Image]:
 
 
 def measure(path: Path, rounds: int) -> dict:
-    """Reads a video in both ways, in turn."""
+    """Read a video in both ways, in turn."""
     readers = {SEEKING: lambda path: read_frames(path, FRAMES), DECODING: decode_all}
     centres = [(2 * segment + 1) * SECONDS * RATE / (2 * FRAMES) for segment in range(FRAMES)]
     times, errors = {name: [] for name in readers}, {}
@@ -92,7 +92,7 @@ def measure(path: Path, rounds: int) -> dict:
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=5, help="number of times that each video is read in each way")

@@ -76,7 +76,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         super().__init__(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Builds the dataset or finds it in the cache, and sets `left_out`."""
+        """Build the dataset or find it in the cache, and set `left_out`."""
         super().download_and_prepare(*args, **kwargs)
         # Kept in the cache, so that loading from it reports the same counts.
         path = Path(self.cache_dir, "left_out.json")
@@ -116,7 +116,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         return visual
 
     def _fingerprint(self, config: AnnotatedMediaConfig) -> str:
-        """Returns a hash of the code and the files; without it, changed files would give the rows of the cache."""
+        """Return a hash of the code and the files; without it, changed files would give the rows of the cache."""
         digest = hashlib.sha256()
         modules = [module.__file__ for module in (annotation_files, frame_features, media_folder, tagging_columns)]
         for path in (__file__, *modules, inspect.getfile(type(self))):
@@ -132,7 +132,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         return digest.hexdigest()[:16]
 
     def _annotation_files(self, config: AnnotatedMediaConfig) -> dict[str, Path]:
-        """Returns the annotation file of each split that has one; at least one split must."""
+        """Return the annotation file of each split that has one; at least one split must."""
         folder, found = Path(config.data_dir), {}
         for split, names in config.files.items():
             candidates = [folder / f"{name}{suffix}" for name in names for suffix in COMPRESSION_SUFFIXES]
@@ -200,7 +200,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
             yield row
 
     def _text_row(self, annotation: dict, seen: set[str], left_out: Counter[str]) -> dict[str, Any] | None:
-        """Returns a row without its media, or `None` for an example that is left out."""
+        """Return a row without its media, or `None` for an example that is left out."""
         example_id = annotation.get(self.ID_FIELD)
         if isinstance(example_id, int) and not isinstance(example_id, bool):
             example_id = str(example_id)

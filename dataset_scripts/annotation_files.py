@@ -18,7 +18,7 @@ _WHITE_SPACE = " \t\r\n"
 
 
 def read_annotations(path: str | os.PathLike) -> Iterator[dict]:
-    """Yields the objects of a JSON list, or of a file with one JSON object on each line.
+    """Yield the objects of a JSON list, or of a file with one JSON object on each line.
 
     The first character decides which of the two it is. Files may be compressed (`.gz` and `.zst`), and blank lines are
     allowed. At most one example and another megabyte of text are in memory.
@@ -73,7 +73,7 @@ class _JSONReader:
         self.at_end = False
 
     def values(self) -> Iterator[Any]:
-        """Yields the values of a list, or values that follow each other."""
+        """Yield the values of a list, or values that follow each other."""
         if self._next_character() != "[":
             while self._next_character():
                 yield self._value()
@@ -93,7 +93,7 @@ class _JSONReader:
             raise _InvalidFile(f"there is {rest!r} after the end of the list")
 
     def _next_character(self) -> str:
-        """Skips white space and returns the next character without consuming it; `""` at the end."""
+        """Skip white space and return the next character without consuming it; `""` at the end."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in _WHITE_SPACE:
                 self.position += 1
@@ -101,7 +101,7 @@ class _JSONReader:
                 return self.text[self.position : self.position + 1]
 
     def _read_chunk(self) -> bool:
-        """Drops the text before the position and appends the next chunk; whether there was one."""
+        """Drop the text before the position and append the next chunk; whether there was one."""
         chunk = next(self.chunks, None)
         if chunk is None:
             self.at_end = True

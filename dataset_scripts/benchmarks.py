@@ -20,14 +20,14 @@ def is_benchmark(name: str) -> bool:
 
 
 def benchmark_card(name: str) -> Path | None:
-    """Returns the path of a benchmark's dataset card, or `None` for any other name."""
+    """Return the path of a benchmark's dataset card, or `None` for any other name."""
     return Path(__file__).with_name(_module_name(name)) / "README.md" if is_benchmark(name) else None
 
 
 def load_benchmark(
     name: str, *, split: str | None, cache_dir: str | None, streaming: bool, **kwargs: Any
 ) -> datasets.DatasetDict | datasets.Dataset | datasets.IterableDatasetDict | datasets.IterableDataset:
-    """Builds a benchmark, or loads it from the cache.
+    """Build a benchmark, or load it from the cache.
 
     Args:
         name: A name for which [`is_benchmark`] holds.

@@ -31,7 +31,7 @@ _VIDEOS = """
 
 
 def new_card(name: str, dataset: DatasetDict, license: str | None, language: list[str] | None) -> DatasetCard:
-    """Makes a card for a dataset that has none.
+    """Make a card for a dataset that has none.
 
     Args:
         name: Name of the dataset, such as that of its folder or repository.
@@ -59,7 +59,7 @@ def fill_card(
     data_files: Mapping[str, str],
     statistics: Mapping[str, int | float],
 ) -> None:
-    """Adds the metadata that `datasets` and the Hub read, and the statistics.
+    """Add the metadata that `datasets` and the Hub read, and the statistics.
 
     Args:
         card: The card to change. Statistics replace its `<!-- statistics -->` … `<!-- /statistics -->` section, or are
@@ -94,7 +94,7 @@ def _dataset_info(dataset: DatasetDict, num_bytes: Mapping[str, int]) -> Dataset
 
 
 def _size_category(examples: int) -> str:
-    """Returns the Hub's name for a number of examples, such as `10K<n<100K`."""
+    """Return the Hub's name for a number of examples, such as `10K<n<100K`."""
     index = sum(examples >= 10 ** (3 + power) for power in range(len(_SIZES)))
     if index == 0:
         return f"n<{_SIZES[0]}"

@@ -12,7 +12,7 @@ WIDTH_SAMPLE = 50
 
 
 def read_frame_features(path: Path) -> np.ndarray:
-    """Reads frame features `[frames, width]` as float32; the first array of an archive.
+    """Read frame features `[frames, width]` as float32; the first array of an archive.
 
     Raises:
         ValueError: The array has another number of dimensions, no frame, or values that are not finite in 16 bits.
@@ -38,7 +38,7 @@ def read_frame_features(path: Path) -> np.ndarray:
 
 
 def usual_width(paths: Sequence[Path]) -> int | None:
-    """Returns the most frequent width in a sample of feature files; `None` if none of them can be read."""
+    """Return the most frequent width in a sample of feature files; `None` if none of them can be read."""
     widths: Counter[int] = Counter()
     for path in paths[:: max(1, len(paths) // WIDTH_SAMPLE)]:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def plot_tag_frequencies(train_counts: Mapping[str, int], test_counts: Mapping[str, int], path: Path) -> None:
-    """Plots how many examples have each evaluated tag, the most frequent training tags first.
+    """Plot how many examples have each evaluated tag, the most frequent training tags first.
 
     Args:
         train_counts: Number of training examples with each tag.

@@ -29,7 +29,7 @@ def load_tagging_dataset(
     texts_only: bool = False,
     **kwargs: Any,
 ) -> Splits | Rows:
-    """Loads a tagging dataset with the columns `id`, `title`, `tags` and `image`, `video` or `frame_features`.
+    """Load a tagging dataset with the columns `id`, `title`, `tags` and `image`, `video` or `frame_features`.
 
     Args:
         name_or_path: The first of these that applies: the name of a benchmark (`"icon_tagging"`; `"create_tagging"`
@@ -87,7 +87,7 @@ def _as_streams(dataset: datasets.DatasetDict | datasets.Dataset) -> Splits | Ro
 
 
 def _parquet_source(name: str) -> str:
-    """Returns the path of a folder of Parquet files, or the name of a dataset on the Hub, for `datasets`."""
+    """Return the path of a folder of Parquet files, or the name of a dataset on the Hub, for `datasets`."""
     if not name:
         raise FileNotFoundError(f"the name is empty. {_ACCEPTED}")
     folder = Path(name).expanduser()
@@ -111,7 +111,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _load_parquet(source: str, options: dict[str, Any], texts_only: bool) -> Splits | Rows:
-    """Loads Parquet files or a Hub dataset with `datasets`, and adds the columns that are missing."""
+    """Load Parquet files or a Hub dataset with `datasets`, and add the columns that are missing."""
     options = {"name" if option == "config_name" else option: value for option, value in options.items()}
     try:
         loaded = datasets.load_dataset(source, **options)
@@ -140,7 +140,7 @@ def _tagging_columns(rows: Rows, origin: str, source: str, options: dict[str, An
 
 
 def _stream_texts(rows: datasets.IterableDataset, source: str, options: dict[str, Any]) -> datasets.IterableDataset:
-    """Returns the text columns of a stream, read without the others where the format allows it.
+    """Return the text columns of a stream, read without the others where the format allows it.
 
     Args:
         rows: The stream with all its columns.

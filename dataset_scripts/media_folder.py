@@ -39,7 +39,7 @@ class MediaFolder:
         self._width = usual_width(self._sorted_paths()) if kind == "frame_features" else None
 
     def read(self, example_id: str) -> dict | np.ndarray:
-        """Returns an undecoded image or video as `datasets` has it, or frame features `[frames, width]`.
+        """Return an undecoded image or video as `datasets` has it, or frame features `[frames, width]`.
 
         Raises:
             UnusableMediaError: The file is missing, outside the folder or damaged.
@@ -84,7 +84,7 @@ class MediaFolder:
 
 
 def check_image(path: Path) -> None:
-    """Opens an image without decoding it.
+    """Open an image without decoding it.
 
     Raises:
         OSError, Image.DecompressionBombError: The file is not an image that Pillow opens.
@@ -93,7 +93,7 @@ def check_image(path: Path) -> None:
 
 
 def check_video(path: Path) -> None:
-    """Opens a video without decoding it.
+    """Open a video without decoding it.
 
     Raises:
         ValueError: The file is not a video, or has no video stream that FFmpeg decodes.

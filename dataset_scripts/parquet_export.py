@@ -32,7 +32,7 @@ def write_parquet(
     card: DatasetCard | str | os.PathLike,
     max_shard_size: str | int = "500MB",
 ) -> dict[str, int | float]:
-    """Writes a dataset and its card to a folder from which `datasets.load_dataset` loads it again.
+    """Write a dataset and its card to a folder from which `datasets.load_dataset` loads it again.
 
     Every split is written as `<split>-00000-of-00003.parquet` and so on, with images and features inside. If every
     split has videos, the dataset is written as a `videofolder` instead: unchanged video files, and a
@@ -87,12 +87,12 @@ def write_parquet(
 
 
 def exported_files(folder: str | os.PathLike) -> list[str]:
-    """Returns the names of the files that [`write_parquet`] wrote to `folder`, with the card."""
+    """Return the names of the files that [`write_parquet`] wrote to `folder`, with the card."""
     return [*json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8")), "README.md"]
 
 
 def _read_manifest(folder: Path) -> list[str]:
-    """Returns the files of an earlier export to `folder`; without one the folder must be empty."""
+    """Return the files of an earlier export to `folder`; without one the folder must be empty."""
     if (folder / MANIFEST).is_file():
         return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if folder.is_dir() and (others := sorted(folder.iterdir())):
@@ -105,7 +105,7 @@ def _read_manifest(folder: Path) -> list[str]:
 
 
 def _replace_files(partial: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
-    """Moves the new files into `folder` in place of earlier ones.
+    """Move the new files into `folder` in place of earlier ones.
 
     At any time the manifest names every exported file that may be there, and the card is missing until all are.
     """
@@ -189,14 +189,14 @@ def _write_rows(rows: Dataset, path: Path) -> Path:
 
 
 def _embed_files(rows: Dataset) -> Dataset:
-    """Replaces the paths of images and videos by the contents of the files."""
+    """Replace the paths of images and videos by the contents of the files."""
     if not _media_columns(rows):
         return rows
     return rows.with_format("arrow").map(embed_table_storage, batched=True, keep_in_memory=True).with_format(None)
 
 
 def _bytes_of_files(rows: Dataset) -> int:
-    """Returns the size of the images and videos that rows name by their paths."""
+    """Return the size of the images and videos that rows name by their paths."""
     cells = (cell for column in _media_columns(rows) for cell in _undecoded_cells(rows, column))
     return sum(os.path.getsize(cell["path"]) for cell in cells if cell is not None and cell["bytes"] is None)
 
@@ -206,7 +206,7 @@ def _media_columns(rows: Dataset) -> list[str]:
 
 
 def _undecoded_cells(rows: Dataset, column: str) -> Iterator[dict | None]:
-    """Yields the images or videos of a column as `{"bytes": …, "path": …}`."""
+    """Yield the images or videos of a column as `{"bytes": …, "path": …}`."""
     undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
     for row in undecoded:
         yield row[column]

@@ -8,7 +8,7 @@ PUBLISHED = {
     "create_tagging": {
         "train_examples": 162_000,
         "test_examples": 5_000,
-        "train_tags": 17573,
+        "training_tags": 17573,
         "test_tags": 3686,
         "union": 18464,
         "evaluated_tags": 2795,
@@ -18,7 +18,7 @@ PUBLISHED = {
     "pexel_tagging": {
         "train_examples": 162_000,
         "test_examples": 5_000,
-        "train_tags": 27752,
+        "training_tags": 27752,
         "test_tags": 6003,
         "union": 28094,
         "evaluated_tags": 5669,
@@ -48,7 +48,7 @@ COMPARED_DATASETS = (
 
 
 def check_identities(statistics: Mapping[str, int | float]) -> list[tuple[str, bool]]:
-    """Checks two identities that must hold for consistent statistics.
+    """Check two identities that must hold for consistent statistics.
 
     Args:
         statistics: Counted or published statistics of a benchmark with the splits train and test.
@@ -56,7 +56,7 @@ def check_identities(statistics: Mapping[str, int | float]) -> list[tuple[str, b
     Returns:
         A description of each identity with its numbers, and whether it holds.
     """
-    union = statistics["train_tags"] + statistics["test_tags"] - statistics["evaluated_tags"]
+    union = statistics["training_tags"] + statistics["test_tags"] - statistics["evaluated_tags"]
     evaluated = statistics["common_tags"] + statistics["rare_tags"]
     return [
         (f"train + test - intersection = {union:,}, union {statistics['union']:,}", union == statistics["union"]),

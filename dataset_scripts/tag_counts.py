@@ -29,7 +29,7 @@ class TagCounts:
 
     @classmethod
     def from_rows(cls, rows: Rows) -> "TagCounts":
-        """Counts the column `tags` of a split in batches of Arrow tables."""
+        """Count the column `tags` of a split in batches of Arrow tables."""
         codes: dict[str, int] = {}
         totals, found = np.zeros(1024, dtype=np.int64), cls()
         for table in rows.select_columns(["tags"]).with_format("arrow").iter(BATCH):
@@ -52,7 +52,7 @@ class TagCounts:
 def tag_statistics(
     dataset: Mapping[str, datasets.Dataset] | Mapping[str, TagCounts], common_count: int = 25
 ) -> dict[str, int | float]:
-    """Counts the examples and tags of a dataset with the splits `train` and `test` and a column `tags`.
+    """Count the examples and tags of a dataset with the splits `train` and `test` and a column `tags`.
 
     With A the training tags, B the test tags and I their intersection, |A ∪ B| = |A| + |B| − |I| and
     |I| = |common| + |rare|. A common tag has at least `common_count` training examples, a rare tag has fewer.
@@ -63,7 +63,8 @@ def tag_statistics(
 
     Returns:
         `<split>_examples` for every split, `examples`, `unique_tags` (of all splits), `tags_per_example`,
-        `train_tags` (|A|), `test_tags` (|B|), `union` (|A ∪ B|), `evaluated_tags` (|I|), `common_tags`, `rare_tags`.
+        `training_tags` (|A|), `test_tags` (|B|), `union` (|A ∪ B|), `evaluated_tags` (|I|), `common_tags` and
+        `rare_tags`.
 
     Raises:
         ValueError: The split `train` or `test` is missing.
@@ -77,7 +78,7 @@ def tag_statistics(
     evaluated = train.keys() & test.keys()
     num_common = sum(train[tag] >= common_count for tag in evaluated)
     return size_statistics(counts) | {
-        "train_tags": len(train),
+        "training_tags": len(train),
         "test_tags": len(test),
         "union": len(train.keys() | test.keys()),
         "evaluated_tags": len(evaluated),
@@ -87,7 +88,7 @@ def tag_statistics(
 
 
 def size_statistics(counts: Mapping[str, TagCounts]) -> dict[str, int | float]:
-    """Returns the statistics of [`tag_statistics`] that need no comparison of two splits."""
+    """Return the statistics of [`tag_statistics`] that need no comparison of two splits."""
     examples = sum(split.examples for split in counts.values())
     return {
         **{f"{name}_examples": split.examples for name, split in counts.items()},
@@ -98,7 +99,7 @@ def size_statistics(counts: Mapping[str, TagCounts]) -> dict[str, int | float]:
 
 
 def nearest_common_count(train: TagCounts, test: TagCounts, common: int, rare: int) -> tuple[int, int, int]:
-    """Finds the `common_count` whose numbers of common and rare tags are nearest to published ones.
+    """Find the `common_count` whose numbers of common and rare tags are nearest to published ones.
 
     Args:
         train: Counts of the training split.
@@ -118,7 +119,7 @@ def nearest_common_count(train: TagCounts, test: TagCounts, common: int, rare: i
 
 
 def _encode(tags: pa.Array, codes: dict[str, int]) -> np.ndarray:
-    """Returns the code of each tag, and adds new tags to `codes`."""
+    """Return the code of each tag, and add new tags to `codes`."""
     encoded = tags.dictionary_encode()
     dictionary = [codes.setdefault(tag, len(codes)) for tag in encoded.dictionary.to_pylist()]
     return np.array(dictionary, dtype=np.int64)[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -26,7 +26,7 @@ _STRING_TYPES = ("string", "large_string", "null")
 
 
 def with_tagging_columns(rows: Rows, origin: str) -> Rows:
-    """Returns `rows` with text in `id`, `title` and `tags`, and with `image` and an undecoded `video`.
+    """Return `rows` with text in `id`, `title` and `tags`, and with `image` and an undecoded `video`.
 
     A missing `id` becomes the row's number. Numbers start at 0 in every part of a split, and they repeat where several
     workers read one stream: datasets whose examples must be recognised later need an `id`. A missing `title` becomes
@@ -52,7 +52,7 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
 
 
 def undecoded(rows: Rows) -> Rows:
-    """Returns the same rows with images and videos as bytes or paths."""
+    """Return the same rows with images and videos as bytes or paths."""
     for column, feature in (rows.features or {}).items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
             rows = rows.cast_column(column, type(feature)(decode=False))
@@ -60,12 +60,12 @@ def undecoded(rows: Rows) -> Rows:
 
 
 def distinct_tags(tags: Iterable[str | None]) -> list[str]:
-    """Strips tags and leaves out empty and repeated ones; the order stays."""
+    """Strip tags and leave out empty and repeated ones; the order stays."""
     return list(dict.fromkeys(tag.strip() for tag in tags if tag and tag.strip()))
 
 
 def fill_stream_columns(rows: datasets.IterableDataset, number_rows: bool = True) -> datasets.IterableDataset:
-    """Adds and cleans the text columns of a stream as [`with_tagging_columns`] does.
+    """Add and clean the text columns of a stream as [`with_tagging_columns`] does.
 
     Args:
         rows: A stream whose columns have the right types; text columns may be missing.

@@ -28,7 +28,7 @@ def has_metadata(folder: Path) -> bool:
 
 
 def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
-    """Reads a folder in the `imagefolder` or `videofolder` convention of `datasets`.
+    """Read a folder in the `imagefolder` or `videofolder` convention of `datasets`.
 
     A split is a sub-folder (`train`, `validation`, `test`, or another name that `datasets` knows) with one
     `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
@@ -95,7 +95,7 @@ def _only_metadata_file(folder: Path) -> Path:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Returns the sub-folders with metadata by their split, in the order train, validation, test."""
+    """Return the sub-folders with metadata by their split, in the order train, validation, test."""
     found: dict[str, Path] = {}
     for keyword, split in _SPLIT_NAMES.items():
         path = root / keyword
@@ -140,7 +140,7 @@ def _read_split(metadata: Path) -> list[dict]:
 
 
 def _read_rows(metadata: Path) -> Iterator[tuple[str, Any]]:
-    """Yields each row of a metadata file, which need not be a dict, with its location for error messages."""
+    """Yield each row of a metadata file, which need not be a dict, with its location for error messages."""
     if metadata.suffix == ".parquet":
         yield from _read_parquet_rows(metadata)
         return

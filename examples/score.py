@@ -31,7 +31,7 @@ FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
@@ -53,7 +53,7 @@ def score_decoding(
     decoding: str,
     batch_size: int,
 ) -> dict:
-    """Scores one decoding: metrics, its settings, its speed, novel tags and the reliability of its probabilities."""
+    """Score one decoding: metrics, its settings, its speed, novel tags and the reliability of its probabilities."""
     settings = {}
     for name in FITTED_SETTINGS:
         value = getattr(model.generation_config, name, None)
@@ -75,7 +75,7 @@ def score_decoding(
 
 
 def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: CachedFeatures) -> KNNForTagVote:
-    """Fits the kNN baseline to training examples, with the towers of a model."""
+    """Fit the kNN baseline to training examples, with the towers of a model."""
     tags = [list(dict.fromkeys(example_tags)) for example_tags in examples.dataset["tags"]]
     index = {tag: position for position, tag in enumerate(sorted({tag for row in tags for tag in row}))}
     ids = processor.tag_tokenizer(list(index), add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -100,7 +100,7 @@ def score_knn(
     validation_evaluator: TagEvaluator,
     evaluator: TagEvaluator,
 ) -> dict:
-    """Fits the kNN baseline on training and validation examples, and scores it on the test examples."""
+    """Fit the kNN baseline on training and validation examples, and score it on the test examples."""
     knn = fit_knn(model, processor, examples["train"])
     grid = MODEL_TYPES["knn"].grid()
     grid["neighbours"] = sorted({min(count, len(examples["train"])) for count in grid["neighbours"]})
@@ -110,18 +110,18 @@ def score_knn(
 
 
 def load_splits(arguments: argparse.Namespace) -> DatasetDict:
-    """Loads the dataset and checks that it has all splits."""
+    """Load the dataset and check that it has all splits."""
     splits = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
     if missing := {"train", "validation", "test"} - set(splits):
         raise SystemExit(
-            f"{arguments.dataset} has no split {' and no split '.join(sorted(missing))}. Scoring needs train, validation "
-            "and test, each in a folder with a metadata file (docs/evaluation.md)."
+            f"{arguments.dataset} has no split {' and no split '.join(sorted(missing))}. The program needs the splits "
+            "train, validation and test, each in a folder with a metadata file (docs/evaluation.md)."
         )
     return splits
 
 
 def main() -> None:
-    """Runs the program."""
+    """Run the program."""
     arguments = parse_arguments()
     start = time.perf_counter()
     splits = load_splits(arguments)

@@ -48,7 +48,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
     parser.add_argument("--dataset", required=True, help="benchmark, folder or Hub name of the dataset")
@@ -97,7 +97,7 @@ class ShardTagger:
         self.shards = split_into_shards(len(self.dataset), arguments.shard_size)
 
     def __call__(self, row: dict) -> dict:
-        """Tags the shard with the index `row["shard"]`."""
+        """Tag the shard with the index `row["shard"]`."""
         index = int(row["shard"])
         path = shard_path(self.arguments.output, index, len(self.shards))
         names = ("batch_size", "decoding", "threshold", "max_tags")
@@ -110,7 +110,7 @@ class ShardTagger:
 
 
 def prepare_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
-    """Creates the output folder and removes partial files from killed processes.
+    """Create the output folder and remove partial files from killed processes.
 
     Raises:
         ValueError: The folder was created with other arguments, another model or other examples.
@@ -135,7 +135,7 @@ def prepare_output(arguments: argparse.Namespace, tagger: ShardTagger) -> None:
 
 
 def tag_with_accelerate(arguments: argparse.Namespace) -> None:
-    """Tags the dataset with the processes of `accelerate launch`."""
+    """Tag the dataset with the processes of `accelerate launch`."""
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=2))])
     with accelerator.main_process_first():
         tagger = ShardTagger(arguments)
@@ -151,13 +151,13 @@ def tag_with_accelerate(arguments: argparse.Namespace) -> None:
 
 
 def tag_with_ray(arguments: argparse.Namespace) -> None:
-    """Tags the dataset with the workers of a Ray cluster."""
+    """Tag the dataset with the workers of a Ray cluster."""
     import ray
 
     tagger = ShardTagger(arguments)
     prepare_output(arguments, tagger)
     shards = tagger.shards
-    # The workers load models of their own.
+    # Each worker loads its own model.
     del tagger
     if not ray.is_initialized():
         local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": arguments.ray}
@@ -178,13 +178,13 @@ def tag_with_ray(arguments: argparse.Namespace) -> None:
 
 
 def find_missing(output: Path, shards: list[range]) -> list[int]:
-    """Returns the indices of shards that have no complete file."""
+    """Return the indices of shards that have no complete file."""
     paths = [shard_path(output, index, len(shards)) for index in range(len(shards))]
     return [index for index, (path, shard) in enumerate(zip(paths, shards)) if not is_complete(path, len(shard))]
 
 
 def report(arguments: argparse.Namespace, shards: list[range]) -> None:
-    """Checks that all shards are complete, and prints how many examples were tagged and why others were not."""
+    """Check that all shards are complete, and print how many examples were tagged and why others were not."""
     paths = [shard_path(arguments.output, index, len(shards)) for index in range(len(shards))]
     if missing := find_missing(arguments.output, shards):
         raise RuntimeError(

@@ -19,7 +19,7 @@ class SameConv2d(nn.Conv2d):
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Pads and convolves `[batch, channels, height, width]`."""
+        """Pad and convolve `[batch, channels, height, width]`."""
         padding = []
         for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
@@ -46,7 +46,7 @@ class ConvNormAct(nn.Module):
         self.activation = nn.ReLU6() if activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Applies the layer to `[batch, channels, height, width]`."""
+        """Apply the layer to `[batch, channels, height, width]`."""
         return self.activation(self.norm(self.conv(hidden_states)))
 
 
@@ -70,7 +70,7 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and in_channels == out_channels
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Applies the block to `[batch, channels, height, width]`."""
+        """Apply the block to `[batch, channels, height, width]`."""
         output = self.project(self.depthwise(self.expand(hidden_states)))
         return output + hidden_states if self.residual else output
 
@@ -117,7 +117,7 @@ class EfficientNetLiteModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
 
     def train(self, mode: bool = True) -> "EfficientNetLiteModel":
-        """Sets the mode of all modules except batch normalisation, which stays in evaluation mode."""
+        """Set the mode of all modules except batch normalisation, which stays in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -125,7 +125,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         return self
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Computes the features of images.
+        """Compute the features of images.
 
         Args:
             pixel_values: `[batch, 3, height, width]`.

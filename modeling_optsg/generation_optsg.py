@@ -1,4 +1,4 @@
-"""Order-prompted `generate`: the tag of every prompt, slot after slot or all slots at once."""
+"""Order-prompted `generate`: the tag of every prompt, autoregressively or in parallel."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +55,7 @@ class OPTSGGenerateOutput(ModelOutput):
     memory_layout: MemoryLayout | None = None
 
     def at_pad_bias(self, pad_bias: float, pad_token_id: int, max_tags: int | None = None) -> "OPTSGGenerateOutput":
-        """Computes what `generate` would have returned with a larger `pad_bias` and a `threshold` of 0.
+        """Compute what `generate` would have returned with a larger `pad_bias` and a `threshold` of 0.
 
         Valid where slots do not see one another: a slot is then generated or not, and is the same if generated. Needs
         `output_slots`.
@@ -74,13 +74,14 @@ class OPTSGGenerateOutput(ModelOutput):
 class OrderPromptGenerationMixin(GenerationMixin):
     """Adds `generate` to models whose `tag_decoder` generates one tag per order prompt.
 
-    A slot whose first token is [PAD] is empty; any other slot generates one tag. The probability of a tag in a slot is
-    the product of its tokens' probabilities, including [SEP], before `pad_bias`, processors or temperature. Where
-    [PAD] wins, no threshold brings a tag back. A tag of several slots is listed once, with the probability that at
-    least one of them generates it. With `fusion_weights` this is fused with the classifier logit.
+    A slot is empty if its first token is [PAD]. Every other slot generates one tag. The probability of a tag in a
+    slot is the product of its tokens' probabilities, including [SEP], before `pad_bias`, processors or
+    temperature. If [PAD] wins, the slot has no tag at any threshold. A tag of several slots is listed once, with
+    the probability that at least one of them generates it. With `fusion_weights`, its logit is fused with the
+    classifier logit.
     """
 
-    # Decodings in which no slot sees another, so that `at_pad_bias` is valid.
+    # Decodings with independent slots, for which `at_pad_bias` is valid.
     independent_decodings = ("parallel",)
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> OPTSGGenerateOutput:
-        """Generates the tags of each example.
+        """Generate the tags of each example.
 
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
@@ -172,7 +173,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
     def _generate_slots(
         self, outputs: ModelOutput, settings: GenerationSettings, processors: LogitsProcessorList
     ) -> SlotCandidates:
-        """Generates all slots. The fields of the result are `[batch, num_prompts, ...]`."""
+        """Generate all slots. The fields of the result are `[batch, num_prompts, ...]`."""
         search_settings = SlotSearchSettings(
             processors=processors,
             pad_bias=settings.pad_bias,
@@ -224,7 +225,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
     def _search_slots(
         self, search: SlotSearch, prompts: torch.Tensor, examples: torch.Tensor, context: SlotContext | None = None
     ) -> SlotCandidates:
-        """Generates the tags of some slots; see [`SlotSearch.run`]. Variants of the model override this."""
+        """Generate the tags of some slots; see [`SlotSearch.run`]. Variants of the model override this."""
         return search.run(prompts, examples, context)
 
     def _classify(
@@ -267,7 +268,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Puts a model into evaluation mode, and afterwards restores the mode of every module.
+    """Put a model into evaluation mode, and restore the mode of every module afterwards.
 
     A frozen tower may be in evaluation mode inside a model in training mode.
     """

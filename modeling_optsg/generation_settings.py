@@ -77,7 +77,7 @@ class GenerationSettings:
 def read_generation_settings(
     model: PreTrainedModel, generation_config: GenerationConfig | None, own: dict[str, Any], search: dict[str, Any]
 ) -> GenerationSettings:
-    """Merges the arguments of a `generate` call with the generation config, and checks them.
+    """Merge the arguments of a `generate` call with the generation config, and check them.
 
     Args:
         model: The model, for its `generation_config` and its limits.
@@ -123,7 +123,7 @@ def read_generation_settings(
 def read_ranking_settings(
     model: PreTrainedModel, generation_config: GenerationConfig | None, **given: Any
 ) -> dict[str, Any]:
-    """Reads the settings of a `generate` call that classifies tags instead of generating them.
+    """Read the settings of a `generate` call that classifies tags instead of generating them.
 
     Args:
         model: The model, for its `generation_config`.
@@ -197,7 +197,7 @@ def _log_of_probability(name: str, value: Any) -> float:
 
 
 def _for_decoding(config: GenerationConfig, name: str, decoding: str, default: Any = None) -> Any:
-    """Reads a setting that is one value for all decodings, or a mapping with a value per decoding."""
+    """Read a setting that is one value for all decodings, or a mapping with a value per decoding."""
     value = getattr(config, name)
     if isinstance(value, Mapping):
         if unknown := set(value) - set(DECODINGS):

@@ -11,12 +11,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 def is_url(source: str) -> bool:
-    """Returns whether `source` is a URL and not a local path."""
+    """Return whether `source` is a URL and not a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", source) is not None
 
 
 def unwrap_file(source: Any, name: str) -> tuple[Any, str]:
-    """Unwraps an undecoded file of `datasets`.
+    """Unwrap an undecoded file of `datasets`.
 
     Args:
         source: `{"bytes": …, "path": …}`, or anything else, which is returned unchanged.
@@ -37,7 +37,7 @@ def unwrap_file(source: Any, name: str) -> tuple[Any, str]:
 
 
 def read_image(source: Any, name: str) -> Image.Image:
-    """Reads and decodes an image.
+    """Read and decode an image.
 
     Args:
         source: A path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
@@ -64,7 +64,7 @@ def read_image(source: Any, name: str) -> Image.Image:
             return _to_rgb(Image.open(io.BytesIO(source)))
         return _to_rgb(_from_array(source))
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not an image that can be read (pass videos as `videos`)") from error
+        raise ValueError(f"{name} is not an image that can be read") from error
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not an image that can be read: {reason}") from error

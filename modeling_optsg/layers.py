@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 def attention_weights(
     query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None, scaling: float
 ) -> torch.Tensor:
-    """Computes softmax attention weights in float32.
+    """Compute softmax attention weights in float32.
 
     Args:
         query: `[batch, heads, queries, head size]`.
@@ -39,14 +39,14 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes attention in plain torch, in the interface of `ALL_ATTENTION_FUNCTIONS`."""
+    """Compute attention in plain torch, in the interface of `ALL_ATTENTION_FUNCTIONS`."""
     weights = attention_weights(query, key, attention_mask, scaling).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
 
 def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Averages the real tokens of each example.
+    """Average the real tokens of each example.
 
     Args:
         tokens: `[batch, length, width]`, or `None`.
@@ -85,11 +85,11 @@ class MultiHeadAttention(nn.Module):
         return hidden_states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Projects `[batch, length, width]` to queries `[batch, heads, length, head size]`."""
+        """Project `[batch, length, width]` to queries `[batch, heads, length, head size]`."""
         return self._split_heads(self.q_proj(hidden_states))
 
     def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projects `[batch, length, width]` to keys and values, each `[batch, heads, length, head size]`."""
+        """Project `[batch, length, width]` to keys and values, each `[batch, heads, length, head size]`."""
         return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
 
     def attend(
@@ -100,7 +100,7 @@ class MultiHeadAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends and projects the result.
+        """Attend and project the result.
 
         Args:
             query: `[batch, heads, queries, head size]`.
@@ -136,7 +136,7 @@ class MultiHeadAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attends from `hidden_states` to `source`, or to itself; see [`attend`]."""
+        """Attend from `hidden_states` to `source`, or to itself; see [`attend`]."""
         key, value = self.keys_values(hidden_states if source is None else source)
         return self.attend(self.queries(hidden_states), key, value, attention_mask, output_attentions)
 
@@ -174,7 +174,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         memory_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Applies the layer.
+        """Apply the layer.
 
         Args:
             hidden_states: `[batch, length, width]`.

@@ -60,9 +60,8 @@ class OPTSGOutput(ModelOutput):
     Args:
         loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss + classifier_loss_weight *
             classifier_loss`.
-        logits: `[positions, tag_vocab_size]`, over the real positions of the batch. The slots of each example are
-            concatenated in prompt order. In training with `num_sampled_tokens`, only the columns of `logit_tokens` are
-            returned.
+        logits: `[positions, tag_vocab_size]`, over the real positions, with the slots of each example concatenated in
+            prompt order. In training with `num_sampled_tokens`, only the columns of `logit_tokens` are returned.
         generation_loss: Scalar, mean cross-entropy of the tokens, including [PAD] and [SEP].
         alignment_loss: Scalar, cross-entropy of the prompts over the candidate tags and [PAD].
         classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a
@@ -102,11 +101,10 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, *args: Any, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs: Any
     ) -> PreTrainedModel:
-        """Loads a model; see [`PreTrainedModel.from_pretrained`].
+        """Load a model; see [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: A tensor has a different shape than in the model. The message contains its name, which the
-                library only logs.
+            ValueError: A tensor has a different shape than in the model. The message contains its name.
         """
         model, report = super().from_pretrained(
             *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
@@ -121,7 +119,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     def from_vision_text_pretrained(
         cls, vision_name_or_path: str | None, text_name_or_path: str, **config_kwargs: Any
     ) -> "OPTSGPreTrainedModel":
-        """Builds a new model on two pretrained towers.
+        """Build a new model on two pretrained towers.
 
         Args:
             vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
@@ -152,7 +150,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Saves the model, its code and the code of `pipeline("tag-generation")`."""
+        """Save the model, its code and the code of `pipeline("tag-generation")`."""
         # Imported here, because an import at the top would load all pipelines of the library. The library copies this
         # file in both cases.
         from .pipeline_optsg import CUSTOM_PIPELINES
@@ -224,7 +222,7 @@ class OPTSGModel(OPTSGTowers):
         example_seeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> OPTSGModelOutput:
-        """Computes the order prompts of a batch.
+        """Compute the order prompts of a batch.
 
         Args:
             pixel_values: `[batch, frames, 3, height, width]`. An image is a video of one frame.
@@ -292,15 +290,15 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Returns the token embeddings of the tag decoder."""
+        """Return the token embeddings of the tag decoder."""
         return self.tag_decoder.token_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the token embeddings of the tag decoder."""
+        """Replace the token embeddings of the tag decoder."""
         self.tag_decoder.token_embeddings = value
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resizes the tag vocabulary; see [`PreTrainedModel.resize_token_embeddings`]."""
+        """Resize the tag vocabulary; see [`PreTrainedModel.resize_token_embeddings`]."""
         # The library would store the new size in the text tower's configuration.
         text_vocab_size = self.config.text_config.vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)
@@ -329,7 +327,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         sampled_tokens: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> OPTSGOutput:
-        """Computes the training losses. To generate tags, call `generate`.
+        """Compute the training losses. To generate tags, call `generate`.
 
         Args:
             pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
@@ -379,7 +377,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         )
 
     def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
-        """Gives the model a new label vocabulary and a new, untrained tag classifier for it.
+        """Give the model a new label vocabulary and a new, untrained tag classifier for it.
 
         Args:
             input_ids: Token ids of each tag, without [SEP].
@@ -435,7 +433,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         return lay_out_slots(assignment, tag_input_ids, tag_lengths, pad, sep, chosen), pad_weights
 
     def _choose_masks(self, decoding: str | None, batch: int, example_seeds: torch.Tensor | None) -> torch.Tensor:
-        """Chooses which examples use the parallel attention mask, boolean `[batch]`."""
+        """Choose which examples use the parallel attention mask, boolean `[batch]`."""
         ratios = {None: self.config.parallel_ratio if self.training else 1.0, "parallel": 1.0, "sequential": 0.0}
         if decoding not in ratios:
             raise ValueError(f'decoding={decoding!r} must be "parallel" or "sequential".')
@@ -450,7 +448,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         parallel: torch.Tensor,
         sampled: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor | None]:
-        """Decodes the slots and computes logits, targets and generation loss. Model F overrides this method."""
+        """Decode the slots and compute logits, targets and generation loss. Model F overrides this method."""
         hidden_states = self.tag_decoder(
             outputs.order_prompts, sequence, parallel, outputs.memory, outputs.memory_mask
         )
@@ -469,7 +467,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         targets: torch.Tensor,
         sampled: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Computes logits over the vocabulary, or over the targets and sampled tokens in training.
+        """Compute logits over the vocabulary, or over the targets and sampled tokens in training.
 
         Returns:
             The logits `[positions, columns]`, the column of each target `[positions]`, and the columns' tokens

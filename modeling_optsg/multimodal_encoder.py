@@ -12,7 +12,7 @@ from .seeded_random import seeded_uniform
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Which frame, patch or title token each position of the memory stands for.
+    """The frame, patch or title token of each position of the memory.
 
     The memory holds frame after frame, then the title's tokens. A frame holds its other tokens, such as [CLS], then
     its patches row by row.
@@ -37,7 +37,7 @@ class MemoryLayout:
         frame_size: tuple[int, int] | None = None,
         patch_size: int | tuple[int, int] | None = None,
     ) -> "MemoryLayout":
-        """Derives the layout from the towers' tokens.
+        """Derive the layout from the towers' tokens.
 
         Args:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
@@ -51,7 +51,7 @@ class MemoryLayout:
         return cls(frames, grid, others, 0 if title_features is None else title_features.shape[1])
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        """Splits values over the memory, for example attention weights.
+        """Split values over the memory, for example attention weights.
 
         Args:
             values: `[..., memory length]`.
@@ -76,7 +76,7 @@ class MemoryLayout:
 def patch_grid(
     tokens: int, frame_size: tuple[int, int], patch_size: int | tuple[int, int] | None = None
 ) -> tuple[int, int] | None:
-    """Computes rows and columns of the patches among a frame's tokens.
+    """Compute rows and columns of the patches among a frame's tokens.
 
     Args:
         tokens: Number of tokens of a frame.
@@ -115,7 +115,7 @@ class Pooler(nn.Module):
         self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
-        """Pools the tokens of both towers.
+        """Pool the tokens of both towers.
 
         Args:
             tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality.
@@ -157,7 +157,7 @@ class MultimodalEncoder(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
         self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
-        # The classifier has a pooler of its own: two models that err differently are better together.
+        # The classifier has a separate pooler, because models with different mistakes are better together.
         self.classifier_pooler = Pooler(config) if config.use_tag_classifier and config.num_tag_classes else None
 
     def forward(
@@ -168,7 +168,7 @@ class MultimodalEncoder(nn.Module):
         attention_mask: torch.Tensor | None = None,
         example_seeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Encodes a batch.
+        """Encode a batch.
 
         Args:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
@@ -234,7 +234,7 @@ class MultimodalEncoder(nn.Module):
     def _hide_at_random(
         self, masks: list[torch.Tensor | None], seeds: torch.Tensor | None
     ) -> list[torch.Tensor | None]:
-        """Applies modality dropout (never to an only modality) and token dropout (never to all tokens)."""
+        """Apply modality dropout (never to an only modality) and token dropout (never to all tokens)."""
         frames, title = masks
         device, batch = next((mask.device, len(mask)) for mask in masks if mask is not None)
         if frames is not None and title is not None and self.config.modality_dropout > 0:

@@ -38,11 +38,11 @@ CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt":
 class TagGenerationPipeline(Pipeline):
     """Tags images and videos, with a probability for each tag.
 
-    A folder that `save_pretrained` or `optsg push` wrote brings this pipeline's code and loads with
+    Folders from `save_pretrained` and models from `optsg push` contain the code of this pipeline. They load with
     `trust_remote_code=True`, with and without `import modeling_optsg`.
 
-    The `num_workers` processes of the data loader read and prepare a whole batch at a time. The examples of a batch
-    may be any mixture of images, videos of any length and titles.
+    The `num_workers` processes of the data loader read and prepare one batch at a time. A batch may contain images,
+    videos of any length, and titles.
 
     Example:
 

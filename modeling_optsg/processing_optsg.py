@@ -81,7 +81,7 @@ class OPTSGProcessor(ProcessorMixin):
         frame_features: Any = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Converts one example or a batch of examples to the inputs of the model.
+        """Convert one example or a batch of examples to the inputs of the model.
 
         Every argument has one entry per example, `None` if the example does not have this input. An example has an
         image, a video, frame features or none of these, and a title or none; it must have at least one input.
@@ -129,7 +129,7 @@ class OPTSGProcessor(ProcessorMixin):
         return BatchFeature({name: value.numpy() for name, value in data.items()} if return_tensors == "np" else data)
 
     def match_vocabulary_case(self, tags: Iterable[str]) -> list[str]:
-        """Gives tags the letter case of the label vocabulary, in which the model generates them.
+        """Give tags the letter case of the label vocabulary, in which the model generates them.
 
         If several training tags differ only in case, the most frequent one is used. Other tags are unchanged.
 
@@ -146,7 +146,7 @@ class OPTSGProcessor(ProcessorMixin):
         return list(dict.fromkeys(matched))
 
     def encode_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
-        """Encodes tags for the tag decoder and for the text tower.
+        """Encode tags for the tag decoder and for the text tower.
 
         Args:
             tags: N tags.
@@ -183,7 +183,7 @@ class OPTSGProcessor(ProcessorMixin):
         }
 
     def batch_decode(self, outputs: ModelOutput | torch.Tensor) -> list[list[dict[str, Any]]]:
-        """Decodes the tags that `generate` returned.
+        """Decode the tags that `generate` returned.
 
         Args:
             outputs: Output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
@@ -214,7 +214,7 @@ class OPTSGProcessor(ProcessorMixin):
         ]
 
     def _rank(self, tags: list[str], scores: list[float | None]) -> list[dict[str, Any]]:
-        """Merges and sorts the tags of one example."""
+        """Merge and sort the tags of one example."""
         best = {}
         for tag, score in zip(tags, scores, strict=True):
             if tag.strip() and (tag not in best or (score is not None and score > best[tag])):
@@ -228,7 +228,7 @@ class OPTSGProcessor(ProcessorMixin):
         return ["pixel_values", "frame_features", "frame_mask", "input_ids", "attention_mask"]
 
     def _sample_features(self, features: list) -> list[torch.Tensor | None]:
-        """Checks precomputed frame features, and samples at most `num_frames` frames."""
+        """Check precomputed frame features, and sample at most `num_frames` frames."""
         tensors = []
         for i, value in enumerate(features):
             if value is not None:
@@ -243,7 +243,7 @@ class OPTSGProcessor(ProcessorMixin):
         return tensors
 
     def _read_pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
-        """Reads the frames of an example as `[frames, 3, height, width]`.
+        """Read the frames of an example as `[frames, 3, height, width]`.
 
         Examples are read one by one, because the frames of a whole batch need much memory before they are resized.
         """
@@ -263,7 +263,7 @@ class OPTSGProcessor(ProcessorMixin):
         return torch.stack(pixels)
 
     def _read_video(self, video: Any, name: str) -> list[Image.Image]:
-        """Reads at most `num_frames` frames of a video."""
+        """Read at most `num_frames` frames of a video."""
         video, name = unwrap_file(video, name)
         if isinstance(video, (str, os.PathLike, bytes)):
             frames = read_frames(video, self.num_frames, name=name)
@@ -320,7 +320,7 @@ class OPTSGProcessor(ProcessorMixin):
         return {**self.encode_tags(list(index)), "labels": padded}
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings; the label vocabulary has a file of its own."""
+        """Return the settings without the label vocabulary, which has a separate file."""
         output = super().to_dict()
         output.pop("label_vocabulary", None)
         return output
@@ -328,7 +328,7 @@ class OPTSGProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Saves the processor, with its label vocabulary in `label_vocabulary.json`."""
+        """Save the processor, with its label vocabulary in `label_vocabulary.json`."""
         files = super().save_pretrained(save_directory)
         path = Path(save_directory, LABEL_VOCABULARY_NAME)
         path.write_text(json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
@@ -338,7 +338,7 @@ class OPTSGProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "OPTSGProcessor":
-        """Loads a processor; one without an image processor is loaded as an [`OPTSGFeatureProcessor`]."""
+        """Load a processor; one without an image processor is loaded as an [`OPTSGFeatureProcessor`]."""
         if cls is OPTSGProcessor:
             saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
             if saved.get("processor_class") == OPTSGFeatureProcessor.__name__:
@@ -349,7 +349,7 @@ class OPTSGProcessor(ProcessorMixin):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads the settings and the label vocabulary of a saved processor."""
+        """Read the settings and the label vocabulary of a saved processor."""
         processor_dict, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "label_vocabulary" not in kwargs:
             names = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -414,7 +414,7 @@ class _Batch:
         self._check_examples()
 
     def has(self, name: str) -> bool:
-        """Returns whether any example has this input."""
+        """Return whether any example has this input."""
         return any(value is not None for value in getattr(self, name))
 
     def _check_examples(self) -> None:
@@ -433,7 +433,7 @@ class _Batch:
 
 
 def _to_list(name: str, values: Any, single: bool) -> list | None:
-    """Converts an argument to a list; `single` tells that it is one example and not a batch."""
+    """Convert an argument to a list. `single` means that it is one example and not a batch."""
     if values is None:
         return None
     if single:
@@ -444,7 +444,7 @@ def _to_list(name: str, values: Any, single: bool) -> list | None:
 
 
 def _check_title(title: Any, i: int) -> str | None:
-    """Checks a title; a blank one becomes `None`."""
+    """Check a title; a blank one becomes `None`."""
     if title is None:
         return None
     if not isinstance(title, str):
@@ -461,7 +461,7 @@ def _check_unicode(text: str, name: str) -> None:
 
 
 def _pad_frames(name: str, examples: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    """Pads frames `[frames, …]` of examples to `[B, T, …]` and makes the `frame_mask` `[B, T]`."""
+    """Pad frames `[frames, …]` of examples to `[B, T, …]` and make the `frame_mask` `[B, T]`."""
     shapes = {tuple(example.shape[1:]) for example in examples if example is not None}
     if len(shapes) > 1:
         raise ValueError(f"the {name} of a batch have different shapes {sorted(shapes)}; expected one size")

@@ -28,7 +28,7 @@ class PromptEncoder(nn.Module):
         pooled: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-        """Computes the order prompts.
+        """Compute the order prompts.
 
         Args:
             memory: `[batch, memory length, hidden_size]`.

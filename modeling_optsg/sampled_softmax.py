@@ -8,7 +8,7 @@ import torch
 def sample_classes(
     targets: torch.Tensor, num_classes: int, num_sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Chooses the classes of a step: the target classes and `num_sampled` random other classes.
+    """Choose the classes of a step: the target classes and `num_sampled` random other classes.
 
     The sampled classes represent all other classes. With `correction` added to their logits, the sum of exponentials
     has the same expected value as without sampling.
@@ -35,7 +35,7 @@ def sample_classes(
 def use_sampled_classes(
     targets: torch.Tensor, num_classes: int, own: torch.Tensor, sampled: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Returns the same as [`sample_classes`], for classes that were chosen for all micro-batches of a step.
+    """Return the same as [`sample_classes`], for classes that were chosen for all micro-batches of a step.
 
     Args:
         targets: `[positions]`, classes. All of them must be in `own`.

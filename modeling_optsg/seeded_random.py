@@ -16,7 +16,7 @@ PURPOSES = (
 def seeded_uniform(
     purpose: str, size: tuple[int, ...], seeds: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor:
-    """Draws uniform numbers in [0, 1).
+    """Draw uniform numbers in [0, 1).
 
     Args:
         purpose: One of `PURPOSES`. Numbers drawn for different purposes are independent.
@@ -45,10 +45,10 @@ def _mix(value: torch.Tensor) -> torch.Tensor:
 
 
 def _logical_right_shift(value: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shifts int64 to the right and fills with zeros; torch's `>>` copies the sign."""
+    """Shift int64 to the right and fill with zeros; torch's `>>` copies the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _as_signed(value: int) -> int:
-    """Reads an unsigned 64-bit constant as a signed one, as torch has no uint64 arithmetic."""
+    """Read an unsigned 64-bit constant as a signed one, as torch has no uint64 arithmetic."""
     return value - (1 << 64) if value >= 1 << 63 else value

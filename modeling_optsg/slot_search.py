@@ -1,4 +1,4 @@
-"""Search inside slots: generates one tag, and its alternatives, for many slots at once."""
+"""Search inside slots: generates one or more tags for each of many slots."""
 
 import copy
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .tag_decoder import SlotRows, TagDecoder
 
 
 def select_rows(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
-    """Returns a new cache with the given rows of `cache`, which stays as it was."""
+    """Return a new cache with the given rows of `cache`, which stays as it was."""
     selected = copy.copy(cache)
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(rows)
@@ -32,7 +32,7 @@ class SlotContext:
 
     @classmethod
     def empty_like(cls, cache: DynamicCache, rows: int, length: int) -> "SlotContext":
-        """Makes a context with space for `length` positions per row."""
+        """Make a context with space for `length` positions per row."""
         context = cls(DynamicCache(), torch.zeros(rows, length, dtype=torch.bool, device=cache.layers[0].keys.device))
         for index, layer in enumerate(cache.layers):
             shape = (rows, layer.keys.shape[1], length, layer.keys.shape[3])
@@ -40,7 +40,7 @@ class SlotContext:
         return context
 
     def store(self, rows: torch.Tensor, lengths: torch.Tensor, cache: DynamicCache, start: int) -> None:
-        """Stores a prompt and its first `lengths` tokens.
+        """Store a prompt and its first `lengths` tokens.
 
         Args:
             rows: Rows to write.
@@ -56,13 +56,13 @@ class SlotContext:
         self.mask[rows] = positions <= lengths[:, None]
 
     def trim(self) -> None:
-        """Removes positions at the end that no row uses."""
+        """Remove positions at the end that no row uses."""
         unused = self.mask.shape[1] - int(self.mask.sum(dim=1).max())
         self.cache.crop(-unused)
         self.mask = self.mask[:, : self.mask.shape[1] - unused]
 
     def scatter(self, rows: torch.Tensor, num_rows: int) -> "SlotContext":
-        """Moves the context's rows to `rows` among `num_rows`; nothing was generated in the other rows."""
+        """Move the context's rows to `rows` among `num_rows`; nothing was generated in the other rows."""
         scattered = SlotContext(DynamicCache(), self.mask.new_zeros(num_rows, self.mask.shape[1]))
         scattered.mask[rows] = self.mask
         for index, layer in enumerate(self.cache.layers):
@@ -74,7 +74,7 @@ class SlotContext:
         return scattered
 
     def append(self, other: "SlotContext") -> None:
-        """Appends the next slot of the same rows."""
+        """Append the next slot of the same rows."""
         for index, layer in enumerate(other.cache.layers):
             self.cache.update(layer.keys, layer.values, index)
         self.mask = torch.cat([self.mask, other.mask], dim=1)
@@ -184,7 +184,7 @@ class SlotSearch:
         context: SlotContext | None = None,
         pad_bias: float | None = None,
     ) -> SlotCandidates:
-        """Generates the tag of each slot.
+        """Generate the tag of each slot.
 
         Args:
             prompts: `[slots, hidden_size]`.
@@ -219,7 +219,7 @@ class SlotSearch:
         pad_bias: float,
         found: SlotCandidates,
     ) -> _Hypotheses:
-        """Decodes the prompts and chooses the first tokens. Slots in which [PAD] wins are done."""
+        """Decode the prompts and choose the first tokens. Slots in which [PAD] wins are done."""
         zeros = torch.zeros_like(examples)
         cache = DynamicCache() if context is None else select_rows(context.cache, examples)
         mask = self._cache_mask(context, examples, 1)
@@ -260,7 +260,7 @@ class SlotSearch:
         )
 
     def _first_scores(self, logits: torch.Tensor, pad_bias: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Applies `pad_bias` and the processors to the first tokens' logits, and computes the margins over [PAD]."""
+        """Apply `pad_bias` and the processors to the first tokens' logits, and compute the margins over [PAD]."""
         logits[:, self.sep] = -torch.inf
         pad_logits = logits[:, self.pad].clone()
         logits[:, self.pad] = -torch.inf
@@ -279,7 +279,7 @@ class SlotSearch:
         examples: torch.Tensor,
         context: SlotContext | None,
     ) -> _Hypotheses:
-        """Decodes one more token of every hypothesis that is not finished."""
+        """Decode one more token of every hypothesis that is not finished."""
         active = (~hypotheses.finished).nonzero().flatten()
         slots = hypotheses.slots.repeat_interleave(self.width)[active]
         cache = select_rows(hypotheses.cache, active)
@@ -307,7 +307,7 @@ class SlotSearch:
     def _choose(
         self, hypotheses: _Hypotheses, active: torch.Tensor, scores: torch.Tensor, model_log_probs: torch.Tensor
     ) -> _Hypotheses:
-        """Appends the next tokens.
+        """Append the next tokens.
 
         Args:
             hypotheses: All hypotheses.
@@ -327,7 +327,7 @@ class SlotSearch:
         impossible, ranking = choice.ranking.isneginf(), choice.ranking
         if use_beams:
             impossible |= self._is_too_unlikely(log_probs)
-            # A dropped beam must not rank before others, which would then be the alternatives.
+            # A dropped beam must not rank before others, which would then be returned in its place.
             ranking = ranking.masked_fill(impossible, -torch.inf)
         finished = was_finished | impossible | (choice.tokens == self.sep)
         tokens = choice.tokens.masked_fill(finished, self.pad)[:, None]
@@ -349,7 +349,7 @@ class SlotSearch:
         model_log_probs: torch.Tensor,
         stuck: torch.Tensor,
     ) -> _Choice:
-        """Continues each hypothesis by itself: greedy search or sampling."""
+        """Continue each hypothesis by itself: greedy search or sampling."""
         if self.settings.do_sample:
             chosen = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
         else:
@@ -371,7 +371,7 @@ class SlotSearch:
         model_log_probs: torch.Tensor,
         stuck: torch.Tensor,
     ) -> _Choice:
-        """Chooses the best continuations among all beams of each slot.
+        """Choose the best continuations among all beams of each slot.
 
         The candidates of a beam are its best tokens other than [SEP], and [SEP], which adds no length. A finished beam
         has one candidate, itself, under [SEP].
@@ -399,14 +399,14 @@ class SlotSearch:
         return _Choice(parents, candidates[parents, index], log_probs[parents, index], ranking[parents, index])
 
     def _is_too_unlikely(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Returns which hypotheses fall below `min_log_probability`; never the first of a slot."""
-        is_alternative = torch.arange(len(log_probs), device=log_probs.device) % self.width > 0
-        return is_alternative & (log_probs < self.settings.min_log_probability)
+        """Return which hypotheses fall below `min_log_probability`; never the first of a slot."""
+        is_lower_beam = torch.arange(len(log_probs), device=log_probs.device) % self.width > 0
+        return is_lower_beam & (log_probs < self.settings.min_log_probability)
 
     def _collect_done(
         self, hypotheses: _Hypotheses, found: SlotCandidates, context: SlotContext | None
     ) -> _Hypotheses:
-        """Moves slots whose hypotheses are all finished to `found`, and returns the others."""
+        """Move slots whose hypotheses are all finished to `found`, and return the others."""
         done = hypotheses.finished.view(-1, self.width).all(dim=1)
         if not done.any():
             return hypotheses
@@ -424,7 +424,7 @@ class SlotSearch:
 
     @staticmethod
     def _start_of(context: SlotContext | None) -> int:
-        """Returns the first position of the current slot in the cache."""
+        """Return the first position of the current slot in the cache."""
         return 0 if context is None else context.mask.shape[1]
 
     @staticmethod
@@ -435,7 +435,7 @@ class SlotSearch:
 
 
 def _append_last_position(cache: DynamicCache, longer: DynamicCache, rows: torch.Tensor, num_rows: int) -> None:
-    """Appends the last position of `longer`, which has only some rows of `cache`; the other rows get zeros."""
+    """Append the last position of `longer`, which has only some rows of `cache`; the other rows get zeros."""
     for index, layer in enumerate(longer.layers):
         last = (states[:, :, -1:] for states in (layer.keys, layer.values))
         key, value = (states.new_zeros(num_rows, *states.shape[1:]).index_copy_(0, rows, states) for states in last)

@@ -29,7 +29,7 @@ class TagAlignmentOutput(ModelOutput):
 
 @torch.no_grad()
 def match_prompts_to_tags(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Matches the prompts of each example one-to-one to its tags, padded with [PAD] to the number of prompts.
+    """Match the prompts of each example one-to-one to its tags, padded with [PAD] to the number of prompts.
 
     The Hungarian algorithm solves a problem of size n x K, in which the cost of a pair is -(similarity to the tag -
     similarity to [PAD]). The result is the same as that of padding n tags to K and solving a K x K problem.
@@ -81,7 +81,7 @@ class TagAlignment(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(1))
 
     def similarity(self, order_prompts: torch.Tensor, tag_features: torch.Tensor) -> torch.Tensor:
-        """Computes scaled cosine similarities of prompts with tags and [PAD].
+        """Compute scaled cosine similarities of prompts with tags and [PAD].
 
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
@@ -99,7 +99,7 @@ class TagAlignment(nn.Module):
     def forward(
         self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor, with_pad: bool = True
     ) -> TagAlignmentOutput:
-        """Matches prompts with tags and computes the alignment loss.
+        """Match prompts with tags and compute the alignment loss.
 
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.

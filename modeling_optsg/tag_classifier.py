@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 def asymmetric_loss(
     logits: torch.Tensor, targets: torch.Tensor, gamma_negative: float, gamma_positive: float, margin: float
 ) -> torch.Tensor:
-    """Computes the asymmetric loss of multi-label classification (Ridnik et al., 2021, equations 5 to 7).
+    """Compute the asymmetric loss of multi-label classification (Ridnik et al., 2021, equations 5 to 7).
 
     Args:
         logits: `[batch, classes]`.
@@ -38,7 +38,7 @@ def asymmetric_loss(
 
 
 def multi_hot_targets(labels: torch.Tensor, tag_ids: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Converts labels to multi-hot targets.
+    """Convert labels to multi-hot targets.
 
     Args:
         labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
@@ -55,7 +55,7 @@ def multi_hot_targets(labels: torch.Tensor, tag_ids: torch.Tensor, num_classes: 
 
 
 def check_tag_ids(tag_ids: torch.Tensor | None, num_classes: int) -> None:
-    """Checks the classes of a batch's tags.
+    """Check the classes of a batch's tags.
 
     Raises:
         ValueError: `tag_ids` is missing, or a class is out of range.
@@ -87,7 +87,7 @@ class LabelVocabulary(nn.Module):
         return self.tokens.shape[0]
 
     def set_tags(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
-        """Sets the tag of each class.
+        """Set the tag of each class.
 
         Args:
             input_ids: Token ids of each class's tag, without [SEP].
@@ -116,7 +116,7 @@ class LabelVocabulary(nn.Module):
         self.tokens.copy_(torch.tensor(rows, dtype=torch.int32))
 
     def class_index(self) -> dict[tuple[int, ...], int]:
-        """Returns the class of each tag, by its token ids."""
+        """Return the class of each tag, by its token ids."""
         version = (self.tokens.data_ptr(), self.tokens._version)
         if self._class_index is None or self._class_index[0] != version:
             rows = self.tokens.tolist()
@@ -136,7 +136,7 @@ class LabelVocabulary(nn.Module):
         return logits - logit_adjustment * self.log_counts if logit_adjustment else logits
 
     def tokens_of(self, classes: torch.Tensor) -> torch.Tensor:
-        """Returns the tokens `[..., max length]` of the tags of `classes` `[...]`, padded with [PAD]."""
+        """Return the tokens `[..., max length]` of the tags of `classes` `[...]`, padded with [PAD]."""
         tokens = self.tokens[classes].long()
         max_length = int((tokens != self.pad_token_id).sum(dim=-1).max()) if tokens.numel() else 1
         return tokens[..., : max(max_length, 1)]
@@ -156,7 +156,7 @@ class CosineClassifier(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden_states: torch.Tensor, classes: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes logits.
+        """Compute logits.
 
         Args:
             hidden_states: `[..., hidden_size]`.
@@ -183,11 +183,11 @@ class TagClassifier(nn.Module):
         self.label_vocabulary = LabelVocabulary(config)
 
     def logits(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Computes logits `[batch, num_tag_classes]` from a pooled representation `[batch, hidden_size]`."""
+        """Compute logits `[batch, num_tag_classes]` from a pooled representation `[batch, hidden_size]`."""
         return self.classifier(self.dropout(pooled))
 
     def forward(self, pooled: torch.Tensor, labels: torch.Tensor, tag_ids: torch.Tensor) -> torch.Tensor:
-        """Computes the asymmetric loss over the label vocabulary.
+        """Compute the asymmetric loss over the label vocabulary.
 
         Args:
             pooled: `[batch, hidden_size]`, the multimodal encoder's `classifier_pooler_output`.

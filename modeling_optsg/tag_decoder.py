@@ -34,7 +34,7 @@ class SlotSequence:
     valid: torch.Tensor
 
     def attention_mask(self, parallel: torch.Tensor) -> torch.Tensor:
-        """Builds the self-attention mask.
+        """Build the self-attention mask.
 
         A position sees all earlier positions (sequential decoding), or those of its own slot (parallel decoding).
 
@@ -58,7 +58,7 @@ def lay_out_slots(
     sep_token_id: int,
     pad_slots: bool | torch.Tensor = True,
 ) -> SlotSequence:
-    """Builds the decoder's inputs and targets from a matching.
+    """Build the decoder's inputs and targets from a matching.
 
     Args:
         assignment: `[batch, num_prompts]`, index of the tag in each slot, -1 for [PAD].
@@ -101,7 +101,7 @@ def lay_out_slots(
 def choose_pad_slots(
     is_pad: torch.Tensor, ratio: float, seeds: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples [PAD]-aligned slots that stand for all of them: they are many and have the same target.
+    """Sample some of the [PAD] slots, because there are many and they have the same target.
 
     Args:
         is_pad: Boolean `[batch, num_prompts]`, which slots are [PAD]-aligned.
@@ -109,7 +109,7 @@ def choose_pad_slots(
         seeds: See [`seeded_uniform`].
 
     Returns:
-        The sampled slots, boolean `[batch, num_prompts]`, and how many slots each stands for, `[batch]`.
+        The sampled slots, boolean `[batch, num_prompts]`, and the number of slots that each represents, `[batch]`.
     """
     if ratio >= 1:
         return is_pad, torch.ones(len(is_pad), device=is_pad.device)
@@ -139,12 +139,12 @@ class SlotRows:
         self.index = examples * self.max_slots + rank
 
     def by_example(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Rearranges `[slots, width]` to `[batch, max slots, width]`, with zeros where an example has fewer slots."""
+        """Rearrange `[slots, width]` to `[batch, max slots, width]`, with zeros where an example has fewer slots."""
         grid = hidden_states.new_zeros(self.batch * self.max_slots, hidden_states.shape[-1])
         return grid.index_copy_(0, self.index, hidden_states).unflatten(0, (self.batch, self.max_slots))
 
     def by_slot(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Inverts [`by_example`]."""
+        """Invert [`by_example`]."""
         return hidden_states.flatten(0, 1)[self.index]
 
 
@@ -189,7 +189,7 @@ class TagDecoder(nn.Module):
         memory: torch.Tensor,
         memory_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Decodes all positions at once, with the true previous tokens.
+        """Decode all positions at once, with the true previous tokens.
 
         Args:
             order_prompts: `[batch, num_prompts, hidden_size]`.
@@ -209,7 +209,7 @@ class TagDecoder(nn.Module):
         return self.norm(hidden_states)
 
     def cache_memory(self, memory: torch.Tensor) -> DynamicCache:
-        """Computes each layer's keys and values of the memory, `[batch, heads, memory length, head size]`, once."""
+        """Compute each layer's keys and values of the memory, `[batch, heads, memory length, head size]`, once."""
         cache = DynamicCache()
         for index, layer in enumerate(self.layers):
             cache.update(*layer.cross_attention.keys_values(memory), index)
@@ -224,7 +224,7 @@ class TagDecoder(nn.Module):
         memory_cache: DynamicCache,
         memory_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Decodes one more position of many slots.
+        """Decode one more position of many slots.
 
         Args:
             hidden_states: `[slots, hidden_size]`, from [`embed`].

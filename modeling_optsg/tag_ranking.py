@@ -83,7 +83,7 @@ def rank_tags(
     pad_token_id: int,
     evidence: ClassifierEvidence | None = None,
 ) -> RankedTags:
-    """Merges what the slots generated and what the classifier proposes, and ranks it.
+    """Merge what the slots generated and what the classifier proposes, and rank it.
 
     The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has
     not settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up.

@@ -39,7 +39,7 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
     def from_tags(
         cls, tags: Iterable[str], processor: ProcessorMixin, config: PreTrainedConfig
     ) -> "TagVocabularyLogitsProcessor":
-        """Builds the vocabulary from tags as text, in the letter case of the label vocabulary.
+        """Build the vocabulary from tags as text, in the letter case of the label vocabulary.
 
         Args:
             tags: The allowed tags.
@@ -79,7 +79,7 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
         return tuple(tokens)
 
     def check_fits(self, config: PreTrainedConfig) -> None:
-        """Checks that a model can generate all tags of the vocabulary.
+        """Check that a model can generate all tags of the vocabulary.
 
         Raises:
             ValueError: A tag is too long for the model, or has a token that the model does not have.

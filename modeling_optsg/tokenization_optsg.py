@@ -10,7 +10,7 @@ SEP_TOKEN = "[SEP]"
 
 
 def train_tag_tokenizer(tags: Iterable[str], vocab_size: int = 8192) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer of the tag decoder.
+    """Train the tokenizer of the tag decoder.
 
     `decode(encode(tag))` returns every tag unchanged, whether it occurred in training or not: all 256 bytes are in the
     vocabulary, so there is no unknown token; spaces are not cleaned up; and a tag that contains a special token, such

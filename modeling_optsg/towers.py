@@ -10,7 +10,7 @@ HALVES = ("vision", "text")
 
 
 def register_shipped_tower(config: PreTrainedConfig) -> None:
-    """Registers the shipped vision tower for `config`, if it is that tower's configuration.
+    """Register the shipped vision tower for `config`, if it is that tower's configuration.
 
     Loaded as remote code, the configuration's class is another object than the one that a registration at import time
     would name, so the class is taken from the configuration at hand.
@@ -31,7 +31,7 @@ class TowerMixin:
             setattr(self, f"{half}_tower", tower)
 
     def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Runs the vision tower on frames.
+        """Run the vision tower on frames.
 
         Args:
             pixel_values: `[batch, frames, 3, height, width]`.
@@ -58,7 +58,7 @@ class TowerMixin:
         return tokens.unflatten(0, pixel_values.shape[:2])
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Runs the text tower on texts.
+        """Run the text tower on texts.
 
         Args:
             input_ids: `[batch, length]`.
@@ -76,7 +76,7 @@ class TowerMixin:
         return self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def embed_tags(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Computes mean-pooled text-tower features `[tags, text width]` of tags.
+        """Compute mean-pooled text-tower features `[tags, text width]` of tags.
 
         Args:
             input_ids: `[tags, length]`, tokens of the text tower's tokenizer.
@@ -97,7 +97,7 @@ class TowerMixin:
         title_features: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Computes the towers' tokens of a batch, or passes on precomputed ones.
+        """Compute the towers' tokens of a batch, or pass on precomputed ones.
 
         Args:
             pixel_values: See [`OPTSGModel.forward`].

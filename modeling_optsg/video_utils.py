@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def evenly_spaced(count: int, num: int) -> list[int]:
-    """Returns the frame indices at the centres of `num` equal segments of `count` frames.
+    """Return the frame indices at the centres of `num` equal segments of `count` frames.
 
     If there are no more than `num` frames, all indices are returned.
     """
@@ -53,7 +53,7 @@ def is_video_file(path: str | os.PathLike) -> bool:
 
 
 def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:
-    """Reads the frames at the centres of `num_frames` equal segments of a video.
+    """Read the frames at the centres of `num_frames` equal segments of a video.
 
     All packets are listed first, without decoding them; then only the selected frames, and the frames they depend on,
     are decoded. A video without usable timestamps is decoded from start to end, twice.
@@ -87,7 +87,7 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
 
 
 def _container_format(source: str | os.PathLike) -> str:
-    """Returns FFmpeg's name for the format of a video file, without decoding the video.
+    """Return FFmpeg's name for the format of a video file, without decoding the video.
 
     Raises:
         ValueError: FFmpeg cannot read the file, or it has no video stream with a decoder.
@@ -119,7 +119,7 @@ class _Video:
         self.av, self.file, self.name = av, file, name
 
     def read(self, num_frames: int) -> list[Image.Image]:
-        """Reads frames as [`read_frames`] does."""
+        """Read frames as [`read_frames`] does."""
         with self.open() as container:
             stream = self.video_stream(container)
             timestamps, keyframes = self._timestamps(container, stream)
@@ -128,7 +128,7 @@ class _Video:
         return frames or self._decode_through(num_frames)
 
     def open(self) -> Any:
-        """Opens the container."""
+        """Open the container."""
         self.file.seek(0)
         # FFmpeg must not open the files and addresses that a playlist contains.
         container = self.av.open(self.file, container_options={"protocol_whitelist": "none"})
@@ -138,7 +138,7 @@ class _Video:
         return container
 
     def video_stream(self, container: Any) -> Any:
-        """Returns the video stream, which is not the cover art of a sound file."""
+        """Return the video stream, which is not the cover art of a sound file."""
         cover_art = self.av.stream.Disposition.attached_pic
         stream = next((s for s in container.streams.video if not s.disposition & cover_art), None)
         if stream is None:
@@ -148,7 +148,7 @@ class _Video:
         return stream
 
     def _timestamps(self, container: Any, stream: Any) -> tuple[list[int], list[int]]:
-        """Returns the sorted timestamps of all frames and of the key frames.
+        """Return the sorted timestamps of all frames and of the key frames.
 
         Both lists are empty if a timestamp is missing or occurs twice.
         """
@@ -174,7 +174,7 @@ class _Video:
         return sorted(timestamps), sorted(keyframes)
 
     def _seek_frames(self, container: Any, stream: Any, wanted: list[int], keyframes: list[int]) -> list[Image.Image]:
-        """Reads the frames at the timestamps `wanted`; returns no frames if one of them is not found exactly."""
+        """Read the frames at the timestamps `wanted`; returns no frames if one of them is not found exactly."""
         images, decoded, position = [], None, None
         try:
             for timestamp in wanted:
@@ -195,7 +195,7 @@ class _Video:
 
     @staticmethod
     def _needed(container: Any, stream: Any, wanted: set[int]) -> Iterator:
-        """Decodes frames from the container's position on; frames that are not needed may be missing."""
+        """Decode frames from the container's position on; frames that are not needed may be missing."""
         for packet in container.demux(stream):
             # The codec knows which frames no other frame depends on: half of them with x264's defaults.
             stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

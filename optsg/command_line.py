@@ -17,7 +17,7 @@ INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shel
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `optsg` and returns its exit status.
+    """Run `optsg` and return its exit status.
 
     Args:
         argv: Arguments of the command; those of the process if omitted.

@@ -11,7 +11,7 @@ BUILDER_ARGUMENTS = ("data_dir", "config_name", "title", "visual", "missing")
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that [`load_dataset`] uses."""
+    """Add the arguments that [`load_dataset`] uses."""
     parser.add_argument("dataset", metavar="NAME", help="benchmark, folder, or dataset on the Hub")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a benchmark")
     parser.add_argument("--config-name", metavar="NAME", help="configuration of a benchmark, such as create_3m")
@@ -22,7 +22,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[str, "Dataset | IterableDataset"]:
-    """Loads all splits of the dataset.
+    """Load all splits of the dataset.
 
     Args:
         args: Parsed arguments of [`add_dataset_arguments`].

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `export` to the sub-commands of `optsg`."""
+    """Add `export` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "export",
         help="write a dataset as Parquet",
@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _card(args: argparse.Namespace, dataset: "DatasetDict") -> "DatasetCard":
-    """Returns the benchmark's card or a new one, with the licence and the languages of the arguments."""
+    """Return the benchmark's card or a new one, with the licence and the languages of the arguments."""
     from huggingface_hub import DatasetCard
 
     from dataset_scripts import benchmark_card

@@ -57,7 +57,7 @@ class MediaFiles:
 
 
 def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
-    """Finds images and videos among files, and recursively in folders.
+    """Find images and videos among files, and recursively in folders.
 
     A file with a video suffix is a video, and any other file is an image. Raw files are rejected. In a folder, files
     without an image or video suffix are skipped. Titles are read from a `metadata.jsonl`, `.csv` or `.parquet` in the
@@ -82,7 +82,7 @@ def find_media_files(names: list[str], title: str | None = None, title_from_name
 
 
 def suffix_of(path: str) -> str:
-    """Returns the last suffix of a path in lower case, with its dot."""
+    """Return the last suffix of a path in lower case, with its dot."""
     return Path(path).suffix.lower()
 
 
@@ -155,7 +155,7 @@ class _FolderSearch:
 
 
 def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
-    """Reads titles by path. All invalid rows together are one failure, which shows the first of them."""
+    """Read titles by path. All invalid rows together are one failure, which shows the first of them."""
     titles, unusable = {}, []
     try:
         for number, row in _rows(metadata):
@@ -195,7 +195,7 @@ def _path_and_title(row: dict | str) -> tuple[str, str | None]:
 
 
 def _sidecar_owner(path: str) -> str | None:
-    """Returns the file that a sidecar belongs to, with or without its suffix; `None` for other names."""
+    """Return the file that a sidecar belongs to, with or without its suffix; `None` for other names."""
     suffix = next((suffix for suffix in SIDECAR_SUFFIXES if path.lower().endswith(suffix)), None)
     return path[: -len(suffix)] if suffix else None
 

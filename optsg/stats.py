@@ -18,7 +18,7 @@ PLOT_SUFFIXES = (".png", ".svg", ".pdf", ".jpg")
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `stats` to the sub-commands of `optsg`."""
+    """Add `stats` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "stats",
         help="count the examples and tags of a dataset",
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _published(args: argparse.Namespace) -> tuple[str, Statistics | None]:
-    """Returns the benchmark to compare with, and its published statistics if there are any."""
+    """Return the benchmark to compare with, and its published statistics if there are any."""
     from dataset_scripts.published_statistics import PUBLISHED
 
     benchmark = (args.published or Path(args.dataset).name).replace("-", "_")

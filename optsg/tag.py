@@ -39,7 +39,7 @@ class Terminated(SystemExit):
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
-    """Adds `tag` to the sub-commands of `optsg`."""
+    """Add `tag` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "tag",
         help="tag images, videos and folders",
@@ -222,7 +222,7 @@ def _tag_files(
 
 @contextlib.contextmanager
 def _exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[None]:
-    """Ends the program with one line if the model cannot be used."""
+    """End the program with one line if the model cannot be used."""
     try:
         yield
     except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged folder
@@ -232,7 +232,7 @@ def _exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[N
 
 @contextlib.contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
-    """Raises `Terminated` on SIGTERM, so that the program cleans up as it does on Ctrl-C."""
+    """Raise `Terminated` on SIGTERM, so that the program cleans up as it does on Ctrl-C."""
 
     def terminate(*_: object) -> NoReturn:
         raise Terminated(TERMINATED)

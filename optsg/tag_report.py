@@ -28,7 +28,7 @@ class TagReport:
         self.remarks = Counter()
 
     def select_pending(self, files: list[MediaFile], redo: bool) -> list[tuple[MediaFile, list[TagWriter]]]:
-        """Selects the files that need tags, each with the writers that need them.
+        """Select the files that need tags, each with the writers that need them.
 
         A sidecar that cannot be written is reported here, before a model is loaded.
 
@@ -50,7 +50,7 @@ class TagReport:
         return pending
 
     def _pending_writers(self, file: MediaFile, redo: bool) -> tuple[list[TagWriter], bool]:
-        """Returns the writers that need a file's tags, and whether any writer refused the file."""
+        """Return the writers that need a file's tags, and whether any writer refused the file."""
         pending, refused = [], False
         for writer in self.writers:
             try:
@@ -62,7 +62,7 @@ class TagReport:
         return pending, refused
 
     def add_result(self, file: MediaFile, result: list[dict] | Exception, writers: list[TagWriter]) -> None:
-        """Prints and writes the tags of a file.
+        """Print and write the tags of a file.
 
         Args:
             file: The image or video.
@@ -85,7 +85,7 @@ class TagReport:
                 self._add_refusal(file, str(error), writer)
 
     def add_failure(self, path: str, title: str | None, reason: str) -> None:
-        """Reports a file that has no tags.
+        """Report a file that has no tags.
 
         Args:
             path: Path of the file.
@@ -98,16 +98,16 @@ class TagReport:
             writer.add_failure(path, title, reason)
 
     def add_message(self, text: str) -> None:
-        """Prints a sentence on standard error."""
+        """Print a sentence on standard error."""
         print_line(f"optsg tag: {printable(text)}", file=sys.stderr)
 
     def report_stop(self) -> None:
-        """Reports that the run was interrupted."""
+        """Report that the run was interrupted."""
         if self.writers and not self.dry_run:
             self.add_message(f"stopped after {plural(self.num_tagged, 'file')}; run the same command to continue")
 
     def finish(self) -> int:
-        """Writes the tables, prints the summary and returns the exit status."""
+        """Write the tables, print the summary and return the exit status."""
         for writer in self.writers:
             try:
                 for message in writer.finish(self.files):
@@ -128,7 +128,7 @@ class TagReport:
         return 1 if self.failures else 0
 
     def _add_refusal(self, file: MediaFile, reason: str, writer: TagWriter) -> None:
-        """Reports a file whose tags one writer cannot write; other writers may still write them."""
+        """Report a file whose tags one writer cannot write; other writers may still write them."""
         self._add_error(file.path, reason)
         writer.add_failure(file.path, file.title, reason)
 

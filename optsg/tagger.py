@@ -1,4 +1,4 @@
-"""The model behind `optsg tag`: loads it, fingerprints it, and tags batches of files with it."""
+"""Loads the model of `optsg tag`, tags batches of files with it, and computes fingerprints."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ NO_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class TagSettings:
-    """Settings of the generation; `None` means the model's own setting.
+    """Generation settings. `None` stands for the setting of the model.
 
     Args:
         threshold: Minimum probability of a tag.
         max_tags: Maximum number of tags per file.
         decoding: "parallel" or "sequential".
         frames: Number of frames to read from each video.
-        exclude: Tags to leave out, in any letter case.
-        vocabulary: The only tags to generate; all if empty.
+        exclude: Tags to leave out, ignoring letter case.
+        vocabulary: Tags that may be generated. If empty, all tags may be generated.
     """
 
     threshold: float | None = None
@@ -59,7 +59,7 @@ class Tagger:
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         self.max_tags = None
         if self.excluded:
-            # Applied after the exclusion, so that an excluded tag does not take the place of another.
+            # The limit is applied after the exclusion, so that excluded tags do not count.
             self.max_tags = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
             self.generate_options["max_tags"] = NO_LIMIT
         if settings.vocabulary:
@@ -70,10 +70,10 @@ class Tagger:
             )
 
     def __call__(self, batch: list[MediaFile]) -> list[list[dict] | Exception]:
-        """Tags a batch of files.
+        """Tag a batch of files.
 
         Returns:
-            For each file its tags, the most probable first, or the error that was raised when it was read.
+            For each file, its tags with the most probable first, or the error from reading the file.
         """
         try:
             inputs = self.processor(
@@ -85,7 +85,7 @@ class Tagger:
         except (ValueError, OSError, ImportError) as error:
             if len(batch) == 1:
                 return [error]
-            # Halving finds the unreadable files and still tags the others in large batches.
+            # Halving the batch finds the unreadable files and still tags the others in large batches.
             half = len(batch) // 2
             return self(batch[:half]) + self(batch[half:])
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
@@ -94,9 +94,9 @@ class Tagger:
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
-    """Yields the files in order, in batches of images only or videos only.
+    """Yield the files in order, in batches of images only or videos only.
 
-    In a batch with a video, an image would be padded to the video's frames and take as long.
+    In a batch with videos, images would be padded to the same number of frames and take as long as a video.
 
     Args:
         files: The files to tag.
@@ -108,7 +108,7 @@ def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[Media
 
 
 class Fingerprinter:
-    """Gives each file a text that changes with the model, the settings, the file's content and its title.
+    """Computes a fingerprint of each file, which depends on the model, the settings, the file and its title.
 
     Args:
         model: A folder or a name on the Hub.
@@ -125,8 +125,8 @@ class Fingerprinter:
         self.run = json.dumps([_identify_model(model), values])
 
     def __call__(self, file: MediaFile) -> str:
-        """Returns the fingerprint of a file."""
-        # Size and modification time stand for the content: files that are done must not be read again.
+        """Return the fingerprint of a file."""
+        # Size and modification time represent the content, because finished files must not be read again.
         try:
             status = os.stat(file.path)
             content = [status.st_size, status.st_mtime_ns]
@@ -136,7 +136,7 @@ class Fingerprinter:
 
 
 def _identify_model(name: str) -> str:
-    """Returns a digest of the files in a model's folder, or the commit of a model on the Hub."""
+    """Return a digest of the files in a model's folder, or the commit of a model on the Hub."""
     if not Path(name).is_dir():
         from modeling_optsg import OPTSGConfig
 

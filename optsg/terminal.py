@@ -26,12 +26,12 @@ def printable(text: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Returns a count with its noun, such as "1 file" or "2,000 files"."""
+    """Return a count with its noun, such as "1 file" or "2,000 files"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def print_line(text: str, file: TextIO | None = None) -> None:
-    """Prints a line above any progress bar and flushes it.
+    """Print a line above any progress bar and flushes it.
 
     Args:
         file: Standard output if omitted.
@@ -54,7 +54,7 @@ class StderrHandler(logging.Handler):
         self.prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one log record."""
+        """Print one log record."""
         print_line(f"{self.prefix}: {printable(record.getMessage())}", file=sys.stderr)
 
 
@@ -70,11 +70,11 @@ class TagTable:
         self.tag_width = MIN_TAG_WIDTH
 
     def header(self) -> str:
-        """Returns the line with the column names."""
+        """Return the line with the column names."""
         return self._row("file", "tag", "probability", "novel")
 
     def rows(self, file: str, tags: list[dict]) -> str:
-        """Returns the lines of one file.
+        """Return the lines of one file.
 
         Args:
             file: Path of the file.

@@ -75,7 +75,7 @@ def test_a_training_runs_the_training_program(tmp_path, monkeypatch):
 
 
 def test_examples_are_sorted_into_the_cases_of_the_paper():
-    train_tags = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
+    training_tags = [["cat", "pet", "animal"], ["pet", "home", "house"], ["car", "road"]]
     references = [["cat", "pet", "animal"]] * 5 + [["cat", "felid"]]
     predictions = [
         ["cat", "pet", "animal", "home"],
@@ -85,7 +85,7 @@ def test_examples_are_sorted_into_the_cases_of_the_paper():
         ["cat"],
         ["pet", "felid"],
     ]
-    assert compare_page.sort_into_cases(predictions, references, train_tags, 9) == {
+    assert compare_page.sort_into_cases(predictions, references, training_tags, 9) == {
         "complete": [0],
         "meaningful": [1],
         "meaningless": [2],

@@ -30,7 +30,7 @@ class Icon(NamedTuple):
 
 
 def as_words(name: str) -> str:
-    """Replaces hyphens and underscores by spaces: `"arrow-left"` becomes `"arrow left"`."""
+    """Replace hyphens and underscores by spaces: `"arrow-left"` becomes `"arrow left"`."""
     return " ".join(name.replace("-", " ").replace("_", " ").split())
 
 
@@ -39,7 +39,7 @@ def _read_json(path: Path) -> Any:
 
 
 def read_tabler(package: Path) -> Iterator[Icon]:
-    """Yields the icons of Tabler in outline style."""
+    """Yield the icons of Tabler in outline style."""
     for name, entry in _read_json(package / "icons.json").items():
         # The filled style repeats outline icons with the same names and tags, like Phosphor's other weights.
         if "outline" in entry["styles"]:
@@ -49,7 +49,7 @@ def read_tabler(package: Path) -> Iterator[Icon]:
 
 
 def read_lucide(package: Path) -> Iterator[Icon]:
-    """Yields the icons of Lucide."""
+    """Yield the icons of Lucide."""
     tags = _read_json(package / "tags.json")
     # The folder also contains the former names of renamed icons, which tags.json does not have.
     for svg in sorted((package / "icons").glob("*.svg")):
@@ -57,7 +57,7 @@ def read_lucide(package: Path) -> Iterator[Icon]:
 
 
 def read_mdi(package: Path) -> Iterator[Icon]:
-    """Yields the icons of Material Design Icons, with aliases as further tags."""
+    """Yield the icons of Material Design Icons, with aliases as further tags."""
     for entry in _read_json(package / "meta.json"):
         name = entry["name"]
         # Aliases look like icon names ("account-circle"), while the tags of all sets are words.
@@ -70,7 +70,7 @@ _PHOSPHOR_ENTRY = re.compile(r'\bname:\s*("[^"]+"),\s*pascal_name:.*?\btags:\s*(
 
 
 def read_phosphor(package: Path) -> Iterator[Icon]:
-    """Yields the icons of Phosphor in regular weight.
+    """Yield the icons of Phosphor in regular weight.
 
     Raises:
         ValueError: The catalogue has another layout than in the pinned version.
@@ -93,7 +93,7 @@ def read_phosphor(package: Path) -> Iterator[Icon]:
 
 
 def read_fontawesome(package: Path) -> Iterator[Icon]:
-    """Yields the free icons of Font Awesome, each in one style."""
+    """Yield the free icons of Font Awesome, each in one style."""
     for name, entry in _read_json(package / "metadata" / "icon-families.json").items():
         styles = {style["style"] for style in entry["familyStylesByLicense"]["free"]}
         # An icon in two styles is one example. Nearly all icons have the style "solid".
@@ -105,7 +105,7 @@ def read_fontawesome(package: Path) -> Iterator[Icon]:
 
 
 def read_openmoji(package: Path) -> Iterator[Icon]:
-    """Yields the emoji of OpenMoji in colour, without skin-tone variants."""
+    """Yield the emoji of OpenMoji in colour, without skin-tone variants."""
     for entry in _read_json(package / "data" / "openmoji.json"):
         if not entry["skintone"]:
             name = entry["hexcode"]
@@ -125,7 +125,7 @@ READERS: dict[str, Callable[[Path], Iterable[Icon]]] = {
 
 
 def read_icons(node_modules: Path) -> Iterator[Icon]:
-    """Yields every icon of the six sets, set by set.
+    """Yield every icon of the six sets, set by set.
 
     Raises:
         ValueError: The metadata of a set is missing or has another layout than in the pinned version.

@@ -20,7 +20,7 @@ _STYLE_WORDS = frozenset({"outline", "filled", "off", "variant", "alt"})
 
 
 def split_of(title: str) -> str:
-    """Returns the split of a title: `"train"`, `"validation"` or `"test"`.
+    """Return the split of a title: `"train"`, `"validation"` or `"test"`.
 
     One concept has one split, whichever sets draw it and in whichever styles: the key is the sorted set of the title's
     lower-cased alphanumeric (a-z, 0-9) words without style words, and md5(key) modulo 12 decides.

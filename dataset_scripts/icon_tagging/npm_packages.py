@@ -16,18 +16,18 @@ PACKAGE_LOCK = Path(__file__).with_name("package-lock.json")
 
 
 def lock_hash() -> str:
-    """Returns a hash of `package-lock.json`."""
+    """Return a hash of `package-lock.json`."""
     return hashlib.sha256(PACKAGE_LOCK.read_bytes()).hexdigest()[:16]
 
 
 def locked_versions() -> dict[str, str]:
-    """Returns the version of each package that `package-lock.json` pins."""
+    """Return the version of each package that `package-lock.json` pins."""
     packages = json.loads(PACKAGE_LOCK.read_text(encoding="utf-8"))["packages"]
     return {path.removeprefix("node_modules/"): entry["version"] for path, entry in packages.items() if path}
 
 
 def install(work_dir: Path) -> Path:
-    """Runs `npm ci` in `work_dir` unless an earlier call did, and returns the `node_modules` folder.
+    """Run `npm ci` in `work_dir` unless an earlier call did, and return the `node_modules` folder.
 
     Raises:
         FileNotFoundError: npm is not on the PATH.
@@ -67,7 +67,7 @@ def install(work_dir: Path) -> Path:
 
 
 def check_installed(folder: Path) -> Path:
-    """Checks that every icon set is in `folder` or its `node_modules`, and returns that `node_modules` folder.
+    """Check that every icon set is in `folder` or its `node_modules`, and return that `node_modules` folder.
 
     Other versions than the pinned ones are allowed and logged as warnings; examples and statistics then differ.
 

@@ -21,7 +21,7 @@ RENDERER = f"resvg_py-{resvg_py.__version__}"
 
 
 def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
-    """Renders an SVG in the centre of a white square, with black as `currentColor`.
+    """Render an SVG in the centre of a white square, with black as `currentColor`.
 
     Args:
         svg: The SVG.
@@ -44,7 +44,7 @@ def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
 
 
 def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
-    """Renders `(svg path, folder)`; returns `(png path, None)`, or `(svg path, reason)` if that fails."""
+    """Render `(svg path, folder)`; returns `(png path, None)`, or `(svg path, reason)` if that fails."""
     svg_path, folder = job
     try:
         svg = Path(svg_path).read_bytes()
@@ -63,7 +63,7 @@ def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
 def render_files(
     svgs: Sequence[Path], folder: Path, num_proc: int | None = None
 ) -> tuple[list[Path | None], dict[str, str]]:
-    """Renders every SVG into `folder`, except those that an earlier call has rendered.
+    """Render every SVG into `folder`, except those that an earlier call has rendered.
 
     Args:
         svgs: Paths of the drawings.

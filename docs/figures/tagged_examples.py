@@ -25,7 +25,7 @@ INK, MUTED, BAR, FRAME = "#1f2328", "#656d76", "#b6d7f2", "#d0d7de"
 
 
 def draw_card(axes: plt.Axes, image: Path, title: str, tags: list[dict]) -> None:
-    """Draws an image, its title, and its tags with a bar for each probability."""
+    """Draw an image, its title, and its tags with a bar for each probability."""
     axes.set(xlim=(0, 1), ylim=(0, 2.1))
     axes.axis("off")
     axes.add_patch(
@@ -43,7 +43,7 @@ def draw_card(axes: plt.Axes, image: Path, title: str, tags: list[dict]) -> None
 
 
 def main() -> None:
-    """Tags the sample images and writes `tagged_examples.png` next to this program."""
+    """Tag the sample images and write `tagged_examples.png` next to this program."""
     lines = (IMAGES / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     titles = {row["file_name"]: row["title"] for row in map(json.loads, lines)}
     tagger = pipeline("tag-generation", model=str(CHECKPOINT))

@@ -30,7 +30,7 @@ THUMBNAIL_SIZE = (112, 112)
 def write_page(
     test: Dataset,
     predictions: Mapping[str, Sequence[Sequence[str]]],
-    train_tags: Sequence[Sequence[str]],
+    training_tags: Sequence[Sequence[str]],
     path: Path,
     max_examples: int = 12,
     common_count: int = 25,
@@ -40,12 +40,12 @@ def write_page(
     Args:
         test: Rows with `title`, `tags` and `image`.
         predictions: For each model its tags of every example. The first model decides the case of an example.
-        train_tags: Tags of each training example.
+        training_tags: Tags of each training example.
         path: File of the page.
         max_examples: Maximum number of examples per case.
         common_count: Training count from which a tag is common.
     """
-    counts = Counter(tag for tags in train_tags for tag in set(tags))
+    counts = Counter(tag for tags in training_tags for tag in set(tags))
     titles, references = test["title"][:], test["tags"][:]
     first_model = next(iter(predictions))
 
@@ -59,7 +59,7 @@ def write_page(
         return {"tag": tag, "kind": kind, "mark": KINDS[kind][0], "found": kind == "novel" and tag in truth}
 
     groups = {}
-    for case, indices in sort_into_cases(predictions[first_model], references, train_tags, max_examples).items():
+    for case, indices in sort_into_cases(predictions[first_model], references, training_tags, max_examples).items():
         groups[case] = []
         for index in indices:
             truth = set(references[index])
@@ -75,7 +75,7 @@ def write_page(
 def sort_into_cases(
     predictions: Sequence[Sequence[str]],
     references: Sequence[Sequence[str]],
-    train_tags: Sequence[Sequence[str]],
+    training_tags: Sequence[Sequence[str]],
     max_examples: int,
 ) -> dict[str, list[int]]:
     """Sort examples into the cases of section 5 of the supplement.
@@ -88,7 +88,7 @@ def sort_into_cases(
         in the ground truth come first.
     """
     partners = {}
-    for tags in train_tags:
+    for tags in training_tags:
         for tag in tags:
             partners.setdefault(tag, set()).update(tags)
     cases, hits = {case: [] for case in CASES}, []

@@ -42,7 +42,7 @@ year = {2023}}
 
 
 def read_verdicts(path: str | os.PathLike, ids: Iterable[str], normalize: bool = False) -> dict[tuple[str, str], bool]:
-    """Reads a verdict file.
+    """Read a verdict file.
 
     Args:
         path: A CSV or JSON Lines file with the fields example, tag and verdict.

@@ -73,13 +73,13 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             init.zeros_(self.query_gate)
 
     def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
-        """Sets the tag of each class; see [`LabelVocabulary.set_tags`]."""
+        """Set the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
     def forward(
         self, tag_ids: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs: Any
     ) -> ASYOutput:
-        """Computes logits, and with `labels` the loss.
+        """Compute logits, and with `labels` the loss.
 
         Args:
             tag_ids: `[tags]`, the class of each tag of the batch.

@@ -46,11 +46,11 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         return torch.full(shape, self.config.num_tag_classes, dtype=torch.int32)
 
     def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
-        """Sets the tag of each class; see [`LabelVocabulary.set_tags`]."""
+        """Set the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
     def fit(self, images: torch.Tensor, titles: torch.Tensor, example_tags: Sequence[Sequence[int]]) -> None:
-        """Stores the training examples.
+        """Store the training examples.
 
         Args:
             images: `[examples, frame_feature_size]`, mean-pooled, zero for an example without an image.
@@ -77,7 +77,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     def similarity(
         self, images: torch.Tensor | None, titles: torch.Tensor | None, image_weight: float
     ) -> torch.Tensor:
-        """Computes the similarity `[batch, num_examples]` to the training examples.
+        """Compute the similarity `[batch, num_examples]` to the training examples.
 
         Args:
             images: `[batch, frame_feature_size]`, pooled. A missing modality is ignored.
@@ -147,7 +147,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         return OPTSGGenerateOutput(sequences=ranked.sequences, tag_scores=ranked.tag_scores)
 
     def _vote(self, similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns scores and classes `[batch, tags]`, highest score first."""
+        """Return scores and classes `[batch, tags]`, highest score first."""
         weights, rows = similarity.topk(k, dim=1)
         # A neighbour with a negative similarity has no vote.
         weights = weights.clamp(min=1e-6)

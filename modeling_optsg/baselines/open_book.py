@@ -57,7 +57,7 @@ class Book(NamedTuple):
     tokens: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> "Book":
-        """Returns the book of some examples."""
+        """Return the book of some examples."""
         return Book(*(part[rows] for part in self))
 
 
@@ -75,7 +75,7 @@ class TagCopier(nn.Module):
         self.gate = nn.Linear(config.hidden_size, 1)
 
     def encode(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Encodes the embedded tokens of the book in context.
+        """Encode the embedded tokens of the book in context.
 
         Args:
             embedded: `[batch, book length, hidden_size]`.
@@ -90,7 +90,7 @@ class TagCopier(nn.Module):
         return self.norm(hidden_states)
 
     def point(self, hidden_states: torch.Tensor, book: Book) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes where to copy from, and how much.
+        """Compute where to copy from, and how much.
 
         Args:
             hidden_states: `[batch, length, hidden_size]` of the decoder.
@@ -147,11 +147,11 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Returns the token embeddings of the tag decoder."""
+        """Return the token embeddings of the tag decoder."""
         return self.tag_decoder.token_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replaces the token embeddings of the tag decoder."""
+        """Replace the token embeddings of the tag decoder."""
         self.tag_decoder.token_embeddings = value
 
     def forward(
@@ -163,7 +163,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         **inputs: Any,
     ) -> OpenBookOutput:
-        """Computes the training loss. To generate tags, call `generate`.
+        """Compute the training loss. To generate tags, call `generate`.
 
         Args:
             book_input_ids: `[batch, book length]`, tokens of the retrieved tags. An example may have none.
@@ -240,7 +240,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     def next_token_log_probs(
         self, hidden_states: torch.Tensor, book: Book | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Computes log-probabilities `[batch, length, tag_vocab_size]` of the next token, and the gate."""
+        """Compute log-probabilities `[batch, length, tag_vocab_size]` of the next token, and the gate."""
         logits = self._token_logits(hidden_states)
         if book is None:
             return logits.float().log_softmax(dim=-1), None
@@ -289,7 +289,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **inputs: Any,
     ) -> OpenBookGenerateOutput:
-        """Generates the tags of each example with greedy search, one sequence per example.
+        """Generate the tags of each example with greedy search, one sequence per example.
 
         The score of a tag is the product of its tokens' probabilities given all tags before it. A tag that is
         generated twice is listed once.
@@ -353,7 +353,7 @@ class _SequenceSearch:
             cache.batch_select_indices(kept)
 
     def _mask(self, scores: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """Allows the end only where a tag may begin, and [SEP] only inside a tag, where it is forced at the limit."""
+        """Allow the end only where a tag may begin, and [SEP] only inside a tag, where it is forced at the limit."""
         lengths = torch.tensor([len(self.open[example].tokens) for example in active.tolist()], device=scores.device)
         may_begin, is_full = lengths == 0, lengths == self.model.config.max_tag_tokens
         scores[:, self.end] = torch.where(may_begin, scores[:, self.end] + self.pad_bias, -torch.inf)
@@ -363,7 +363,7 @@ class _SequenceSearch:
         return scores
 
     def _record(self, active: torch.Tensor, tokens: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-        """Appends the tokens, and returns the rows of the sequences that have not ended."""
+        """Append the tokens, and return the rows of the sequences that have not ended."""
         rows = zip(active.tolist(), tokens.tolist(), log_probs.tolist(), strict=True)
         for example, token, log_prob in rows:
             tag = self.open[example]
@@ -376,7 +376,7 @@ class _SequenceSearch:
         return (tokens != self.end).nonzero().flatten()
 
     def tags(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns tokens `[batch, 1, tags, max length]` and log-probabilities `[batch, 1, tags]`."""
+        """Return tokens `[batch, 1, tags, max length]` and log-probabilities `[batch, 1, tags]`."""
         max_tags = max(max(map(len, self.finished)), 1)
         max_length = max((len(tag.tokens) for tags in self.finished for tag in tags), default=1)
         tokens = torch.full((len(self.finished), 1, max_tags, max_length), self.end)
@@ -392,7 +392,7 @@ class _SequenceSearch:
 
 
 def _append_book(outputs: OPTSGModelOutput, book: Book | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Appends the book to the memory and its mask."""
+    """Append the book to the memory and its mask."""
     if book is None:
         return outputs.memory, outputs.memory_mask
     return torch.cat([outputs.memory, book.tokens], dim=1), torch.cat([outputs.memory_mask, book.mask], dim=1)

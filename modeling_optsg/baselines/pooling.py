@@ -10,7 +10,7 @@ from modeling_optsg.layers import pool_tokens
 
 
 def pool_frames(frame_features: torch.Tensor | None, frame_mask: torch.Tensor | None = None) -> torch.Tensor | None:
-    """Averages the tokens of each example's real frames.
+    """Average the tokens of each example's real frames.
 
     Args:
         frame_features: `[batch, frames, tokens, width]`, or `None`.
@@ -23,7 +23,7 @@ def pool_frames(frame_features: torch.Tensor | None, frame_mask: torch.Tensor | 
 
 
 def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pools the precomputed tower features of examples.
+    """Pool the precomputed tower features of examples.
 
     Args:
         examples: Rows with `frame_features` `[frames, width]` or `[frames, tokens, width]` and `title_features`
@@ -48,11 +48,11 @@ def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tupl
 
 
 def centre_images(images: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Subtracts the mean of the training images `[width]` from `[batch, width]`. A missing (zero) image stays zero."""
+    """Subtract the mean of the training images `[width]` from `[batch, width]`. A missing (zero) image stays zero."""
     return (images - mean) * images.any(dim=1, keepdim=True)
 
 
 def mean_image(images: torch.Tensor) -> torch.Tensor:
-    """Averages the images that are not missing: `[examples, width]` to `[width]`, zero if all are missing."""
+    """Average the images that are not missing: `[examples, width]` to `[width]`, zero if all are missing."""
     present = images[images.any(dim=1)]
     return present.mean(dim=0) if len(present) else torch.zeros_like(images[0])

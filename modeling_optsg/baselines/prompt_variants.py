@@ -128,7 +128,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
 
     def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
-        """Sets the tag of each class; see [`LabelVocabulary.set_tags`]."""
+        """Set the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
     def forward(
@@ -141,7 +141,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         example_seeds: torch.Tensor | None = None,
         **inputs: Any,
     ) -> ModelGOutput:
-        """Computes the logits, or the losses if `labels` are given.
+        """Compute the logits, or the losses if `labels` are given.
 
         Args:
             tag_ids: `[tags]`, the class of each tag of the batch.
@@ -181,7 +181,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     def _sampled_loss(
         self, hidden_states: torch.Tensor, targets: torch.Tensor, example_seeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """Computes the loss over some [PAD] slots and a sample of the classes, as in the decoder of OP-TSG."""
+        """Compute the loss over some [PAD] slots and a sample of the classes, as in the decoder of OP-TSG."""
         pad = len(self.label_vocabulary)
         chosen, pad_weights = choose_pad_slots(targets == pad, self.config.pad_slot_ratio, example_seeds)
         kept = (targets != pad) | chosen

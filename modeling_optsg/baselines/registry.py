@@ -23,10 +23,10 @@ class ModelSpec:
         model: Its class.
         decodings: Its decodings, each fitted separately; `(None,)` if it has only one.
         has_pad: Whether [PAD], or the end of the sequence, competes with the tags, so that `pad_bias` is fitted.
-        slot_alternatives: How a slot contributes several tags: "beams", "classes", or `None` if it cannot.
+        tags_per_slot: How a slot contributes several tags: "beams", "classes", or `None` if it cannot.
         needs_classes: Whether it needs the label vocabulary as its classes.
         needs_book: Whether it reads the tags of retrieved training examples ([`TagBook`]).
-        learns: Whether it is trained; otherwise it only stores the training examples.
+        is_trained: Whether it is trained; otherwise it only stores the training examples.
         config: Configuration fields that it has whatever the training arguments say.
         fitted: Other arguments of `generate` that are fitted, with the values to try.
     """
@@ -34,19 +34,19 @@ class ModelSpec:
     model: type[OPTSGPreTrainedModel]
     decodings: tuple[str | None, ...] = (None,)
     has_pad: bool = True
-    slot_alternatives: str | None = None
+    tags_per_slot: str | None = None
     needs_classes: bool = False
     needs_book: bool = False
-    learns: bool = True
+    is_trained: bool = True
     config: Mapping[str, Any] = field(default_factory=dict)
     fitted: Mapping[str, Sequence] = field(default_factory=dict)
 
     def grid(self, pad_biases: Sequence[float] = PAD_BIASES) -> dict[str, Sequence]:
-        """Returns the settings that `fit_generation_config` tries, in addition to the threshold."""
+        """Return the settings that `fit_generation_config` tries, in addition to the threshold."""
         return dict(self.fitted) | ({"pad_bias": pad_biases} if self.has_pad else {})
 
     def set_search(self, model: OPTSGPreTrainedModel, num_return_sequences: int, num_candidates: int) -> None:
-        """Stores in a model's `generation_config` how it searches for tags.
+        """Store in a model's `generation_config` how it searches for tags.
 
         Args:
             model: A model of this type.
@@ -54,10 +54,10 @@ class ModelSpec:
             num_candidates: Number of classifier candidates, for a model with a tag classifier.
         """
         settings = {}
-        if self.slot_alternatives is not None:
+        if self.tags_per_slot is not None:
             # `transformers` does not save more sequences than beams, even for a model without beam search.
             settings |= {"num_return_sequences": num_return_sequences, "num_beams": num_return_sequences}
-        if self.slot_alternatives == "beams":
+        if self.tags_per_slot == "beams":
             settings["min_beam_probability"] = MIN_BEAM_PROBABILITY
         if getattr(model, "tag_classifier", None) is not None:
             settings["num_candidates"] = num_candidates
@@ -70,9 +70,9 @@ ADJUSTED = {"logit_adjustment": LOGIT_ADJUSTMENTS}
 ONE_QUERY = {"num_prompts": 1}
 
 MODEL_TYPES = {
-    "op-tsg": ModelSpec(OPTSGForTagGeneration, ("parallel", "sequential"), slot_alternatives="beams"),
-    "model-f": ModelSpec(ModelFForTagGeneration, ("parallel", "sequential"), slot_alternatives="beams"),
-    "model-g": ModelSpec(ModelGForTagClassification, slot_alternatives="classes", needs_classes=True, fitted=ADJUSTED),
+    "op-tsg": ModelSpec(OPTSGForTagGeneration, ("parallel", "sequential"), tags_per_slot="beams"),
+    "model-f": ModelSpec(ModelFForTagGeneration, ("parallel", "sequential"), tags_per_slot="beams"),
+    "model-g": ModelSpec(ModelGForTagClassification, tags_per_slot="classes", needs_classes=True, fitted=ADJUSTED),
     "asy": ModelSpec(
         ASYForTagClassification,
         has_pad=False,
@@ -87,7 +87,7 @@ MODEL_TYPES = {
         KNNForTagVote,
         has_pad=False,
         needs_classes=True,
-        learns=False,
+        is_trained=False,
         fitted={"neighbours": (3, 5, 8, 10, 15), "image_weight": (0.2, 0.4, 0.7, 1.0)},
     ),
 }

@@ -70,7 +70,7 @@ class TagBook:
         config: OpenBookConfig,
         image_weight: float = 0.4,
     ) -> "TagBook":
-        """Makes the book of training examples with precomputed tower features; see [`pool_examples`]."""
+        """Make the book of training examples with precomputed tower features; see [`pool_examples`]."""
         return cls(titles, tags, *pool_examples(examples, config), image_weight)
 
     def _index(self) -> None:
@@ -84,7 +84,7 @@ class TagBook:
         return len(self.table)
 
     def _embed(self, images: torch.Tensor, title_features: torch.Tensor) -> np.ndarray:
-        """Returns one vector per example; inner products are similarities."""
+        """Return one vector per example; inner products are similarities."""
         images = self.image_weight**0.5 * F.normalize(centre_images(images, self.image_mean), dim=-1)
         return torch.cat([F.normalize(title_features, dim=-1), images], dim=1).float().numpy()
 
@@ -95,7 +95,7 @@ class TagBook:
         neighbours: int,
         own_titles: Sequence[str] | None = None,
     ) -> list[list[list[str]]]:
-        """Retrieves the tags of each query's nearest examples, nearest first.
+        """Retrieve the tags of each query's nearest examples, nearest first.
 
         Args:
             images: `[queries, width]`, pooled, zero for a missing image.
@@ -123,7 +123,7 @@ class TagBook:
     def look_up(
         self, model: OpenBookForTagGeneration, processor: OPTSGProcessor, **inputs: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Runs the towers and retrieves the book of a batch.
+        """Run the towers and retrieve the book of a batch.
 
         Args:
             model: The model that will generate.
@@ -159,7 +159,7 @@ class TagBook:
         return {name: tensor for name, tensor in arguments.items() if tensor is not None}
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Saves titles, tags and embeddings; the index is rebuilt when the book is loaded."""
+        """Save titles, tags and embeddings; the index is rebuilt when the book is loaded."""
         # A table with an index cannot be saved.
         self.table.drop_index(self.column)
         try:
@@ -171,7 +171,7 @@ class TagBook:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TagBook":
-        """Loads a saved book.
+        """Load a saved book.
 
         Raises:
             FileNotFoundError: `folder` was not made by [`save`].
@@ -218,7 +218,7 @@ class ExamplesWithBook(TorchDataset):
 def encode_book(
     retrieved: Sequence[Sequence[Sequence[str]]], tag_tokenizer: PreTrainedTokenizerFast, max_tokens: int
 ) -> list[list[int]]:
-    """Tokenises retrieved tags, nearest neighbour first, each tag followed by [SEP].
+    """Tokenise retrieved tags, nearest neighbour first, each tag followed by [SEP].
 
     A tag of several neighbours occurs several times: the pointer adds up the probabilities of its copies, so that each
     copy is a vote. Tags beyond `max_tokens` are dropped, starting with those of the farthest neighbour.
@@ -246,5 +246,5 @@ def encode_book(
 
 
 def title_words(title: str) -> tuple[str, ...]:
-    """Returns the words of a title in lower case, sorted, each once: two drawings of one thing have the same."""
+    """Return the words of a title in lower case, sorted, each once: two drawings of one thing have the same."""
     return tuple(sorted(set(re.findall(r"\w+", title.lower()))))

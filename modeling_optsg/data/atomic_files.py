@@ -9,7 +9,7 @@ PARTIAL = ".partial"
 
 
 def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
-    """Makes an error that names the folder and its free space.
+    """Make an error that names the folder and its free space.
 
     Args:
         what: What could not be written, in words.
@@ -24,12 +24,12 @@ def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Writes a JSON file."""
+    """Write a JSON file."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file."""
+    """Write a text file."""
     # The process id, because several processes may write the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with partial.open("w", encoding="utf-8") as file:
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the list of a folder's files, is on the disk."""
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,7 +49,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Calls [`sync`] for everything in a folder, at any depth."""
+    """Call [`sync`] for everything in a folder, at any depth."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)

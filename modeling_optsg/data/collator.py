@@ -156,7 +156,7 @@ class OPTSGDataCollator:
     def _process_raw_inputs(
         self, examples: Sequence[Mapping], features: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Runs the processor on the inputs for which the batch has no features."""
+        """Run the processor on the inputs for which the batch has no features."""
         inputs = {}
         for argument, (column, feature_column) in PROCESSOR_ARGUMENTS.items():
             values = [example.get(column) for example in examples]
@@ -203,7 +203,7 @@ class OPTSGDataCollator:
 
 
 def _pad_features(examples: Sequence[Mapping]) -> dict[str, torch.Tensor]:
-    """Pads the precomputed features of a batch and creates their masks."""
+    """Pad the precomputed features of a batch and create their masks."""
     batch = {}
     for name, mask_name in FEATURE_MASKS.items():
         given = [example.get(name) for example in examples]
@@ -235,7 +235,7 @@ def _check_features(examples: Sequence[Mapping], column: str, feature_column: st
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Pads lists of integers to one tensor. This is many times faster than `pad_sequence` for short lists."""
+    """Pad lists of integers to one tensor. This is many times faster than `pad_sequence` for short lists."""
     length = max(map(len, rows), default=0)
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 

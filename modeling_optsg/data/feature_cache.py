@@ -37,7 +37,7 @@ def digest(*parts: object) -> str:
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict:
-    """Returns the vocabulary and the settings of a tokenizer as JSON data."""
+    """Return the vocabulary and the settings of a tokenizer as JSON data."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     settings = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     # Each call of a tokenizer changes the padding and the truncation of its backend.
@@ -58,11 +58,11 @@ def cache_tower_features(
     max_unreadable: int = 0,
     processes: PartialState | None = None,
 ) -> Dataset:
-    """Replaces images and titles with the features that the frozen towers compute from them.
+    """Replace images and titles with the features that the frozen towers compute from them.
 
     Features are cached in `cache_dir`, block by block. The names of the files depend on the rows, the weights of the
     towers and the settings of the processor: a second call reads the files, an interrupted call is resumed at the
-    first missing block, and other rows, weights or settings get files of their own.
+    first missing block, and other rows, weights or settings have separate files.
 
     Args:
         dataset: Rows with `title`, and `image`, `video` or `frame_features`.
@@ -129,7 +129,7 @@ class _Blocks:
         return max(-(-len(self.dataset) // self.block_size), 1)
 
     def compute(self, index: int) -> Dataset:
-        """Computes a block, or reads it from its file."""
+        """Compute a block, or read it from its file."""
         start = index * self.block_size
         name = f"towers-{self.fingerprint}-{self.block_size}-{index:05d}-of-{len(self):05d}.arrow"
         return self.dataset.select(range(start, min(start + self.block_size, len(self.dataset)))).map(
@@ -248,7 +248,7 @@ def _num_rows(rows: dict[str, list]) -> int:
 
 
 def _spread(values: list, features: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor | None]:
-    """Gives each value that is not `None` the next features, without padding."""
+    """Give each value that is not `None` the next features, without padding."""
     unpadded = (example[example_mask.bool()] for example, example_mask in zip(features, mask))
     return [None if value is None else next(unpadded) for value in values]
 
@@ -287,7 +287,7 @@ class CachedFeatures(TorchDataset):
 def build_tag_table(
     tags: list[str], model: OPTSGModel, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
 ) -> TagTable:
-    """Builds the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
+    """Build the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))
     path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
     if not os.path.exists(path):

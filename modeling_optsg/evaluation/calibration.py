@@ -38,7 +38,7 @@ def fit_generation_config(
     grid: Mapping[str, Sequence] | None = None,
     **predict_kwargs: object,
 ) -> dict:
-    """Fits decoding settings on validation examples and stores them in the model's `generation_config`.
+    """Fit decoding settings on validation examples and store them in the model's `generation_config`.
 
     Every combination of `grid` is tried, and with each of them every threshold. For a model with a tag classifier only
     the smallest `pad_bias` is tried, and [`fit_fusion_weights`] fits `fusion_weights` and `logit_adjustment` together
@@ -116,7 +116,7 @@ def _predict_at_pad_biases(
     grid: Mapping[str, Sequence],
     **kwargs: object,
 ) -> Iterator[tuple[dict, list[list[dict]]]]:
-    """Does the same as [`_predict_combinations`] with one pass for all values of `pad_bias`.
+    """Do the same as [`_predict_combinations`] with one pass for all values of `pad_bias`.
 
     Valid only where slots do not see one another: then the bias decides which slots generate a tag, and not which tag.
     """
@@ -135,7 +135,7 @@ def _predict_at_pad_biases(
 
 
 def _store(model: OPTSGPreTrainedModel, settings: Mapping[str, object], decoding: str | None) -> None:
-    """Stores settings in the `generation_config`, under the name of a decoding where there are several."""
+    """Store settings in the `generation_config`, under the name of a decoding where there are several."""
     for name, value in settings.items():
         if decoding is not None:
             stored = getattr(model.generation_config, name, None)
@@ -151,7 +151,7 @@ def fit_fusion_weights(
     metric_for_best_model: str,
     **generate_kwargs: object,
 ) -> list[dict]:
-    """Fits how the logits of the slots and of the tag classifier are fused into one probability.
+    """Fit how the logits of the slots and of the tag classifier are fused into one probability.
 
     One pass over the examples finds all candidates. For each value of `SLOT_WEIGHTS`, and around the best of them for
     each of `LOGIT_ADJUSTMENTS`, the two logits are mixed, a logistic regression turns the mixture into a probability,
@@ -219,7 +219,7 @@ class _Candidates:
     is_correct: np.ndarray
 
     def to_predictions(self, scores: np.ndarray) -> list[list[dict]]:
-        """Returns the candidates with scores `[N]` as predictions."""
+        """Return the candidates with scores `[N]` as predictions."""
         predictions = []
         ends = np.cumsum([len(tags) for tags in self.tags])[:-1]
         for tags, tag_scores in zip(self.tags, np.split(scores, ends)):
@@ -274,7 +274,7 @@ def _find_candidates(
 def _fit_mixture(
     candidates: _Candidates, novel_weights: np.ndarray, slot_weight: float, adjustment: float
 ) -> tuple[list[float], np.ndarray]:
-    """Fits the scale and the bias of one mixture of the two logits.
+    """Fit the scale and the bias of one mixture of the two logits.
 
     Returns:
         The five fusion weights of `generate`, and the probability of each candidate `[N]`.
@@ -290,7 +290,7 @@ def _fit_mixture(
 
 
 def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Fits a logistic regression with one input.
+    """Fit a logistic regression with one input.
 
     Args:
         inputs: `[N]`.
@@ -313,7 +313,7 @@ def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def reliability(
     predictions: Sequence[Sequence[Mapping]], references: Sequence[Sequence[str]], bins: int = 10
 ) -> dict[str, object]:
-    """Measures how often tags of a given probability are correct.
+    """Measure how often tags of a given probability are correct.
 
     Args:
         predictions: For each example its tags as `{"tag", "score"}`, including improbable ones (`threshold=0`).

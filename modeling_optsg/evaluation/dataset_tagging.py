@@ -66,7 +66,7 @@ def dataset_fingerprint(dataset: Dataset, sampled_rows: Sequence[int]) -> str:
 
 
 def split_into_shards(num_examples: int, shard_size: int) -> list[range]:
-    """Divides the indices of examples into shards of `shard_size` examples; the last one may be smaller.
+    """Divide the indices of examples into shards of `shard_size` examples; the last one may be smaller.
 
     Raises:
         ValueError: There are no examples, or `shard_size` is not positive.
@@ -79,12 +79,12 @@ def split_into_shards(num_examples: int, shard_size: int) -> list[range]:
 
 
 def shard_path(folder: str | os.PathLike, index: int, num_shards: int) -> Path:
-    """Returns the path of a shard's Parquet file."""
+    """Return the path of a shard's Parquet file."""
     return Path(folder, f"tags-{index:05d}-of-{num_shards:05d}.parquet")
 
 
 def is_complete(path: Path, num_examples: int) -> bool:
-    """Returns whether a shard's file exists and holds all its examples; a file damaged by a crash does not."""
+    """Return whether a shard's file exists and holds all its examples; a file damaged by a crash does not."""
     try:
         return pq.read_metadata(path).num_rows == num_examples
     except (OSError, pa.ArrowInvalid):
@@ -142,7 +142,7 @@ def write_shard(
     examples: range,
     **kwargs: object,
 ) -> None:
-    """Tags the examples of a shard and writes its Parquet file, unless the file is complete.
+    """Tag the examples of a shard and write its Parquet file, unless the file is complete.
 
     The file appears under its name only when it is complete.
 

@@ -48,7 +48,7 @@ class TagEvaluator:
         self._example_support = np.array([len(tags) for tags in self.references])
 
     def score(self, predictions: Sequence[Sequence[Mapping]], threshold: float = 0.0) -> dict[str, float]:
-        """Computes the metrics of predictions.
+        """Compute the metrics of predictions.
 
         Args:
             predictions: For each example its predicted tags as `{"tag": str, "score": float}`, each tag once.
@@ -66,7 +66,7 @@ class TagEvaluator:
         return self.sweep(predictions, [threshold])[0]
 
     def sweep(self, predictions: Sequence[Sequence[Mapping]], thresholds: Sequence[float]) -> list[dict[str, float]]:
-        """Computes the metrics of [`score`] at each of several thresholds."""
+        """Compute the metrics of [`score`] at each of several thresholds."""
         self._check_length(predictions)
         rows = [
             (example, self._index.get(p["tag"], -1), p["score"], p["tag"] in self.references[example], p["tag"])
@@ -94,7 +94,7 @@ class TagEvaluator:
             raise ValueError(f"{len(predictions)} predictions for {len(self.references)} reference examples.")
 
     def _score(self, examples: np.ndarray, tags: np.ndarray, hits: np.ndarray, novel: np.ndarray) -> dict[str, float]:
-        """Computes the metrics of `[N]` pairs of an example and a predicted tag.
+        """Compute the metrics of `[N]` pairs of an example and a predicted tag.
 
         Args:
             examples: The index of each pair's example.
@@ -126,7 +126,7 @@ class TagEvaluator:
         return metrics | {"tags_per_example": round(float(example_predicted.mean()), 2)}
 
     def by_frequency(self, predictions: Sequence[Sequence[Mapping]], edges: Sequence[int]) -> list[dict[str, float]]:
-        """Averages per-tag F1 over groups of tags with similar training counts.
+        """Average per-tag F1 over groups of tags with similar training counts.
 
         Args:
             predictions: As in [`score`].
@@ -166,7 +166,7 @@ class TagEvaluator:
     def best_threshold(
         self, predictions: Sequence[Sequence[Mapping]], metric_for_best_model: str = "full_f1", steps: int = 50
     ) -> tuple[float, dict[str, float]]:
-        """Finds the threshold with the best metric.
+        """Find the threshold with the best metric.
 
         Args:
             predictions: As in [`score`].
@@ -183,7 +183,7 @@ class TagEvaluator:
         return thresholds[best], metrics[best]
 
     def at_k(self, predictions: Sequence[Sequence[Mapping]], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-        """Computes precision and recall of the k best predictions of each example, averaged over the examples.
+        """Compute precision and recall of the k best predictions of each example, averaged over the examples.
 
         Args:
             predictions: For each example its tags, best first, each once.
@@ -214,7 +214,7 @@ class TagEvaluator:
 
 
 def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> float:
-    """Computes the value that a fit maximises.
+    """Compute the value that a fit maximises.
 
     Args:
         metrics: Metrics by name.
@@ -244,7 +244,7 @@ def tag_gain(
     label_vocabulary: Iterable[str],
     relevant: Callable[[int, str], bool] | None = None,
 ) -> dict[str, float]:
-    """Computes Tag Gain: 100 · (novel predicted pairs judged relevant) / (ground-truth pairs).
+    """Compute Tag Gain: 100 · (novel predicted pairs judged relevant) / (ground-truth pairs).
 
     A pair is an example and one of its tags.
 
@@ -284,12 +284,12 @@ def tag_gain(
 
 
 def normalize_tag(tag: str) -> str:
-    """Removes differences of case, of full and half width, and of surrounding or repeated spaces from a tag."""
+    """Remove differences of case, of full and half width, and of surrounding or repeated spaces from a tag."""
     return " ".join(unicodedata.normalize("NFKC", tag).casefold().split())
 
 
 def check_tag_sets(name: str, tag_sets: Sequence[Sequence[str]], normalize: bool = False) -> list[list[str]]:
-    """Checks that no example has a tag twice, and normalises the tags if asked to.
+    """Check that no example has a tag twice, and normalise the tags if asked to.
 
     Args:
         name: What error messages call the tag sets.

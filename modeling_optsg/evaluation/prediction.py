@@ -54,14 +54,14 @@ def generate_batches(
     progress: bool = True,
     **generate_kwargs: object,
 ) -> Iterator[tuple[list[int], ModelOutput]]:
-    """Calls `generate` on many examples, batch by batch.
+    """Call `generate` on many examples, batch by batch.
 
     Args:
         model: A model with `generate`.
         processor: The processor of the model.
         examples: Rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
         batch_size: Number of examples per batch.
-        modalities: The inputs that the model sees: "image" (which stands for videos and frame features too), "title"
+        modalities: The inputs that the model sees: "image" (including videos and frame features), "title"
             or both.
         progress: Whether to show a progress bar.
         generate_kwargs: Arguments of `generate`.
@@ -82,7 +82,7 @@ def generate_batches(
             example = examples[index]
             row = {name: value for name, value in example.items() if name in columns}
             if any(value is not None and not (isinstance(value, str) and not value.strip()) for value in row.values()):
-                # Retrieved tags come with an example, but are not an input of their own.
+                # Retrieved tags belong to an example, but are not a separate input.
                 rows[index] = row | {name: example[name] for name in ("book_input_ids",) if name in example}
         if rows:
             batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}

@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 
 
 def environment() -> dict[str, object]:
-    """Describes the software and the machine that produced a result.
+    """Describe the software and the machine that produced a result.
 
     Returns:
         `python`, `versions` (of `PACKAGES`), `machine` and `commit` (the git revision of the working directory, `None`
@@ -38,7 +38,7 @@ def environment() -> dict[str, object]:
 
 
 def novel_hits(predictions: Sequence[Sequence[Mapping]], references: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Counts novel tags and how many of them are in the ground truth.
+    """Count novel tags and how many of them are in the ground truth.
 
     Args:
         predictions: For each example its tags as `{"tag", "score", "novel"}`.
@@ -57,7 +57,7 @@ def novel_hits(predictions: Sequence[Sequence[Mapping]], references: Sequence[Se
 
 
 def best_fit(tried: Sequence[Mapping], metric: str, **settings: object) -> Mapping | None:
-    """Finds the best of the fits that have given settings.
+    """Find the best of the fits that have given settings.
 
     Args:
         tried: Fits as in `fit_generation_config(...)["tried"]`.
@@ -78,7 +78,7 @@ def score_modalities(
     evaluator: TagEvaluator,
     **predict_kwargs: object,
 ) -> dict[str, dict[str, float]]:
-    """Scores a model on images and titles together, and on each of the two alone.
+    """Score a model on images and titles together, and on each of the two alone.
 
     Args:
         examples: As in [`predict_tags`].

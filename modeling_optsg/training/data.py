@@ -74,7 +74,7 @@ def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], D
     """
     if args.train_ratio < 1:
         raise ValueError("--streaming reads whole splits, so it cannot be combined with --train_ratio.")
-    if MODEL_TYPES[args.model_type].needs_book or not MODEL_TYPES[args.model_type].learns:
+    if MODEL_TYPES[args.model_type].needs_book or not MODEL_TYPES[args.model_type].is_trained:
         raise ValueError(
             f"--model_type {args.model_type} searches all training examples; it cannot be combined with --streaming."
         )

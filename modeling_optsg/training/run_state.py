@@ -83,10 +83,10 @@ class RunState:
             if self.accelerator.is_main_process:
                 run = {"step": step, "arguments": self.arguments, "strategy": self.strategy}
                 write_json(partial / PROGRESS, {**progress, **run})
-                # Before the renaming, so that the final name never stands for incomplete files.
+                # Written before the renaming, so the final name never refers to incomplete files.
                 sync_all(partial)
         except Exception as error:
-            # Not only OSError: torch raises errors of its own on a full disk.
+            # Not only OSError, because torch raises its own errors if the disk is full.
             shutil.rmtree(partial, ignore_errors=True)
             raise cannot_be_written(f"the state of step {step}", self.folder, error) from error
         if self.accelerator.is_main_process:

@@ -122,7 +122,7 @@ class OPTSGTrainer:
             ValueError: The saved state belongs to another run, or too many examples cannot be read.
             OSError: A state or a checkpoint cannot be written.
         """
-        if not self.model_type.learns:
+        if not self.model_type.is_trained:
             return self._fit_examples()
         with self.stop_signal.deferred():
             self._plan_steps()
@@ -196,7 +196,10 @@ class OPTSGTrainer:
         if self.batch_size > examples:
             # The same number for each process, so that any number of micro-batches can share them.
             self.batch_size = examples // processes * processes or examples
-            logger.warning(f"There are only {examples} training examples: a step has {self.batch_size}, not {self.args.train_batch_size}.")
+            logger.warning(
+                f"There are only {examples} training examples: a step has {self.batch_size}, not "
+                f"{self.args.train_batch_size}."
+            )
         self.total_steps = max(1, round(self.args.num_train_epochs * examples / self.batch_size))
         self.eval_steps = self.args.evaluation_steps(self.total_steps)
         division = (self.batch_size, processes, self.args.per_device_train_batch_size)

@@ -16,7 +16,7 @@ FORMATS = ("xmp", "json", "txt", "csv", "parquet")
 def make_writer(
     file_format: str, locator: SidecarLocator, fingerprint: Fingerprint, model: str, dry_run: bool
 ) -> TagWriter:
-    """Makes the writer of a format.
+    """Make the writer of a format.
 
     Args:
         file_format: One of `FORMATS`.

@@ -54,7 +54,7 @@ class CaptionWriter(TagWriter):
         return change
 
     def _save(self, path: str, before: bytes | None, after: bytes, record: dict, entry: dict) -> None:
-        """Writes the caption and its record.
+        """Write the caption and its record.
 
         Two files cannot change at the same time. The record is written first and says how to find out whether the
         caption was written too.
@@ -75,7 +75,7 @@ class CaptionWriter(TagWriter):
         return self.journals[folder]
 
     def _read(self, location: SidecarLocation) -> tuple[bytes | None, dict]:
-        """Returns the bytes of the caption, if it exists, and its record; both are checked."""
+        """Return the bytes of the caption, if it exists, and its record; both are checked."""
         folder, name = os.path.split(location.path)
         data = read_file(location.path)
         if data is None:
@@ -87,7 +87,7 @@ class CaptionWriter(TagWriter):
 
 
 def _resolve(entry: dict, data: bytes, caption: "_Caption") -> dict:
-    """Returns the record that is valid for a caption, also if a run was killed while writing it."""
+    """Return the record that is valid for a caption, also if a run was killed while writing it."""
     if "after" not in entry or _digest(data) == entry["after"]:
         return entry
     if _digest(data) == entry["before"]:

@@ -17,7 +17,7 @@ _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 def read_file(path: str) -> bytes | None:
-    """Reads a file, or returns `None` if it does not exist.
+    """Read a file, or return `None` if it does not exist.
 
     Raises:
         SidecarError: The file cannot be read, or is a broken link.
@@ -34,7 +34,7 @@ def read_file(path: str) -> bytes | None:
 
 
 def check_writable(folder: str) -> None:
-    """Checks that files can be created in a folder, which may not exist yet.
+    """Check that files can be created in a folder, which may not exist yet.
 
     Raises:
         SidecarError: The folder or its next existing parent is not a folder, or is not writable.
@@ -49,7 +49,7 @@ def check_writable(folder: str) -> None:
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Creates or replaces a file atomically.
+    """Create or replace a file atomically.
 
     The data are first written to a partial file in the same folder, which then replaces the old file. The mode is
     kept. The owner is kept if permissions allow it. If the path is a link, its target is replaced.
@@ -59,7 +59,7 @@ def replace_file(path: str, data: bytes) -> None:
     """
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
-    # The name is fixed, so the next run overwrites the partial file of a killed run. It is a hash, which is never long.
+    # The name is fixed, so the next run overwrites the partial file of a killed run. A hash is never too long.
     partial = os.path.join(folder, f"{OWN_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
     try:
         os.makedirs(folder, exist_ok=True)

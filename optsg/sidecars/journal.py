@@ -33,18 +33,18 @@ class Journal:
         self.superseded = len(lines) - len(self.entries)
 
     def get(self, name: str) -> dict:
-        """Returns the latest entry with this name, or an empty one."""
+        """Return the latest entry with this name, or an empty one."""
         return self.entries.get(name, {})
 
     def is_outdated(self) -> bool:
-        """Returns whether another run has written to the file since it was read."""
+        """Return whether another run has written to the file since it was read."""
         try:
             return os.path.getsize(self.path) != self.file_size
         except OSError:
             return self.file_size > 0
 
     def add(self, name: str, entry: dict, durable: bool = True) -> None:
-        """Appends an entry.
+        """Append an entry.
 
         Args:
             name: Name of the entry; it replaces an earlier entry with the same name.

@@ -68,7 +68,7 @@ class JsonSidecarWriter(TagWriter):
 
 
 def _read(location: SidecarLocation) -> tuple[dict, bytes | None]:
-    """Reads a sidecar, or its template if it does not exist.
+    """Read a sidecar, or its template if it does not exist.
 
     Returns:
         The sidecar's content, empty if there is neither, and the bytes of the sidecar itself if it exists.

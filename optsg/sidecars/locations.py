@@ -42,7 +42,7 @@ class SidecarLocator:
     _names_by_stem: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def locate(self, file: MediaFile, suffix: str, naming: str, either: bool = False) -> SidecarLocation:
-        """Returns the location of a file's sidecar.
+        """Return the location of a file's sidecar.
 
         Args:
             file: The image or video.
@@ -63,7 +63,7 @@ class SidecarLocator:
         return location
 
     def check_writable(self, location: SidecarLocation) -> None:
-        """Checks that a sidecar may be written.
+        """Check that a sidecar may be written.
 
         Raises:
             SidecarError: The permissions do not allow it.

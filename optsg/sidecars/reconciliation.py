@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def tag_key(tag: str) -> str:
-    """Returns what all spellings of a tag share: letter case, white space and Unicode composition are normalised."""
+    """Return what all spellings of a tag share: letter case, white space and Unicode composition are normalised."""
     return " ".join(unicodedata.normalize("NFC", tag).casefold().split())
 
 
@@ -35,7 +35,7 @@ def reconcile(
     in_other_fields: Iterable[str] = (),
     deleted_elsewhere: Iterable[str] = (),
 ) -> Reconciliation:
-    """Merges the model's tags into a list of tags that this program and a user both edit.
+    """Merge the model's tags into a list of tags that this program and a user both edit.
 
     A tag in the list belongs to this program only if it is recorded with the same spelling. All others belong to the
     user: they stay, and are not added in another spelling. If a recorded tag is not in the list, the user deleted it.

@@ -67,11 +67,11 @@ class TableWriter(TagWriter):
         return Change(str(self.path), added, removed, written=True)
 
     def add_failure(self, path: str, title: str | None, reason: str) -> None:
-        """Adds the row of a file that has no tags."""
+        """Add the row of a file that has no tags."""
         self.rows[path] = dict(zip(COLUMNS, (path, title, [], [], [], reason)))
 
     def finish(self, files: list[str]) -> list[str]:
-        """Writes the table if it has changed, with rows in the order of `files`."""
+        """Write the table if it has changed, with rows in the order of `files`."""
         rows = [self.rows[path] for path in dict.fromkeys([*files, *self.rows]) if path in self.rows]
         data = _to_csv(rows) if self.is_csv else _to_parquet(rows)
         if self.dry_run or data == read_file(str(self.path)):

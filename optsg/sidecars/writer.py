@@ -38,7 +38,7 @@ class TagWriter(ABC):
 
     @abstractmethod
     def is_done(self, file: MediaFile) -> bool:
-        """Returns whether the file's tags are recorded for this model, these settings and this content.
+        """Return whether the file's tags are recorded for this model, these settings and this content.
 
         Raises:
             SidecarError: The sidecar cannot be read or must not be written.
@@ -46,7 +46,7 @@ class TagWriter(ABC):
 
     @abstractmethod
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
-        """Writes the tags of a file.
+        """Write the tags of a file.
 
         Args:
             file: The image or video.
@@ -57,7 +57,7 @@ class TagWriter(ABC):
         """
 
     def add_failure(self, path: str, title: str | None, reason: str) -> None:  # noqa: B027 (only tables need it)
-        """Records that a file has no tags.
+        """Record that a file has no tags.
 
         Args:
             path: Path of the file.
@@ -66,7 +66,7 @@ class TagWriter(ABC):
         """
 
     def finish(self, files: list[str]) -> list[str]:
-        """Writes what can only be written after the last file, and returns sentences to report.
+        """Write what can only be written after the last file, and return sentences to report.
 
         Args:
             files: Paths of all files of the run, in order.

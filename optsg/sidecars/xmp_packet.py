@@ -28,7 +28,7 @@ _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def is_xml_text(text: str) -> bool:
-    """Returns whether XML can hold a text."""
+    """Return whether XML can hold a text."""
     return _NOT_XML.search(text) is None
 
 
@@ -83,7 +83,7 @@ class XmpPacket:
         self.new_properties: dict[str, list[bytes]] = {}
 
     def read_list(self, namespace: str, name: str) -> list[str] | None:
-        """Returns the texts of a list property, or `None` if there is no such property.
+        """Return the texts of a list property, or `None` if there is no such property.
 
         Raises:
             ValueError: The property exists and is not a list.
@@ -94,7 +94,7 @@ class XmpPacket:
     def change(
         self, namespace: str, prefix: str, name: str, add: list[str], remove: list[str], kind: str = "Bag"
     ) -> None:
-        """Appends texts to a list property and removes others from it.
+        """Append texts to a list property and remove others from it.
 
         The property is created if it does not exist, and removed if it becomes empty. Entries with qualifiers stay.
 
@@ -125,7 +125,7 @@ class XmpPacket:
             self._create(namespace, prefix, name, add, kind)
 
     def replace(self, namespace: str, prefix: str, lists: dict[str, list[str]]) -> None:
-        """Replaces all properties of a namespace by `rdf:Seq` lists.
+        """Replace all properties of a namespace by `rdf:Seq` lists.
 
         Args:
             namespace: A namespace that only this program uses.
@@ -144,7 +144,7 @@ class XmpPacket:
                 self._create(namespace, prefix, name, texts, "Seq")
 
     def to_bytes(self) -> bytes:
-        """Returns the edited document in its own encoding."""
+        """Return the edited document in its own encoding."""
         edits = list(self.edits)
         if self.new_properties:
             edits.append(self._insert_descriptions())
@@ -165,7 +165,7 @@ class XmpPacket:
         ]
 
     def _cut(self, element: _Element) -> None:
-        """Removes an element and the white space before it."""
+        """Remove an element and the white space before it."""
         self.edits.append((element.start - len(self._space_before(element.start)), element.stop, b""))
 
     def _append(self, found: _Element, texts: list[str], kind: str) -> None:
@@ -186,12 +186,12 @@ class XmpPacket:
             self.edits.append((position, position, content))
 
     def _expand(self, element: _Element, content: bytes, space: bytes) -> None:
-        """Replaces an element that has no content by one that has, with `space` before its end tag."""
+        """Replace an element that has no content by one that has, with `space` before its end tag."""
         end_tag = b"</" + self._tag_name(element) + b">"
         self.edits.append((element.start, element.stop, self._start_tag(element) + content + space + end_tag))
 
     def _create(self, namespace: str, prefix: str, name: str, texts: list[str], kind: str) -> None:
-        """Adds a list property; `to_bytes` puts all new ones of a namespace into one description."""
+        """Add a list property; `to_bytes` puts all new ones of a namespace into one description."""
         tag = f"{prefix}:{name}".encode()
         indent = self._description_indent()
         content = self._list(texts, kind, b"rdf", indent + b"  ")
@@ -200,7 +200,7 @@ class XmpPacket:
         self.new_properties.setdefault(declaration, []).append(element)
 
     def _insert_descriptions(self) -> tuple[int, int, bytes]:
-        """Returns the edit that adds the descriptions of all new properties."""
+        """Return the edit that adds the descriptions of all new properties."""
         # XMP part 1, section 7.4: all descriptions of a packet name the same resource.
         about = next((d.attributes[RDF, "about"] for d in self.root.children if (RDF, "about") in d.attributes), "")
         declare_rdf = "" if _prefix(self._tag_name(self.root)) == b"rdf" else f' xmlns:rdf="{RDF}"'
@@ -271,7 +271,7 @@ def _prefix(tag_name: bytes) -> bytes:
 
 
 def _detect_encoding(data: bytes) -> tuple[str, bytes]:
-    """Returns the encoding of an XML document and its byte-order mark."""
+    """Return the encoding of an XML document and its byte-order mark."""
     marks = [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
     for mark, encoding in marks:
         if data.startswith(mark):
@@ -284,7 +284,7 @@ def _detect_encoding(data: bytes) -> tuple[str, bytes]:
 
 
 def _parse(data: bytes) -> list[_Element]:
-    """Returns all elements of a document in UTF-8, in the order of their start tags."""
+    """Return all elements of a document in UTF-8, in the order of their start tags."""
     parser = _Parser(data)
     try:
         parser.expat.Parse(data, True)
@@ -335,6 +335,6 @@ class _Parser:
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Splits a name as `expat` gives it into namespace and local name."""
+    """Split a name as `expat` gives it into namespace and local name."""
     namespace, _, local = name.rpartition(" ")
     return namespace, local

@@ -176,7 +176,7 @@ def _reconcile_subject(fields: _KeywordFields, predicted: list[str]) -> Reconcil
 
 
 def _tags_to_list(fields: _KeywordFields, ours: list[str]) -> list[str]:
-    """Returns the tags that this program should have in `digiKam:TagsList`.
+    """Return the tags that this program should have in `digiKam:TagsList`.
 
     Programs that read this list read no other, so it also needs the user's keywords. If the user or another program
     writes to the list, completing it is up to them. A new list would hide an existing `lr:hierarchicalSubject`.
