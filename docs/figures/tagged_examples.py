@@ -6,15 +6,12 @@ python docs/figures/tagged_examples.py
 import json
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+from transformers import pipeline
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.patches import FancyBboxPatch  # noqa: E402
-from PIL import Image  # noqa: E402
-from transformers import pipeline  # noqa: E402
-
-import modeling_optsg  # noqa: E402, F401 (registers the pipeline)
+import modeling_optsg  # noqa: F401 (registers the pipeline)
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples/images"

@@ -56,7 +56,10 @@ def save_checkpoint(
 
 
 def _use_registered_pipeline(config: Path) -> None:
-    """Remove `custom_pipelines`, with which `pipeline` asks for `trust_remote_code`. `optsg push` adds it."""
+    """Remove `custom_pipelines`, so that `pipeline` uses the registered class without `trust_remote_code`.
+
+    `optsg push` adds the field again.
+    """
     fields = json.loads(config.read_text(encoding="utf-8"))
     fields.pop("custom_pipelines", None)
     config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
