@@ -323,7 +323,7 @@ def test_the_card_names_every_package_with_its_version():
     card = DatasetCard.load(Path(npm_packages.__file__).with_name("README.md"))
     for package, version in npm_packages.locked_versions().items():
         assert f"`{package}` | {version} |" in card.text
-    assert card.data.license == ["mit", "isc", "apache-2.0", "cc-by-4.0", "cc-by-sa-4.0"]
+    assert card.data.license == ["mit", "isc", "apache-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-4.0"]
     splits = {
         split["name"]: f"| {split['name']} examples | {split['num_examples']:,} |"
         for split in card.data.dataset_info["splits"]

@@ -7,6 +7,7 @@ tags. The builder cleans the tags and divides the icons among splits.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,14 @@ class Icon(NamedTuple):
         name: A name that is unique within the set.
         title: The name as words.
         tags: Tags of the set, not cleaned.
-        svg: Path of the drawing.
+        svg: The drawing: the path of an SVG file, or an SVG.
     """
 
     source: str
     name: str
     title: str
     tags: list[str]
-    svg: Path
+    svg: Path | str
 
 
 def as_words(name: str) -> str:
@@ -124,6 +125,18 @@ READERS: dict[str, Callable[[Path], Iterable[Icon]]] = {
 }
 
 
+@contextmanager
+def naming_errors(package: str, node_modules: Path) -> Iterator[None]:
+    """Raise a `ValueError` that names the package if its metadata is missing or has another layout."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"cannot read the metadata of {package} in {node_modules} ({type(error).__name__}: {error}); "
+            "install the version that package-lock.json names"
+        ) from error
+
+
 def read_icons(node_modules: Path) -> Iterator[Icon]:
     """Yield every icon of the six sets, set by set.
 
@@ -131,10 +144,5 @@ def read_icons(node_modules: Path) -> Iterator[Icon]:
         ValueError: The metadata of a set is missing or has another layout than in the pinned version.
     """
     for package, reader in READERS.items():
-        try:
+        with naming_errors(package, node_modules):
             yield from reader(node_modules / package)
-        except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"cannot read the metadata of {package} in {node_modules} ({type(error).__name__}: {error}); "
-                "install the version that package-lock.json names"
-            ) from error

@@ -43,11 +43,16 @@ def render_svg(svg: str, size: int = IMAGE_SIZE) -> bytes:
     return buffer.getvalue()
 
 
-def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
-    """Render `(svg path, folder)`; returns `(png path, None)`, or `(svg path, reason)` if that fails."""
-    svg_path, folder = job
+def svg_bytes(svg: Path | str) -> bytes:
+    """Return an SVG, given the path of its file or the SVG itself."""
+    return svg.read_bytes() if isinstance(svg, Path) else svg.encode()
+
+
+def _render_file(job: tuple[Path | str, str]) -> tuple[str, str | None]:
+    """Render `(svg, folder)`; returns `(png path, None)`, or `(svg path, reason)` if that fails."""
+    svg_or_path, folder = job
     try:
-        svg = Path(svg_path).read_bytes()
+        svg = svg_bytes(svg_or_path)
         # Named by its content, so that only changed icons are rendered again.
         png_path = Path(folder, hashlib.sha256(svg).hexdigest()[:32] + ".png")
         if not png_path.exists():
@@ -56,26 +61,27 @@ def _render_file(job: tuple[str, str]) -> tuple[str, str | None]:
             unfinished.write_bytes(png)
             os.replace(unfinished, png_path)
     except (ValueError, FileNotFoundError) as error:
-        return svg_path, str(error)
+        return str(svg_or_path), str(error)
     return str(png_path), None
 
 
 def render_files(
-    svgs: Sequence[Path], folder: Path, num_proc: int | None = None
+    svgs: Sequence[Path | str], folder: Path, num_proc: int | None = None
 ) -> tuple[list[Path | None], dict[str, str]]:
     """Render every SVG into `folder`, except those that an earlier call has rendered.
 
     Args:
-        svgs: Paths of the drawings.
+        svgs: The drawings: paths of SVG files, or SVGs.
         folder: Folder of the images. Each version of the renderer and each size has its own sub-folder.
         num_proc: Number of processes; all cores by default.
 
     Returns:
-        The path of each image, `None` where rendering failed; and the reasons of failures by the path of the SVG.
+        The path of each image, `None` where rendering failed; and the reasons of failures by the path of the SVG or by
+        the SVG.
     """
     folder = folder / f"{RENDERER}-{IMAGE_SIZE}"
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(str(svg), str(folder)) for svg in svgs]
+    jobs = [(svg, str(folder)) for svg in svgs]
     # Processes, because the renderer holds the interpreter lock.
     with ProcessPoolExecutor(num_proc or os.cpu_count()) as executor:
         rendered = executor.map(_render_file, jobs, chunksize=64)
