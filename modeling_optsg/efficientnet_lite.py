@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_optsg import EfficientNetLiteConfig
 
@@ -18,25 +18,17 @@ class SameConv2d(nn.Conv2d):
     With a stride of 2, it pads more on the right and at the bottom.
     """
 
-    def forward(
-        self, hidden_states: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Pad and convolve `[batch, channels, height, width]`, with other weights if they are given."""
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Pad and convolve `[batch, channels, height, width]`."""
         padding = []
         for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             padding += [total // 2, total - total // 2]
-        hidden_states = F.pad(hidden_states, padding) if any(padding) else hidden_states
-        weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
-        return self._conv_forward(hidden_states, weight, bias)
+        return super().forward(F.pad(hidden_states, padding) if any(padding) else hidden_states)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch normalisation, and ReLU6 (optional).
-
-    Batch normalisation with fixed statistics is folded into the convolution, so that it needs no pass over the feature
-    map. This makes the tower about 1.5 times as fast, in inference and in training.
-    """
+    """Convolution, batch normalisation, and ReLU6 (optional)."""
 
     def __init__(
         self,
@@ -51,16 +43,11 @@ class ConvNormAct(nn.Module):
         super().__init__()
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
-        self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
+        self.activation = nn.ReLU6() if activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
-        norm = self.norm
-        if norm.training:
-            return self.activation(norm(self.conv(hidden_states)))
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.conv.weight * scale[:, None, None, None]
-        return self.activation(self.conv(hidden_states, weight, norm.bias - norm.running_mean * scale))
+        return self.activation(self.norm(self.conv(hidden_states)))
 
 
 class InvertedResidual(nn.Module):
@@ -88,8 +75,12 @@ class InvertedResidual(nn.Module):
         return output + hidden_states if self.residual else output
 
 
-class EfficientNetLitePreTrainedModel(PreTrainedModel):
-    """Base class of the two models: configuration and initial weights."""
+class EfficientNetLiteModel(PreTrainedModel):
+    """EfficientNet-Lite without its classifier.
+
+    Batch normalisation also uses the pretrained statistics during training, because the batches are too small and too
+    different from ImageNet to estimate new statistics.
+    """
 
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
@@ -97,6 +88,22 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     # The tower has no attention, but a model with SDPA attention accepts only towers that have this flag.
     _supports_sdpa = True
     _no_split_modules = ["InvertedResidual"]
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
+        blocks, channels = [], config.stem_size
+        for repeats, kernel_size, stride, expansion, out_channels in config.stages:
+            for repeat in range(repeats):
+                blocks.append(
+                    InvertedResidual(
+                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
+                    )
+                )
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = ConvNormAct(config, channels, config.hidden_size, 1)
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -108,37 +115,6 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
-
-
-class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
-    """EfficientNet-Lite without its classifier.
-
-    Batch normalisation also uses the pretrained statistics during training, because the batches are too small and too
-    different from ImageNet to estimate new statistics.
-    """
-
-    # A checkpoint with a classifier also has a tower.
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
-
-    def __init__(self, config: EfficientNetLiteConfig) -> None:
-        super().__init__(config)
-        self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
-        blocks, channels, self.stage_ends = [], config.stem_size, set()
-        for repeats, kernel_size, stride, expansion, out_channels in config.stages:
-            for repeat in range(repeats):
-                blocks.append(
-                    InvertedResidual(
-                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
-                    )
-                )
-                channels = out_channels
-            self.stage_ends.add(len(blocks))
-        self.blocks = nn.ModuleList(blocks)
-        self.head = ConvNormAct(config, channels, config.hidden_size, 1)
-        self.post_init()
 
     def train(self, mode: bool = True) -> "EfficientNetLiteModel":
         """Set the mode of all modules except batch normalisation, which stays in evaluation mode."""
@@ -148,50 +124,25 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
                 module.eval()
         return self
 
-    def forward(
-        self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Compute the features of images.
 
         Args:
             pixel_values: `[batch, 3, height, width]`.
-            output_hidden_states: Whether to return the feature maps of all stages.
             kwargs: Ignored. Other towers have more arguments.
 
         Returns:
-            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`; `pooler_output`
-            `[batch, hidden_size]`, its mean over height and width; and with `output_hidden_states` the feature maps
-            `[batch, channels, height, width]` of the stem, of each stage, and of the last convolution.
+            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`, and `pooler_output`
+            `[batch, hidden_size]`, its mean over height and width.
         """
         # On CPUs, depthwise convolutions are about twice as fast in this memory format.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
-        maps = [hidden_states]
-        for index, block in enumerate(self.blocks, start=1):
+        for block in self.blocks:
             hidden_states = block(hidden_states)
-            if index in self.stage_ends:
-                maps.append(hidden_states)
         hidden_states = self.head(hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states,
-            pooler_output=hidden_states.mean(dim=(-2, -1)),
-            hidden_states=(*maps, hidden_states) if output_hidden_states else None,
+            last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=(-2, -1))
         )
 
 
-class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
-    """EfficientNet-Lite with its linear classifier, for `AutoModelForImageClassification`."""
-
-    def __init__(self, config: EfficientNetLiteConfig) -> None:
-        super().__init__(config)
-        self.efficientnet_lite = EfficientNetLiteModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> ImageClassifierOutputWithNoAttention:
-        """Compute `logits` `[batch, num_labels]` of images `[batch, 3, height, width]`."""
-        outputs = self.efficientnet_lite(pixel_values, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        return ImageClassifierOutputWithNoAttention(logits=logits, hidden_states=outputs.hidden_states)
-
-
-__all__ = ["EfficientNetLiteForImageClassification", "EfficientNetLiteModel"]
+__all__ = ["EfficientNetLiteModel"]
