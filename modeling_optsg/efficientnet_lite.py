@@ -18,17 +18,25 @@ class SameConv2d(nn.Conv2d):
     With a stride of 2, it pads more on the right and at the bottom.
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Pad and convolve `[batch, channels, height, width]`."""
+    def forward(
+        self, hidden_states: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Pad and convolve `[batch, channels, height, width]`, with other weights if they are given."""
         padding = []
         for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             padding += [total // 2, total - total // 2]
-        return super().forward(F.pad(hidden_states, padding) if any(padding) else hidden_states)
+        hidden_states = F.pad(hidden_states, padding) if any(padding) else hidden_states
+        weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
+        return self._conv_forward(hidden_states, weight, bias)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, batch normalisation, and ReLU6 (optional)."""
+    """Convolution, batch normalisation, and ReLU6 (optional).
+
+    Batch normalisation with fixed statistics is folded into the convolution, so that it needs no pass over the feature
+    map.
+    """
 
     def __init__(
         self,
@@ -43,11 +51,16 @@ class ConvNormAct(nn.Module):
         super().__init__()
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
-        self.activation = nn.ReLU6() if activation else nn.Identity()
+        self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
-        return self.activation(self.norm(self.conv(hidden_states)))
+        norm = self.norm
+        if norm.training:
+            return self.activation(norm(self.conv(hidden_states)))
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = self.conv.weight * scale[:, None, None, None]
+        return self.activation(self.conv(hidden_states, weight, norm.bias - norm.running_mean * scale))
 
 
 class InvertedResidual(nn.Module):
