@@ -104,9 +104,8 @@ class IconTagging(datasets.GeneratorBasedBuilder):
         icons = list(icon_sets.read_icons(self._installed("default")))
         openmoji = [icon for icon in icons if icon.source == "openmoji"]
         if self._configuration == "more_drawings":
-            drawings = more_drawings.read_more_icons(self._installed("more_drawings"), openmoji)
-            kept = _keep(drawings, {"train"})
-            icons = more_drawings.add_training_tags(kept, icons)
+            drawings = _keep(more_drawings.read_more_icons(self._installed("more_drawings"), openmoji), {"train"})
+            icons = more_drawings.add_training_tags(drawings, icons)
         elif self._configuration == "unseen":
             icons = _keep(unseen.read_emoji_sets(self._installed("unseen"), openmoji), {"validation", "test"})
         return [icon._replace(tags=clean_tags(icon.tags)) for icon in icons]
