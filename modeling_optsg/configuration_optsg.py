@@ -12,6 +12,7 @@ RATIOS = (
     "classifier_dropout",
     "modality_dropout",
     "memory_token_dropout",
+    "pooled_title_ratio",
     "parallel_ratio",
     "pad_slot_ratio",
 )
@@ -64,6 +65,16 @@ class OPTSGConfig(PreTrainedConfig):
         text_config: Configuration of the text tower, which encodes titles and the texts of tags.
         frame_feature_size: Width of the vision tower's tokens and of precomputed frame features. Defaults to
             `vision_config.hidden_size`.
+        vision_feature_layers: Indices of the hidden states of the vision tower whose means and maxima describe an
+            image. With `None`, the mean of its last hidden state does, as with precomputed frame features.
+        image_feature_size: Width of that description. Defaults to `frame_feature_size`.
+        image_word_labels: Names of the classes that the vision tower's own classifier tells apart. `None` for a model
+            without image words.
+        image_word_feature_size: Width of the features that this classifier reads.
+        image_word_projection_size: Width of the projection between them, as in CLIP. `None` for no projection.
+        image_word_pooling: How the tower's tokens are pooled for it: "pooler_output", "first_token" or "mean".
+        image_word_normalize: Normalise what the classifier reads, as in CLIP.
+        num_image_words: Number of words that stand in for the title of an unfamiliar image.
         hidden_size: Width of everything after the towers.
         num_attention_heads: Attention heads of every layer after the towers.
         intermediate_size: Width of the feed-forward block of every layer after the towers.
@@ -80,10 +91,13 @@ class OPTSGConfig(PreTrainedConfig):
         attention_dropout: Dropout of attention weights.
         modality_dropout: Probability that a training example with an image and a title loses one of the two.
         memory_token_dropout: Probability that a token of the memory is hidden in training.
+        pooled_title_ratio: Ratio of training titles that are replaced by their mean, as image words are.
         use_prompt_pooler: Add the pooled tower features to the queries of the prompt encoder.
         use_tag_classifier: Train a tag classifier over the label vocabulary and fuse its logits with the slots'.
         num_tag_classes: Size of the label vocabulary. With 0 there is no tag classifier.
         classifier_loss_weight: Weight of the classifier loss.
+        title_loss_weight: Weight, in the classifier loss, of the title alone.
+        image_loss_weight: Weight, in the classifier loss, of the image alone.
         classifier_dropout: Dropout of the classifier's input.
         asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
         asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.
@@ -122,6 +136,14 @@ class OPTSGConfig(PreTrainedConfig):
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
     frame_feature_size: int | None = None
+    vision_feature_layers: list | None = None
+    image_feature_size: int | None = None
+    image_word_labels: list | None = None
+    image_word_feature_size: int | None = None
+    image_word_projection_size: int | None = None
+    image_word_pooling: str = "pooler_output"
+    image_word_normalize: bool = False
+    num_image_words: int = 8
     hidden_size: int = 256
     num_attention_heads: int = 4
     intermediate_size: int = 1024
@@ -138,10 +160,13 @@ class OPTSGConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
+    pooled_title_ratio: float = 0.1
     use_prompt_pooler: bool = True
     use_tag_classifier: bool = True
     num_tag_classes: int = 0
     classifier_loss_weight: float = 0.3
+    title_loss_weight: float = 1.0
+    image_loss_weight: float = 0.5
     classifier_dropout: float = 0.3
     asl_gamma_negative: float = 4.0
     asl_gamma_positive: float = 1.0
@@ -160,6 +185,8 @@ class OPTSGConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.frame_feature_size is None and self.vision_config is not None:
             self.frame_feature_size = self.vision_config.hidden_size
+        if self.image_feature_size is None:
+            self.image_feature_size = self.frame_feature_size
         self._check()
 
     def _check(self) -> None:

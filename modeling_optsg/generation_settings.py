@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 DECODINGS = ("parallel", "sequential")
+# What an example may consist of. Each has fusion weights of its own, because an image alone tells less than a title.
+MODALITIES = ("image+title", "image", "title")
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
 # silently, so they are rejected.
@@ -51,7 +53,7 @@ class GenerationSettings:
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.
-        fusion_weights: Five fusion weights, or `None`.
+        fusion_weights: Five fusion weights for each of `MODALITIES`, or `None`.
         logit_adjustment: Temperature of the logit adjustment.
         length_penalty: Exponent of the length that beams are divided by.
         min_log_probability: Logarithm of `min_beam_probability`.
@@ -63,7 +65,7 @@ class GenerationSettings:
     pad_bias: float
     max_tags: int | None
     num_candidates: int
-    fusion_weights: tuple[float, ...] | None
+    fusion_weights: dict[str, tuple[float, ...]] | None
     logit_adjustment: float
     length_penalty: float
     min_log_probability: float
@@ -102,7 +104,6 @@ def read_generation_settings(
     decoding = config.decoding or "parallel"
     if decoding not in DECODINGS:
         raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
-    fusion_weights = _for_decoding(config, "fusion_weights", decoding)
     settings = GenerationSettings(
         config=config,
         decoding=decoding,
@@ -110,7 +111,7 @@ def read_generation_settings(
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=config.num_candidates or 0,
-        fusion_weights=fusion_weights and tuple(_finite("fusion_weights", weight) for weight in fusion_weights),
+        fusion_weights=_read_fusion_weights(config, decoding),
         logit_adjustment=_finite("logit_adjustment", _for_decoding(config, "logit_adjustment", decoding, 0.0)),
         length_penalty=length_penalty,
         min_log_probability=_log_of_probability("min_beam_probability", config.min_beam_probability or 0.0),
@@ -147,10 +148,8 @@ def read_ranking_settings(
 def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
     _check_threshold(settings.threshold)
     _check_positive_integer("max_tags", settings.max_tags)
-    if settings.fusion_weights is not None and (len(settings.fusion_weights) != 5 or not has_classifier):
-        raise ValueError(
-            f"fusion_weights={settings.fusion_weights} must be five numbers, and the model must have a tag classifier."
-        )
+    if settings.fusion_weights is not None and not has_classifier:
+        raise ValueError("fusion_weights need a tag classifier, which this model does not have.")
     num_candidates = settings.num_candidates
     if not isinstance(num_candidates, int) or num_candidates < 0:
         raise ValueError(f"num_candidates={num_candidates!r} must be an integer of at least 0.")
@@ -158,6 +157,24 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
         raise ValueError(
             f"num_candidates={num_candidates} needs fusion_weights: no slot gives these candidates a probability."
         )
+
+
+def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:
+    """Read five numbers, or a mapping with five numbers for each of `MODALITIES`."""
+    given = getattr(config, "fusion_weights", None)
+    if given is None:
+        return None
+    if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
+        given = _for_decoding(config, "fusion_weights", decoding)
+        if given is None:
+            return None
+    by_modality = given if isinstance(given, Mapping) else {MODALITIES[0]: given}
+    # What was not fitted is weighted as examples with an image and a title are.
+    by_modality = {name: by_modality.get(name, by_modality.get(MODALITIES[0])) for name in MODALITIES}
+    for weights in by_modality.values():
+        if not isinstance(weights, Sequence) or len(weights) != 5:
+            raise ValueError(f"fusion_weights={given} must be five numbers, or five for each of {MODALITIES}.")
+    return {name: tuple(_finite("fusion_weights", w) for w in weights) for name, weights in by_modality.items()}
 
 
 def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:

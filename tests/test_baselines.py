@@ -59,6 +59,7 @@ def make_baseline(tower_configs, tag_tokenizer, table):
             "tag_vocab_size": len(tag_tokenizer),
             "num_tag_classes": len(table.tags) if spec.needs_classes else 0,
             "dropout": 0.0,
+            "classifier_dropout": 0.0,
         }
         torch.manual_seed(0)
         model = spec.model(spec.model.config_class(**copy.deepcopy(settings | dict(spec.config) | config)))
@@ -198,10 +199,10 @@ def test_knn_equals_a_vote_computed_with_numpy(tower_configs, tag_tokenizer, tab
     def unit(vector):
         return vector / np.linalg.norm(vector)
 
-    mean = images.numpy().mean(0)
+    mean, scale = images.numpy().mean(0), images.numpy().std(0) + 1e-3
     similarity = [
         unit(title[0, 0].numpy()) @ unit(titles[n].numpy())
-        + 0.5 * unit(image[0, 0, 0].numpy() - mean) @ unit(images[n].numpy() - mean)
+        + 0.5 * unit((image[0, 0, 0].numpy() - mean) / scale) @ unit((images[n].numpy() - mean) / scale)
         for n in range(4)
     ]
     nearest = sorted(range(4), key=lambda n: -similarity[n])[:2]

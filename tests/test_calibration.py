@@ -37,7 +37,7 @@ def test_the_stored_settings_give_the_metrics_of_the_fit(make_model, tiny_proces
     ids = tiny_processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]
     model.set_label_vocabulary(ids, [tiny_processor.label_vocabulary[tag] for tag in tags])
     with torch.no_grad():
-        model.tag_classifier.classifier.class_embeddings.weight.normal_()
+        model.tag_classifier.class_embeddings.weight.normal_()
     MODEL_TYPES["op-tsg"].set_search(model, num_return_sequences=3, num_candidates=4)
     assert model.generation_config.num_beams == 3 and model.generation_config.num_candidates == 4
     evaluator = TagEvaluator([example["tags"] for example in EXAMPLES], tiny_processor.label_vocabulary)
@@ -69,7 +69,7 @@ def test_a_new_label_vocabulary_resets_the_classifier(make_model, tiny_processor
     assert model.config.num_tag_classes == len(model.tag_classifier.label_vocabulary) == 2
     model.set_label_vocabulary([[8], [9], [10]])
     assert model.tag_classifier.label_vocabulary.class_index() == {(8,): 0, (9,): 1, (10,): 2}
-    assert model.tag_classifier.classifier.bias.eq(-5).all() and model.config.num_tag_classes == 3
+    assert model.tag_classifier.bias.eq(-5).all() and model.config.num_tag_classes == 3
 
 
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])

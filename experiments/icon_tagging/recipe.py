@@ -61,8 +61,8 @@ def ladder_rows(arguments: argparse.Namespace) -> dict[str, dict]:
 
 
 def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the learning curves, and ASY without the improvements that it shares with OP-TSG."""
-    rows = {
+    """Return the rows of the learning curves."""
+    return {
         f"{model_type}-{ratio}": {
             "what": f"{model_type}, {100 * ratio:g} % of the training examples",
             "arguments": {"model_type": model_type, "train_ratio": ratio},
@@ -70,12 +70,6 @@ def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
         for ratio in TRAIN_RATIOS
         for model_type in COMPARED
     }
-    rows["linear-asy"] = {
-        "what": "asy as published: a linear layer, class weights not initialised from text",
-        "arguments": {"model_type": "asy"},
-        "config_overrides": {"cosine_classifier": False},
-    }
-    return rows
 
 
 def time_rows(arguments: argparse.Namespace) -> dict[str, dict]:

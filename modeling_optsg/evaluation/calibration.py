@@ -10,6 +10,8 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from modeling_optsg.generation_optsg import OrderPromptGenerationMixin
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
@@ -73,7 +75,7 @@ def fit_generation_config(
     kwargs = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
     fitted = (*grid, "threshold")
     tried = []
-    if getattr(model, "tag_classifier", None) is not None:
+    if isinstance(model, OrderPromptGenerationMixin) and model.tag_classifier is not None:
         # The fused probability decides whether an unlikely tag is kept, so as many slots as possible should generate.
         grid["pad_bias"] = [min(grid.get("pad_bias", PAD_BIASES))]
         fitted = (*grid, "fusion_weights", "logit_adjustment", "threshold")
@@ -89,6 +91,14 @@ def fit_generation_config(
             threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model)
             tried.append(settings | {"threshold": threshold, "validation": metrics})
     best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+    if "fusion_weights" in best:
+        by_modality = {
+            modalities: fit_modality(
+                model, processor, examples, evaluator, metric_for_best_model, modalities, best, **kwargs
+            )
+            for modalities in MODALITIES[1:]
+        }
+        best = best | {"fusion_weights": {MODALITIES[0]: best["fusion_weights"]} | by_modality}
     _store(model, {name: best[name] for name in fitted}, decoding)
     return best | {"tried": tried}
 
@@ -196,6 +206,56 @@ def fit_fusion_weights(
             done = {(fit["slot_weight"], fit["logit_adjustment"]) for fit in fits}
             fits += [fit(*pair) for pair in sorted(pairs - done)]
     return fits
+
+
+def fit_modality(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    metric_for_best_model: str,
+    modality: str,
+    settings: Mapping,
+    **generate_kwargs: object,
+) -> list[float]:
+    """Fit the fusion weights of examples with an image alone, or a title alone.
+
+    Logit adjustment and threshold stay those of examples with both, so the mixture with the best metric at that
+    threshold is chosen.
+
+    Args:
+        model: A model with a tag classifier.
+        processor: The processor of the model.
+        examples: Validation examples.
+        evaluator: Made from the ground truth of `examples`.
+        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        modality: "image" or "title".
+        settings: The fit for examples with both.
+        generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
+
+    Returns:
+        The fusion weights; those of `settings` if no example has the modality.
+    """
+    kwargs = dict(generate_kwargs) | {"modalities": (modality,)}
+    if "pad_bias" in settings:
+        kwargs["pad_bias"] = settings["pad_bias"]
+    candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
+    known = ~candidates.is_novel
+    if not candidates.is_correct[known].any():
+        return settings["fusion_weights"]
+    novel = candidates.is_novel
+    novel_weights = logistic_regression(candidates.slot_logits[novel], candidates.is_correct[novel])
+    # A condition on a second metric is meant for examples with both modalities.
+    metric = metric_for_best_model.partition("@")[0]
+    best = None
+    for slot_weight in SLOT_WEIGHTS:
+        weights, scores = _fit_mixture(candidates, novel_weights, slot_weight, settings["logit_adjustment"])
+        predictions = candidates.to_predictions(scores)
+        kept = [[tag for tag in tags if tag["score"] >= settings["threshold"]] for tags in predictions]
+        value = metric_value(evaluator.score(kept), metric)
+        if best is None or value > best[0]:
+            best = (value, weights)
+    return [round(float(weight), 4) for weight in best[1]]
 
 
 @dataclass

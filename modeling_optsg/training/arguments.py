@@ -59,6 +59,13 @@ class OPTSGTrainingArguments:
     checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune. By default, training starts from pretrained towers."}
     )
+    classifier_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of --model_type asy on the same tags. Its text tower and tag classifier are used. "
+            "With --train_text_layers 0 they are frozen, and only the slots are trained."
+        },
+    )
     vision_tower: str = field(
         default="efficientnet-lite0",
         metadata={"help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features."},
@@ -69,7 +76,35 @@ class OPTSGTrainingArguments:
         metadata={"help": "Height and width of the images in pixels. Default: the size of the vision tower."},
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
-    train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower as well."})
+    train_text_layers: int = field(
+        default=0,
+        metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},
+    )
+    image_words: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: use the class names of a vision tower that is an image classifier; none; or, for a tower "
+            "such as CLIP, a text file with one word per line."
+        },
+    )
+    extra_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset with further images, as name or name:configuration. The images of its training split "
+            "take part in the image warm-up, and replace images of training examples with the same title."
+        },
+    )
+    extra_image_ratio: float = field(
+        default=0.5, metadata={"help": "Probability that a training example gets an extra image of its title."}
+    )
+    image_warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs in which only the tag classifier's image part is trained, before everything else."},
+    )
+    mismatch_ratio: float = field(
+        default=0.1,
+        metadata={"help": "Probability that a training example gets the image of another one, as a negative."},
+    )
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(
         default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are skipped."}
@@ -193,6 +228,10 @@ class OPTSGTrainingArguments:
         """
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        spec = MODEL_TYPES[self.model_type]
+        if spec.needs_book or not spec.is_trained:
+            # These find neighbours by the features of frozen towers.
+            self.train_text_layers = 0
         if self.group_by_length and self.streaming:
             raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
         if self.num_stream_shards < 2:

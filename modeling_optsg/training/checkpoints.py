@@ -15,7 +15,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 # The largest tables, with a row per token or tag, tolerate a coarser rounding than 16 bits.
 EIGHT_BIT_TABLES = (
     "tag_decoder.token_embeddings.weight",
-    "tag_classifier.classifier.class_embeddings.weight",
+    "tag_classifier.class_embeddings.weight",
     "model.text_tower.embeddings.word_embeddings.weight",
 )
 

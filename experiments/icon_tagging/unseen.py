@@ -1,0 +1,42 @@
+r"""Scores a checkpoint on drawings in a style that no training example has, with image, title or both.
+
+    python -m experiments.icon_tagging.unseen --checkpoint checkpoints/optsg-icon-small \
+        --output experiments/icon_tagging/results/unseen.json
+
+The images are the configuration `unseen` of icon-tagging: emoji of Noto in its present and its former style, of
+concepts that the training split does not have. The settings are those of the checkpoint; nothing is fitted. Images are
+read as a user's images are, so that image words can be used.
+"""
+
+import argparse
+from pathlib import Path
+
+from dataset_scripts import load_tagging_dataset
+from experiments.icon_tagging.runs import F1_METRICS, write_result
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, predict_tags
+from modeling_optsg.evaluation.reporting import environment
+
+METRICS = (*F1_METRICS, "tags_per_example")
+SETTINGS = {"image and title": ("image", "title"), "title alone": ("title",), "image alone": ("image",)}
+
+
+def main() -> None:
+    """Score the checkpoint and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
+    processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
+    examples = load_tagging_dataset("icon_tagging", config_name="unseen", split="test")
+    evaluator = TagEvaluator(examples["tags"], processor.label_vocabulary)
+    result = {"examples": len(examples), "evaluated_tags": len(evaluator.evaluated_tags)}
+    for name, modalities in SETTINGS.items():
+        metrics = evaluator.score(predict_tags(model, processor, examples, modalities=modalities))
+        result[name] = {metric: metrics[metric] for metric in METRICS}
+        print(name, {metric: round(value, 2) for metric, value in result[name].items()})
+    write_result(result | environment(), arguments.output)
+
+
+if __name__ == "__main__":
+    main()

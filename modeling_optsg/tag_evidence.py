@@ -1,0 +1,203 @@
+"""Evidence for tags: what the title, the image, and both together say, and how far the image can be trusted."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+
+# Initial logarithms of the scales of title, image and joint evidence.
+INITIAL_LOG_SCALES = (2.7, 2.3, 1.0)
+# An image is part of the memory if its gate, or its familiarity if it has no title, reaches this.
+TRUSTED = 0.5
+# Initial logarithm of the weight of the image beside a title.
+INITIAL_LOG_SHARE = -1.0
+# Standardised features beyond this many standard deviations are clipped.
+MAX_DEVIATION = 5.0
+# Width of the layer that decides how far an image is trusted.
+GATE_SIZE = 64
+# Principal components of the training images. What they leave out of an image measures how unfamiliar it is.
+NUM_COMPONENTS = 128
+# An image counts as half familiar at this multiple of the largest distances among the training images (their 99.9th
+# percentile); the exponent says how quickly familiarity falls with the distance.
+HALF_FAMILIAR_RATIO = 1.5
+FAMILIARITY_EXPONENT = 4.0
+
+
+@dataclass
+class TagEvidence:
+    """Evidence of a batch, as vectors that the tag classifier compares with its class embeddings.
+
+    Args:
+        vectors: `[batch, hidden_size]`, the evidence of everything that an example has.
+        title_vectors: `[batch, hidden_size]`, the evidence of the title alone.
+        image_vectors: `[batch, hidden_size]`, the evidence of the image alone.
+        match_logits: `[batch]`, logit of the probability that the image belongs to the title.
+        image_gate: `[batch]`, how far the image is trusted beside the title: that probability times the familiarity.
+        familiarity: `[batch]`, 1 for an image like the training images, 0 for one unlike them.
+        has_title: `[batch]`, boolean.
+        has_image: `[batch]`, boolean.
+        word_vectors: `[batch, words, hidden_size]`, the evidence of each word that the vision tower sees in the image.
+            `None` without image words.
+        word_probabilities: `[batch, words]`, the probability of each word.
+    """
+
+    vectors: torch.Tensor
+    title_vectors: torch.Tensor
+    image_vectors: torch.Tensor
+    match_logits: torch.Tensor
+    image_gate: torch.Tensor
+    familiarity: torch.Tensor
+    has_title: torch.Tensor
+    has_image: torch.Tensor
+    word_vectors: torch.Tensor | None = None
+    word_probabilities: torch.Tensor | None = None
+
+    @property
+    def uses_words(self) -> torch.Tensor:
+        """Which examples have image words and no title, `[batch]`, boolean."""
+        return self.has_image & ~self.has_title & (self.word_probabilities.sum(dim=1) > 0)
+
+    @property
+    def reads_words(self) -> torch.Tensor:
+        """Which examples have words instead of frames in the memory, `[batch]`, boolean."""
+        if self.word_probabilities is None:
+            return torch.zeros_like(self.has_image)
+        return self.uses_words & (self.familiarity < TRUSTED)
+
+
+class ImageStandardizer(nn.Module):
+    """Standardises image features by the training images, and measures how familiar an image is."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        width = config.image_feature_size
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("components", torch.zeros(NUM_COMPONENTS, width))
+        # 0: not fitted yet, every image is familiar.
+        self.register_buffer("half_familiar_distance", torch.zeros(1))
+
+    @torch.no_grad()
+    def fit(self, image_features: torch.Tensor) -> None:
+        """Fit mean, scale, principal components and distances to training images `[images, image_feature_size]`.
+
+        In a fine-tuning, mean and scale stay, because the weights were trained with them. With too few images, every
+        image is familiar.
+        """
+        image_features = image_features.float()
+        if not self.half_familiar_distance:
+            self.mean.copy_(image_features.mean(dim=0))
+            self.scale.copy_(image_features.std(dim=0, correction=0) + 1e-3)
+        standardized = self.standardize(image_features)
+        # The distances are those of images that the components were not fitted to.
+        fitted, held_out = standardized[::2], standardized[1::2]
+        number = min(len(self.components), len(fitted) // 4, standardized.shape[1] // 4)
+        self.components.zero_()
+        if number:
+            directions = torch.linalg.svd(fitted.double(), full_matrices=False).Vh[:number]
+            self.components[:number].copy_(directions)
+            self.half_familiar_distance.fill_(HALF_FAMILIAR_RATIO * float(self.distances(held_out).quantile(0.999)))
+
+    def standardize(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Standardise `[batch, image_feature_size]`."""
+        return (image_features.to(self.mean.dtype) - self.mean) / self.scale
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Standardise `[batch, image_feature_size]`, and clip what is far from the training images."""
+        return self.standardize(image_features).clamp(-MAX_DEVIATION, MAX_DEVIATION)
+
+    def distances(self, standardized: torch.Tensor) -> torch.Tensor:
+        """Return how much of each standardised image the components leave out, `[batch]`: its mean square."""
+        rest = standardized - (standardized @ self.components.T) @ self.components
+        return rest.square().mean(dim=-1)
+
+    @torch.no_grad()
+    def familiarity(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Return the familiarity of images `[batch, image_feature_size]`, between 0 and 1."""
+        standardized = self.standardize(image_features)
+        if not self.half_familiar_distance:
+            return standardized.new_ones(len(standardized))
+        ratio = self.distances(standardized) / self.half_familiar_distance
+        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
+
+
+class EvidencePooler(nn.Module):
+    """Turns pooled tower features into evidence.
+
+    Title and image have evidence of their own, so that each can stand alone, and joint evidence where both are given.
+    A gate weakens the image where it does not seem to belong to the title, or is unlike the training images.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        text_size, width = config.text_config.hidden_size, config.hidden_size
+        self.title_norm = nn.LayerNorm(text_size)
+        self.title_inner = nn.Linear(text_size, config.intermediate_size)
+        self.title_outer = nn.Linear(config.intermediate_size, width)
+        # The text tower encodes titles and tags: with this projection an example starts near the tags that its title
+        # names.
+        self.title_projection = nn.Linear(text_size, width, bias=False)
+        self.standardizer = ImageStandardizer(config)
+        self.image_inner = nn.Linear(config.image_feature_size, config.intermediate_size)
+        self.image_outer = nn.Linear(config.intermediate_size, width)
+        self.joint_inner = nn.Linear(2 * width, config.intermediate_size)
+        self.joint_outer = nn.Linear(config.intermediate_size, width)
+        self.gate_inner = nn.Linear(width + 1, GATE_SIZE)
+        self.gate_outer = nn.Linear(GATE_SIZE, 1)
+        self.log_scales = nn.Parameter(torch.tensor(INITIAL_LOG_SCALES))
+        # The image says less beside a title than alone.
+        self.log_share = nn.Parameter(torch.full((1,), INITIAL_LOG_SHARE))
+        self.dropout = nn.Dropout(config.classifier_dropout)
+
+    def title_vectors(self, pooled_titles: torch.Tensor) -> torch.Tensor:
+        """Compute the evidence of mean-pooled titles: `[..., text width]` to `[..., hidden_size]`."""
+        pooled = self.title_norm(pooled_titles.to(self.title_norm.weight.dtype))
+        hidden_states = self.title_outer(self.dropout(F.gelu(self.title_inner(self.dropout(pooled)))))
+        return self.log_scales[0].exp() * F.normalize(hidden_states + self.title_projection(pooled), dim=-1)
+
+    def image_vectors(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Compute the evidence of image features: `[batch, image_feature_size]` to `[batch, hidden_size]`."""
+        standardized = self.standardizer(image_features)
+        hidden_states = self.image_outer(self.dropout(F.gelu(self.image_inner(self.dropout(standardized)))))
+        return self.log_scales[1].exp() * F.normalize(hidden_states, dim=-1)
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        has_image: torch.Tensor,
+        pooled_titles: torch.Tensor,
+        has_title: torch.Tensor,
+    ) -> TagEvidence:
+        """Compute the evidence of a batch.
+
+        Args:
+            image_features: `[batch, image_feature_size]`; any values without an image.
+            has_image: `[batch]`, boolean.
+            pooled_titles: `[batch, text width]`, mean-pooled titles; any values without a title.
+            has_title: `[batch]`, boolean.
+        """
+        title = self.title_vectors(pooled_titles)
+        image = self.image_vectors(image_features)
+        familiarity = self.standardizer.familiarity(image_features)
+        unit_title, unit_image = F.normalize(title, dim=-1), F.normalize(image, dim=-1)
+        agreement = unit_title * unit_image
+        # The products of 256 coordinates are small; their scaled sum is the cosine.
+        clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]
+        match_logits = self.gate_outer(F.gelu(self.gate_inner(torch.cat(clues, dim=-1))))
+        gate = match_logits.sigmoid() * familiarity[:, None]
+        joint = self.joint_outer(self.dropout(F.gelu(self.joint_inner(torch.cat([unit_title, unit_image], dim=-1)))))
+        both = title + gate * (self.log_share.exp() * image + self.log_scales[2].exp() * joint)
+        has_both = (has_title & has_image)[:, None]
+        alone = torch.where(has_title[:, None], title, image)
+        return TagEvidence(
+            vectors=torch.where(has_both, both, alone),
+            title_vectors=title,
+            image_vectors=image,
+            match_logits=match_logits.squeeze(-1),
+            image_gate=gate.squeeze(-1),
+            familiarity=familiarity,
+            has_title=has_title,
+            has_image=has_image,
+        )

@@ -1,0 +1,78 @@
+"""Other images for training examples: another drawing of the same title, or an image that does not belong to it."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+
+from dataset_scripts.icon_tagging.splits import STYLE_WORDS
+from modeling_optsg.data.feature_cache import CachedFeatures
+
+from .sampling import SeededExamples
+
+VISUAL_COLUMNS = ("image", "video", "frame_features", "image_features")
+
+
+class AugmentedImages(SeededExamples):
+    """Examples whose image is sometimes replaced, by the example's own seed, if image features are cached.
+
+    Args:
+        examples: Map-style examples with `title`.
+        extra_images: Further examples, of which only the images are used. An image may replace that of an example with
+            the same title.
+        extra_image_ratio: Probability that an example with such images gets one of them.
+        mismatch_ratio: Probability that an example gets the image of any other example. Its `is_mismatched` is then
+            true, and the model learns not to trust an image that contradicts the title.
+    """
+
+    def __init__(
+        self,
+        examples: CachedFeatures,
+        extra_images: CachedFeatures | None = None,
+        extra_image_ratio: float = 0.0,
+        mismatch_ratio: float = 0.0,
+    ):
+        super().__init__(examples)
+        self.extra_images = extra_images
+        self.extra_image_ratio, self.mismatch_ratio = extra_image_ratio, mismatch_ratio
+        by_title = defaultdict(list)
+        for index, title in enumerate(_titles(extra_images)):
+            by_title[_title_key(title)].append(index)
+        by_title.pop("", None)
+        self.alternatives = [by_title.get(_title_key(title), []) for title in _titles(examples)]
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict:
+        example = super().__getitem__(pair)
+        index, seed = pair
+        random = np.random.default_rng([seed, len(self.examples)])
+        wants_extra, wants_mismatch = random.random(2) < (self.extra_image_ratio, self.mismatch_ratio)
+        # Images that are read during the training may be unreadable, which must not be blamed on another example.
+        is_cached = example.get("image_features") is not None
+        example["is_mismatched"] = bool(wants_mismatch and is_cached and example.get("title"))
+        if example["is_mismatched"]:
+            # Never its own image.
+            other = (index + 1 + int(random.integers(max(len(self.examples) - 1, 1)))) % len(self.examples)
+            return example | _visual(self.examples[other])
+        if wants_extra and is_cached and index < len(self.alternatives) and self.alternatives[index]:
+            chosen = int(random.choice(self.alternatives[index]))
+            return example | _visual(self.extra_images[chosen])
+        return example
+
+
+def _titles(examples: CachedFeatures | None) -> list[str | None]:
+    has_titles = examples is not None and "title" in examples.dataset.column_names
+    return examples.dataset["title"][:] if has_titles else []
+
+
+def _visual(example: Mapping) -> dict:
+    return {name: example[name] for name in VISUAL_COLUMNS if name in example}
+
+
+def _title_key(title: str | None) -> str:
+    """Return the sorted words of a title without those of a style, such as "outline".
+
+    "off" is kept: the drawing of a struck-through bell is not one of a bell.
+    """
+    words = set(re.findall(r"\w+", (title or "").lower()))
+    return " ".join(sorted(words - (STYLE_WORDS - {"off"})))

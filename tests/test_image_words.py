@@ -1,0 +1,273 @@
+"""Image words: the class names of a vision tower stand in for the title of an unfamiliar image."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForImageClassification,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+from modeling_optsg import OPTSGForTagGeneration
+from modeling_optsg.efficientnet_lite import EfficientNetLiteForImageClassification
+from modeling_optsg.training import (
+    OPTSGTrainingArguments,
+    add_image_words,
+    build_model,
+    can_name_images,
+    embed_image_words,
+)
+
+WORDS = ["red", "a dog", "blue square", "mail", "创意"]
+UNFAMILIAR, FAMILIAR = 1e-20, 1e20  # distances at which an image is half familiar
+
+
+@pytest.fixture(scope="module")
+def folders(tower_configs, text_tokenizer, tmp_path_factory):
+    """Folders of vision towers that name images, and of a text tower."""
+    root = tmp_path_factory.mktemp("towers")
+    configs = copy.deepcopy(tower_configs)
+    labels = dict(enumerate(WORDS))
+    for name in ("vit", "efficientnet_lite"):
+        configs[name].id2label, configs[name].label2id = labels, {word: index for index, word in labels.items()}
+    two_tower = CLIPConfig(
+        vision_config={**tower_configs["vit"].to_dict(), "model_type": "clip_vision_model"},
+        text_config={**tower_configs["bert"].to_dict(), "model_type": "clip_text_model", "eos_token_id": 3},
+        projection_dim=8,
+    )
+    torch.manual_seed(0)
+    models = {
+        "vit": ViTForImageClassification(configs["vit"]),
+        "efficientnet_lite": EfficientNetLiteForImageClassification(configs["efficientnet_lite"]),
+        "CLIP": CLIPModel(two_tower),
+        "nameless": ViTModel(copy.deepcopy(tower_configs["vit"])),
+        "bert": BertModel(configs["bert"]),
+    }
+    for name, model in models.items():
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(4)
+        model.eval().save_pretrained(root / name)
+        text_tokenizer.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def make_with_words(folders, text_tokenizer, tag_tokenizer):
+    """Makes a model with image words and a tag classifier over three tags."""
+
+    def make(vision="vit", words=None, **config):
+        torch.manual_seed(1)
+        defaults = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_prompts": 4}
+        defaults |= {"tag_vocab_size": len(tag_tokenizer), "initializer_range": 0.3, "num_image_words": 3}
+        model = OPTSGForTagGeneration.from_vision_text_pretrained(
+            folders / vision, folders / "bert", **defaults | config
+        ).eval()
+        model.set_label_vocabulary([[5], [6, 7], [8]])
+        with torch.no_grad():
+            model.tag_classifier.bias.normal_(-1)
+        add_image_words(model, folders / vision, text_tokenizer, words)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def set_familiarity(model, half_familiar_distance):
+    model.model.multimodal_encoder.evidence_pooler.standardizer.half_familiar_distance.fill_(half_familiar_distance)
+
+
+def class_logits(model, **inputs):
+    return model.tag_classifier.logits(model.model(**inputs).evidence)
+
+
+# Words of a tower
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("vision", "pooling"), [("vit", "first_token"), ("efficientnet_lite", "pooler_output")])
+def test_word_probabilities_are_those_of_the_image_classifier(make_with_words, folders, pixels, vision, pooling):
+    model = make_with_words(vision)
+    assert model.config.image_word_labels == WORDS and model.config.image_word_pooling == pooling
+    classifier = AutoModelForImageClassification.from_pretrained(folders / vision)
+    expected = classifier(pixels.flatten(0, 1)).logits.softmax(-1).unflatten(0, (2, 2))
+    assert expected.std(dim=0).max() > 0.01, "the images have different words"
+    found = model.model.encode_frames(pixels).word_probabilities
+    torch.testing.assert_close(found, expected.mean(dim=1), rtol=1e-4, atol=1e-5)
+    masked = model.model.encode_frames(pixels, torch.tensor([[1, 0], [0, 0]])).word_probabilities
+    torch.testing.assert_close(masked[0], expected[0, 0], rtol=1e-4, atol=1e-5)
+    assert masked[1].eq(0).all(), "no frame, no words"
+
+
+@torch.no_grad()
+def test_word_probabilities_are_those_of_clip(make_with_words, folders, text_tokenizer, pixels):
+    model = make_with_words("CLIP", WORDS)
+    two_tower = CLIPModel.from_pretrained(folders / "CLIP")
+    batch = text_tokenizer([f"a photo of a {word}." for word in WORDS], padding=True, return_tensors="pt")
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = two_tower(pixel_values=pixels.flatten(0, 1), **texts).logits_per_image.softmax(-1).unflatten(0, (2, 2))
+    assert expected.std() > 0.01
+    found = model.model.encode_frames(pixels).word_probabilities
+    torch.testing.assert_close(found, expected.mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_towers_that_cannot_name_images_are_rejected(make_with_words, make_model, folders, text_tokenizer):
+    named = {name: can_name_images(folders / name) for name in ("vit", "efficientnet_lite", "CLIP", "nameless")}
+    assert named == {"vit": True, "efficientnet_lite": True, "CLIP": True, "nameless": False}
+    with pytest.raises(ValueError, match="nameless is neither an image classifier nor a two-tower model"):
+        add_image_words(make_model(), folders / "nameless", text_tokenizer)
+    for words in (None, []):
+        with pytest.raises(ValueError, match="CLIP needs words to name images with"):
+            make_with_words("CLIP", words)
+
+
+def test_a_classifier_of_another_tower_is_rejected(make_model, folders, text_tokenizer):
+    model = make_model()
+    with pytest.raises(ValueError, match="the classifier reads none of pooler_output, first_token, mean"):
+        add_image_words(model, folders / "vit", text_tokenizer)
+    assert model.model.image_words is None and model.config.image_word_labels is None
+
+
+@torch.no_grad()
+def test_words_have_the_features_of_their_texts(make_with_words, text_tokenizer):
+    model = make_with_words()
+    assert not any(parameter.requires_grad for parameter in model.model.image_words.parameters())
+    for change in (False, True):
+        if change:
+            model.model.text_tower.encoder.layer[0].output.dense.weight.mul_(-1)
+            embed_image_words(model.model.train(), text_tokenizer, batch_size=2)
+            assert model.model.text_tower.training, "the mode is restored"
+        for word, found in zip(WORDS, model.model.image_words.text_features, strict=True):
+            expected = model.model.eval().embed_tags(text_tokenizer(word, return_tensors="pt")["input_ids"])
+            torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-5)
+
+
+# What words say of tags
+
+
+@torch.no_grad()
+def expected_of_words(model, pixels):
+    """Computes tag probabilities `[batch, tags]` as means over titles: the most probable words of each image."""
+    probabilities, words = model.model.encode_frames(pixels).word_probabilities.topk(3)
+    rows = []
+    for weights, own in zip(probabilities, words):
+        titles = model.model.image_words.text_features[own][:, None]
+        of_titles = class_logits(model, title_features=titles).sigmoid()
+        rows.append((weights / weights.sum()) @ of_titles)
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def test_an_unfamiliar_image_has_the_probabilities_of_its_words(make_with_words, pixels):
+    model = make_with_words()
+    expected = expected_of_words(model, pixels)
+    set_familiarity(model, UNFAMILIAR)
+    torch.testing.assert_close(class_logits(model, pixel_values=pixels).sigmoid(), expected)
+
+
+@torch.no_grad()
+def test_a_familiar_image_has_its_own_probabilities(make_with_words, pixels):
+    model = make_with_words()
+    features = model.model.encode_frames(pixels)
+    without_words = {"frame_features": features.frame_features, "image_features": features.image_features}
+    own = class_logits(model, **without_words).sigmoid()
+    for distance in (0, FAMILIAR):
+        set_familiarity(model, distance)
+        torch.testing.assert_close(class_logits(model, pixel_values=pixels).sigmoid(), own)
+    assert (own - expected_of_words(model, pixels)).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_familiarity_mixes_the_image_and_its_words(make_with_words, pixels):
+    model = make_with_words()
+    own, words = class_logits(model, pixel_values=pixels).sigmoid(), expected_of_words(model, pixels)
+    standardizer = model.model.multimodal_encoder.evidence_pooler.standardizer
+    features = model.model.encode_frames(pixels).image_features
+    set_familiarity(model, standardizer.distances(standardizer.standardize(features)).mean().item())
+    familiarity = standardizer.familiarity(features)[:, None]
+    assert ((familiarity > 0.1) & (familiarity < 0.9)).all()
+    found = class_logits(model, pixel_values=pixels).sigmoid()
+    torch.testing.assert_close(found, familiarity * own + (1 - familiarity) * words)
+
+
+@torch.no_grad()
+def test_words_change_nothing_beside_a_title(make_with_words, text_tokenizer, pixels):
+    model = make_with_words()
+    titles = dict(text_tokenizer(["a red square", "dog"], padding=True, return_tensors="pt"))
+    titles = {name: titles[name] for name in ("input_ids", "attention_mask")}
+    features = model.model.encode_frames(pixels)
+    without_words = {"frame_features": features.frame_features, "image_features": features.image_features}
+    for distance in (UNFAMILIAR, FAMILIAR):
+        set_familiarity(model, distance)
+        found, expected = model.model(pixels, **titles), model.model(**without_words, **titles)
+        torch.testing.assert_close(found.order_prompts, expected.order_prompts)
+        expected_logits = model.tag_classifier.logits(expected.evidence)
+        torch.testing.assert_close(model.tag_classifier.logits(found.evidence), expected_logits)
+    # Nor is there a word for a title without an image.
+    torch.testing.assert_close(
+        class_logits(model, pixel_values=pixels, frame_mask=torch.zeros(2, 2), **titles), class_logits(model, **titles)
+    )
+
+
+@torch.no_grad()
+def test_the_memory_holds_words_instead_of_unfamiliar_frames(make_with_words, pixels):
+    """The first example has an image alone, the second an image and a title of five tokens."""
+    model = make_with_words(use_prompt_pooler=False)
+    set_familiarity(model, UNFAMILIAR)
+    titles = {"title_features": torch.randn(2, 5, 16), "attention_mask": torch.tensor([[0] * 5, [1] * 5])}
+    outputs = model.model(pixels, **titles, output_attentions=True)
+    words = model.model.encode_frames(pixels).word_probabilities.topk(3).indices
+    assert outputs.memory_layout.title == 5
+    expected = model.model(title_features=model.model.image_words.text_features[words[:1]])
+    assert outputs.memory_mask[0].sum() == 3
+    torch.testing.assert_close(outputs.memory[0, outputs.memory_mask[0]], expected.memory[0])
+    torch.testing.assert_close(outputs.order_prompts[0], expected.order_prompts[0])
+    alone = model.model(pixels[1:], title_features=titles["title_features"][1:])
+    torch.testing.assert_close(outputs.order_prompts[1], alone.order_prompts[0])
+    # Without any title there are more words than title tokens.
+    outputs = model.model(pixels[:1], output_attentions=True)
+    assert outputs.memory_layout.title == 3
+    torch.testing.assert_close(outputs.order_prompts, expected.order_prompts)
+    set_familiarity(model, FAMILIAR)
+    familiar = model.model(pixels[:1])
+    assert familiar.memory_mask[0].sum() == 2 * 5 and not familiar.memory_mask[0, -3:].any()
+
+
+# Saving
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vision", ["vit", "efficientnet_lite", "CLIP"])
+def test_a_saved_model_keeps_its_words(make_with_words, pixels, tmp_path, vision):
+    model = make_with_words(vision, WORDS if vision == "CLIP" else None)
+    set_familiarity(model, UNFAMILIAR)
+    model.save_pretrained(tmp_path)
+    loaded = OPTSGForTagGeneration.from_pretrained(tmp_path)
+    assert loaded.config.image_word_labels == WORDS
+    for name, tensor in model.model.image_words.state_dict().items():
+        assert torch.equal(loaded.model.image_words.state_dict()[name], tensor)
+    torch.testing.assert_close(class_logits(loaded, pixel_values=pixels), class_logits(model, pixel_values=pixels))
+    settings = {"pad_bias": -5.0, "num_candidates": 3, "fusion_weights": (0.7, 0.6, -0.2, 0.9, -0.1)}
+    found, expected = loaded.generate(pixels, **settings), model.generate(pixels, **settings)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.tag_scores, expected.tag_scores)
+
+
+def test_words_of_a_loaded_model_are_not_trained(make_with_words, tiny_processor, tmp_path):
+    make_with_words().save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    rows = Dataset.from_dict({"title": ["a dog"], "tags": [["red"]]})
+    model, _ = build_model(OPTSGTrainingArguments("run", dataset="rows", checkpoint=str(tmp_path)), rows, rows)
+    assert model.model.image_words is not None
+    assert not any(parameter.requires_grad for parameter in model.model.image_words.parameters())
