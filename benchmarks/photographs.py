@@ -43,7 +43,9 @@ def main() -> None:
     """Tag the photographs and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
-    parser.add_argument("--backgrounds", type=Path, required=True, help="folder of the photographs of mate-backgrounds")
+    parser.add_argument(
+        "--backgrounds", type=Path, required=True, help="folder of the photographs of mate-backgrounds"
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     photographs = json.loads(PHOTOGRAPHS.read_text(encoding="utf-8"))["photos"]

@@ -101,7 +101,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         *,
         decoding: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         pad_bias: float | None = None,
         max_tags: int | None = None,
         num_candidates: int | None = None,
@@ -121,7 +121,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
             decoding: "sequential", each slot sees those before it (the paper), or "parallel", all slots at once.
-            threshold: Minimum probability of a tag.
+            threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`.
             pad_bias: Added to the logit of [PAD]. A negative value generates more tags.
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with
@@ -242,7 +242,12 @@ class OrderPromptGenerationMixin(GenerationMixin):
         if self.tag_classifier is None:
             return None
         vocabulary = self.tag_classifier.label_vocabulary
-        fusion_weights, calibration = self._select_fusion_weights(tag_evidence, settings), {}
+        fusion_weights, calibration = None, {}
+        if settings.fusion_weights is not None:
+            # Words that stand for the image in the memory are weighted as a title is.
+            has_image = tag_evidence.has_image & ~tag_evidence.reads_words
+            has_title = tag_evidence.has_title | tag_evidence.reads_words
+            fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
         if fusion_weights is not None and all(weights[1] > 0 for weights in fusion_weights):
             calibration = {
                 "scale": torch.tensor([[weights[1]] for weights in fusion_weights]),
@@ -260,18 +265,6 @@ class OrderPromptGenerationMixin(GenerationMixin):
             fusion_weights=fusion_weights,
         )
 
-    @staticmethod
-    def _select_fusion_weights(
-        tag_evidence: TagEvidence, settings: GenerationSettings
-    ) -> list[tuple[float, ...]] | None:
-        """Return the fusion weights of each example by its modalities; words in place of a title count as a title."""
-        if settings.fusion_weights is None:
-            return None
-        both, image, title = (settings.fusion_weights[name] for name in MODALITIES)
-        is_image = tag_evidence.has_image & ~tag_evidence.reads_words
-        pairs = zip(is_image.tolist(), tag_evidence.has_title.tolist())
-        return [both if all(pair) else image if pair[0] else title for pair in pairs]
-
     def _rank(
         self,
         outputs: ModelOutput,
@@ -280,8 +273,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         settings: GenerationSettings,
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
-        pad = self.config.tag_pad_token_id
-        ranked = rank_tags(found.tokens, found.log_probs, settings.threshold, settings.max_tags, pad, evidence)
+        pad, thresholds = self.config.tag_pad_token_id, settings.thresholds[MODALITIES[0]]
+        if outputs.evidence is not None:
+            modalities = _modalities(outputs.evidence.has_image, outputs.evidence.has_title)
+            thresholds = [settings.thresholds[name] for name in modalities]
+        ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, evidence)
         return OPTSGGenerateOutput(
             **vars(ranked),
             pad_margins=found.pad_margins,
@@ -293,6 +289,13 @@ class OrderPromptGenerationMixin(GenerationMixin):
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
+
+
+def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:
+    """Return which of `MODALITIES` each example has, from two boolean tensors `[batch]`."""
+    both, image, title = MODALITIES
+    pairs = zip(has_image.tolist(), has_title.tolist())
+    return [both if all(pair) else image if pair[0] else title for pair in pairs]
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 DECODINGS = ("parallel", "sequential")
-# What an example may consist of. Each has fusion weights of its own, because an image alone tells less than a title.
+# What an example may consist of. Each has a threshold and fusion weights of its own, because an image alone tells less
+# than a title.
 MODALITIES = ("image+title", "image", "title")
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
@@ -49,7 +50,7 @@ class GenerationSettings:
     Args:
         config: The remaining settings, for the logits processors.
         decoding: "parallel" or "sequential".
-        threshold: Minimum probability of a tag.
+        thresholds: Minimum probability of a tag for each of `MODALITIES`.
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.
@@ -61,7 +62,7 @@ class GenerationSettings:
 
     config: GenerationConfig
     decoding: str
-    threshold: float
+    thresholds: dict[str, float]
     pad_bias: float
     max_tags: int | None
     num_candidates: int
@@ -107,7 +108,7 @@ def read_generation_settings(
     settings = GenerationSettings(
         config=config,
         decoding=decoding,
-        threshold=_finite("threshold", _for_decoding(config, "threshold", decoding, 0.0)),
+        thresholds=_read_thresholds(config, decoding),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=config.num_candidates or 0,
@@ -146,7 +147,6 @@ def read_ranking_settings(
 
 
 def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
-    _check_threshold(settings.threshold)
     _check_positive_integer("max_tags", settings.max_tags)
     if settings.fusion_weights is not None and not has_classifier:
         raise ValueError("fusion_weights need a tag classifier, which this model does not have.")
@@ -159,22 +159,38 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
         )
 
 
+def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float]:
+    """Read one threshold, or a mapping with one for each of `MODALITIES`."""
+    thresholds = _by_modality(config, "threshold", decoding) or dict.fromkeys(MODALITIES, 0.0)
+    thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
+    for threshold in thresholds.values():
+        _check_threshold(threshold)
+    return thresholds
+
+
 def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:
     """Read five numbers, or a mapping with five numbers for each of `MODALITIES`."""
-    given = getattr(config, "fusion_weights", None)
-    if given is None:
+    by_modality = _by_modality(config, "fusion_weights", decoding)
+    if by_modality is None:
         return None
-    if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
-        given = _for_decoding(config, "fusion_weights", decoding)
-        if given is None:
-            return None
-    by_modality = given if isinstance(given, Mapping) else {MODALITIES[0]: given}
-    # What was not fitted is weighted as examples with an image and a title are.
-    by_modality = {name: by_modality.get(name, by_modality.get(MODALITIES[0])) for name in MODALITIES}
     for weights in by_modality.values():
         if not isinstance(weights, Sequence) or len(weights) != 5:
-            raise ValueError(f"fusion_weights={given} must be five numbers, or five for each of {MODALITIES}.")
+            raise ValueError(f"fusion_weights={weights} must be five numbers, or five for each of {MODALITIES}.")
     return {name: tuple(_finite("fusion_weights", w) for w in weights) for name, weights in by_modality.items()}
+
+
+def _by_modality(config: GenerationConfig, name: str, decoding: str) -> dict[str, Any] | None:
+    """Read a setting for each of `MODALITIES`. What is not given counts as for examples with an image and a title."""
+    given = getattr(config, name, None)
+    if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
+        given = _for_decoding(config, name, decoding)
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(MODALITIES, given)
+    if MODALITIES[0] not in given or set(given) - set(MODALITIES):
+        raise ValueError(f"{name} is given for {sorted(given)}; it needs {MODALITIES[0]!r} and may have {MODALITIES}.")
+    return {modality: given.get(modality, given[MODALITIES[0]]) for modality in MODALITIES}
 
 
 def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:

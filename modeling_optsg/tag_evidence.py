@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-# Initial logarithms of the scales of title, image and joint evidence.
-INITIAL_LOG_SCALES = (2.7, 2.3, 1.0)
+# Initial logarithms of the scales of title and image evidence.
+INITIAL_LOG_SCALES = (2.7, 2.3)
 # An image is part of the memory if its gate, or its familiarity if it has no title, reaches this.
 TRUSTED = 0.5
 # Initial logarithm of the weight of the image beside a title.
@@ -17,6 +17,8 @@ INITIAL_LOG_SHARE = -1.0
 MAX_DEVIATION = 5.0
 # Width of the layer that decides how far an image is trusted.
 GATE_SIZE = 64
+# Width of the style: what an image says about how its author tags, beside what it shows.
+STYLE_SIZE = 64
 # Principal components of the training images. What they leave out of an image measures how unfamiliar it is.
 NUM_COMPONENTS = 128
 # An image counts as half familiar at this multiple of the largest distances among the training images (their 99.9th
@@ -126,8 +128,9 @@ class ImageStandardizer(nn.Module):
 class EvidencePooler(nn.Module):
     """Turns pooled tower features into evidence.
 
-    Title and image have evidence of their own, so that each can stand alone, and joint evidence where both are given.
-    A gate weakens the image where it does not seem to belong to the title, or is unlike the training images.
+    Title and image have evidence of their own, so that each can stand alone. With both, the title is read in the style
+    of the image: every author tags in their own way, and the images of one author look alike. A gate weakens the image
+    where it does not seem to belong to the title, or is unlike the training images.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -142,8 +145,9 @@ class EvidencePooler(nn.Module):
         self.standardizer = ImageStandardizer(config)
         self.image_inner = nn.Linear(config.image_feature_size, config.intermediate_size)
         self.image_outer = nn.Linear(config.intermediate_size, width)
-        self.joint_inner = nn.Linear(2 * width, config.intermediate_size)
-        self.joint_outer = nn.Linear(config.intermediate_size, width)
+        self.style = nn.Linear(config.image_feature_size, STYLE_SIZE)
+        self.style_inner = nn.Linear(STYLE_SIZE, config.intermediate_size, bias=False)
+        self.style_outer = nn.Linear(STYLE_SIZE, width, bias=False)
         self.gate_inner = nn.Linear(width + 1, GATE_SIZE)
         self.gate_outer = nn.Linear(GATE_SIZE, 1)
         self.log_scales = nn.Parameter(torch.tensor(INITIAL_LOG_SCALES))
@@ -151,15 +155,25 @@ class EvidencePooler(nn.Module):
         self.log_share = nn.Parameter(torch.full((1,), INITIAL_LOG_SHARE))
         self.dropout = nn.Dropout(config.classifier_dropout)
 
-    def title_vectors(self, pooled_titles: torch.Tensor) -> torch.Tensor:
-        """Compute the evidence of mean-pooled titles: `[..., text width]` to `[..., hidden_size]`."""
-        pooled = self.title_norm(pooled_titles.to(self.title_norm.weight.dtype))
-        hidden_states = self.title_outer(self.dropout(F.gelu(self.title_inner(self.dropout(pooled)))))
-        return self.log_scales[0].exp() * F.normalize(hidden_states + self.title_projection(pooled), dim=-1)
+    def title_vectors(self, pooled_titles: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the evidence of mean-pooled titles.
 
-    def image_vectors(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Compute the evidence of image features: `[batch, image_feature_size]` to `[batch, hidden_size]`."""
-        standardized = self.standardizer(image_features)
+        Args:
+            pooled_titles: `[..., text width]`.
+            style: `[..., STYLE_SIZE]`, the style of the images.
+
+        Returns:
+            `[..., hidden_size]`.
+        """
+        pooled = self.title_norm(pooled_titles.to(self.title_norm.weight.dtype))
+        hidden_states, projected = self.title_inner(self.dropout(pooled)), self.title_projection(pooled)
+        if style is not None:
+            hidden_states, projected = hidden_states + self.style_inner(style), projected + self.style_outer(style)
+        hidden_states = self.title_outer(self.dropout(F.gelu(hidden_states)))
+        return self.log_scales[0].exp() * F.normalize(hidden_states + projected, dim=-1)
+
+    def image_vectors(self, standardized: torch.Tensor) -> torch.Tensor:
+        """Compute the evidence of standardised images: `[batch, image_feature_size]` to `[batch, hidden_size]`."""
         hidden_states = self.image_outer(self.dropout(F.gelu(self.image_inner(self.dropout(standardized)))))
         return self.log_scales[1].exp() * F.normalize(hidden_states, dim=-1)
 
@@ -178,8 +192,8 @@ class EvidencePooler(nn.Module):
             pooled_titles: `[batch, text width]`, mean-pooled titles; any values without a title.
             has_title: `[batch]`, boolean.
         """
-        title = self.title_vectors(pooled_titles)
-        image = self.image_vectors(image_features)
+        standardized = self.standardizer(image_features)
+        title, image = self.title_vectors(pooled_titles), self.image_vectors(standardized)
         familiarity = self.standardizer.familiarity(image_features)
         unit_title, unit_image = F.normalize(title, dim=-1), F.normalize(image, dim=-1)
         agreement = unit_title * unit_image
@@ -187,8 +201,8 @@ class EvidencePooler(nn.Module):
         clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]
         match_logits = self.gate_outer(F.gelu(self.gate_inner(torch.cat(clues, dim=-1))))
         gate = match_logits.sigmoid() * familiarity[:, None]
-        joint = self.joint_outer(self.dropout(F.gelu(self.joint_inner(torch.cat([unit_title, unit_image], dim=-1)))))
-        both = title + gate * (self.log_share.exp() * image + self.log_scales[2].exp() * joint)
+        style = gate * F.gelu(self.style(self.dropout(standardized)))
+        both = self.title_vectors(pooled_titles, style) + gate * self.log_share.exp() * image
         has_both = (has_title & has_image)[:, None]
         alone = torch.where(has_title[:, None], title, image)
         return TagEvidence(

@@ -79,7 +79,7 @@ class _Candidate:
 def rank_tags(
     tokens: torch.Tensor,
     log_probs: torch.Tensor,
-    threshold: float,
+    threshold: float | Sequence[float],
     max_tags: int | None,
     pad_token_id: int,
     evidence: ClassifierEvidence | None = None,
@@ -93,7 +93,7 @@ def rank_tags(
     Args:
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
-        threshold: Tags with a smaller probability are dropped.
+        threshold: Tags with a smaller probability are dropped; one number, or one for each example.
         max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
         pad_token_id: Token of [PAD].
         evidence: The tag classifier's evidence.
@@ -101,13 +101,14 @@ def rank_tags(
     num_hypotheses, max_length = tokens.shape[2:]
     if evidence is not None:
         max_length = max(max_length, evidence.candidates.shape[-1])
+    thresholds = [threshold] * len(tokens) if isinstance(threshold, float) else threshold
     ranked = []
     rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
         if evidence is not None:
             _add_evidence(candidates, evidence, example, pad_token_id)
-        ranked.append(_score(list(candidates.values()), evidence, example, threshold)[:max_tags])
+        ranked.append(_score(list(candidates.values()), evidence, example, thresholds[example])[:max_tags])
     return _to_tensors(ranked, max_length, pad_token_id, evidence is not None, tokens.device)
 
 

@@ -211,12 +211,33 @@ def test_at_pad_bias_equals_generate_with_candidates_too(model, inputs):
         assert [ranks_by_tag(actual, i) for i in range(2)] == [ranks_by_tag(expected, i) for i in range(2)]
 
 
-def test_each_modality_has_its_own_fusion_weights(model):
-    """The examples have an image and a title, an image alone, and a title alone."""
-    torch.manual_seed(3)
-    inputs = {"frame_features": torch.randn(3, 2, 6), "title_features": torch.randn(3, 4, 16)}
+@pytest.fixture(scope="module")
+def each_modality():
+    """Examples with an image and a title, an image alone, and a title alone."""
+    generator = torch.Generator().manual_seed(3)
+    features = {"frame_features": (3, 2, 6), "title_features": (3, 4, 16)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in features.items()}
     inputs |= {"frame_mask": torch.tensor([[1, 1], [1, 1], [0, 0]])}
-    inputs |= {"attention_mask": torch.tensor([[1] * 4, [0] * 4, [1] * 4])}
+    return inputs | {"attention_mask": torch.tensor([[1] * 4, [0] * 4, [1] * 4])}
+
+
+def test_each_modality_has_its_own_threshold(model, each_modality):
+    settings = {"num_candidates": 5, "fusion_weights": FUSION_WEIGHTS, "pad_bias": -5.0}
+    scores = model.generate(**each_modality, **settings).tag_scores
+    # Between the second and the third tag of each example.
+    middles = ((scores[:, 1] + scores[:, 2]) / 2).tolist()
+    thresholds = dict(zip(("image+title", "image", "title"), middles))
+    for threshold in (thresholds, {"parallel": thresholds}):
+        found = model.generate(**each_modality, **settings, threshold=threshold)
+        assert found.tag_scores.gt(0).sum(dim=1).tolist() == [2, 2, 2]
+    # What is not given counts as for an image with a title.
+    found = model.generate(**each_modality, **settings, threshold={"image+title": middles[0], "image": 1.0})
+    expected = model.generate(**each_modality, **settings, threshold=middles[0]).tag_scores.gt(0).sum(dim=1)
+    assert found.tag_scores.gt(0).sum(dim=1).tolist() == [2, 0, int(expected[2])]
+
+
+def test_each_modality_has_its_own_fusion_weights(model, each_modality):
+    inputs = each_modality
     names = ("image+title", "image", "title")
     by_modality = {
         "image+title": FUSION_WEIGHTS,
@@ -241,7 +262,8 @@ def test_each_modality_has_its_own_fusion_weights(model):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"fusion_weights": {"image": (1.0, 2.0)}}, "five numbers"),
+        ({"fusion_weights": {"image+title": (1.0, 2.0)}}, "five numbers"),
+        ({"fusion_weights": {"image": FUSION_WEIGHTS}}, r"it needs 'image\+title'"),
         ({"fusion_weights": (1.0, 2.0)}, "five numbers"),
         ({"fusion_weights": (1.0, 2.0, float("nan"), 1.0, 0.0)}, "fusion_weights=nan"),
         ({"num_candidates": -1, "fusion_weights": FUSION_WEIGHTS}, "num_candidates=-1"),

@@ -71,16 +71,29 @@ def test_a_closed_gate_leaves_the_title_alone(pooler, features):
 
 
 @torch.no_grad()
-def test_the_gate_weighs_image_and_joint_evidence(pooler, features):
+def test_without_trust_only_the_title_counts(pooler, features):
     images, titles = features
-    half, closed = copy.deepcopy(pooler), copy.deepcopy(pooler)
-    half.gate_outer.weight.zero_()
-    half.gate_outer.bias.zero_()
+    closed = copy.deepcopy(pooler)
     closed.gate_outer.bias.fill_(-1e4)
+    evidence = closed(images, HAS, titles, HAS)
+    torch.testing.assert_close(evidence.vectors, evidence.title_vectors)
     opened = copy.deepcopy(pooler)
     opened.gate_outer.bias.fill_(1e4)
-    low, middle, high = (part(images, HAS, titles, HAS).vectors for part in (closed, half, opened))
-    torch.testing.assert_close(middle, (low + high) / 2, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(opened(images, HAS, titles, HAS).vectors, evidence.vectors, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_title_is_read_in_the_style_of_its_image(pooler, features):
+    """The share of the image itself is the same for two titles, that of the style is not."""
+    images, titles = features
+    opened = copy.deepcopy(pooler)
+    opened.gate_outer.weight.zero_()
+    opened.gate_outer.bias.fill_(1e4)
+    opened.log_share.fill_(-1e4)
+    style = torch.nn.functional.gelu(opened.style(opened.standardizer(images)))
+    evidence = opened(images, HAS, titles, HAS)
+    torch.testing.assert_close(evidence.vectors, opened.title_vectors(titles, style))
+    assert not torch.allclose(evidence.vectors, evidence.title_vectors, atol=0.05)
 
 
 # Familiarity

@@ -212,26 +212,3 @@ def test_a_missing_package_is_reported(tmp_path, monkeypatch, name, module, pack
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"'{name}' comes from the package {package}: .*optsg\[train\]"):
         tower_folder(name, tmp_path)
-
-
-@pytest.mark.parametrize(("in_channels", "stride", "groups"), [(3, 2, 1), (6, 1, 6)])
-def test_folded_batch_norm_equals_the_unfolded_layers(in_channels, stride, groups):
-    torch.manual_seed(0)
-    layer = ConvNormAct(EfficientNetLiteConfig(), in_channels, 6, 3, stride=stride, groups=groups)
-    with torch.no_grad():
-        for tensor in (layer.norm.weight, layer.norm.running_var):
-            tensor.uniform_(0.5, 2)
-        for tensor in (layer.norm.bias, layer.norm.running_mean):
-            tensor.normal_()
-    layer.train().norm.eval()
-    pixels = torch.randn(2, in_channels, 9, 9, requires_grad=True)
-    parameters = [pixels, *layer.parameters()]
-    expected = layer.activation(layer.norm(layer.conv(pixels)))
-    folded = layer(pixels)
-    torch.testing.assert_close(folded, expected)
-    expected, found = (torch.autograd.grad(output.square().sum(), parameters) for output in (expected, folded))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    # Statistics that are not fixed cannot be folded.
-    batch = layer.train()(pixels)
-    torch.testing.assert_close(batch, layer.activation(layer.norm(layer.conv(pixels))))
-    assert not torch.allclose(batch, folded, atol=0.1)

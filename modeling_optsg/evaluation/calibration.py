@@ -92,13 +92,14 @@ def fit_generation_config(
             tried.append(settings | {"threshold": threshold, "validation": metrics})
     best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
     if "fusion_weights" in best:
-        by_modality = {
-            modalities: fit_modality(
-                model, processor, examples, evaluator, metric_for_best_model, modalities, best, **kwargs
+        by_modality = {MODALITIES[0]: best} | {
+            modality: fit_modality(
+                model, processor, examples, evaluator, metric_for_best_model, modality, best, **kwargs
             )
-            for modalities in MODALITIES[1:]
+            for modality in MODALITIES[1:]
         }
-        best = best | {"fusion_weights": {MODALITIES[0]: best["fusion_weights"]} | by_modality}
+        for name in ("fusion_weights", "threshold"):
+            best = best | {name: {modality: fit[name] for modality, fit in by_modality.items()}}
     _store(model, {name: best[name] for name in fitted}, decoding)
     return best | {"tried": tried}
 
@@ -181,21 +182,7 @@ def fit_fusion_weights(
         weights as `generate` takes them.
     """
     candidates = _find_candidates(model, processor, examples, evaluator, **generate_kwargs)
-    novel_weights = logistic_regression(
-        candidates.slot_logits[candidates.is_novel], candidates.is_correct[candidates.is_novel]
-    )
-
-    def fit(slot_weight: float, adjustment: float) -> dict:
-        weights, scores = _fit_mixture(candidates, novel_weights, slot_weight, adjustment)
-        threshold, metrics = evaluator.best_threshold(candidates.to_predictions(scores), metric_for_best_model)
-        return {
-            "slot_weight": slot_weight,
-            "logit_adjustment": adjustment,
-            "fusion_weights": [round(float(weight), 4) for weight in weights],
-            "threshold": threshold,
-            "validation": metrics,
-        }
-
+    fit = _MixtureFit(candidates, evaluator, metric_for_best_model)
     fits = [fit(slot_weight, LOGIT_ADJUSTMENTS[0]) for slot_weight in SLOT_WEIGHTS]
     # Coordinate descent: trying all pairs takes minutes.
     for _ in range(2):
@@ -217,11 +204,10 @@ def fit_modality(
     modality: str,
     settings: Mapping,
     **generate_kwargs: object,
-) -> list[float]:
-    """Fit the fusion weights of examples with an image alone, or a title alone.
+) -> dict:
+    """Fit fusion weights and threshold of examples with an image alone, or a title alone.
 
-    Logit adjustment and threshold stay those of examples with both, so the mixture with the best metric at that
-    threshold is chosen.
+    The logit adjustment stays that of examples with both.
 
     Args:
         model: A model with a tag classifier.
@@ -234,28 +220,19 @@ def fit_modality(
         generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
 
     Returns:
-        The fusion weights; those of `settings` if no example has the modality.
+        `fusion_weights`, `threshold` and `validation`; `settings` if no example has the modality.
     """
     kwargs = dict(generate_kwargs) | {"modalities": (modality,)}
     if "pad_bias" in settings:
         kwargs["pad_bias"] = settings["pad_bias"]
     candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
-    known = ~candidates.is_novel
-    if not candidates.is_correct[known].any():
-        return settings["fusion_weights"]
-    novel = candidates.is_novel
-    novel_weights = logistic_regression(candidates.slot_logits[novel], candidates.is_correct[novel])
+    if not candidates.is_correct[~candidates.is_novel].any():
+        return dict(settings)
     # A condition on a second metric is meant for examples with both modalities.
     metric = metric_for_best_model.partition("@")[0]
-    best = None
-    for slot_weight in SLOT_WEIGHTS:
-        weights, scores = _fit_mixture(candidates, novel_weights, slot_weight, settings["logit_adjustment"])
-        predictions = candidates.to_predictions(scores)
-        kept = [[tag for tag in tags if tag["score"] >= settings["threshold"]] for tags in predictions]
-        value = metric_value(evaluator.score(kept), metric)
-        if best is None or value > best[0]:
-            best = (value, weights)
-    return [round(float(weight), 4) for weight in best[1]]
+    fit = _MixtureFit(candidates, evaluator, metric)
+    fits = [fit(slot_weight, settings["logit_adjustment"]) for slot_weight in SLOT_WEIGHTS]
+    return max(fits, key=lambda fit: metric_value(fit["validation"], metric))
 
 
 @dataclass
@@ -331,22 +308,33 @@ def _find_candidates(
     )
 
 
-def _fit_mixture(
-    candidates: _Candidates, novel_weights: np.ndarray, slot_weight: float, adjustment: float
-) -> tuple[list[float], np.ndarray]:
-    """Fit the scale and the bias of one mixture of the two logits.
+class _MixtureFit:
+    """Fits mixtures of the two logits of some candidates."""
 
-    Returns:
-        The five fusion weights of `generate`, and the probability of each candidate `[N]`.
-    """
-    adjusted = candidates.classifier_logits - adjustment * candidates.log_counts
-    mixture = slot_weight * candidates.slot_logits + (1 - slot_weight) * adjusted
-    known = ~candidates.is_novel
-    scale, bias = logistic_regression(mixture[known], candidates.is_correct[known])
-    novel_scale, novel_bias = novel_weights
-    novel_logits = novel_scale * candidates.slot_logits + novel_bias
-    scores = expit(np.where(known, scale * mixture + bias, novel_logits))
-    return [scale * slot_weight, scale * (1 - slot_weight), bias, *novel_weights], scores
+    def __init__(self, candidates: _Candidates, evaluator: TagEvaluator, metric: str):
+        self.candidates, self.evaluator, self.metric = candidates, evaluator, metric
+        novel = candidates.is_novel
+        self.novel_weights = logistic_regression(candidates.slot_logits[novel], candidates.is_correct[novel])
+
+    def __call__(self, slot_weight: float, adjustment: float) -> dict:
+        """Fit scale, bias and threshold of one mixture; see [`fit_fusion_weights`]."""
+        candidates = self.candidates
+        adjusted = candidates.classifier_logits - adjustment * candidates.log_counts
+        mixture = slot_weight * candidates.slot_logits + (1 - slot_weight) * adjusted
+        known = ~candidates.is_novel
+        scale, bias = logistic_regression(mixture[known], candidates.is_correct[known])
+        novel_scale, novel_bias = self.novel_weights
+        novel_logits = novel_scale * candidates.slot_logits + novel_bias
+        scores = expit(np.where(known, scale * mixture + bias, novel_logits))
+        weights = [scale * slot_weight, scale * (1 - slot_weight), bias, *self.novel_weights]
+        threshold, metrics = self.evaluator.best_threshold(candidates.to_predictions(scores), self.metric)
+        return {
+            "slot_weight": slot_weight,
+            "logit_adjustment": adjustment,
+            "fusion_weights": [round(float(weight), 4) for weight in weights],
+            "threshold": threshold,
+            "validation": metrics,
+        }
 
 
 def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

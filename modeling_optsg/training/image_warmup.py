@@ -122,7 +122,7 @@ def _train(
             torch.arange(batch_size).repeat_interleave(torch.tensor(list(map(len, targets)))),
             torch.cat(targets),
         )
-        vectors = pooler.image_vectors(features[rows].float().to(model.device))
+        vectors = pooler.image_vectors(pooler.standardizer(features[rows].float().to(model.device)))
         loss = asymmetric_loss(classifier.project(vectors), tuple(p.to(model.device) for p in present), *exponents)
         optimizer.zero_grad()
         loss.backward()
