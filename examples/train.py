@@ -44,6 +44,7 @@ from modeling_optsg.training import (
     make_stream,
     num_micro_batches,
     parse_arguments,
+    prepare_for_device,
     start_trackers,
     title_lengths,
     warm_up_image_evidence,
@@ -81,11 +82,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         unreadable |= unreadable_train
     fit_image_standardizer(model, processor, eval_dataset if args.streaming else train_dataset)
 
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if accelerator.device.type == "cpu":
-        # On a CPU, eager attention trains 20 % faster than sdpa at these lengths.
-        model.set_attn_implementation("eager")
+    prepare_for_device(model, args, accelerator.device)
     book, model_type = None, MODEL_TYPES[args.model_type]
     if model_type.needs_book:
         book = TagBook.from_examples(train["title"], train["tags"], train_dataset, model.config)

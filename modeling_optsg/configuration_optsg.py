@@ -74,7 +74,7 @@ class OPTSGConfig(PreTrainedConfig):
         image_word_projection_size: Width of the projection between them, as in CLIP. `None` for no projection.
         image_word_pooling: How the tower's tokens are pooled for it: "pooler_output", "first_token" or "mean".
         image_word_normalize: Normalise what the classifier reads, as in CLIP.
-        num_image_words: Number of words that stand in for the title of an unfamiliar image.
+        num_image_words: Number of words whose tags are averaged for an unfamiliar image without a title.
         hidden_size: Width of everything after the towers.
         num_attention_heads: Attention heads of every layer after the towers.
         intermediate_size: Width of the feed-forward block of every layer after the towers.
@@ -98,6 +98,7 @@ class OPTSGConfig(PreTrainedConfig):
         classifier_loss_weight: Weight of the classifier loss.
         title_loss_weight: Weight, in the classifier loss, of the title alone.
         image_loss_weight: Weight, in the classifier loss, of the image alone.
+        style_size: Width of the style, what an image says about how its title is tagged. With 0 there is none.
         classifier_dropout: Dropout of the classifier's input.
         asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
         asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.
@@ -143,7 +144,7 @@ class OPTSGConfig(PreTrainedConfig):
     image_word_projection_size: int | None = None
     image_word_pooling: str = "pooler_output"
     image_word_normalize: bool = False
-    num_image_words: int = 8
+    num_image_words: int = 32
     hidden_size: int = 256
     num_attention_heads: int = 4
     intermediate_size: int = 1024
@@ -167,6 +168,7 @@ class OPTSGConfig(PreTrainedConfig):
     classifier_loss_weight: float = 0.3
     title_loss_weight: float = 1.0
     image_loss_weight: float = 0.5
+    style_size: int = 64
     classifier_dropout: float = 0.3
     asl_gamma_negative: float = 4.0
     asl_gamma_positive: float = 1.0

@@ -14,6 +14,8 @@ from transformers.utils import ModelOutput
 
 # How a tower's classifier pools the tokens of an image.
 POOLINGS = ("pooler_output", "first_token", "mean")
+# Number of words that are shown of an image.
+SHOWN_WORDS = 5
 
 
 @dataclass
@@ -78,7 +80,7 @@ class ImageWords(nn.Module):
 
 
 def decode_image_words(outputs: ModelOutput, config: PreTrainedConfig) -> list[list[dict[str, str | float]]]:
-    """Return the image words of each example, most probable first.
+    """Return the `SHOWN_WORDS` most probable image words of each example.
 
     Args:
         outputs: Output of `generate`, or of the model.
@@ -90,7 +92,8 @@ def decode_image_words(outputs: ModelOutput, config: PreTrainedConfig) -> list[l
     if outputs.image_words is None:
         return [[] for _ in range(len(outputs.sequences))]
     labels = config.image_word_labels
-    rows = zip(outputs.image_words.tolist(), outputs.image_word_scores.tolist(), strict=True)
+    shown = (rows[:, :SHOWN_WORDS].tolist() for rows in (outputs.image_words, outputs.image_word_scores))
+    rows = zip(*shown, strict=True)
     return [
         [{"word": labels[word], "score": score} for word, score in zip(*row, strict=True) if score > 0] for row in rows
     ]

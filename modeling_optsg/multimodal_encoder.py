@@ -10,6 +10,9 @@ from .layers import TransformerLayer, pool_tokens
 from .seeded_random import seeded_uniform
 from .tag_evidence import TRUSTED, EvidencePooler, TagEvidence
 
+# Number of image words in the memory of an unfamiliar image without a title. Titles are not much longer.
+MEMORY_WORDS = 8
+
 
 @dataclass(frozen=True)
 class MemoryLayout:
@@ -346,7 +349,7 @@ def _use_trusted_evidence(
     if frames is not None:
         frames = frames & ~(evidence.has_title & (evidence.image_gate < TRUSTED))[:, None]
     if word_features is not None:
-        reads_words = evidence.reads_words
+        reads_words, word_features = evidence.reads_words, word_features[:, :MEMORY_WORDS]
         frames = frames & ~reads_words[:, None]
         batch, words = word_features.shape[:2]
         length = words if titles is None else max(words, titles.shape[1])

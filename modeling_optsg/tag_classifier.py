@@ -16,6 +16,8 @@ from .tag_evidence import TagEvidence
 
 # Weight of the loss of the gate, a mean over examples, beside that of the tags, a sum over thousands of tags.
 GATE_LOSS_WEIGHT = 1.0
+# The probabilities of image words, which are too large for the first of them, are raised to 1 / this.
+WORD_TEMPERATURE = 2.0
 # Clamp probabilities that are turned into logits.
 MIN_PROBABILITY = 1e-6
 
@@ -210,7 +212,7 @@ class TagClassifier(nn.Module):
         """Compute logits `[batch, num_tag_classes]`.
 
         For an image without a title, a tag's probability is a mean of two: what the image says, and what its words
-        would say as titles, each word weighted by its probability. The more familiar the image, the more it counts.
+        would say as titles, weighted by their probabilities. The more familiar the image, the more it counts.
 
         Args:
             evidence: The encoder's evidence.
@@ -223,7 +225,8 @@ class TagClassifier(nn.Module):
             return logits
         rows = evidence.uses_words
         scale, bias = (torch.as_tensor(value).to(logits).expand(len(logits), 1)[rows] for value in (scale, bias))
-        familiarity, weights = evidence.familiarity[rows, None], evidence.word_probabilities[rows]
+        familiarity = evidence.familiarity[rows, None]
+        weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
         weights = (weights / weights.sum(dim=1, keepdim=True))[..., None]
         of_word = (scale[..., None] * self.project(evidence.word_vectors[rows]) + bias[..., None]).sigmoid()
         of_image = (scale * logits[rows] + bias).sigmoid()

@@ -17,8 +17,6 @@ INITIAL_LOG_SHARE = -1.0
 MAX_DEVIATION = 5.0
 # Width of the layer that decides how far an image is trusted.
 GATE_SIZE = 64
-# Width of the style: what an image says about how its author tags, beside what it shows.
-STYLE_SIZE = 64
 # Principal components of the training images. What they leave out of an image measures how unfamiliar it is.
 NUM_COMPONENTS = 128
 # An image counts as half familiar at this multiple of the largest distances among the training images (their 99.9th
@@ -107,7 +105,7 @@ class ImageStandardizer(nn.Module):
         return (image_features.to(self.mean.dtype) - self.mean) / self.scale
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Standardise `[batch, image_feature_size]`, and clip what is far from the training images."""
+        """Standardise `[batch, image_feature_size]`, and limit values far from those of the training images."""
         return self.standardize(image_features).clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
     def distances(self, standardized: torch.Tensor) -> torch.Tensor:
@@ -145,9 +143,11 @@ class EvidencePooler(nn.Module):
         self.standardizer = ImageStandardizer(config)
         self.image_inner = nn.Linear(config.image_feature_size, config.intermediate_size)
         self.image_outer = nn.Linear(config.intermediate_size, width)
-        self.style = nn.Linear(config.image_feature_size, STYLE_SIZE)
-        self.style_inner = nn.Linear(STYLE_SIZE, config.intermediate_size, bias=False)
-        self.style_outer = nn.Linear(STYLE_SIZE, width, bias=False)
+        self.style = None
+        if config.style_size:
+            self.style = nn.Linear(config.image_feature_size, config.style_size)
+            self.style_inner = nn.Linear(config.style_size, config.intermediate_size, bias=False)
+            self.style_outer = nn.Linear(config.style_size, width, bias=False)
         self.gate_inner = nn.Linear(width + 1, GATE_SIZE)
         self.gate_outer = nn.Linear(GATE_SIZE, 1)
         self.log_scales = nn.Parameter(torch.tensor(INITIAL_LOG_SCALES))
@@ -160,7 +160,7 @@ class EvidencePooler(nn.Module):
 
         Args:
             pooled_titles: `[..., text width]`.
-            style: `[..., STYLE_SIZE]`, the style of the images.
+            style: `[..., style_size]`, the style of the images.
 
         Returns:
             `[..., hidden_size]`.
@@ -201,8 +201,10 @@ class EvidencePooler(nn.Module):
         clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]
         match_logits = self.gate_outer(F.gelu(self.gate_inner(torch.cat(clues, dim=-1))))
         gate = match_logits.sigmoid() * familiarity[:, None]
-        style = gate * F.gelu(self.style(self.dropout(standardized)))
-        both = self.title_vectors(pooled_titles, style) + gate * self.log_share.exp() * image
+        styled = title
+        if self.style is not None:
+            styled = self.title_vectors(pooled_titles, gate * F.gelu(self.style(self.dropout(standardized))))
+        both = styled + gate * self.log_share.exp() * image
         has_both = (has_title & has_image)[:, None]
         alone = torch.where(has_title[:, None], title, image)
         return TagEvidence(

@@ -10,9 +10,6 @@ from .sidecars import Change, SidecarError, TagWriter
 from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
-# Number of image words that are printed.
-MAX_WORDS = 5
-
 
 class TagReport:
     """Prints and writes the result of each file and computes the exit status.
@@ -92,9 +89,7 @@ class TagReport:
                 print_line(self.table.header())
             print_line(self.table.rows(file.path, result.tags))
         if self.show_image_words and not self.as_json:
-            seen = ", ".join(
-                f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words[:MAX_WORDS]
-            )
+            seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
             print_line(f"  image words: {seen or '(none)'}")
         self.num_tagged += 1
         for writer in writers:

@@ -11,16 +11,20 @@ from modeling_optsg.evaluation.calibration import (
     LOGIT_ADJUSTMENTS,
     SLOT_WEIGHTS,
     fit_generation_config,
+    fit_modality,
     logistic_regression,
     reliability,
 )
+from modeling_optsg.evaluation.metrics import metric_value
 from modeling_optsg.evaluation.prediction import predict_tags
+from modeling_optsg.generation_settings import MODALITIES
 
 EXAMPLES = [
     {"title": "a red square", "tags": ["red", "square"]},
     {"title": "blue", "tags": ["blue", "colour"]},
     {"title": "a dog", "tags": ["colour"]},
 ]
+MODALITY_FIT = {"decoding": "parallel", "grid": {"pad_bias": (-3.0,)}, "progress": False}
 
 
 def test_a_logistic_regression_finds_the_true_weights():
@@ -57,6 +61,103 @@ def test_the_stored_settings_give_the_metrics_of_the_fit(make_model, tiny_proces
     assert (settings.threshold, settings.pad_bias) == ({"parallel": fit["threshold"]}, {"parallel": -3.0})
     found = evaluator.score(predict_tags(model, tiny_processor, EXAMPLES, decoding="parallel"))
     assert found["micro_f1"] == pytest.approx(fit["validation"]["micro_f1"], abs=0.5)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Examples with a title and frame features."""
+    random = np.random.default_rng(3)
+    titles = ["a red square", "blue", "a dog", "green mail", "red dog", "a blue square", "mail", "green"]
+    tag_sets = [["red", "square"], ["blue", "colour"], ["colour"], ["e-mail"]]
+    tag_sets += [["red", "colour"], ["blue", "square"], ["e-mail", "colour"], ["colour", "square"]]
+    return [
+        {"title": title, "frame_features": 3 * random.normal(size=(1, 3, 6)).astype(np.float32), "tags": tags}
+        for title, tags in zip(titles, tag_sets, strict=True)
+    ]
+
+
+@pytest.fixture
+def classifying_model(make_model, tiny_processor):
+    """A model for frame features whose tag classifier knows the training tags."""
+    model = make_model(None, frame_feature_size=6)
+    tags = sorted(tiny_processor.label_vocabulary)
+    ids = tiny_processor.tag_tokenizer(tags, add_special_tokens=False)["input_ids"]
+    torch.manual_seed(2)
+    model.set_label_vocabulary(ids, [tiny_processor.label_vocabulary[tag] for tag in tags])
+    with torch.no_grad():
+        model.tag_classifier.class_embeddings.weight.normal_()
+    MODEL_TYPES["op-tsg"].set_search(model, num_return_sequences=2, num_candidates=len(tags))
+    return model
+
+
+@pytest.fixture
+def evaluator(examples, tiny_processor):
+    return TagEvaluator([example["tags"] for example in examples], tiny_processor.label_vocabulary)
+
+
+def columns(examples, *names):
+    return [{name: example[name] for name in (*names, "tags")} for example in examples]
+
+
+def predict_alone(model, processor, examples, modality, threshold=None):
+    """Predict tags from one modality, with the stored settings but for the threshold."""
+    settings = {"decoding": "parallel", "modalities": (modality,), "threshold": threshold, "max_tags": 1000}
+    return predict_tags(model, processor, examples, progress=False, **settings)
+
+
+def test_each_modality_is_fitted_to_its_own_predictions(classifying_model, tiny_processor, examples, evaluator):
+    # No settings fulfil the condition, which leads to the settings with the largest recall.
+    metric = "micro_f1@micro_recall>=200"
+    fit = fit_generation_config(
+        classifying_model, tiny_processor, examples, evaluator, metric_for_best_model=metric, **MODALITY_FIT
+    )
+    for name in ("fusion_weights", "threshold"):
+        stored = getattr(classifying_model.generation_config, name)
+        assert stored == {"parallel": fit[name]} and tuple(fit[name]) == MODALITIES
+    assert len({tuple(weights) for weights in fit["fusion_weights"].values()}) == 3
+    for modality in ("image", "title"):
+        all_tags = predict_alone(classifying_model, tiny_processor, examples, modality, threshold=0.0)
+        # The condition is meant for examples with both modalities.
+        threshold, metrics = evaluator.best_threshold(all_tags, "micro_f1")
+        assert fit["threshold"][modality] == threshold
+        assert evaluator.best_threshold(all_tags, metric)[0] < threshold
+        predicted = predict_alone(classifying_model, tiny_processor, examples, modality)
+        assert evaluator.score(predicted) == pytest.approx(metrics, nan_ok=True)
+
+
+@pytest.mark.parametrize(("modality", "column"), [("image", "frame_features"), ("title", "title")])
+def test_the_best_slot_weight_of_a_modality_is_chosen(
+    classifying_model, tiny_processor, examples, evaluator, modality, column
+):
+    """Compare it with each slot weight alone, for examples that have nothing else."""
+    alone, shared = columns(examples, column), {"logit_adjustment": 0.2, "pad_bias": -3.0}
+    settings = {"decoding": "parallel", "progress": False}
+    args = (classifying_model, tiny_processor, examples, evaluator, "micro_f1", modality)
+    fit = fit_modality(*args, shared, **settings)
+    assert fit["logit_adjustment"] == 0.2
+    values = []
+    for slot_weight in SLOT_WEIGHTS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("modeling_optsg.evaluation.calibration.SLOT_WEIGHTS", (slot_weight,))
+            one = fit_modality(*args[:2], alone, *args[3:], shared, **settings)
+        assert one["slot_weight"] == slot_weight
+        values.append(metric_value(one["validation"], "micro_f1"))
+    assert fit["validation"]["micro_f1"] == max(values) > min(values)
+
+
+@pytest.mark.parametrize(("missing", "column"), [("image", "title"), ("title", "frame_features")])
+def test_a_modality_without_examples_has_the_settings_of_both(
+    classifying_model, tiny_processor, examples, evaluator, missing, column
+):
+    fit = fit_generation_config(
+        classifying_model, tiny_processor, columns(examples, column), evaluator, **MODALITY_FIT
+    )
+    for name in ("fusion_weights", "threshold"):
+        assert tuple(fit[name]) == MODALITIES and fit[name][missing] == fit[name]["image+title"]
+        assert getattr(classifying_model.generation_config, name) == {"parallel": fit[name]}
+    # They are stored for examples of this kind as well.
+    both = predict_tags(classifying_model, tiny_processor, examples, decoding="parallel", progress=False)
+    assert any(both) and any(predict_alone(classifying_model, tiny_processor, examples, missing))
 
 
 def test_a_new_label_vocabulary_resets_the_classifier(make_model, tiny_processor):

@@ -1,10 +1,13 @@
 """Image words: the class names of a vision tower stand in for the title of an unfamiliar image."""
 
 import copy
+import json
 
 import pytest
 import torch
 from datasets import Dataset
+from image_helpers import noise_image
+from PIL import Image
 from transformers import (
     AutoModelForImageClassification,
     BertModel,
@@ -12,10 +15,13 @@ from transformers import (
     CLIPModel,
     ViTForImageClassification,
     ViTModel,
+    pipeline,
 )
 
 from modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.efficientnet_lite import EfficientNetLiteForImageClassification
+from modeling_optsg.generation_optsg import OPTSGGenerateOutput
+from modeling_optsg.image_words import decode_image_words
 from modeling_optsg.training import (
     OPTSGTrainingArguments,
     add_image_words,
@@ -23,6 +29,7 @@ from modeling_optsg.training import (
     can_name_images,
     embed_image_words,
 )
+from optsg import main
 
 WORDS = ["red", "a dog", "blue square", "mail", "创意"]
 UNFAMILIAR, FAMILIAR = 1e-20, 1e20  # distances at which an image is half familiar
@@ -242,6 +249,104 @@ def test_the_memory_holds_words_instead_of_unfamiliar_frames(make_with_words, pi
     set_familiarity(model, FAMILIAR)
     familiar = model.model(pixels[:1])
     assert familiar.memory_mask[0].sum() == 2 * 5 and not familiar.memory_mask[0, -3:].any()
+
+
+# Reading the words of an image
+
+
+@pytest.fixture(scope="module")
+def word_folder(make_with_words, tiny_processor, tmp_path_factory):
+    """A checkpoint with image words that always generates tags."""
+    folder = tmp_path_factory.mktemp("with_words")
+    model = make_with_words()
+    model.generation_config.pad_bias = -5.0
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(word_folder):
+    return pipeline("tag-generation", model=str(word_folder), trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    noise_image(40, 32).save(folder / "noise.png")
+    Image.new("RGB", (32, 32), "blue").save(folder / "blue.png")
+    return {name: str(folder / f"{name}.png") for name in ("noise", "blue")}
+
+
+@torch.no_grad()
+def expected_words(model, processor, image):
+    """The three most probable words of the tower, with approximate scores."""
+    probabilities = model.model.encode_frames(processor(images=image)["pixel_values"]).word_probabilities[0]
+    ranked = sorted(zip(WORDS, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])[:3]
+    return [{"word": word, "score": pytest.approx(score, abs=1e-5)} for word, score in ranked]
+
+
+def test_words_are_decoded_without_those_of_probability_zero(make_with_words):
+    config = make_with_words().config
+    words, scores = (
+        torch.tensor([[4, 0, 2], [0, 1, 2], [3, 1, 0]]),
+        torch.tensor([[0.5, 0.25, 0.125], [0] * 3, [1, 0, 0]]),
+    )
+    outputs = OPTSGGenerateOutput(sequences=torch.zeros(3, 1, 1), image_words=words, image_word_scores=scores)
+    assert decode_image_words(outputs, config) == [
+        [{"word": "创意", "score": 0.5}, {"word": "red", "score": 0.25}, {"word": "blue square", "score": 0.125}],
+        [],
+        [{"word": "mail", "score": 1.0}],
+    ]
+    assert decode_image_words(OPTSGGenerateOutput(sequences=torch.zeros(2, 1, 1)), config) == [[], []]
+
+
+def test_generate_returns_the_most_probable_words(tagger, images):
+    model, processor = tagger.model, tagger.processor
+    inputs = processor(images=[images["noise"], None, images["blue"]], titles=["a dog", "red", None])
+    noise, nothing, blue = decode_image_words(model.generate(**inputs), model.config)
+    assert noise == expected_words(model, processor, images["noise"]) and nothing == []
+    expected = expected_words(model, processor, images["blue"])
+    assert blue == expected and blue[0]["word"] != noise[0]["word"]
+    outputs = model.model(**processor(images=[images["blue"]]))
+    assert decode_image_words(outputs, model.config) == [expected], "outputs of the encoder have words as well"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_the_pipeline_returns_image_words_on_request(tagger, images, batch_size):
+    examples = [{"title": "blue"}, {"title": "a dog"}, images["blue"], {"image": images["noise"], "title": "red"}]
+    tags = tagger(examples, batch_size=batch_size)
+    found = tagger(examples, batch_size=batch_size, return_image_words=True)
+    assert [example["tags"] for example in found] == tags and all(tags)
+    expected = [expected_words(tagger.model, tagger.processor, images[name]) for name in ("blue", "noise")]
+    assert [example["image_words"] for example in found] == [[], [], *expected]
+    assert tagger(examples[2], return_image_words=False) == tagger(examples[2])
+    assert tagger(examples[2], return_image_words=True).keys() == {"tags", "image_words"}
+
+
+def test_the_pipeline_of_a_model_without_words_returns_none(tiny_checkpoint, images):
+    tagger = pipeline("tag-generation", model=str(tiny_checkpoint), trust_remote_code=True, return_image_words=True)
+    found = tagger(images["blue"])
+    assert found["image_words"] == [] and found["tags"] == tagger(images["blue"], return_image_words=False)
+
+
+def test_the_command_line_shows_image_words(tagger, word_folder, images, tiny_checkpoint, capsys):
+    def run(*args, model=word_folder):
+        assert main(["tag", "--model", str(model), *args, *images.values()]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    expected = [expected_words(tagger.model, tagger.processor, path) for path in images.values()]
+    lines = [json.loads(line) for line in run("--json", "--show-image-words")]
+    for line, plain, words in zip(lines, run("--json"), expected, strict=True):
+        assert line.pop("image_words") == words and line == json.loads(plain)
+    table = run("--show-image-words")
+    shown = [line.removeprefix("  image words: ") for line in table if line.startswith("  image words: ")]
+    for line, words in zip(shown, expected, strict=True):
+        assert [word.rpartition(" ")[0] for word in line.split(", ")] == [word["word"] for word in words]
+        scores = [float(word.rpartition(" ")[2]) for word in line.split(", ")]
+        assert scores == pytest.approx([word["score"].expected for word in words], abs=0.006)
+    assert [line for line in table if not line.startswith("  image words: ")] == run()
+    assert run("--show-image-words", model=tiny_checkpoint).count("  image words: (none)") == len(images)
 
 
 # Saving

@@ -46,5 +46,6 @@ def test_modalities_are_scored_together_and_alone(tiny_model, tiny_processor):
     evaluator = TagEvaluator([["red"], ["blue"]], tiny_processor.label_vocabulary, common_count=8)
     scores = score_modalities(tiny_model, tiny_processor, examples, evaluator, progress=False, pad_bias=-5.0)
     expected = evaluator.score(predict_tags(tiny_model, tiny_processor, examples, progress=False, pad_bias=-5.0))
+    assert all(0 < scores[name].pop("expected_calibration_error") < 100 for name in ("both", "title"))
     assert scores["both"] == scores["title"] == expected
     assert expected["tags_per_example"] > 0 and scores["image"]["tags_per_example"] == 0

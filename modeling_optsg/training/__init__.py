@@ -21,7 +21,7 @@ from .image_warmup import warm_up_image_evidence
 from .image_word_heads import add_image_words, can_name_images, embed_image_words
 from .interruption import RunStatus, StopSignal
 from .losses import gather_candidates, global_loss_weights, weighted_losses
-from .model_building import build_model, load_classifier
+from .model_building import build_model, load_classifier, prepare_for_device
 from .processes import check_shared_folders, full_state_dict, make_accelerator, start_trackers
 from .run_state import STATE_FOLDER, RunState
 from .sampling import GlobalBatches, SeededExamples, num_micro_batches
@@ -75,6 +75,7 @@ __all__ = [
     "num_micro_batches",
     "open_stream_shards",
     "parse_arguments",
+    "prepare_for_device",
     "save_checkpoint",
     "start_trackers",
     "tie_tokens_to_text",
