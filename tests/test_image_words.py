@@ -168,7 +168,7 @@ def expected_of_words(model, pixels):
     """Computes tag probabilities `[batch, tags]` as means over titles: the most probable words of each image."""
     probabilities, words = model.model.encode_frames(pixels).word_probabilities.topk(3)
     rows = []
-    for weights, own in zip(probabilities, words):
+    for weights, own in zip(probabilities.sqrt(), words):
         titles = model.model.image_words.text_features[own][:, None]
         of_titles = class_logits(model, title_features=titles).sigmoid()
         rows.append((weights / weights.sum()) @ of_titles)
