@@ -5,8 +5,8 @@ import platform
 import pytest
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.calibration import reliability
+from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits, score_modalities
 
 
