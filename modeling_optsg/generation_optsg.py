@@ -248,11 +248,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
             has_image = tag_evidence.has_image & ~tag_evidence.reads_words
             has_title = tag_evidence.has_title | tag_evidence.reads_words
             fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
-        if fusion_weights is not None and all(weights[1] > 0 for weights in fusion_weights):
-            calibration = {
-                "scale": torch.tensor([[weights[1]] for weights in fusion_weights]),
-                "bias": torch.tensor([[weights[2]] for weights in fusion_weights]),
-            }
+        if fusion_weights is not None:
+            # Where the slots have all the weight, the classifier has no calibration.
+            pairs = [weights[1:3] if weights[1] > 0 else (1.0, 0.0) for weights in fusion_weights]
+            scale, bias = torch.tensor(pairs).split(1, dim=1)
+            calibration = {"scale": scale, "bias": bias}
         logits = self.tag_classifier.logits(tag_evidence, **calibration)
         logits = vocabulary.adjust_logits(logits, settings.logit_adjustment)
         # Candidates are whole tags: constraints on single tokens cannot be applied to them.

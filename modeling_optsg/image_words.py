@@ -83,7 +83,7 @@ def decode_image_words(outputs: ModelOutput, config: PreTrainedConfig) -> list[l
     """Return the `SHOWN_WORDS` most probable image words of each example.
 
     Args:
-        outputs: Output of `generate`, or of the model.
+        outputs: Output of `generate`.
         config: Configuration of the model, for the words.
 
     Returns:

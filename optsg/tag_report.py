@@ -90,7 +90,7 @@ class TagReport:
             print_line(self.table.rows(file.path, result.tags))
         if self.show_image_words and not self.as_json:
             seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
-            print_line(f"  image words: {seen or '(none)'}")
+            print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
         self.num_tagged += 1
         for writer in writers:
             try:

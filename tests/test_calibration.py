@@ -7,6 +7,7 @@ from scipy.special import expit
 
 from modeling_optsg import TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.evaluation import calibration
 from modeling_optsg.evaluation.calibration import (
     LOGIT_ADJUSTMENTS,
     SLOT_WEIGHTS,
@@ -15,7 +16,6 @@ from modeling_optsg.evaluation.calibration import (
     logistic_regression,
     reliability,
 )
-from modeling_optsg.evaluation.metrics import metric_value
 from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.generation_settings import MODALITIES
 
@@ -125,24 +125,32 @@ def test_each_modality_is_fitted_to_its_own_predictions(classifying_model, tiny_
         assert evaluator.score(predicted) == pytest.approx(metrics, nan_ok=True)
 
 
-@pytest.mark.parametrize(("modality", "column"), [("image", "frame_features"), ("title", "title")])
-def test_the_best_slot_weight_of_a_modality_is_chosen(
-    classifying_model, tiny_processor, examples, evaluator, modality, column
-):
-    """Compare it with each slot weight alone, for examples that have nothing else."""
-    alone, shared = columns(examples, column), {"logit_adjustment": 0.2, "pad_bias": -3.0}
-    settings = {"decoding": "parallel", "progress": False}
-    args = (classifying_model, tiny_processor, examples, evaluator, "micro_f1", modality)
-    fit = fit_modality(*args, shared, **settings)
-    assert fit["logit_adjustment"] == 0.2
-    values = []
+@pytest.mark.parametrize("modality", ["image", "title"])
+def test_a_modality_has_the_slot_weight_with_the_best_metric(monkeypatch, modality):
+    """Slots and classifier are equally sure of synthetic candidates, so both together are best."""
+    random, calls = np.random.default_rng(0), []
+    correct = random.random((100, 4)) < 0.5
+    slot_logits, classifier_logits = (3 * correct - 1.5 + 2 * random.normal(size=(100, 4)) for _ in range(2))
+    tags, is_novel = [*"abcd"], np.zeros(400, dtype=bool)
+
+    def find(*args, **kwargs):
+        calls.append(kwargs)
+        logits = slot_logits.ravel(), classifier_logits.ravel(), np.zeros(400)
+        return calibration._Candidates([tags] * 100, *logits, is_novel, correct.ravel().astype(float))
+
+    monkeypatch.setattr(calibration, "_find_candidates", find)
+    references = [[tag for tag, is_correct in zip(tags, row) if is_correct] for row in correct]
+    args = (None, None, references, TagEvaluator(references, dict.fromkeys(tags, 1)), "micro_f1", modality)
+    settings = {"logit_adjustment": 0.2, "pad_bias": -3.0}
+    fit = fit_modality(*args, settings, decoding="parallel")
+    assert calls == [{"modalities": (modality,), "pad_bias": -3.0, "decoding": "parallel"}]
+    values = {}
     for slot_weight in SLOT_WEIGHTS:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("modeling_optsg.evaluation.calibration.SLOT_WEIGHTS", (slot_weight,))
-            one = fit_modality(*args[:2], alone, *args[3:], shared, **settings)
-        assert one["slot_weight"] == slot_weight
-        values.append(metric_value(one["validation"], "micro_f1"))
-    assert fit["validation"]["micro_f1"] == max(values) > min(values)
+        monkeypatch.setattr(calibration, "SLOT_WEIGHTS", (slot_weight,))
+        values[slot_weight] = fit_modality(*args, settings)["validation"]["micro_f1"]
+    assert fit["slot_weight"] == max(values, key=values.get) and 0 < fit["slot_weight"] < 1
+    assert fit["validation"]["micro_f1"] == max(values.values()) > max(values[0.0], values[1.0]) + 2
+    assert fit["logit_adjustment"] == 0.2, "the adjustment is that of examples with both"
 
 
 @pytest.mark.parametrize(("missing", "column"), [("image", "title"), ("title", "frame_features")])
@@ -158,6 +166,24 @@ def test_a_modality_without_examples_has_the_settings_of_both(
     # They are stored for examples of this kind as well.
     both = predict_tags(classifying_model, tiny_processor, examples, decoding="parallel", progress=False)
     assert any(both) and any(predict_alone(classifying_model, tiny_processor, examples, missing))
+
+
+def test_examples_without_a_modality_do_not_change_its_fit(classifying_model, tiny_processor, examples, evaluator):
+    """The tags of an example without a title are not missed by the fit for titles."""
+    titles_only = [{"title": example["title"], "tags": example["tags"]} for example in examples]
+    images_only = columns(examples, "frame_features")
+    settings = {"logit_adjustment": 0.0, "pad_bias": -3.0}
+    fits = []
+    for rows, references in (
+        (titles_only, evaluator.references),
+        ([*titles_only, *images_only], [*evaluator.references, *evaluator.references]),
+    ):
+        own = TagEvaluator(references, evaluator.train_counts)
+        args = (classifying_model, tiny_processor, rows, own, "full_f1", "title")
+        fits.append(fit_modality(*args, settings, decoding="parallel", progress=False))
+    for fit in fits:
+        fit |= {"full_f1": fit.pop("validation")["full_f1"]}
+    assert fits[0] == fits[1] and fits[0]["full_f1"] > 0
 
 
 def test_a_new_label_vocabulary_resets_the_classifier(make_model, tiny_processor):

@@ -47,7 +47,7 @@ def build(make_model, images):
     """Makes a model whose image standardizer is fitted, always the same one."""
 
     def make(**config):
-        model = make_model(None, frame_feature_size=WIDTH, max_tag_tokens=8, **config)
+        model = make_model(None, frame_feature_size=WIDTH, **config)
         if model.config.use_tag_classifier:
             torch.manual_seed(1)
             model.set_label_vocabulary([[5], [6, 7], [8], [9]])
@@ -115,6 +115,7 @@ def test_a_warm_up_trains_the_image_evidence_alone(build, arguments, examples, i
     assert title_scale == before[f"{POOLER}.log_scales"][0], "the scale of titles stays"
     new_loss, new_accuracy = loss_and_accuracy(model, images)
     assert new_loss < loss / 3 and accuracy < 0.9 < new_accuracy
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_the_result_depends_on_the_seed_of_the_arguments(build, arguments, examples, tmp_path):

@@ -209,6 +209,28 @@ def test_familiarity_mixes_the_image_and_its_words(make_with_words, pixels):
 
 
 @torch.no_grad()
+def test_the_tags_of_an_image_do_not_depend_on_its_batch(make_with_words, text_tokenizer, pixels):
+    """The other example has a title, whose tags are those of the slots alone."""
+    model = make_with_words()
+    standardizer = model.model.multimodal_encoder.evidence_pooler.standardizer
+    features = model.model.encode_frames(pixels).image_features
+    set_familiarity(model, standardizer.distances(standardizer.standardize(features)).mean().item())
+    weights = {"image+title": (0.5, 0.5, 0.0, 1.0, 0.0), "image": (0.1, 0.9, -1.0, 1.0, 0.0), "title": (1, 0, 0, 1, 0)}
+    settings = {"fusion_weights": weights, "num_candidates": 3, "pad_bias": 50.0}
+    alone = model.generate(pixels[:1], **settings)
+    title = text_tokenizer(["dog"], return_tensors="pt")
+    batch = {
+        "frame_mask": torch.tensor([[1] * pixels.shape[1], [0] * pixels.shape[1]]),
+        "input_ids": title["input_ids"].repeat(2, 1),
+        "attention_mask": torch.stack([torch.zeros_like(title["attention_mask"][0]), title["attention_mask"][0]]),
+    }
+    together = model.generate(pixels[:1].repeat(2, *[1] * (pixels.ndim - 1)), **batch, **settings)
+    scores = [outputs.tag_scores[0][outputs.tag_scores[0] > 0] for outputs in (alone, together)]
+    torch.testing.assert_close(*scores)
+    assert len(scores[0]) == 3
+
+
+@torch.no_grad()
 def test_words_change_nothing_beside_a_title(make_with_words, text_tokenizer, pixels):
     model = make_with_words()
     titles = dict(text_tokenizer(["a red square", "dog"], padding=True, return_tensors="pt"))
@@ -299,6 +321,15 @@ def test_words_are_decoded_without_those_of_probability_zero(make_with_words):
         [{"word": "mail", "score": 1.0}],
     ]
     assert decode_image_words(OPTSGGenerateOutput(sequences=torch.zeros(2, 1, 1)), config) == [[], []]
+
+
+def test_only_the_most_probable_words_are_decoded(make_with_words):
+    config = copy.deepcopy(make_with_words().config)
+    config.image_word_labels = [f"word {index}" for index in range(9)]
+    words, scores = torch.arange(8, 0, -1)[None], torch.linspace(0.3, 0.1, 8)[None]
+    outputs = OPTSGGenerateOutput(sequences=torch.zeros(1, 1, 1), image_words=words, image_word_scores=scores)
+    (found,) = decode_image_words(outputs, config)
+    assert [word["word"] for word in found] == [f"word {index}" for index in (8, 7, 6, 5, 4)]
 
 
 def test_generate_returns_the_most_probable_words(tagger, images):

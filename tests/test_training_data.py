@@ -154,12 +154,13 @@ def test_extra_images_pass_the_vision_tower_once(load_extras, folder, monkeypatc
     np.testing.assert_array_equal(first[3]["image_features"], second[3]["image_features"])
 
 
-def test_extra_images_may_come_from_a_configuration(load_extras, configurations):
+def test_extra_images_may_come_from_a_configuration(load_extras, configurations, tmp_path):
     for name, number in (("own", 2), ("more", 3)):
         extras = load_extras(f"{configurations}:{name}")
         assert len(extras) == number
         assert {(example["title"], *example["tags"]) for example in extras} == {(name, f"tag of {name}")}
         assert len({example["image_features"].tobytes() for example in extras}) == number
+    assert list((tmp_path / "datasets").rglob("*.arrow")), "they are prepared in dataset_dir"
 
 
 @pytest.mark.parametrize("name", [None, ""])

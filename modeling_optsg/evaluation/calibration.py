@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -228,6 +228,9 @@ def fit_modality(
     candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
     if not candidates.is_correct[~candidates.is_novel].any():
         return dict(settings)
+    # The tags of examples without the modality are not missed.
+    own = [index for index, tags in enumerate(candidates.tags) if tags]
+    candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)
     # A condition on a second metric is meant for examples with both modalities.
     metric = metric_for_best_model.partition("@")[0]
     fit = _MixtureFit(candidates, evaluator, metric)

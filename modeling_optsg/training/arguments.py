@@ -90,8 +90,8 @@ class OPTSGTrainingArguments:
     extra_images: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset with further images, as name or name:configuration. The images of its training split "
-            "take part in the image warm-up, and replace images of training examples with the same title."
+            "help": "Dataset with further images, as name or name:configuration; or none. The images of its training "
+            "split take part in the image warm-up, and replace images of training examples with the same title."
         },
     )
     extra_image_ratio: float = field(

@@ -226,9 +226,11 @@ def load_extra_images(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
 ) -> CachedFeatures | None:
     """Return the examples of `--extra_images` with the features of their images, or `None` without the argument."""
-    if not args.extra_images:
+    if args.extra_images in (None, "", "none"):
         return None
-    name, _, configuration = args.extra_images.partition(":")
+    name, configuration = args.extra_images, ""
+    if not Path(name).exists():
+        name, _, configuration = name.rpartition(":") if ":" in name else (name, "", "")
     options = {"config_name": configuration} if configuration else {}
     rows = load_tagging_dataset(name, split="train", cache_dir=args.dataset_dir, **options)
     examples, rows, _ = cache_examples(rows, model, processor, args, titles=False)

@@ -46,9 +46,17 @@ def warm_up_image_evidence(
         tags: The tag of each class.
         examples: Training examples with `tags` and cached `image_features`.
         extra_images: More of them. Tags that are not classes are ignored.
+
+    Raises:
+        ValueError: The examples have no cached image features, or no image has a tag that is a class.
     """
     if not args.image_warmup_epochs or args.classifier_checkpoint or getattr(model, "tag_classifier", None) is None:
         return
+    if "image_features" not in examples.dataset.column_names:
+        raise ValueError(
+            "--image_warmup_epochs needs cached image features. --train_vision_tower and datasets with frame features "
+            "have none; pass --image_warmup_epochs 0."
+        )
     sources = [examples] if extra_images is None else [examples, extra_images]
     pooler, classifier = model.model.multimodal_encoder.evidence_pooler, model.tag_classifier
     modules = {"image_inner": pooler.image_inner, "image_outer": pooler.image_outer}
@@ -56,17 +64,22 @@ def warm_up_image_evidence(
     rates = (args.learning_rate, args.learning_rate * args.embedding_lr_multiplier)
     parts = [source.dataset._fingerprint for source in sources] + [list(tags), args.image_warmup_epochs, rates]
     # Sums identify standardization and class embeddings well enough, and do not depend on the order of rows.
-    sums = [pooler.standardizer.mean.sum(), pooler.standardizer.scale.sum(), shared[-1].sum()]
-    parts += [args.seed, model.config.classifier_dropout, model.config.intermediate_size, *map(float, sums)]
+    numbers = [pooler.standardizer.mean, pooler.standardizer.scale, shared[-1]]
+    # A fine-tuning starts from the weights of its checkpoint, other trainings from the seed.
+    numbers += [weight for part in modules.values() for weight in part.parameters()] if args.checkpoint else []
+    config, names = model.config, ("classifier_dropout", "intermediate_size", "initializer_range")
+    names += ("asl_gamma_negative", "asl_gamma_positive", "asl_margin")
+    parts += [args.seed, *(getattr(config, name) for name in names), *(float(n.detach().sum()) for n in numbers)]
     path = Path(args.cache_dir, "features", f"image-evidence-{digest(*parts)}.safetensors")
     trained = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.named_parameters()}
     trained |= dict(zip(("log_scales", "bias", "class_embeddings"), shared, strict=True))
     if not path.exists():
         features, classes = _read(sources, tags)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(args.seed)
-            for module in modules.values():
-                model._init_weights(module)
+            if not args.checkpoint:
+                for module in modules.values():
+                    model._init_weights(module)
             groups = [
                 {"params": [p for part in modules.values() for p in part.parameters()], "lr": rates[0]},
                 {"params": [pooler.log_scales, classifier.bias], "lr": rates[0], "weight_decay": 0.0},
@@ -93,6 +106,8 @@ def _read(sources: Sequence[CachedFeatures], tags: Sequence[str]) -> tuple[torch
             if row["image_features"] is not None and own:
                 features.append(np.frombuffer(row["image_features"], np.float16))
                 classes.append(torch.tensor(own))
+    if not classes:
+        raise ValueError("No training example has an image and a tag; pass --image_warmup_epochs 0.")
     return torch.from_numpy(np.stack(features)), classes
 
 
@@ -130,4 +145,6 @@ def _train(
         optimizer.step()
         scheduler.step()
         total += loss.item()
+    # The training adds to gradients before it clears them.
+    model.zero_grad()
     logger.info(f"Image warm-up: {steps} steps on {len(features)} images, mean loss {total / steps:.3f}.")

@@ -81,7 +81,10 @@ def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -
         raise ValueError(f"{args.classifier_checkpoint} was trained on other tags.")
     for name in CLASSIFIER_PARTS:
         part = model.get_submodule(name)
-        part.load_state_dict(source.get_submodule(name).state_dict())
+        try:
+            part.load_state_dict(source.get_submodule(name).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{args.classifier_checkpoint} has other sizes: {error}") from error
         if name != TEXT_TOWER and args.train_text_layers == 0:
             part.requires_grad_(False)
 

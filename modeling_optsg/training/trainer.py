@@ -152,6 +152,7 @@ class OPTSGTrainer:
             examples.
         """
         model = self._exported_model()
+        embed_image_words(model.model, self.processing_class.tokenizer)
         metrics, predicted = validate(
             self.accelerator,
             model,
