@@ -68,6 +68,8 @@ class OPTSGConfig(PreTrainedConfig):
         vision_feature_layers: Indices of the hidden states of the vision tower whose means and maxima describe an
             image. With `None`, the mean of its last hidden state does, as with precomputed frame features.
         image_feature_size: Width of that description. Defaults to `frame_feature_size`.
+        text_memory_layer: Index of the hidden state of the text tower that the memory reads. The tag classifier always
+            reads the last one: its training then does not change the memory. With `None`, the memory reads it as well.
         image_word_labels: Names of the classes that the vision tower's own classifier tells apart. `None` for a model
             without image words.
         image_word_feature_size: Width of the features that this classifier reads.
@@ -139,6 +141,7 @@ class OPTSGConfig(PreTrainedConfig):
     frame_feature_size: int | None = None
     vision_feature_layers: list | None = None
     image_feature_size: int | None = None
+    text_memory_layer: int | None = None
     image_word_labels: list | None = None
     image_word_feature_size: int | None = None
     image_word_projection_size: int | None = None
@@ -190,6 +193,11 @@ class OPTSGConfig(PreTrainedConfig):
         if self.image_feature_size is None:
             self.image_feature_size = self.frame_feature_size
         self._check()
+
+    @property
+    def title_feature_size(self) -> int:
+        """Width of title features: the tokens of the memory and, where they differ, those of the last layer."""
+        return self.text_config.hidden_size * (1 if self.text_memory_layer is None else 2)
 
     def _check(self) -> None:
         if self.hidden_size % self.num_attention_heads:

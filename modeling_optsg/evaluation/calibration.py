@@ -57,8 +57,9 @@ def fit_generation_config(
         predict_kwargs: Further arguments of [`predict_tags`].
 
     Returns:
-        The best settings by name, `threshold` among them; `validation`, the metrics with these settings; and `tried`,
-        the settings and validation metrics of every combination.
+        The best settings by name, `threshold` among them; `validation`, the metrics with these settings; `tried`, the
+        settings and validation metrics of every combination; and for a model with a tag classifier `modalities`, the
+        validation metrics of the image alone and of the title alone.
 
     Example:
 
@@ -68,7 +69,7 @@ def fit_generation_config(
         >>> examples = [{"title": "bus", "tags": ["bus", "vehicle"]}, {"title": "tent", "tags": ["camping"]}]
         >>> evaluator = TagEvaluator([example["tags"] for example in examples], processor.label_vocabulary)
         >>> fit = fit_generation_config(model, processor, examples, evaluator, decoding="parallel", progress=False)
-        >>> sorted(set(fit) - {"tried", "validation", "slot_weight"})
+        >>> sorted(set(fit) - {"tried", "validation", "modalities", "slot_weight"})
         ['fusion_weights', 'logit_adjustment', 'pad_bias', 'threshold']
     """
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
@@ -100,6 +101,7 @@ def fit_generation_config(
         }
         for name in ("fusion_weights", "threshold"):
             best = best | {name: {modality: fit[name] for modality, fit in by_modality.items()}}
+        best = best | {"modalities": {modality: by_modality[modality]["validation"] for modality in MODALITIES[1:]}}
     _store(model, {name: best[name] for name in fitted}, decoding)
     return best | {"tried": tried}
 
