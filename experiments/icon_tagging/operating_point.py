@@ -51,7 +51,7 @@ def score_at_operating_point(run: Run, benchmark: Benchmark, metric: str, decodi
         metric_for_best_model=metric,
         grid=run.spec.grid([PAD_BIAS]),
     )
-    tried, validation = fit.pop("tried"), fit.pop("validation")
+    tried, validation, _ = (fit.pop(name) for name in ("tried", "validation", "modalities"))
 
     def predict(**settings: object) -> list[list[dict]]:
         settings |= {"decoding": decoding} if decoding else {}

@@ -58,8 +58,8 @@ def fit_generation_config(
 
     Returns:
         The best settings by name, `threshold` among them; `validation`, the metrics with these settings; `tried`, the
-        settings and validation metrics of every combination; and for a model with a tag classifier `modalities`, the
-        validation metrics of the image alone and of the title alone.
+        settings and validation metrics of every combination; and `modalities`, the validation metrics of the image alone
+        and of the title alone.
 
     Example:
 
@@ -101,9 +101,16 @@ def fit_generation_config(
         }
         for name in ("fusion_weights", "threshold"):
             best = best | {name: {modality: fit[name] for modality, fit in by_modality.items()}}
-        best = best | {"modalities": {modality: by_modality[modality]["validation"] for modality in MODALITIES[1:]}}
+        alone = {modality: by_modality[modality]["validation"] for modality in MODALITIES[1:]}
+    else:
+        settings = kwargs | {name: best[name] for name in grid} | {"threshold": 0.0}
+        metric = metric_for_best_model.partition("@")[0]
+        alone = {}
+        for modality in MODALITIES[1:]:
+            predictions = predict_tags(model, processor, examples, **settings | {"modalities": (modality,)})
+            alone[modality] = evaluator.best_threshold(predictions, metric)[1]
     _store(model, {name: best[name] for name in fitted}, decoding)
-    return best | {"tried": tried}
+    return best | {"modalities": alone, "tried": tried}
 
 
 def _combinations(grid: Mapping[str, Sequence]) -> Iterator[dict]:
