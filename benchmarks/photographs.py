@@ -5,8 +5,8 @@
     python benchmarks/photographs.py --backgrounds backgrounds/usr/share/backgrounds/mate/nature \
         --output results/icon_tagging/photographs.json
 
-photographs.json lists photographs that install as packages, with the tags that any person would accept. No model was
-trained or fitted on them. A photograph is a hit if one of its five most probable tags is acceptable. Files are tagged
+photographs.json lists photographs from installable packages and the tags that count as correct. They are for
+evaluation only. A photograph is a hit if one of its five most probable tags is acceptable. Files are tagged
 without titles, with the default settings of `optsg tag`.
 """
 

@@ -65,18 +65,20 @@ class OPTSGConfig(PreTrainedConfig):
         text_config: Configuration of the text tower, which encodes titles and the texts of tags.
         frame_feature_size: Width of the vision tower's tokens and of precomputed frame features. Defaults to
             `vision_config.hidden_size`.
-        vision_feature_layers: Indices of the hidden states of the vision tower whose means and maxima describe an
-            image. With `None`, the mean of its last hidden state does, as with precomputed frame features.
-        image_feature_size: Width of that description. Defaults to `frame_feature_size`.
-        text_memory_layer: Index of the hidden state of the text tower that the memory reads. The tag classifier always
-            reads the last one: its training then does not change the memory. With `None`, the memory reads it as well.
-        image_word_labels: Names of the classes that the vision tower's own classifier tells apart. `None` for a model
-            without image words.
-        image_word_feature_size: Width of the features that this classifier reads.
-        image_word_projection_size: Width of the projection between them, as in CLIP. `None` for no projection.
-        image_word_pooling: How the tower's tokens are pooled for it: "pooler_output", "first_token" or "mean".
-        image_word_normalize: Normalise what the classifier reads, as in CLIP.
-        num_image_words: Number of words whose tags are averaged for an unfamiliar image without a title.
+        vision_feature_layers: Hidden states of the vision tower to pool into image features (mean and maximum of
+            each). With `None`, image features are the mean of the last hidden state.
+        image_feature_size: Width of image features. Defaults to `frame_feature_size`.
+        text_memory_layer: Hidden state of the text tower that is projected into the memory. With `None`, it is the
+            last one, which the tag classifier always uses. A lower, frozen layer keeps the memory unchanged while
+            upper layers are trained.
+        image_word_labels: Class names of the vision tower's classifier. `None` for a model without image words.
+        image_word_feature_size: Input width of this classifier, before any projection.
+        image_word_projection_size: Output width of the projection before this classifier, as in CLIP. `None` for no
+            projection.
+        image_word_pooling: Pooling of the tower's tokens for this classifier: "pooler_output", "first_token" or
+            "mean".
+        image_word_normalize: L2-normalise the input of this classifier, as in CLIP.
+        num_image_words: Number of image words to average over, for an unfamiliar image without a title.
         hidden_size: Width of everything after the towers.
         num_attention_heads: Attention heads of every layer after the towers.
         intermediate_size: Width of the feed-forward block of every layer after the towers.
@@ -93,14 +95,16 @@ class OPTSGConfig(PreTrainedConfig):
         attention_dropout: Dropout of attention weights.
         modality_dropout: Probability that a training example with an image and a title loses one of the two.
         memory_token_dropout: Probability that a token of the memory is hidden in training.
-        pooled_title_ratio: Ratio of training titles that are replaced by their mean, as image words are.
+        pooled_title_ratio: Ratio of training titles whose tokens are replaced by their mean. Image words are such
+            means, so the model must learn to read them.
         use_prompt_pooler: Add the pooled tower features to the queries of the prompt encoder.
         use_tag_classifier: Train a tag classifier over the label vocabulary and fuse its logits with the slots'.
         num_tag_classes: Size of the label vocabulary. With 0 there is no tag classifier.
         classifier_loss_weight: Weight of the classifier loss.
-        title_loss_weight: Weight, in the classifier loss, of the title alone.
-        image_loss_weight: Weight, in the classifier loss, of the image alone.
-        style_size: Width of the style, what an image says about how its title is tagged. With 0 there is none.
+        title_loss_weight: Weight of the title-only term of the classifier loss.
+        image_loss_weight: Weight of the image-only term of the classifier loss.
+        style_size: Width of the style vector, which is computed from the image and changes how its title is tagged. 0
+            disables it.
         classifier_dropout: Dropout of the classifier's input.
         asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
         asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.

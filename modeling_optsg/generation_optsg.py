@@ -244,12 +244,12 @@ class OrderPromptGenerationMixin(GenerationMixin):
         vocabulary = self.tag_classifier.label_vocabulary
         fusion_weights, calibration = None, {}
         if settings.fusion_weights is not None:
-            # Words that stand for the image in the memory are weighted as a title is.
+            # If image words replace the frames in the memory, use the fusion weights of titles.
             has_image = tag_evidence.has_image & ~tag_evidence.reads_words
             has_title = tag_evidence.has_title | tag_evidence.reads_words
             fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
         if fusion_weights is not None:
-            # Where the slots have all the weight, the classifier has no calibration.
+            # If the classifier weight is 0, its logits are not calibrated.
             pairs = [weights[1:3] if weights[1] > 0 else (1.0, 0.0) for weights in fusion_weights]
             scale, bias = torch.tensor(pairs).split(1, dim=1)
             calibration = {"scale": scale, "bias": bias}

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 DECODINGS = ("parallel", "sequential")
-# What an example may consist of. Each has a threshold and fusion weights of its own, because an image alone tells less
-# than a title.
+# Possible modalities of an example. Each has its own threshold and fusion weights, because an image alone is less
+# informative than a title.
 MODALITIES = ("image+title", "image", "title")
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
@@ -180,7 +180,7 @@ def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, t
 
 
 def _by_modality(config: GenerationConfig, name: str, decoding: str) -> dict[str, Any] | None:
-    """Read a setting for each of `MODALITIES`. What is not given counts as for examples with an image and a title."""
+    """Read a setting for each of `MODALITIES`. A missing entry defaults to that of image+title."""
     given = getattr(config, name, None)
     if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
         given = _for_decoding(config, name, decoding)
@@ -189,7 +189,9 @@ def _by_modality(config: GenerationConfig, name: str, decoding: str) -> dict[str
     if not isinstance(given, Mapping):
         return dict.fromkeys(MODALITIES, given)
     if MODALITIES[0] not in given or set(given) - set(MODALITIES):
-        raise ValueError(f"{name} is given for {sorted(given)}; it needs {MODALITIES[0]!r} and may have {MODALITIES}.")
+        raise ValueError(
+            f"{name} has the keys {sorted(given)}; expected {MODALITIES[0]!r}, and optionally {MODALITIES[1:]}."
+        )
     return {modality: given.get(modality, given[MODALITIES[0]]) for modality in MODALITIES}
 
 

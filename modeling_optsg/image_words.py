@@ -1,7 +1,7 @@
-"""Image words: what the vision tower's own classifier sees in an image, in words.
+"""Image words: the classes that the pretrained vision tower predicts for an image.
 
-A tower that was trained to name its images (an image classifier, or one half of a model such as CLIP) knows far more
-images than a tagger's training data. For an image unlike the training images, its words stand in for a title.
+Its classifier was trained on far more kinds of images than the tagger. If an image is unlike the training images of
+the tagger, image words replace a missing title.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from transformers.utils import ModelOutput
 
 # How a tower's classifier pools the tokens of an image.
 POOLINGS = ("pooler_output", "first_token", "mean")
-# Number of words that are shown of an image.
+# Number of image words returned to the user.
 SHOWN_WORDS = 5
 
 
 @dataclass
 class VisionFeatures:
-    """What [`TowerMixin.encode_frames`] computes of images and videos.
+    """Features of images and videos, from [`TowerMixin.encode_frames`].
 
     Args:
         frame_features: `[batch, frames, tokens, frame_feature_size]`.
@@ -53,7 +53,7 @@ def pool_for_words(outputs: object, pooling: str) -> torch.Tensor:
 
 
 class ImageWords(nn.Module):
-    """Classifier of a vision tower, whose class names are words for the tagger.
+    """Classifier of the vision tower. Its class names serve as titles.
 
     For a two-tower model such as CLIP, the weights of the classifier are the scaled text features of the words, and
     image features are projected and normalised.

@@ -19,7 +19,7 @@ class OPTSGModelOutput(ModelOutput):
         memory_mask: Boolean `[batch, memory length]`, true for real tokens.
         prompt_pooler_output: `[batch, hidden_size]`, the pooled representation that is added to the prompts' queries.
             Returned with `use_prompt_pooler`.
-        evidence: What the tag classifier reads. Returned by models with a tag classifier.
+        evidence: Input of the tag classifier. Returned by models with a tag classifier.
         image_words: `[batch, words]`, indices of the most probable image words. Returned for `pixel_values` by models
             with image words.
         image_word_scores: `[batch, words]`, their probabilities.

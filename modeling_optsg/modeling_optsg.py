@@ -21,7 +21,7 @@ from .seeded_random import seeded_uniform
 from .tag_alignment import TagAlignment, TagAlignmentOutput
 from .tag_classifier import CosineClassifier, TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_pad_slots, lay_out_slots
-from .tag_evidence import INITIAL_LOG_SCALES, INITIAL_LOG_SHARE, EvidencePooler, ImageStandardizer
+from .tag_evidence import INITIAL_LOG_IMAGE_WEIGHT, INITIAL_LOG_SCALES, EvidencePooler, ImageStandardizer
 from .towers import HALVES, TowerMixin, measure_image_features, register_shipped_tower
 
 # Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
@@ -132,8 +132,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             init.constant_(module.bias, INITIAL_CLASS_BIAS)
         elif isinstance(module, EvidencePooler):
             init.copy_(module.log_scales, torch.tensor(INITIAL_LOG_SCALES))
-            init.constant_(module.log_share, INITIAL_LOG_SHARE)
-            # At first, images are trusted.
+            init.constant_(module.log_image_weight, INITIAL_LOG_IMAGE_WEIGHT)
+            # Start with an open gate.
             init.zeros_(module.gate_outer.weight)
             init.ones_(module.gate_outer.bias)
         elif isinstance(module, ImageStandardizer):
@@ -354,7 +354,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         generation = self._generation_loss(outputs, alignment, sequence, pad_weights, parallel, sampled)
         loss = generation["generation_loss"] + self.config.alignment_loss_weight * alignment.loss
         classifier_loss = None
-        # A classifier that was trained before needs no loss.
+        # A frozen classifier needs no loss.
         is_frozen = self.training and self.tag_classifier is not None and not self.tag_classifier.bias.requires_grad
         if self.tag_classifier is not None and tag_ids is not None and not is_frozen:
             classifier_loss = self.tag_classifier(outputs.evidence, labels, tag_ids, is_mismatched)

@@ -301,7 +301,7 @@ class MultimodalEncoder(nn.Module):
     def _pool_titles_at_random(
         self, titles: torch.Tensor | None, mask: torch.Tensor | None, seeds: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Replace some titles by the mean of their tokens: image words come as means, and must be read as well."""
+        """Replace some titles by the mean of their tokens, because image words are such means."""
         if titles is None or self.config.pooled_title_ratio == 0:
             return titles, mask
         drawn = seeded_uniform("pooled title", (len(titles),), seeds, titles.device)
@@ -347,7 +347,7 @@ def _use_trusted_evidence(
     evidence: TagEvidence,
     word_features: torch.Tensor | None,
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """Hide frames that are not trusted from the memory, and let image words stand in for a missing title."""
+    """Mask frames that do not match the title, and insert image words for a missing title."""
     frames, titles = masks
     if frames is not None:
         frames = frames & ~(evidence.has_title & (evidence.image_gate < TRUSTED))[:, None]

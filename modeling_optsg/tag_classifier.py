@@ -14,11 +14,11 @@ from transformers import PreTrainedConfig
 
 from .tag_evidence import TagEvidence
 
-# Weight of the loss of the gate, a mean over examples, beside that of the tags, a sum over thousands of tags.
+# Weight of the gate loss. It is a mean over examples; the tag loss is a sum over thousands of tags.
 GATE_LOSS_WEIGHT = 1.0
-# The probabilities of image words, which are too large for the first of them, are raised to 1 / this.
+# Temperature for the probabilities of image words. The classifier is overconfident in its first class.
 WORD_TEMPERATURE = 2.0
-# Clamp probabilities that are turned into logits.
+# Clamp probabilities so that their logits are finite.
 MIN_PROBABILITY = 1e-6
 
 
@@ -31,8 +31,8 @@ def asymmetric_loss(
 ) -> torch.Tensor:
     """Compute the asymmetric loss of multi-label classification (Ridnik et al., 2021, equations 5 to 7).
 
-    Absent classes with a probability below the margin, nearly all of them, have neither loss nor gradient. They are
-    left out, which makes the loss several times as fast.
+    Absent classes below the margin have no loss and no gradient. Nearly all classes are of this kind, so leaving them
+    out makes the loss several times faster.
 
     Args:
         logits: `[batch, classes]`.
@@ -211,13 +211,13 @@ class TagClassifier(nn.Module):
     ) -> torch.Tensor:
         """Compute logits `[batch, num_tag_classes]`.
 
-        For an image without a title, a tag's probability is a mean of two: what the image says, and what its words
-        would say as titles, weighted by their probabilities. The more familiar the image, the more it counts.
+        For an image without a title, a tag's probability is a weighted mean of two: one from the image, and one
+        averaged over its image words as titles. The weight of the image is its familiarity.
 
         Args:
             evidence: The encoder's evidence.
-            scale: `[batch, 1]` or one number: the probability of a tag is `sigmoid(scale * logit + bias)`. Means are
-                taken of these probabilities.
+            scale: `[batch, 1]` or one number: the probability of a tag is `sigmoid(scale * logit + bias)`. These
+                probabilities are averaged, not the logits.
             bias: `[batch, 1]` or one number.
         """
         logits = self.project(evidence.vectors)
@@ -228,9 +228,10 @@ class TagClassifier(nn.Module):
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
         weights = (weights / weights.sum(dim=1, keepdim=True))[..., None]
-        of_word = (scale[..., None] * self.project(evidence.word_vectors[rows]) + bias[..., None]).sigmoid()
-        of_image = (scale * logits[rows] + bias).sigmoid()
-        probabilities = familiarity * of_image + (1 - familiarity) * (weights * of_word).sum(dim=1)
+        word_probabilities = (scale[..., None] * self.project(evidence.word_vectors[rows]) + bias[..., None]).sigmoid()
+        image_probabilities = (scale * logits[rows] + bias).sigmoid()
+        words = (weights * word_probabilities).sum(dim=1)
+        probabilities = familiarity * image_probabilities + (1 - familiarity) * words
         mixed = logits.clone()
         mixed[rows] = (probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit() - bias) / scale
         return mixed
@@ -244,14 +245,15 @@ class TagClassifier(nn.Module):
     ) -> torch.Tensor:
         """Compute the asymmetric loss over the label vocabulary.
 
-        An example with a title and an image also has the losses of each alone, so that each learns to stand alone.
+        An example with a title and an image also has a title-only and an image-only loss, because either may be
+        missing at inference.
 
         Args:
             evidence: The encoder's evidence.
             labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
             tag_ids: `[tags]`, the class of each tag of the batch.
-            is_mismatched: `[batch]`, true for an example whose image belongs to another example. Its image alone has
-                no loss. The gate learns to tell such examples from the others.
+            is_mismatched: `[batch]`, true for an example whose image belongs to another example. It has no
+                image-only loss. The gate is trained to detect such examples.
 
         Raises:
             ValueError: A class is out of range.

@@ -1,4 +1,4 @@
-"""Evidence for tags: what the title, the image, and both together say, and how far the image can be trusted."""
+"""Evidence: the input of the tag classifier, computed from pooled title and image features."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,19 @@ from transformers import PreTrainedConfig
 
 # Initial logarithms of the scales of title and image evidence.
 INITIAL_LOG_SCALES = (2.7, 2.3)
-# An image is part of the memory if its gate, or its familiarity if it has no title, reaches this.
+# Minimum gate (with a title) or familiarity (without a title, if there are image words) for frames to stay in the
+# memory.
 TRUSTED = 0.5
-# Initial logarithm of the weight of the image beside a title.
-INITIAL_LOG_SHARE = -1.0
+# Initial logarithm of the weight of the image if there is also a title.
+INITIAL_LOG_IMAGE_WEIGHT = -1.0
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
-# Width of the layer that decides how far an image is trusted.
+# Hidden size of the gate.
 GATE_SIZE = 64
-# Principal components of the training images. What they leave out of an image measures how unfamiliar it is.
+# Number of principal components of the training images. The residual of an image measures how unfamiliar it is.
 NUM_COMPONENTS = 128
-# An image counts as half familiar at this multiple of the largest distances among the training images (their 99.9th
-# percentile); the exponent says how quickly familiarity falls with the distance.
+# Familiarity is 0.5 at this multiple of the 99.9th percentile of the residuals of held-out training images. The
+# exponent sets how steeply it falls.
 HALF_FAMILIAR_RATIO = 1.5
 FAMILIARITY_EXPONENT = 4.0
 
@@ -34,7 +35,7 @@ class TagEvidence:
         title_vectors: `[batch, hidden_size]`, the evidence of the title alone.
         image_vectors: `[batch, hidden_size]`, the evidence of the image alone.
         match_logits: `[batch]`, logit of the probability that the image belongs to the title.
-        image_gate: `[batch]`, how far the image is trusted beside the title: that probability times the familiarity.
+        image_gate: `[batch]`, weight of the image if there is also a title: match probability times familiarity.
         familiarity: `[batch]`, 1 for an image like the training images, 0 for one unlike them.
         has_title: `[batch]`, boolean.
         has_image: `[batch]`, boolean.
@@ -83,8 +84,8 @@ class ImageStandardizer(nn.Module):
     def fit(self, image_features: torch.Tensor) -> None:
         """Fit mean, scale, principal components and distances to training images `[images, image_feature_size]`.
 
-        In a fine-tuning, mean and scale stay, because the weights were trained with them. With too few images, every
-        image is familiar.
+        When fine-tuning, mean and scale are kept, because the weights were trained with them. If there are too few
+        images to fit components, the previous ones are kept; without any, every image is familiar.
         """
         image_features = image_features.float()
         if not self.half_familiar_distance:
@@ -94,8 +95,8 @@ class ImageStandardizer(nn.Module):
         # The distances are those of images that the components were not fitted to.
         fitted, held_out = standardized[::2], standardized[1::2]
         number = min(len(self.components), len(fitted) // 4, standardized.shape[1] // 4)
-        self.components.zero_()
         if number:
+            self.components.zero_()
             directions = torch.linalg.svd(fitted.double(), full_matrices=False).Vh[:number]
             self.components[:number].copy_(directions)
             self.half_familiar_distance.fill_(HALF_FAMILIAR_RATIO * float(self.distances(held_out).quantile(0.999)))
@@ -109,7 +110,7 @@ class ImageStandardizer(nn.Module):
         return self.standardize(image_features).clamp(-MAX_DEVIATION, MAX_DEVIATION)
 
     def distances(self, standardized: torch.Tensor) -> torch.Tensor:
-        """Return how much of each standardised image the components leave out, `[batch]`: its mean square."""
+        """Return the mean squared residual of each standardised image outside the components, `[batch]`."""
         rest = standardized - (standardized @ self.components.T) @ self.components
         return rest.square().mean(dim=-1)
 
@@ -126,9 +127,9 @@ class ImageStandardizer(nn.Module):
 class EvidencePooler(nn.Module):
     """Turns pooled tower features into evidence.
 
-    Title and image have evidence of their own, so that each can stand alone. With both, the title is read in the style
-    of the image: every author tags in their own way, and the images of one author look alike. A gate weakens the image
-    where it does not seem to belong to the title, or is unlike the training images.
+    Title and image have separate evidence, so that either is enough. If both are given, a style vector from the image
+    modifies the evidence of the title, because the images of one author look similar and authors differ in how they
+    tag. A gate reduces the weight of an image that does not match the title or is unlike the training images.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -137,8 +138,8 @@ class EvidencePooler(nn.Module):
         self.title_norm = nn.LayerNorm(text_size)
         self.title_inner = nn.Linear(text_size, config.intermediate_size)
         self.title_outer = nn.Linear(config.intermediate_size, width)
-        # The text tower encodes titles and tags: with this projection an example starts near the tags that its title
-        # names.
+        # Titles and tags share one text tower, so this projection initially maps a title close to tags with the same
+        # words.
         self.title_projection = nn.Linear(text_size, width, bias=False)
         self.standardizer = ImageStandardizer(config)
         self.image_inner = nn.Linear(config.image_feature_size, config.intermediate_size)
@@ -151,8 +152,8 @@ class EvidencePooler(nn.Module):
         self.gate_inner = nn.Linear(width + 1, GATE_SIZE)
         self.gate_outer = nn.Linear(GATE_SIZE, 1)
         self.log_scales = nn.Parameter(torch.tensor(INITIAL_LOG_SCALES))
-        # The image says less beside a title than alone.
-        self.log_share = nn.Parameter(torch.full((1,), INITIAL_LOG_SHARE))
+        # With a title, the image gets a smaller weight.
+        self.log_image_weight = nn.Parameter(torch.full((1,), INITIAL_LOG_IMAGE_WEIGHT))
         self.dropout = nn.Dropout(config.classifier_dropout)
 
     def title_vectors(self, pooled_titles: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
@@ -197,14 +198,14 @@ class EvidencePooler(nn.Module):
         familiarity = self.standardizer.familiarity(image_features)
         unit_title, unit_image = F.normalize(title, dim=-1), F.normalize(image, dim=-1)
         agreement = unit_title * unit_image
-        # The products of 256 coordinates are small; their scaled sum is the cosine.
+        # The products of unit vectors are small, so they are scaled. Their sum is the cosine.
         clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]
         match_logits = self.gate_outer(F.gelu(self.gate_inner(torch.cat(clues, dim=-1))))
         gate = match_logits.sigmoid() * familiarity[:, None]
         styled = title
         if self.style is not None:
             styled = self.title_vectors(pooled_titles, gate * F.gelu(self.style(self.dropout(standardized))))
-        both = styled + gate * self.log_share.exp() * image
+        both = styled + gate * self.log_image_weight.exp() * image
         has_both = (has_title & has_image)[:, None]
         alone = torch.where(has_title[:, None], title, image)
         return TagEvidence(

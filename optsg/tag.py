@@ -54,7 +54,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--show-image-words",
         action="store_true",
-        help="also print the words that the vision tower sees in an image; without a title, they stand in for it if "
+        help="also print the image words, the classes that the vision tower predicts; they replace a missing title if "
         "the image is unlike the training images",
     )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))

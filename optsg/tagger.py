@@ -42,7 +42,7 @@ class TagSettings:
 
 @dataclass(frozen=True)
 class FileTags:
-    """What the model says of one file.
+    """Predictions for one file.
 
     Args:
         tags: Tags as `OPTSGProcessor.batch_decode` returns them, most probable first.

@@ -263,7 +263,7 @@ def test_each_modality_has_its_own_fusion_weights(model, each_modality):
     ("settings", "message"),
     [
         ({"fusion_weights": {"image+title": (1.0, 2.0)}}, "five numbers"),
-        ({"fusion_weights": {"image": FUSION_WEIGHTS}}, r"it needs 'image\+title'"),
+        ({"fusion_weights": {"image": FUSION_WEIGHTS}}, r"expected 'image\+title'"),
         ({"fusion_weights": (1.0, 2.0)}, "five numbers"),
         ({"fusion_weights": (1.0, 2.0, float("nan"), 1.0, 0.0)}, "fusion_weights=nan"),
         ({"num_candidates": -1, "fusion_weights": FUSION_WEIGHTS}, "num_candidates=-1"),

@@ -89,7 +89,7 @@ def test_a_title_is_read_in_the_style_of_its_image(pooler, features):
     opened = copy.deepcopy(pooler)
     opened.gate_outer.weight.zero_()
     opened.gate_outer.bias.fill_(1e4)
-    opened.log_share.fill_(-1e4)
+    opened.log_image_weight.fill_(-1e4)
     style = torch.nn.functional.gelu(opened.style(opened.standardizer(images)))
     evidence = opened(images, HAS, titles, HAS)
     torch.testing.assert_close(evidence.vectors, opened.title_vectors(titles, style))

@@ -3,9 +3,9 @@ r"""Scores a checkpoint on drawings in a style that no training example has, wit
     python -m experiments.icon_tagging.unseen --checkpoint checkpoints/optsg-icon-small \
         --output experiments/icon_tagging/results/unseen.json
 
-The images are the configuration `unseen` of icon-tagging: emoji of Noto in its present and its former style, of
-concepts that the training split does not have. The settings are those of the checkpoint; nothing is fitted. Images are
-read as a user's images are, so that image words can be used.
+The images are Noto emoji in the current and the former style (the configuration `unseen` of icon-tagging). Their
+concepts do not occur in the training split. The settings of the checkpoint are used unchanged. Images are read from
+files, not from the feature cache, because image words need the pixels.
 """
 
 import argparse

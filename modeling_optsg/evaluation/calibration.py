@@ -58,8 +58,8 @@ def fit_generation_config(
 
     Returns:
         The best settings by name, `threshold` among them; `validation`, the metrics with these settings; `tried`, the
-        settings and validation metrics of every combination; and `modalities`, the validation metrics of the image alone
-        and of the title alone.
+        settings and validation metrics of every combination; and `modalities`, the validation metrics of the image
+        alone and of the title alone.
 
     Example:
 
@@ -92,25 +92,15 @@ def fit_generation_config(
             threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model)
             tried.append(settings | {"threshold": threshold, "validation": metrics})
     best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+    fit_alone = fit_modality if "fusion_weights" in best else _validate_modality
+    arguments = (model, processor, examples, evaluator, metric_for_best_model)
+    alone = {modality: fit_alone(*arguments, modality, best, **kwargs) for modality in MODALITIES[1:]}
     if "fusion_weights" in best:
-        by_modality = {MODALITIES[0]: best} | {
-            modality: fit_modality(
-                model, processor, examples, evaluator, metric_for_best_model, modality, best, **kwargs
-            )
-            for modality in MODALITIES[1:]
-        }
+        by_modality = {MODALITIES[0]: best} | alone
         for name in ("fusion_weights", "threshold"):
             best = best | {name: {modality: fit[name] for modality, fit in by_modality.items()}}
-        alone = {modality: by_modality[modality]["validation"] for modality in MODALITIES[1:]}
-    else:
-        settings = kwargs | {name: best[name] for name in grid} | {"threshold": 0.0}
-        metric = metric_for_best_model.partition("@")[0]
-        alone = {}
-        for modality in MODALITIES[1:]:
-            predictions = predict_tags(model, processor, examples, **settings | {"modalities": (modality,)})
-            alone[modality] = evaluator.best_threshold(predictions, metric)[1]
     _store(model, {name: best[name] for name in fitted}, decoding)
-    return best | {"modalities": alone, "tried": tried}
+    return best | {"modalities": {name: fit["validation"] for name, fit in alone.items()}, "tried": tried}
 
 
 def _combinations(grid: Mapping[str, Sequence]) -> Iterator[dict]:
@@ -214,9 +204,9 @@ def fit_modality(
     settings: Mapping,
     **generate_kwargs: object,
 ) -> dict:
-    """Fit fusion weights and threshold of examples with an image alone, or a title alone.
+    """Fit fusion weights and threshold for examples with only an image or only a title.
 
-    The logit adjustment stays that of examples with both.
+    The logit adjustment is not fitted again.
 
     Args:
         model: A model with a tag classifier.
@@ -229,7 +219,7 @@ def fit_modality(
         generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
 
     Returns:
-        `fusion_weights`, `threshold` and `validation`; `settings` if no example has the modality.
+        `fusion_weights`, `threshold` and `validation`; `settings` if no known candidate is correct for this modality.
     """
     kwargs = dict(generate_kwargs) | {"modalities": (modality,)}
     if "pad_bias" in settings:
@@ -237,14 +227,32 @@ def fit_modality(
     candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
     if not candidates.is_correct[~candidates.is_novel].any():
         return dict(settings)
-    # The tags of examples without the modality are not missed.
+    # Leave out examples without this modality; otherwise their tags count as false negatives.
     own = [index for index, tags in enumerate(candidates.tags) if tags]
     candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)
-    # A condition on a second metric is meant for examples with both modalities.
+    # Ignore a condition such as @micro_f1>=52, which applies to examples with both modalities.
     metric = metric_for_best_model.partition("@")[0]
     fit = _MixtureFit(candidates, evaluator, metric)
     fits = [fit(slot_weight, settings["logit_adjustment"]) for slot_weight in SLOT_WEIGHTS]
     return max(fits, key=lambda fit: metric_value(fit["validation"], metric))
+
+
+def _validate_modality(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    metric_for_best_model: str,
+    modality: str,
+    settings: Mapping,
+    **generate_kwargs: object,
+) -> dict:
+    """Do the same as [`fit_modality`] for a model without fusion weights: find the threshold, and store nothing."""
+    kwargs = {name: settings[name] for name in settings.keys() - {"threshold", "validation"}} | generate_kwargs
+    kwargs |= {"threshold": 0.0, "modalities": (modality,)}
+    predictions = predict_tags(model, processor, examples, **kwargs)
+    threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model.partition("@")[0])
+    return {"threshold": threshold, "validation": metrics}
 
 
 @dataclass
@@ -321,7 +329,7 @@ def _find_candidates(
 
 
 class _MixtureFit:
-    """Fits mixtures of the two logits of some candidates."""
+    """Fits weighted sums of the slot logits and the classifier logits of candidates."""
 
     def __init__(self, candidates: _Candidates, evaluator: TagEvaluator, metric: str):
         self.candidates, self.evaluator, self.metric = candidates, evaluator, metric

@@ -62,8 +62,8 @@ class OPTSGTrainingArguments:
     classifier_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint of --model_type asy on the same tags. Its text tower and tag classifier are used. "
-            "With --train_text_layers 0 they are frozen, and only the slots are trained."
+            "help": "Checkpoint of --model_type asy on the same tags. The text tower and the tag "
+            "classifier are loaded from it, and frozen if --train_text_layers is 0."
         },
     )
     vision_tower: str = field(
@@ -83,27 +83,28 @@ class OPTSGTrainingArguments:
     image_words: str = field(
         default="auto",
         metadata={
-            "help": "auto: use the class names of a vision tower that is an image classifier; none; or, for a tower "
-            "such as CLIP, a text file with one word per line."
+            "help": "Words for images without a title. auto: the class names of an image classifier, or the 1,000 "
+            "most frequent training tags for a two-tower model such as CLIP. none: no image words. A file: one word "
+            "per line, for two-tower models."
         },
     )
     extra_images: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset with further images, as name or name:configuration; or none. The images of its training "
-            "split take part in the image warm-up, and replace images of training examples with the same title."
+            "help": "Dataset with extra images: NAME, NAME:CONFIGURATION or none. The images of its training split "
+            "are used in the image warm-up. They also replace images of training examples with the same title."
         },
     )
     extra_image_ratio: float = field(
-        default=0.5, metadata={"help": "Probability that a training example gets an extra image of its title."}
+        default=0.5, metadata={"help": "Probability of an extra image with the same title instead of the own image."}
     )
     image_warmup_epochs: float = field(
         default=0.0,
-        metadata={"help": "Epochs in which only the tag classifier's image part is trained, before everything else."},
+        metadata={"help": "Epochs of the image warm-up, which trains only the image layers of the tag classifier."},
     )
     mismatch_ratio: float = field(
         default=0.1,
-        metadata={"help": "Probability that a training example gets the image of another one, as a negative."},
+        metadata={"help": "Probability of the image of another training example, as a mismatch."},
     )
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(

@@ -242,10 +242,10 @@ def load_extra_images(
 def fit_image_standardizer(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: Sequence[Mapping], max_images: int = 4096
 ) -> None:
-    """Fit how image features are standardised, and which images are familiar, to a sample of training images.
+    """Fit the image standardiser to a random sample of training images.
 
     Args:
-        model: Model with the towers. Models without an evidence pooler are left as they are.
+        model: Model with the towers. Models without an evidence pooler are not changed.
         processor: Its processor.
         examples: Training examples.
         max_images: Size of the sample.

@@ -1,4 +1,4 @@
-"""Other images for training examples: another drawing of the same title, or an image that does not belong to it."""
+"""Replaces images of training examples by extra images with the same title, or by mismatched images."""
 
 import re
 from collections import defaultdict
@@ -15,7 +15,9 @@ VISUAL_COLUMNS = ("image", "video", "frame_features", "image_features")
 
 
 class AugmentedImages(SeededExamples):
-    """Examples whose image is sometimes replaced, by the example's own seed, if image features are cached.
+    """Training examples with randomly replaced images.
+
+    The choice depends only on the example's seed. Only cached image features are replaced.
 
     Args:
         examples: Map-style examples with `title`.
@@ -47,11 +49,11 @@ class AugmentedImages(SeededExamples):
         index, seed = pair
         random = np.random.default_rng([seed, len(self.examples)])
         wants_extra, wants_mismatch = random.random(2) < (self.extra_image_ratio, self.mismatch_ratio)
-        # Images that are read during the training may be unreadable, which must not be blamed on another example.
+        # Uncached images may be unreadable. The error would then name the wrong example.
         is_cached = example.get("image_features") is not None
         example["is_mismatched"] = bool(wants_mismatch and is_cached and example.get("title"))
         if example["is_mismatched"]:
-            # Never its own image.
+            # Choose an index other than its own.
             other = (index + 1 + int(random.integers(max(len(self.examples) - 1, 1)))) % len(self.examples)
             return example | _visual(self.examples[other])
         if wants_extra and is_cached and index < len(self.alternatives) and self.alternatives[index]:
@@ -72,7 +74,7 @@ def _visual(example: Mapping) -> dict:
 def _title_key(title: str | None) -> str:
     """Return the sorted words of a title without those of a style, such as "outline".
 
-    "off" is kept: the drawing of a struck-through bell is not one of a bell.
+    "off" is kept, because it changes the meaning (a struck-through bell).
     """
     words = set(re.findall(r"\w+", (title or "").lower()))
     return " ".join(sorted(words - (STYLE_WORDS - {"off"})))

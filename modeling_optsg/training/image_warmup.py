@@ -1,7 +1,7 @@
-"""Warm-up of the image evidence: with a frozen vision tower, from cached features, before everything else is trained.
+"""Image warm-up: trains the image layers and the class embeddings on cached features, before the main training.
 
-Images are learned more slowly than titles. A few minutes on cached features replace many epochs of joint training, and
-further images can take part that would make the joint training longer.
+The model learns from images more slowly than from titles. A few minutes of warm-up replace many epochs of joint
+training. Extra images can be added at little cost.
 """
 
 import math
@@ -37,15 +37,15 @@ def warm_up_image_evidence(
 ) -> None:
     """Train the image evidence and the class embeddings of a model on cached image features.
 
-    The weights are cached in `args.cache_dir`: models that start alike share them, and a resumed run finds them.
+    The weights are cached in `args.cache_dir`: runs with the same initial weights and data share them.
 
     Args:
-        model: The model, whose image standardizer is fitted. One without a tag classifier is left as it is.
-        args: Arguments of the training. There is no warm-up with `image_warmup_epochs` of 0, or with a classifier
-            checkpoint.
+        model: The model, whose image standardizer is fitted. One without a tag classifier is not changed.
+        args: Arguments of the training. Nothing is done if `image_warmup_epochs` is 0 or `classifier_checkpoint` is
+            given.
         tags: The tag of each class.
         examples: Training examples with `tags` and cached `image_features`.
-        extra_images: More of them. Tags that are not classes are ignored.
+        extra_images: Extra examples with `tags` and cached `image_features`. Tags that are not classes are ignored.
 
     Raises:
         ValueError: The examples have no cached image features, or no image has a tag that is a class.
@@ -54,8 +54,8 @@ def warm_up_image_evidence(
         return
     if "image_features" not in examples.dataset.column_names:
         raise ValueError(
-            "--image_warmup_epochs needs cached image features. --train_vision_tower and datasets with frame features "
-            "have none; pass --image_warmup_epochs 0."
+            "--image_warmup_epochs needs cached image features. They are not cached with --train_vision_tower or for "
+            "datasets with frame_features; pass --image_warmup_epochs 0."
         )
     sources = [examples] if extra_images is None else [examples, extra_images]
     pooler, classifier = model.model.multimodal_encoder.evidence_pooler, model.tag_classifier
@@ -63,9 +63,9 @@ def warm_up_image_evidence(
     shared = [pooler.log_scales, classifier.bias, classifier.class_embeddings.weight]
     rates = (args.learning_rate, args.learning_rate * args.embedding_lr_multiplier)
     parts = [source.dataset._fingerprint for source in sources] + [list(tags), args.image_warmup_epochs, rates]
-    # Sums identify standardization and class embeddings well enough, and do not depend on the order of rows.
+    # Sums identify standardisation and class embeddings well enough, and do not depend on the order of rows.
     numbers = [pooler.standardizer.mean, pooler.standardizer.scale, shared[-1]]
-    # A fine-tuning starts from the weights of its checkpoint, other trainings from the seed.
+    # Fine-tuning starts from the checkpoint's weights, other runs from the seed.
     numbers += [weight for part in modules.values() for weight in part.parameters()] if args.checkpoint else []
     config, names = model.config, ("classifier_dropout", "intermediate_size", "initializer_range")
     names += ("asl_gamma_negative", "asl_gamma_positive", "asl_margin")
@@ -107,7 +107,7 @@ def _read(sources: Sequence[CachedFeatures], tags: Sequence[str]) -> tuple[torch
                 features.append(np.frombuffer(row["image_features"], np.float16))
                 classes.append(torch.tensor(own))
     if not classes:
-        raise ValueError("No training example has an image and a tag; pass --image_warmup_epochs 0.")
+        raise ValueError("No training example has both an image and a training tag; pass --image_warmup_epochs 0.")
     return torch.from_numpy(np.stack(features)), classes
 
 
@@ -145,6 +145,6 @@ def _train(
         optimizer.step()
         scheduler.step()
         total += loss.item()
-    # The training adds to gradients before it clears them.
+    # Training accumulates gradients, so clear them here.
     model.zero_grad()
     logger.info(f"Image warm-up: {steps} steps on {len(features)} images, mean loss {total / steps:.3f}.")

@@ -1,4 +1,4 @@
-"""Gives a model the image words of its vision tower: the classifier that the tower was trained with."""
+"""Adds the pretrained classifier of the vision tower to a model, for image words."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from modeling_optsg.layers import pool_tokens
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.towers import register_shipped_tower
 
-# What CLIP's text tower reads for a word (Radford et al., 2021, section 3.1.4).
+# CLIP's prompt for a class name (Radford et al., 2021, section 3.1.4).
 PROMPT = "a photo of a {}."
 TOLERANCE = 1e-3
 
@@ -70,7 +70,7 @@ def add_image_words(
 
 @torch.no_grad()
 def embed_image_words(towers: OPTSGTowers, tokenizer: PreTrainedTokenizerBase, batch_size: int = 256) -> None:
-    """Compute the text features of the image words, again after each change of the text tower.
+    """Compute the text features of the image words. Call this again after the text tower has changed.
 
     Args:
         towers: The towers of a model.

@@ -22,7 +22,7 @@ from .text_tied_embeddings import tie_tokens_to_text
 # Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
 TEXT_TOWER = "model.text_tower"
-# What `--classifier_checkpoint` provides.
+# Modules loaded from `--classifier_checkpoint`.
 CLASSIFIER_PARTS = (TEXT_TOWER, "model.multimodal_encoder.evidence_pooler", "tag_classifier")
 # Number of training tags that a tower such as CLIP looks for in images.
 MAX_IMAGE_WORDS = 1000
@@ -69,7 +69,7 @@ def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -
     """Load text tower, evidence pooler and tag classifier from `args.classifier_checkpoint`, if it is given.
 
     Raises:
-        ValueError: The model has no tag classifier, or the checkpoint has other parts or tags.
+        ValueError: The model has no tag classifier, or the sizes or the label vocabulary differ.
     """
     if not args.classifier_checkpoint:
         return
@@ -78,35 +78,35 @@ def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -
     source = MODEL_TYPES["asy"].model.from_pretrained(args.classifier_checkpoint)
     own, other = (part.tag_classifier.label_vocabulary.tokens for part in (model, source))
     if own.shape != other.shape or not torch.equal(own.cpu(), other):
-        raise ValueError(f"{args.classifier_checkpoint} was trained on other tags.")
+        raise ValueError(f"{args.classifier_checkpoint} has a different label vocabulary.")
     for name in CLASSIFIER_PARTS:
         part = model.get_submodule(name)
         try:
             part.load_state_dict(source.get_submodule(name).state_dict())
         except RuntimeError as error:
-            raise ValueError(f"{args.classifier_checkpoint} has other sizes: {error}") from error
+            raise ValueError(f"{args.classifier_checkpoint} does not fit this configuration: {error}") from error
         if name != TEXT_TOWER and args.train_text_layers == 0:
             part.requires_grad_(False)
 
 
 def prepare_for_device(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments, device: torch.device) -> None:
-    """Choose how a model computes on a device."""
+    """Enable gradient checkpointing if requested, and choose the attention implementation for the device."""
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if device.type == "cpu":
-        # On a CPU, eager attention trains 20 % faster than sdpa at these lengths.
+        # On CPUs, training is 20 % faster with eager attention than with sdpa for such short sequences.
         model.set_attn_implementation("eager")
 
 
 def freeze_text_layers(tower: PreTrainedModel, num_trained: int) -> None:
-    """Freeze all of a text tower but its upper layers.
+    """Freeze a text tower except for its upper layers.
 
     Args:
         tower: The text tower.
         num_trained: Number of layers to train; 0 freezes the tower, -1 trains all of it.
 
     Raises:
-        ValueError: The tower has no list of so many layers.
+        ValueError: The text tower has fewer layers.
     """
     tower.requires_grad_(num_trained == -1)
     if num_trained > 0:
