@@ -250,7 +250,7 @@ def test_a_classifier_of_other_tags_is_refused(make_baseline, asy_checkpoint, ta
         model = make_baseline("op-tsg", num_tag_classes=len(ids))
         model.set_label_vocabulary(ids)
         before = copied_state(model)
-        with pytest.raises(ValueError, match=f"{asy_checkpoint.name} was has a different label vocabulary"):
+        with pytest.raises(ValueError, match=f"{asy_checkpoint.name} has a different label vocabulary"):
             load(model)
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
