@@ -51,7 +51,11 @@ def main() -> None:
     photographs = json.loads(PHOTOGRAPHS.read_text(encoding="utf-8"))["photos"]
     paths = [photograph_path(entry["package"], entry["file"], arguments.backgrounds) for entry in photographs]
     files = find_media_files([str(path) for path in paths], None, False).files
-    results = Tagger(arguments.checkpoint, TagSettings())(files)
+    tag = Tagger(arguments.checkpoint, TagSettings())
+    results = [result for file in files for result in tag([file])]
+    for file, result in zip(files, results, strict=True):
+        if isinstance(result, Exception):
+            raise SystemExit(f"{file.path}: {result}")
     rows = []
     for entry, result in zip(photographs, results, strict=True):
         tags = {tag["tag"]: round(tag["score"], 3) for tag in result.tags[:NUM_TAGS]}

@@ -82,6 +82,7 @@ def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: C
     config = KNNConfig(
         text_config=model.config.text_config,
         text_memory_layer=model.config.text_memory_layer,
+        image_feature_size=model.config.image_feature_size,
         frame_feature_size=model.config.frame_feature_size,
         tag_vocab_size=model.config.tag_vocab_size,
         # Tags that are too long for the decoder of the model can also get votes.

@@ -22,11 +22,11 @@ from modeling_optsg.data.feature_cache import build_tag_table
 from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.training import (
     STATE_FOLDER,
-    AugmentedImages,
     OPTSGTrainer,
     OPTSGTrainingArguments,
     RunStatus,
     StopSignal,
+    augment_images,
     build_model,
     cache_examples,
     check_shared_folders,
@@ -90,8 +90,9 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
     elif model_type.is_trained and not args.streaming:
         extra_images = load_extra_images(model, processor, args)
-        warm_up_image_evidence(model, args, tags, train_dataset, extra_images)
-        train_dataset = AugmentedImages(train_dataset, extra_images, args.extra_image_ratio, args.mismatch_ratio)
+        with accelerator.main_process_first():
+            warm_up_image_evidence(model, args, tags, train_dataset, extra_images)
+        train_dataset = augment_images(train_dataset, extra_images, model, args)
 
     # Training.
     status.set("running")

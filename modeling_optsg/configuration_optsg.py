@@ -210,6 +210,8 @@ class OPTSGConfig(PreTrainedConfig):
             )
         if self.frame_feature_size is None:
             raise ValueError("Set frame_feature_size: without a vision_config it is the width of the frame features.")
+        if self.vision_config is None and self.vision_feature_layers:
+            raise ValueError("vision_feature_layers needs a vision_config; with frame features, leave it out.")
         if self.vision_config is not None and self.vision_config.hidden_size != self.frame_feature_size:
             raise ValueError(
                 f"frame_feature_size={self.frame_feature_size} must equal vision_config.hidden_size="

@@ -245,7 +245,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         fusion_weights, calibration = None, {}
         if settings.fusion_weights is not None:
             # If image words replace the frames in the memory, use the fusion weights of titles.
-            has_image = tag_evidence.has_image & ~tag_evidence.reads_words
+            has_image = tag_evidence.uses_image & ~tag_evidence.reads_words
             has_title = tag_evidence.has_title | tag_evidence.reads_words
             fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
         if fusion_weights is not None:
@@ -253,8 +253,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             pairs = [weights[1:3] if weights[1] > 0 else (1.0, 0.0) for weights in fusion_weights]
             scale, bias = torch.tensor(pairs).split(1, dim=1)
             calibration = {"scale": scale, "bias": bias}
-        logits = self.tag_classifier.logits(tag_evidence, **calibration)
-        logits = vocabulary.adjust_logits(logits, settings.logit_adjustment)
+        adjustment = settings.logit_adjustment
+        logits = self.tag_classifier.logits(tag_evidence, **calibration, logit_adjustment=adjustment)
         # Candidates are whole tags: constraints on single tokens cannot be applied to them.
         is_constrained = len(processors) > 0 or settings.config.do_sample
         num_candidates = 0 if is_constrained else min(settings.num_candidates, logits.shape[1])
@@ -275,7 +275,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
     ) -> OPTSGGenerateOutput:
         pad, thresholds = self.config.tag_pad_token_id, settings.thresholds[MODALITIES[0]]
         if outputs.evidence is not None:
-            modalities = _modalities(outputs.evidence.has_image, outputs.evidence.has_title)
+            # The tags of image words keep the threshold of images: their averaged probabilities are small.
+            modalities = _modalities(outputs.evidence.uses_image, outputs.evidence.has_title)
             thresholds = [settings.thresholds[name] for name in modalities]
         ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, evidence)
         return OPTSGGenerateOutput(

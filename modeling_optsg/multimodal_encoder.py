@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from .layers import TransformerLayer, pool_titles, pool_tokens
 from .seeded_random import seeded_uniform
-from .tag_evidence import TRUSTED, EvidencePooler, TagEvidence
+from .tag_evidence import EvidencePooler, TagEvidence
 
 # Number of image words in the memory of an unfamiliar image without a title. Titles are not much longer.
 MEMORY_WORDS = 8
@@ -347,10 +347,10 @@ def _use_trusted_evidence(
     evidence: TagEvidence,
     word_features: torch.Tensor | None,
 ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """Mask frames that do not match the title, and insert image words for a missing title."""
+    """Mask frames of an ignored image, and insert image words for a missing title."""
     frames, titles = masks
     if frames is not None:
-        frames = frames & ~(evidence.has_title & (evidence.image_gate < TRUSTED))[:, None]
+        frames = frames & evidence.uses_image[:, None]
     if word_features is not None:
         reads_words, word_features = evidence.reads_words, word_features[:, :MEMORY_WORDS]
         frames = frames & ~reads_words[:, None]

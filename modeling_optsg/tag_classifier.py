@@ -207,9 +207,13 @@ class TagClassifier(nn.Module):
         return F.linear(self.dropout(vectors), self.class_embeddings.weight, self.bias).float()
 
     def logits(
-        self, evidence: TagEvidence, scale: torch.Tensor | float = 1.0, bias: torch.Tensor | float = 0.0
+        self,
+        evidence: TagEvidence,
+        scale: torch.Tensor | float = 1.0,
+        bias: torch.Tensor | float = 0.0,
+        logit_adjustment: float = 0.0,
     ) -> torch.Tensor:
-        """Compute logits `[batch, num_tag_classes]`.
+        """Compute logits `[batch, num_tag_classes]`, with the logit adjustment of [`LabelVocabulary.adjust_logits`].
 
         For an image without a title, a tag's probability is a weighted mean of two: one from the image, and one
         averaged over its image words as titles. The weight of the image is its familiarity.
@@ -219,19 +223,27 @@ class TagClassifier(nn.Module):
             scale: `[batch, 1]` or one number: the probability of a tag is `sigmoid(scale * logit + bias)`. These
                 probabilities are averaged, not the logits.
             bias: `[batch, 1]` or one number.
+            logit_adjustment: See [`LabelVocabulary.adjust_logits`].
         """
-        logits = self.project(evidence.vectors)
+
+        def project(vectors: torch.Tensor) -> torch.Tensor:
+            return self.label_vocabulary.adjust_logits(self.project(vectors), logit_adjustment)
+
+        logits = project(evidence.vectors)
         if evidence.word_vectors is None or not evidence.uses_words.any():
             return logits
         rows = evidence.uses_words
         scale, bias = (torch.as_tensor(value).to(logits).expand(len(logits), 1)[rows] for value in (scale, bias))
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
-        weights = (weights / weights.sum(dim=1, keepdim=True))[..., None]
-        word_probabilities = (scale[..., None] * self.project(evidence.word_vectors[rows]) + bias[..., None]).sigmoid()
-        image_probabilities = (scale * logits[rows] + bias).sigmoid()
-        words = (weights * word_probabilities).sum(dim=1)
-        probabilities = familiarity * image_probabilities + (1 - familiarity) * words
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        # One word after the other: all at once need `[examples, words, classes]`.
+        of_words = torch.zeros_like(logits[rows])
+        for index in range(weights.shape[1]):
+            word_logits = scale * project(evidence.word_vectors[rows, index]) + bias
+            of_words += weights[:, index, None] * word_logits.sigmoid()
+        of_images = (scale * logits[rows] + bias).sigmoid()
+        probabilities = familiarity * of_images + (1 - familiarity) * of_words
         mixed = logits.clone()
         mixed[rows] = (probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit() - bias) / scale
         return mixed

@@ -56,6 +56,11 @@ class TagEvidence:
     word_probabilities: torch.Tensor | None = None
 
     @property
+    def uses_image(self) -> torch.Tensor:
+        """Which examples have an image that is not ignored, `[batch]`, boolean."""
+        return self.has_image & ~(self.has_title & (self.image_gate < TRUSTED))
+
+    @property
     def uses_words(self) -> torch.Tensor:
         """Which examples have image words and no title, `[batch]`, boolean."""
         return self.has_image & ~self.has_title & (self.word_probabilities.sum(dim=1) > 0)
@@ -97,7 +102,7 @@ class ImageStandardizer(nn.Module):
         number = min(len(self.components), len(fitted) // 4, standardized.shape[1] // 4)
         if number:
             self.components.zero_()
-            directions = torch.linalg.svd(fitted.double(), full_matrices=False).Vh[:number]
+            directions = torch.linalg.svd(fitted.cpu().double(), full_matrices=False).Vh[:number]
             self.components[:number].copy_(directions)
             self.half_familiar_distance.fill_(HALF_FAMILIAR_RATIO * float(self.distances(held_out).quantile(0.999)))
 
@@ -111,8 +116,11 @@ class ImageStandardizer(nn.Module):
 
     def distances(self, standardized: torch.Tensor) -> torch.Tensor:
         """Return the mean squared residual of each standardised image outside the components, `[batch]`."""
-        rest = standardized - (standardized @ self.components.T) @ self.components
-        return rest.square().mean(dim=-1)
+        # Differences of large numbers need 32 bits.
+        with torch.autocast(standardized.device.type, enabled=False):
+            standardized, components = standardized.float(), self.components.float()
+            residual = standardized - (standardized @ components.T) @ components
+        return residual.square().mean(dim=-1)
 
     @torch.no_grad()
     def familiarity(self, image_features: torch.Tensor) -> torch.Tensor:

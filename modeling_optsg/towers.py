@@ -44,7 +44,7 @@ class TowerMixin:
             frame_mask: `[batch, frames]`. The tower does not run on masked frames; their tokens are zero.
 
         Returns:
-            The features, which `forward` accepts as `frame_features`, `image_features` and `word_probabilities`.
+            The features. `forward` accepts `frame_features` and `image_features`, and then uses no image words.
 
         Raises:
             ValueError: The model has no vision tower.

@@ -141,7 +141,7 @@ def test_towers_that_cannot_name_images_are_rejected(make_with_words, make_model
 
 def test_a_classifier_of_another_tower_is_rejected(make_model, folders, text_tokenizer):
     model = make_model()
-    with pytest.raises(ValueError, match="the classifier reads none of pooler_output, first_token, mean"):
+    with pytest.raises(ValueError, match="the input of the classifier is none of pooler_output, first_token, mean"):
         add_image_words(model, folders / "vit", text_tokenizer)
     assert model.model.image_words is None and model.config.image_word_labels is None
 

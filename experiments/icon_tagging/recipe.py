@@ -45,7 +45,7 @@ CONFIG = Path("examples/configs/optsg-icon-small.json")
 LADDER = Path(__file__).with_name("recipe_rows.json")
 # What the learning curves, the ladder and the curves in time are trained with.
 TRAIN_RATIOS = (0.125, 0.25, 0.5, 1.0)
-LADDER_ARGUMENTS = {"train_ratio": 0.25, "num_train_epochs": 10.0}
+LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 10.0}
 TIME_TRAIN_RATIO, TIME_EPOCHS = 0.25, (5, 10, 20, 40)
 COMPARED = ("op-tsg", "asy")
 METRIC = "full_f1+micro_f1"

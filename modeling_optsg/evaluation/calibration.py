@@ -226,7 +226,7 @@ def fit_modality(
         kwargs["pad_bias"] = settings["pad_bias"]
     candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
     if not candidates.is_correct[~candidates.is_novel].any():
-        return dict(settings)
+        return settings | {"validation": None}
     # Leave out examples without this modality; otherwise their tags count as false negatives.
     own = [index for index, tags in enumerate(candidates.tags) if tags]
     candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)

@@ -6,6 +6,7 @@ from .data import (
     cache_examples,
     examples_fingerprint,
     fit_image_standardizer,
+    has_evidence,
     load_examples,
     load_extra_images,
     load_splits,
@@ -16,7 +17,7 @@ from .data import (
     without_untrainable_tags,
 )
 from .finishing import finish, fit_best_model, is_finished
-from .image_augmentation import AugmentedImages
+from .image_augmentation import AugmentedImages, augment_images
 from .image_warmup import warm_up_image_evidence
 from .image_word_heads import add_image_words, can_name_images, embed_image_words
 from .interruption import RunStatus, StopSignal
@@ -49,6 +50,7 @@ __all__ = [
     "StreamBatches",
     "TaggedStream",
     "add_image_words",
+    "augment_images",
     "build_model",
     "cache_examples",
     "can_name_images",
@@ -62,6 +64,7 @@ __all__ = [
     "fit_image_standardizer",
     "full_state_dict",
     "gather_candidates",
+    "has_evidence",
     "global_loss_weights",
     "initialize_classes_from_text",
     "is_finished",

@@ -233,6 +233,13 @@ class OPTSGTrainingArguments:
         if spec.needs_book or not spec.is_trained:
             # These find neighbours by the features of frozen towers.
             self.train_text_layers = 0
+        if self.train_text_layers < -1:
+            raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
+        for name in ("extra_image_ratio", "mismatch_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
+        if self.image_warmup_epochs and self.streaming:
+            raise ValueError("--image_warmup_epochs needs cached features, so it cannot be combined with --streaming")
         if self.group_by_length and self.streaming:
             raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
         if self.num_stream_shards < 2:

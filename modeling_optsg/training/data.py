@@ -238,6 +238,12 @@ def load_extra_images(
     return examples
 
 
+def has_evidence(model: OPTSGPreTrainedModel) -> bool:
+    """Return whether a model pools evidence for a tag classifier."""
+    encoder = getattr(model.model, "multimodal_encoder", None)
+    return encoder is not None and encoder.evidence_pooler is not None
+
+
 @torch.no_grad()
 def fit_image_standardizer(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: Sequence[Mapping], max_images: int = 4096
@@ -250,9 +256,9 @@ def fit_image_standardizer(
         examples: Training examples.
         max_images: Size of the sample.
     """
-    pooler = model.model.multimodal_encoder.evidence_pooler if hasattr(model.model, "multimodal_encoder") else None
-    if pooler is None:
+    if not has_evidence(model):
         return
+    pooler = model.model.multimodal_encoder.evidence_pooler
     chosen = np.random.default_rng(0).permutation(len(examples))[:max_images]
     columns = ("image", "video", "frame_features", "image_features")
     collate, features = OPTSGDataCollator(processor), []

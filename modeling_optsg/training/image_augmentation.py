@@ -8,9 +8,14 @@ import numpy as np
 
 from dataset_scripts.icon_tagging.splits import STYLE_WORDS
 from modeling_optsg.data.feature_cache import CachedFeatures
+from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 
+from .arguments import OPTSGTrainingArguments
+from .data import has_evidence
 from .sampling import SeededExamples
 
+# Attempts to find an example with another title.
+MAX_DRAWS = 20
 VISUAL_COLUMNS = ("image", "video", "frame_features", "image_features")
 
 
@@ -42,7 +47,8 @@ class AugmentedImages(SeededExamples):
         for index, title in enumerate(_titles(extra_images)):
             by_title[_title_key(title)].append(index)
         by_title.pop("", None)
-        self.alternatives = [by_title.get(_title_key(title), []) for title in _titles(examples)]
+        self.keys = [_title_key(title) for title in _titles(examples)]
+        self.alternatives = [by_title.get(key, []) for key in self.keys]
 
     def __getitem__(self, pair: tuple[int, int]) -> dict:
         example = super().__getitem__(pair)
@@ -53,13 +59,34 @@ class AugmentedImages(SeededExamples):
         is_cached = example.get("image_features") is not None
         example["is_mismatched"] = bool(wants_mismatch and is_cached and example.get("title"))
         if example["is_mismatched"]:
-            # Choose an index other than its own.
-            other = (index + 1 + int(random.integers(max(len(self.examples) - 1, 1)))) % len(self.examples)
-            return example | _visual(self.examples[other])
+            other = self._draw_mismatch(index, random)
+            example["is_mismatched"] = other is not None
+            return example if other is None else example | _visual(self.examples[other])
         if wants_extra and is_cached and index < len(self.alternatives) and self.alternatives[index]:
             chosen = int(random.choice(self.alternatives[index]))
             return example | _visual(self.extra_images[chosen])
         return example
+
+    def _draw_mismatch(self, index: int, random: np.random.Generator) -> int | None:
+        """Return a random example with another title, `None` if there seems to be none."""
+        for other in random.integers(len(self.examples), size=MAX_DRAWS).tolist():
+            if self.keys[other] != self.keys[index]:
+                return other
+        return None
+
+
+def augment_images(
+    examples: CachedFeatures,
+    extra_images: CachedFeatures | None,
+    model: OPTSGPreTrainedModel,
+    args: OPTSGTrainingArguments,
+) -> AugmentedImages:
+    """Replace images of training examples as the arguments say.
+
+    Only a model with a tag classifier gets mismatched images: the others could not learn to ignore them.
+    """
+    mismatch_ratio = args.mismatch_ratio if has_evidence(model) else 0.0
+    return AugmentedImages(examples, extra_images, args.extra_image_ratio, mismatch_ratio)
 
 
 def _titles(examples: CachedFeatures | None) -> list[str | None]:

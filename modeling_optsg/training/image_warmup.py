@@ -24,6 +24,8 @@ from .arguments import OPTSGTrainingArguments
 
 logger = get_logger(__name__, log_level="INFO")
 
+# Part of the cache key: increase it when the training below changes.
+VERSION = 1
 BATCH_SIZE = 128
 WARMUP_RATIO = 0.06
 
@@ -69,7 +71,8 @@ def warm_up_image_evidence(
     numbers += [weight for part in modules.values() for weight in part.parameters()] if args.checkpoint else []
     config, names = model.config, ("classifier_dropout", "intermediate_size", "initializer_range")
     names += ("asl_gamma_negative", "asl_gamma_positive", "asl_margin")
-    parts += [args.seed, *(getattr(config, name) for name in names), *(float(n.detach().sum()) for n in numbers)]
+    parts += [VERSION, args.seed, *(getattr(config, name) for name in names)]
+    parts += [float(number.detach().sum()) for number in numbers]
     path = Path(args.cache_dir, "features", f"image-evidence-{digest(*parts)}.safetensors")
     trained = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.named_parameters()}
     trained |= dict(zip(("log_scales", "bias", "class_embeddings"), shared, strict=True))

@@ -103,7 +103,9 @@ def _classifier_head(
     model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32).eval()
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if linear.out_features != config.num_labels:
-        raise ValueError(f"{name_or_path}: the classifier's last layer is not a linear layer over its labels.")
+        raise ValueError(
+            f"{name_or_path}: the last linear layer has {linear.out_features} outputs for {config.num_labels} labels."
+        )
     read = []
     handle = linear.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0]))
     pixel_values = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -112,11 +114,11 @@ def _classifier_head(
         pixel_values = pixel_values.new_empty(2, 3, size, size).normal_(generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model(pixel_values)
-        outputs = tower.eval()(pixel_values=pixel_values)
+        outputs = tower.eval()(pixel_values=pixel_values.to(tower.device))
     handle.remove()
     pooling = next((pooling for pooling in POOLINGS if _reads(outputs, pooling, read[0].flatten(1))), None)
     if pooling is None:
-        raise ValueError(f"{name_or_path}: the classifier reads none of {', '.join(POOLINGS)} of the tower.")
+        raise ValueError(f"{name_or_path}: the input of the classifier is none of {', '.join(POOLINGS)} of the tower.")
     settings = {
         "image_word_labels": [str(config.id2label[index]) for index in range(config.num_labels)],
         "image_word_feature_size": linear.in_features,
@@ -130,7 +132,7 @@ def _classifier_head(
 def _reads(outputs: object, pooling: str, read: torch.Tensor) -> bool:
     if pooling == "pooler_output" and getattr(outputs, "pooler_output", None) is None:
         return False
-    pooled = pool_for_words(outputs, pooling)
+    pooled = pool_for_words(outputs, pooling).to(read.device)
     return pooled.shape == read.shape and torch.allclose(pooled, read, atol=TOLERANCE)
 
 
@@ -142,8 +144,10 @@ def _two_tower_head(name_or_path: str, words: list[str]) -> tuple[dict[str, torc
     for start in range(0, len(words), 256):
         texts = [PROMPT.format(word) for word in words[start : start + 256]]
         # SigLIP was trained with texts padded to this length.
-        padding = "max_length" if "siglip" in model.config.model_type else True
-        batch = tokenizer(texts, padding=padding, truncation=True, return_tensors="pt")
+        settings = {"padding": True, "truncation": True}
+        if "siglip" in model.config.model_type:
+            settings |= {"padding": "max_length", "max_length": model.config.text_config.max_position_embeddings}
+        batch = tokenizer(texts, return_tensors="pt", **settings)
         outputs = model.get_text_features(**batch)
         features.append(outputs if isinstance(outputs, torch.Tensor) else outputs.pooler_output)
     features = nn.functional.normalize(torch.cat(features), dim=-1) * model.logit_scale.exp()

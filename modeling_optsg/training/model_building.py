@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +19,8 @@ from .data import NO_TAGS
 from .image_word_heads import add_image_words, can_name_images
 from .pretrained_towers import tower_folder
 from .text_tied_embeddings import tie_tokens_to_text
+
+logger = get_logger(__name__, log_level="INFO")
 
 # Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
@@ -168,14 +171,27 @@ def _build_on_towers(
         model.set_label_vocabulary(ids, class_counts)
     processor = _build_processor(args, vision, text, tag_tokenizer, model.config.num_prompts, counts)
     if args.image_words != "none" and vision is not None and can_name_images(vision):
-        if args.image_words == "auto":
-            words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)]
-        else:
-            words = Path(args.image_words).read_text(encoding="utf-8").splitlines()
-        add_image_words(model, vision, processor.tokenizer, words)
+        _add_image_words(model, vision, processor, args.image_words, counts)
     if args.embedding_init_std and hasattr(model, "tag_decoder"):
         tie_tokens_to_text(model.eval(), processor, args.embedding_init_std)
     return model, processor
+
+
+def _add_image_words(
+    model: OPTSGPreTrainedModel, vision: str, processor: OPTSGProcessor, image_words: str, counts: Counter
+) -> None:
+    """Add image words as `--image_words` says. A tower that cannot have them is an error only if words are given."""
+    if image_words == "auto":
+        words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)]
+    else:
+        lines = Path(image_words).read_text(encoding="utf-8").splitlines()
+        words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    try:
+        add_image_words(model, vision, processor.tokenizer, words)
+    except ValueError as error:
+        if image_words != "auto":
+            raise
+        logger.warning(f"The model has no image words: {error}")
 
 
 def _build_processor(

@@ -152,7 +152,6 @@ class OPTSGTrainer:
             examples.
         """
         model = self._exported_model()
-        embed_image_words(model.model, self.processing_class.tokenizer)
         metrics, predicted = validate(
             self.accelerator,
             model,
@@ -176,12 +175,13 @@ class OPTSGTrainer:
             model: An unsharded model with plain embeddings. Default: a copy of the model in training.
         """
         model = self._exported_model() if model is None else model
-        embed_image_words(model.model, self.processing_class.tokenizer)
         if self.accelerator.is_main_process:
             save_checkpoint(model, self.processing_class, self.output_dir, self.args.save_half_precision)
 
     def _exported_model(self) -> OPTSGPreTrainedModel:
-        return copy_without_text_tying(self.model, full_state_dict(self.model))
+        model = copy_without_text_tying(self.model, full_state_dict(self.model))
+        embed_image_words(model.model, self.processing_class.tokenizer)
+        return model
 
     def _fit_examples(self) -> dict:
         """Fit a model without trained parameters, the kNN baseline, to the training examples."""
