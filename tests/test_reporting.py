@@ -47,8 +47,8 @@ def test_modalities_are_scored_together_and_alone(tiny_model, tiny_processor):
     evaluator = TagEvaluator([["red"], ["blue"]], tiny_processor.label_vocabulary, common_count=8)
     scores = score_modalities(tiny_model, tiny_processor, examples, evaluator, progress=False, pad_bias=-5.0)
     expected = evaluator.score(predict_tags(tiny_model, tiny_processor, examples, progress=False, pad_bias=-5.0))
-    errors = [scores[name].pop("expected_calibration_error") for name in ("both", "title")]
+    errors = [scores[name].pop("expected_calibration_error") for name in ("image+title", "title")]
     unfiltered = predict_tags(tiny_model, tiny_processor, examples, progress=False, pad_bias=-5.0, threshold=0.0)
     assert errors == [reliability(unfiltered, [["red"], ["blue"]])["expected_calibration_error"]] * 2
-    assert scores["both"] == scores["title"] == expected
+    assert scores["image+title"] == scores["title"] == expected
     assert expected["tags_per_example"] > 0 and scores["image"]["tags_per_example"] == 0

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from dataset_scripts import load_tagging_dataset
 from experiments.icon_tagging.runs import F1_METRICS, write_result
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, predict_tags
-from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg.evaluation.reporting import environment, score_modalities
 
-METRICS = (*F1_METRICS, "tags_per_example")
-SETTINGS = {"image and title": ("image", "title"), "title alone": ("title",), "image alone": ("image",)}
+METRICS = (*F1_METRICS, "tags_per_example", "expected_calibration_error")
 
 
 def main() -> None:
@@ -31,10 +30,9 @@ def main() -> None:
     examples = load_tagging_dataset("icon_tagging", config_name="unseen", split="test")
     evaluator = TagEvaluator(examples["tags"], processor.label_vocabulary)
     result = {"examples": len(examples), "evaluated_tags": len(evaluator.evaluated_tags)}
-    for name, modalities in SETTINGS.items():
-        metrics = evaluator.score(predict_tags(model, processor, examples, modalities=modalities))
+    for name, metrics in score_modalities(model, processor, examples, evaluator).items():
         result[name] = {metric: metrics[metric] for metric in METRICS}
-        print(name, {metric: round(value, 2) for metric, value in result[name].items()})
+        print(name, result[name])
     write_result(result | environment(), arguments.output)
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import torch
 
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -15,7 +16,6 @@ from .calibration import reliability
 from .metrics import TagEvaluator, metric_value
 from .prediction import predict_tags
 
-MODALITIES = {"both": ("image", "title"), "image": ("image",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 
 
@@ -90,8 +90,8 @@ def score_modalities(
         The metrics for each entry of `MODALITIES`, and `expected_calibration_error` of [`reliability`].
     """
     scores = {}
-    for name, modalities in MODALITIES.items():
-        kwargs = predict_kwargs | {"modalities": modalities}
+    for name in MODALITIES:
+        kwargs = predict_kwargs | {"modalities": tuple(name.split("+"))}
         unfiltered = predict_tags(model, processor, examples, **kwargs | {"threshold": 0.0})
         error = reliability(unfiltered, evaluator.references)["expected_calibration_error"]
         scores[name] = evaluator.score(predict_tags(model, processor, examples, **kwargs))
