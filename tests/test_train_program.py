@@ -262,8 +262,8 @@ def test_the_model_card_repeats_the_metrics_of_score(trained, folder):
     scores = json.loads(results.read_text())
     assert {"parallel", "sequential"} == set(scores["test"])
     assert {"full_f1", "micro_f1", "tags_per_example", "reliability"} <= set(scores["test"]["parallel"])
-    assert {"image", "title", "both"} == set(scores["modalities"])
-    assert scores["modalities"]["both"]["full_f1"] == scores["test"]["parallel"]["full_f1"]
+    assert {"image", "title", "image+title"} == set(scores["modalities"])
+    assert scores["modalities"]["image+title"]["full_f1"] == scores["test"]["parallel"]["full_f1"]
     write_model_card(
         trained / "run", results, name="tiny", dataset_name="folder", train_command="train", score_command="score"
     )
