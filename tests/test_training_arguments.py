@@ -61,7 +61,7 @@ def test_the_command_line_overrides_the_config_file(tmp_path):
         ("optsg-create-pretrain", 20, 1024),
         ("optsg-create", 30, 512),
         ("optsg-pexel", 20, 512),
-        ("optsg-icon-small", 12, 64),
+        ("optsg-icon-small", 16, 64),
     ],
 )
 def test_shipped_configs_have_the_schedules_of_the_supplement(config, num_train_epochs, train_batch_size):
