@@ -81,7 +81,6 @@ def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: C
     ids = processor.tag_tokenizer(list(index), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     config = KNNConfig(
         text_config=model.config.text_config,
-        text_memory_layer=model.config.text_memory_layer,
         image_feature_size=model.config.image_feature_size,
         frame_feature_size=model.config.frame_feature_size,
         tag_vocab_size=model.config.tag_vocab_size,

@@ -68,9 +68,6 @@ class OPTSGConfig(PreTrainedConfig):
         vision_feature_layers: Hidden states of the vision tower to pool into image features (mean and maximum of
             each). With `None`, image features are the mean of the last hidden state.
         image_feature_size: Width of image features. Defaults to `frame_feature_size`.
-        text_memory_layer: Hidden state of the text tower that is projected into the memory. With `None`, it is the
-            last one, which the tag classifier always uses. A lower, frozen layer keeps the memory unchanged while
-            upper layers are trained.
         image_word_labels: Class names of the vision tower's classifier. `None` for a model without image words.
         image_word_feature_size: Input width of this classifier, before any projection.
         image_word_projection_size: Output width of the projection before this classifier, as in CLIP. `None` for no
@@ -145,7 +142,6 @@ class OPTSGConfig(PreTrainedConfig):
     frame_feature_size: int | None = None
     vision_feature_layers: list | None = None
     image_feature_size: int | None = None
-    text_memory_layer: int | None = None
     image_word_labels: list | None = None
     image_word_feature_size: int | None = None
     image_word_projection_size: int | None = None
@@ -197,11 +193,6 @@ class OPTSGConfig(PreTrainedConfig):
         if self.image_feature_size is None:
             self.image_feature_size = self.frame_feature_size
         self._check()
-
-    @property
-    def title_feature_size(self) -> int:
-        """Width of title features: the tokens of the memory and, where they differ, those of the last layer."""
-        return self.text_config.hidden_size * (1 if self.text_memory_layer is None else 2)
 
     def _check(self) -> None:
         if self.hidden_size % self.num_attention_heads:

@@ -67,7 +67,7 @@ class ImageWords(nn.Module):
         self.projection = nn.Linear(width, projected, bias=False) if projected else None
         self.classifier = nn.Linear(projected or width, words)
         # Pooled text-tower features of the words, so that words need no pass through the text tower.
-        self.register_buffer("text_features", torch.zeros(words, config.title_feature_size))
+        self.register_buffer("text_features", torch.zeros(words, config.text_config.hidden_size))
 
     def forward(self, outputs: object) -> torch.Tensor:
         """Compute the probability of each word, `[images, words]`, from the outputs of the vision tower."""

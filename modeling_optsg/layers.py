@@ -63,20 +63,6 @@ def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -
     return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def pool_titles(title_features: torch.Tensor | None, mask: torch.Tensor | None, width: int) -> torch.Tensor | None:
-    """Average the tokens of the text tower's last layer, the last `width` columns of title features.
-
-    Args:
-        title_features: `[batch, length, title_feature_size]`, or `None`.
-        mask: `[batch, length]`, true for real tokens.
-        width: Width of the text tower.
-
-    Returns:
-        `[batch, width]`; `None` without `title_features`.
-    """
-    return None if title_features is None else pool_tokens(title_features[..., -width:], mask)
-
-
 class MultiHeadAttention(nn.Module):
     """Multi-head attention in three steps, so that a decoder can cache keys and values.
 

@@ -193,7 +193,7 @@ class OPTSGModel(OPTSGTowers):
                 default their mean, which is right for a model without `vision_feature_layers`.
             frame_mask: `[batch, frames]`, true (1) for real frames. An example without an image has none.
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
-            title_features: Precomputed, instead of `input_ids`: `[batch, title length, title_feature_size]`.
+            title_features: Precomputed, instead of `input_ids`: `[batch, title length, text width]`.
             attention_mask: `[batch, title length]`, true (1) for real tokens. An example without a title has none.
             output_attentions: Whether to return the attention of each order prompt, for any attention implementation.
             example_seeds: `[batch]`, integers. In training, the dropout of modalities and tokens depends on them

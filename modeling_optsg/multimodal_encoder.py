@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from .layers import TransformerLayer, pool_titles, pool_tokens
+from .layers import TransformerLayer, pool_tokens
 from .seeded_random import seeded_uniform
 from .tag_evidence import EvidencePooler, TagEvidence
 
@@ -148,9 +148,9 @@ class EncoderInputs:
         frame_features: `[batch, frames, tokens, frame_feature_size]`.
         frame_mask: `[batch, frames]`, true for real frames. By default all are real.
         image_features: `[batch, image_feature_size]`, given with `frame_features`.
-        title_features: `[batch, title length, title_feature_size]`.
+        title_features: `[batch, title length, text width]`.
         attention_mask: `[batch, title length]`, true for real title tokens. By default all are real.
-        word_features: `[batch, words, title_feature_size]`, text features of the image words.
+        word_features: `[batch, words, text width]`, text features of the image words.
         word_probabilities: `[batch, words]`, summing to 1, or 0 for an example without an image.
         example_seeds: `[batch]`, seeds of modality and token dropout in training.
     """
@@ -239,8 +239,6 @@ class MultimodalEncoder(nn.Module):
         if self.evidence_pooler is not None:
             evidence = self._collect_evidence(inputs, tokens[1], masks)
             tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
-        if tokens[1] is not None:
-            tokens[1] = tokens[1][..., : self.config.text_config.hidden_size]
         prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks)
         embedded = []
         if tokens[0] is not None:
@@ -263,15 +261,14 @@ class MultimodalEncoder(nn.Module):
             torch.zeros(batch, dtype=torch.bool, device=like.device) if mask is None else mask.any(dim=1)
             for mask in masks
         )
-        width = self.config.text_config.hidden_size
-        image_features, pooled_titles = inputs.image_features, pool_titles(titles, masks[1], width)
+        image_features, pooled_titles = inputs.image_features, pool_tokens(titles, masks[1])
         if image_features is None:
             image_features = like.new_zeros(batch, self.config.image_feature_size)
         if pooled_titles is None:
-            pooled_titles = like.new_zeros(batch, width)
+            pooled_titles = like.new_zeros(batch, self.config.text_config.hidden_size)
         evidence = self.evidence_pooler(image_features, has_image, pooled_titles, has_title)
         if inputs.word_features is not None:
-            evidence.word_vectors = self.evidence_pooler.title_vectors(inputs.word_features[..., -width:])
+            evidence.word_vectors = self.evidence_pooler.title_vectors(inputs.word_features)
             evidence.word_probabilities = inputs.word_probabilities
         return evidence
 

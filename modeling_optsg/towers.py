@@ -84,7 +84,7 @@ class TowerMixin:
             attention_mask: `[batch, length]`. The tokens of a row without text are undefined; mask them out.
 
         Returns:
-            `[batch, length, title_feature_size]`.
+            `[batch, length, text width]`.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -92,12 +92,7 @@ class TowerMixin:
         is_empty = attention_mask.any(dim=1, keepdim=True).logical_not()
         is_first = torch.arange(attention_mask.shape[1], device=attention_mask.device) == 0
         attention_mask = attention_mask.masked_fill(is_empty & is_first, 1)
-        layer = self.config.text_memory_layer
-        outputs = self.text_tower(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=layer is not None
-        )
-        tokens = outputs.last_hidden_state
-        return tokens if layer is None else torch.cat([outputs.hidden_states[layer], tokens], dim=-1)
+        return self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def embed_tags(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Compute mean-pooled text-tower features `[tags, text width]` of tags.
@@ -108,7 +103,7 @@ class TowerMixin:
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        tokens = self.encode_text(input_ids, attention_mask)[..., -self.config.text_config.hidden_size :]
+        tokens = self.encode_text(input_ids, attention_mask)
         weights = attention_mask[..., None].to(tokens.dtype)
         return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
@@ -134,8 +129,8 @@ class TowerMixin:
             attention_mask: See [`OPTSGModel.forward`].
 
         Returns:
-            The features of the frames, and title tokens `[batch, title length, title_feature_size]`; `None` for a
-            missing modality.
+            The features of the frames, and title tokens `[batch, title length, text width]`; `None` for a missing
+            modality.
 
         Raises:
             ValueError: A modality is given twice, a shape is wrong, or image features are missing.

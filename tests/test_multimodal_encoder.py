@@ -111,28 +111,3 @@ def test_the_memory_hides_frames_that_contradict_the_title(make_model, encoder_i
         # The last example has no title, the third has no frame.
         assert torch.equal(found[0], frames & ~torch.tensor(is_hidden)[:, None])
         assert torch.equal(found[1], encoder_inputs["attention_mask"])
-
-
-@torch.no_grad()
-def test_the_memory_can_read_a_lower_text_layer_than_the_classifier(make_model, text_tokenizer):
-    """With `text_memory_layer`, the upper text layers change the evidence, and the memory stays."""
-    model = make_model(None, frame_feature_size=6, text_memory_layer=0)
-    model.set_label_vocabulary([[5], [6, 7]])
-    tokens = text_tokenizer(["a red square", "dog"], padding=True, return_tensors="pt")
-    tokens = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-    before = model.model(**tokens)
-    hidden_states = model.model.text_tower(**tokens, output_hidden_states=True).hidden_states
-    features = model.model.encode_text(**tokens)
-    torch.testing.assert_close(features, torch.cat([hidden_states[0], hidden_states[-1]], dim=-1))
-    assert features.shape[-1] == model.config.title_feature_size == 32
-    tag_features = model.model.embed_tags(**tokens)
-    torch.testing.assert_close(tag_features, pool_tokens(hidden_states[-1], tokens["attention_mask"]))
-    # Title features stand in for titles.
-    again = model.model(title_features=features, attention_mask=tokens["attention_mask"])
-    torch.testing.assert_close((again.memory, again.evidence.vectors), (before.memory, before.evidence.vectors))
-    for parameter in model.model.text_tower.encoder.layer.parameters():
-        parameter.mul_(1.5)
-    after = model.model(**tokens)
-    torch.testing.assert_close(after.memory, before.memory)
-    torch.testing.assert_close(after.order_prompts, before.order_prompts)
-    assert not torch.allclose(after.evidence.vectors, before.evidence.vectors, atol=1e-3)

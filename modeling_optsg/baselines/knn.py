@@ -10,7 +10,7 @@ from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.pooling import ImageScaling
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
-from modeling_optsg.layers import pool_titles
+from modeling_optsg.layers import pool_tokens
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.tag_classifier import LabelVocabulary
 from modeling_optsg.tag_ranking import rank_tags
@@ -136,8 +136,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
             )
         if vision is None and titles is None:
             raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
-        images = vision and vision.image_features
-        titles = pool_titles(titles, attention_mask, self.config.text_config.hidden_size)
+        images, titles = vision and vision.image_features, pool_tokens(titles, attention_mask)
         scores, classes = self._vote(self.similarity(images, titles, image_weight), k)
         ranked = rank_tags(
             self.label_vocabulary.tokens_of(classes)[:, :, None],

@@ -20,7 +20,7 @@ def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tupl
         Image features `[examples, image_feature_size]` and title features `[examples, text width]`, float32, zero for
         a missing modality.
     """
-    widths = (config.frame_feature_size, config.title_feature_size)
+    widths = (config.frame_feature_size, config.text_config.hidden_size)
     images, titles = [], []
     for example in examples:
         pooled = example.get("image_features")
@@ -28,9 +28,7 @@ def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tupl
         titles.append(_average(example.get("title_features"), widths[1]))
     images = [np.zeros(config.image_feature_size, np.float32) if image is None else image for image in images]
     titles = [np.zeros(widths[1], np.float32) if title is None else title for title in titles]
-    # The last layer is what tells titles apart.
-    titles = np.stack(titles)[:, -config.text_config.hidden_size :]
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(titles)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(titles))
 
 
 def _average(features: np.ndarray | None, width: int) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
 from modeling_optsg.data.collator import pad_rows
-from modeling_optsg.layers import pool_titles
+from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 SETTINGS_NAME = "similarity.json"
@@ -153,7 +153,7 @@ class TagBook:
             raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
         frame_mask, title_mask = inputs.get("frame_mask"), inputs.get("attention_mask")
         batch, config = len(titles if vision is None else vision.frame_features), model.config
-        title_features = pool_titles(titles, title_mask, config.text_config.hidden_size)
+        title_features = pool_tokens(titles, title_mask)
         images = torch.zeros(batch, config.image_feature_size) if vision is None else vision.image_features.cpu()
         if title_features is None:
             title_features = torch.zeros(batch, config.text_config.hidden_size)

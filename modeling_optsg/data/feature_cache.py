@@ -183,7 +183,7 @@ class _TowerEncoder:
         if self.has_frame_features:
             parts += [processor.num_frames]
         if self.encodes_titles:
-            parts += [model.text_tower, tokenizer_settings(processor.tokenizer), model.config.text_memory_layer]
+            parts += [model.text_tower, tokenizer_settings(processor.tokenizer)]
         return digest(*parts)
 
     @torch.no_grad()

@@ -15,7 +15,6 @@ from transformers import (
 )
 
 from modeling_optsg.image_words import POOLINGS, ImageWords, pool_for_words
-from modeling_optsg.layers import pool_tokens
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.towers import register_shipped_tower
 
@@ -83,8 +82,7 @@ def embed_image_words(towers: OPTSGTowers, tokenizer: PreTrainedTokenizerBase, b
     towers.text_tower.eval()
     for start in range(0, len(labels), batch_size):
         batch = tokenizer(labels[start : start + batch_size], padding=True, truncation=True, return_tensors="pt")
-        mask = batch["attention_mask"].to(towers.device)
-        features = pool_tokens(towers.encode_text(batch["input_ids"].to(towers.device), mask), mask)
+        features = towers.embed_tags(batch["input_ids"].to(towers.device), batch["attention_mask"].to(towers.device))
         towers.image_words.text_features[start : start + batch_size] = features
     towers.text_tower.train(mode)
 
