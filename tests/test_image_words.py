@@ -135,7 +135,7 @@ def test_towers_that_cannot_name_images_are_rejected(make_with_words, make_model
     with pytest.raises(ValueError, match="nameless is neither an image classifier nor a two-tower model"):
         add_image_words(make_model(), folders / "nameless", text_tokenizer)
     for words in (None, []):
-        with pytest.raises(ValueError, match="CLIP needs words to name images with"):
+        with pytest.raises(ValueError, match="CLIP is a two-tower model; pass the words"):
             make_with_words("CLIP", words)
 
 

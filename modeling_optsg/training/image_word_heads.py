@@ -42,19 +42,21 @@ def add_image_words(
         vision_name_or_path: Folder or Hub name of an image classifier, whose `id2label` has the words, or of a
             two-tower model such as CLIP or SigLIP.
         tokenizer: Tokenizer of the model's text tower.
-        words: The words, for a two-tower model.
+        words: The words, for a two-tower model and no other.
 
     Raises:
-        ValueError: The tower cannot name images, `words` are missing, or the classifier reads something else than the
-            tower's pooled output, first token or mean token.
+        ValueError: The tower cannot name images, `words` are missing or not needed, or the input of the classifier is
+            not the tower's pooled output, first token or mean token.
     """
     tower_config = AutoConfig.from_pretrained(vision_name_or_path)
     towers = model.model
     if _is_two_tower(tower_config):
         if not words:
-            raise ValueError(f"{vision_name_or_path} needs words to name images with.")
+            raise ValueError(f"{vision_name_or_path} is a two-tower model; pass the words that it should look for.")
         weights, settings = _two_tower_head(vision_name_or_path, list(words))
     elif _is_classifier(tower_config):
+        if words:
+            raise ValueError(f"{vision_name_or_path} is an image classifier, which has words of its own; pass none.")
         register_shipped_tower(tower_config)
         weights, settings = _classifier_head(vision_name_or_path, tower_config, towers.vision_tower)
     else:
@@ -85,6 +87,11 @@ def embed_image_words(towers: OPTSGTowers, tokenizer: PreTrainedTokenizerBase, b
         features = towers.embed_tags(batch["input_ids"].to(towers.device), batch["attention_mask"].to(towers.device))
         towers.image_words.text_features[start : start + batch_size] = features
     towers.text_tower.train(mode)
+
+
+def is_two_tower(name_or_path: str) -> bool:
+    """Return whether a checkpoint is a model such as CLIP, with a text tower of its own."""
+    return _is_two_tower(AutoConfig.from_pretrained(name_or_path))
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:

@@ -16,7 +16,7 @@ from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
 from .arguments import OPTSGTrainingArguments
 from .data import NO_TAGS
-from .image_word_heads import add_image_words, can_name_images
+from .image_word_heads import add_image_words, can_name_images, is_two_tower
 from .pretrained_towers import tower_folder
 from .text_tied_embeddings import tie_tokens_to_text
 
@@ -170,7 +170,10 @@ def _build_on_towers(
     if model_type.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier):
         model.set_label_vocabulary(ids, class_counts)
     processor = _build_processor(args, vision, text, tag_tokenizer, model.config.num_prompts, counts)
-    if args.image_words != "none" and vision is not None and can_name_images(vision):
+    can_have_words = vision is not None and can_name_images(vision)
+    if args.image_words not in ("auto", "none") and not can_have_words:
+        raise ValueError(f"--image_words {args.image_words}: the vision tower {args.vision_tower} cannot name images.")
+    if args.image_words != "none" and can_have_words:
         _add_image_words(model, vision, processor, args.image_words, counts)
     if args.embedding_init_std and hasattr(model, "tag_decoder"):
         tie_tokens_to_text(model.eval(), processor, args.embedding_init_std)
@@ -182,7 +185,7 @@ def _add_image_words(
 ) -> None:
     """Add image words as `--image_words` says. A tower that cannot have them is an error only if words are given."""
     if image_words == "auto":
-        words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)]
+        words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)] if is_two_tower(vision) else None
     else:
         lines = Path(image_words).read_text(encoding="utf-8").splitlines()
         words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
@@ -227,6 +228,8 @@ class OPTSGTrainer:
         args = self.args
         # Towers, the lower layers of a tower that is trained in part, or a tag classifier that was trained before.
         self.frozen_modules = _frozen_modules(self.model)
+        # Batches are too small to estimate new statistics, which would also differ between processes.
+        self.frozen_modules += [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self.model = prepare_model(self.accelerator, self.model)
         groups = parameter_groups(
             self.model,
