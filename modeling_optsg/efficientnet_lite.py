@@ -28,7 +28,7 @@ class SameConv2d(nn.Conv2d):
             padding += [total // 2, total - total // 2]
         hidden_states = F.pad(hidden_states, padding) if any(padding) else hidden_states
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
-        return self._conv_forward(hidden_states, weight, bias)
+        return F.conv2d(hidden_states, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class ConvNormAct(nn.Module):
@@ -58,6 +58,7 @@ class ConvNormAct(nn.Module):
         norm = self.norm
         if norm.training:
             return self.activation(norm(self.conv(hidden_states)))
+        # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = self.conv.weight * scale[:, None, None, None]
         return self.activation(self.conv(hidden_states, weight, norm.bias - norm.running_mean * scale))
