@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,77 +9,23 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, GenerationConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .configuration_optsg import OPTSGConfig
 from .generation_optsg import OrderPromptGenerationMixin
-from .multimodal_encoder import MemoryLayout, MultimodalEncoder, Pooler
+from .image_words import VisionFeatures
+from .model_outputs import OPTSGModelOutput, OPTSGOutput
+from .multimodal_encoder import EncoderInputs, MemoryLayout, MultimodalEncoder
 from .prompt_encoder import PromptEncoder
 from .sampled_softmax import sample_classes, use_sampled_classes
 from .seeded_random import seeded_uniform
 from .tag_alignment import TagAlignment, TagAlignmentOutput
 from .tag_classifier import CosineClassifier, TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_pad_slots, lay_out_slots
-from .towers import HALVES, TowerMixin, register_shipped_tower
+from .tag_evidence import INITIAL_LOG_IMAGE_WEIGHT, INITIAL_LOG_SCALES, EvidencePooler, ImageStandardizer
+from .towers import HALVES, TowerMixin, measure_image_features, register_shipped_tower
 
 # Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
 INITIAL_CLASS_BIAS = -5.0
-
-
-@dataclass
-class OPTSGModelOutput(ModelOutput):
-    """Output of [`OPTSGModel`].
-
-    Args:
-        order_prompts: `[batch, num_prompts, hidden_size]`.
-        memory: `[batch, memory length, hidden_size]`, the fused tokens of frames and title.
-        memory_mask: Boolean `[batch, memory length]`, true for real tokens.
-        prompt_pooler_output: `[batch, hidden_size]`, the pooled representation that is added to the prompts' queries.
-            Returned with `use_prompt_pooler`.
-        classifier_pooler_output: `[batch, hidden_size]`, the pooled representation that the tag classifier reads.
-            Returned by models with a tag classifier.
-        prompt_attentions: `[batch, heads, num_prompts, memory length]` for each layer of the prompt encoder. Returned
-            with `output_attentions` or eager attention. Rows sum to 1 and are 0 at padding.
-        memory_layout: What each position of the memory represents. Returned with `output_attentions`.
-    """
-
-    order_prompts: torch.Tensor | None = None
-    memory: torch.Tensor | None = None
-    memory_mask: torch.Tensor | None = None
-    prompt_pooler_output: torch.Tensor | None = None
-    classifier_pooler_output: torch.Tensor | None = None
-    prompt_attentions: tuple[torch.Tensor, ...] | None = None
-    memory_layout: MemoryLayout | None = None
-
-
-@dataclass
-class OPTSGOutput(ModelOutput):
-    """Output of [`OPTSGForTagGeneration`]. All fields except `order_prompts` are returned only with `labels`.
-
-    Args:
-        loss: Scalar, `generation_loss + alignment_loss_weight * alignment_loss + classifier_loss_weight *
-            classifier_loss`.
-        logits: `[positions, tag_vocab_size]`, over the real positions, with the slots of each example concatenated in
-            prompt order. In training with `num_sampled_tokens`, only the columns of `logit_tokens` are returned.
-        generation_loss: Scalar, mean cross-entropy of the tokens, including [PAD] and [SEP].
-        alignment_loss: Scalar, cross-entropy of the prompts over the candidate tags and [PAD].
-        classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a
-            tag classifier.
-        assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
-        targets: `[positions]`, the tokens that `logits` should predict.
-        logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if `logits` lacks some tokens.
-        order_prompts: `[batch, num_prompts, hidden_size]`.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    generation_loss: torch.Tensor | None = None
-    alignment_loss: torch.Tensor | None = None
-    classifier_loss: torch.Tensor | None = None
-    assignment: torch.Tensor | None = None
-    targets: torch.Tensor | None = None
-    logit_tokens: torch.Tensor | None = None
-    order_prompts: torch.Tensor | None = None
 
 
 class OPTSGPreTrainedModel(PreTrainedModel):
@@ -139,6 +84,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
             # `config.json` must not contain the local path of the tower.
             towers[half].config._name_or_path = ""
+        layers = config_kwargs.get("vision_feature_layers")
+        if layers and "vision" in towers:
+            config_kwargs["image_feature_size"] = measure_image_features(towers["vision"], layers)
         config = cls.config_class(
             vision_config=towers["vision"].config if "vision" in towers else None,
             text_config=towers["text"].config,
@@ -180,6 +128,18 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CosineClassifier):
             init.constant_(module.bias, INITIAL_CLASS_BIAS)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, TagClassifier):
+            init.constant_(module.bias, INITIAL_CLASS_BIAS)
+        elif isinstance(module, EvidencePooler):
+            init.copy_(module.log_scales, torch.tensor(INITIAL_LOG_SCALES))
+            init.constant_(module.log_image_weight, INITIAL_LOG_IMAGE_WEIGHT)
+            # Start with an open gate.
+            init.zeros_(module.gate_outer.weight)
+            init.ones_(module.gate_outer.bias)
+        elif isinstance(module, ImageStandardizer):
+            init.ones_(module.scale)
+            for buffer in (module.mean, module.components, module.half_familiar_distance):
+                init.zeros_(buffer)
 
 
 class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
@@ -214,6 +174,7 @@ class OPTSGModel(OPTSGTowers):
         self,
         pixel_values: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
@@ -228,6 +189,8 @@ class OPTSGModel(OPTSGTowers):
             pixel_values: `[batch, frames, 3, height, width]`. An image is a video of one frame.
             frame_features: Precomputed, instead of `pixel_values`: `[batch, frames, frame_feature_size]` or
                 `[batch, frames, tokens, frame_feature_size]`.
+            image_features: `[batch, image_feature_size]`, precomputed by `encode_frames` with `frame_features`. By
+                default their mean, which is right for a model without `vision_feature_layers`.
             frame_mask: `[batch, frames]`, true (1) for real frames. An example without an image has none.
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
             title_features: Precomputed, instead of `input_ids`: `[batch, title length, text width]`.
@@ -239,27 +202,50 @@ class OPTSGModel(OPTSGTowers):
         Raises:
             ValueError: An example has neither a frame nor a title, a modality is given twice, or a shape is wrong.
         """
-        frame_features, title_features = self.encode_inputs(
-            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
+        vision, title_features = self.encode_inputs(
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
         )
-        memory, memory_mask, prompt_pooled, classifier_pooled = self.multimodal_encoder(
-            frame_features, frame_mask, title_features, attention_mask, example_seeds
+        frame_features = None if vision is None else vision.frame_features
+        words, word_features, word_probabilities = self._look_up_words(vision)
+        encoded = self.multimodal_encoder(
+            EncoderInputs(
+                frame_features=frame_features,
+                frame_mask=frame_mask,
+                image_features=None if vision is None else vision.image_features,
+                title_features=title_features,
+                attention_mask=attention_mask,
+                word_features=word_features,
+                word_probabilities=word_probabilities,
+                example_seeds=example_seeds,
+            )
         )
-        order_prompts, attentions = self.prompt_encoder(memory, memory_mask, prompt_pooled, output_attentions)
+        order_prompts, attentions = self.prompt_encoder(
+            encoded.memory, encoded.memory_mask, encoded.prompt_pooled, output_attentions
+        )
         layout = None
         if output_attentions:
             frame_size = None if pixel_values is None else tuple(pixel_values.shape[-2:])
             patch_size = getattr(self.config.vision_config, "patch_size", None)
-            layout = MemoryLayout.from_features(frame_features, title_features, frame_size, patch_size)
+            layout = MemoryLayout.from_features(frame_features, encoded.title_length, frame_size, patch_size)
         return OPTSGModelOutput(
             order_prompts=order_prompts,
-            memory=memory,
-            memory_mask=memory_mask,
-            prompt_pooler_output=prompt_pooled,
-            classifier_pooler_output=classifier_pooled,
+            memory=encoded.memory,
+            memory_mask=encoded.memory_mask,
+            prompt_pooler_output=encoded.prompt_pooled,
+            evidence=encoded.evidence,
+            image_words=words,
+            image_word_scores=word_probabilities,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
             memory_layout=layout,
         )
+
+    def _look_up_words(self, vision: VisionFeatures | None) -> tuple[torch.Tensor | None, ...]:
+        """Return the most probable image words, their text features and their probabilities, `None` without them."""
+        if self.image_words is None or vision is None or vision.word_probabilities is None:
+            return None, None, None
+        number = min(self.config.num_image_words, vision.word_probabilities.shape[1])
+        probabilities, words = vision.word_probabilities.topk(number, dim=1)
+        return words, self.image_words.text_features[words], probabilities
 
 
 class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
@@ -310,6 +296,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self,
         pixel_values: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
@@ -321,6 +308,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tag_features: torch.Tensor | None = None,
         tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        is_mismatched: torch.Tensor | None = None,
         decoding: str | None = None,
         example_seeds: torch.Tensor | None = None,
         step_tokens: torch.Tensor | None = None,
@@ -330,7 +318,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         """Compute the training losses. To generate tags, call `generate`.
 
         Args:
-            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
             tag_input_ids: `[tags, max length]`, tokens of the candidate tags without [SEP], each tag once. Tags
                 that no example has are negatives of the alignment.
@@ -340,6 +328,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             tag_ids: `[tags]`, the class of each tag of the batch, for the tag classifier.
             labels: `[batch, max tags per example]`, indices of each example's tags among the candidates, -100 for
                 padding.
+            is_mismatched: `[batch]`, see [`TagClassifier.forward`].
             decoding: Attention mask of the decoder, "parallel" or "sequential". By default it is chosen per example by
                 `parallel_ratio` in training, and is parallel in evaluation.
             example_seeds: `[batch]`, see [`OPTSGModel.forward`]. They also choose attention mask and [PAD] slots.
@@ -352,6 +341,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         """
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
+        inputs |= {"image_features": image_features}
         outputs = self.model(**inputs, example_seeds=example_seeds)
         if labels is None:
             return OPTSGOutput(order_prompts=outputs.order_prompts)
@@ -364,8 +354,10 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         generation = self._generation_loss(outputs, alignment, sequence, pad_weights, parallel, sampled)
         loss = generation["generation_loss"] + self.config.alignment_loss_weight * alignment.loss
         classifier_loss = None
-        if self.tag_classifier is not None and tag_ids is not None:
-            classifier_loss = self.tag_classifier(outputs.classifier_pooler_output, labels, tag_ids)
+        # A frozen classifier needs no loss.
+        is_frozen = self.training and self.tag_classifier is not None and not self.tag_classifier.bias.requires_grad
+        if self.tag_classifier is not None and tag_ids is not None and not is_frozen:
+            classifier_loss = self.tag_classifier(outputs.evidence, labels, tag_ids, is_mismatched)
             loss = loss + self.config.classifier_loss_weight * classifier_loss
         return OPTSGOutput(
             loss=loss,
@@ -390,15 +382,15 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             raise ValueError("This model has use_tag_classifier=False, so it has no label vocabulary.")
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
-        tag_classifier, pooler = TagClassifier(config), Pooler(config)
+        tag_classifier, pooler = TagClassifier(config), EvidencePooler(config)
         tag_classifier.label_vocabulary.set_tags(input_ids, counts)
         self.config.num_tag_classes, tag_classifier.config = len(input_ids), self.config
         for module in (*tag_classifier.modules(), *pooler.modules()):
             self._init_weights(module)
         self.tag_classifier = tag_classifier.to(self.lm_head.weight).train(self.training)
         encoder = self.model.multimodal_encoder
-        if encoder.classifier_pooler is None:
-            encoder.classifier_pooler = pooler.to(self.lm_head.weight).train(self.training)
+        if encoder.evidence_pooler is None:
+            encoder.evidence_pooler = pooler.to(self.lm_head.weight).train(self.training)
 
     def _embed_candidates(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if input_ids is None:

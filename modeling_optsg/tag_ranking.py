@@ -1,6 +1,7 @@
 """Ranks the candidates of an example: each tag once, with one probability."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,21 +19,21 @@ class ClassifierEvidence:
         classes: The class of each tag of the label vocabulary, by its token ids. Novel tags have none.
         candidates: `[batch, num_candidates, max length]`, tags that are candidates whether a slot generated them or
             not, padded with [PAD].
-        fusion_weights: For a tag of the label vocabulary the weight of the slots' logit, the weight of the classifier
-            logit, and the bias; for a novel tag the weight of the slots' logit, and the bias. With `None` the
-            probability is that of the slots.
+        fusion_weights: Five numbers for each example: for a tag of the label vocabulary the weight of the slots'
+            logit, the weight of the classifier logit, and the bias; for a novel tag the weight of the slots' logit,
+            and the bias. With `None` the probability is that of the slots.
     """
 
     logits: torch.Tensor
     classes: dict[tuple[int, ...], int]
     candidates: torch.Tensor
-    fusion_weights: tuple[float, float, float, float, float] | None = None
+    fusion_weights: Sequence[tuple[float, float, float, float, float]] | None = None
 
-    def fuse(self, slot_probability: float, classifier_logit: float | None) -> float:
-        """Fuses the slots' probability of a tag with its classifier logit (`None` for a novel tag)."""
+    def fuse(self, example: int, slot_probability: float, classifier_logit: float | None) -> float:
+        """Fuses the slots' probability of an example's tag with its classifier logit (`None` for a novel tag)."""
         clamped = min(max(slot_probability, MIN_SLOT_PROBABILITY), 1 - MIN_SLOT_PROBABILITY)
         slot_logit = math.log(clamped / (1 - clamped))
-        slot_weight, classifier_weight, bias, novel_weight, novel_bias = self.fusion_weights
+        slot_weight, classifier_weight, bias, novel_weight, novel_bias = self.fusion_weights[example]
         if classifier_logit is None:
             logit = novel_weight * slot_logit + novel_bias
         else:
@@ -78,7 +79,7 @@ class _Candidate:
 def rank_tags(
     tokens: torch.Tensor,
     log_probs: torch.Tensor,
-    threshold: float,
+    threshold: float | Sequence[float],
     max_tags: int | None,
     pad_token_id: int,
     evidence: ClassifierEvidence | None = None,
@@ -92,7 +93,7 @@ def rank_tags(
     Args:
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
-        threshold: Tags with a smaller probability are dropped.
+        threshold: Tags with a smaller probability are dropped; one number, or one for each example.
         max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
         pad_token_id: Token of [PAD].
         evidence: The tag classifier's evidence.
@@ -100,13 +101,14 @@ def rank_tags(
     num_hypotheses, max_length = tokens.shape[2:]
     if evidence is not None:
         max_length = max(max_length, evidence.candidates.shape[-1])
+    thresholds = [threshold] * len(tokens) if isinstance(threshold, float) else threshold
     ranked = []
     rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
         if evidence is not None:
             _add_evidence(candidates, evidence, example, pad_token_id)
-        ranked.append(_score(list(candidates.values()), evidence, threshold)[:max_tags])
+        ranked.append(_score(list(candidates.values()), evidence, example, thresholds[example])[:max_tags])
     return _to_tensors(ranked, max_length, pad_token_id, evidence is not None, tokens.device)
 
 
@@ -140,10 +142,12 @@ def _add_evidence(
         candidate.classifier_logit = logit
 
 
-def _score(candidates: list[_Candidate], evidence: ClassifierEvidence | None, threshold: float) -> list[_Candidate]:
+def _score(
+    candidates: list[_Candidate], evidence: ClassifierEvidence | None, example: int, threshold: float
+) -> list[_Candidate]:
     fused = evidence is not None and evidence.fusion_weights is not None
     scores = [
-        evidence.fuse(candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
+        evidence.fuse(example, candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
         for candidate in candidates
     ]
     # Rounded to float32 as they are returned: a threshold equal to a returned score keeps its tag.

@@ -167,7 +167,7 @@ def test_models_are_compared(programs, checkpoints, folder):
         assert comparison["rows"][model_type]["full_f1"] == run["test"]["only"]["full_f1"]
     assert comparison["rows"]["knn"]["seeds"] == [0, 0]
     for entry in comparison["rows"].values():
-        assert entry["modalities"]["both"]["full_f1"] == entry["full_f1"]
+        assert entry["modalities"]["image+title"]["full_f1"] == entry["full_f1"]
     with Image.open(output / "f1_by_frequency.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 5
     page = (output / "examples.html").read_text(encoding="utf-8")

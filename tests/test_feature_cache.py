@@ -59,11 +59,13 @@ def test_cached_features_equal_the_outputs_of_the_towers(tiny_model, tiny_proces
         source = rows(images)[index]
         assert example["tags"] == source["tags"] and "image" not in example
         if source["image"] is None:
-            assert example["frame_features"] is None
+            assert example["frame_features"] is None and example["image_features"] is None
         else:
             pixels = tiny_processor(images=source["image"])["pixel_values"]
-            expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
-            np.testing.assert_allclose(example["frame_features"], expected, rtol=2e-3, atol=2e-3)
+            expected = tiny_model.model.encode_frames(pixels)
+            for name in ("frame_features", "image_features"):
+                found = getattr(expected, name)[0].detach().numpy()
+                np.testing.assert_allclose(example[name], found, rtol=2e-3, atol=2e-3)
         if not source["title"]:
             assert example["title_features"] is None
         else:
@@ -90,7 +92,7 @@ def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_pa
     second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
     assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
     for one, other in zip(first, second, strict=True):
-        for name in ("frame_features", "title_features"):
+        for name in ("frame_features", "image_features", "title_features"):
             np.testing.assert_array_equal(one[name], other[name])
 
 

@@ -28,17 +28,19 @@ def test_a_row_of_the_ladder_changes_one_thing():
         assert set(row.get("arguments", {})) <= set(OPTSGTrainingArguments.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("experiment", ["ladder", "curves", "time"])
+@pytest.mark.parametrize("experiment", ["ladder", "curves"])
 def test_committed_results_are_those_of_the_program(experiment, tmp_path, monkeypatch):
     shutil.copytree(RESULTS, tmp_path / "results")
     monkeypatch.chdir(ROOT)
+    # Results of other commands would be trained again, which takes hours.
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **kwargs: pytest.fail(f"{command} was run"))
     recipe.main([experiment, "--results_dir", str(tmp_path / "results")])
     assert filecmp.cmp(tmp_path / f"results/{experiment}.json", RESULTS / f"{experiment}.json", shallow=False)
 
 
 def test_committed_commands_can_be_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for experiment in ("ladder", "curves", "time", "second"):
+    for experiment in ("ladder", "curves", "second"):
         rows = recipe.EXPERIMENTS[experiment](argparse.Namespace(config=recipe.CONFIG, dataset="data/glyphs"))
         for name, row in json.loads((RESULTS / f"{experiment}.json").read_text(encoding="utf-8")).items():
             for run in row["runs"]:
@@ -64,14 +66,14 @@ def test_unknown_rows_and_datasets_are_rejected(capsys):
 def test_a_training_runs_the_training_program(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(runs.subprocess, "run", lambda command, check: called.append(command))
-    row = {"arguments": {"model_type": "asy"}, "config_overrides": {"cosine_classifier": False}}
+    row = {"arguments": {"model_type": "asy"}, "config_overrides": {"use_prompt_pooler": False}}
     config = ROOT / "examples/configs/optsg-icon-small.json"
     runs.train(recipe.training_arguments(row, config, 3), tmp_path / "asy-seed3", tmp_path / "cache")
     assert Path(called[0][1]) == ROOT / "examples/train.py"
     parsed = parse_arguments(called[0][2:])
     assert (parsed.model_type, parsed.seed, parsed.output_dir) == ("asy", 3, str(tmp_path / "asy-seed3"))
     overrides = json.loads(parsed.config_overrides)
-    assert overrides["cosine_classifier"] is False and overrides["hidden_size"] == 256
+    assert overrides["use_prompt_pooler"] is False and overrides["hidden_size"] == 256
 
 
 def test_examples_are_sorted_into_the_cases_of_the_paper():

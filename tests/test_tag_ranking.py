@@ -41,7 +41,7 @@ def test_slots_and_classifier_are_fused_in_logits():
         logits=torch.tensor([[2.0, 3.0, -4.0]]),
         classes={(5, 6): 0, (9, 4, 8): 1, (3,): 2},
         candidates=torch.tensor([[[5, 6, 0], [9, 4, 8]]]),
-        fusion_weights=(0.5, 2.0, -1.0, 1.5, -0.5),
+        fusion_weights=[(0.5, 2.0, -1.0, 1.5, -0.5)],
     )
     ranked = rank_tags(tokens, log_probs, 0.0, None, PAD, evidence)
 

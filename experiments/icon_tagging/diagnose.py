@@ -22,8 +22,9 @@ from tqdm.auto import tqdm
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, write_result
 from modeling_optsg import OPTSGDataCollator, TagEvaluator
 from modeling_optsg.data.collator import TagTable
-from modeling_optsg.data.feature_cache import build_tag_table
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, build_tag_table
 from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.tag_alignment import match_prompts_to_tags
 
 matplotlib.use("agg")
@@ -40,7 +41,6 @@ FATES = {
 }
 TRAINING_COUNTS = (0, 1, 2, 3, 5, 10, 25, 100)
 MAX_TOKENS = 5
-FEATURE_COLUMNS = ("frame_features", "title_features")
 LOSSES = ("generation_loss", "alignment_loss", "classifier_loss")
 
 
@@ -204,7 +204,10 @@ def diagnose(run: Run, benchmark: Benchmark, checkpoint: str, batch_size: int, n
     tags = [tag for tag, ids in zip(tags, encoded) if len(ids) <= run.processor.max_tag_tokens]
     table = build_tag_table(tags, run.model.model, run.processor, benchmark.cache_dir / "features")
     threshold = run.model.generation_config.threshold
-    threshold = threshold["parallel"] if isinstance(threshold, dict) else threshold
+    if isinstance(threshold, dict):
+        threshold = threshold["parallel"]
+    if isinstance(threshold, dict):
+        threshold = threshold[MODALITIES[0]]
     slots = read_slots(run, validation_examples, table, batch_size)
     references = [list(dict.fromkeys(row)) for row in validation["tags"]]
     evaluator = benchmark.evaluator("validation")

@@ -2,14 +2,12 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
 
     python -m experiments.icon_tagging.recipe ladder
     python -m experiments.icon_tagging.recipe curves --rows op-tsg-1.0 asy-1.0 --seeds 0 1 2
-    python -m experiments.icon_tagging.recipe time
     python -m experiments.icon_tagging.recipe models
     python -m experiments.icon_tagging.recipe second --dataset data/glyphs
 
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), ten epochs on a quarter of the training
-  examples, compared on the validation split only.
+  examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 - `curves`: OP-TSG and ASY on an eighth, a quarter, half and all of the training examples.
-- `time`: OP-TSG and ASY on a quarter of the training examples, for 5 to 40 epochs with a schedule of their own.
 - `models`: the other methods of the paper.
 - `second`: OP-TSG and ASY on another dataset, see `second_dataset.py`.
 
@@ -43,13 +41,12 @@ from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hit
 
 CONFIG = Path("examples/configs/optsg-icon-small.json")
 LADDER = Path(__file__).with_name("recipe_rows.json")
-# What the learning curves, the ladder and the curves in time are trained with.
+# What the learning curves and the ladder are trained with.
 TRAIN_RATIOS = (0.125, 0.25, 0.5, 1.0)
-LADDER_ARGUMENTS = {"train_ratio": 0.25, "num_train_epochs": 10.0}
-TIME_TRAIN_RATIO, TIME_EPOCHS = 0.25, (5, 10, 20, 40)
+LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 10.0}
 COMPARED = ("op-tsg", "asy")
 METRIC = "full_f1+micro_f1"
-PLOTS = {"curves": ("learning_curves.png", "examples"), "time": ("time_curves.png", "minutes")}
+PLOT = "learning_curves.png"
 # Settings that a fit must have to show what a part is worth by itself.
 PARTS = {"slots": {"slot_weight": 1.0}, "classifier": {"slot_weight": 0.0}, "unadjusted": {"logit_adjustment": 0.0}}
 
@@ -61,8 +58,8 @@ def ladder_rows(arguments: argparse.Namespace) -> dict[str, dict]:
 
 
 def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the learning curves, and ASY without the improvements that it shares with OP-TSG."""
-    rows = {
+    """Return the rows of the learning curves."""
+    return {
         f"{model_type}-{ratio}": {
             "what": f"{model_type}, {100 * ratio:g} % of the training examples",
             "arguments": {"model_type": model_type, "train_ratio": ratio},
@@ -70,30 +67,6 @@ def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
         for ratio in TRAIN_RATIOS
         for model_type in COMPARED
     }
-    rows["linear-asy"] = {
-        "what": "asy as published: a linear layer, class weights not initialised from text",
-        "arguments": {"model_type": "asy"},
-        "config_overrides": {"cosine_classifier": False},
-    }
-    return rows
-
-
-def time_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the curves in time. Those with the usual number of epochs belong to the learning curves."""
-    usual_epochs = json.loads(arguments.config.read_text(encoding="utf-8"))["num_train_epochs"]
-    rows = {}
-    for epochs in TIME_EPOCHS:
-        for model_type in COMPARED:
-            name = f"{model_type}-{TIME_TRAIN_RATIO}"
-            row = {
-                "what": f"{model_type}, {epochs} epochs on {100 * TIME_TRAIN_RATIO:g} % of the training examples",
-                "arguments": {"model_type": model_type, "train_ratio": TIME_TRAIN_RATIO},
-            }
-            if epochs != usual_epochs:
-                name += f"-{epochs}-epochs"
-                row["arguments"]["num_train_epochs"] = epochs
-            rows[name] = row
-    return rows
 
 
 def model_rows(arguments: argparse.Namespace) -> dict[str, dict]:
@@ -116,7 +89,6 @@ def second_rows(arguments: argparse.Namespace) -> dict[str, dict]:
 EXPERIMENTS: dict[str, Callable[[argparse.Namespace], dict[str, dict]]] = {
     "ladder": ladder_rows,
     "curves": curve_rows,
-    "time": time_rows,
     "models": model_rows,
     "second": second_rows,
 }
@@ -267,9 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     gathered = gather(rows, runs)
     write_result(gathered, result_path(arguments))
     print(markdown_table(gathered, "validation" if arguments.experiment == "ladder" else "test"))
-    if arguments.experiment in PLOTS:
-        file_name, against = PLOTS[arguments.experiment]
-        plot_curves(gathered, arguments.results_dir / file_name, against)
+    if arguments.experiment == "curves":
+        plot_curves(gathered, arguments.results_dir / PLOT)
 
 
 if __name__ == "__main__":

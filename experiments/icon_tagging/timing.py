@@ -20,10 +20,11 @@ from tqdm.auto import tqdm
 
 from experiments.icon_tagging.runs import Benchmark, Run, make_parser, write_result
 from modeling_optsg import OPTSGDataCollator
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS
 from modeling_optsg.evaluation.reporting import environment
 
 BATCH_SIZE = 8
-FEATURE_COLUMNS = ("frame_features", "title_features", "book_input_ids")
+INPUT_COLUMNS = (*FEATURE_COLUMNS, "book_input_ids")
 WITH_TOWERS, WITHOUT_TOWERS = "seconds_per_example", "seconds_per_example_without_towers"
 
 
@@ -74,7 +75,7 @@ def _image_inputs(benchmark: Benchmark, run: Run, batch: Sequence[int]) -> dict[
 
 def _feature_inputs(run: Run, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
     collate = OPTSGDataCollator(run.processor)
-    return collate([{name: row[name] for name in FEATURE_COLUMNS if name in row} for row in examples])
+    return collate([{name: row[name] for name in INPUT_COLUMNS if name in row} for row in examples])
 
 
 def _call(run: Run, inputs: dict[str, torch.Tensor], settings: dict) -> Callable[[], object]:

@@ -59,8 +59,8 @@ class ModelSpec:
             settings |= {"num_return_sequences": num_return_sequences, "num_beams": num_return_sequences}
         if self.tags_per_slot == "beams":
             settings["min_beam_probability"] = MIN_BEAM_PROBABILITY
-        if getattr(model, "tag_classifier", None) is not None:
-            settings["num_candidates"] = num_candidates
+            if model.tag_classifier is not None:
+                settings["num_candidates"] = num_candidates
         for name, value in settings.items():
             setattr(model.generation_config, name, value)
 
@@ -77,8 +77,7 @@ MODEL_TYPES = {
         ASYForTagClassification,
         has_pad=False,
         needs_classes=True,
-        # A classifier always reads the pooled representation, also where OP-TSG's prompts do not.
-        config=ONE_QUERY | {"use_prompt_pooler": True},
+        config=ONE_QUERY | {"use_prompt_pooler": False},
         fitted=ADJUSTED,
     ),
     "sequence": ModelSpec(OpenBookForTagGeneration, config=ONE_QUERY | {"num_book_examples": 0}),

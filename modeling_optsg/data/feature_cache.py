@@ -19,6 +19,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 from .collator import TagTable
 
 FEATURE_DTYPE = np.float16
+FEATURE_COLUMNS = ("frame_features", "image_features", "title_features")
 # The column with the reason why an example cannot be read.
 UNREADABLE = "unreadable"
 
@@ -78,8 +79,8 @@ def cache_tower_features(
         processes: The processes that divide the blocks among themselves. All of them must call this function.
 
     Returns:
-        The rows with `frame_features` and `title_features` as the bytes of half-precision arrays, and the shapes of
-        these arrays; [`CachedFeatures`] reads them.
+        The rows with `FEATURE_COLUMNS` as the bytes of half-precision arrays, and the shapes of these arrays;
+        [`CachedFeatures`] reads them.
 
     Raises:
         ValueError: More than `max_unreadable` examples cannot be read.
@@ -168,6 +169,7 @@ class _TowerEncoder:
         self.encodes_frames = frames and self.visual_column is not None
         self.encodes_titles = titles and "title" in dataset.column_names
         self.feature_columns = ["frame_features"] * (self.encodes_frames or self.has_frame_features)
+        self.feature_columns += ["image_features"] * self.encodes_frames
         self.feature_columns += ["title_features"] * self.encodes_titles
         self.unreadable: list[str] = []
 
@@ -177,6 +179,7 @@ class _TowerEncoder:
         parts = [rows_fingerprint]
         if self.encodes_frames:
             parts += [model.vision_tower, processor.image_processor.to_dict(), processor.num_frames]
+            parts += [model.config.vision_feature_layers]
         if self.has_frame_features:
             parts += [processor.num_frames]
         if self.encodes_titles:
@@ -206,20 +209,23 @@ class _TowerEncoder:
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         encoded = {}
         if self.encodes_frames:
-            encoded |= _to_columns("frame_features", self._encode_frames(rows[self.visual_column]))
+            encoded |= self._encode_frames(rows[self.visual_column])
         elif self.has_frame_features:
             encoded |= _to_columns("frame_features", self._sample_frames(rows["frame_features"]))
         if self.encodes_titles:
             encoded |= _to_columns("title_features", self._encode_titles(rows["title"]))
         return encoded | {UNREADABLE: [None] * _num_rows(rows)}
 
-    def _encode_frames(self, values: list) -> list[torch.Tensor | None]:
+    def _encode_frames(self, values: list) -> dict[str, list]:
         present = [value for value in values if value is not None]
         if not present:
-            return values
+            return _to_columns("frame_features", values) | _to_columns("image_features", values)
         batch = self.processor(**{f"{self.visual_column}s": present})
-        features = self.model.encode_frames(batch["pixel_values"].to(self._device)).cpu()
-        return _spread(values, features, batch["frame_mask"])
+        mask = batch["frame_mask"]
+        features = self.model.encode_frames(batch["pixel_values"].to(self._device), mask.to(self._device))
+        images = iter(features.image_features.cpu())
+        frames = _to_columns("frame_features", _spread(values, features.frame_features.cpu(), mask))
+        return frames | _to_columns("image_features", [None if value is None else next(images) for value in values])
 
     def _sample_frames(self, values: list) -> list[torch.Tensor | None]:
         present = [value for value in values if value is not None]
@@ -264,13 +270,13 @@ def _to_columns(name: str, features: list[torch.Tensor | None]) -> dict[str, lis
 class CachedFeatures(TorchDataset):
     """Reads the rows of [`cache_tower_features`], with their features as arrays.
 
-    `frame_features` are `[frames, tokens, width]` (`[frames, width]` if they come with the dataset) and
-    `title_features` `[length, width]`; they are `None` for an example that has none.
+    `frame_features` are `[frames, tokens, width]` (`[frames, width]` if they come with the dataset), `image_features`
+    `[image_feature_size]`, and `title_features` `[length, width]`; they are `None` for an example that has none.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.names = [n for n in ("frame_features", "title_features") if f"{n}_shape" in dataset.column_names]
+        self.names = [n for n in FEATURE_COLUMNS if f"{n}_shape" in dataset.column_names]
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -9,7 +9,10 @@ from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-MODALITY_COLUMNS = {"image": ("image", "video", "frame_features"), "title": ("title", "title_features")}
+MODALITY_COLUMNS = {
+    "image": ("image", "video", "frame_features", "image_features"),
+    "title": ("title", "title_features"),
+}
 
 
 def predict_tags(

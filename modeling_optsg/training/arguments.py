@@ -59,6 +59,13 @@ class OPTSGTrainingArguments:
     checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune. By default, training starts from pretrained towers."}
     )
+    classifier_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of --model_type asy on the same tags. The text tower and the tag "
+            "classifier are loaded from it, and frozen if --train_text_layers is 0."
+        },
+    )
     vision_tower: str = field(
         default="efficientnet-lite0",
         metadata={"help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features."},
@@ -69,7 +76,36 @@ class OPTSGTrainingArguments:
         metadata={"help": "Height and width of the images in pixels. Default: the size of the vision tower."},
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
-    train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower as well."})
+    train_text_layers: int = field(
+        default=0,
+        metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},
+    )
+    image_words: str = field(
+        default="auto",
+        metadata={
+            "help": "Words for images without a title. auto: the class names of an image classifier, or the 1,000 "
+            "most frequent training tags for a two-tower model such as CLIP. none: no image words. A file: one word "
+            "per line, for two-tower models."
+        },
+    )
+    extra_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset with extra images: NAME, NAME:CONFIGURATION or none. The images of its training split "
+            "are used in the image warm-up. They also replace images of training examples with the same title."
+        },
+    )
+    extra_image_ratio: float = field(
+        default=0.5, metadata={"help": "Probability of an extra image with the same title instead of the own image."}
+    )
+    image_warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs of the image warm-up, which trains only the image layers of the tag classifier."},
+    )
+    mismatch_ratio: float = field(
+        default=0.1,
+        metadata={"help": "Probability of the image of another training example, as a mismatch."},
+    )
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(
         default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are skipped."}
@@ -193,6 +229,17 @@ class OPTSGTrainingArguments:
         """
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        spec = MODEL_TYPES[self.model_type]
+        if spec.needs_book or not spec.is_trained:
+            # These find neighbours by the features of frozen towers.
+            self.train_text_layers = 0
+        if self.train_text_layers < -1:
+            raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
+        for name in ("extra_image_ratio", "mismatch_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
+        if self.image_warmup_epochs and self.streaming:
+            raise ValueError("--image_warmup_epochs needs cached features, so it cannot be combined with --streaming")
         if self.group_by_length and self.streaming:
             raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
         if self.num_stream_shards < 2:

@@ -12,11 +12,14 @@ from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, s
 from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-# The largest tables, with a row per token or tag, tolerate a coarser rounding than 16 bits.
-EIGHT_BIT_TABLES = (
+# Tables with a row per token or tag, and the first layers of wide inputs, tolerate a coarser rounding than 16 bits.
+EIGHT_BIT_WEIGHTS = (
     "tag_decoder.token_embeddings.weight",
-    "tag_classifier.classifier.class_embeddings.weight",
+    "tag_classifier.class_embeddings.weight",
     "model.text_tower.embeddings.word_embeddings.weight",
+    "model.image_words.classifier.weight",
+    "model.multimodal_encoder.evidence_pooler.image_inner.weight",
+    "model.multimodal_encoder.prompt_pooler.inner.weight",
 )
 
 
@@ -29,7 +32,7 @@ def save_checkpoint(
         model: The model.
         processor: Its processor.
         folder: Folder of the checkpoint.
-        half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_TABLES`. They load as 32-bit.
+        half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_WEIGHTS`. They load as 32-bit.
 
     Raises:
         OSError: The folder cannot be written to. The previous checkpoint stays.
@@ -67,11 +70,11 @@ def _use_registered_pipeline(config: Path) -> None:
 
 def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the state with rounded weights; `dtype` in config.json stays float32, so they load as such."""
-    # Buffers keep 32 bits: 16 bits would lose small variances of batch norms.
-    buffers = {name for name, _ in model.named_buffers()}
+    # Vectors among the buffers keep 32 bits: 16 bits would lose small variances of batch norms.
+    buffers = {name for name, buffer in model.named_buffers() if buffer.dim() < 2}
     tied = set(model.all_tied_weights_keys)
     return {
-        name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_TABLES else torch.float16)
+        name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_WEIGHTS else torch.float16)
         if tensor.is_floating_point() and name not in buffers
         else tensor
         for name, tensor in model.state_dict().items()
