@@ -14,14 +14,22 @@ from .configuration_optsg import OPTSGConfig
 from .generation_optsg import OrderPromptGenerationMixin
 from .image_words import VisionFeatures
 from .model_outputs import OPTSGModelOutput, OPTSGOutput
-from .multimodal_encoder import EncoderInputs, MemoryLayout, MultimodalEncoder
+from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
 from .prompt_encoder import PromptEncoder
 from .sampled_softmax import sample_classes, use_sampled_classes
 from .seeded_random import seeded_uniform
 from .tag_alignment import TagAlignment, TagAlignmentOutput
 from .tag_classifier import CosineClassifier, TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_pad_slots, lay_out_slots
-from .tag_evidence import INITIAL_LOG_IMAGE_WEIGHT, INITIAL_LOG_SCALES, EvidencePooler, ImageStandardizer
+from .tag_evidence import (
+    INITIAL_ATTENTION_WEIGHT,
+    INITIAL_LOG_IMAGE_WEIGHT,
+    INITIAL_LOG_SCALES,
+    AttentionPooler,
+    EvidencePooler,
+    ImageStandardizer,
+    TagEvidence,
+)
 from .towers import HALVES, TowerMixin, measure_image_features, register_shipped_tower
 
 # Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
@@ -122,6 +130,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PromptEncoder):
             # Similar queries would be matched to the same tags, so the initial queries are far apart.
             init.normal_(module.queries, std=1.0)
+        elif isinstance(module, AttentionPooler):
+            init.normal_(module.query, std=1.0)
         elif isinstance(module, TagAlignment):
             init.normal_(module.pad_embedding, std=self.config.initializer_range)
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
@@ -133,6 +143,7 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, EvidencePooler):
             init.copy_(module.log_scales, torch.tensor(INITIAL_LOG_SCALES))
             init.constant_(module.log_image_weight, INITIAL_LOG_IMAGE_WEIGHT)
+            init.constant_(module.attention_weight, INITIAL_ATTENTION_WEIGHT)
             # Start with an open gate.
             init.zeros_(module.gate_outer.weight)
             init.ones_(module.gate_outer.bias)
@@ -148,6 +159,63 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
     def __init__(self, config: OPTSGConfig):
         super().__init__(config)
         self._build_towers(config)
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> EncoderInputs:
+        """Run the towers on a batch, unless it has their features; see [`OPTSGModel.forward`]."""
+        vision, title_features = self.encode_inputs(
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
+        )
+        words, word_features, word_probabilities = self._look_up_words(vision)
+        return EncoderInputs(
+            frame_features=None if vision is None else vision.frame_features,
+            frame_mask=frame_mask,
+            image_features=None if vision is None else vision.image_features,
+            title_features=title_features,
+            attention_mask=attention_mask,
+            words=words,
+            word_features=word_features,
+            word_probabilities=word_probabilities,
+            example_seeds=example_seeds,
+        )
+
+    def _look_up_words(self, vision: VisionFeatures | None) -> tuple[torch.Tensor | None, ...]:
+        """Return the most probable image words, their text features and their probabilities, `None` without them."""
+        if self.image_words is None or vision is None or vision.word_probabilities is None:
+            return None, None, None
+        number = min(self.config.num_image_words, vision.word_probabilities.shape[1])
+        probabilities, words = vision.word_probabilities.topk(number, dim=1)
+        return words, self.image_words.text_features[words], probabilities
+
+
+class OPTSGEvidenceModel(OPTSGTowers):
+    """The towers and the evidence for a tag classifier, without memory and order prompts."""
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self.multimodal_encoder = EvidenceEncoder(config)
+        self.post_init()
+
+    def forward(self, **inputs: Any) -> TagEvidence:
+        """Compute the evidence of a batch.
+
+        Args:
+            inputs: Arguments of [`OPTSGModel.forward`].
+
+        Raises:
+            ValueError: As in [`OPTSGModel.forward`].
+        """
+        return self.multimodal_encoder(self.encode(**inputs)).evidence
 
 
 class OPTSGModel(OPTSGTowers):
@@ -202,23 +270,17 @@ class OPTSGModel(OPTSGTowers):
         Raises:
             ValueError: An example has neither a frame nor a title, a modality is given twice, or a shape is wrong.
         """
-        vision, title_features = self.encode_inputs(
-            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
+        features = self.encode(
+            pixel_values,
+            frame_features,
+            image_features,
+            frame_mask,
+            input_ids,
+            title_features,
+            attention_mask,
+            example_seeds,
         )
-        frame_features = None if vision is None else vision.frame_features
-        words, word_features, word_probabilities = self._look_up_words(vision)
-        encoded = self.multimodal_encoder(
-            EncoderInputs(
-                frame_features=frame_features,
-                frame_mask=frame_mask,
-                image_features=None if vision is None else vision.image_features,
-                title_features=title_features,
-                attention_mask=attention_mask,
-                word_features=word_features,
-                word_probabilities=word_probabilities,
-                example_seeds=example_seeds,
-            )
-        )
+        encoded = self.multimodal_encoder(features)
         order_prompts, attentions = self.prompt_encoder(
             encoded.memory, encoded.memory_mask, encoded.prompt_pooled, output_attentions
         )
@@ -226,26 +288,18 @@ class OPTSGModel(OPTSGTowers):
         if output_attentions:
             frame_size = None if pixel_values is None else tuple(pixel_values.shape[-2:])
             patch_size = getattr(self.config.vision_config, "patch_size", None)
-            layout = MemoryLayout.from_features(frame_features, encoded.title_length, frame_size, patch_size)
+            layout = MemoryLayout.from_features(features.frame_features, encoded.title_length, frame_size, patch_size)
         return OPTSGModelOutput(
             order_prompts=order_prompts,
             memory=encoded.memory,
             memory_mask=encoded.memory_mask,
             prompt_pooler_output=encoded.prompt_pooled,
             evidence=encoded.evidence,
-            image_words=words,
-            image_word_scores=word_probabilities,
+            image_words=features.words,
+            image_word_scores=features.word_probabilities,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
             memory_layout=layout,
         )
-
-    def _look_up_words(self, vision: VisionFeatures | None) -> tuple[torch.Tensor | None, ...]:
-        """Return the most probable image words, their text features and their probabilities, `None` without them."""
-        if self.image_words is None or vision is None or vision.word_probabilities is None:
-            return None, None, None
-        number = min(self.config.num_image_words, vision.word_probabilities.shape[1])
-        probabilities, words = vision.word_probabilities.topk(number, dim=1)
-        return words, self.image_words.text_features[words], probabilities
 
 
 class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
@@ -382,15 +436,20 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             raise ValueError("This model has use_tag_classifier=False, so it has no label vocabulary.")
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
-        tag_classifier, pooler = TagClassifier(config), EvidencePooler(config)
+        tag_classifier = TagClassifier(config)
         tag_classifier.label_vocabulary.set_tags(input_ids, counts)
-        self.config.num_tag_classes, tag_classifier.config = len(input_ids), self.config
-        for module in (*tag_classifier.modules(), *pooler.modules()):
-            self._init_weights(module)
-        self.tag_classifier = tag_classifier.to(self.lm_head.weight).train(self.training)
-        encoder = self.model.multimodal_encoder
-        if encoder.evidence_pooler is None:
-            encoder.evidence_pooler = pooler.to(self.lm_head.weight).train(self.training)
+        parts, encoder = [tag_classifier], None
+        if self.model.multimodal_encoder.evidence_pooler is None:
+            parts.append(encoder := MultimodalEncoder(config))
+        for part in parts:
+            for module in part.modules():
+                self._init_weights(module)
+            part.to(self.lm_head.weight).train(self.training).config = self.config
+        self.config.num_tag_classes = len(input_ids)
+        self.tag_classifier = tag_classifier
+        if encoder is not None:
+            encoder.load_state_dict(self.model.multimodal_encoder.state_dict(), strict=False)
+            self.model.multimodal_encoder = encoder
 
     def _embed_candidates(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if input_ids is None:

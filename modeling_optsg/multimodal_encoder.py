@@ -117,13 +117,23 @@ class Pooler(nn.Module):
         # The text tower encodes titles and tags: with this projection an example starts near the tags that its title
         # names.
         self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
+        # The slots, too, tag in the style of the image.
+        self.style_projection = None
+        if _has_style(config):
+            self.style_projection = nn.Linear(config.style_size, config.intermediate_size, bias=False)
 
-    def forward(self, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: list[torch.Tensor | None],
+        masks: list[torch.Tensor | None],
+        style: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Pool the tokens of both towers.
 
         Args:
             tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality.
             masks: `[batch, length]` each, true for tokens that are visible.
+            style: `[batch, style_size]`, see [`TagEvidence`].
 
         Returns:
             `[batch, hidden_size]`.
@@ -136,8 +146,11 @@ class Pooler(nn.Module):
             else:
                 # A missing modality contributes nothing, not even the bias of the norm.
                 pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
-        hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
-        return self.outer(self.dropout(hidden_states)) + self.title_projection(pooled[1])
+        hidden_states = self.inner(self.dropout(torch.cat(pooled, dim=-1)))
+        if style is not None:
+            hidden_states = hidden_states + self.style_projection(style)
+        hidden_states = self.outer(self.dropout(nn.functional.gelu(hidden_states)))
+        return hidden_states + self.title_projection(pooled[1])
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,8 @@ class EncoderInputs:
         image_features: `[batch, image_feature_size]`, given with `frame_features`.
         title_features: `[batch, title length, text width]`.
         attention_mask: `[batch, title length]`, true for real title tokens. By default all are real.
-        word_features: `[batch, words, text width]`, text features of the image words.
+        words: `[batch, words]`, indices of the most probable image words.
+        word_features: `[batch, words, text width]`, their text features.
         word_probabilities: `[batch, words]`, summing to 1, or 0 for an example without an image.
         example_seeds: `[batch]`, seeds of modality and token dropout in training.
     """
@@ -160,9 +174,26 @@ class EncoderInputs:
     image_features: torch.Tensor | None = None
     title_features: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
+    words: torch.Tensor | None = None
     word_features: torch.Tensor | None = None
     word_probabilities: torch.Tensor | None = None
     example_seeds: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VisibleTokens:
+    """Output of [`EvidenceEncoder`].
+
+    Args:
+        tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality. An
+            unfamiliar image without a title has image words instead of a title.
+        masks: `[batch, length]` each, true for tokens that are visible.
+        evidence: Evidence for the tag classifier; `None` without one.
+    """
+
+    tokens: list[torch.Tensor | None]
+    masks: list[torch.Tensor | None]
+    evidence: TagEvidence | None
 
 
 @dataclass(frozen=True)
@@ -185,8 +216,8 @@ class EncoderOutput:
     evidence: TagEvidence | None
 
 
-class MultimodalEncoder(nn.Module):
-    """Projects the towers' tokens to one width, adds frame positions and modalities, and fuses them.
+class EvidenceEncoder(nn.Module):
+    """Selects the visible tokens of a batch, and pools them into evidence for the tag classifier.
 
     The towers belong to the model, not to this module, so that they can be frozen, cached or left out.
     """
@@ -194,22 +225,9 @@ class MultimodalEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
-        self.frame_projection = nn.Sequential(
-            nn.LayerNorm(config.frame_feature_size), nn.Linear(config.frame_feature_size, config.hidden_size)
-        )
-        self.title_projection = nn.Sequential(
-            nn.LayerNorm(config.text_config.hidden_size), nn.Linear(config.text_config.hidden_size, config.hidden_size)
-        )
-        self.frame_positions = nn.Embedding(config.max_frames, config.hidden_size)
-        self.modalities = nn.Embedding(2, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
-        has_classifier = config.use_tag_classifier and config.num_tag_classes
-        self.evidence_pooler = EvidencePooler(config) if has_classifier else None
+        self.evidence_pooler = EvidencePooler(config) if _has_classifier(config) else None
 
-    def forward(self, inputs: EncoderInputs) -> EncoderOutput:
+    def forward(self, inputs: EncoderInputs) -> VisibleTokens:
         """Encode a batch.
 
         Args:
@@ -237,36 +255,14 @@ class MultimodalEncoder(nn.Module):
             tokens[0] = tokens[0].flatten(1, 2)
         evidence = None
         if self.evidence_pooler is not None:
-            evidence = self._collect_evidence(inputs, tokens[1], masks)
+            evidence = self._collect_evidence(inputs, tokens, masks)
             tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
-        prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks)
-        embedded = []
-        if tokens[0] is not None:
-            embedded.append(self._embed_frames(inputs.frame_features))
-        if tokens[1] is not None:
-            embedded.append(self.title_projection(tokens[1]) + self.modalities.weight[1])
-        memory = self.dropout(torch.cat(embedded, dim=1))
-        memory_mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
-        for layer in self.layers:
-            memory, _ = layer(memory, memory_mask[:, None, None, :])
-        title_length = 0 if tokens[1] is None else tokens[1].shape[1]
-        return EncoderOutput(self.norm(memory), memory_mask, title_length, prompt_pooled, evidence)
+        return VisibleTokens(tokens, masks, evidence)
 
     def _collect_evidence(
-        self, inputs: EncoderInputs, titles: torch.Tensor | None, masks: list[torch.Tensor | None]
+        self, inputs: EncoderInputs, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]
     ) -> TagEvidence:
-        batch = next(len(mask) for mask in masks if mask is not None)
-        like = self.norm.weight
-        has_image, has_title = (
-            torch.zeros(batch, dtype=torch.bool, device=like.device) if mask is None else mask.any(dim=1)
-            for mask in masks
-        )
-        image_features, pooled_titles = inputs.image_features, pool_tokens(titles, masks[1])
-        if image_features is None:
-            image_features = like.new_zeros(batch, self.config.image_feature_size)
-        if pooled_titles is None:
-            pooled_titles = like.new_zeros(batch, self.config.text_config.hidden_size)
-        evidence = self.evidence_pooler(image_features, has_image, pooled_titles, has_title)
+        evidence = self.evidence_pooler(inputs.image_features, tokens, masks)
         if inputs.word_features is not None:
             evidence.word_vectors = self.evidence_pooler.title_vectors(inputs.word_features)
             evidence.word_probabilities = inputs.word_probabilities
@@ -289,11 +285,6 @@ class MultimodalEncoder(nn.Module):
             )
         mask = _full_mask(features) if inputs.frame_mask is None else inputs.frame_mask.bool()
         return mask.repeat_interleave(tokens, dim=1)
-
-    def _embed_frames(self, frame_features: torch.Tensor) -> torch.Tensor:
-        positions = self.frame_positions(torch.arange(frame_features.shape[1], device=frame_features.device))
-        embedded = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
-        return embedded.flatten(1, 2)
 
     def _pool_titles_at_random(
         self, titles: torch.Tensor | None, mask: torch.Tensor | None, seeds: torch.Tensor | None
@@ -332,6 +323,62 @@ class MultimodalEncoder(nn.Module):
                 for thinned, mask in zip(kept, masks, strict=True)
             ]
         return masks
+
+
+class MultimodalEncoder(EvidenceEncoder):
+    """Projects the towers' tokens to one width, adds frame positions and modalities, and fuses them."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.frame_projection = nn.Sequential(
+            nn.LayerNorm(config.frame_feature_size), nn.Linear(config.frame_feature_size, config.hidden_size)
+        )
+        self.title_projection = nn.Sequential(
+            nn.LayerNorm(config.text_config.hidden_size), nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        )
+        self.frame_positions = nn.Embedding(config.max_frames, config.hidden_size)
+        self.modalities = nn.Embedding(2, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
+        self.style_projection = None
+        if _has_style(config):
+            self.style_projection = nn.Linear(config.style_size, config.hidden_size, bias=False)
+
+    def forward(self, inputs: EncoderInputs) -> EncoderOutput:
+        """Encode a batch; see [`EvidenceEncoder.forward`]."""
+        visible = super().forward(inputs)
+        tokens, masks, evidence = visible.tokens, visible.masks, visible.evidence
+        style = None if evidence is None else evidence.style
+        prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks, style)
+        embedded = []
+        if tokens[0] is not None:
+            embedded.append(self._embed_frames(inputs.frame_features))
+        if tokens[1] is not None:
+            embedded.append(self.title_projection(tokens[1]) + self.modalities.weight[1])
+        memory = torch.cat(embedded, dim=1)
+        if style is not None:
+            memory = memory + self.style_projection(style)[:, None]
+        memory = self.dropout(memory)
+        memory_mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
+        for layer in self.layers:
+            memory, _ = layer(memory, memory_mask[:, None, None, :])
+        title_length = 0 if tokens[1] is None else tokens[1].shape[1]
+        return EncoderOutput(self.norm(memory), memory_mask, title_length, prompt_pooled, evidence)
+
+    def _embed_frames(self, frame_features: torch.Tensor) -> torch.Tensor:
+        positions = self.frame_positions(torch.arange(frame_features.shape[1], device=frame_features.device))
+        embedded = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
+        return embedded.flatten(1, 2)
+
+
+def _has_classifier(config: PreTrainedConfig) -> bool:
+    return bool(config.use_tag_classifier and config.num_tag_classes)
+
+
+def _has_style(config: PreTrainedConfig) -> bool:
+    return bool(_has_classifier(config) and config.style_size)
 
 
 def _full_mask(tokens: torch.Tensor) -> torch.Tensor:

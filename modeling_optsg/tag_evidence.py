@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from .layers import FeedForward, MultiHeadAttention, pool_tokens
+
 # Initial logarithms of the scales of title and image evidence.
 INITIAL_LOG_SCALES = (2.7, 2.3)
 # Minimum gate (with a title) or familiarity (without a title, if there are image words) for frames to stay in the
@@ -14,6 +16,8 @@ INITIAL_LOG_SCALES = (2.7, 2.3)
 TRUSTED = 0.5
 # Initial logarithm of the weight of the image if there is also a title.
 INITIAL_LOG_IMAGE_WEIGHT = -1.0
+# Initial weight of the output of the attention pooler, which is normalised and means nothing yet.
+INITIAL_ATTENTION_WEIGHT = 0.05
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
 # Hidden size of the gate.
@@ -39,6 +43,7 @@ class TagEvidence:
         familiarity: `[batch]`, 1 for an image like the training images, 0 for one unlike them.
         has_title: `[batch]`, boolean.
         has_image: `[batch]`, boolean.
+        style: `[batch, style_size]`, the style of the image, 0 without an image. `None` if `style_size` is 0.
         word_vectors: `[batch, words, hidden_size]`, the evidence of each word that the vision tower sees in the image.
             `None` without image words.
         word_probabilities: `[batch, words]`, the probability of each word.
@@ -52,6 +57,7 @@ class TagEvidence:
     familiarity: torch.Tensor
     has_title: torch.Tensor
     has_image: torch.Tensor
+    style: torch.Tensor | None = None
     word_vectors: torch.Tensor | None = None
     word_probabilities: torch.Tensor | None = None
 
@@ -132,6 +138,42 @@ class ImageStandardizer(nn.Module):
         return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
 
 
+class AttentionPooler(nn.Module):
+    """One learned query that attends to the tokens of frames and title, for what a mean of the tokens loses."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        widths = (config.frame_feature_size, config.text_config.hidden_size)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for width in widths)
+        self.query = nn.Parameter(torch.empty(1, config.hidden_size))
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = FeedForward(config)
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
+        """Pool the tokens of both towers.
+
+        Args:
+            tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality.
+            masks: `[batch, length]` each, true for tokens that are visible. Every example has one.
+
+        Returns:
+            `[batch, hidden_size]`.
+        """
+        parts = zip(tokens, self.norms, self.projections, strict=True)
+        memory = [projection(norm(part.to(norm.weight.dtype))) for part, norm, projection in parts if part is not None]
+        mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
+        memory = self.dropout(torch.cat(memory, dim=1))
+        query = self.query.expand(len(memory), -1, -1)
+        attended, _ = self.attention(query, memory, mask[:, None, None, :])
+        hidden_states = query + self.dropout(attended)
+        hidden_states = hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
+        return self.norm(hidden_states)[:, 0]
+
+
 class EvidencePooler(nn.Module):
     """Turns pooled tower features into evidence.
 
@@ -162,6 +204,8 @@ class EvidencePooler(nn.Module):
         self.log_scales = nn.Parameter(torch.tensor(INITIAL_LOG_SCALES))
         # With a title, the image gets a smaller weight.
         self.log_image_weight = nn.Parameter(torch.full((1,), INITIAL_LOG_IMAGE_WEIGHT))
+        self.attention_pooler = AttentionPooler(config)
+        self.attention_weight = nn.Parameter(torch.full((1,), INITIAL_ATTENTION_WEIGHT))
         self.dropout = nn.Dropout(config.classifier_dropout)
 
     def title_vectors(self, pooled_titles: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
@@ -188,19 +232,27 @@ class EvidencePooler(nn.Module):
 
     def forward(
         self,
-        image_features: torch.Tensor,
-        has_image: torch.Tensor,
-        pooled_titles: torch.Tensor,
-        has_title: torch.Tensor,
+        image_features: torch.Tensor | None,
+        tokens: list[torch.Tensor | None],
+        masks: list[torch.Tensor | None],
     ) -> TagEvidence:
         """Compute the evidence of a batch.
 
         Args:
-            image_features: `[batch, image_feature_size]`; any values without an image.
-            has_image: `[batch]`, boolean.
-            pooled_titles: `[batch, text width]`, mean-pooled titles; any values without a title.
-            has_title: `[batch]`, boolean.
+            image_features: `[batch, image_feature_size]`, `None` without images.
+            tokens, masks: See [`AttentionPooler.forward`].
         """
+        like = self.title_norm.weight
+        batch = next(len(mask) for mask in masks if mask is not None)
+        has_image, has_title = (
+            torch.zeros(batch, dtype=torch.bool, device=like.device) if mask is None else mask.any(dim=1)
+            for mask in masks
+        )
+        if image_features is None:
+            image_features = like.new_zeros(batch, self.standardizer.mean.shape[0])
+        pooled_titles = pool_tokens(tokens[1], masks[1])
+        if pooled_titles is None:
+            pooled_titles = like.new_zeros(batch, self.title_norm.weight.shape[0])
         standardized = self.standardizer(image_features)
         title, image = self.title_vectors(pooled_titles), self.image_vectors(standardized)
         familiarity = self.standardizer.familiarity(image_features)
@@ -210,13 +262,15 @@ class EvidencePooler(nn.Module):
         clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]
         match_logits = self.gate_outer(F.gelu(self.gate_inner(torch.cat(clues, dim=-1))))
         gate = match_logits.sigmoid() * familiarity[:, None]
-        styled = title
+        styled, style = title, None
         if self.style is not None:
-            styled = self.title_vectors(pooled_titles, gate * F.gelu(self.style(self.dropout(standardized))))
+            trust = torch.where(has_title[:, None], gate, familiarity[:, None]) * has_image[:, None]
+            style = trust * F.gelu(self.style(self.dropout(standardized)))
+            styled = self.title_vectors(pooled_titles, style)
         both = styled + gate * self.log_image_weight.exp() * image
         has_both = (has_title & has_image)[:, None]
         alone = torch.where(has_title[:, None], title, image)
-        return TagEvidence(
+        evidence = TagEvidence(
             vectors=torch.where(has_both, both, alone),
             title_vectors=title,
             image_vectors=image,
@@ -225,4 +279,8 @@ class EvidencePooler(nn.Module):
             familiarity=familiarity,
             has_title=has_title,
             has_image=has_image,
+            style=style,
         )
+        frames = None if masks[0] is None else masks[0] & evidence.uses_image[:, None]
+        evidence.vectors = evidence.vectors + self.attention_weight * self.attention_pooler(tokens, [frames, masks[1]])
+        return evidence

@@ -13,6 +13,12 @@ HAS = torch.tensor([True, True, True])
 HAS_NOT = torch.tensor([False, False, False])
 
 
+def pool(pooler, images, has_image, titles, has_title):
+    """Compute the evidence of images of one frame with one token, and of titles of one token."""
+    tokens = [images[:, None], titles[:, None]]
+    return pooler(images, tokens, [has_image[:, None], has_title[:, None]])
+
+
 @pytest.fixture(scope="module")
 def config(tower_configs):
     return OPTSGConfig(
@@ -28,7 +34,16 @@ def config(tower_configs):
 @pytest.fixture(scope="module")
 def pooler(config):
     torch.manual_seed(0)
-    return EvidencePooler(config).eval()
+    pooler = EvidencePooler(config).eval()
+    torch.nn.init.normal_(pooler.attention_pooler.query)
+    # The attention pooler has tests of its own below.
+    return without_attention(pooler)
+
+
+def without_attention(pooler):
+    pooler = copy.deepcopy(pooler)
+    pooler.attention_weight.data.zero_()
+    return pooler
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +59,9 @@ def features():
 @pytest.mark.parametrize("filler", [0.0, 7.0])
 def test_title_and_image_alone_do_not_depend_on_each_other(pooler, features, filler):
     images, titles = features
-    both = pooler(images, HAS, titles, HAS)
-    title_alone = pooler(torch.full_like(images, filler), HAS_NOT, titles, HAS)
-    image_alone = pooler(images, HAS, torch.full_like(titles, filler), HAS_NOT)
+    both = pool(pooler, images, HAS, titles, HAS)
+    title_alone = pool(pooler, torch.full_like(images, filler), HAS_NOT, titles, HAS)
+    image_alone = pool(pooler, images, HAS, torch.full_like(titles, filler), HAS_NOT)
     for name, alone in (("title_vectors", title_alone), ("image_vectors", image_alone)):
         torch.testing.assert_close(alone.vectors, getattr(both, name))
         torch.testing.assert_close(getattr(alone, name), getattr(both, name))
@@ -61,7 +76,7 @@ def test_a_closed_gate_leaves_the_title_alone(pooler, features):
     images, titles = features
     has_image = torch.tensor([True, True, False])
     has_title = torch.tensor([True, False, True])
-    found, trusted = (part(images, has_image, titles, has_title) for part in (closed, pooler))
+    found, trusted = (pool(part, images, has_image, titles, has_title) for part in (closed, pooler))
     assert found.image_gate.eq(0).all() and trusted.image_gate.gt(0.4).all()
     torch.testing.assert_close(found.vectors[0], found.title_vectors[0])
     assert not torch.allclose(found.vectors[0], trusted.vectors[0], atol=0.1)
@@ -75,11 +90,11 @@ def test_without_trust_only_the_title_counts(pooler, features):
     images, titles = features
     closed = copy.deepcopy(pooler)
     closed.gate_outer.bias.fill_(-1e4)
-    evidence = closed(images, HAS, titles, HAS)
+    evidence = pool(closed, images, HAS, titles, HAS)
     torch.testing.assert_close(evidence.vectors, evidence.title_vectors)
     opened = copy.deepcopy(pooler)
     opened.gate_outer.bias.fill_(1e4)
-    assert not torch.allclose(opened(images, HAS, titles, HAS).vectors, evidence.vectors, atol=0.1)
+    assert not torch.allclose(pool(opened, images, HAS, titles, HAS).vectors, evidence.vectors, atol=0.1)
 
 
 @torch.no_grad()
@@ -91,9 +106,40 @@ def test_a_title_is_read_in_the_style_of_its_image(pooler, features):
     opened.gate_outer.bias.fill_(1e4)
     opened.log_image_weight.fill_(-1e4)
     style = torch.nn.functional.gelu(opened.style(opened.standardizer(images)))
-    evidence = opened(images, HAS, titles, HAS)
+    evidence = pool(opened, images, HAS, titles, HAS)
     torch.testing.assert_close(evidence.vectors, opened.title_vectors(titles, style))
     assert not torch.allclose(evidence.vectors, evidence.title_vectors, atol=0.05)
+
+
+# Attention
+
+
+@torch.no_grad()
+def test_the_attention_pooler_reads_visible_tokens_only(config, features):
+    torch.manual_seed(2)
+    pooler = EvidencePooler(config).eval()
+    torch.nn.init.normal_(pooler.attention_pooler.query)
+    pooler.attention_weight.fill_(1.0)
+    images, titles = features
+    opened, closed = copy.deepcopy(pooler), copy.deepcopy(pooler)
+    opened.gate_outer.bias.fill_(1e4)
+    closed.gate_outer.bias.fill_(-1e4)
+    with_image, ignored = (pool(part, images, HAS, titles, HAS) for part in (opened, closed))
+    alone = pool(opened, images, HAS_NOT, titles, HAS)
+    # Frames of an ignored image are hidden.
+    torch.testing.assert_close(ignored.vectors, alone.vectors)
+    assert not torch.allclose(with_image.vectors, alone.vectors, atol=0.1)
+    attended = alone.vectors - alone.title_vectors
+    torch.testing.assert_close(attended, opened.attention_pooler([None, titles[:, None]], [None, HAS[:, None]]))
+    # The order of tokens does not matter, their content does.
+    tokens = torch.randn(3, 4, TEXT_SIZE)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    first = opened.attention_pooler([None, tokens], [None, mask])
+    torch.testing.assert_close(opened.attention_pooler([None, tokens.flip(1)], [None, mask.flip(1)]), first)
+    tokens[~mask] = 9.0
+    torch.testing.assert_close(opened.attention_pooler([None, tokens], [None, mask]), first)
+    tokens[0, 1] = 9.0
+    assert not torch.allclose(opened.attention_pooler([None, tokens], [None, mask])[0], first[0], atol=1e-3)
 
 
 # Familiarity

@@ -114,7 +114,10 @@ def test_baselines_train_with_the_same_loop(train, trained, folder, settings, tm
     assert ("pad_bias" in fit) == (model_type not in ("asy", "knn"))
     if model_type != "knn":
         saved = json.loads((tmp_path / "run/config.json").read_text())
-        assert saved["num_prompts"] == (4 if model_type.startswith("model") else 1), "only Models F and G have slots"
+        has_one_prompt = model_type in ("sequence", "open-book")
+        assert saved["num_prompts"] == (1 if has_one_prompt else 4)
+        max_tags = json.loads((tmp_path / "run/processor_config.json").read_text())["num_prompts"]
+        assert max_tags == (4 if model_type.startswith("model") else 100), "only Models F and G have slots"
     threshold = MODEL_TYPES[model_type].model.from_pretrained(tmp_path / "run").generation_config.threshold
     assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
     assert (tmp_path / "run/book").is_dir() == (model_type == "open-book")

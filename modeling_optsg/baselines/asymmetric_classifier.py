@@ -1,20 +1,18 @@
 """ASY: multi-label classification with the asymmetric loss (Ridnik et al., ICCV 2021)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
-from modeling_optsg.modeling_optsg import OPTSGModel, OPTSGPreTrainedModel
+from modeling_optsg.modeling_optsg import OPTSGEvidenceModel, OPTSGPreTrainedModel
 from modeling_optsg.tag_classifier import LabelVocabulary, TagClassifier
 from modeling_optsg.tag_ranking import rank_tags
 
@@ -35,28 +33,19 @@ class ASYOutput(ModelOutput):
 
 
 class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
-    """Multi-label classifier over the label vocabulary, on OP-TSG's own encoder. It cannot predict novel tags.
+    """Multi-label classifier over the label vocabulary: OP-TSG's [`TagClassifier`] alone.
 
-    It is OP-TSG's [`TagClassifier`]. The mean of the paper's queries is added to its evidence, through a learned gate
-    that starts at 0.
+    It cannot predict novel tags.
     """
 
     config_class = ASYConfig
 
     def __init__(self, config: ASYConfig):
         super().__init__(config)
-        self.model = OPTSGModel(config)
+        self.model = OPTSGEvidenceModel(config)
         self.tag_classifier = TagClassifier(config)
-        # The queries' outputs are normalised and much larger than the evidence, and carry nothing at first.
-        self.query_gate = nn.Parameter(torch.zeros(1))
         self.post_init()
         self.generation_config = GenerationConfig(threshold=0.0)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            init.zeros_(self.query_gate)
 
     @property
     def label_vocabulary(self) -> LabelVocabulary:
@@ -85,9 +74,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: An example cannot be encoded, or `labels` come without the classes of their tags.
         """
-        outputs = self.model(**inputs)
-        vectors = outputs.evidence.vectors + self.query_gate * outputs.order_prompts.mean(dim=1)
-        evidence = replace(outputs.evidence, vectors=vectors)
+        evidence = self.model(**inputs)
         if labels is None:
             return ASYOutput(logits=self.tag_classifier.logits(evidence))
         return ASYOutput(loss=self.tag_classifier(evidence, labels, tag_ids, is_mismatched))

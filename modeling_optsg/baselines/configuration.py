@@ -27,13 +27,10 @@ class ASYConfig(OPTSGConfig):
     """Configuration of [`ASYForTagClassification`].
 
     Args:
-        num_prompts: Number of queries that pool the memory; their outputs are averaged.
         num_tag_classes: Size of the label vocabulary. Each tag is a class.
     """
 
     model_type = "optsg_asy"
-
-    num_prompts: int = 1
 
 
 class OpenBookConfig(OPTSGConfig):

@@ -66,8 +66,8 @@ class ModelSpec:
 
 
 ADJUSTED = {"logit_adjustment": LOGIT_ADJUSTMENTS}
-# Models without slots pool the memory with one query.
-ONE_QUERY = {"num_prompts": 1}
+# Models that generate one sequence have one prompt.
+ONE_PROMPT = {"num_prompts": 1}
 
 MODEL_TYPES = {
     "op-tsg": ModelSpec(OPTSGForTagGeneration, ("parallel", "sequential"), tags_per_slot="beams"),
@@ -77,11 +77,10 @@ MODEL_TYPES = {
         ASYForTagClassification,
         has_pad=False,
         needs_classes=True,
-        config=ONE_QUERY | {"use_prompt_pooler": False},
         fitted=ADJUSTED,
     ),
-    "sequence": ModelSpec(OpenBookForTagGeneration, config=ONE_QUERY | {"num_book_examples": 0}),
-    "open-book": ModelSpec(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
+    "sequence": ModelSpec(OpenBookForTagGeneration, config=ONE_PROMPT | {"num_book_examples": 0}),
+    "open-book": ModelSpec(OpenBookForTagGeneration, needs_book=True, config=ONE_PROMPT),
     "knn": ModelSpec(
         KNNForTagVote,
         has_pad=False,

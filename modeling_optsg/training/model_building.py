@@ -169,7 +169,8 @@ def _build_on_towers(
     )
     if model_type.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier):
         model.set_label_vocabulary(ids, class_counts)
-    processor = _build_processor(args, vision, text, tag_tokenizer, model.config.num_prompts, counts)
+    max_tags = MAX_TAGS if model_type.tags_per_slot is None else model.config.num_prompts
+    processor = _build_processor(args, vision, text, tag_tokenizer, max_tags, counts)
     can_have_words = vision is not None and can_name_images(vision)
     if args.image_words not in ("auto", "none") and not can_have_words:
         raise ValueError(f"--image_words {args.image_words}: the vision tower {args.vision_tower} cannot name images.")
@@ -202,13 +203,13 @@ def _build_processor(
     vision: str | None,
     text: str,
     tag_tokenizer: PreTrainedTokenizerBase,
-    num_prompts: int,
+    max_tags: int,
     counts: Counter,
 ) -> OPTSGProcessor:
     settings = {
         "num_frames": args.num_frames,
         # The maximum number of tags per example in training, also for models without slots.
-        "num_prompts": num_prompts if num_prompts > 1 else MAX_TAGS,
+        "num_prompts": max_tags,
         "max_tag_tokens": args.max_tag_tokens,
         "label_vocabulary": dict(counts),
     }
