@@ -89,7 +89,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, train["title"])
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
     elif model_type.is_trained and not args.streaming:
-        extra_images = load_extra_images(model, processor, args)
+        extra_images = load_extra_images(train, model, processor, args)
         with accelerator.main_process_first():
             warm_up_image_evidence(model, args, tags, train_dataset, extra_images)
         train_dataset = augment_images(train_dataset, extra_images, model, args)

@@ -1,13 +1,16 @@
-"""Training examples with other images: further drawings of the same title, and images that do not belong to it."""
+"""Training examples with other images: of the same title, of another example, and changed copies."""
 
 from collections import Counter
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageDraw
 
 from modeling_optsg.data.feature_cache import CachedFeatures
-from modeling_optsg.training import AugmentedImages
+from modeling_optsg.training import AugmentedImages, image_changes
+from modeling_optsg.training.image_changes import change_image, changed_copies
 
 TITLES = ["Home", "star outline", "mic", "mic off", None, ""]
 EXTRA_TITLES = ["home filled", "HOME", "star", "mic off filled", None, "", "other"]
@@ -92,3 +95,45 @@ def test_all_features_of_an_image_are_replaced_together():
 def test_images_of_other_titles_are_not_extra_images(title, other):
     dataset = AugmentedImages(named_images("own", [title], "t"), named_images("extra", [other], "x"), 1.0)
     assert dataset[0, 0]["image"] == "own 0"
+
+
+# Changed copies
+
+
+@pytest.fixture
+def drawing():
+    image = Image.new("RGB", (60, 40), "white")
+    ImageDraw.Draw(image).rectangle((25, 15, 34, 24), fill="red")
+    return image
+
+
+def test_a_changed_image_keeps_size_and_colours(drawing):
+    copies = [change_image(drawing, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(copy.size == drawing.size and copy.mode == "RGB" for copy in copies)
+    again = change_image(drawing, np.random.default_rng(3))
+    assert again.tobytes() == copies[3].tobytes() and len({copy.tobytes() for copy in copies}) == 40
+    areas, centres = [], []
+    for copy in copies:
+        assert copy.getpixel((0, 0)) == (255, 255, 255), "the background fills what is uncovered"
+        red = np.asarray(copy)[..., 1] < 128
+        assert (np.asarray(copy)[..., 0] >= 250).all(), "red and white stay"
+        areas.append(red.sum() / 100)
+        centres.append(np.argwhere(red).mean(axis=0))
+    # Strokes are a pixel thinner or thicker on each side, and the drawing is 0.75 to 1.2 times as large.
+    assert 0.75**2 * 0.64 * 0.8 < min(areas) < 0.6 and 1.6 < max(areas) < 1.2**2 * 1.44 * 1.15
+    shifts = np.abs(np.array(centres) - (19.5, 29.5))
+    assert (shifts <= (0.08 * 40 + 1, 0.08 * 60 + 1)).all() and (shifts.max(axis=0) > (2, 3)).all()
+
+
+def test_copies_of_training_examples_differ_and_are_kept(drawing, tmp_path, monkeypatch):
+    rows = Dataset.from_dict({"title": ["a", "b", "c"], "image": [drawing, drawing, None]}).cast_column(
+        "image", ImageFeature()
+    )
+    first, second = (changed_copies(rows, number, tmp_path / "cache") for number in range(2))
+    found = [image.tobytes() for copy in (first, second) for image in copy["image"][:2]]
+    assert len(set(found)) == 4 and drawing.tobytes() not in found
+    assert first["title"][:] == ["a", "b", "c"] and first[2]["image"] is None
+    monkeypatch.setattr(image_changes, "change_image", lambda *args: pytest.fail("it was changed again"))
+    assert changed_copies(rows, 1, tmp_path / "cache")[1]["image"].tobytes() == found[3]
+    with pytest.raises(ValueError, match="--num_image_copies needs a dataset with images"):
+        changed_copies(rows.remove_columns("image"), 0, tmp_path)

@@ -103,11 +103,11 @@ def load_extras(tiny_model, tiny_processor, tmp_path):
     """Loads extra images for the tiny model."""
     PartialState()
 
-    def load(name, **more):
+    def load(name, train=None, **more):
         args = OPTSGTrainingArguments(
             "run", extra_images=name, dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"), **more
         )
-        return load_extra_images(tiny_model, tiny_processor, args)
+        return load_extra_images(train, tiny_model, tiny_processor, args)
 
     return load
 
@@ -161,6 +161,16 @@ def test_extra_images_may_come_from_a_configuration(load_extras, configurations,
         assert {(example["title"], *example["tags"]) for example in extras} == {(name, f"tag of {name}")}
         assert len({example["image_features"].tobytes() for example in extras}) == number
     assert list((tmp_path / "datasets").rglob("*.arrow")), "they are prepared in dataset_dir"
+
+
+def test_copies_are_further_extra_images(load_extras, folder, configurations):
+    train = load_tagging_dataset(folder, split="train")
+    extras = load_extras(f"{configurations}:more", train, num_image_copies=2)
+    assert len(extras) == 3 + 2 * 16 and extras.dataset["title"][3:] == 2 * train["title"][:]
+    copies = [extras[index]["image_features"].tobytes() for index in range(3, 35)]
+    own = load_extras(str(folder))
+    assert len({*copies, *(own[index]["image_features"].tobytes() for index in range(16))}) > 32
+    assert len(load_extras(None, train, num_image_copies=1)) == 16
 
 
 @pytest.mark.parametrize("name", [None, ""])

@@ -95,6 +95,13 @@ class OPTSGTrainingArguments:
             "are used in the image warm-up. They also replace images of training examples with the same title."
         },
     )
+    num_image_copies: int = field(
+        default=0,
+        metadata={
+            "help": "Number of changed copies of each training image (other size, position, angle and stroke width), "
+            "used like extra images."
+        },
+    )
     extra_image_ratio: float = field(
         default=0.5, metadata={"help": "Probability of an extra image with the same title instead of the own image."}
     )
@@ -235,6 +242,8 @@ class OPTSGTrainingArguments:
             self.train_text_layers = 0
         if self.train_text_layers < -1:
             raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
+        if self.num_image_copies < 0:
+            raise ValueError(f"--num_image_copies {self.num_image_copies} must not be negative")
         for name in ("extra_image_ratio", "mismatch_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")

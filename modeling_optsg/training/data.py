@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from datasets import Dataset, DatasetInfo, Features, IterableDataset
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
@@ -28,6 +28,7 @@ from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
+from .image_changes import changed_copies
 from .run_state import STATE_FOLDER
 from .sampling import example_seed
 from .streaming import TaggedStream, open_stream_shards
@@ -223,18 +224,37 @@ def cache_examples(
 
 
 def load_extra_images(
-    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+    train: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
 ) -> CachedFeatures | None:
-    """Return the examples of `--extra_images` with the features of their images, or `None` without the argument."""
-    if args.extra_images in (None, "", "none"):
+    """Return further images for the training examples, with their features: `--extra_images` and changed copies.
+
+    Args:
+        train: Training examples.
+        model: Model with the towers.
+        processor: Its processor.
+        args: Arguments of the training.
+
+    Returns:
+        Examples with `title`, `tags` and the features of their images, `None` if there are none.
+
+    Raises:
+        ValueError: The training examples have no images to copy, or an error of [`load_tagging_dataset`].
+    """
+    sources = []
+    if args.extra_images not in (None, "", "none"):
+        name, configuration = args.extra_images, ""
+        if not Path(name).exists():
+            name, _, configuration = name.rpartition(":") if ":" in name else (name, "", "")
+        options = {"config_name": configuration} if configuration else {}
+        sources.append(load_tagging_dataset(name, split="train", cache_dir=args.dataset_dir, **options))
+    folder = Path(args.cache_dir) / "features"
+    sources += [changed_copies(train, number, folder) for number in range(args.num_image_copies)]
+    if not sources:
         return None
-    name, configuration = args.extra_images, ""
-    if not Path(name).exists():
-        name, _, configuration = name.rpartition(":") if ":" in name else (name, "", "")
-    options = {"config_name": configuration} if configuration else {}
-    rows = load_tagging_dataset(name, split="train", cache_dir=args.dataset_dir, **options)
-    examples, rows, _ = cache_examples(rows, model, processor, args, titles=False)
-    logger.info(f"{len(rows)} extra images.")
+    cached = [cache_examples(rows, model, processor, args, titles=False)[0].dataset for rows in sources]
+    names = [name for name in cached[0].column_names if all(name in other.column_names for other in cached)]
+    examples = CachedFeatures(concatenate_datasets([rows.select_columns(names) for rows in cached]))
+    logger.info(f"{len(examples)} extra images.")
     return examples
 
 
