@@ -16,6 +16,7 @@ from statistics import fmean
 import matplotlib
 
 from experiments.icon_tagging.compare_page import write_page
+from experiments.icon_tagging.recipe import SECOND_PHASE
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, read_summary, write_result
 from modeling_optsg.evaluation.metrics import tag_gain
 from modeling_optsg.evaluation.prediction import predict_tags
@@ -29,7 +30,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 FREQUENCIES = (1, 2, 3, 5, 10, 25, 50, 100)
 METRICS = (*F1_METRICS, "example_f1", "tag_gain", "tags_per_example")
 # Arguments in which compared runs may differ.
-FREE_ARGUMENTS = {*RESUMABLE_ARGUMENTS, "model_type", "seed"}
+# Models with slots and a tag classifier are trained in two phases, so their second phase has other arguments.
+FREE_ARGUMENTS = {*RESUMABLE_ARGUMENTS, "model_type", "seed", "classifier_checkpoint", *SECOND_PHASE}
 
 
 def score(run: Run, benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, list[list[dict]]]]:

@@ -1,19 +1,16 @@
 r"""Trains the runs behind this folder's findings and gathers their metrics, one result file per experiment.
 
-    python -m experiments.icon_tagging.recipe ladder
-    python -m experiments.icon_tagging.recipe curves --rows op-tsg-1.0 asy-1.0 --seeds 0 1 2
+    python -m experiments.icon_tagging.recipe models --seeds 0 1 2 --rows asy op-tsg model-f
     python -m experiments.icon_tagging.recipe models
-    python -m experiments.icon_tagging.recipe second --dataset data/glyphs
+    python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
+- `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
+  split. OP-TSG and Model F are trained in two phases: they load text tower and tag classifier from ASY.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), ten epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
-- `curves`: OP-TSG and ASY on an eighth, a quarter, half and all of the training examples.
-- `models`: the other methods of the paper.
-- `second`: OP-TSG and ASY on another dataset, see `second_dataset.py`.
 
-All but the ladder are scored on the test split too, with settings fitted on the validation split. A run that a result
-file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained again. When no run is
-missing, the program only prints the table and draws the plot again.
+A run that a result file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained
+again. When no run is missing, the program only prints the table again.
 """
 
 import argparse
@@ -24,7 +21,6 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.icon_tagging.operating_point import FUSION_SETTINGS, without_novel_tags
-from experiments.icon_tagging.recipe_plots import plot_curves
 from experiments.icon_tagging.runs import (
     F1_METRICS,
     RESULTS,
@@ -40,61 +36,43 @@ from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits
 
 CONFIG = Path("examples/configs/optsg-icon-small.json")
+WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
-# What the learning curves and the ladder are trained with.
-TRAIN_RATIOS = (0.125, 0.25, 0.5, 1.0)
 LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 10.0}
-COMPARED = ("op-tsg", "asy")
+# The model whose classifier the second phase loads, and the arguments of this phase. Its features can be cached.
+FIRST_PHASE = "asy"
+SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
 METRIC = "full_f1+micro_f1"
-PLOT = "learning_curves.png"
 # Settings that a fit must have to show what a part is worth by itself.
 PARTS = {"slots": {"slot_weight": 1.0}, "classifier": {"slot_weight": 0.0}, "unadjusted": {"logit_adjustment": 0.0}}
 
 
-def ladder_rows(arguments: argparse.Namespace) -> dict[str, dict]:
+def ladder_rows() -> dict[str, dict]:
     """Return the rows of the ladder."""
     rows = json.loads(LADDER.read_text(encoding="utf-8"))
     return {name: row | {"arguments": LADDER_ARGUMENTS | row.get("arguments", {})} for name, row in rows.items()}
 
 
-def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the learning curves."""
-    return {
-        f"{model_type}-{ratio}": {
-            "what": f"{model_type}, {100 * ratio:g} % of the training examples",
-            "arguments": {"model_type": model_type, "train_ratio": ratio},
-        }
-        for ratio in TRAIN_RATIOS
-        for model_type in COMPARED
-    }
+def model_rows() -> dict[str, dict]:
+    """Return a row for every model type, the first phase first."""
+    rows = {}
+    for name in sorted(MODEL_TYPES, key=lambda name: name != FIRST_PHASE):
+        rows[name] = {"what": name, "arguments": {"model_type": name}}
+        if has_two_phases(name):
+            rows[name] |= {"arguments": {"model_type": name} | SECOND_PHASE, "classifier_of": FIRST_PHASE}
+    return rows
 
 
-def model_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return a row for every model type that the learning curves do not have."""
-    others = [model_type for model_type in MODEL_TYPES if model_type not in COMPARED]
-    return {name: {"what": name, "arguments": {"model_type": name}} for name in others}
+def has_two_phases(model_type: str) -> bool:
+    """Return whether a model has slots and a tag classifier."""
+    spec = MODEL_TYPES[model_type]
+    return spec.tags_per_slot is not None and spec.model.config_class.use_tag_classifier
 
 
-def second_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows on the second dataset."""
-    return {
-        f"second-{model_type}": {
-            "what": f"{model_type} on another dataset",
-            "arguments": {"model_type": model_type, "dataset": arguments.dataset},
-        }
-        for model_type in COMPARED
-    }
+EXPERIMENTS: dict[str, Callable[[], dict[str, dict]]] = {"models": model_rows, "ladder": ladder_rows}
 
 
-EXPERIMENTS: dict[str, Callable[[argparse.Namespace], dict[str, dict]]] = {
-    "ladder": ladder_rows,
-    "curves": curve_rows,
-    "models": model_rows,
-    "second": second_rows,
-}
-
-
-def training_arguments(row: dict, config: Path, seed: int) -> list:
+def training_arguments(row: dict, config: Path, work_dir: Path, seed: int) -> list:
     """Return the words of the command line with which `examples/train.py` trains a row."""
     words = ["--config", config, "--seed", seed]
     for name, value in row["arguments"].items():
@@ -102,15 +80,20 @@ def training_arguments(row: dict, config: Path, seed: int) -> list:
     if "config_overrides" in row:
         overrides = json.loads(config.read_text(encoding="utf-8"))["config_overrides"] | row["config_overrides"]
         words += ["--config_overrides", json.dumps(overrides)]
+    if "classifier_of" in row:
+        words += ["--classifier_checkpoint", run_folder(row["classifier_of"], work_dir, seed)]
     return words
 
 
 def training_command(row: dict, config: Path, seed: int) -> str:
-    """Return the command that trains a row, without the path of this machine's dataset folder."""
-    dataset = row["arguments"].get("dataset")
-    words = training_arguments(row, config, seed)
-    words = [Path(word).name if dataset is not None and word == dataset else word for word in words]
+    """Return the command that trains a row, with the default folder of the checkpoints."""
+    words = training_arguments(row, config, WORK_DIR, seed)
     return shlex.join(map(str, ["python", "examples/train.py", *words]))
+
+
+def run_folder(name: str, work_dir: Path, seed: int) -> Path:
+    """Return the folder of a row's checkpoint."""
+    return work_dir / f"{name}-seed{seed}"
 
 
 def describe_training(summary: dict) -> dict:
@@ -194,15 +177,15 @@ def run_missing(
     rows: dict[str, dict], names: Sequence[str], runs: dict[tuple[str, int], dict], arguments: argparse.Namespace
 ) -> None:
     """Train and score the rows that have no run yet, and write the result file after each of them."""
-    benchmark = None
-    dataset = arguments.dataset or json.loads(arguments.config.read_text(encoding="utf-8"))["dataset"]
+    benchmark, dataset = None, json.loads(arguments.config.read_text(encoding="utf-8"))["dataset"]
     for seed in arguments.seeds:
         for name in names:
             if (name, seed) in runs:
                 continue
-            folder = arguments.work_dir / f"{name}-seed{seed}"
+            folder = run_folder(name, arguments.work_dir, seed)
             if not (folder / "training_summary.json").exists():
-                train(training_arguments(rows[name], arguments.config, seed), folder, arguments.cache_dir)
+                words = training_arguments(rows[name], arguments.config, arguments.work_dir, seed)
+                train(words, folder, arguments.cache_dir)
             run = {"row": name, "command": training_command(rows[name], arguments.config, seed)}
             run |= describe_training(read_summary(folder))
             if arguments.experiment != "ladder":
@@ -218,19 +201,16 @@ def result_path(arguments: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the missing trainings of an experiment, and write its result file and its plot."""
-    parser = make_parser(__doc__)
-    parser.set_defaults(dataset=None)
+    """Run the missing trainings of an experiment, and write its result file."""
+    parser = make_parser(__doc__, has_dataset=False)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--config", type=Path, default=CONFIG, help="arguments of examples/train.py for all rows")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/recipe"), help="folder of the checkpoints")
+    parser.add_argument("--work_dir", type=Path, default=WORK_DIR, help="folder of the checkpoints")
     parser.add_argument("--results_dir", type=Path, default=RESULTS)
     parser.add_argument("--rows", nargs="+", help="train these rows only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args(argv)
-    if (arguments.experiment == "second") != (arguments.dataset is not None):
-        parser.error("second, and no other experiment, needs --dataset, the folder that second_dataset.py built")
-    rows = EXPERIMENTS[arguments.experiment](arguments)
+    rows = EXPERIMENTS[arguments.experiment]()
     if unknown := set(arguments.rows or ()) - set(rows):
         parser.error(f"--rows {' '.join(sorted(unknown))} are unknown; expected some of {', '.join(rows)}")
 
@@ -239,8 +219,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     gathered = gather(rows, runs)
     write_result(gathered, result_path(arguments))
     print(markdown_table(gathered, "validation" if arguments.experiment == "ladder" else "test"))
-    if arguments.experiment == "curves":
-        plot_curves(gathered, arguments.results_dir / PLOT)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ RESULTS = Path("experiments/icon_tagging/results")
 F1_METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return an argument parser with the options that all programs have."""
+def make_parser(description: str, has_dataset: bool = True) -> argparse.ArgumentParser:
+    """Return an argument parser with the options that all programs have, `--dataset` only if `has_dataset`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
+    if has_dataset:
+        parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
     parser.add_argument(
         "--cache_dir",
         type=Path,

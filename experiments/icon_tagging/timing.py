@@ -1,13 +1,13 @@
 r"""Measures how long trained models take to tag an example, on one CPU thread in batches of 8.
 
     python -m experiments.icon_tagging.timing --output experiments/icon_tagging/results/timing.json \
-        --checkpoints runs/recipe/op-tsg-1.0-seed0 runs/recipe/asy-1.0-seed0 runs/recipe/model-f-seed0
+        --checkpoints runs/recipe/op-tsg-seed0 runs/recipe/asy-seed0 runs/recipe/model-f-seed0
 
 The batch size is that of section 4 of the supplement. The models take turns batch by batch, so that other work on the
 machine slows all of them, and the median over all batches and rounds counts. Opening and scaling images and tokenising
 titles are the same for all models and not timed. Each model is timed twice: with its towers, from pixels and title
 tokens to tags, and without them, from tower features to tags. With towers, the time of an open-book model includes
-retrieval.
+retrieval. The vision tower of the first model is also timed alone, with images of several sizes.
 """
 
 import statistics
@@ -25,6 +25,7 @@ from modeling_optsg.evaluation.reporting import environment
 
 BATCH_SIZE = 8
 INPUT_COLUMNS = (*FEATURE_COLUMNS, "book_input_ids")
+IMAGE_SIZES = (128, 160, 224)
 WITH_TOWERS, WITHOUT_TOWERS = "seconds_per_example", "seconds_per_example_without_towers"
 
 
@@ -67,6 +68,25 @@ def time_runs(runs: Iterable[Run], benchmark: Benchmark, num_batches: int = 8, n
     return {"batch_size": BATCH_SIZE, "batches": num_batches, "rounds": num_rounds, "rows": rows}
 
 
+def time_vision_tower(run: Run, num_rounds: int = 5) -> dict[int, float]:
+    """Measure the time of a vision tower for images of `IMAGE_SIZES`, the sizes in turn.
+
+    Returns:
+        For each size in pixels the median time in seconds per image.
+    """
+    batches = {size: torch.rand(BATCH_SIZE, 1, 3, size, size) for size in IMAGE_SIZES}
+
+    @torch.no_grad()
+    def encode(size: int) -> None:
+        run.model.model.encode_frames(batches[size])
+
+    calls = {(size,): [lambda size=size: encode(size)] for size in IMAGE_SIZES}
+    return {
+        size: round(statistics.median(seconds) / BATCH_SIZE, 5)
+        for (size,), seconds in _measure(calls, num_rounds).items()
+    }
+
+
 def _image_inputs(benchmark: Benchmark, run: Run, batch: Sequence[int]) -> dict[str, torch.Tensor]:
     rows = benchmark.splits["test"].select(batch)
     column = "image" if "image" in rows.column_names else "video"
@@ -88,7 +108,7 @@ def _call_with_towers(run: Run, inputs: dict[str, torch.Tensor], settings: dict)
     return lambda: run.model.generate(**run.book.look_up(run.model, run.processor, **inputs), **settings)
 
 
-def _measure(calls: dict[tuple[str, str], list[Callable[[], object]]], num_rounds: int) -> dict[tuple, list[float]]:
+def _measure(calls: dict[tuple, list[Callable[[], object]]], num_rounds: int) -> dict[tuple, list[float]]:
     """Time every call once per round, all models with one batch before any with the next."""
     num_batches = len(next(iter(calls.values())))
     seconds = {key: [] for key in calls}
@@ -113,8 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     benchmark = Benchmark(arguments.dataset, arguments.cache_dir)
-    runs = map(Run.load, arguments.checkpoints)
+    runs = [Run.load(folder) for folder in arguments.checkpoints]
     timing = time_runs(runs, benchmark, arguments.num_batches, arguments.num_rounds)
+    timing["vision_tower"] = time_vision_tower(runs[0], arguments.num_rounds)
     write_result(timing | environment(), arguments.output)
     for row, entry in timing["rows"].items():
         print(f"{row}: {1000 * entry[WITH_TOWERS]:.1f} ms, {1000 * entry[WITHOUT_TOWERS]:.1f} ms without towers")
