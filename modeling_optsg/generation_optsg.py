@@ -14,7 +14,7 @@ from .generation_settings import MODALITIES, GenerationSettings, read_generation
 from .multimodal_encoder import MemoryLayout
 from .slot_search import SlotCandidates, SlotContext, SlotSearch, SlotSearchSettings
 from .tag_evidence import TagEvidence
-from .tag_ranking import ClassifierEvidence, rank_tags
+from .tag_ranking import ClassifierOutput, rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
 
@@ -38,7 +38,7 @@ class OPTSGGenerateOutput(ModelOutput):
             `threshold` and `max_tags`. Returned with `output_slots`.
         slot_log_probs: `[batch, num_prompts, num_return_sequences]`, -inf where nothing was generated. Returned with
             `output_slots`.
-        classifier_evidence: The tag classifier's evidence. Returned with `output_slots` by models that have one.
+        classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
         image_words: See [`OPTSGModelOutput`].
         image_word_scores: See [`OPTSGModelOutput`].
         prompt_attentions: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
@@ -53,7 +53,7 @@ class OPTSGGenerateOutput(ModelOutput):
     pad_margins: torch.Tensor | None = None
     slot_tokens: torch.Tensor | None = None
     slot_log_probs: torch.Tensor | None = None
-    classifier_evidence: ClassifierEvidence | None = None
+    classifier_output: ClassifierOutput | None = None
     image_words: torch.Tensor | None = None
     image_word_scores: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
@@ -72,7 +72,7 @@ class OPTSGGenerateOutput(ModelOutput):
         """
         is_pad = (self.pad_margins <= pad_bias)[..., None]
         log_probs = self.slot_log_probs.masked_fill(is_pad, -torch.inf)
-        ranked = rank_tags(self.slot_tokens, log_probs, 0.0, max_tags, pad_token_id, self.classifier_evidence)
+        ranked = rank_tags(self.slot_tokens, log_probs, 0.0, max_tags, pad_token_id, self.classifier_output)
         return OPTSGGenerateOutput(**vars(ranked), pad_margins=self.pad_margins)
 
 
@@ -126,7 +126,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with
                 sampling, a tag vocabulary or logits processors.
-            fusion_weights: Five numbers, or five for each of `MODALITIES`; see [`ClassifierEvidence`]. Needs a tag
+            fusion_weights: Five numbers, or five for each of `MODALITIES`; see [`ClassifierOutput`]. Needs a tag
                 classifier.
             logit_adjustment: See [`LabelVocabulary.adjust_logits`].
             min_beam_probability: Drop a slot's beams below this, except the first.
@@ -154,8 +154,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
         with evaluation_mode(self):
             outputs = self.model(**inputs, output_attentions=output_attentions)
             candidates = self._generate_slots(outputs, settings, processors)
-            evidence = self._classify(outputs.evidence, settings, processors)
-        return self._rank(outputs, candidates, evidence, settings, output_slots)
+            classifier_output = self._classify(outputs.evidence, settings, processors)
+        return self._rank(outputs, candidates, classifier_output, settings, output_slots)
 
     def _build_processors(
         self,
@@ -237,16 +237,16 @@ class OrderPromptGenerationMixin(GenerationMixin):
         return search.run(prompts, examples, context)
 
     def _classify(
-        self, tag_evidence: TagEvidence | None, settings: GenerationSettings, processors: LogitsProcessorList
-    ) -> ClassifierEvidence | None:
+        self, evidence: TagEvidence | None, settings: GenerationSettings, processors: LogitsProcessorList
+    ) -> ClassifierOutput | None:
         if self.tag_classifier is None:
             return None
         vocabulary = self.tag_classifier.label_vocabulary
         fusion_weights, calibration = None, {}
         if settings.fusion_weights is not None:
             # If image words replace the frames in the memory, use the fusion weights of titles.
-            has_image = tag_evidence.uses_image & ~tag_evidence.reads_words
-            has_title = tag_evidence.has_title | tag_evidence.reads_words
+            has_image = evidence.uses_image & ~evidence.reads_words
+            has_title = evidence.has_title | evidence.reads_words
             fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
         if fusion_weights is not None:
             # If the classifier weight is 0, its logits are not calibrated.
@@ -254,11 +254,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
             scale, bias = torch.tensor(pairs).split(1, dim=1)
             calibration = {"scale": scale, "bias": bias}
         adjustment = settings.logit_adjustment
-        logits = self.tag_classifier.logits(tag_evidence, **calibration, logit_adjustment=adjustment)
+        logits = self.tag_classifier.logits(evidence, **calibration, logit_adjustment=adjustment)
         # Candidates are whole tags: constraints on single tokens cannot be applied to them.
         is_constrained = len(processors) > 0 or settings.config.do_sample
         num_candidates = 0 if is_constrained else min(settings.num_candidates, logits.shape[1])
-        return ClassifierEvidence(
+        return ClassifierOutput(
             logits=logits,
             classes=vocabulary.class_index(),
             candidates=vocabulary.tokens_of(logits.topk(num_candidates, dim=1).indices),
@@ -269,7 +269,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         self,
         outputs: ModelOutput,
         found: SlotCandidates,
-        evidence: ClassifierEvidence | None,
+        classifier_output: ClassifierOutput | None,
         settings: GenerationSettings,
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
@@ -278,13 +278,13 @@ class OrderPromptGenerationMixin(GenerationMixin):
             # The tags of image words keep the threshold of images: their averaged probabilities are small.
             modalities = _modalities(outputs.evidence.uses_image, outputs.evidence.has_title)
             thresholds = [settings.thresholds[name] for name in modalities]
-        ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, evidence)
+        ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, classifier_output)
         return OPTSGGenerateOutput(
             **vars(ranked),
             pad_margins=found.pad_margins,
             slot_tokens=found.tokens if output_slots else None,
             slot_log_probs=found.log_probs if output_slots else None,
-            classifier_evidence=evidence if output_slots else None,
+            classifier_output=classifier_output if output_slots else None,
             image_words=outputs.image_words,
             image_word_scores=outputs.image_word_scores,
             prompt_attentions=outputs.prompt_attentions,

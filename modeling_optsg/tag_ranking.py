@@ -11,7 +11,7 @@ MIN_SLOT_PROBABILITY = 1e-3
 
 
 @dataclass
-class ClassifierEvidence:
+class ClassifierOutput:
     """What the tag classifier knows about the candidates, and how it is fused with the slots.
 
     Args:
@@ -82,7 +82,7 @@ def rank_tags(
     threshold: float | Sequence[float],
     max_tags: int | None,
     pad_token_id: int,
-    evidence: ClassifierEvidence | None = None,
+    classifier: ClassifierOutput | None = None,
 ) -> RankedTags:
     """Merge what the slots generated and what the classifier proposes, and rank it.
 
@@ -96,20 +96,20 @@ def rank_tags(
         threshold: Tags with a smaller probability are dropped; one number, or one for each example.
         max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
         pad_token_id: Token of [PAD].
-        evidence: The tag classifier's evidence.
+        classifier: The tag classifier's output.
     """
     num_hypotheses, max_length = tokens.shape[2:]
-    if evidence is not None:
-        max_length = max(max_length, evidence.candidates.shape[-1])
+    if classifier is not None:
+        max_length = max(max_length, classifier.candidates.shape[-1])
     thresholds = [threshold] * len(tokens) if isinstance(threshold, float) else threshold
     ranked = []
     rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
-        if evidence is not None:
-            _add_evidence(candidates, evidence, example, pad_token_id)
-        ranked.append(_score(list(candidates.values()), evidence, example, thresholds[example])[:max_tags])
-    return _to_tensors(ranked, max_length, pad_token_id, evidence is not None, tokens.device)
+        if classifier is not None:
+            _add_classifier(candidates, classifier, example, pad_token_id)
+        ranked.append(_score(list(candidates.values()), classifier, example, thresholds[example])[:max_tags])
+    return _to_tensors(ranked, max_length, pad_token_id, classifier is not None, tokens.device)
 
 
 def _merge_slots(
@@ -130,24 +130,24 @@ def _merge_slots(
     return candidates
 
 
-def _add_evidence(
-    candidates: dict[tuple[int, ...], _Candidate], evidence: ClassifierEvidence, example: int, pad_token_id: int
+def _add_classifier(
+    candidates: dict[tuple[int, ...], _Candidate], classifier: ClassifierOutput, example: int, pad_token_id: int
 ) -> None:
-    for row in evidence.candidates[example].tolist():
+    for row in classifier.candidates[example].tolist():
         tag = _strip_padding(row, pad_token_id)
         candidates.setdefault(tag, _Candidate(tag))
-    known = [candidate for candidate in candidates.values() if candidate.tag in evidence.classes]
-    classes = [evidence.classes[candidate.tag] for candidate in known]
-    for candidate, logit in zip(known, evidence.logits[example, classes].tolist(), strict=True):
+    known = [candidate for candidate in candidates.values() if candidate.tag in classifier.classes]
+    classes = [classifier.classes[candidate.tag] for candidate in known]
+    for candidate, logit in zip(known, classifier.logits[example, classes].tolist(), strict=True):
         candidate.classifier_logit = logit
 
 
 def _score(
-    candidates: list[_Candidate], evidence: ClassifierEvidence | None, example: int, threshold: float
+    candidates: list[_Candidate], classifier: ClassifierOutput | None, example: int, threshold: float
 ) -> list[_Candidate]:
-    fused = evidence is not None and evidence.fusion_weights is not None
+    fused = classifier is not None and classifier.fusion_weights is not None
     scores = [
-        evidence.fuse(example, candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
+        classifier.fuse(example, candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
         for candidate in candidates
     ]
     # Rounded to float32 as they are returned: a threshold equal to a returned score keeps its tag.
@@ -158,7 +158,7 @@ def _score(
 
 
 def _to_tensors(
-    ranked: list[list[_Candidate]], max_length: int, pad_token_id: int, with_evidence: bool, device: torch.device
+    ranked: list[list[_Candidate]], max_length: int, pad_token_id: int, with_classifier: bool, device: torch.device
 ) -> RankedTags:
     shape = (len(ranked), max(max(map(len, ranked)), 1))
     sequences = torch.full((*shape, max_length), pad_token_id)
@@ -172,7 +172,7 @@ def _to_tensors(
             slot_scores[example, rank] = candidate.slot_score
             classifier_logits[example, rank] = candidate.classifier_logit or 0.0
     tensors = {"sequences": sequences, "tag_scores": tag_scores, "slots": slots}
-    if with_evidence:
+    if with_classifier:
         tensors |= {"slot_scores": slot_scores, "classifier_logits": classifier_logits}
     return RankedTags(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
