@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .layers import FeedForward, MultiHeadAttention, pool_tokens
+from .layers import FeedForward, MultiHeadAttention, Standardizer, pool_tokens
 
 # Initial logarithms of the scales of title and image evidence.
 INITIAL_LOG_SCALES = (2.7, 2.3)
@@ -79,14 +79,12 @@ class TagEvidence:
         return self.uses_words & (self.familiarity < TRUSTED)
 
 
-class ImageStandardizer(nn.Module):
+class ImageStandardizer(Standardizer):
     """Standardises image features by the training images, and measures how familiar an image is."""
 
     def __init__(self, config: PreTrainedConfig):
-        super().__init__()
         width = config.image_feature_size
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        super().__init__(width)
         self.register_buffer("components", torch.zeros(NUM_COMPONENTS, width))
         # 0: not fitted yet, every image is familiar.
         self.register_buffer("half_familiar_distance", torch.zeros(1))
@@ -100,8 +98,7 @@ class ImageStandardizer(nn.Module):
         """
         image_features = image_features.float()
         if not self.half_familiar_distance:
-            self.mean.copy_(image_features.mean(dim=0))
-            self.scale.copy_(image_features.std(dim=0, correction=0) + 1e-3)
+            self.fit_moments(image_features)
         standardized = self.standardize(image_features)
         # The distances are those of images that the components were not fitted to.
         fitted, held_out = standardized[::2], standardized[1::2]
@@ -111,10 +108,6 @@ class ImageStandardizer(nn.Module):
             directions = torch.linalg.svd(fitted.cpu().double(), full_matrices=False).Vh[:number]
             self.components[:number].copy_(directions)
             self.half_familiar_distance.fill_(HALF_FAMILIAR_RATIO * float(self.distances(held_out).quantile(0.999)))
-
-    def standardize(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Standardise `[batch, image_feature_size]`."""
-        return (image_features.to(self.mean.dtype) - self.mean) / self.scale
 
     def forward(self, image_features: torch.Tensor) -> torch.Tensor:
         """Standardise `[batch, image_feature_size]`, and limit values far from those of the training images."""

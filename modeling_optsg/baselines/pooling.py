@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
+
+from modeling_optsg.layers import Standardizer
 
 
 def pool_examples(examples: Iterable[Mapping], config: PreTrainedConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,21 +38,15 @@ def _average(features: np.ndarray | None, width: int) -> np.ndarray | None:
     return np.asarray(features, dtype=np.float32).reshape(-1, width).mean(axis=0)
 
 
-class ImageScaling(nn.Module):
+class ImageScaling(Standardizer):
     """Standardises image features by the training images. A missing (zero) image stays zero."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
 
     def fit(self, images: torch.Tensor) -> None:
         """Fit mean and scale to the images `[images, width]` that are not missing."""
         present = images[images.any(dim=1)]
         if len(present):
-            self.mean.copy_(present.mean(dim=0))
-            self.scale.copy_(present.std(dim=0, correction=0) + 1e-3)
+            self.fit_moments(present)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Standardise images `[batch, width]`."""
-        return (images - self.mean) / self.scale * images.any(dim=1, keepdim=True)
+        return self.standardize(images) * images.any(dim=1, keepdim=True)
