@@ -20,7 +20,7 @@ RESULTS = ROOT / "experiments/icon_tagging/results"
 def test_a_row_of_the_ladder_changes_one_thing():
     config = json.loads((ROOT / "examples/configs/optsg-icon-small.json").read_text(encoding="utf-8"))
     for name, row in json.loads(recipe.LADDER.read_text(encoding="utf-8")).items():
-        assert set(row) <= {"what", "config_overrides", "arguments"} and row["what"]
+        assert set(row) <= {"what", "config_overrides", "arguments", "classifier_of"} and row["what"]
         changed = {**row.get("config_overrides", {}), **row.get("arguments", {})}
         same = {key for key, value in changed.items() if {**config, **config["config_overrides"]}.get(key) == value}
         assert not same, f"{name} changes nothing by {same}"
