@@ -264,7 +264,7 @@ class EvidenceEncoder(nn.Module):
     ) -> TagEvidence:
         evidence = self.evidence_pooler(inputs.image_features, tokens, masks)
         if inputs.word_features is not None:
-            evidence.word_vectors = self.evidence_pooler.title_vectors(inputs.word_features)
+            evidence.word_vectors = self.evidence_pooler.word_vectors(inputs.word_features)
             evidence.word_probabilities = inputs.word_probabilities
         return evidence
 

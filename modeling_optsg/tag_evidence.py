@@ -218,6 +218,13 @@ class EvidencePooler(nn.Module):
         hidden_states = self.title_outer(self.dropout(F.gelu(hidden_states)))
         return self.log_scales[0].exp() * F.normalize(hidden_states + projected, dim=-1)
 
+    def word_vectors(self, word_features: torch.Tensor) -> torch.Tensor:
+        """Compute the evidence of image words as titles: `[batch, words, text width]` to `[..., hidden_size]`."""
+        titles = word_features.flatten(0, 1)[:, None]
+        mask = torch.ones(titles.shape[:2], dtype=torch.bool, device=titles.device)
+        attended = self.attention_pooler([None, titles], [None, mask]).unflatten(0, word_features.shape[:2])
+        return self.title_vectors(word_features) + self.attention_weight * attended
+
     def image_vectors(self, standardized: torch.Tensor) -> torch.Tensor:
         """Compute the evidence of standardised images: `[batch, image_feature_size]` to `[batch, hidden_size]`."""
         hidden_states = self.image_outer(self.dropout(F.gelu(self.image_inner(self.dropout(standardized)))))

@@ -86,7 +86,9 @@ def programs(load_program, folder, towers, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoints(programs):
-    return [programs.root / "runs" / name for name in programs.trained]
+    """Folders of all checkpoints, OP-TSG first."""
+    names = sorted(programs.trained, key=lambda name: name != "op-tsg-seed0")
+    return [programs.root / "runs" / name for name in names]
 
 
 def keys(value):
@@ -130,7 +132,10 @@ def test_operating_point_has_the_keys_of_the_committed_results(programs, checkpo
     for name in ("op-tsg-seed0", "asy-seed0"):
         programs.run(operating_point, "--checkpoints", programs.root / "runs" / name, *words)
     found = json.loads((programs.root / "point.json").read_text(encoding="utf-8"))
-    assert keys(found) == keys(json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8")))
+    committed = json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8"))
+    assert found.keys() == committed.keys()
+    for name, run in found["runs"].items():
+        assert keys(run) == keys(committed["runs"][name])
     assert found["runs"]["op-tsg-seed0"]["parts"]["classifier alone"]["settings"]["fusion_weights"][0] == 0
     with pytest.raises(SystemExit):
         programs.run(operating_point, "--checkpoints", *checkpoints, *words, "--metric_for_best_model", "micro_f1")
@@ -138,13 +143,13 @@ def test_operating_point_has_the_keys_of_the_committed_results(programs, checkpo
 
 def test_all_model_types_are_timed(programs, checkpoints, folder):
     output = programs.root / "timing.json"
-    words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--output", output]
+    words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--image_sizes", 32, "--output", output]
     programs.run(timing, "--checkpoints", *checkpoints, *words)
     result = json.loads(output.read_text(encoding="utf-8"))
     assert set(result["rows"]) == ROWS and result["machine"].endswith("1 threads")
     for row in result["rows"].values():
         assert row["seconds_per_example"] > 0 and row["seconds_per_example_without_towers"] > 0
-    assert set(result["vision_tower"]) == {"128", "160", "224"} and min(result["vision_tower"].values()) > 0
+    assert result["vision_tower"]["32"] > 0
     with pytest.raises(ValueError, match="are both a op-tsg"):
         programs.run(timing, "--checkpoints", checkpoints[0], checkpoints[0], *words)
     with pytest.raises(ValueError, match="8 test examples are fewer than 2 batches"):

@@ -151,7 +151,7 @@ def test_a_trained_folder_loads_in_a_pipeline_without_remote_code(trained):
 
 def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(
-        "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
+        "modeling_optsg.base_models.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
     )
     train(folder, tmp_path / "run", trained / "cache", **settings, num_train_epochs=0.1, eval_steps=100)
     assert "There are only 15 training examples: a step has 15, not 64" in caplog.text

@@ -14,10 +14,10 @@ from datasets import Dataset
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, TagEvaluator
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, ModelSpec
 from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = Path("experiments/icon_tagging/results")

@@ -7,7 +7,7 @@ The batch size is that of section 4 of the supplement. The models take turns bat
 machine slows all of them, and the median over all batches and rounds counts. Opening and scaling images and tokenising
 titles are the same for all models and not timed. Each model is timed twice: with its towers, from pixels and title
 tokens to tags, and without them, from tower features to tags. With towers, the time of an open-book model includes
-retrieval. The vision tower of the first model is also timed alone, with images of several sizes.
+retrieval. With `--image_sizes`, the vision tower of the first model is also timed alone.
 """
 
 import statistics
@@ -25,7 +25,6 @@ from modeling_optsg.evaluation.reporting import environment
 
 BATCH_SIZE = 8
 INPUT_COLUMNS = (*FEATURE_COLUMNS, "book_input_ids")
-IMAGE_SIZES = (128, 160, 224)
 WITH_TOWERS, WITHOUT_TOWERS = "seconds_per_example", "seconds_per_example_without_towers"
 
 
@@ -68,19 +67,24 @@ def time_runs(runs: Iterable[Run], benchmark: Benchmark, num_batches: int = 8, n
     return {"batch_size": BATCH_SIZE, "batches": num_batches, "rounds": num_rounds, "rows": rows}
 
 
-def time_vision_tower(run: Run, num_rounds: int = 5) -> dict[int, float]:
-    """Measure the time of a vision tower for images of `IMAGE_SIZES`, the sizes in turn.
+def time_vision_tower(run: Run, image_sizes: Sequence[int], num_rounds: int = 5) -> dict[int, float]:
+    """Measure the time of a vision tower for several image sizes, in turn.
+
+    Args:
+        run: The trained run.
+        image_sizes: Widths of square images, in pixels.
+        num_rounds: Number of rounds after one that warms up.
 
     Returns:
         For each size in pixels the median time in seconds per image.
     """
-    batches = {size: torch.rand(BATCH_SIZE, 1, 3, size, size) for size in IMAGE_SIZES}
+    batches = {size: torch.rand(BATCH_SIZE, 1, 3, size, size) for size in image_sizes}
 
     @torch.no_grad()
     def encode(size: int) -> None:
         run.model.model.encode_frames(batches[size])
 
-    calls = {(size,): [lambda size=size: encode(size)] for size in IMAGE_SIZES}
+    calls = {(size,): [lambda size=size: encode(size)] for size in image_sizes}
     return {
         size: round(statistics.median(seconds) / BATCH_SIZE, 5)
         for (size,), seconds in _measure(calls, num_rounds).items()
@@ -129,13 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="folders of examples/train.py")
     parser.add_argument("--num_batches", type=int, default=8, help="batches of 8 test examples")
     parser.add_argument("--num_rounds", type=int, default=5, help="times that every batch is tagged")
+    parser.add_argument("--image_sizes", type=int, nargs="+", help="widths of square images for the vision tower")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     benchmark = Benchmark(arguments.dataset, arguments.cache_dir)
     runs = [Run.load(folder) for folder in arguments.checkpoints]
     timing = time_runs(runs, benchmark, arguments.num_batches, arguments.num_rounds)
-    timing["vision_tower"] = time_vision_tower(runs[0], arguments.num_rounds)
+    if arguments.image_sizes:
+        timing["vision_tower"] = time_vision_tower(runs[0], arguments.image_sizes, arguments.num_rounds)
     write_result(timing | environment(), arguments.output)
     for row, entry in timing["rows"].items():
         print(f"{row}: {1000 * entry[WITH_TOWERS]:.1f} ms, {1000 * entry[WITHOUT_TOWERS]:.1f} ms without towers")

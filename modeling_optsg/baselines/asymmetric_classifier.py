@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from modeling_optsg.base_models import OPTSGEvidenceModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
-from modeling_optsg.modeling_optsg import OPTSGEvidenceModel, OPTSGPreTrainedModel
 from modeling_optsg.tag_classifier import LabelVocabulary, TagClassifier
 from modeling_optsg.tag_ranking import rank_tags
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.pooling import ImageScaling
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import pool_tokens
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.tag_classifier import LabelVocabulary
 from modeling_optsg.tag_ranking import rank_tags
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
 from modeling_optsg.evaluation.calibration import LOGIT_ADJUSTMENTS, PAD_BIASES
-from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
+from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 
 # Thresholds lie far above, so a beam below this probability is not worth its time.
 MIN_BEAM_PROBABILITY = 0.002

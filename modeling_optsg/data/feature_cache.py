@@ -12,8 +12,8 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from modeling_optsg.base_models import OPTSGModel
 from modeling_optsg.generation_optsg import evaluation_mode
-from modeling_optsg.modeling_optsg import OPTSGModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .collator import TagTable

@@ -10,9 +10,9 @@ import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.generation_optsg import OrderPromptGenerationMixin
 from modeling_optsg.generation_settings import MODALITIES
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
 

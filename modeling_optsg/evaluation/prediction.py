@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 MODALITY_COLUMNS = {

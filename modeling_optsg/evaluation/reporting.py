@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 import torch
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.generation_settings import MODALITIES
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .calibration import reliability

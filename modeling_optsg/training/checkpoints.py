@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 # Tables with a row per token or tag, and the first layers of wide inputs, tolerate a coarser rounding than 16 bits.

@@ -19,12 +19,12 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import UNREADABLE, CachedFeatures, cache_tower_features
 from modeling_optsg.generation_optsg import evaluation_mode
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from dataset_scripts.icon_tagging.splits import STYLE_WORDS
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.feature_cache import CachedFeatures
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 
 from .arguments import OPTSGTrainingArguments
 from .data import has_evidence

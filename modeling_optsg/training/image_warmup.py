@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.feature_cache import CachedFeatures, digest
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.tag_classifier import asymmetric_loss
 
 from .arguments import OPTSGTrainingArguments

@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.image_words import POOLINGS, ImageWords, pool_for_words
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.towers import register_shipped_tower
 
 # CLIP's prompt for a class name (Radford et al., 2021, section 3.1.4).

@@ -9,8 +9,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
-from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
+from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 

@@ -1,6 +1,6 @@
 """Parameter groups of the optimizer."""
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 
 
 def parameter_groups(

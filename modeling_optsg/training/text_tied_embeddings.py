@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 

@@ -17,11 +17,11 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.collator import OPTSGDataCollator, TagTable
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
