@@ -191,7 +191,7 @@ class OPTSGTrainingArguments:
     )
     save_half_precision: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights and 8-bit embeddings of tokens and tags. They are loaded as 32-bit."},
+        metadata={"help": "Save 16-bit weights, and large tables and layers in 8 bits. They are loaded as 32-bit."},
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the examples. Nothing is built or cached before training."}

@@ -1,5 +1,6 @@
 """Saving the checkpoint that a training produces."""
 
+import fnmatch
 import json
 import os
 import shutil
@@ -12,11 +13,14 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-# Tables with a row per token or tag, and the first layers of wide inputs, tolerate a coarser rounding than 16 bits.
+# Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
+# tolerate a coarser rounding than 16 bits. `*` stands for any text.
 EIGHT_BIT_WEIGHTS = (
     "tag_decoder.token_embeddings.weight",
     "tag_classifier.class_embeddings.weight",
     "model.text_tower.embeddings.word_embeddings.weight",
+    "model.text_tower.encoder.layer.*.intermediate.dense.weight",
+    "model.text_tower.encoder.layer.*.output.dense.weight",
     "model.image_words.classifier.weight",
     "model.multimodal_encoder.evidence_pooler.image_inner.weight",
     "model.multimodal_encoder.prompt_pooler.inner.weight",
@@ -68,13 +72,18 @@ def _use_registered_pipeline(config: Path) -> None:
     config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def is_eight_bit(name: str) -> bool:
+    """Return whether a weight is saved in 8 bits with `half_precision`."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in EIGHT_BIT_WEIGHTS)
+
+
 def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the state with rounded weights; `dtype` in config.json stays float32, so they load as such."""
     # Vectors among the buffers keep 32 bits: 16 bits would lose small variances of batch norms.
     buffers = {name for name, buffer in model.named_buffers() if buffer.dim() < 2}
     tied = set(model.all_tied_weights_keys)
     return {
-        name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_WEIGHTS else torch.float16)
+        name: tensor.to(torch.float8_e4m3fn if is_eight_bit(name) else torch.float16)
         if tensor.is_floating_point() and name not in buffers
         else tensor
         for name, tensor in model.state_dict().items()
