@@ -61,9 +61,9 @@ def cache_tower_features(
 ) -> Dataset:
     """Replace images and titles with the features that the frozen towers compute from them.
 
-    Features are cached in `cache_dir`, block by block. The names of the files depend on the rows, the weights of the
-    towers and the settings of the processor: a second call reads the files, an interrupted call is resumed at the
-    first missing block, and other rows, weights or settings have separate files.
+    Features are cached in `cache_dir`, block by block, those of each tower in separate files. The names of the files
+    depend on the rows, the weights of the tower and the settings of the processor: a second call reads the files, an
+    interrupted call is resumed at the first missing block, and other rows, weights or settings have separate files.
 
     Args:
         dataset: Rows with `title`, and `image`, `video` or `frame_features`.
@@ -85,6 +85,14 @@ def cache_tower_features(
     Raises:
         ValueError: More than `max_unreadable` examples cannot be read.
     """
+    if frames and titles and "title" in dataset.column_names and _visual_column(dataset) is not None:
+        # In files of their own, so that models with the same vision tower share its features.
+        settings = {"batch_size": batch_size, "block_size": block_size, "processes": processes}
+        images = cache_tower_features(
+            dataset, model, processor, cache_dir, titles=False, max_unreadable=max_unreadable, **settings
+        )
+        texts = cache_tower_features(dataset.select_columns("title"), model, processor, cache_dir, **settings)
+        return concatenate_datasets([images, texts.remove_columns("title")], axis=1)
     encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
     fingerprint = encoder.fingerprint(dataset._fingerprint)
     if encoder.visual_column is not None:
@@ -164,7 +172,7 @@ class _TowerEncoder:
         max_unreadable: int,
     ) -> None:
         self.model, self.processor, self.max_unreadable = model, processor, max_unreadable
-        self.visual_column = next((name for name in ("image", "video") if name in dataset.column_names), None)
+        self.visual_column = _visual_column(dataset)
         self.has_frame_features = self.visual_column is None and "frame_features" in dataset.column_names
         self.encodes_frames = frames and self.visual_column is not None
         self.encodes_titles = titles and "title" in dataset.column_names
@@ -247,6 +255,10 @@ class _TowerEncoder:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def _visual_column(dataset: Dataset) -> str | None:
+    return next((name for name in ("image", "video") if name in dataset.column_names), None)
 
 
 def _num_rows(rows: dict[str, list]) -> int:
