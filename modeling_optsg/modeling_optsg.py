@@ -157,18 +157,16 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         config.num_tag_classes = len(input_ids)
         tag_classifier = TagClassifier(config)
         tag_classifier.label_vocabulary.set_tags(input_ids, counts)
-        parts, encoder = [tag_classifier], None
-        if self.model.multimodal_encoder.evidence_pooler is None:
-            parts.append(encoder := MultimodalEncoder(config))
-        for part in parts:
-            # Inner modules first, so that a module can change their initial weights.
-            part.apply(self._init_weights)
-            part.to(self.lm_head.weight).train(self.training).config = self.config
-        self.config.num_tag_classes = len(input_ids)
-        self.tag_classifier = tag_classifier
-        if encoder is not None:
-            encoder.load_state_dict(self.model.multimodal_encoder.state_dict(), strict=False)
-            self.model.multimodal_encoder = encoder
+        # From here on nothing fails, so an error leaves the model unchanged.
+        self.config.num_tag_classes, tag_classifier.config = len(input_ids), self.config
+        # Inner modules first, so that a module can change their initial weights.
+        tag_classifier.apply(self._init_weights)
+        self.tag_classifier = tag_classifier.to(self.lm_head.weight).train(self.training)
+        encoder = self.model.multimodal_encoder
+        if encoder.evidence_pooler is None:
+            extended = MultimodalEncoder(self.config).apply(self._init_weights)
+            extended.load_state_dict(encoder.state_dict(), strict=False)
+            self.model.multimodal_encoder = extended.to(self.lm_head.weight).train(self.training)
 
     def _embed_candidates(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
         if input_ids is None:

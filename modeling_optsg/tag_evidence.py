@@ -128,7 +128,7 @@ class ImageStandardizer(Standardizer):
         if not self.half_familiar_distance:
             return standardized.new_ones(len(standardized))
         ratio = self.distances(standardized) / self.half_familiar_distance
-        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
+        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log()).to(standardized.dtype)
 
 
 class AttentionPooler(nn.Module):

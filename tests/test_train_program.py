@@ -138,6 +138,8 @@ def test_half_precision_checkpoints_load_as_32_bits(trained):
     with safe_open(trained / "run/model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
     coarse = set(filter(is_eight_bit, dtypes))
+    layer = "model.text_tower.encoder.layer.0"
+    assert f"{layer}.output.dense.weight" in coarse and f"{layer}.attention.output.dense.weight" not in coarse
     assert len(coarse) >= 5 and {dtypes[name] for name in coarse} == {"F8_E4M3"}
     assert {dtype for name, dtype in dtypes.items() if name.endswith("weight") and name not in coarse} == {"F16"}
     assert all(dtype == "F32" for name, dtype in dtypes.items() if "running_" in name)

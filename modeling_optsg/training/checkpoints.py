@@ -1,8 +1,8 @@
 """Saving the checkpoint that a training produces."""
 
-import fnmatch
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,16 +14,19 @@ from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, s
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 # Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
-# tolerate a coarser rounding than 16 bits. `*` stands for any text.
-EIGHT_BIT_WEIGHTS = (
-    "tag_decoder.token_embeddings.weight",
-    "tag_classifier.class_embeddings.weight",
-    "model.text_tower.embeddings.word_embeddings.weight",
-    "model.text_tower.encoder.layer.*.intermediate.dense.weight",
-    "model.text_tower.encoder.layer.*.output.dense.weight",
-    "model.image_words.classifier.weight",
-    "model.multimodal_encoder.evidence_pooler.image_inner.weight",
-    "model.multimodal_encoder.prompt_pooler.inner.weight",
+# tolerate a coarser rounding than 16 bits.
+EIGHT_BIT_WEIGHTS = re.compile(
+    "|".join(
+        (
+            r"tag_decoder\.token_embeddings\.weight",
+            r"tag_classifier\.class_embeddings\.weight",
+            r"model\.text_tower\.embeddings\.word_embeddings\.weight",
+            r"model\.image_words\.classifier\.weight",
+            r"model\.multimodal_encoder\.evidence_pooler\.image_inner\.weight",
+            r"model\.multimodal_encoder\.prompt_pooler\.inner\.weight",
+            r"model\.text_tower\.encoder\.layer\.\d+\.(intermediate|output)\.dense\.weight",
+        )
+    )
 )
 
 
@@ -74,7 +77,7 @@ def _use_registered_pipeline(config: Path) -> None:
 
 def is_eight_bit(name: str) -> bool:
     """Return whether a weight is saved in 8 bits with `half_precision`."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in EIGHT_BIT_WEIGHTS)
+    return EIGHT_BIT_WEIGHTS.fullmatch(name) is not None
 
 
 def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:
