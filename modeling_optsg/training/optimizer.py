@@ -2,6 +2,9 @@
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 
+# Parts of the names of matrices that are learned inputs, not weights of a layer.
+NOT_DECAYED = ("positions", "modalities", "queries", "pooler.query")
+
 
 def parameter_groups(
     model: OPTSGPreTrainedModel,
@@ -29,7 +32,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = tower_learning_rate if "_tower." in name else learning_rate
-            decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries", "pooler.query"))
+            decayed = parameter.ndim > 1 and not any(part in name for part in NOT_DECAYED)
             if "token_embeddings" in name or "class_embeddings" in name:
                 rate, decayed = learning_rate * embedding_lr_multiplier, False
             groups.setdefault((rate, decayed), []).append(parameter)
