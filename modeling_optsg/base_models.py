@@ -164,23 +164,32 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         example_seeds: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> EncoderInputs:
-        """Run the towers on a batch, unless it has their features; see [`OPTSGModel.forward`]."""
+    ) -> tuple[EncoderInputs, torch.Tensor | None]:
+        """Run the towers on a batch, unless it has their features.
+
+        Args:
+            pixel_values, frame_features, image_features, frame_mask: See [`OPTSGModel.forward`].
+            input_ids, title_features, attention_mask, example_seeds: See [`OPTSGModel.forward`].
+            kwargs: Other arguments of a batch, which are ignored.
+
+        Returns:
+            The features, and the most probable image words `[batch, words]` as indices, `None` without them.
+        """
         vision, title_features = self.encode_inputs(
             pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
         )
         words, word_features, word_probabilities = self._look_up_words(vision)
-        return EncoderInputs(
+        inputs = EncoderInputs(
             frame_features=None if vision is None else vision.frame_features,
             frame_mask=frame_mask,
             image_features=None if vision is None else vision.image_features,
             title_features=title_features,
             attention_mask=attention_mask,
-            words=words,
             word_features=word_features,
             word_probabilities=word_probabilities,
             example_seeds=example_seeds,
         )
+        return inputs, words
 
     def _look_up_words(self, vision: VisionFeatures | None) -> tuple[torch.Tensor | None, ...]:
         """Return the most probable image words, their text features and their probabilities, `None` without them."""
@@ -208,7 +217,7 @@ class OPTSGEvidenceModel(OPTSGTowers):
         Raises:
             ValueError: As in [`OPTSGModel.forward`].
         """
-        return self.multimodal_encoder(self.encode(**inputs)).evidence
+        return self.multimodal_encoder(self.encode(**inputs)[0])
 
 
 class OPTSGModel(OPTSGTowers):
@@ -263,7 +272,7 @@ class OPTSGModel(OPTSGTowers):
         Raises:
             ValueError: An example has neither a frame nor a title, a modality is given twice, or a shape is wrong.
         """
-        features = self.encode(
+        features, words = self.encode(
             pixel_values,
             frame_features,
             image_features,
@@ -288,7 +297,7 @@ class OPTSGModel(OPTSGTowers):
             memory_mask=encoded.memory_mask,
             prompt_pooler_output=encoded.prompt_pooled,
             evidence=encoded.evidence,
-            image_words=features.words,
+            image_words=words,
             image_word_scores=features.word_probabilities,
             prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
             memory_layout=layout,

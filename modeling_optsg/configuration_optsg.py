@@ -100,8 +100,8 @@ class OPTSGConfig(PreTrainedConfig):
         classifier_loss_weight: Weight of the classifier loss.
         title_loss_weight: Weight of the title-only term of the classifier loss.
         image_loss_weight: Weight of the image-only term of the classifier loss.
-        style_size: Width of the style vector, which is computed from the image and changes how its title is tagged. 0
-            disables it.
+        style_size: Width of the style vector, which is computed from the image and changes the tags of classifier and
+            slots. 0 disables it.
         classifier_dropout: Dropout of the classifier's input.
         asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
         asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.

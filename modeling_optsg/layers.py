@@ -64,7 +64,7 @@ def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -
 
 
 class Standardizer(nn.Module):
-    """Standardises features by mean and deviation of training examples."""
+    """Standardises features with the mean and standard deviation of the training examples."""
 
     def __init__(self, width: int):
         super().__init__()

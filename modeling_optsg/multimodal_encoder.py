@@ -117,7 +117,7 @@ class Pooler(nn.Module):
         # The text tower encodes titles and tags: with this projection an example starts near the tags that its title
         # names.
         self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
-        # The slots, too, tag in the style of the image.
+        # The slots also depend on the style of the image.
         self.style_projection = None
         if _has_style(config):
             self.style_projection = nn.Linear(config.style_size, config.intermediate_size, bias=False)
@@ -163,8 +163,7 @@ class EncoderInputs:
         image_features: `[batch, image_feature_size]`, given with `frame_features`.
         title_features: `[batch, title length, text width]`.
         attention_mask: `[batch, title length]`, true for real title tokens. By default all are real.
-        words: `[batch, words]`, indices of the most probable image words.
-        word_features: `[batch, words, text width]`, their text features.
+        word_features: `[batch, words, text width]`, text features of the most probable image words.
         word_probabilities: `[batch, words]`, summing to 1, or 0 for an example without an image.
         example_seeds: `[batch]`, seeds of modality and token dropout in training.
     """
@@ -174,26 +173,9 @@ class EncoderInputs:
     image_features: torch.Tensor | None = None
     title_features: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
-    words: torch.Tensor | None = None
     word_features: torch.Tensor | None = None
     word_probabilities: torch.Tensor | None = None
     example_seeds: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class VisibleTokens:
-    """Output of [`EvidenceEncoder`].
-
-    Args:
-        tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality. An
-            unfamiliar image without a title has image words instead of a title.
-        masks: `[batch, length]` each, true for tokens that are visible.
-        evidence: Evidence for the tag classifier; `None` without one.
-    """
-
-    tokens: list[torch.Tensor | None]
-    masks: list[torch.Tensor | None]
-    evidence: TagEvidence | None
 
 
 @dataclass(frozen=True)
@@ -227,11 +209,21 @@ class EvidenceEncoder(nn.Module):
         self.config = config
         self.evidence_pooler = EvidencePooler(config) if _has_classifier(config) else None
 
-    def forward(self, inputs: EncoderInputs) -> VisibleTokens:
-        """Encode a batch.
+    def forward(self, inputs: EncoderInputs) -> TagEvidence | None:
+        """Compute the evidence of a batch, `None` without a tag classifier; see [`select`]."""
+        return self.select(inputs)[2]
+
+    def select(
+        self, inputs: EncoderInputs
+    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], TagEvidence | None]:
+        """Select the visible tokens and compute the evidence.
 
         Args:
             inputs: The features of the towers.
+
+        Returns:
+            Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality; their masks
+            `[batch, length]`, true for tokens that are visible; and the evidence.
 
         Raises:
             ValueError: Frames and titles are both missing, a video is longer than `max_frames`, or an example has
@@ -253,11 +245,8 @@ class EvidenceEncoder(nn.Module):
             raise ValueError(f"Examples {empty} of the batch have neither a frame nor a title.")
         if tokens[0] is not None:
             tokens[0] = tokens[0].flatten(1, 2)
-        evidence = None
-        if self.evidence_pooler is not None:
-            evidence = self._collect_evidence(inputs, tokens, masks)
-            tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
-        return VisibleTokens(tokens, masks, evidence)
+        evidence = None if self.evidence_pooler is None else self._collect_evidence(inputs, tokens, masks)
+        return tokens, masks, evidence
 
     def _collect_evidence(
         self, inputs: EncoderInputs, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]
@@ -347,9 +336,10 @@ class MultimodalEncoder(EvidenceEncoder):
             self.style_projection = nn.Linear(config.style_size, config.hidden_size, bias=False)
 
     def forward(self, inputs: EncoderInputs) -> EncoderOutput:
-        """Encode a batch; see [`EvidenceEncoder.forward`]."""
-        visible = super().forward(inputs)
-        tokens, masks, evidence = visible.tokens, visible.masks, visible.evidence
+        """Encode a batch; see [`EvidenceEncoder.select`]."""
+        tokens, masks, evidence = self.select(inputs)
+        if evidence is not None:
+            tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
         style = None if evidence is None else evidence.style
         prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks, style)
         embedded = []

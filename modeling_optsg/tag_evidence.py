@@ -1,4 +1,4 @@
-"""Evidence: the input of the tag classifier, computed from pooled title and image features."""
+"""Evidence: the input of the tag classifier, computed from titles and images."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ INITIAL_LOG_SCALES = (2.7, 2.3)
 TRUSTED = 0.5
 # Initial logarithm of the weight of the image if there is also a title.
 INITIAL_LOG_IMAGE_WEIGHT = -1.0
-# Initial weight of the output of the attention pooler, which is normalised and means nothing yet.
+# Initial weight of the attention pooler. It is small, because the pooler is untrained and its output is normalised.
 INITIAL_ATTENTION_WEIGHT = 0.05
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
@@ -36,14 +36,15 @@ class TagEvidence:
 
     Args:
         vectors: `[batch, hidden_size]`, the evidence of everything that an example has.
-        title_vectors: `[batch, hidden_size]`, the evidence of the title alone.
-        image_vectors: `[batch, hidden_size]`, the evidence of the image alone.
+        title_vectors: `[batch, hidden_size]`, the evidence of the title alone, without the attention pooler.
+        image_vectors: `[batch, hidden_size]`, the evidence of the image alone, without the attention pooler.
         match_logits: `[batch]`, logit of the probability that the image belongs to the title.
         image_gate: `[batch]`, weight of the image if there is also a title: match probability times familiarity.
         familiarity: `[batch]`, 1 for an image like the training images, 0 for one unlike them.
         has_title: `[batch]`, boolean.
         has_image: `[batch]`, boolean.
-        style: `[batch, style_size]`, the style of the image, 0 without an image. `None` if `style_size` is 0.
+        style: `[batch, style_size]`, the style of the image times its gate, or times its familiarity without a title.
+            0 without an image. `None` if `style_size` is 0.
         word_vectors: `[batch, words, hidden_size]`, the evidence of each word that the vision tower sees in the image.
             `None` without image words.
         word_probabilities: `[batch, words]`, the probability of each word.
@@ -132,7 +133,7 @@ class ImageStandardizer(Standardizer):
 
 
 class AttentionPooler(nn.Module):
-    """One learned query that attends to the tokens of frames and title, for what a mean of the tokens loses."""
+    """One learned query that attends to the tokens of frames and title, because a mean of tokens loses details."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

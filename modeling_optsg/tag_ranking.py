@@ -12,7 +12,7 @@ MIN_SLOT_PROBABILITY = 1e-3
 
 @dataclass
 class ClassifierOutput:
-    """What the tag classifier knows about the candidates, and how it is fused with the slots.
+    """Logits and candidates of the tag classifier, and how they are fused with the slots.
 
     Args:
         logits: `[batch, classes]`, classifier logits of the label vocabulary.
@@ -84,7 +84,7 @@ def rank_tags(
     pad_token_id: int,
     classifier: ClassifierOutput | None = None,
 ) -> RankedTags:
-    """Merge what the slots generated and what the classifier proposes, and rank it.
+    """Merge the tags of the slots and the classifier candidates, and rank them.
 
     The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has
     not settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up.
@@ -107,7 +107,7 @@ def rank_tags(
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
         if classifier is not None:
-            _add_classifier(candidates, classifier, example, pad_token_id)
+            _add_classifier_candidates(candidates, classifier, example, pad_token_id)
         ranked.append(_score(list(candidates.values()), classifier, example, thresholds[example])[:max_tags])
     return _to_tensors(ranked, max_length, pad_token_id, classifier is not None, tokens.device)
 
@@ -130,7 +130,7 @@ def _merge_slots(
     return candidates
 
 
-def _add_classifier(
+def _add_classifier_candidates(
     candidates: dict[tuple[int, ...], _Candidate], classifier: ClassifierOutput, example: int, pad_token_id: int
 ) -> None:
     for row in classifier.candidates[example].tolist():

@@ -229,7 +229,6 @@ def test_a_frozen_classifier_predicts_as_in_its_checkpoint(make_baseline, asy_ch
     source = MODEL_TYPES["asy"].model.from_pretrained(asy_checkpoint)
     titles = {"title_features": torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1))}
     inputs = {"frame_features": batch["frame_features"], **titles}
-    # The queries of ASY are weighted with 0 at first.
     expected = source(**inputs).logits
     torch.testing.assert_close(model.tag_classifier.logits(model.model(**inputs).evidence), expected)
     assert expected.std() > 0.1

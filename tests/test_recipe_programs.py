@@ -56,7 +56,7 @@ def test_links_of_the_page_lead_somewhere():
 
 
 def test_unknown_rows_and_datasets_are_rejected(capsys):
-    for words in (["ladder", "--dataset", "data/glyphs"], ["ladder", "--rows", "nonsense"]):
+    for words in (["ladder", "--dataset", "my_images"], ["ladder", "--rows", "nonsense"]):
         with pytest.raises(SystemExit):
             recipe.main(words)
     assert "--rows nonsense are unknown; expected some of recipe," in capsys.readouterr().err
@@ -84,6 +84,10 @@ def test_the_second_phase_loads_the_classifier_of_its_seed():
         words = recipe.shlex.split(recipe.training_command(rows[name], recipe.CONFIG, 2))
         assert words[-2:] == ["--classifier_checkpoint", "runs/recipe/asy-seed2"]
         assert parse_arguments([*words[2:], "--output_dir", "runs/x"]).train_text_layers == 0
+
+
+def test_experiments_do_not_share_checkpoints():
+    assert not set(recipe.ladder_rows()) & set(recipe.model_rows())
 
 
 def test_examples_are_sorted_into_the_cases_of_the_paper():

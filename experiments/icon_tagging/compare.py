@@ -1,7 +1,7 @@
 r"""Compares trained models on the test split, with the settings that were fitted when they were trained.
 
     python -m experiments.icon_tagging.compare --output_dir runs/comparison \
-        --checkpoints runs/recipe/op-tsg-1.0-seed0 runs/recipe/asy-1.0-seed0 runs/recipe/asy-1.0-seed1
+        --checkpoints runs/recipe/op-tsg-seed0 runs/recipe/asy-seed0 runs/recipe/asy-seed1
 
 `comparison.json` has for each model and decoding the means over its seeds: F1, Tag Gain, novel tags, F1 by training
 frequency, and F1 with each modality alone. `f1_by_frequency.png` plots the F1 by training frequency, and

@@ -1,7 +1,7 @@
 r"""Fits trained models to one operating point and scores them there.
 
-    python -m experiments.icon_tagging.operating_point --checkpoints runs/recipe/op-tsg-1.0-seed0 \
-        runs/recipe/asy-1.0-seed0 --output experiments/icon_tagging/results/operating_point.json
+    python -m experiments.icon_tagging.operating_point --checkpoints runs/recipe/op-tsg-seed0 \
+        runs/recipe/asy-seed0 --output experiments/icon_tagging/results/operating_point.json
 
 Full and Rare F1 can be traded for micro F1, and every model trades at another rate: fitted for the mean of two
 metrics, models end at different points. Here each of them gets the settings with the best Full F1 on the validation

@@ -5,7 +5,7 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
     python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
 - `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
-  split. OP-TSG and Model F are trained in two phases: they load text tower and tag classifier from ASY.
+  split. OP-TSG and Model F are trained in two phases: they load the text tower and the tag classifier of ASY.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), ten epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
@@ -118,8 +118,8 @@ def describe_training(summary: dict) -> dict:
 def score_on_test(run: Run, benchmark: Benchmark) -> dict[str, dict]:
     """Score a run on the test split, with each decoding and with its tag classifier alone.
 
-    The classifier alone has weights of its own, so it stands for ASY with every improvement that OP-TSG has, trained
-    as long. The decoding makes no difference to it: the settings of the first decoding are used.
+    The classifier alone is that of ASY with the same seed; only its fitted settings differ. The decoding makes no
+    difference to it: the settings of the first decoding are used.
     """
     evaluator, references = benchmark.evaluator("test"), benchmark.splits["test"]["tags"]
     examples = benchmark.with_features(benchmark.splits["test"], run)
@@ -140,14 +140,10 @@ def score_on_test(run: Run, benchmark: Benchmark) -> dict[str, dict]:
     return scores
 
 
-def existing_runs(results_dir: Path) -> dict[tuple[str, int], dict]:
-    """Return the runs in the result files of all experiments, by row and seed."""
-    runs = {}
-    for experiment in EXPERIMENTS:
-        if (path := results_dir / f"{experiment}.json").exists():
-            for name, row in json.loads(path.read_text(encoding="utf-8")).items():
-                runs |= {(name, run["seed"]): run for run in row["runs"]}
-    return runs
+def existing_runs(path: Path) -> dict[tuple[str, int], dict]:
+    """Return the runs in a result file, by row and seed."""
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {(name, run["seed"]): run for name, row in rows.items() for run in row["runs"]}
 
 
 def gather(rows: dict[str, dict], runs: dict[tuple[str, int], dict]) -> dict[str, dict]:
@@ -184,6 +180,9 @@ def run_missing(
                 continue
             folder = run_folder(name, arguments.work_dir, seed)
             if not (folder / "training_summary.json").exists():
+                first = rows[name].get("classifier_of")
+                if first and not run_folder(first, arguments.work_dir, seed).exists():
+                    raise FileNotFoundError(f"{name} needs the classifier of {first}: train --rows {first} first.")
                 words = training_arguments(rows[name], arguments.config, arguments.work_dir, seed)
                 train(words, folder, arguments.cache_dir)
             run = {"row": name, "command": training_command(rows[name], arguments.config, seed)}
@@ -214,8 +213,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(arguments.rows or ()) - set(rows):
         parser.error(f"--rows {' '.join(sorted(unknown))} are unknown; expected some of {', '.join(rows)}")
 
-    runs = existing_runs(arguments.results_dir)
-    run_missing(rows, arguments.rows or list(rows), runs, arguments)
+    runs = existing_runs(result_path(arguments))
+    # In the order of the experiment: the first phase comes before the second.
+    run_missing(rows, [name for name in rows if name in (arguments.rows or rows)], runs, arguments)
     gathered = gather(rows, runs)
     write_result(gathered, result_path(arguments))
     print(markdown_table(gathered, "validation" if arguments.experiment == "ladder" else "test"))

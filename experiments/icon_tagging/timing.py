@@ -13,6 +13,7 @@ retrieval. With `--image_sizes`, the vision tower of the first model is also tim
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def time_runs(runs: Iterable[Run], benchmark: Benchmark, num_batches: int = 8, n
 
 
 def time_vision_tower(run: Run, image_sizes: Sequence[int], num_rounds: int = 5) -> dict[int, float]:
-    """Measure the time of a vision tower for several image sizes, in turn.
+    """Measure the time of a vision tower for several image sizes.
 
     Args:
         run: The trained run.
@@ -78,16 +79,11 @@ def time_vision_tower(run: Run, image_sizes: Sequence[int], num_rounds: int = 5)
     Returns:
         For each size in pixels the median time in seconds per image.
     """
-    batches = {size: torch.rand(BATCH_SIZE, 1, 3, size, size) for size in image_sizes}
-
-    @torch.no_grad()
-    def encode(size: int) -> None:
-        run.model.model.encode_frames(batches[size])
-
-    calls = {(size,): [lambda size=size: encode(size)] for size in image_sizes}
+    encode = torch.no_grad()(run.model.model.encode_frames)
+    calls = {size: [partial(encode, torch.rand(BATCH_SIZE, 1, 3, size, size))] for size in image_sizes}
     return {
         size: round(statistics.median(seconds) / BATCH_SIZE, 5)
-        for (size,), seconds in _measure(calls, num_rounds).items()
+        for size, seconds in _measure(calls, num_rounds).items()
     }
 
 
@@ -112,7 +108,7 @@ def _call_with_towers(run: Run, inputs: dict[str, torch.Tensor], settings: dict)
     return lambda: run.model.generate(**run.book.look_up(run.model, run.processor, **inputs), **settings)
 
 
-def _measure(calls: dict[tuple, list[Callable[[], object]]], num_rounds: int) -> dict[tuple, list[float]]:
+def _measure(calls: dict[object, list[Callable[[], object]]], num_rounds: int) -> dict[object, list[float]]:
     """Time every call once per round, all models with one batch before any with the next."""
     num_batches = len(next(iter(calls.values())))
     seconds = {key: [] for key in calls}

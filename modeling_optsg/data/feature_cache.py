@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
-from modeling_optsg.base_models import OPTSGModel
+from modeling_optsg.base_models import OPTSGTowers
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -48,7 +48,7 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 def cache_tower_features(
     dataset: Dataset,
-    model: OPTSGModel,
+    model: OPTSGTowers,
     processor: OPTSGProcessor,
     cache_dir: str | os.PathLike,
     *,
@@ -165,7 +165,7 @@ class _TowerEncoder:
     def __init__(
         self,
         dataset: Dataset,
-        model: OPTSGModel,
+        model: OPTSGTowers,
         processor: OPTSGProcessor,
         frames: bool,
         titles: bool,
@@ -303,7 +303,7 @@ class CachedFeatures(TorchDataset):
 
 
 def build_tag_table(
-    tags: list[str], model: OPTSGModel, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
+    tags: list[str], model: OPTSGTowers, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
 ) -> TagTable:
     """Build the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))

@@ -98,8 +98,8 @@ class OPTSGTrainingArguments:
     num_image_copies: int = field(
         default=0,
         metadata={
-            "help": "Number of changed copies of each training image (other size, position, angle and stroke width), "
-            "used like extra images."
+            "help": "Number of changed copies of each training image (different size, position, angle and stroke "
+            "width), used like extra images."
         },
     )
     extra_image_ratio: float = field(
@@ -191,7 +191,9 @@ class OPTSGTrainingArguments:
     )
     save_half_precision: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights, and large tables and layers in 8 bits. They are loaded as 32-bit."},
+        metadata={
+            "help": "Save weights in 16 bits, and large tables and layers in 8 bits. They are loaded as 32-bit."
+        },
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the examples. Nothing is built or cached before training."}
@@ -247,8 +249,9 @@ class OPTSGTrainingArguments:
         for name in ("extra_image_ratio", "mismatch_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
-        if self.image_warmup_epochs and self.streaming:
-            raise ValueError("--image_warmup_epochs needs cached features, so it cannot be combined with --streaming")
+        for name in ("image_warmup_epochs", "num_image_copies"):
+            if getattr(self, name) and self.streaming:
+                raise ValueError(f"--{name} needs cached features, so it cannot be combined with --streaming")
         if self.group_by_length and self.streaming:
             raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
         if self.num_stream_shards < 2:

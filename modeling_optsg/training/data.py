@@ -23,7 +23,7 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.data.feature_cache import UNREADABLE, CachedFeatures, cache_tower_features
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, UNREADABLE, CachedFeatures, cache_tower_features
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
@@ -248,11 +248,14 @@ def load_extra_images(
         options = {"config_name": configuration} if configuration else {}
         sources.append(load_tagging_dataset(name, split="train", cache_dir=args.dataset_dir, **options))
     folder = Path(args.cache_dir) / "features"
-    sources += [changed_copies(train, number, folder) for number in range(args.num_image_copies)]
+    with PartialState().main_process_first():
+        sources += [changed_copies(train, number, folder) for number in range(args.num_image_copies)]
     if not sources:
         return None
     cached = [cache_examples(rows, model, processor, args, titles=False)[0].dataset for rows in sources]
-    names = [name for name in cached[0].column_names if all(name in other.column_names for other in cached)]
+    # Other columns may have other types.
+    names = ["title", "tags", *FEATURE_COLUMNS, *(f"{name}_shape" for name in FEATURE_COLUMNS)]
+    names = [name for name in names if all(name in rows.column_names for rows in cached)]
     examples = CachedFeatures(concatenate_datasets([rows.select_columns(names) for rows in cached]))
     logger.info(f"{len(examples)} extra images.")
     return examples

@@ -50,7 +50,7 @@ def changed_copies(rows: Dataset, number: int, cache_dir: Path) -> Dataset:
 
     Args:
         rows: Examples with `image`.
-        number: Number of the copy. Each has other changes, the same in every run.
+        number: Number of the copy. Each copy is changed differently. The changes are the same in every run.
         cache_dir: Folder where the copy is kept.
 
     Raises:
