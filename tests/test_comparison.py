@@ -187,6 +187,10 @@ def test_runs_with_different_arguments_are_not_compared():
     assert compare.check_same_arguments({name: summaries[name] for name in "ab"}) == {"train_batch_size": 1}
     with pytest.raises(ValueError, match="a and c were trained with different train_batch_size"):
         compare.check_same_arguments(summaries)
+    # Only models of different types may have different phases.
+    summaries["c"]["arguments"] |= {"train_batch_size": 1, "num_train_epochs": 2}
+    with pytest.raises(ValueError, match="a and c were trained with different num_train_epochs"):
+        compare.check_same_arguments(summaries)
 
 
 def test_means_over_seeds_are_compared():

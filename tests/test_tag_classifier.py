@@ -23,6 +23,15 @@ def model(make_model):
     return model.eval()
 
 
+def test_a_new_vocabulary_shares_the_configuration(make_model):
+    model = make_model(None, frame_feature_size=6)
+    model.set_label_vocabulary(TAGS)
+    model.set_attn_implementation("eager")
+    encoder = model.model.multimodal_encoder
+    for attention in (encoder.layers[0].self_attention, encoder.evidence_pooler.attention_pooler.attention):
+        assert attention.config._attn_implementation == "eager"
+
+
 @pytest.fixture
 def inputs():
     torch.manual_seed(1)
@@ -234,6 +243,14 @@ def test_each_modality_has_its_own_threshold(model, each_modality):
     found = model.generate(**each_modality, **settings, threshold={"image+title": middles[0], "image": 1.0})
     expected = model.generate(**each_modality, **settings, threshold=middles[0]).tag_scores.gt(0).sum(dim=1)
     assert found.tag_scores.gt(0).sum(dim=1).tolist() == [2, 0, int(expected[2])]
+
+
+def test_each_modality_is_tagged_in_half_precision(model, each_modality):
+    # A trained model measures how familiar an image is.
+    model.model.multimodal_encoder.evidence_pooler.standardizer.half_familiar_distance.fill_(1.0)
+    inputs = {name: value.bfloat16() if value.is_floating_point() else value for name, value in each_modality.items()}
+    scores = model.to(torch.bfloat16).generate(**inputs, fusion_weights=FUSION_WEIGHTS, num_candidates=3).tag_scores
+    assert scores[:, 0].gt(0).all()
 
 
 def test_each_modality_has_its_own_fusion_weights(model, each_modality):
