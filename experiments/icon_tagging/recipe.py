@@ -6,7 +6,7 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
 
 - `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
   split. OP-TSG and Model F are trained in two phases: they load the text tower and the tag classifier of ASY.
-- `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), ten epochs on a quarter of the training
+- `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
 A run that a result file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained
@@ -38,7 +38,7 @@ from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hit
 CONFIG = Path("examples/configs/optsg-icon-small.json")
 WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
-LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 10.0}
+LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0}
 # The model whose classifier the second phase loads, and the arguments of this phase. Its features can be cached.
 FIRST_PHASE = "asy"
 SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
