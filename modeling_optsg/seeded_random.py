@@ -10,7 +10,6 @@ PURPOSES = (
     "title token dropout",
     "attention mask",
     "pad slots",
-    "pooled title",
 )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from .media_files import MediaFile
 from .sidecars import Change, SidecarError, TagWriter
-from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
 
@@ -19,18 +18,9 @@ class TagReport:
         as_json: Print JSON lines on standard output.
         writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
         dry_run: Print what the writers would do.
-        show_image_words: Print the words that the vision tower sees in each image.
     """
 
-    def __init__(
-        self,
-        files: list[str],
-        as_json: bool,
-        writers: list[TagWriter],
-        dry_run: bool = False,
-        show_image_words: bool = False,
-    ):
-        self.show_image_words = show_image_words
+    def __init__(self, files: list[str], as_json: bool, writers: list[TagWriter], dry_run: bool = False):
         self.files, self.as_json, self.writers, self.dry_run = files, as_json, writers, dry_run
         self.table = None if as_json or writers else TagTable(files)
         self.num_tagged = self.num_done = self.num_written = self.num_unchanged = 0
@@ -71,7 +61,7 @@ class TagReport:
                 self._add_refusal(file, str(error), writer)
         return pending, refused
 
-    def add_result(self, file: MediaFile, result: FileTags | Exception, writers: list[TagWriter]) -> None:
+    def add_result(self, file: MediaFile, result: list[dict] | Exception, writers: list[TagWriter]) -> None:
         """Print and write the tags of a file.
 
         Args:
@@ -82,19 +72,15 @@ class TagReport:
         if isinstance(result, Exception):
             self.add_failure(file.path, file.title, str(result))
             return
-        words = {"image_words": result.image_words} if self.show_image_words else {}
-        self._print_json(file=file.path, title=file.title, tags=result.tags, **words)
+        self._print_json(file=file.path, title=file.title, tags=result)
         if self.table is not None:
             if self.num_tagged == 0:
                 print_line(self.table.header())
-            print_line(self.table.rows(file.path, result.tags))
-        if self.show_image_words and not self.as_json:
-            seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
-            print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
+            print_line(self.table.rows(file.path, result))
         self.num_tagged += 1
         for writer in writers:
             try:
-                self._add_change(file, writer.write(file, result.tags))
+                self._add_change(file, writer.write(file, result))
             except SidecarError as error:
                 self._add_refusal(file, str(error), writer)
 
