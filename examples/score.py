@@ -81,6 +81,7 @@ def fit_knn(model: OPTSGForTagGeneration, processor: OPTSGProcessor, examples: C
     ids = processor.tag_tokenizer(list(index), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     config = KNNConfig(
         text_config=model.config.text_config,
+        image_feature_size=model.config.image_feature_size,
         frame_feature_size=model.config.frame_feature_size,
         tag_vocab_size=model.config.tag_vocab_size,
         # Tags that are too long for the decoder of the model can also get votes.

@@ -26,22 +26,28 @@ from modeling_optsg.training import (
     OPTSGTrainingArguments,
     RunStatus,
     StopSignal,
+    augment_images,
     build_model,
     cache_examples,
     check_shared_folders,
+    class_embeddings,
     examples_fingerprint,
     finish,
     fit_best_model,
-    has_class_embeddings,
+    fit_image_standardizer,
+    initialize_classes_from_text,
     is_finished,
+    load_classifier,
     load_examples,
+    load_extra_images,
     make_accelerator,
     make_stream,
     num_micro_batches,
     parse_arguments,
+    prepare_for_device,
     start_trackers,
-    tie_classes_to_text,
     title_lengths,
+    warm_up_image_evidence,
     without_untrainable_tags,
 )
 
@@ -49,7 +55,7 @@ from modeling_optsg.training import (
 def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatus, stop_signal: StopSignal) -> None:
     """Train from beginning to end, or from the last saved state."""
     started = time.perf_counter()
-    # Report an invalid batch size before any computation.
+    # Fail early if the batch size is invalid.
     num_micro_batches(args.train_batch_size, accelerator.num_processes, args.per_device_train_batch_size)
     set_seed(args.seed)
 
@@ -61,6 +67,12 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     model.to(accelerator.device)
     tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
 
+    with accelerator.main_process_first():
+        tag_table = build_tag_table(tags, model.model, processor, Path(args.cache_dir) / "features")
+    if args.embedding_init_std and class_embeddings(model) is not None:
+        initialize_classes_from_text(model, tag_table.features, init_title=not args.checkpoint)
+    load_classifier(model, args)
+
     # The outputs of frozen towers are computed once and cached.
     eval_dataset, validation, unreadable = cache_examples(validation, model, processor, args)
     if args.streaming:
@@ -68,23 +80,19 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     else:
         train_dataset, train, unreadable_train = cache_examples(train, model, processor, args)
         unreadable |= unreadable_train
-    tag_table = None
-    if not args.train_text_tower:
-        with accelerator.main_process_first():
-            tag_table = build_tag_table(tags, model.model, processor, Path(args.cache_dir) / "features")
-        if args.embedding_init_std and has_class_embeddings(model):
-            tie_classes_to_text(model, tag_table.features, init_title=not args.checkpoint)
+    fit_image_standardizer(model, processor, eval_dataset if args.streaming else train_dataset)
 
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if accelerator.device.type == "cpu":
-        # On a CPU, eager attention trains 20 % faster than sdpa at these lengths.
-        model.set_attn_implementation("eager")
-    book = None
-    if MODEL_TYPES[args.model_type].needs_book:
+    prepare_for_device(model, args, accelerator.device)
+    book, model_type = None, MODEL_TYPES[args.model_type]
+    if model_type.needs_book:
         book = TagBook.from_examples(train["title"], train["tags"], train_dataset, model.config)
         train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, train["title"])
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
+    elif model_type.is_trained and not args.streaming:
+        extra_images = load_extra_images(train, model, processor, args)
+        with accelerator.main_process_first():
+            warm_up_image_evidence(model, args, tags, train_dataset, extra_images)
+        train_dataset = augment_images(train_dataset, extra_images, model, args)
 
     # Training.
     status.set("running")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .base_models import OPTSGModel
 from .baselines.asymmetric_classifier import ASYForTagClassification
 from .baselines.knn import KNNForTagVote
 from .baselines.open_book import OpenBookForTagGeneration
 from .baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
 from .configuration_optsg import EfficientNetLiteConfig, OPTSGConfig
 from .efficientnet_lite import EfficientNetLiteModel
-from .modeling_optsg import OPTSGForTagGeneration, OPTSGModel
+from .modeling_optsg import OPTSGForTagGeneration
 from .pipeline_optsg import TASK, TagGenerationPipeline
 from .processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from .tokenization_optsg import train_tag_tokenizer

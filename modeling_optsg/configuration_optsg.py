@@ -12,6 +12,7 @@ RATIOS = (
     "classifier_dropout",
     "modality_dropout",
     "memory_token_dropout",
+    "pooled_title_ratio",
     "parallel_ratio",
     "pad_slot_ratio",
 )
@@ -64,6 +65,17 @@ class OPTSGConfig(PreTrainedConfig):
         text_config: Configuration of the text tower, which encodes titles and the texts of tags.
         frame_feature_size: Width of the vision tower's tokens and of precomputed frame features. Defaults to
             `vision_config.hidden_size`.
+        vision_feature_layers: Hidden states of the vision tower to pool into image features (mean and maximum of
+            each). With `None`, image features are the mean of the last hidden state.
+        image_feature_size: Width of image features. Defaults to `frame_feature_size`.
+        image_word_labels: Class names of the vision tower's classifier. `None` for a model without image words.
+        image_word_feature_size: Input width of this classifier, before any projection.
+        image_word_projection_size: Output width of the projection before this classifier, as in CLIP. `None` for no
+            projection.
+        image_word_pooling: Pooling of the tower's tokens for this classifier: "pooler_output", "first_token" or
+            "mean".
+        image_word_normalize: L2-normalise the input of this classifier, as in CLIP.
+        num_image_words: Number of image words to average over, for an unfamiliar image without a title.
         hidden_size: Width of everything after the towers.
         num_attention_heads: Attention heads of every layer after the towers.
         intermediate_size: Width of the feed-forward block of every layer after the towers.
@@ -80,10 +92,16 @@ class OPTSGConfig(PreTrainedConfig):
         attention_dropout: Dropout of attention weights.
         modality_dropout: Probability that a training example with an image and a title loses one of the two.
         memory_token_dropout: Probability that a token of the memory is hidden in training.
+        pooled_title_ratio: Ratio of training titles whose tokens are replaced by their mean. Image words are such
+            means, so the model must learn to read them.
         use_prompt_pooler: Add the pooled tower features to the queries of the prompt encoder.
         use_tag_classifier: Train a tag classifier over the label vocabulary and fuse its logits with the slots'.
         num_tag_classes: Size of the label vocabulary. With 0 there is no tag classifier.
         classifier_loss_weight: Weight of the classifier loss.
+        title_loss_weight: Weight of the title-only term of the classifier loss.
+        image_loss_weight: Weight of the image-only term of the classifier loss.
+        style_size: Width of the style vector, which is computed from the image and changes the tags of classifier and
+            slots. 0 disables it.
         classifier_dropout: Dropout of the classifier's input.
         asl_gamma_negative: Focusing exponent γ⁻ of the asymmetric loss, for absent tags.
         asl_gamma_positive: Focusing exponent γ⁺ of the asymmetric loss, for present tags.
@@ -122,6 +140,14 @@ class OPTSGConfig(PreTrainedConfig):
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
     frame_feature_size: int | None = None
+    vision_feature_layers: list | None = None
+    image_feature_size: int | None = None
+    image_word_labels: list | None = None
+    image_word_feature_size: int | None = None
+    image_word_projection_size: int | None = None
+    image_word_pooling: str = "pooler_output"
+    image_word_normalize: bool = False
+    num_image_words: int = 32
     hidden_size: int = 256
     num_attention_heads: int = 4
     intermediate_size: int = 1024
@@ -138,10 +164,14 @@ class OPTSGConfig(PreTrainedConfig):
     attention_dropout: float = 0.0
     modality_dropout: float = 0.1
     memory_token_dropout: float = 0.0
+    pooled_title_ratio: float = 0.1
     use_prompt_pooler: bool = True
     use_tag_classifier: bool = True
     num_tag_classes: int = 0
     classifier_loss_weight: float = 0.3
+    title_loss_weight: float = 1.0
+    image_loss_weight: float = 0.5
+    style_size: int = 64
     classifier_dropout: float = 0.3
     asl_gamma_negative: float = 4.0
     asl_gamma_positive: float = 1.0
@@ -160,6 +190,8 @@ class OPTSGConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.frame_feature_size is None and self.vision_config is not None:
             self.frame_feature_size = self.vision_config.hidden_size
+        if self.image_feature_size is None:
+            self.image_feature_size = self.frame_feature_size
         self._check()
 
     def _check(self) -> None:
@@ -169,6 +201,8 @@ class OPTSGConfig(PreTrainedConfig):
             )
         if self.frame_feature_size is None:
             raise ValueError("Set frame_feature_size: without a vision_config it is the width of the frame features.")
+        if self.vision_config is None and self.vision_feature_layers:
+            raise ValueError("vision_feature_layers needs a vision_config; with frame features, leave it out.")
         if self.vision_config is not None and self.vision_config.hidden_size != self.frame_feature_size:
             raise ValueError(
                 f"frame_feature_size={self.frame_feature_size} must equal vision_config.hidden_size="

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
 
 from .configuration_optsg import EfficientNetLiteConfig
 
@@ -89,12 +89,8 @@ class InvertedResidual(nn.Module):
         return output + hidden_states if self.residual else output
 
 
-class EfficientNetLiteModel(PreTrainedModel):
-    """EfficientNet-Lite without its classifier.
-
-    Batch normalisation also uses the pretrained statistics during training, because the batches are too small and too
-    different from ImageNet to estimate new statistics.
-    """
+class EfficientNetLitePreTrainedModel(PreTrainedModel):
+    """Base class of the two models: configuration and initial weights."""
 
     config_class = EfficientNetLiteConfig
     base_model_prefix = "efficientnet_lite"
@@ -102,22 +98,6 @@ class EfficientNetLiteModel(PreTrainedModel):
     # The tower has no attention, but a model with SDPA attention accepts only towers that have this flag.
     _supports_sdpa = True
     _no_split_modules = ["InvertedResidual"]
-
-    def __init__(self, config: EfficientNetLiteConfig) -> None:
-        super().__init__(config)
-        self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
-        blocks, channels = [], config.stem_size
-        for repeats, kernel_size, stride, expansion, out_channels in config.stages:
-            for repeat in range(repeats):
-                blocks.append(
-                    InvertedResidual(
-                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
-                    )
-                )
-                channels = out_channels
-        self.blocks = nn.ModuleList(blocks)
-        self.head = ConvNormAct(config, channels, config.hidden_size, 1)
-        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -129,6 +109,37 @@ class EfficientNetLiteModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+
+
+class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
+    """EfficientNet-Lite without its classifier.
+
+    Batch normalisation also uses the pretrained statistics during training, because the batches are too small and too
+    different from ImageNet to estimate new statistics.
+    """
+
+    # A checkpoint with a classifier also has a tower.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.stem = ConvNormAct(config, 3, config.stem_size, 3, stride=2)
+        blocks, channels, self.stage_ends = [], config.stem_size, set()
+        for repeats, kernel_size, stride, expansion, out_channels in config.stages:
+            for repeat in range(repeats):
+                blocks.append(
+                    InvertedResidual(
+                        config, channels, out_channels, kernel_size, stride if repeat == 0 else 1, expansion
+                    )
+                )
+                channels = out_channels
+            self.stage_ends.add(len(blocks))
+        self.blocks = nn.ModuleList(blocks)
+        self.head = ConvNormAct(config, channels, config.hidden_size, 1)
+        self.post_init()
 
     def train(self, mode: bool = True) -> "EfficientNetLiteModel":
         """Set the mode of all modules except batch normalisation, which stays in evaluation mode."""
@@ -138,25 +149,50 @@ class EfficientNetLiteModel(PreTrainedModel):
                 module.eval()
         return self
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
         """Compute the features of images.
 
         Args:
             pixel_values: `[batch, 3, height, width]`.
+            output_hidden_states: Whether to return the feature maps of all stages.
             kwargs: Ignored. Other towers have more arguments.
 
         Returns:
-            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`, and `pooler_output`
-            `[batch, hidden_size]`, its mean over height and width.
+            `last_hidden_state` `[batch, hidden_size, height / 32, width / 32]`; `pooler_output`
+            `[batch, hidden_size]`, its mean over height and width; and with `output_hidden_states` the feature maps
+            `[batch, channels, height, width]` of the stem, of each stage, and of the last convolution.
         """
         # On CPUs, depthwise convolutions are about twice as fast in this memory format.
         hidden_states = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
+        maps = [hidden_states]
+        for index, block in enumerate(self.blocks, start=1):
             hidden_states = block(hidden_states)
+            if index in self.stage_ends:
+                maps.append(hidden_states)
         hidden_states = self.head(hidden_states)
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=hidden_states.mean(dim=(-2, -1))
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states.mean(dim=(-2, -1)),
+            hidden_states=(*maps, hidden_states) if output_hidden_states else None,
         )
 
 
-__all__ = ["EfficientNetLiteModel"]
+class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
+    """EfficientNet-Lite with its linear classifier, for `AutoModelForImageClassification`."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__(config)
+        self.efficientnet_lite = EfficientNetLiteModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> ImageClassifierOutputWithNoAttention:
+        """Compute `logits` `[batch, num_labels]` of images `[batch, 3, height, width]`."""
+        outputs = self.efficientnet_lite(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        return ImageClassifierOutputWithNoAttention(logits=logits, hidden_states=outputs.hidden_states)
+
+
+__all__ = ["EfficientNetLiteForImageClassification", "EfficientNetLiteModel"]

@@ -1,6 +1,6 @@
 """Order-prompted `generate`: the tag of every prompt, autoregressively or in parallel."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
-from .generation_settings import GenerationSettings, read_generation_settings
+from .generation_settings import MODALITIES, GenerationSettings, read_generation_settings
 from .multimodal_encoder import MemoryLayout
 from .slot_search import SlotCandidates, SlotContext, SlotSearch, SlotSearchSettings
-from .tag_ranking import ClassifierEvidence, rank_tags
+from .tag_evidence import TagEvidence
+from .tag_ranking import ClassifierOutput, rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
 
@@ -37,7 +38,9 @@ class OPTSGGenerateOutput(ModelOutput):
             `threshold` and `max_tags`. Returned with `output_slots`.
         slot_log_probs: `[batch, num_prompts, num_return_sequences]`, -inf where nothing was generated. Returned with
             `output_slots`.
-        classifier_evidence: The tag classifier's evidence. Returned with `output_slots` by models that have one.
+        classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
+        image_words: See [`OPTSGModelOutput`].
+        image_word_scores: See [`OPTSGModelOutput`].
         prompt_attentions: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
         memory_layout: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
     """
@@ -50,7 +53,9 @@ class OPTSGGenerateOutput(ModelOutput):
     pad_margins: torch.Tensor | None = None
     slot_tokens: torch.Tensor | None = None
     slot_log_probs: torch.Tensor | None = None
-    classifier_evidence: ClassifierEvidence | None = None
+    classifier_output: ClassifierOutput | None = None
+    image_words: torch.Tensor | None = None
+    image_word_scores: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
     memory_layout: MemoryLayout | None = None
 
@@ -67,7 +72,7 @@ class OPTSGGenerateOutput(ModelOutput):
         """
         is_pad = (self.pad_margins <= pad_bias)[..., None]
         log_probs = self.slot_log_probs.masked_fill(is_pad, -torch.inf)
-        ranked = rank_tags(self.slot_tokens, log_probs, 0.0, max_tags, pad_token_id, self.classifier_evidence)
+        ranked = rank_tags(self.slot_tokens, log_probs, 0.0, max_tags, pad_token_id, self.classifier_output)
         return OPTSGGenerateOutput(**vars(ranked), pad_margins=self.pad_margins)
 
 
@@ -89,17 +94,18 @@ class OrderPromptGenerationMixin(GenerationMixin):
         self,
         pixel_values: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         *,
         decoding: str | None = None,
-        threshold: float | None = None,
+        threshold: float | Mapping[str, float] | None = None,
         pad_bias: float | None = None,
         max_tags: int | None = None,
         num_candidates: int | None = None,
-        fusion_weights: Sequence[float] | None = None,
+        fusion_weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
         logit_adjustment: float | None = None,
         min_beam_probability: float | None = None,
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None = None,
@@ -112,15 +118,16 @@ class OrderPromptGenerationMixin(GenerationMixin):
         """Generate the tags of each example.
 
         Args:
-            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
             decoding: "sequential", each slot sees those before it (the paper), or "parallel", all slots at once.
-            threshold: Minimum probability of a tag.
+            threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`.
             pad_bias: Added to the logit of [PAD]. A negative value generates more tags.
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with
                 sampling, a tag vocabulary or logits processors.
-            fusion_weights: Five numbers; see [`ClassifierEvidence`]. Needs a tag classifier.
+            fusion_weights: Five numbers, or five for each of `MODALITIES`; see [`ClassifierOutput`]. Needs a tag
+                classifier.
             logit_adjustment: See [`LabelVocabulary.adjust_logits`].
             min_beam_probability: Drop a slot's beams below this, except the first.
             tag_vocabulary: Token ids of the only tags allowed, from `processor.encode_tags`, or a
@@ -143,11 +150,12 @@ class OrderPromptGenerationMixin(GenerationMixin):
         processors = self._build_processors(settings, tag_vocabulary, logits_processor)
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
+        inputs |= {"image_features": image_features}
         with evaluation_mode(self):
             outputs = self.model(**inputs, output_attentions=output_attentions)
             candidates = self._generate_slots(outputs, settings, processors)
-            evidence = self._classify(outputs.classifier_pooler_output, settings, processors)
-        return self._rank(outputs, candidates, evidence, settings, output_slots)
+            classifier_output = self._classify(outputs.evidence, settings, processors)
+        return self._rank(outputs, candidates, classifier_output, settings, output_slots)
 
     def _build_processors(
         self,
@@ -229,41 +237,66 @@ class OrderPromptGenerationMixin(GenerationMixin):
         return search.run(prompts, examples, context)
 
     def _classify(
-        self, pooled: torch.Tensor | None, settings: GenerationSettings, processors: LogitsProcessorList
-    ) -> ClassifierEvidence | None:
+        self, evidence: TagEvidence | None, settings: GenerationSettings, processors: LogitsProcessorList
+    ) -> ClassifierOutput | None:
         if self.tag_classifier is None:
             return None
         vocabulary = self.tag_classifier.label_vocabulary
-        logits = vocabulary.adjust_logits(self.tag_classifier.logits(pooled).float(), settings.logit_adjustment)
+        fusion_weights, calibration = None, {}
+        if settings.fusion_weights is not None:
+            # If image words replace the frames in the memory, use the fusion weights of titles.
+            has_image = evidence.uses_image & ~evidence.reads_words
+            has_title = evidence.has_title | evidence.reads_words
+            fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
+        if fusion_weights is not None:
+            # If the classifier weight is 0, its logits are not calibrated.
+            pairs = [weights[1:3] if weights[1] > 0 else (1.0, 0.0) for weights in fusion_weights]
+            scale, bias = torch.tensor(pairs).split(1, dim=1)
+            calibration = {"scale": scale, "bias": bias}
+        adjustment = settings.logit_adjustment
+        logits = self.tag_classifier.logits(evidence, **calibration, logit_adjustment=adjustment)
         # Candidates are whole tags: constraints on single tokens cannot be applied to them.
         is_constrained = len(processors) > 0 or settings.config.do_sample
         num_candidates = 0 if is_constrained else min(settings.num_candidates, logits.shape[1])
-        return ClassifierEvidence(
+        return ClassifierOutput(
             logits=logits,
             classes=vocabulary.class_index(),
             candidates=vocabulary.tokens_of(logits.topk(num_candidates, dim=1).indices),
-            fusion_weights=settings.fusion_weights,
+            fusion_weights=fusion_weights,
         )
 
     def _rank(
         self,
         outputs: ModelOutput,
         found: SlotCandidates,
-        evidence: ClassifierEvidence | None,
+        classifier_output: ClassifierOutput | None,
         settings: GenerationSettings,
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
-        pad = self.config.tag_pad_token_id
-        ranked = rank_tags(found.tokens, found.log_probs, settings.threshold, settings.max_tags, pad, evidence)
+        pad, thresholds = self.config.tag_pad_token_id, settings.thresholds[MODALITIES[0]]
+        if outputs.evidence is not None:
+            # The tags of image words keep the threshold of images: their averaged probabilities are small.
+            modalities = _modalities(outputs.evidence.uses_image, outputs.evidence.has_title)
+            thresholds = [settings.thresholds[name] for name in modalities]
+        ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, classifier_output)
         return OPTSGGenerateOutput(
             **vars(ranked),
             pad_margins=found.pad_margins,
             slot_tokens=found.tokens if output_slots else None,
             slot_log_probs=found.log_probs if output_slots else None,
-            classifier_evidence=evidence if output_slots else None,
+            classifier_output=classifier_output if output_slots else None,
+            image_words=outputs.image_words,
+            image_word_scores=outputs.image_word_scores,
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
+
+
+def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:
+    """Return which of `MODALITIES` each example has, from two boolean tensors `[batch]`."""
+    both, image, title = MODALITIES
+    pairs = zip(has_image.tolist(), has_title.tolist())
+    return [both if all(pair) else image if pair[0] else title for pair in pairs]
 
 
 @contextmanager

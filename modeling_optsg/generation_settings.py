@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 
 DECODINGS = ("parallel", "sequential")
+# Possible modalities of an example. Each has its own threshold and fusion weights, because an image alone is less
+# informative than a title.
+MODALITIES = ("image+title", "image", "title")
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
 # silently, so they are rejected.
@@ -47,11 +50,11 @@ class GenerationSettings:
     Args:
         config: The remaining settings, for the logits processors.
         decoding: "parallel" or "sequential".
-        threshold: Minimum probability of a tag.
+        thresholds: Minimum probability of a tag for each of `MODALITIES`.
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.
-        fusion_weights: Five fusion weights, or `None`.
+        fusion_weights: Five fusion weights for each of `MODALITIES`, or `None`.
         logit_adjustment: Temperature of the logit adjustment.
         length_penalty: Exponent of the length that beams are divided by.
         min_log_probability: Logarithm of `min_beam_probability`.
@@ -59,11 +62,11 @@ class GenerationSettings:
 
     config: GenerationConfig
     decoding: str
-    threshold: float
+    thresholds: dict[str, float]
     pad_bias: float
     max_tags: int | None
     num_candidates: int
-    fusion_weights: tuple[float, ...] | None
+    fusion_weights: dict[str, tuple[float, ...]] | None
     logit_adjustment: float
     length_penalty: float
     min_log_probability: float
@@ -102,15 +105,14 @@ def read_generation_settings(
     decoding = config.decoding or "parallel"
     if decoding not in DECODINGS:
         raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
-    fusion_weights = _for_decoding(config, "fusion_weights", decoding)
     settings = GenerationSettings(
         config=config,
         decoding=decoding,
-        threshold=_finite("threshold", _for_decoding(config, "threshold", decoding, 0.0)),
+        thresholds=_read_thresholds(config, decoding),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=config.num_candidates or 0,
-        fusion_weights=fusion_weights and tuple(_finite("fusion_weights", weight) for weight in fusion_weights),
+        fusion_weights=_read_fusion_weights(config, decoding),
         logit_adjustment=_finite("logit_adjustment", _for_decoding(config, "logit_adjustment", decoding, 0.0)),
         length_penalty=length_penalty,
         min_log_probability=_log_of_probability("min_beam_probability", config.min_beam_probability or 0.0),
@@ -145,12 +147,9 @@ def read_ranking_settings(
 
 
 def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
-    _check_threshold(settings.threshold)
     _check_positive_integer("max_tags", settings.max_tags)
-    if settings.fusion_weights is not None and (len(settings.fusion_weights) != 5 or not has_classifier):
-        raise ValueError(
-            f"fusion_weights={settings.fusion_weights} must be five numbers, and the model must have a tag classifier."
-        )
+    if settings.fusion_weights is not None and not has_classifier:
+        raise ValueError("fusion_weights need a tag classifier, which this model does not have.")
     num_candidates = settings.num_candidates
     if not isinstance(num_candidates, int) or num_candidates < 0:
         raise ValueError(f"num_candidates={num_candidates!r} must be an integer of at least 0.")
@@ -158,6 +157,42 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
         raise ValueError(
             f"num_candidates={num_candidates} needs fusion_weights: no slot gives these candidates a probability."
         )
+
+
+def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float]:
+    """Read one threshold, or a mapping with one for each of `MODALITIES`."""
+    thresholds = _by_modality(config, "threshold", decoding) or dict.fromkeys(MODALITIES, 0.0)
+    thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
+    for threshold in thresholds.values():
+        _check_threshold(threshold)
+    return thresholds
+
+
+def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:
+    """Read five numbers, or a mapping with five numbers for each of `MODALITIES`."""
+    by_modality = _by_modality(config, "fusion_weights", decoding)
+    if by_modality is None:
+        return None
+    for weights in by_modality.values():
+        if not isinstance(weights, Sequence) or len(weights) != 5:
+            raise ValueError(f"fusion_weights={weights} must be five numbers, or five for each of {MODALITIES}.")
+    return {name: tuple(_finite("fusion_weights", w) for w in weights) for name, weights in by_modality.items()}
+
+
+def _by_modality(config: GenerationConfig, name: str, decoding: str) -> dict[str, Any] | None:
+    """Read a setting for each of `MODALITIES`. A missing entry defaults to that of image+title."""
+    given = getattr(config, name, None)
+    if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
+        given = _for_decoding(config, name, decoding)
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(MODALITIES, given)
+    if MODALITIES[0] not in given or set(given) - set(MODALITIES):
+        raise ValueError(
+            f"{name} has the keys {sorted(given)}; expected {MODALITIES[0]!r}, and optionally {MODALITIES[1:]}."
+        )
+    return {modality: given.get(modality, given[MODALITIES[0]]) for modality in MODALITIES}
 
 
 def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:

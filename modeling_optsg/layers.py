@@ -63,6 +63,25 @@ def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -
     return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+class Standardizer(nn.Module):
+    """Standardises features with the mean and standard deviation of the training examples."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    @torch.no_grad()
+    def fit_moments(self, features: torch.Tensor) -> None:
+        """Fit mean and scale to `[examples, width]`."""
+        self.mean.copy_(features.mean(dim=0))
+        self.scale.copy_(features.std(dim=0, correction=0) + 1e-3)
+
+    def standardize(self, features: torch.Tensor) -> torch.Tensor:
+        """Standardise `[batch, width]`."""
+        return (features.to(self.mean.dtype) - self.mean) / self.scale
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention in three steps, so that a decoder can cache keys and values.
 

@@ -8,6 +8,10 @@ from transformers import PreTrainedConfig
 
 from .layers import TransformerLayer, pool_tokens
 from .seeded_random import seeded_uniform
+from .tag_evidence import EvidencePooler, TagEvidence
+
+# Number of image words in the memory of an unfamiliar image without a title. Titles are not much longer.
+MEMORY_WORDS = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class MemoryLayout:
     def from_features(
         cls,
         frame_features: torch.Tensor | None = None,
-        title_features: torch.Tensor | None = None,
+        title_length: int = 0,
         frame_size: tuple[int, int] | None = None,
         patch_size: int | tuple[int, int] | None = None,
     ) -> "MemoryLayout":
@@ -41,14 +45,14 @@ class MemoryLayout:
 
         Args:
             frame_features: `[batch, frames, tokens, frame_feature_size]`.
-            title_features: `[batch, title length, text width]`.
+            title_length: Tokens of the longest title of the batch, or words that stand in for titles.
             frame_size: Height and width of a frame in pixels; `None` for precomputed features, whose grid is unknown.
             patch_size: The vision tower's patch size; `None` for a convolutional tower.
         """
         frames, tokens = (0, 0) if frame_features is None else frame_features.shape[1:3]
         grid = patch_grid(tokens, frame_size, patch_size) if frame_size is not None and tokens else None
         others = tokens - (grid[0] * grid[1] if grid is not None else 0)
-        return cls(frames, grid, others, 0 if title_features is None else title_features.shape[1])
+        return cls(frames, grid, others, title_length)
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """Split values over the memory, for example attention weights.
@@ -113,13 +117,23 @@ class Pooler(nn.Module):
         # The text tower encodes titles and tags: with this projection an example starts near the tags that its title
         # names.
         self.title_projection = nn.Linear(config.text_config.hidden_size, config.hidden_size, bias=False)
+        # The slots also depend on the style of the image.
+        self.style_projection = None
+        if _has_style(config):
+            self.style_projection = nn.Linear(config.style_size, config.intermediate_size, bias=False)
 
-    def forward(self, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: list[torch.Tensor | None],
+        masks: list[torch.Tensor | None],
+        style: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Pool the tokens of both towers.
 
         Args:
             tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality.
             masks: `[batch, length]` each, true for tokens that are visible.
+            style: `[batch, style_size]`, see [`TagEvidence`].
 
         Returns:
             `[batch, hidden_size]`.
@@ -132,12 +146,60 @@ class Pooler(nn.Module):
             else:
                 # A missing modality contributes nothing, not even the bias of the norm.
                 pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
-        hidden_states = nn.functional.gelu(self.inner(self.dropout(torch.cat(pooled, dim=-1))))
-        return self.outer(self.dropout(hidden_states)) + self.title_projection(pooled[1])
+        hidden_states = self.inner(self.dropout(torch.cat(pooled, dim=-1)))
+        if style is not None:
+            hidden_states = hidden_states + self.style_projection(style)
+        hidden_states = self.outer(self.dropout(nn.functional.gelu(hidden_states)))
+        return hidden_states + self.title_projection(pooled[1])
 
 
-class MultimodalEncoder(nn.Module):
-    """Projects the towers' tokens to one width, adds frame positions and modalities, and fuses them.
+@dataclass(frozen=True)
+class EncoderInputs:
+    """The towers' features of a batch. A missing modality is `None`.
+
+    Args:
+        frame_features: `[batch, frames, tokens, frame_feature_size]`.
+        frame_mask: `[batch, frames]`, true for real frames. By default all are real.
+        image_features: `[batch, image_feature_size]`, given with `frame_features`.
+        title_features: `[batch, title length, text width]`.
+        attention_mask: `[batch, title length]`, true for real title tokens. By default all are real.
+        word_features: `[batch, words, text width]`, text features of the most probable image words.
+        word_probabilities: `[batch, words]`, summing to 1, or 0 for an example without an image.
+        example_seeds: `[batch]`, seeds of modality and token dropout in training.
+    """
+
+    frame_features: torch.Tensor | None = None
+    frame_mask: torch.Tensor | None = None
+    image_features: torch.Tensor | None = None
+    title_features: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    word_features: torch.Tensor | None = None
+    word_probabilities: torch.Tensor | None = None
+    example_seeds: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Output of [`MultimodalEncoder`].
+
+    Args:
+        memory: `[batch, memory length, hidden_size]`.
+        memory_mask: `[batch, memory length]`, boolean.
+        title_length: Number of positions of the memory that hold the title, the last ones.
+        prompt_pooled: `[batch, hidden_size]`, the pooled representation for the prompts; `None` without
+            `use_prompt_pooler`.
+        evidence: Evidence for the tag classifier; `None` without one.
+    """
+
+    memory: torch.Tensor
+    memory_mask: torch.Tensor
+    title_length: int
+    prompt_pooled: torch.Tensor | None
+    evidence: TagEvidence | None
+
+
+class EvidenceEncoder(nn.Module):
+    """Selects the visible tokens of a batch, and pools them into evidence for the tag classifier.
 
     The towers belong to the model, not to this module, so that they can be frozen, cached or left out.
     """
@@ -145,78 +207,62 @@ class MultimodalEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
-        self.frame_projection = nn.Sequential(
-            nn.LayerNorm(config.frame_feature_size), nn.Linear(config.frame_feature_size, config.hidden_size)
-        )
-        self.title_projection = nn.Sequential(
-            nn.LayerNorm(config.text_config.hidden_size), nn.Linear(config.text_config.hidden_size, config.hidden_size)
-        )
-        self.frame_positions = nn.Embedding(config.max_frames, config.hidden_size)
-        self.modalities = nn.Embedding(2, config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
-        # The classifier has a separate pooler, because models with different mistakes are better together.
-        self.classifier_pooler = Pooler(config) if config.use_tag_classifier and config.num_tag_classes else None
+        self.evidence_pooler = EvidencePooler(config) if _has_classifier(config) else None
 
-    def forward(
-        self,
-        frame_features: torch.Tensor | None = None,
-        frame_mask: torch.Tensor | None = None,
-        title_features: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        example_seeds: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Encode a batch.
+    def forward(self, inputs: EncoderInputs) -> TagEvidence | None:
+        """Compute the evidence of a batch, `None` without a tag classifier; see [`select`]."""
+        return self.select(inputs)[2]
+
+    def select(
+        self, inputs: EncoderInputs
+    ) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None], TagEvidence | None]:
+        """Select the visible tokens and compute the evidence.
 
         Args:
-            frame_features: `[batch, frames, tokens, frame_feature_size]`.
-            frame_mask: `[batch, frames]`, true for real frames. By default all are real.
-            title_features: `[batch, title length, text width]`.
-            attention_mask: `[batch, title length]`, true for real title tokens. By default all are real.
-            example_seeds: `[batch]`, seeds of modality and token dropout in training.
+            inputs: The features of the towers.
 
         Returns:
-            The memory `[batch, memory length, hidden_size]`, its boolean mask `[batch, memory length]`, the pooled
-            representation for the prompts `[batch, hidden_size]` (`None` without `use_prompt_pooler`) and the one for
-            the tag classifier `[batch, hidden_size]` (`None` without a tag classifier).
+            Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality; their masks
+            `[batch, length]`, true for tokens that are visible; and the evidence.
 
         Raises:
             ValueError: Frames and titles are both missing, a video is longer than `max_frames`, or an example has
                 neither a frame nor a title.
         """
-        if frame_features is None and title_features is None:
-            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
         # Index 0 is the frames, index 1 the title.
-        tokens, embedded, masks = [None, None], [None, None], [None, None]
-        if frame_features is not None:
-            tokens[0] = frame_features.flatten(1, 2)
-            embedded[0], masks[0] = self._embed_frames(frame_features, frame_mask)
-        if title_features is not None:
-            tokens[1] = title_features
-            embedded[1] = self.title_projection(title_features) + self.modalities.weight[1]
-            masks[1] = _full_mask(title_features) if attention_mask is None else attention_mask.bool()
+        tokens = [inputs.frame_features, inputs.title_features]
+        if tokens[0] is None and tokens[1] is None:
+            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
+        masks = [self._frame_mask(inputs), None]
+        if tokens[1] is not None:
+            masks[1] = _full_mask(tokens[1]) if inputs.attention_mask is None else inputs.attention_mask.bool()
         if self.training:
-            masks = self._hide_at_random(masks, example_seeds)
-        memory = torch.cat([part for part in embedded if part is not None], dim=1)
-        memory_mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
-        if not (present := memory_mask.any(dim=1)).all():
-            empty = (~present).nonzero().flatten().tolist()
+            masks = self._hide_at_random(masks, inputs.example_seeds)
+            tokens[1], masks[1] = self._pool_titles_at_random(tokens[1], masks[1], inputs.example_seeds)
+        has_any = torch.stack([mask.any(dim=1) for mask in masks if mask is not None]).any(dim=0)
+        if not has_any.all():
+            empty = (~has_any).nonzero().flatten().tolist()
             raise ValueError(f"Examples {empty} of the batch have neither a frame nor a title.")
-        prompt_pooled, classifier_pooled = (
-            None if pooler is None else pooler(tokens, masks)
-            for pooler in (self.prompt_pooler, self.classifier_pooler)
-        )
-        memory = self.dropout(memory)
-        for layer in self.layers:
-            memory, _ = layer(memory, memory_mask[:, None, None, :])
-        return self.norm(memory), memory_mask, prompt_pooled, classifier_pooled
+        if tokens[0] is not None:
+            tokens[0] = tokens[0].flatten(1, 2)
+        evidence = None if self.evidence_pooler is None else self._collect_evidence(inputs, tokens, masks)
+        return tokens, masks, evidence
 
-    def _embed_frames(
-        self, frame_features: torch.Tensor, frame_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        frames, tokens, width = frame_features.shape[1:]
+    def _collect_evidence(
+        self, inputs: EncoderInputs, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]
+    ) -> TagEvidence:
+        evidence = self.evidence_pooler(inputs.image_features, tokens, masks)
+        if inputs.word_features is not None:
+            evidence.word_vectors = self.evidence_pooler.word_vectors(inputs.word_features)
+            evidence.word_probabilities = inputs.word_probabilities
+        return evidence
+
+    def _frame_mask(self, inputs: EncoderInputs) -> torch.Tensor | None:
+        """Return which frame tokens are real, `[batch, frames * tokens]`."""
+        features = inputs.frame_features
+        if features is None:
+            return None
+        frames, tokens, width = features.shape[1:]
         if width != self.config.frame_feature_size:
             raise ValueError(
                 f"frame_features has width {width}; this model expects frame_feature_size="
@@ -226,10 +272,20 @@ class MultimodalEncoder(nn.Module):
             raise ValueError(
                 f"A video of {frames} frames is longer than max_frames={self.config.max_frames}; sample fewer frames."
             )
-        positions = self.frame_positions(torch.arange(frames, device=frame_features.device))
-        embedded = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
-        mask = _full_mask(frame_features) if frame_mask is None else frame_mask.bool()
-        return embedded.flatten(1, 2), mask.repeat_interleave(tokens, dim=1)
+        mask = _full_mask(features) if inputs.frame_mask is None else inputs.frame_mask.bool()
+        return mask.repeat_interleave(tokens, dim=1)
+
+    def _pool_titles_at_random(
+        self, titles: torch.Tensor | None, mask: torch.Tensor | None, seeds: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Replace some titles by the mean of their tokens, because image words are such means."""
+        if titles is None or self.config.pooled_title_ratio == 0:
+            return titles, mask
+        drawn = seeded_uniform("pooled title", (len(titles),), seeds, titles.device)
+        chosen = ((drawn < self.config.pooled_title_ratio) & mask.any(dim=1))[:, None]
+        is_first = torch.arange(titles.shape[1], device=titles.device) == 0
+        pooled = pool_tokens(titles, mask).to(titles.dtype)[:, None]
+        return torch.where((chosen & is_first)[..., None], pooled, titles), torch.where(chosen, is_first, mask)
 
     def _hide_at_random(
         self, masks: list[torch.Tensor | None], seeds: torch.Tensor | None
@@ -258,5 +314,86 @@ class MultimodalEncoder(nn.Module):
         return masks
 
 
+class MultimodalEncoder(EvidenceEncoder):
+    """Projects the towers' tokens to one width, adds frame positions and modalities, and fuses them."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.frame_projection = nn.Sequential(
+            nn.LayerNorm(config.frame_feature_size), nn.Linear(config.frame_feature_size, config.hidden_size)
+        )
+        self.title_projection = nn.Sequential(
+            nn.LayerNorm(config.text_config.hidden_size), nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        )
+        self.frame_positions = nn.Embedding(config.max_frames, config.hidden_size)
+        self.modalities = nn.Embedding(2, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_encoder_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.prompt_pooler = Pooler(config) if config.use_prompt_pooler else None
+        self.style_projection = None
+        if _has_style(config):
+            self.style_projection = nn.Linear(config.style_size, config.hidden_size, bias=False)
+
+    def forward(self, inputs: EncoderInputs) -> EncoderOutput:
+        """Encode a batch; see [`EvidenceEncoder.select`]."""
+        tokens, masks, evidence = self.select(inputs)
+        if evidence is not None:
+            tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
+        style = None if evidence is None else evidence.style
+        prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks, style)
+        embedded = []
+        if tokens[0] is not None:
+            embedded.append(self._embed_frames(inputs.frame_features))
+        if tokens[1] is not None:
+            embedded.append(self.title_projection(tokens[1]) + self.modalities.weight[1])
+        memory = torch.cat(embedded, dim=1)
+        if style is not None:
+            memory = memory + self.style_projection(style)[:, None]
+        memory = self.dropout(memory)
+        memory_mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
+        for layer in self.layers:
+            memory, _ = layer(memory, memory_mask[:, None, None, :])
+        title_length = 0 if tokens[1] is None else tokens[1].shape[1]
+        return EncoderOutput(self.norm(memory), memory_mask, title_length, prompt_pooled, evidence)
+
+    def _embed_frames(self, frame_features: torch.Tensor) -> torch.Tensor:
+        positions = self.frame_positions(torch.arange(frame_features.shape[1], device=frame_features.device))
+        embedded = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
+        return embedded.flatten(1, 2)
+
+
+def _has_classifier(config: PreTrainedConfig) -> bool:
+    return bool(config.use_tag_classifier and config.num_tag_classes)
+
+
+def _has_style(config: PreTrainedConfig) -> bool:
+    return bool(_has_classifier(config) and config.style_size)
+
+
 def _full_mask(tokens: torch.Tensor) -> torch.Tensor:
     return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+
+
+def _use_trusted_evidence(
+    tokens: list[torch.Tensor | None],
+    masks: list[torch.Tensor | None],
+    evidence: TagEvidence,
+    word_features: torch.Tensor | None,
+) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
+    """Mask frames of an ignored image, and insert image words for a missing title."""
+    frames, titles = masks
+    if frames is not None:
+        frames = frames & evidence.uses_image[:, None]
+    if word_features is not None:
+        reads_words, word_features = evidence.reads_words, word_features[:, :MEMORY_WORDS]
+        frames = frames & ~reads_words[:, None]
+        batch, words = word_features.shape[:2]
+        length = words if titles is None else max(words, titles.shape[1])
+        padded = word_features.new_zeros(batch, length, word_features.shape[2])
+        mask = torch.zeros(batch, length, dtype=torch.bool, device=word_features.device)
+        if titles is not None:
+            padded[:, : titles.shape[1]], mask[:, : titles.shape[1]] = tokens[1], titles
+        padded[reads_words, :words], mask[reads_words, :words] = word_features[reads_words], True
+        tokens, titles = [tokens[0], padded], mask
+    return tokens, [frames, titles]

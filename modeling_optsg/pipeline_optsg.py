@@ -13,6 +13,7 @@ from transformers.image_utils import load_image
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .generation_optsg import OPTSGGenerateOutput
+from .image_words import decode_image_words
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 from .video_utils import is_video_file
 
@@ -85,6 +86,7 @@ class TagGenerationPipeline(Pipeline):
             threshold: Minimum probability of a tag; by default the model's own.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
+            return_image_words: Also return the words that the vision tower sees in an image.
             timeout: Seconds to wait for an image's address.
             batch_size: Examples per batch; 1 by default.
             num_workers: Processes that read the examples; by default 0, which is this process.
@@ -93,7 +95,8 @@ class TagGenerationPipeline(Pipeline):
         Returns:
             Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score; `novel` tags occur
             in no training example. The result is one such list for a single example, a list of them for a list, and an
-            iterator for a dataset or a generator.
+            iterator for a dataset or a generator. With `return_image_words`, the list of an example is replaced by
+            `{"tags": list, "image_words": [{"word": str, "score": float}]}`.
 
         Raises:
             ValueError: An example is malformed or cannot be read, or a setting is unknown or out of range.
@@ -139,6 +142,7 @@ class TagGenerationPipeline(Pipeline):
         decoding: str | None = None,
         tag_vocabulary: Iterable[str] | None = None,
         timeout: float | None = None,
+        return_image_words: bool | None = None,
         **generate_kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         if parts := generate_kwargs.keys() & PARTS.keys():
@@ -159,7 +163,8 @@ class TagGenerationPipeline(Pipeline):
         known = inspect.signature(self.model.generate).parameters
         if "decoding" not in known and (unknown := generate_kwargs.keys() - known.keys()):
             raise ValueError(f"{type(self.model).__name__}.generate has no setting {sorted(unknown)}; leave it out")
-        return {} if timeout is None else {"timeout": timeout}, generate_kwargs, {}
+        postprocess = {} if return_image_words is None else {"return_image_words": return_image_words}
+        return {} if timeout is None else {"timeout": timeout}, generate_kwargs, postprocess
 
     def _build_vocabulary(self, tags: Iterable[str]) -> TagVocabularyLogitsProcessor:
         # The last vocabulary is kept, because building one from many thousand tags takes seconds.
@@ -202,12 +207,20 @@ class TagGenerationPipeline(Pipeline):
 
     def _forward(self, model_inputs: Mapping[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
         outputs = self.model.generate(**model_inputs, **generate_kwargs)
-        return {"sequences": outputs.sequences, "tag_scores": outputs.tag_scores}
+        names = ("sequences", "tag_scores", "image_words", "image_word_scores")
+        return {name: outputs[name] for name in names if outputs.get(name) is not None}
 
-    def postprocess(self, model_outputs: Mapping[str, Any]) -> list[dict]:
+    def postprocess(
+        self, model_outputs: Mapping[str, Any], return_image_words: bool = False
+    ) -> list[dict] | dict[str, list[dict]]:
         """Return the tags of one example, in the format of image classification."""
-        (tags,) = self.processor.batch_decode(OPTSGGenerateOutput(**model_outputs))
-        return [{"label": tag["tag"], "score": tag["score"], "novel": tag["novel"]} for tag in tags]
+        outputs = OPTSGGenerateOutput(**model_outputs)
+        (tags,) = self.processor.batch_decode(outputs)
+        tags = [{"label": tag["tag"], "score": tag["score"], "novel": tag["novel"]} for tag in tags]
+        if not return_image_words:
+            return tags
+        (words,) = decode_image_words(outputs, self.model.config)
+        return {"tags": tags, "image_words": words}
 
     def get_iterator(
         self,

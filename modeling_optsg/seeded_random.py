@@ -10,6 +10,7 @@ PURPOSES = (
     "title token dropout",
     "attention mask",
     "pad slots",
+    "pooled title",
 )
 
 

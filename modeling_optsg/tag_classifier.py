@@ -12,15 +12,31 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from .tag_evidence import TagEvidence
+
+# Weight of the gate loss. It is a mean over examples; the tag loss is a sum over thousands of tags.
+GATE_LOSS_WEIGHT = 1.0
+# Temperature for the probabilities of image words. The classifier is overconfident in its first class.
+WORD_TEMPERATURE = 2.0
+# Clamp probabilities so that their logits are finite.
+MIN_PROBABILITY = 1e-6
+
 
 def asymmetric_loss(
-    logits: torch.Tensor, targets: torch.Tensor, gamma_negative: float, gamma_positive: float, margin: float
+    logits: torch.Tensor,
+    present: tuple[torch.Tensor, torch.Tensor],
+    gamma_negative: float,
+    gamma_positive: float,
+    margin: float,
 ) -> torch.Tensor:
     """Compute the asymmetric loss of multi-label classification (Ridnik et al., 2021, equations 5 to 7).
 
+    Absent classes below the margin have no loss and no gradient. Nearly all classes are of this kind, so leaving them
+    out makes the loss several times faster.
+
     Args:
         logits: `[batch, classes]`.
-        targets: `[batch, classes]`, 1 where the class is present, else 0.
+        present: Rows and columns of the present classes, each once; the other classes are absent.
         gamma_negative: Focusing exponent γ⁻ of absent classes.
         gamma_positive: Focusing exponent γ⁺ of present classes.
         margin: Probability margin m, subtracted from the probabilities of absent classes.
@@ -28,30 +44,28 @@ def asymmetric_loss(
     Returns:
         Scalar: the sum over the classes, averaged over the batch.
     """
-    probability = logits.sigmoid()
-    shifted = (probability - margin).clamp(min=0)
-    present = targets * (1 - probability) ** gamma_positive * F.logsigmoid(logits)
+    present_logits = logits[present]
+    loss = (1 - present_logits.sigmoid()) ** gamma_positive * F.logsigmoid(present_logits)
+    with torch.no_grad():
+        counts = torch.ones_like(logits, dtype=torch.bool) if margin == 0 else logits.sigmoid() > margin
+        counts[present] = False
+        absent = counts.flatten().nonzero().squeeze(1)
+    absent_logits = logits.flatten()[absent]
+    shifted = absent_logits.sigmoid() - margin
     # Without a margin, log(1 - p) is computed from the logit, because p may be rounded to 1.
-    log_absent = F.logsigmoid(-logits) if margin == 0 else torch.log1p(-shifted)
-    absent = (1 - targets) * shifted**gamma_negative * log_absent
-    return -(present + absent).sum(dim=-1).mean()
+    log_absent = F.logsigmoid(-absent_logits) if margin == 0 else torch.log1p(-shifted)
+    return -(loss.sum() + (shifted**gamma_negative * log_absent).sum()) / len(logits)
 
 
-def multi_hot_targets(labels: torch.Tensor, tag_ids: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Convert labels to multi-hot targets.
+def present_classes(labels: torch.Tensor, tag_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns of the classes that are present.
 
     Args:
         labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
         tag_ids: `[tags]`, the class of each tag of the batch.
-        num_classes: Number of classes.
-
-    Returns:
-        `[batch, num_classes]`, 1 where an example has the tag, else 0.
     """
-    targets = torch.zeros(len(labels), num_classes, device=labels.device)
     examples, columns = (labels >= 0).nonzero(as_tuple=True)
-    targets[examples, tag_ids[labels[examples, columns]]] = 1.0
-    return targets
+    return examples, tag_ids[labels[examples, columns]]
 
 
 def check_tag_ids(tag_ids: torch.Tensor | None, num_classes: int) -> None:
@@ -173,33 +187,109 @@ class CosineClassifier(nn.Module):
 
 
 class TagClassifier(nn.Module):
-    """Multi-label classifier over the label vocabulary, trained with the asymmetric loss."""
+    """Multi-label classifier over the label vocabulary, trained with the asymmetric loss.
+
+    The dot products of an example's evidence with the class embeddings are the logits. The embeddings are not
+    normalised, so frequent classes can have larger weights. In training, they may be text-initialised
+    (`training/text_tied_embeddings.py`).
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = CosineClassifier(config, config.num_tag_classes)
+        self.class_embeddings = nn.Embedding(config.num_tag_classes, config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(config.num_tag_classes))
         self.label_vocabulary = LabelVocabulary(config)
 
-    def logits(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Compute logits `[batch, num_tag_classes]` from a pooled representation `[batch, hidden_size]`."""
-        return self.classifier(self.dropout(pooled))
+    def project(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Compute logits `[..., num_tag_classes]` from vectors `[..., hidden_size]`."""
+        return F.linear(self.dropout(vectors), self.class_embeddings.weight, self.bias).float()
 
-    def forward(self, pooled: torch.Tensor, labels: torch.Tensor, tag_ids: torch.Tensor) -> torch.Tensor:
-        """Compute the asymmetric loss over the label vocabulary.
+    def logits(
+        self,
+        evidence: TagEvidence,
+        scale: torch.Tensor | float = 1.0,
+        bias: torch.Tensor | float = 0.0,
+        logit_adjustment: float = 0.0,
+    ) -> torch.Tensor:
+        """Compute logits `[batch, num_tag_classes]`, with the logit adjustment of [`LabelVocabulary.adjust_logits`].
+
+        For an image without a title, a tag's probability is a weighted mean of two: one from the image, and one
+        averaged over its image words as titles. The weight of the image is its familiarity.
 
         Args:
-            pooled: `[batch, hidden_size]`, the multimodal encoder's `classifier_pooler_output`.
+            evidence: The encoder's evidence.
+            scale: `[batch, 1]` or one number: the probability of a tag is `sigmoid(scale * logit + bias)`. These
+                probabilities are averaged, not the logits.
+            bias: `[batch, 1]` or one number.
+            logit_adjustment: See [`LabelVocabulary.adjust_logits`].
+        """
+
+        def project(vectors: torch.Tensor) -> torch.Tensor:
+            return self.label_vocabulary.adjust_logits(self.project(vectors), logit_adjustment)
+
+        logits = project(evidence.vectors)
+        if evidence.word_vectors is None or not evidence.uses_words.any():
+            return logits
+        rows = evidence.uses_words
+        scale, bias = (torch.as_tensor(value).to(logits).expand(len(logits), 1)[rows] for value in (scale, bias))
+        familiarity = evidence.familiarity[rows, None]
+        weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        # One word after the other: all at once need `[examples, words, classes]`.
+        of_words = torch.zeros_like(logits[rows])
+        for index in range(weights.shape[1]):
+            word_logits = scale * project(evidence.word_vectors[rows, index]) + bias
+            of_words += weights[:, index, None] * word_logits.sigmoid()
+        of_images = (scale * logits[rows] + bias).sigmoid()
+        probabilities = familiarity * of_images + (1 - familiarity) * of_words
+        mixed = logits.clone()
+        mixed[rows] = (probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit() - bias) / scale
+        return mixed
+
+    def forward(
+        self,
+        evidence: TagEvidence,
+        labels: torch.Tensor,
+        tag_ids: torch.Tensor,
+        is_mismatched: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the asymmetric loss over the label vocabulary.
+
+        An example with a title and an image also has a title-only and an image-only loss, because either may be
+        missing at inference.
+
+        Args:
+            evidence: The encoder's evidence.
             labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
             tag_ids: `[tags]`, the class of each tag of the batch.
+            is_mismatched: `[batch]`, true for an example whose image belongs to another example. It has no
+                image-only loss. The gate is trained to detect such examples.
 
         Raises:
             ValueError: A class is out of range.
         """
         check_tag_ids(tag_ids, len(self.label_vocabulary))
-        config, logits = self.config, self.logits(pooled).float()
-        targets = multi_hot_targets(labels, tag_ids, logits.shape[1])
-        return asymmetric_loss(
-            logits, targets, config.asl_gamma_negative, config.asl_gamma_positive, config.asl_margin
-        )
+        config, present = self.config, present_classes(labels, tag_ids)
+        exponents = (config.asl_gamma_negative, config.asl_gamma_positive, config.asl_margin)
+        loss = asymmetric_loss(self.project(evidence.vectors), present, *exponents)
+        has_both = evidence.has_title & evidence.has_image
+        has_matching = has_both if is_mismatched is None else has_both & ~is_mismatched
+        for vectors, rows, weight in (
+            (evidence.title_vectors, has_both, config.title_loss_weight),
+            (evidence.image_vectors, has_matching, config.image_loss_weight),
+        ):
+            if weight and rows.any():
+                own = rows[present[0]]
+                index = rows.cumsum(dim=0) - 1
+                part = asymmetric_loss(
+                    self.project(vectors[rows]), (index[present[0][own]], present[1][own]), *exponents
+                )
+                loss = loss + weight * part * rows.sum() / len(rows)
+        if is_mismatched is not None and has_both.any():
+            losses = F.binary_cross_entropy_with_logits(
+                evidence.match_logits.float(), (~is_mismatched).float(), reduction="none"
+            )
+            loss = loss + GATE_LOSS_WEIGHT * (losses * has_both).mean()
+        return loss

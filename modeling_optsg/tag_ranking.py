@@ -1,6 +1,7 @@
 """Ranks the candidates of an example: each tag once, with one probability."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,29 +11,29 @@ MIN_SLOT_PROBABILITY = 1e-3
 
 
 @dataclass
-class ClassifierEvidence:
-    """What the tag classifier knows about the candidates, and how it is fused with the slots.
+class ClassifierOutput:
+    """Logits and candidates of the tag classifier, and how they are fused with the slots.
 
     Args:
         logits: `[batch, classes]`, classifier logits of the label vocabulary.
         classes: The class of each tag of the label vocabulary, by its token ids. Novel tags have none.
         candidates: `[batch, num_candidates, max length]`, tags that are candidates whether a slot generated them or
             not, padded with [PAD].
-        fusion_weights: For a tag of the label vocabulary the weight of the slots' logit, the weight of the classifier
-            logit, and the bias; for a novel tag the weight of the slots' logit, and the bias. With `None` the
-            probability is that of the slots.
+        fusion_weights: Five numbers for each example: for a tag of the label vocabulary the weight of the slots'
+            logit, the weight of the classifier logit, and the bias; for a novel tag the weight of the slots' logit,
+            and the bias. With `None` the probability is that of the slots.
     """
 
     logits: torch.Tensor
     classes: dict[tuple[int, ...], int]
     candidates: torch.Tensor
-    fusion_weights: tuple[float, float, float, float, float] | None = None
+    fusion_weights: Sequence[tuple[float, float, float, float, float]] | None = None
 
-    def fuse(self, slot_probability: float, classifier_logit: float | None) -> float:
-        """Fuses the slots' probability of a tag with its classifier logit (`None` for a novel tag)."""
+    def fuse(self, example: int, slot_probability: float, classifier_logit: float | None) -> float:
+        """Fuses the slots' probability of an example's tag with its classifier logit (`None` for a novel tag)."""
         clamped = min(max(slot_probability, MIN_SLOT_PROBABILITY), 1 - MIN_SLOT_PROBABILITY)
         slot_logit = math.log(clamped / (1 - clamped))
-        slot_weight, classifier_weight, bias, novel_weight, novel_bias = self.fusion_weights
+        slot_weight, classifier_weight, bias, novel_weight, novel_bias = self.fusion_weights[example]
         if classifier_logit is None:
             logit = novel_weight * slot_logit + novel_bias
         else:
@@ -78,12 +79,12 @@ class _Candidate:
 def rank_tags(
     tokens: torch.Tensor,
     log_probs: torch.Tensor,
-    threshold: float,
+    threshold: float | Sequence[float],
     max_tags: int | None,
     pad_token_id: int,
-    evidence: ClassifierEvidence | None = None,
+    classifier: ClassifierOutput | None = None,
 ) -> RankedTags:
-    """Merge what the slots generated and what the classifier proposes, and rank it.
+    """Merge the tags of the slots and the classifier candidates, and rank them.
 
     The slots' probability of a tag is that at least one of them generates it, `1 - Π(1 - p)`. Where the matching has
     not settled which of several slots gets a tag, the tag's probability is divided among them, and this adds it up.
@@ -92,22 +93,23 @@ def rank_tags(
     Args:
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
-        threshold: Tags with a smaller probability are dropped.
+        threshold: Tags with a smaller probability are dropped; one number, or one for each example.
         max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
         pad_token_id: Token of [PAD].
-        evidence: The tag classifier's evidence.
+        classifier: The tag classifier's output.
     """
     num_hypotheses, max_length = tokens.shape[2:]
-    if evidence is not None:
-        max_length = max(max_length, evidence.candidates.shape[-1])
+    if classifier is not None:
+        max_length = max(max_length, classifier.candidates.shape[-1])
+    thresholds = [threshold] * len(tokens) if isinstance(threshold, float) else threshold
     ranked = []
     rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
-        if evidence is not None:
-            _add_evidence(candidates, evidence, example, pad_token_id)
-        ranked.append(_score(list(candidates.values()), evidence, threshold)[:max_tags])
-    return _to_tensors(ranked, max_length, pad_token_id, evidence is not None, tokens.device)
+        if classifier is not None:
+            _add_classifier_candidates(candidates, classifier, example, pad_token_id)
+        ranked.append(_score(list(candidates.values()), classifier, example, thresholds[example])[:max_tags])
+    return _to_tensors(ranked, max_length, pad_token_id, classifier is not None, tokens.device)
 
 
 def _merge_slots(
@@ -128,22 +130,24 @@ def _merge_slots(
     return candidates
 
 
-def _add_evidence(
-    candidates: dict[tuple[int, ...], _Candidate], evidence: ClassifierEvidence, example: int, pad_token_id: int
+def _add_classifier_candidates(
+    candidates: dict[tuple[int, ...], _Candidate], classifier: ClassifierOutput, example: int, pad_token_id: int
 ) -> None:
-    for row in evidence.candidates[example].tolist():
+    for row in classifier.candidates[example].tolist():
         tag = _strip_padding(row, pad_token_id)
         candidates.setdefault(tag, _Candidate(tag))
-    known = [candidate for candidate in candidates.values() if candidate.tag in evidence.classes]
-    classes = [evidence.classes[candidate.tag] for candidate in known]
-    for candidate, logit in zip(known, evidence.logits[example, classes].tolist(), strict=True):
+    known = [candidate for candidate in candidates.values() if candidate.tag in classifier.classes]
+    classes = [classifier.classes[candidate.tag] for candidate in known]
+    for candidate, logit in zip(known, classifier.logits[example, classes].tolist(), strict=True):
         candidate.classifier_logit = logit
 
 
-def _score(candidates: list[_Candidate], evidence: ClassifierEvidence | None, threshold: float) -> list[_Candidate]:
-    fused = evidence is not None and evidence.fusion_weights is not None
+def _score(
+    candidates: list[_Candidate], classifier: ClassifierOutput | None, example: int, threshold: float
+) -> list[_Candidate]:
+    fused = classifier is not None and classifier.fusion_weights is not None
     scores = [
-        evidence.fuse(candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
+        classifier.fuse(example, candidate.slot_score, candidate.classifier_logit) if fused else candidate.slot_score
         for candidate in candidates
     ]
     # Rounded to float32 as they are returned: a threshold equal to a returned score keeps its tag.
@@ -154,7 +158,7 @@ def _score(candidates: list[_Candidate], evidence: ClassifierEvidence | None, th
 
 
 def _to_tensors(
-    ranked: list[list[_Candidate]], max_length: int, pad_token_id: int, with_evidence: bool, device: torch.device
+    ranked: list[list[_Candidate]], max_length: int, pad_token_id: int, with_classifier: bool, device: torch.device
 ) -> RankedTags:
     shape = (len(ranked), max(max(map(len, ranked)), 1))
     sequences = torch.full((*shape, max_length), pad_token_id)
@@ -168,7 +172,7 @@ def _to_tensors(
             slot_scores[example, rank] = candidate.slot_score
             classifier_logits[example, rank] = candidate.classifier_logit or 0.0
     tensors = {"sequences": sequences, "tag_scores": tag_scores, "slots": slots}
-    if with_evidence:
+    if with_classifier:
         tensors |= {"slot_scores": slot_scores, "classifier_logits": classifier_logits}
     return RankedTags(**{name: tensor.to(device) for name, tensor in tensors.items()})
 

@@ -51,6 +51,12 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder to search recursively")
     _add_generation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file instead of a table")
+    parser.add_argument(
+        "--show-image-words",
+        action="store_true",
+        help="also print the image words, the classes that the vision tower predicts; they replace a missing title if "
+        "the image is unlike the training images",
+    )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))
     parser.set_defaults(run=partial(_run, parser))
 
@@ -158,7 +164,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     found = find_media_files(args.files, args.title or None, args.title_from_name)
     with _sigterm_as_exception() if args.write else contextlib.nullcontext():
         writers = _make_writers(parser, args, model, settings) if found.files else []
-        report = TagReport([file.path for file in found.files], args.json, writers, args.dry_run)
+        paths = [file.path for file in found.files]
+        report = TagReport(paths, args.json, writers, args.dry_run, args.show_image_words)
         try:
             for message in found.messages:
                 report.add_message(message)

@@ -7,6 +7,7 @@ from typing import Any
 
 from .media_files import MediaFile
 from .sidecars import Change, SidecarError, TagWriter
+from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
 
@@ -18,9 +19,18 @@ class TagReport:
         as_json: Print JSON lines on standard output.
         writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
         dry_run: Print what the writers would do.
+        show_image_words: Print the words that the vision tower sees in each image.
     """
 
-    def __init__(self, files: list[str], as_json: bool, writers: list[TagWriter], dry_run: bool = False):
+    def __init__(
+        self,
+        files: list[str],
+        as_json: bool,
+        writers: list[TagWriter],
+        dry_run: bool = False,
+        show_image_words: bool = False,
+    ):
+        self.show_image_words = show_image_words
         self.files, self.as_json, self.writers, self.dry_run = files, as_json, writers, dry_run
         self.table = None if as_json or writers else TagTable(files)
         self.num_tagged = self.num_done = self.num_written = self.num_unchanged = 0
@@ -61,7 +71,7 @@ class TagReport:
                 self._add_refusal(file, str(error), writer)
         return pending, refused
 
-    def add_result(self, file: MediaFile, result: list[dict] | Exception, writers: list[TagWriter]) -> None:
+    def add_result(self, file: MediaFile, result: FileTags | Exception, writers: list[TagWriter]) -> None:
         """Print and write the tags of a file.
 
         Args:
@@ -72,15 +82,19 @@ class TagReport:
         if isinstance(result, Exception):
             self.add_failure(file.path, file.title, str(result))
             return
-        self._print_json(file=file.path, title=file.title, tags=result)
+        words = {"image_words": result.image_words} if self.show_image_words else {}
+        self._print_json(file=file.path, title=file.title, tags=result.tags, **words)
         if self.table is not None:
             if self.num_tagged == 0:
                 print_line(self.table.header())
-            print_line(self.table.rows(file.path, result))
+            print_line(self.table.rows(file.path, result.tags))
+        if self.show_image_words and not self.as_json:
+            seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
+            print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
         self.num_tagged += 1
         for writer in writers:
             try:
-                self._add_change(file, writer.write(file, result))
+                self._add_change(file, writer.write(file, result.tags))
             except SidecarError as error:
                 self._add_refusal(file, str(error), writer)
 

@@ -40,6 +40,19 @@ class TagSettings:
     vocabulary: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class FileTags:
+    """Predictions for one file.
+
+    Args:
+        tags: Tags as `OPTSGProcessor.batch_decode` returns them, most probable first.
+        image_words: Words that the vision tower sees in it, `{"word": str, "score": float}`, most probable first.
+    """
+
+    tags: list[dict]
+    image_words: list[dict]
+
+
 class Tagger:
     """Loads a model and tags batches of files with it.
 
@@ -69,12 +82,14 @@ class Tagger:
                 sorted(settings.vocabulary), self.processor, self.model.config
             )
 
-    def __call__(self, batch: list[MediaFile]) -> list[list[dict] | Exception]:
+    def __call__(self, batch: list[MediaFile]) -> list[FileTags | Exception]:
         """Tag a batch of files.
 
         Returns:
-            For each file, its tags with the most probable first, or the error from reading the file.
+            For each file its tags, or the error from reading the file.
         """
+        from modeling_optsg.image_words import decode_image_words
+
         try:
             inputs = self.processor(
                 images=[None if file.is_video else file.path for file in batch],
@@ -90,7 +105,8 @@ class Tagger:
             return self(batch[:half]) + self(batch[half:])
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         decoded = self.processor.batch_decode(outputs)
-        return [[tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][: self.max_tags] for tags in decoded]
+        kept = [[tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][: self.max_tags] for tags in decoded]
+        return [FileTags(*pair) for pair in zip(kept, decode_image_words(outputs, self.model.config), strict=True)]
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:

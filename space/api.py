@@ -40,12 +40,16 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
             file: The image or video.
             title: Title of the image or video.
             decoding: "parallel" or "sequential".
-            threshold: Minimum probability of a tag. Defaults to the fitted threshold.
+            threshold: Minimum probability of a tag. Defaults to the fitted threshold: one for files with a title, and
+                one for files without.
             attention: Whether to return the attention weights of each slot's order prompt.
         """
         try:
             decoding, threshold = tagger.check_settings(decoding, threshold)
-            return as_response(tagger.tag(*uploaded_file(file), title, decoding), threshold, attention)
+            tagged = tagger.tag(*uploaded_file(file), title, decoding)
+            if threshold is None:
+                threshold = tagger.fitted_threshold(decoding, tagged.title)
+            return as_response(tagged, threshold, attention)
         except InputError as error:
             raise gr.Error(str(error)) from None
 
@@ -71,7 +75,13 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
 
     def report_limits() -> dict:
         """Return the model's name, the fitted thresholds and the limits."""
-        thresholds = {decoding: tagger.fitted_threshold(decoding) for decoding in DECODINGS}
+        thresholds = {
+            decoding: {
+                "image+title": tagger.fitted_threshold(decoding, "title"),
+                "image": tagger.fitted_threshold(decoding),
+            }
+            for decoding in DECODINGS
+        }
         return {"model": tagger.name, "thresholds": thresholds, "limits": limits.as_dict()}
 
     model = {"concurrency_id": "model", "concurrency_limit": limits.concurrent_requests}

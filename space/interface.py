@@ -48,6 +48,11 @@ class Handlers:
             return None, "", markup.error_message(str(error)), ""
         return tagged, markup.preview(path, name, tagged.kind), *self.render(tagged, threshold)
 
+    def follow_title(self, decoding: str, title: str, threshold: float) -> object:
+        """Return the fitted threshold for a file with or without a title, unless the visitor chose another one."""
+        fitted = [self.tagger.fitted_threshold(decoding, text) for text in ("", "a title")]
+        return self.tagger.fitted_threshold(decoding, title) if threshold in fitted else gr.skip()
+
     def render(self, tagged: TaggedFile | None, threshold: float) -> tuple:
         """Render the tags and the slots of the last file at another threshold."""
         if tagged is None:
@@ -109,7 +114,7 @@ def _add_single_file_tab(handlers: Handlers, examples: Path) -> None:
                 label="Title", placeholder="What does it show? (optional)", elem_id="title",
                 max_length=limits.title_characters,
             )  # fmt: skip
-            decoding, threshold = _add_settings(handlers.tagger)
+            decoding, threshold = _add_settings(handlers.tagger, title="")
             button = gr.Button("Predict tags", variant="primary", elem_id="predict")
             gr.HTML("<h3>Or try an example</h3>")
             with gr.Row(elem_id="examples"):
@@ -133,10 +138,17 @@ def _add_single_file_tab(handlers: Handlers, examples: Path) -> None:
         handlers.render, [result, threshold], [tags, slots], trigger_mode="always_last", queue=False,
         show_progress="hidden", **PRIVATE,
     )  # fmt: skip
-    decoding.input(handlers.tagger.fitted_threshold, decoding, threshold, queue=False, **PRIVATE).then(**predict)
+    title.change(handlers.follow_title, [decoding, title, threshold], threshold, queue=False, **PRIVATE)
+    fitted = {
+        "fn": handlers.tagger.fitted_threshold,
+        "inputs": [decoding, title],
+        "outputs": threshold,
+        "queue": False,
+    }
+    decoding.input(**fitted, **PRIVATE).then(**predict)
     for example_button, *example in buttons:
         choose = example_button.click(lambda example=example: example, None, [file, title], queue=False, **PRIVATE)
-        choose.then(**predict)
+        choose.then(**fitted, **PRIVATE).then(**predict)
 
 
 def _add_many_files_tab(handlers: Handlers) -> None:
@@ -147,8 +159,11 @@ def _add_many_files_tab(handlers: Handlers) -> None:
                 True, label="Use file names as titles",
                 info="Titles in a metadata.csv or metadata.jsonl (file_name, title) among the files come first.",
             )  # fmt: skip
-            decoding, threshold = _add_settings(handlers.tagger)
-            decoding.input(handlers.tagger.fitted_threshold, decoding, threshold, queue=False, **PRIVATE)
+            decoding, threshold = _add_settings(handlers.tagger, title="a title")
+            decoding.input(
+                lambda decoding: handlers.tagger.fitted_threshold(decoding, "a title"), decoding, threshold,
+                queue=False, **PRIVATE,
+            )  # fmt: skip
             button = gr.Button("Predict tags for all files", variant="primary", elem_id="predict-all")
         with gr.Column(scale=3, min_width=300):
             download = gr.HTML(elem_id="download")
@@ -160,7 +175,7 @@ def _add_many_files_tab(handlers: Handlers) -> None:
     )  # fmt: skip
 
 
-def _add_settings(tagger: Tagger) -> tuple[gr.Radio, gr.Slider]:
+def _add_settings(tagger: Tagger, title: str) -> tuple[gr.Radio, gr.Slider]:
     decoding = gr.Radio(
         list(DECODINGS),
         value="parallel",
@@ -170,7 +185,7 @@ def _add_settings(tagger: Tagger) -> tuple[gr.Radio, gr.Slider]:
     threshold = gr.Slider(
         0,
         1,
-        value=tagger.fitted_threshold("parallel"),
+        value=tagger.fitted_threshold("parallel", title),
         step=0.01,
         label="Threshold",
         info="Minimum probability of a tag. The initial value was fitted on the validation split.",

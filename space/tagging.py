@@ -85,17 +85,21 @@ class Tagger:
         self.model = load_model(model)
         self.reader = FileReader(model, limits)
 
-    def fitted_threshold(self, decoding: str) -> float:
-        """Return the threshold that was fitted on the validation split."""
+    def fitted_threshold(self, decoding: str, title: object = None) -> float:
+        """Return the threshold that was fitted on the validation split, for a file with this title or without one."""
         threshold = self.model.generation_config.threshold
-        return float(threshold.get(decoding, 0.0) if isinstance(threshold, dict) else threshold or 0.0)
+        if isinstance(threshold, dict):
+            threshold = threshold.get(decoding, 0.0)
+        if isinstance(threshold, dict):
+            threshold = threshold["image+title" if str(title or "").strip() else "image"]
+        return float(threshold or 0.0)
 
-    def check_settings(self, decoding: object, threshold: object) -> tuple[str, float]:
+    def check_settings(self, decoding: object, threshold: object) -> tuple[str, float | None]:
         """Check the settings of a request and fill in defaults.
 
         Args:
             decoding: One of `DECODINGS`; `None` for parallel.
-            threshold: Minimum probability of a tag; `None` for the fitted threshold.
+            threshold: Minimum probability of a tag; `None` for the fitted threshold of each file.
 
         Raises:
             InputError: The decoding is unknown, or the threshold is not a number between 0 and 1.
@@ -104,7 +108,7 @@ class Tagger:
         if decoding not in DECODINGS:
             raise InputError(f"decoding is {str(decoding)[:40]!r}; expected one of {', '.join(DECODINGS)}.")
         if threshold is None:
-            return decoding, self.fitted_threshold(decoding)
+            return decoding, None
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise InputError(f"threshold is {str(threshold)[:40]!r}; expected a number between 0 and 1.")
         return decoding, float(threshold)

@@ -14,6 +14,8 @@ from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
 from modeling_optsg.data.collator import TagTable
+from modeling_optsg.training import OPTSGTrainingArguments, load_classifier
+from modeling_optsg.training.model_building import freeze_text_layers
 
 TAG_SETS = [["red", "square"], ["blue"], ["red", "colour", "e-mail"], ["创意美食"]]
 ALL_TAGS = sorted({tag for tags in TAG_SETS for tag in tags})
@@ -43,7 +45,7 @@ def inputs(batch):
 
 @pytest.fixture(scope="module")
 def make_baseline(tower_configs, tag_tokenizer, table):
-    def make(name, **config):
+    def make(name, seed=0, **config):
         spec = MODEL_TYPES[name]
         settings = {
             "text_config": tower_configs["bert"],
@@ -59,8 +61,9 @@ def make_baseline(tower_configs, tag_tokenizer, table):
             "tag_vocab_size": len(tag_tokenizer),
             "num_tag_classes": len(table.tags) if spec.needs_classes else 0,
             "dropout": 0.0,
+            "classifier_dropout": 0.0,
         }
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = spec.model(spec.model.config_class(**copy.deepcopy(settings | dict(spec.config) | config)))
         if spec.needs_classes:
             model.set_label_vocabulary(table.input_ids)
@@ -172,6 +175,93 @@ def test_logit_adjustment_subtracts_the_logarithm_of_counts(make_baseline, input
         model.generate(**inputs, logit_adjustment=float("nan"))
 
 
+# The classifier of an ASY checkpoint
+
+
+@pytest.fixture(scope="module")
+def asy_checkpoint(make_baseline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asy")
+    model = make_baseline("asy", seed=7)
+    torch.nn.init.ones_(model.model.multimodal_encoder.evidence_pooler.standardizer.mean)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def load(asy_checkpoint, table):
+    """Makes a model with the parts of the ASY checkpoint."""
+
+    def run(model, model_type="op-tsg", train_text_layers=0, **more):
+        settings = {"classifier_checkpoint": str(asy_checkpoint), "train_text_layers": train_text_layers}
+        freeze_text_layers(model.model.text_tower, train_text_layers)
+        load_classifier(model, OPTSGTrainingArguments("run", model_type=model_type, **settings | more))
+        return model
+
+    return run
+
+
+def copied_state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("train_text_layers", [0, -1])
+def test_parts_of_an_asy_checkpoint_are_loaded(make_baseline, asy_checkpoint, table, load, train_text_layers):
+    model = make_baseline("op-tsg", num_tag_classes=len(table.tags))
+    model.set_label_vocabulary(table.input_ids)
+    before = copied_state(model)
+    load(model, train_text_layers=train_text_layers)
+    expected = MODEL_TYPES["asy"].model.from_pretrained(asy_checkpoint).state_dict()
+    parts = ("model.text_tower.", "model.multimodal_encoder.evidence_pooler.", "tag_classifier.")
+    loaded = {name for name in expected if name.startswith(parts)}
+    for part in parts:
+        assert any(not torch.equal(before[name], expected[name]) for name in loaded if name.startswith(part))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name] if name in loaded else before[name]), name
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = {name for name, _ in model.named_parameters()}
+    assert parameters - trained == (parameters & loaded if train_text_layers == 0 else set())
+
+
+def test_a_frozen_classifier_predicts_as_in_its_checkpoint(make_baseline, asy_checkpoint, table, load, batch):
+    model = make_baseline("op-tsg", num_tag_classes=len(table.tags))
+    model.set_label_vocabulary(table.input_ids)
+    load(model).eval()
+    source = MODEL_TYPES["asy"].model.from_pretrained(asy_checkpoint)
+    titles = {"title_features": torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(1))}
+    inputs = {"frame_features": batch["frame_features"], **titles}
+    expected = source(**inputs).logits
+    torch.testing.assert_close(model.tag_classifier.logits(model.model(**inputs).evidence), expected)
+    assert expected.std() > 0.1
+    assert model(**batch).classifier_loss is not None, "it is measured in validation"
+    assert model.train()(**batch).classifier_loss is None
+
+
+def test_without_a_checkpoint_the_classifier_is_new(make_baseline, table, load):
+    model = make_baseline("op-tsg", num_tag_classes=len(table.tags))
+    before = copied_state(model)
+    load(model, classifier_checkpoint=None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.tag_classifier.parameters())
+
+
+def test_a_classifier_of_other_tags_is_refused(make_baseline, asy_checkpoint, table, load):
+    for ids in (table.input_ids[:-1], table.input_ids[::-1], [*table.input_ids[:-1], [9, 9, 9]]):
+        model = make_baseline("op-tsg", num_tag_classes=len(ids))
+        model.set_label_vocabulary(ids)
+        before = copied_state(model)
+        with pytest.raises(ValueError, match=f"{asy_checkpoint.name} has a different label vocabulary"):
+            load(model)
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"), [("sequence", {}), ("model-g", {}), ("op-tsg", {"use_tag_classifier": False})]
+)
+def test_a_model_without_tag_classifier_cannot_load_one(make_baseline, load, model_type, config):
+    with pytest.raises(ValueError, match=f"--classifier_checkpoint: {model_type} has no tag classifier"):
+        load(make_baseline(model_type, **config), model_type)
+
+
 # kNN
 
 
@@ -198,10 +288,10 @@ def test_knn_equals_a_vote_computed_with_numpy(tower_configs, tag_tokenizer, tab
     def unit(vector):
         return vector / np.linalg.norm(vector)
 
-    mean = images.numpy().mean(0)
+    mean, scale = images.numpy().mean(0), images.numpy().std(0) + 1e-3
     similarity = [
         unit(title[0, 0].numpy()) @ unit(titles[n].numpy())
-        + 0.5 * unit(image[0, 0, 0].numpy() - mean) @ unit(images[n].numpy() - mean)
+        + 0.5 * unit((image[0, 0, 0].numpy() - mean) / scale) @ unit((images[n].numpy() - mean) / scale)
         for n in range(4)
     ]
     nearest = sorted(range(4), key=lambda n: -similarity[n])[:2]

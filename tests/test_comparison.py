@@ -80,14 +80,15 @@ def programs(load_program, folder, towers, tmp_path_factory):
     }
     (root / "config.json").write_text(json.dumps(config), encoding="utf-8")
     programs = Programs(root, load_program)
-    programs.recipe("second", "--dataset", folder)
     programs.recipe("models")
     return programs
 
 
 @pytest.fixture(scope="module")
 def checkpoints(programs):
-    return [programs.root / "runs" / name for name in programs.trained]
+    """Folders of all checkpoints, OP-TSG first."""
+    names = sorted(programs.trained, key=lambda name: name != "op-tsg-seed0")
+    return [programs.root / "runs" / name for name in names]
 
 
 def keys(value):
@@ -96,26 +97,24 @@ def keys(value):
 
 
 def test_rows_have_the_keys_of_the_committed_results(programs):
-    committed = json.loads((RESULTS / "second.json").read_text(encoding="utf-8"))
-    found = programs.result("second.json")
+    committed = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
+    found = programs.result("models.json")
     assert list(found) == list(committed)
     for row, entry in found.items():
         assert keys(entry["runs"][0]) == keys(committed[row]["runs"][0])
 
 
 def test_every_model_type_is_trained_and_scored(programs, folder):
-    assert set(programs.result("models.json")) == set(MODEL_TYPES) - {"op-tsg", "asy"}
-    for name in ("second", "models"):
-        for row in programs.result(f"{name}.json").values():
-            (run,) = row["runs"]
-            assert run["examples"] == 16 and run["command"].startswith("python examples/train.py")
-            assert str(folder) not in run["command"]
-            assert all(0 <= score["micro_f1"] <= 100 for score in run["test"].values())
+    assert set(programs.result("models.json")) == set(MODEL_TYPES)
+    for row in programs.result("models.json").values():
+        (run,) = row["runs"]
+        assert run["examples"] == 16 and run["command"].startswith("python examples/train.py")
+        assert all(0 <= score["micro_f1"] <= 100 for score in run["test"].values())
 
 
 def test_runs_with_results_are_not_repeated(programs, folder):
     trained = list(programs.trained)
-    programs.recipe("second", "--dataset", folder)
+    programs.recipe("models")
     assert programs.trained == trained
     result = programs.result("models.json")
     without_knn = {name: row for name, row in result.items() if name != "knn"}
@@ -130,23 +129,27 @@ def test_runs_with_results_are_not_repeated(programs, folder):
 def test_operating_point_has_the_keys_of_the_committed_results(programs, checkpoints, folder):
     words = ["--output", programs.root / "point.json", "--dataset", folder]
     # The second call adds to the file of the first.
-    for name in ("second-op-tsg-seed0", "second-asy-seed0"):
+    for name in ("op-tsg-seed0", "asy-seed0"):
         programs.run(operating_point, "--checkpoints", programs.root / "runs" / name, *words)
     found = json.loads((programs.root / "point.json").read_text(encoding="utf-8"))
-    assert keys(found) == keys(json.loads((RESULTS / "second_point_46.json").read_text(encoding="utf-8")))
-    assert found["runs"]["second-op-tsg-seed0"]["parts"]["classifier alone"]["settings"]["fusion_weights"][0] == 0
+    committed = json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8"))
+    assert found.keys() == committed.keys()
+    for name, run in found["runs"].items():
+        assert keys(run) == keys(committed["runs"][name])
+    assert found["runs"]["op-tsg-seed0"]["parts"]["classifier alone"]["settings"]["fusion_weights"][0] == 0
     with pytest.raises(SystemExit):
         programs.run(operating_point, "--checkpoints", *checkpoints, *words, "--metric_for_best_model", "micro_f1")
 
 
 def test_all_model_types_are_timed(programs, checkpoints, folder):
     output = programs.root / "timing.json"
-    words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--output", output]
+    words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--image_sizes", 32, "--output", output]
     programs.run(timing, "--checkpoints", *checkpoints, *words)
     result = json.loads(output.read_text(encoding="utf-8"))
     assert set(result["rows"]) == ROWS and result["machine"].endswith("1 threads")
     for row in result["rows"].values():
         assert row["seconds_per_example"] > 0 and row["seconds_per_example_without_towers"] > 0
+    assert result["vision_tower"]["32"] > 0
     with pytest.raises(ValueError, match="are both a op-tsg"):
         programs.run(timing, "--checkpoints", checkpoints[0], checkpoints[0], *words)
     with pytest.raises(ValueError, match="8 test examples are fewer than 2 batches"):
@@ -167,7 +170,7 @@ def test_models_are_compared(programs, checkpoints, folder):
         assert comparison["rows"][model_type]["full_f1"] == run["test"]["only"]["full_f1"]
     assert comparison["rows"]["knn"]["seeds"] == [0, 0]
     for entry in comparison["rows"].values():
-        assert entry["modalities"]["both"]["full_f1"] == entry["full_f1"]
+        assert entry["modalities"]["image+title"]["full_f1"] == entry["full_f1"]
     with Image.open(output / "f1_by_frequency.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20)) > 5
     page = (output / "examples.html").read_text(encoding="utf-8")
@@ -177,11 +180,15 @@ def test_models_are_compared(programs, checkpoints, folder):
 
 def test_runs_with_different_arguments_are_not_compared():
     summaries = {
-        "a": {"arguments": {"num_train_epochs": 1, "model_type": "asy", "seed": 0, "dataloader_num_workers": 0}},
-        "b": {"arguments": {"num_train_epochs": 1, "model_type": "knn", "seed": 1, "dataloader_num_workers": 2}},
-        "c": {"arguments": {"num_train_epochs": 9, "model_type": "asy", "seed": 0}},
+        "a": {"arguments": {"train_batch_size": 1, "model_type": "asy", "seed": 0, "dataloader_num_workers": 0}},
+        "b": {"arguments": {"train_batch_size": 1, "model_type": "knn", "seed": 1, "num_train_epochs": 2}},
+        "c": {"arguments": {"train_batch_size": 9, "model_type": "asy", "seed": 0}},
     }
-    assert compare.check_same_arguments({name: summaries[name] for name in "ab"}) == {"num_train_epochs": 1}
+    assert compare.check_same_arguments({name: summaries[name] for name in "ab"}) == {"train_batch_size": 1}
+    with pytest.raises(ValueError, match="a and c were trained with different train_batch_size"):
+        compare.check_same_arguments(summaries)
+    # Only models of different types may have different phases.
+    summaries["c"]["arguments"] |= {"train_batch_size": 1, "num_train_epochs": 2}
     with pytest.raises(ValueError, match="a and c were trained with different num_train_epochs"):
         compare.check_same_arguments(summaries)
 

@@ -78,6 +78,22 @@ def test_precomputed_features_are_padded_and_masked(collate):
     assert batch["attention_mask"].int().tolist() == [[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
+def test_image_features_and_mismatches_are_stacked(collate):
+    features = np.arange(8, dtype=np.float32).reshape(2, 4)
+    frames = np.zeros((1, 2, 3), np.float32)
+    batch = collate(
+        [
+            {"frame_features": frames, "image_features": features[0], "is_mismatched": False, "title": "red"},
+            {"frame_features": None, "image_features": None, "title": "blue"},
+            {"frame_features": frames, "image_features": features[1], "is_mismatched": True, "title": "dog"},
+        ]
+    )
+    assert batch["image_features"].tolist() == [features[0].tolist(), [0.0] * 4, features[1].tolist()]
+    assert batch["is_mismatched"].tolist() == [False, False, True]
+    batch = collate([{"frame_features": frames, "title": "red"}])
+    assert "image_features" not in batch and "is_mismatched" not in batch
+
+
 def test_one_vector_per_frame_is_one_token_per_frame(collate):
     batch = collate([{"frame_features": np.ones((2, 16))}, {"frame_features": np.ones((1, 16))}])
     assert batch["frame_features"].shape == (2, 2, 1, 16)

@@ -59,11 +59,13 @@ def test_cached_features_equal_the_outputs_of_the_towers(tiny_model, tiny_proces
         source = rows(images)[index]
         assert example["tags"] == source["tags"] and "image" not in example
         if source["image"] is None:
-            assert example["frame_features"] is None
+            assert example["frame_features"] is None and example["image_features"] is None
         else:
             pixels = tiny_processor(images=source["image"])["pixel_values"]
-            expected = tiny_model.model.encode_frames(pixels)[0].detach().numpy()
-            np.testing.assert_allclose(example["frame_features"], expected, rtol=2e-3, atol=2e-3)
+            expected = tiny_model.model.encode_frames(pixels)
+            for name in ("frame_features", "image_features"):
+                found = getattr(expected, name)[0].detach().numpy()
+                np.testing.assert_allclose(example[name], found, rtol=2e-3, atol=2e-3)
         if not source["title"]:
             assert example["title_features"] is None
         else:
@@ -88,9 +90,9 @@ def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_pa
     assert all(calls.values())
     calls.update(dict.fromkeys(calls, 0))
     second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
-    assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 1
+    assert not any(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
     for one, other in zip(first, second, strict=True):
-        for name in ("frame_features", "title_features"):
+        for name in ("frame_features", "image_features", "title_features"):
             np.testing.assert_array_equal(one[name], other[name])
 
 
@@ -118,14 +120,14 @@ def change_title_length(model, processor):
     processor.tokenizer.model_max_length = 4
 
 
-CHANGES = [
-    change_vision_weights,
-    change_text_weights,
-    change_statistics,
-    change_image_normalisation,
-    change_frames,
-    change_title_length,
-]
+CHANGES = {
+    change_vision_weights: "encode_frames",
+    change_text_weights: "encode_text",
+    change_statistics: "encode_frames",
+    change_image_normalisation: "encode_frames",
+    change_frames: "encode_frames",
+    change_title_length: "encode_text",
+}
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -136,7 +138,8 @@ def test_other_weights_or_settings_get_a_new_file(make_model, tiny_processor, im
     with torch.no_grad():
         change(model, processor)
     cached(rows(images), model, processor, tmp_path)
-    assert all(calls.values()) and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+    assert [name for name, count in calls.items() if count] == [CHANGES[change]], "the other tower is not run again"
+    assert len(list(tmp_path.glob("towers-*.arrow"))) == 3
 
 
 def test_an_interrupted_call_is_resumed(tiny_model, tiny_processor, images, tmp_path, calls, monkeypatch):
@@ -153,10 +156,10 @@ def test_an_interrupted_call_is_resumed(tiny_model, tiny_processor, images, tmp_
         patch.setattr(OPTSGModel, "encode_text", interrupted)
         cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
     done = len(list(tmp_path.glob("towers-*.arrow")))
-    assert 0 < done < len(whole)
+    assert len(whole) < done < 2 * len(whole), "all images and some of the titles"
     calls.update(dict.fromkeys(calls, 0))
     again = cached(rows(images), tiny_model, tiny_processor, tmp_path, block_size=1)
-    assert calls["encode_frames"] <= len(whole) - done
+    assert calls["encode_frames"] == 0 and calls["encode_text"] <= 2 * len(whole) - done
     for one, other in zip(whole, again, strict=True):
         np.testing.assert_array_equal(one["frame_features"], other["frame_features"])
 
@@ -184,7 +187,7 @@ def test_unreadable_images_are_dropped_up_to_a_limit(tiny_model, tiny_processor,
 def test_other_rows_get_a_new_file(tiny_model, tiny_processor, images, tmp_path):
     cached(rows(images), tiny_model, tiny_processor, tmp_path)
     fewer = cached(rows(images).select([0, 2]), tiny_model, tiny_processor, tmp_path)
-    assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 2
+    assert len(fewer) == 2 and len(list(tmp_path.glob("towers-*.arrow"))) == 4
 
 
 def test_inputs_of_a_trained_tower_stay_raw(tiny_model, tiny_processor, images, tmp_path, calls):

@@ -25,7 +25,8 @@ from transformers import (
 
 import modeling_optsg
 from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGModel, OPTSGProcessor
-from modeling_optsg.efficientnet_lite import EfficientNetLiteModel
+from modeling_optsg.efficientnet_lite import EfficientNetLiteForImageClassification, EfficientNetLiteModel
+from modeling_optsg.training import add_image_words
 
 PACKAGE = Path(modeling_optsg.__file__).parent
 # Packages that code saved with a model may import.
@@ -218,7 +219,8 @@ def test_pretrained_towers_keep_their_weights(tower_folders, tmp_path, inputs, v
         with torch.no_grad():
             tokens = vision_tower(pixel_values=inputs["pixel_values"][0]).last_hidden_state
             tokens = tokens.flatten(2).transpose(1, 2) if tokens.ndim == 4 else tokens
-            torch.testing.assert_close(built.model.encode_frames(inputs["pixel_values"])[0], tokens)
+            features = built.model.encode_frames(inputs["pixel_values"]).frame_features
+            torch.testing.assert_close(features[0], tokens)
             title, mask = inputs["input_ids"][:1], inputs["attention_mask"][:1]
             expected = text_tower(input_ids=title, attention_mask=mask).last_hidden_state
             torch.testing.assert_close(built.model.encode_text(title, mask), expected)
@@ -331,9 +333,26 @@ def run_without_package(folder, saved, pixels, titles, tmp_path):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_saved_model_works_where_the_package_is_not_installed(make_model, tiny_processor, tmp_path):
+def let_words_replace_images(model, processor, folder):
+    """Gives a model a tag classifier and image words, and makes every image unfamiliar."""
+    config = copy.deepcopy(model.config.vision_config)
+    config.id2label, config.label2id = {0: "red", 1: "blue dog"}, {"red": 0, "blue dog": 1}
+    classifier = EfficientNetLiteForImageClassification(config)
+    classifier.efficientnet_lite.load_state_dict(model.model.vision_tower.state_dict())
+    classifier.save_pretrained(folder)
+    model.set_label_vocabulary(processor.tag_tokenizer(["red", "blue"], add_special_tokens=False)["input_ids"])
+    add_image_words(model, folder, processor.tokenizer)
+    model.model.multimodal_encoder.evidence_pooler.standardizer.half_familiar_distance.fill_(1e-20)
+    model.generation_config.num_candidates = 2
+    model.generation_config.fusion_weights = [0.7, 0.6, -0.2, 0.9, -0.1]
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_a_saved_model_works_where_the_package_is_not_installed(make_model, tiny_processor, tmp_path, with_words):
     """The tower is the package's own class. Saved again there, the folder is complete."""
     model = make_model("efficientnet_lite")
+    if with_words:
+        let_words_replace_images(model, tiny_processor, tmp_path / "classifier")
     model.generation_config.pad_bias = {"parallel": -5.0, "sequential": -4.0}
     model.save_pretrained(tmp_path / "saved")
     tiny_processor.save_pretrained(tmp_path / "saved")

@@ -149,9 +149,9 @@ def test_the_content_of_padding_has_no_effect(model, batch):
 
 def test_precomputed_frame_features_equal_their_pixels(model, batch):
     pixels, mask = batch["pixel_values"], batch["frame_mask"]
-    features = model.model.encode_frames(pixels, mask)
+    features = model.model.encode_frames(pixels, mask).frame_features
     assert features.shape == (5, 3, 5, 16), "a ViT of four patches and [CLS]"
-    assert_close(features[mask.bool()], model.model.encode_frames(pixels)[mask.bool()])
+    assert_close(features[mask.bool()], model.model.encode_frames(pixels).frame_features[mask.bool()])
     precomputed = {name: value for name, value in batch.items() if name != "pixel_values"}
     with torch.no_grad():
         assert_close(losses(model(**precomputed, frame_features=features)), losses(model(**batch)))

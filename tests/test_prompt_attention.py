@@ -99,9 +99,9 @@ def test_a_patch_depends_most_on_its_own_pixels(make_model, tower_configs, input
         model = make_model(vision)
     with torch.enable_grad():
         pixels = torch.randn(1, 2, 3, 32, 32, requires_grad=True)
-        features = model.model.encode_frames(pixels)
+        features = model.model.encode_frames(pixels).frame_features
         patch_size = getattr(model.config.vision_config, "patch_size", None)
-        layout = MemoryLayout.from_features(features, None, (32, 32), patch_size)
+        layout = MemoryLayout.from_features(features, 0, (32, 32), patch_size)
         rows, columns = layout.grid
         assert layout.others == others and layout.frames == 2 and rows == columns
         patches, _, _ = layout.split(torch.arange(features.shape[1] * features.shape[2]))

@@ -5,6 +5,7 @@ import platform
 import pytest
 
 from modeling_optsg import TagEvaluator
+from modeling_optsg.evaluation.calibration import reliability
 from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits, score_modalities
 
@@ -46,5 +47,8 @@ def test_modalities_are_scored_together_and_alone(tiny_model, tiny_processor):
     evaluator = TagEvaluator([["red"], ["blue"]], tiny_processor.label_vocabulary, common_count=8)
     scores = score_modalities(tiny_model, tiny_processor, examples, evaluator, progress=False, pad_bias=-5.0)
     expected = evaluator.score(predict_tags(tiny_model, tiny_processor, examples, progress=False, pad_bias=-5.0))
-    assert scores["both"] == scores["title"] == expected
+    errors = [scores[name].pop("expected_calibration_error") for name in ("image+title", "title")]
+    unfiltered = predict_tags(tiny_model, tiny_processor, examples, progress=False, pad_bias=-5.0, threshold=0.0)
+    assert errors == [reliability(unfiltered, [["red"], ["blue"]])["expected_calibration_error"]] * 2
+    assert scores["image+title"] == scores["title"] == expected
     assert expected["tags_per_example"] > 0 and scores["image"]["tags_per_example"] == 0

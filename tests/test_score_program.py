@@ -77,7 +77,7 @@ def test_the_program_writes_the_keys_of_the_committed_file(score, checkpoint, da
     assert (result["examples"], result["evaluated_tags"]) == (4, 4)
     assert (result["seed"], result["training_seconds"]) == (7, 12.5)
     assert result["test"]["parallel"]["fusion_weights"] == [0.5, 0.5, 0.1, 0.5, 0.1]
-    assert result["test"]["parallel"]["full_f1"] == result["modalities"]["both"]["full_f1"]
+    assert result["test"]["parallel"]["full_f1"] == result["modalities"]["image+title"]["full_f1"]
     assert result["knn"]["neighbours"] <= 4 and result["knn"]["full_f1"] > 0
 
 

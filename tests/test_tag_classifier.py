@@ -19,8 +19,17 @@ def model(make_model):
     model = make_model(None, frame_feature_size=6, tag_vocab_size=12, num_prompts=3, max_tag_tokens=4)
     model.set_label_vocabulary(TAGS)
     with torch.no_grad():
-        model.tag_classifier.classifier.bias.normal_()
+        model.tag_classifier.bias.normal_()
     return model.eval()
+
+
+def test_a_new_vocabulary_shares_the_configuration(make_model):
+    model = make_model(None, frame_feature_size=6)
+    model.set_label_vocabulary(TAGS)
+    model.set_attn_implementation("eager")
+    encoder = model.model.multimodal_encoder
+    for attention in (encoder.layers[0].self_attention, encoder.evidence_pooler.attention_pooler.attention):
+        assert attention.config._attn_implementation == "eager"
 
 
 @pytest.fixture
@@ -32,16 +41,10 @@ def inputs():
 @torch.no_grad()
 def reference_logits(model, inputs):
     """Computes classifier logits `[batch, tags]`, one tag and one example at a time."""
-    classifier = model.tag_classifier.classifier
-    scale = classifier.logit_scale.exp()
+    classifier = model.tag_classifier
     pairs = list(zip(classifier.class_embeddings.weight, classifier.bias))
-    pooled = model.model(**inputs).classifier_pooler_output
-    return torch.stack(
-        [
-            torch.stack([scale * F.normalize(example, dim=0) @ weight + bias for weight, bias in pairs])
-            for example in pooled
-        ]
-    )
+    vectors = model.model(**inputs).evidence.vectors
+    return torch.stack([torch.stack([vector @ weight + bias for weight, bias in pairs]) for vector in vectors])
 
 
 def ranks_by_tag(outputs, index):
@@ -58,13 +61,39 @@ def test_asymmetric_loss_equals_its_definition():
     targets = (torch.rand(3, 5, generator=generator) < 0.4).float()
     total = 0.0
     for row, target_row in zip(logits.tolist(), targets.tolist()):
-        for logit, present in zip(row, target_row):
+        for logit, is_present in zip(row, target_row):
             p = 1 / (1 + math.exp(-logit))
             shifted = max(p - 0.05, 0)
-            total -= (1 - p) * math.log(p) if present else shifted**4 * math.log(1 - shifted)
-    torch.testing.assert_close(asymmetric_loss(logits, targets, 4.0, 1.0, 0.05), torch.tensor(total / 3))
+            total -= (1 - p) * math.log(p) if is_present else shifted**4 * math.log(1 - shifted)
+    present = targets.nonzero(as_tuple=True)
+    torch.testing.assert_close(asymmetric_loss(logits, present, 4.0, 1.0, 0.05), torch.tensor(total / 3))
     binary_cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / 3
-    torch.testing.assert_close(asymmetric_loss(logits, targets, 0.0, 0.0, 0.0), binary_cross_entropy)
+    torch.testing.assert_close(asymmetric_loss(logits, present, 0.0, 0.0, 0.0), binary_cross_entropy)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+def test_leaving_out_easy_classes_changes_no_gradient(margin):
+    generator = torch.Generator().manual_seed(1)
+    logits = (4 * torch.randn(6, 40, generator=generator) - 3).requires_grad_()
+    is_present = torch.rand(6, 40, generator=generator) < 0.1
+    p = logits.sigmoid()
+    shifted = (p - margin).clamp(min=0)
+    terms = torch.where(is_present, (1 - p) * p.log(), shifted**4 * (1 - shifted).log())
+    assert margin == 0 or (shifted == 0).sum() > 100, "most classes are easy"
+    expected = -terms.sum() / 6
+    [expected_gradient] = torch.autograd.grad(expected, logits)
+    loss = asymmetric_loss(logits, is_present.nonzero(as_tuple=True), 4.0, 1.0, margin)
+    [gradient] = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_asymmetric_loss_of_extreme_logits_is_finite():
+    logits = torch.tensor([[-100.0, 100.0, 100.0, -100.0]], requires_grad=True)
+    for margin in (0.0, 0.05):
+        loss = asymmetric_loss(logits, (torch.tensor([0, 0]), torch.tensor([0, 1])), 4.0, 1.0, margin)
+        [gradient] = torch.autograd.grad(loss, logits)
+        assert loss.isfinite() and gradient.isfinite().all() and loss > 99
 
 
 @torch.no_grad()
@@ -76,14 +105,48 @@ def test_the_classifier_loss_covers_the_label_vocabulary(model, inputs):
         "labels": torch.tensor([[1, -100], [1, 0]]),
     }
     outputs = model(**batch, tag_ids=torch.tensor([3, 4]))
-    targets = torch.tensor([[0, 0, 0, 0, 1.0], [0, 0, 0, 1, 1]])
-    expected = asymmetric_loss(reference_logits(model, inputs), targets, 4.0, 1.0, 0.05)
+    present = torch.tensor([[0, 0, 0, 0, 1.0], [0, 0, 0, 1, 1]]).nonzero(as_tuple=True)
+    expected = asymmetric_loss(reference_logits(model, inputs), present, 4.0, 1.0, 0.05)
     torch.testing.assert_close(outputs.classifier_loss, expected)
     weighted = model.config.classifier_loss_weight * outputs.classifier_loss
     torch.testing.assert_close(outputs.loss, outputs.generation_loss + outputs.alignment_loss + weighted)
     assert model(**batch).classifier_loss is None, "without tag_ids there are no targets"
     with pytest.raises(ValueError, match="class 9; this model has 5"):
         model(**batch, tag_ids=torch.tensor([9, 1]))
+
+
+@torch.no_grad()
+def test_title_and_image_alone_have_losses_of_their_own(model):
+    """The second example's image belongs to another example; the third has no title, the fourth no image."""
+    torch.manual_seed(2)
+    config, classifier = model.config, model.tag_classifier
+    inputs = {"frame_features": torch.randn(4, 2, 6), "title_features": torch.randn(4, 3, 16)}
+    inputs["frame_mask"] = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0]])
+    inputs["attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    evidence = model.model(**inputs).evidence
+    labels, tag_ids = torch.tensor([[0, 1], [1, -100], [2, 0], [2, 1]]), torch.tensor([4, 0, 3])
+    classes = [[4, 0], [0], [3, 4], [3, 0]]
+
+    def loss(vectors, examples):
+        targets = torch.zeros(len(examples), 5)
+        for row, example in enumerate(examples):
+            targets[row, classes[example]] = 1
+        logits = vectors[examples] @ classifier.class_embeddings.weight.T + classifier.bias
+        return asymmetric_loss(logits, targets.nonzero(as_tuple=True), 4.0, 1.0, 0.05) * len(examples) / 4
+
+    mismatched = torch.tensor([False, True, False, False])
+    whole = loss(evidence.vectors, [0, 1, 2, 3])
+    titles, images = loss(evidence.title_vectors, [0, 1]), loss(evidence.image_vectors, [0, 1])
+    config.title_loss_weight, config.image_loss_weight = 2.0, 0.25
+    found = classifier(evidence, labels, tag_ids)
+    torch.testing.assert_close(found, whole + 2.0 * titles + 0.25 * images)
+    found = classifier(evidence, labels, tag_ids, mismatched)
+    # The gate learns from the two examples with an image and a title.
+    gate = torch.nn.functional.binary_cross_entropy_with_logits(evidence.match_logits[:2], torch.tensor([1.0, 0.0]))
+    gate = gate * 2 / 4
+    torch.testing.assert_close(found, whole + 2.0 * titles + 0.25 * loss(evidence.image_vectors, [0]) + gate)
+    config.title_loss_weight = config.image_loss_weight = 0.0
+    torch.testing.assert_close(classifier(evidence, labels, tag_ids, mismatched), whole + gate)
 
 
 # Label vocabulary
@@ -157,9 +220,67 @@ def test_at_pad_bias_equals_generate_with_candidates_too(model, inputs):
         assert [ranks_by_tag(actual, i) for i in range(2)] == [ranks_by_tag(expected, i) for i in range(2)]
 
 
+@pytest.fixture(scope="module")
+def each_modality():
+    """Examples with an image and a title, an image alone, and a title alone."""
+    generator = torch.Generator().manual_seed(3)
+    features = {"frame_features": (3, 2, 6), "title_features": (3, 4, 16)}
+    inputs = {name: torch.randn(shape, generator=generator) for name, shape in features.items()}
+    inputs |= {"frame_mask": torch.tensor([[1, 1], [1, 1], [0, 0]])}
+    return inputs | {"attention_mask": torch.tensor([[1] * 4, [0] * 4, [1] * 4])}
+
+
+def test_each_modality_has_its_own_threshold(model, each_modality):
+    settings = {"num_candidates": 5, "fusion_weights": FUSION_WEIGHTS, "pad_bias": -5.0}
+    scores = model.generate(**each_modality, **settings).tag_scores
+    # Between the second and the third tag of each example.
+    middles = ((scores[:, 1] + scores[:, 2]) / 2).tolist()
+    thresholds = dict(zip(("image+title", "image", "title"), middles))
+    for threshold in (thresholds, {"parallel": thresholds}):
+        found = model.generate(**each_modality, **settings, threshold=threshold)
+        assert found.tag_scores.gt(0).sum(dim=1).tolist() == [2, 2, 2]
+    # What is not given counts as for an image with a title.
+    found = model.generate(**each_modality, **settings, threshold={"image+title": middles[0], "image": 1.0})
+    expected = model.generate(**each_modality, **settings, threshold=middles[0]).tag_scores.gt(0).sum(dim=1)
+    assert found.tag_scores.gt(0).sum(dim=1).tolist() == [2, 0, int(expected[2])]
+
+
+def test_each_modality_is_tagged_in_half_precision(model, each_modality):
+    # A trained model measures how familiar an image is.
+    model.model.multimodal_encoder.evidence_pooler.standardizer.half_familiar_distance.fill_(1.0)
+    inputs = {name: value.bfloat16() if value.is_floating_point() else value for name, value in each_modality.items()}
+    scores = model.to(torch.bfloat16).generate(**inputs, fusion_weights=FUSION_WEIGHTS, num_candidates=3).tag_scores
+    assert scores[:, 0].gt(0).all()
+
+
+def test_each_modality_has_its_own_fusion_weights(model, each_modality):
+    inputs = each_modality
+    names = ("image+title", "image", "title")
+    by_modality = {
+        "image+title": FUSION_WEIGHTS,
+        "image": (0.5, 0.2, 1.0, 0.4, 2.0),
+        "title": (0.1, 2.0, -1.0, 0.3, 0),
+    }
+    found = model.generate(**inputs, num_candidates=3, fusion_weights=by_modality)
+    for index, name in enumerate(names):
+        expected = model.generate(**inputs, num_candidates=3, fusion_weights=by_modality[name])
+        for weights in (found, expected):
+            assert weights.tag_scores[index].gt(0).any()
+        scores = [outputs.tag_scores[index][outputs.tag_scores[index] > 0] for outputs in (found, expected)]
+        torch.testing.assert_close(*scores)
+        assert ranks_by_tag(found, index) == ranks_by_tag(expected, index)
+    # What is not given is weighted as an image with a title is; decodings have weights of their own.
+    whole = {"image+title": FUSION_WEIGHTS, "title": by_modality["title"]}
+    found = model.generate(**inputs, num_candidates=3, fusion_weights={"parallel": whole})
+    expected = model.generate(**inputs, num_candidates=3, fusion_weights=by_modality | {"image": FUSION_WEIGHTS})
+    torch.testing.assert_close(found.tag_scores, expected.tag_scores)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"fusion_weights": {"image+title": (1.0, 2.0)}}, "five numbers"),
+        ({"fusion_weights": {"image": FUSION_WEIGHTS}}, r"expected 'image\+title'"),
         ({"fusion_weights": (1.0, 2.0)}, "five numbers"),
         ({"fusion_weights": (1.0, 2.0, float("nan"), 1.0, 0.0)}, "fusion_weights=nan"),
         ({"num_candidates": -1, "fusion_weights": FUSION_WEIGHTS}, "num_candidates=-1"),
@@ -173,7 +294,7 @@ def test_invalid_fusion_settings_are_reported(model, inputs, settings, message):
 
 def test_a_model_without_classifier_rejects_its_settings(make_model, inputs):
     model = make_model(None, frame_feature_size=6, use_tag_classifier=False)
-    with pytest.raises(ValueError, match="must have a tag classifier"):
+    with pytest.raises(ValueError, match="fusion_weights need a tag classifier"):
         model.generate(**inputs, fusion_weights=FUSION_WEIGHTS)
     with pytest.raises(ValueError, match="use_tag_classifier=False"):
         model.set_label_vocabulary([[5]])

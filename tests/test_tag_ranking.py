@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY, ClassifierEvidence, rank_tags
+from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput, rank_tags
 
 PAD = 0
 
@@ -37,13 +37,13 @@ def test_a_tag_is_listed_even_if_its_probability_underflows():
 def test_slots_and_classifier_are_fused_in_logits():
     tokens = torch.tensor([[[[5, 6]], [[7, 0]], [[5, 6]], [[0, 0]]]])
     log_probs = torch.tensor([[[0.2], [0.3], [0.9], [0.0]]]).log()
-    evidence = ClassifierEvidence(
+    classifier = ClassifierOutput(
         logits=torch.tensor([[2.0, 3.0, -4.0]]),
         classes={(5, 6): 0, (9, 4, 8): 1, (3,): 2},
         candidates=torch.tensor([[[5, 6, 0], [9, 4, 8]]]),
-        fusion_weights=(0.5, 2.0, -1.0, 1.5, -0.5),
+        fusion_weights=[(0.5, 2.0, -1.0, 1.5, -0.5)],
     )
-    ranked = rank_tags(tokens, log_probs, 0.0, None, PAD, evidence)
+    ranked = rank_tags(tokens, log_probs, 0.0, None, PAD, classifier)
 
     def fused(probability, classifier_logit):
         probability = max(probability, MIN_SLOT_PROBABILITY)

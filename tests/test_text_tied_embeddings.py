@@ -1,7 +1,6 @@
-"""Token and class embeddings that start from the text tower's features and stay tied to them in training."""
+"""Token and class embeddings that start from the text tower's features; tokens stay tied to them in training."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -9,7 +8,12 @@ import torch
 
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
-from modeling_optsg.training import copy_without_text_tying, tie_classes_to_text, tie_tokens_to_text
+from modeling_optsg.training import (
+    class_embeddings,
+    copy_without_text_tying,
+    initialize_classes_from_text,
+    tie_tokens_to_text,
+)
 from modeling_optsg.training.text_tied_embeddings import text_directions
 
 
@@ -82,17 +86,24 @@ def test_classes_start_at_their_texts_and_examples_at_their_titles(tower_configs
         num_tag_classes=5,
     )
     model = ASYForTagClassification(config).eval()
-    features = torch.randn(5, 16)
-    tie_classes_to_text(model, features)
+    pooler, classifier = model.model.multimodal_encoder.evidence_pooler, model.tag_classifier
+    assert class_embeddings(model) is classifier.class_embeddings
+    before = pooler.title_projection.weight.clone()
+    features = torch.randn(4, 16)
+    initialize_classes_from_text(model, features, init_title=False)
+    assert torch.equal(pooler.title_projection.weight, before)
+    initialize_classes_from_text(model, features)
     centred = torch.nn.functional.layer_norm(features - features.mean(dim=0), (16,))
-    classifier, title = model.classifier, model.model.multimodal_encoder.prompt_pooler.title_projection.weight
     # Unit vectors, in the space of the projected titles.
-    expected = torch.nn.functional.normalize(centred @ title.T, dim=1)
-    torch.testing.assert_close(classifier.class_embeddings.weight, expected, atol=1e-4, rtol=1e-4)
-    hidden_states = torch.randn(3, 32)
-    scale = math.exp(config.logit_scale_init_value)
-    logits = scale * torch.nn.functional.normalize(hidden_states, dim=1) @ expected.T + classifier.bias
-    torch.testing.assert_close(classifier(hidden_states), logits, atol=1e-3, rtol=1e-3)
+    expected = torch.nn.functional.normalize(centred @ pooler.title_projection.weight.T, dim=1)
+    torch.testing.assert_close(classifier.class_embeddings.weight[:4], expected, atol=1e-4, rtol=1e-4)
+    assert classifier.class_embeddings.weight[4].eq(0).all(), "the class without text"
     assert classifier.bias.eq(-5).all()
-    copied = copy_without_text_tying(model).classifier(hidden_states)
-    torch.testing.assert_close(copied, logits, atol=1e-3, rtol=1e-3)
+    copied = copy_without_text_tying(model).tag_classifier
+    assert torch.equal(copied.class_embeddings.weight, classifier.class_embeddings.weight)
+
+
+def test_class_embeddings_are_those_of_a_classifier(make_model):
+    assert class_embeddings(make_model()) is None
+    model = make_model(num_tag_classes=3)
+    assert class_embeddings(model) is model.tag_classifier.class_embeddings

@@ -1,5 +1,6 @@
 """`examples/train.py`, `examples/score.py` and the model card, end to end on a folder of plain images."""
 
+import copy
 import json
 import math
 import os
@@ -15,13 +16,14 @@ from colour_folder import write_colour_folder
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
-from transformers import pipeline
+from transformers import BertModel, pipeline
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.hub import write_model_card
+from modeling_optsg.training.checkpoints import is_eight_bit
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 4}
@@ -79,7 +81,10 @@ def test_a_run_leaves_a_fitted_checkpoint_a_log_and_a_summary(trained):
     fitted = model.generation_config
     for setting in (fitted.pad_bias, fitted.threshold, fitted.fusion_weights):
         assert {*setting} == {"parallel", "sequential"}
-    assert fitted.num_candidates == 50 and all(len(weights) == 5 for weights in fitted.fusion_weights.values())
+    assert fitted.num_candidates == 50
+    for by_modality in fitted.fusion_weights.values():
+        assert {*by_modality} == {"image+title", "image", "title"}
+        assert all(len(weights) == 5 for weights in by_modality.values())
     # The classifier knows the tags that are not too long.
     assert model.config.num_tag_classes == len({"red", "green", "blue", "white", "left", "right"})
     assert set(processor.label_vocabulary) >= {"red", "left"}
@@ -109,7 +114,10 @@ def test_baselines_train_with_the_same_loop(train, trained, folder, settings, tm
     assert ("pad_bias" in fit) == (model_type not in ("asy", "knn"))
     if model_type != "knn":
         saved = json.loads((tmp_path / "run/config.json").read_text())
-        assert saved["num_prompts"] == (4 if model_type.startswith("model") else 1), "only Models F and G have slots"
+        has_one_prompt = model_type in ("sequence", "open-book")
+        assert saved["num_prompts"] == (1 if has_one_prompt else 4)
+        max_tags = json.loads((tmp_path / "run/processor_config.json").read_text())["num_prompts"]
+        assert max_tags == (4 if model_type.startswith("model") else 100), "only Models F and G have slots"
     threshold = MODEL_TYPES[model_type].model.from_pretrained(tmp_path / "run").generation_config.threshold
     assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
     assert (tmp_path / "run/book").is_dir() == (model_type == "open-book")
@@ -129,10 +137,11 @@ def test_a_dataset_without_tags_is_refused(train, trained, folder, tmp_path, fin
 def test_half_precision_checkpoints_load_as_32_bits(trained):
     with safe_open(trained / "run/model.safetensors", "pt") as weights:
         dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}
-    tables = {"tag_decoder.token_embeddings.weight", "tag_classifier.classifier.class_embeddings.weight"}
-    tables.add("model.text_tower.embeddings.word_embeddings.weight")
-    assert {dtypes[name] for name in tables} == {"F8_E4M3"}
-    assert {dtype for name, dtype in dtypes.items() if name.endswith("weight") and name not in tables} == {"F16"}
+    coarse = set(filter(is_eight_bit, dtypes))
+    layer = "model.text_tower.encoder.layer.0"
+    assert f"{layer}.output.dense.weight" in coarse and f"{layer}.attention.output.dense.weight" not in coarse
+    assert len(coarse) >= 5 and {dtypes[name] for name in coarse} == {"F8_E4M3"}
+    assert {dtype for name, dtype in dtypes.items() if name.endswith("weight") and name not in coarse} == {"F16"}
     assert all(dtype == "F32" for name, dtype in dtypes.items() if "running_" in name)
     assert OPTSGForTagGeneration.from_pretrained(trained / "run").dtype == torch.float32
 
@@ -144,7 +153,7 @@ def test_a_trained_folder_loads_in_a_pipeline_without_remote_code(trained):
 
 def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(
-        "modeling_optsg.modeling_optsg.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
+        "modeling_optsg.base_models.OPTSGModel.encode_frames", lambda *a, **k: pytest.fail("the tower was run")
     )
     train(folder, tmp_path / "run", trained / "cache", **settings, num_train_epochs=0.1, eval_steps=100)
     assert "There are only 15 training examples: a step has 15, not 64" in caplog.text
@@ -152,13 +161,14 @@ def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monke
 
 def test_fine_tuning_keeps_the_tokenizer_and_the_known_tags(train, trained, tmp_path):
     (tmp_path / "mine").mkdir()
-    rows = [{"file_name": f"{i}.png", "title": "", "tags": ["gelb", "黄色"]} for i in range(6)]
+    # The text tower learns from titles; tags have the features that it had at first.
+    rows = [{"file_name": f"{i}.png", "title": "a red image" * (i % 2), "tags": ["gelb", "黄色"]} for i in range(6)]
     for row in rows:
         Image.new("RGB", (20, 20), "yellow").save(tmp_path / "mine" / row["file_name"])
     lines = (json.dumps(row) + "\n" for row in rows)
     (tmp_path / "mine/metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     more = {"checkpoint": trained / "run", "num_train_epochs": 3, "eval_steps": 100, "train_batch_size": 2}
-    more |= {"train_vision_tower": True, "train_text_tower": True, "validation_ratio": 0.34}
+    more |= {"train_vision_tower": True, "train_text_layers": -1, "validation_ratio": 0.34}
     train(tmp_path / "mine", tmp_path / "tuned", tmp_path / "cache", **more)
     before, after = (OPTSGProcessor.from_pretrained(f) for f in (trained / "run", tmp_path / "tuned"))
     assert after.tag_tokenizer.get_vocab() == before.tag_tokenizer.get_vocab()
@@ -166,6 +176,46 @@ def test_fine_tuning_keeps_the_tokenizer_and_the_known_tags(train, trained, tmp_
     old, new = (OPTSGForTagGeneration.from_pretrained(f).state_dict() for f in (trained / "run", tmp_path / "tuned"))
     for tower in ("vision_tower", "text_tower"):
         assert any(not torch.equal(old[n], new[n]) for n in old if tower in n and "running" not in n)
+
+
+def test_only_the_upper_text_layers_learn_and_have_dropout(
+    train, folder, settings, tower_configs, text_tokenizer, monkeypatch, tmp_path
+):
+    config = copy.deepcopy(tower_configs["bert"])
+    config.num_hidden_layers = 2
+    tower = BertModel(config)
+    tower.save_pretrained(tmp_path / "text")
+    text_tokenizer.save_pretrained(tmp_path / "text")
+    modes, forward = set(), BertModel.forward
+
+    def record(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            modes.update((name, module.training) for name, module in self.named_modules())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertModel, "forward", record)
+    more = {"text_tower": tmp_path / "text", "train_text_layers": 1, "num_train_epochs": 2, "eval_steps": 100}
+    more |= {"train_batch_size": 8, "tower_learning_rate": 1e-2, "config_overrides": json.dumps(SMALL)}
+    train(folder, tmp_path / "run", tmp_path / "cache", **settings | more)
+    trained = OPTSGForTagGeneration.from_pretrained(tmp_path / "run").model.text_tower.state_dict()
+    changed = {name for name, tensor in tower.state_dict().items() if not torch.equal(trained[name], tensor)}
+    learned = {name for name in trained if "layer.1." in name}
+    # Biases of keys have no gradient: the softmax of attention does not depend on them.
+    assert learned - {"encoder.layer.1.attention.self.key.bias"} <= changed <= learned
+    for name in ("embeddings.dropout", "encoder.layer.0", "encoder.layer.0.output.dropout"):
+        assert (name, False) in modes and (name, True) not in modes, f"{name} is frozen"
+    for name in ("encoder.layer.1", "encoder.layer.1.output.dropout"):
+        assert (name, True) in modes and (name, False) not in modes, f"{name} is trained"
+
+
+def test_an_unreadable_image_does_not_end_the_training_of_a_vision_tower(train, settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    write_colour_folder(tmp_path / "data")
+    (tmp_path / "data/train/5.png").write_bytes(b"not an image")
+    more = {"train_vision_tower": True, "max_unreadable": 1, "num_train_epochs": 1, "eval_steps": 100}
+    more |= {"train_batch_size": 8, "config_overrides": json.dumps(SMALL)}
+    train(tmp_path / "data", tmp_path / "run", tmp_path / "cache", **settings | more)
+    assert json.loads((tmp_path / "run/training_summary.json").read_text())["history"]
 
 
 def test_a_finished_run_is_not_trained_again(program, train, trained, folder, settings, caplog, monkeypatch):
@@ -217,8 +267,8 @@ def test_the_model_card_repeats_the_metrics_of_score(trained, folder):
     scores = json.loads(results.read_text())
     assert {"parallel", "sequential"} == set(scores["test"])
     assert {"full_f1", "micro_f1", "tags_per_example", "reliability"} <= set(scores["test"]["parallel"])
-    assert {"image", "title", "both"} == set(scores["modalities"])
-    assert scores["modalities"]["both"]["full_f1"] == scores["test"]["parallel"]["full_f1"]
+    assert {"image", "title", "image+title"} == set(scores["modalities"])
+    assert scores["modalities"]["image+title"]["full_f1"] == scores["test"]["parallel"]["full_f1"]
     write_model_card(
         trained / "run", results, name="tiny", dataset_name="folder", train_command="train", score_command="score"
     )

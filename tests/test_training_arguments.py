@@ -61,13 +61,14 @@ def test_the_command_line_overrides_the_config_file(tmp_path):
         ("optsg-create-pretrain", 20, 1024),
         ("optsg-create", 30, 512),
         ("optsg-pexel", 20, 512),
-        ("optsg-icon-small", 20, 64),
+        ("optsg-icon-small", 16, 64),
     ],
 )
 def test_shipped_configs_have_the_schedules_of_the_supplement(config, num_train_epochs, train_batch_size):
     args = parse_arguments(["--config", str(EXAMPLES / f"configs/{config}.json"), "--output_dir", "run"])
     assert (args.num_train_epochs, args.train_batch_size) == (num_train_epochs, train_batch_size)
-    OPTSGConfig(**json.loads(args.config_overrides), frame_feature_size=512)
+    overrides = json.loads(args.config_overrides) | {"vision_feature_layers": None}
+    OPTSGConfig(**overrides, frame_feature_size=512)
     processes = {"optsg-create-pretrain": 16, "optsg-icon-small": 1}.get(config, 8)
     assert num_micro_batches(args.train_batch_size, processes, args.per_device_train_batch_size) == 1
 

@@ -3,12 +3,21 @@
 import shutil
 
 import datasets
+import numpy as np
 import pytest
 from accelerate import PartialState
 from colour_folder import LONG_TAG, write_colour_folder
 from datasets import Dataset
 
-from modeling_optsg.training import OPTSGTrainingArguments, load_splits, load_streams, without_untrainable_tags
+from dataset_scripts import load_tagging_dataset
+from modeling_optsg import OPTSGModel
+from modeling_optsg.training import (
+    OPTSGTrainingArguments,
+    load_extra_images,
+    load_splits,
+    load_streams,
+    without_untrainable_tags,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +93,109 @@ def test_train_ratio_chooses_the_same_examples_for_any_seed(folder, tmp_path):
 
     assert titles(0.25, 0) == titles(0.25, 1) and len(titles(0.25, 0)) == 4
     assert set(titles(0.25, 0)) <= set(titles(1.0, 0)) and len(titles(1.0, 0)) == 16
+
+
+# Extra images
+
+
+@pytest.fixture
+def load_extras(tiny_model, tiny_processor, tmp_path):
+    """Loads extra images for the tiny model."""
+    PartialState()
+
+    def load(name, train=None, **more):
+        args = OPTSGTrainingArguments(
+            "run", extra_images=name, dataset_dir=str(tmp_path / "datasets"), cache_dir=str(tmp_path / "cache"), **more
+        )
+        return load_extra_images(train, tiny_model, tiny_processor, args)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def configurations(tmp_path_factory):
+    """A folder of Parquet files with two configurations, "own" and "more"."""
+    root = tmp_path_factory.mktemp("configurations")
+    lines = ["---", "configs:"]
+    for index, name in enumerate(("own", "more")):
+        rows = {"title": [name] * (index + 2), "tags": [[f"tag of {name}"]] * (index + 2)}
+        rows["image"] = [np.full((8, 8, 3), 40 * row, np.uint8) for row in range(index + 2)]
+        features = datasets.Features(
+            title=datasets.Value("string"), tags=datasets.List(datasets.Value("string")), image=datasets.Image()
+        )
+        (root / name).mkdir()
+        Dataset.from_dict(rows, features=features).to_parquet(root / name / "train.parquet")
+        lines += [f"- config_name: {name}", "  data_files:", "  - split: train", f"    path: {name}/*.parquet"]
+    (root / "README.md").write_text("\n".join([*lines, "---"]))
+    return root
+
+
+def test_extra_images_are_those_of_the_training_split(load_extras, tiny_model, tiny_processor, folder):
+    extras = load_extras(str(folder))
+    rows = load_tagging_dataset(folder, split="train")
+    assert len(extras) == len(rows) == 16
+    tiny_model.eval()
+    for index in (0, 1, 15):
+        example, row = extras[index], rows[index]
+        assert (example["title"], example["tags"]) == (row["title"], row["tags"])
+        assert "image" not in example and "title_features" not in example, "titles are compared as text"
+        expected = tiny_model.model.encode_frames(tiny_processor(images=row["image"])["pixel_values"])
+        for name in ("image_features", "frame_features"):
+            found = getattr(expected, name)[0].detach().numpy()
+            np.testing.assert_allclose(example[name], found, rtol=2e-3, atol=2e-3)
+
+
+def test_extra_images_pass_the_vision_tower_once(load_extras, folder, monkeypatch):
+    first = load_extras(str(folder))
+    monkeypatch.setattr(OPTSGModel, "encode_text", lambda *args: pytest.fail("titles are not encoded"))
+    monkeypatch.setattr(OPTSGModel, "encode_frames", lambda *args: pytest.fail("the vision tower was run again"))
+    second = load_extras(str(folder))
+    assert first.dataset._fingerprint == second.dataset._fingerprint
+    np.testing.assert_array_equal(first[3]["image_features"], second[3]["image_features"])
+
+
+def test_extra_images_may_come_from_a_configuration(load_extras, configurations, tmp_path):
+    for name, number in (("own", 2), ("more", 3)):
+        extras = load_extras(f"{configurations}:{name}")
+        assert len(extras) == number
+        assert {(example["title"], *example["tags"]) for example in extras} == {(name, f"tag of {name}")}
+        assert len({example["image_features"].tobytes() for example in extras}) == number
+    assert list((tmp_path / "datasets").rglob("*.arrow")), "they are prepared in dataset_dir"
+
+
+def test_copies_are_further_extra_images(load_extras, folder, configurations):
+    train = load_tagging_dataset(folder, split="train")
+    extras = load_extras(f"{configurations}:more", train, num_image_copies=2)
+    assert len(extras) == 3 + 2 * 16 and extras.dataset["title"][3:] == 2 * train["title"][:]
+    copies = [extras[index]["image_features"].tobytes() for index in range(3, 35)]
+    own = load_extras(str(folder))
+    assert len({*copies, *(own[index]["image_features"].tobytes() for index in range(16))}) > 32
+    assert len(load_extras(None, train, num_image_copies=1)) == 16
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_without_a_dataset_there_are_no_extra_images(load_extras, name):
+    assert load_extras(name) is None
+
+
+def test_unreadable_extra_images_are_left_out(load_extras, folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "data")
+    (tmp_path / "data/train/5.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="1 examples cannot be read, more than 0"):
+        load_extras(str(tmp_path / "data"), max_unreadable=0)
+    assert len(load_extras(str(tmp_path / "data"), max_unreadable=1)) == 15
+    assert "1 of 16 examples cannot be read and are left out" in caplog.text
+
+
+def test_a_missing_dataset_of_extra_images_is_reported(load_extras, folder, configurations, tmp_path):
+    with pytest.raises(FileNotFoundError, match="'no_such_name' is not a benchmark, a local folder or"):
+        load_extras("no_such_name")
+    with pytest.raises(ValueError, match="'drawings' is not one of default, more_drawings, unseen"):
+        load_extras("icon_tagging:drawings")
+    with pytest.raises(ValueError, match="a folder with a metadata file takes no further arguments; got config_name"):
+        load_extras(f"{folder}:more")
+    with pytest.raises(ValueError, match="neither"):
+        load_extras(f"{configurations}:neither")
+    shutil.copytree(folder / "test", tmp_path / "data/test")
+    with pytest.raises(ValueError, match=r"has the splits \['test'\]; cannot read 'train'"):
+        load_extras(str(tmp_path / "data"))

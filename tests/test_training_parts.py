@@ -1,11 +1,13 @@
 """Parts of the training loop: steps that do not depend on processes, saved states, the log and the status."""
 
+import copy
 import json
 
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
+from transformers import BertModel
 
 from modeling_optsg.training import (
     GlobalBatches,
@@ -16,6 +18,7 @@ from modeling_optsg.training import (
     num_micro_batches,
 )
 from modeling_optsg.training.interruption import Interrupted
+from modeling_optsg.training.model_building import freeze_text_layers
 from modeling_optsg.training.optimizer import parameter_groups
 from modeling_optsg.training.training_log import SlotChanges, TrainingLog
 from modeling_optsg.training.unreadable_examples import UnreadableExamples
@@ -102,10 +105,28 @@ def test_embeddings_and_towers_have_learning_rates_of_their_own(make_model):
     }
     assert found.keys() == dict(model.named_parameters()).keys()
     assert found["tag_decoder.token_embeddings.weight"] == (0.5, 0.0)
-    assert found["tag_classifier.classifier.class_embeddings.weight"] == (0.5, 0.0)
-    assert found["model.multimodal_encoder.classifier_pooler.inner.weight"] == (1.0, 0.2)
+    assert found["tag_classifier.class_embeddings.weight"] == (0.5, 0.0)
+    assert found["model.multimodal_encoder.evidence_pooler.image_inner.weight"] == (1.0, 0.2)
     assert found["model.prompt_encoder.queries"] == found["tag_decoder.positions.weight"] == (1.0, 0.0)
     assert {rate for name, (rate, _) in found.items() if "_tower." in name} == {0.1}
+
+
+def test_only_the_upper_text_layers_are_trained(tower_configs):
+    config = copy.deepcopy(tower_configs["bert"])
+    config.num_hidden_layers = 3
+    tower = BertModel(config)
+
+    def trained():
+        return {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
+
+    names = set(trained())
+    for number, layers in ((0, ()), (1, ("layer.2.",)), (2, ("layer.1.", "layer.2.")), (3, ("layer.",))):
+        freeze_text_layers(tower, number)
+        assert trained() == {name for name in names if any(layer in name for layer in layers)}
+    freeze_text_layers(tower, -1)
+    assert trained() == names
+    with pytest.raises(ValueError, match="--train_text_layers 4: the text tower has 3 layers"):
+        freeze_text_layers(tower, 4)
 
 
 def _refuse_every_fifth(examples):

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-_STYLE_WORDS = frozenset({"outline", "filled", "off", "variant", "alt"})
+STYLE_WORDS = frozenset({"outline", "filled", "off", "variant", "alt"})
 
 
 def split_key(title: str) -> str:
@@ -12,7 +12,7 @@ def split_key(title: str) -> str:
 
     One concept has one split, whichever sets draw it and in whichever styles.
     """
-    return " ".join(sorted(set(re.findall(r"[a-z0-9]+", title.lower())) - _STYLE_WORDS))
+    return " ".join(sorted(set(re.findall(r"[a-z0-9]+", title.lower())) - STYLE_WORDS))
 
 
 def split_of(title: str) -> str:

@@ -1,7 +1,7 @@
 r"""Compares trained models on the test split, with the settings that were fitted when they were trained.
 
     python -m experiments.icon_tagging.compare --output_dir runs/comparison \
-        --checkpoints runs/recipe/op-tsg-1.0-seed0 runs/recipe/asy-1.0-seed0 runs/recipe/asy-1.0-seed1
+        --checkpoints runs/recipe/op-tsg-seed0 runs/recipe/asy-seed0 runs/recipe/asy-seed1
 
 `comparison.json` has for each model and decoding the means over its seeds: F1, Tag Gain, novel tags, F1 by training
 frequency, and F1 with each modality alone. `f1_by_frequency.png` plots the F1 by training frequency, and
@@ -16,6 +16,7 @@ from statistics import fmean
 import matplotlib
 
 from experiments.icon_tagging.compare_page import write_page
+from experiments.icon_tagging.recipe import SECOND_PHASE
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, read_summary, write_result
 from modeling_optsg.evaluation.metrics import tag_gain
 from modeling_optsg.evaluation.prediction import predict_tags
@@ -29,7 +30,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 FREQUENCIES = (1, 2, 3, 5, 10, 25, 50, 100)
 METRICS = (*F1_METRICS, "example_f1", "tag_gain", "tags_per_example")
 # Arguments in which compared runs may differ.
-FREE_ARGUMENTS = {*RESUMABLE_ARGUMENTS, "model_type", "seed"}
+FREE_ARGUMENTS = {*RESUMABLE_ARGUMENTS, "model_type", "seed", "classifier_checkpoint"}
 
 
 def score(run: Run, benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, list[list[dict]]]]:
@@ -78,6 +79,8 @@ def average(scores: Sequence[Mapping]) -> dict:
 def check_same_arguments(summaries: Mapping[str, Mapping]) -> dict:
     """Return the arguments that all runs were trained with, without those in which they may differ.
 
+    Models of different types may differ in the arguments of the second phase.
+
     Args:
         summaries: Training summaries by the name of the run.
 
@@ -90,9 +93,18 @@ def check_same_arguments(summaries: Mapping[str, Mapping]) -> dict:
     }
     (first, expected), *others = arguments.items()
     for name, found in others:
-        if different := sorted(key for key in expected | found if expected.get(key) != found.get(key)):
-            raise ValueError(f"{first} and {name} were trained with different {', '.join(different)}.")
-    return expected
+        if different := _different(expected, found) - set(SECOND_PHASE):
+            raise ValueError(f"{first} and {name} were trained with different {', '.join(sorted(different))}.")
+    for name, found in arguments.items():
+        model_type = summaries[name]["arguments"]["model_type"]
+        same = next(other for other in summaries if summaries[other]["arguments"]["model_type"] == model_type)
+        if different := _different(arguments[same], found):
+            raise ValueError(f"{same} and {name} were trained with different {', '.join(sorted(different))}.")
+    return {key: value for key, value in expected.items() if key not in SECOND_PHASE}
+
+
+def _different(first: Mapping, second: Mapping) -> set[str]:
+    return {key for key in first | second if first.get(key) != second.get(key)}
 
 
 def compare(runs: Iterable[Run], benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, list[list[dict]]]]:

@@ -14,9 +14,9 @@ from modeling_optsg.hub import write_model_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples/images"
 USE = """\
-The model was trained on icons and simple drawings on a white background, with short English titles. It predicts few or
-no tags for photographs. Pass a title if there is one. Without a title, the model predicts few tags, or none for some
-images.
+The model was trained on icons and simple drawings on a white background, with short English titles. Pass a title if
+there is one. A photograph without a title is tagged by its image words: the classes that the vision tower predicts.
+They are often wrong.
 
 The tags are predictions with a probability, not facts. The model repeats the habits and the gaps of the people who
 tagged the training images. A tag marked as *novel* does not occur in any training example, and may be a word that does

@@ -1,7 +1,7 @@
 r"""Fits trained models to one operating point and scores them there.
 
-    python -m experiments.icon_tagging.operating_point --checkpoints runs/recipe/op-tsg-1.0-seed0 \
-        runs/recipe/asy-1.0-seed0 --output experiments/icon_tagging/results/operating_point.json
+    python -m experiments.icon_tagging.operating_point --checkpoints runs/recipe/op-tsg-seed0 \
+        runs/recipe/asy-seed0 --output experiments/icon_tagging/results/operating_point.json
 
 Full and Rare F1 can be traded for micro F1, and every model trades at another rate: fitted for the mean of two
 metrics, models end at different points. Here each of them gets the settings with the best Full F1 on the validation
@@ -17,7 +17,7 @@ from pathlib import Path
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, write_result
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.prediction import predict_tags
-from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits
+from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits, score_modalities
 
 METRICS = (*F1_METRICS, "tags_per_example")
 SLOT_WEIGHTS = {"classifier alone": 0.0, "slots alone": 1.0}
@@ -51,7 +51,7 @@ def score_at_operating_point(run: Run, benchmark: Benchmark, metric: str, decodi
         metric_for_best_model=metric,
         grid=run.spec.grid([PAD_BIAS]),
     )
-    tried, validation = fit.pop("tried"), fit.pop("validation")
+    tried, validation, _ = (fit.pop(name) for name in ("tried", "validation", "modalities"))
 
     def predict(**settings: object) -> list[list[dict]]:
         settings |= {"decoding": decoding} if decoding else {}
@@ -78,6 +78,14 @@ def score_at_operating_point(run: Run, benchmark: Benchmark, metric: str, decodi
         "validation": _select(validation),
         "test": _select(evaluator.score(predictions)),
         "novel": novel_hits(predictions, benchmark.splits["test"]["tags"]),
+        "modalities": score_modalities(
+            run.model,
+            run.processor,
+            examples["test"],
+            evaluator,
+            progress=False,
+            **({"decoding": decoding} if decoding else {}),
+        ),
         **({"parts": parts} if parts else {}),
     }
 

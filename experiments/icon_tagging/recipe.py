@@ -1,21 +1,16 @@
 r"""Trains the runs behind this folder's findings and gathers their metrics, one result file per experiment.
 
-    python -m experiments.icon_tagging.recipe ladder
-    python -m experiments.icon_tagging.recipe curves --rows op-tsg-1.0 asy-1.0 --seeds 0 1 2
-    python -m experiments.icon_tagging.recipe time
+    python -m experiments.icon_tagging.recipe models --seeds 0 1 2 --rows asy op-tsg model-f
     python -m experiments.icon_tagging.recipe models
-    python -m experiments.icon_tagging.recipe second --dataset data/glyphs
+    python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
-- `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), ten epochs on a quarter of the training
-  examples, compared on the validation split only.
-- `curves`: OP-TSG and ASY on an eighth, a quarter, half and all of the training examples.
-- `time`: OP-TSG and ASY on a quarter of the training examples, for 5 to 40 epochs with a schedule of their own.
-- `models`: the other methods of the paper.
-- `second`: OP-TSG and ASY on another dataset, see `second_dataset.py`.
+- `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
+  split. OP-TSG and Model F are trained in two phases: they load the text tower and the tag classifier of ASY.
+- `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
+  examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
-All but the ladder are scored on the test split too, with settings fitted on the validation split. A run that a result
-file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained again. When no run is
-missing, the program only prints the table and draws the plot again.
+A run that a result file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained
+again. When no run is missing, the program only prints the table again.
 """
 
 import argparse
@@ -26,7 +21,6 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.icon_tagging.operating_point import FUSION_SETTINGS, without_novel_tags
-from experiments.icon_tagging.recipe_plots import plot_curves
 from experiments.icon_tagging.runs import (
     F1_METRICS,
     RESULTS,
@@ -42,87 +36,43 @@ from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits
 
 CONFIG = Path("examples/configs/optsg-icon-small.json")
+WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
-# What the learning curves, the ladder and the curves in time are trained with.
-TRAIN_RATIOS = (0.125, 0.25, 0.5, 1.0)
-LADDER_ARGUMENTS = {"train_ratio": 0.25, "num_train_epochs": 10.0}
-TIME_TRAIN_RATIO, TIME_EPOCHS = 0.25, (5, 10, 20, 40)
-COMPARED = ("op-tsg", "asy")
+LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0}
+# The model whose classifier the second phase loads, and the arguments of this phase. Its features can be cached.
+FIRST_PHASE = "asy"
+SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
 METRIC = "full_f1+micro_f1"
-PLOTS = {"curves": ("learning_curves.png", "examples"), "time": ("time_curves.png", "minutes")}
 # Settings that a fit must have to show what a part is worth by itself.
 PARTS = {"slots": {"slot_weight": 1.0}, "classifier": {"slot_weight": 0.0}, "unadjusted": {"logit_adjustment": 0.0}}
 
 
-def ladder_rows(arguments: argparse.Namespace) -> dict[str, dict]:
+def ladder_rows() -> dict[str, dict]:
     """Return the rows of the ladder."""
     rows = json.loads(LADDER.read_text(encoding="utf-8"))
     return {name: row | {"arguments": LADDER_ARGUMENTS | row.get("arguments", {})} for name, row in rows.items()}
 
 
-def curve_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the learning curves, and ASY without the improvements that it shares with OP-TSG."""
-    rows = {
-        f"{model_type}-{ratio}": {
-            "what": f"{model_type}, {100 * ratio:g} % of the training examples",
-            "arguments": {"model_type": model_type, "train_ratio": ratio},
-        }
-        for ratio in TRAIN_RATIOS
-        for model_type in COMPARED
-    }
-    rows["linear-asy"] = {
-        "what": "asy as published: a linear layer, class weights not initialised from text",
-        "arguments": {"model_type": "asy"},
-        "config_overrides": {"cosine_classifier": False},
-    }
-    return rows
-
-
-def time_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows of the curves in time. Those with the usual number of epochs belong to the learning curves."""
-    usual_epochs = json.loads(arguments.config.read_text(encoding="utf-8"))["num_train_epochs"]
+def model_rows() -> dict[str, dict]:
+    """Return a row for every model type, the first phase first."""
     rows = {}
-    for epochs in TIME_EPOCHS:
-        for model_type in COMPARED:
-            name = f"{model_type}-{TIME_TRAIN_RATIO}"
-            row = {
-                "what": f"{model_type}, {epochs} epochs on {100 * TIME_TRAIN_RATIO:g} % of the training examples",
-                "arguments": {"model_type": model_type, "train_ratio": TIME_TRAIN_RATIO},
-            }
-            if epochs != usual_epochs:
-                name += f"-{epochs}-epochs"
-                row["arguments"]["num_train_epochs"] = epochs
-            rows[name] = row
+    for name in sorted(MODEL_TYPES, key=lambda name: name != FIRST_PHASE):
+        rows[name] = {"what": name, "arguments": {"model_type": name}}
+        if has_two_phases(name):
+            rows[name] |= {"arguments": {"model_type": name} | SECOND_PHASE, "classifier_of": FIRST_PHASE}
     return rows
 
 
-def model_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return a row for every model type that the learning curves do not have."""
-    others = [model_type for model_type in MODEL_TYPES if model_type not in COMPARED]
-    return {name: {"what": name, "arguments": {"model_type": name}} for name in others}
+def has_two_phases(model_type: str) -> bool:
+    """Return whether a model has slots and a tag classifier."""
+    spec = MODEL_TYPES[model_type]
+    return spec.tags_per_slot is not None and spec.model.config_class.use_tag_classifier
 
 
-def second_rows(arguments: argparse.Namespace) -> dict[str, dict]:
-    """Return the rows on the second dataset."""
-    return {
-        f"second-{model_type}": {
-            "what": f"{model_type} on another dataset",
-            "arguments": {"model_type": model_type, "dataset": arguments.dataset},
-        }
-        for model_type in COMPARED
-    }
+EXPERIMENTS: dict[str, Callable[[], dict[str, dict]]] = {"models": model_rows, "ladder": ladder_rows}
 
 
-EXPERIMENTS: dict[str, Callable[[argparse.Namespace], dict[str, dict]]] = {
-    "ladder": ladder_rows,
-    "curves": curve_rows,
-    "time": time_rows,
-    "models": model_rows,
-    "second": second_rows,
-}
-
-
-def training_arguments(row: dict, config: Path, seed: int) -> list:
+def training_arguments(row: dict, config: Path, work_dir: Path, seed: int) -> list:
     """Return the words of the command line with which `examples/train.py` trains a row."""
     words = ["--config", config, "--seed", seed]
     for name, value in row["arguments"].items():
@@ -130,15 +80,20 @@ def training_arguments(row: dict, config: Path, seed: int) -> list:
     if "config_overrides" in row:
         overrides = json.loads(config.read_text(encoding="utf-8"))["config_overrides"] | row["config_overrides"]
         words += ["--config_overrides", json.dumps(overrides)]
+    if "classifier_of" in row:
+        words += ["--classifier_checkpoint", run_folder(row["classifier_of"], work_dir, seed)]
     return words
 
 
 def training_command(row: dict, config: Path, seed: int) -> str:
-    """Return the command that trains a row, without the path of this machine's dataset folder."""
-    dataset = row["arguments"].get("dataset")
-    words = training_arguments(row, config, seed)
-    words = [Path(word).name if dataset is not None and word == dataset else word for word in words]
+    """Return the command that trains a row, with the default folder of the checkpoints."""
+    words = training_arguments(row, config, WORK_DIR, seed)
     return shlex.join(map(str, ["python", "examples/train.py", *words]))
+
+
+def run_folder(name: str, work_dir: Path, seed: int) -> Path:
+    """Return the folder of a row's checkpoint."""
+    return work_dir / f"{name}-seed{seed}"
 
 
 def describe_training(summary: dict) -> dict:
@@ -163,8 +118,8 @@ def describe_training(summary: dict) -> dict:
 def score_on_test(run: Run, benchmark: Benchmark) -> dict[str, dict]:
     """Score a run on the test split, with each decoding and with its tag classifier alone.
 
-    The classifier alone has weights of its own, so it stands for ASY with every improvement that OP-TSG has, trained
-    as long. The decoding makes no difference to it: the settings of the first decoding are used.
+    The classifier alone is that of ASY with the same seed; only its fitted settings differ. The decoding makes no
+    difference to it: the settings of the first decoding are used.
     """
     evaluator, references = benchmark.evaluator("test"), benchmark.splits["test"]["tags"]
     examples = benchmark.with_features(benchmark.splits["test"], run)
@@ -185,14 +140,10 @@ def score_on_test(run: Run, benchmark: Benchmark) -> dict[str, dict]:
     return scores
 
 
-def existing_runs(results_dir: Path) -> dict[tuple[str, int], dict]:
-    """Return the runs in the result files of all experiments, by row and seed."""
-    runs = {}
-    for experiment in EXPERIMENTS:
-        if (path := results_dir / f"{experiment}.json").exists():
-            for name, row in json.loads(path.read_text(encoding="utf-8")).items():
-                runs |= {(name, run["seed"]): run for run in row["runs"]}
-    return runs
+def existing_runs(path: Path) -> dict[tuple[str, int], dict]:
+    """Return the runs in a result file, by row and seed."""
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {(name, run["seed"]): run for name, row in rows.items() for run in row["runs"]}
 
 
 def gather(rows: dict[str, dict], runs: dict[tuple[str, int], dict]) -> dict[str, dict]:
@@ -222,15 +173,18 @@ def run_missing(
     rows: dict[str, dict], names: Sequence[str], runs: dict[tuple[str, int], dict], arguments: argparse.Namespace
 ) -> None:
     """Train and score the rows that have no run yet, and write the result file after each of them."""
-    benchmark = None
-    dataset = arguments.dataset or json.loads(arguments.config.read_text(encoding="utf-8"))["dataset"]
+    benchmark, dataset = None, json.loads(arguments.config.read_text(encoding="utf-8"))["dataset"]
     for seed in arguments.seeds:
         for name in names:
             if (name, seed) in runs:
                 continue
-            folder = arguments.work_dir / f"{name}-seed{seed}"
+            folder = run_folder(name, arguments.work_dir, seed)
             if not (folder / "training_summary.json").exists():
-                train(training_arguments(rows[name], arguments.config, seed), folder, arguments.cache_dir)
+                first = rows[name].get("classifier_of")
+                if first and not run_folder(first, arguments.work_dir, seed).exists():
+                    raise FileNotFoundError(f"{name} needs the classifier of {first}: train --rows {first} first.")
+                words = training_arguments(rows[name], arguments.config, arguments.work_dir, seed)
+                train(words, folder, arguments.cache_dir)
             run = {"row": name, "command": training_command(rows[name], arguments.config, seed)}
             run |= describe_training(read_summary(folder))
             if arguments.experiment != "ladder":
@@ -246,30 +200,25 @@ def result_path(arguments: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the missing trainings of an experiment, and write its result file and its plot."""
-    parser = make_parser(__doc__)
-    parser.set_defaults(dataset=None)
+    """Run the missing trainings of an experiment, and write its result file."""
+    parser = make_parser(__doc__, has_dataset=False)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--config", type=Path, default=CONFIG, help="arguments of examples/train.py for all rows")
-    parser.add_argument("--work_dir", type=Path, default=Path("runs/recipe"), help="folder of the checkpoints")
+    parser.add_argument("--work_dir", type=Path, default=WORK_DIR, help="folder of the checkpoints")
     parser.add_argument("--results_dir", type=Path, default=RESULTS)
     parser.add_argument("--rows", nargs="+", help="train these rows only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args(argv)
-    if (arguments.experiment == "second") != (arguments.dataset is not None):
-        parser.error("second, and no other experiment, needs --dataset, the folder that second_dataset.py built")
-    rows = EXPERIMENTS[arguments.experiment](arguments)
+    rows = EXPERIMENTS[arguments.experiment]()
     if unknown := set(arguments.rows or ()) - set(rows):
         parser.error(f"--rows {' '.join(sorted(unknown))} are unknown; expected some of {', '.join(rows)}")
 
-    runs = existing_runs(arguments.results_dir)
-    run_missing(rows, arguments.rows or list(rows), runs, arguments)
+    runs = existing_runs(result_path(arguments))
+    # In the order of the experiment: the first phase comes before the second.
+    run_missing(rows, [name for name in rows if name in (arguments.rows or rows)], runs, arguments)
     gathered = gather(rows, runs)
     write_result(gathered, result_path(arguments))
     print(markdown_table(gathered, "validation" if arguments.experiment == "ladder" else "test"))
-    if arguments.experiment in PLOTS:
-        file_name, against = PLOTS[arguments.experiment]
-        plot_curves(gathered, arguments.results_dir / file_name, against)
 
 
 if __name__ == "__main__":

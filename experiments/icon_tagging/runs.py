@@ -14,20 +14,21 @@ from datasets import Dataset
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, TagEvaluator
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, ModelSpec
 from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = Path("experiments/icon_tagging/results")
 F1_METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return an argument parser with the options that all programs have."""
+def make_parser(description: str, has_dataset: bool = True) -> argparse.ArgumentParser:
+    """Return an argument parser with the options that all programs have, `--dataset` only if `has_dataset`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
+    if has_dataset:
+        parser.add_argument("--dataset", default="icon_tagging", help="benchmark, or a folder of tagged images")
     parser.add_argument(
         "--cache_dir",
         type=Path,

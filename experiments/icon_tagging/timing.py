@@ -1,18 +1,19 @@
 r"""Measures how long trained models take to tag an example, on one CPU thread in batches of 8.
 
     python -m experiments.icon_tagging.timing --output experiments/icon_tagging/results/timing.json \
-        --checkpoints runs/recipe/op-tsg-1.0-seed0 runs/recipe/asy-1.0-seed0 runs/recipe/model-f-seed0
+        --checkpoints runs/recipe/op-tsg-seed0 runs/recipe/asy-seed0 runs/recipe/model-f-seed0
 
 The batch size is that of section 4 of the supplement. The models take turns batch by batch, so that other work on the
 machine slows all of them, and the median over all batches and rounds counts. Opening and scaling images and tokenising
 titles are the same for all models and not timed. Each model is timed twice: with its towers, from pixels and title
 tokens to tags, and without them, from tower features to tags. With towers, the time of an open-book model includes
-retrieval.
+retrieval. With `--image_sizes`, the vision tower of the first model is also timed alone.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,10 +21,11 @@ from tqdm.auto import tqdm
 
 from experiments.icon_tagging.runs import Benchmark, Run, make_parser, write_result
 from modeling_optsg import OPTSGDataCollator
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS
 from modeling_optsg.evaluation.reporting import environment
 
 BATCH_SIZE = 8
-FEATURE_COLUMNS = ("frame_features", "title_features", "book_input_ids")
+INPUT_COLUMNS = (*FEATURE_COLUMNS, "book_input_ids")
 WITH_TOWERS, WITHOUT_TOWERS = "seconds_per_example", "seconds_per_example_without_towers"
 
 
@@ -66,6 +68,25 @@ def time_runs(runs: Iterable[Run], benchmark: Benchmark, num_batches: int = 8, n
     return {"batch_size": BATCH_SIZE, "batches": num_batches, "rounds": num_rounds, "rows": rows}
 
 
+def time_vision_tower(run: Run, image_sizes: Sequence[int], num_rounds: int = 5) -> dict[int, float]:
+    """Measure the time of a vision tower for several image sizes.
+
+    Args:
+        run: The trained run.
+        image_sizes: Widths of square images, in pixels.
+        num_rounds: Number of rounds after one that warms up.
+
+    Returns:
+        For each size in pixels the median time in seconds per image.
+    """
+    encode = torch.no_grad()(run.model.model.encode_frames)
+    calls = {size: [partial(encode, torch.rand(BATCH_SIZE, 1, 3, size, size))] for size in image_sizes}
+    return {
+        size: round(statistics.median(seconds) / BATCH_SIZE, 5)
+        for size, seconds in _measure(calls, num_rounds).items()
+    }
+
+
 def _image_inputs(benchmark: Benchmark, run: Run, batch: Sequence[int]) -> dict[str, torch.Tensor]:
     rows = benchmark.splits["test"].select(batch)
     column = "image" if "image" in rows.column_names else "video"
@@ -74,7 +95,7 @@ def _image_inputs(benchmark: Benchmark, run: Run, batch: Sequence[int]) -> dict[
 
 def _feature_inputs(run: Run, examples: Sequence[dict]) -> dict[str, torch.Tensor]:
     collate = OPTSGDataCollator(run.processor)
-    return collate([{name: row[name] for name in FEATURE_COLUMNS if name in row} for row in examples])
+    return collate([{name: row[name] for name in INPUT_COLUMNS if name in row} for row in examples])
 
 
 def _call(run: Run, inputs: dict[str, torch.Tensor], settings: dict) -> Callable[[], object]:
@@ -87,7 +108,7 @@ def _call_with_towers(run: Run, inputs: dict[str, torch.Tensor], settings: dict)
     return lambda: run.model.generate(**run.book.look_up(run.model, run.processor, **inputs), **settings)
 
 
-def _measure(calls: dict[tuple[str, str], list[Callable[[], object]]], num_rounds: int) -> dict[tuple, list[float]]:
+def _measure(calls: dict[object, list[Callable[[], object]]], num_rounds: int) -> dict[object, list[float]]:
     """Time every call once per round, all models with one batch before any with the next."""
     num_batches = len(next(iter(calls.values())))
     seconds = {key: [] for key in calls}
@@ -108,12 +129,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="folders of examples/train.py")
     parser.add_argument("--num_batches", type=int, default=8, help="batches of 8 test examples")
     parser.add_argument("--num_rounds", type=int, default=5, help="times that every batch is tagged")
+    parser.add_argument("--image_sizes", type=int, nargs="+", help="widths of square images for the vision tower")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     benchmark = Benchmark(arguments.dataset, arguments.cache_dir)
-    runs = map(Run.load, arguments.checkpoints)
+    runs = [Run.load(folder) for folder in arguments.checkpoints]
     timing = time_runs(runs, benchmark, arguments.num_batches, arguments.num_rounds)
+    if arguments.image_sizes:
+        timing["vision_tower"] = time_vision_tower(runs[0], arguments.image_sizes, arguments.num_rounds)
     write_result(timing | environment(), arguments.output)
     for row, entry in timing["rows"].items():
         print(f"{row}: {1000 * entry[WITH_TOWERS]:.1f} ms, {1000 * entry[WITHOUT_TOWERS]:.1f} ms without towers")

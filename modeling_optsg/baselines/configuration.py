@@ -27,16 +27,10 @@ class ASYConfig(OPTSGConfig):
     """Configuration of [`ASYForTagClassification`].
 
     Args:
-        num_prompts: Number of queries that pool the memory; their outputs are averaged.
         num_tag_classes: Size of the label vocabulary. Each tag is a class.
-        cosine_classifier: Use a [`CosineClassifier`] on the pooled representation instead of a linear layer.
     """
 
     model_type = "optsg_asy"
-
-    use_tag_classifier: bool = False
-    num_prompts: int = 1
-    cosine_classifier: bool = True
 
 
 class OpenBookConfig(OPTSGConfig):

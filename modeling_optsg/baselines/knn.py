@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.baselines.configuration import KNNConfig
-from modeling_optsg.baselines.pooling import centre_images, mean_image, pool_frames
+from modeling_optsg.baselines.pooling import ImageScaling
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import pool_tokens
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.tag_classifier import LabelVocabulary
 from modeling_optsg.tag_ranking import rank_tags
 
@@ -20,8 +20,8 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     """Predicts the tags of the k nearest training examples, each weighted by its similarity.
 
     The similarity is `title similarity + image_weight * image similarity`. Both terms are cosine similarities of
-    mean-pooled tower features. The mean of the training images is subtracted from image features. The training
-    examples are stored in buffers and saved with the model. There are no trained parameters.
+    pooled tower features; image features are standardised by the training images. The training examples are stored in
+    buffers and saved with the model. There are no trained parameters.
     """
 
     config_class = KNNConfig
@@ -30,10 +30,10 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = OPTSGTowers(config)
         self.label_vocabulary = LabelVocabulary(config)
-        widths = (config.frame_feature_size, config.text_config.hidden_size)
+        widths = (config.image_feature_size, config.text_config.hidden_size)
         for name, width in zip(("images", "titles"), widths, strict=True):
             self.register_buffer(name, torch.zeros(config.num_examples, width))
-        self.register_buffer("image_mean", torch.zeros(widths[0]))
+        self.image_scaling = ImageScaling(widths[0])
         self.register_buffer("example_tags", self._empty_tags())
         self.post_init()
         self.generation_config = GenerationConfig(
@@ -53,7 +53,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """Store the training examples.
 
         Args:
-            images: `[examples, frame_feature_size]`, mean-pooled, zero for an example without an image.
+            images: `[examples, image_feature_size]`, zero for an example without an image.
             titles: `[examples, text width]`, mean-pooled, zero for an example without a title.
             example_tags: The classes of each example's tags.
 
@@ -65,10 +65,10 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
                 f"{len(images)} images, {len(titles)} titles and {len(example_tags)} tag sets; expected the same "
                 "number of each, at least one."
             )
-        config, device = self.config, self.image_mean.device
+        config, device = self.config, self.example_tags.device
         config.num_examples, config.max_tags_per_example = len(example_tags), max(1, *map(len, example_tags))
-        self.image_mean.copy_(mean_image(images))
-        self.images = F.normalize(centre_images(images.to(device), self.image_mean), dim=-1)
+        self.image_scaling.fit(images)
+        self.images = F.normalize(self.image_scaling(images.to(device)), dim=-1)
         self.titles = F.normalize(titles.to(device), dim=-1)
         self.example_tags = self._empty_tags().to(device)
         for row, classes in enumerate(example_tags):
@@ -80,7 +80,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """Compute the similarity `[batch, num_examples]` to the training examples.
 
         Args:
-            images: `[batch, frame_feature_size]`, pooled. A missing modality is ignored.
+            images: `[batch, image_feature_size]`. A missing modality is ignored.
             titles: `[batch, text width]`, pooled.
             image_weight: Weight of the image similarity.
         """
@@ -88,8 +88,8 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         if titles is not None:
             total = total + F.normalize(titles, dim=-1) @ self.titles.float().T
         if images is not None:
-            centred = F.normalize(centre_images(images, self.image_mean), dim=-1)
-            total = total + image_weight * centred @ self.images.float().T
+            standardized = F.normalize(self.image_scaling(images), dim=-1)
+            total = total + image_weight * standardized @ self.images.float().T
         return total
 
     @torch.no_grad()
@@ -97,6 +97,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         self,
         pixel_values: torch.Tensor | None = None,
         frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
@@ -111,7 +112,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """Predicts the tags of each example. The score of a tag is its ratio of the votes.
 
         Args:
-            pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask: See
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
             threshold: Minimum score of a tag.
             max_tags: Maximum number of tags of an example.
@@ -130,12 +131,12 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         if image_weight < 0:
             raise ValueError(f"image_weight={image_weight} must not be negative.")
         with evaluation_mode(self):
-            frames, titles = self.model.encode_inputs(
-                pixel_values, frame_features, frame_mask, input_ids, title_features, attention_mask
+            vision, titles = self.model.encode_inputs(
+                pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
             )
-        if frames is None and titles is None:
+        if vision is None and titles is None:
             raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
-        images, titles = pool_frames(frames, frame_mask), pool_tokens(titles, attention_mask)
+        images, titles = vision and vision.image_features, pool_tokens(titles, attention_mask)
         scores, classes = self._vote(self.similarity(images, titles, image_weight), k)
         ranked = rank_tags(
             self.label_vocabulary.tokens_of(classes)[:, :, None],

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import TransformerLayer
-from modeling_optsg.modeling_optsg import OPTSGModel, OPTSGModelOutput, OPTSGPreTrainedModel
+from modeling_optsg.model_outputs import OPTSGModelOutput
 from modeling_optsg.sampled_softmax import sample_classes
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence, TagDecoder
 from modeling_optsg.tag_ranking import rank_tags

@@ -10,10 +10,12 @@ from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ModelFConfig, ModelGConfig
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
-from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGModel, OPTSGModelOutput, OPTSGPreTrainedModel
+from modeling_optsg.model_outputs import OPTSGModelOutput
+from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.sampled_softmax import sample_classes
 from modeling_optsg.slot_search import SlotCandidates, SlotContext, SlotSearch
 from modeling_optsg.tag_alignment import TagAlignment, TagAlignmentOutput

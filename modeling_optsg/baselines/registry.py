@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.prompt_variants import ModelFForTagGeneration, ModelGForTagClassification
 from modeling_optsg.evaluation.calibration import LOGIT_ADJUSTMENTS, PAD_BIASES
-from modeling_optsg.modeling_optsg import OPTSGForTagGeneration, OPTSGPreTrainedModel
+from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 
 # Thresholds lie far above, so a beam below this probability is not worth its time.
 MIN_BEAM_PROBABILITY = 0.002
@@ -59,15 +60,15 @@ class ModelSpec:
             settings |= {"num_return_sequences": num_return_sequences, "num_beams": num_return_sequences}
         if self.tags_per_slot == "beams":
             settings["min_beam_probability"] = MIN_BEAM_PROBABILITY
-        if getattr(model, "tag_classifier", None) is not None:
-            settings["num_candidates"] = num_candidates
+            if model.tag_classifier is not None:
+                settings["num_candidates"] = num_candidates
         for name, value in settings.items():
             setattr(model.generation_config, name, value)
 
 
 ADJUSTED = {"logit_adjustment": LOGIT_ADJUSTMENTS}
-# Models without slots pool the memory with one query.
-ONE_QUERY = {"num_prompts": 1}
+# Models that generate one sequence have one prompt.
+ONE_PROMPT = {"num_prompts": 1}
 
 MODEL_TYPES = {
     "op-tsg": ModelSpec(OPTSGForTagGeneration, ("parallel", "sequential"), tags_per_slot="beams"),
@@ -77,12 +78,10 @@ MODEL_TYPES = {
         ASYForTagClassification,
         has_pad=False,
         needs_classes=True,
-        # A classifier always reads the pooled representation, also where OP-TSG's prompts do not.
-        config=ONE_QUERY | {"use_prompt_pooler": True},
         fitted=ADJUSTED,
     ),
-    "sequence": ModelSpec(OpenBookForTagGeneration, config=ONE_QUERY | {"num_book_examples": 0}),
-    "open-book": ModelSpec(OpenBookForTagGeneration, needs_book=True, config=ONE_QUERY),
+    "sequence": ModelSpec(OpenBookForTagGeneration, config=ONE_PROMPT | {"num_book_examples": 0}),
+    "open-book": ModelSpec(OpenBookForTagGeneration, needs_book=True, config=ONE_PROMPT),
     "knn": ModelSpec(
         KNNForTagVote,
         has_pad=False,

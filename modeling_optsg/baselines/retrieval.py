@@ -15,13 +15,21 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
-from modeling_optsg.baselines.pooling import centre_images, mean_image, pool_examples, pool_frames
+from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
 from modeling_optsg.data.collator import pad_rows
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 SETTINGS_NAME = "similarity.json"
-TOWER_INPUTS = ("pixel_values", "frame_features", "frame_mask", "input_ids", "title_features", "attention_mask")
+TOWER_INPUTS = (
+    "pixel_values",
+    "frame_features",
+    "image_features",
+    "frame_mask",
+    "input_ids",
+    "title_features",
+    "attention_mask",
+)
 
 
 class TagBook:
@@ -56,7 +64,8 @@ class TagBook:
                 f"{len(titles)} titles, {len(tags)} tag sets, {len(images)} images and {len(title_features)} title "
                 "features; a book needs the same number of each."
             )
-        self.image_mean, self.image_weight = mean_image(images), image_weight
+        self.image_scaling, self.image_weight = ImageScaling(images.shape[1]), image_weight
+        self.image_scaling.fit(images)
         table = Dataset.from_dict({"title": list(titles), "tags": [list(t) for t in tags]})
         self.table = table.add_column(self.column, list(self._embed(images, title_features)))
         self._index()
@@ -85,7 +94,7 @@ class TagBook:
 
     def _embed(self, images: torch.Tensor, title_features: torch.Tensor) -> np.ndarray:
         """Return one vector per example; inner products are similarities."""
-        images = self.image_weight**0.5 * F.normalize(centre_images(images, self.image_mean), dim=-1)
+        images = self.image_weight**0.5 * F.normalize(self.image_scaling(images), dim=-1)
         return torch.cat([F.normalize(title_features, dim=-1), images], dim=1).float().numpy()
 
     def retrieve(
@@ -139,18 +148,20 @@ class TagBook:
         if unknown := set(inputs) - set(TOWER_INPUTS):
             raise ValueError(f"{sorted(unknown)} are not inputs of the towers; expected some of {list(TOWER_INPUTS)}.")
         with torch.no_grad():
-            frames, titles = model.model.encode_inputs(**{name: inputs.get(name) for name in TOWER_INPUTS})
-        if frames is None and titles is None:
+            vision, titles = model.model.encode_inputs(**{name: inputs.get(name) for name in TOWER_INPUTS})
+        if vision is None and titles is None:
             raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
         frame_mask, title_mask = inputs.get("frame_mask"), inputs.get("attention_mask")
-        batch, config = len(frames if frames is not None else titles), model.config
-        images, title_features = pool_frames(frames, frame_mask), pool_tokens(titles, title_mask)
-        images = torch.zeros(batch, config.frame_feature_size) if images is None else images.cpu()
+        batch, config = len(titles if vision is None else vision.frame_features), model.config
+        title_features = pool_tokens(titles, title_mask)
+        images = torch.zeros(batch, config.image_feature_size) if vision is None else vision.image_features.cpu()
         if title_features is None:
             title_features = torch.zeros(batch, config.text_config.hidden_size)
         retrieved = self.retrieve(images, title_features.cpu(), config.num_book_examples)
         rows = encode_book(retrieved, processor.tag_tokenizer, config.max_book_tokens)
-        arguments = {"frame_features": frames, "frame_mask": frame_mask}
+        arguments = {"frame_mask": frame_mask}
+        if vision is not None:
+            arguments |= {"frame_features": vision.frame_features, "image_features": vision.image_features}
         arguments |= {"title_features": titles, "attention_mask": title_mask}
         arguments |= {
             "book_input_ids": pad_rows(rows, processor.tag_tokenizer.pad_token_id).to(model.device),
@@ -166,7 +177,8 @@ class TagBook:
             self.table.save_to_disk(folder)
         finally:
             self._index()
-        settings = {"image_weight": self.image_weight, "image_mean": self.image_mean.tolist()}
+        settings = {"image_weight": self.image_weight}
+        settings |= {f"image_{name}": values.tolist() for name, values in self.image_scaling.state_dict().items()}
         (Path(folder) / SETTINGS_NAME).write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
@@ -179,7 +191,10 @@ class TagBook:
         book = cls.__new__(cls)
         settings = json.loads((Path(folder) / SETTINGS_NAME).read_text(encoding="utf-8"))
         book.image_weight = settings["image_weight"]
-        book.image_mean = torch.tensor(settings["image_mean"])
+        book.image_scaling = ImageScaling(len(settings["image_mean"]))
+        book.image_scaling.load_state_dict(
+            {name: torch.tensor(settings[f"image_{name}"]) for name in ("mean", "scale")}
+        )
         book.table = load_from_disk(str(folder))
         book._index()
         return book

@@ -48,6 +48,8 @@ class OPTSGDataCollator:
 
     - `image`, `video` or `frame_features` (`[frames, width]` or `[frames, tokens, width]`);
     - `title` or `title_features` (`[length, text width]`);
+    - `image_features` (`[image_feature_size]`), which come with `frame_features`;
+    - `is_mismatched`, whether the image belongs to another example;
     - `tags`. If an example has more tags than there are prompts, `num_prompts` random tags are used each time;
     - `book_input_ids`, tokens of retrieved tags for the open-book baseline;
     - `example_seed`, an integer. If every example has one, it is the seed for sampling the tags of the example. The
@@ -107,6 +109,10 @@ class OPTSGDataCollator:
         tags = self._sample_tag_sets(examples, randoms)
         batch = _pad_features(examples)
         batch |= self._process_raw_inputs(examples, batch)
+        if any(example.get("image_features") is not None for example in examples):
+            batch["image_features"] = _stack_features([example.get("image_features") for example in examples])
+        if any("is_mismatched" in example for example in examples):
+            batch["is_mismatched"] = torch.tensor([bool(example.get("is_mismatched")) for example in examples])
         if tags is not None:
             batch |= self._encode_tags(tags)
         if any("book_input_ids" in example for example in examples):
@@ -223,6 +229,12 @@ def _pad_features(examples: Sequence[Mapping]) -> dict[str, torch.Tensor]:
         batch[name] = torch.from_numpy(padded)
         batch[mask_name] = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return batch
+
+
+def _stack_features(rows: Sequence[np.ndarray | None]) -> torch.Tensor:
+    """Stack one vector per example; zeros for an example that has none."""
+    width = next(len(row) for row in rows if row is not None)
+    return torch.from_numpy(np.stack([np.zeros(width, np.float32) if row is None else row for row in rows]))
 
 
 def _check_features(examples: Sequence[Mapping], column: str, feature_column: str) -> None:

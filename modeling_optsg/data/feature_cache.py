@@ -12,13 +12,14 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from modeling_optsg.base_models import OPTSGTowers
 from modeling_optsg.generation_optsg import evaluation_mode
-from modeling_optsg.modeling_optsg import OPTSGModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .collator import TagTable
 
 FEATURE_DTYPE = np.float16
+FEATURE_COLUMNS = ("frame_features", "image_features", "title_features")
 # The column with the reason why an example cannot be read.
 UNREADABLE = "unreadable"
 
@@ -47,7 +48,7 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 def cache_tower_features(
     dataset: Dataset,
-    model: OPTSGModel,
+    model: OPTSGTowers,
     processor: OPTSGProcessor,
     cache_dir: str | os.PathLike,
     *,
@@ -60,9 +61,9 @@ def cache_tower_features(
 ) -> Dataset:
     """Replace images and titles with the features that the frozen towers compute from them.
 
-    Features are cached in `cache_dir`, block by block. The names of the files depend on the rows, the weights of the
-    towers and the settings of the processor: a second call reads the files, an interrupted call is resumed at the
-    first missing block, and other rows, weights or settings have separate files.
+    Features are cached in `cache_dir`, block by block, those of each tower in separate files. The names of the files
+    depend on the rows, the weights of the tower and the settings of the processor: a second call reads the files, an
+    interrupted call is resumed at the first missing block, and other rows, weights or settings have separate files.
 
     Args:
         dataset: Rows with `title`, and `image`, `video` or `frame_features`.
@@ -78,12 +79,20 @@ def cache_tower_features(
         processes: The processes that divide the blocks among themselves. All of them must call this function.
 
     Returns:
-        The rows with `frame_features` and `title_features` as the bytes of half-precision arrays, and the shapes of
-        these arrays; [`CachedFeatures`] reads them.
+        The rows with `FEATURE_COLUMNS` as the bytes of half-precision arrays, and the shapes of these arrays;
+        [`CachedFeatures`] reads them.
 
     Raises:
         ValueError: More than `max_unreadable` examples cannot be read.
     """
+    if frames and titles and "title" in dataset.column_names and _visual_column(dataset) is not None:
+        # In files of their own, so that models with the same vision tower share its features.
+        settings = {"batch_size": batch_size, "block_size": block_size, "processes": processes}
+        images = cache_tower_features(
+            dataset, model, processor, cache_dir, titles=False, max_unreadable=max_unreadable, **settings
+        )
+        texts = cache_tower_features(dataset.select_columns("title"), model, processor, cache_dir, **settings)
+        return concatenate_datasets([images, texts.remove_columns("title")], axis=1)
     encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
     fingerprint = encoder.fingerprint(dataset._fingerprint)
     if encoder.visual_column is not None:
@@ -156,18 +165,19 @@ class _TowerEncoder:
     def __init__(
         self,
         dataset: Dataset,
-        model: OPTSGModel,
+        model: OPTSGTowers,
         processor: OPTSGProcessor,
         frames: bool,
         titles: bool,
         max_unreadable: int,
     ) -> None:
         self.model, self.processor, self.max_unreadable = model, processor, max_unreadable
-        self.visual_column = next((name for name in ("image", "video") if name in dataset.column_names), None)
+        self.visual_column = _visual_column(dataset)
         self.has_frame_features = self.visual_column is None and "frame_features" in dataset.column_names
         self.encodes_frames = frames and self.visual_column is not None
         self.encodes_titles = titles and "title" in dataset.column_names
         self.feature_columns = ["frame_features"] * (self.encodes_frames or self.has_frame_features)
+        self.feature_columns += ["image_features"] * self.encodes_frames
         self.feature_columns += ["title_features"] * self.encodes_titles
         self.unreadable: list[str] = []
 
@@ -177,6 +187,7 @@ class _TowerEncoder:
         parts = [rows_fingerprint]
         if self.encodes_frames:
             parts += [model.vision_tower, processor.image_processor.to_dict(), processor.num_frames]
+            parts += [model.config.vision_feature_layers]
         if self.has_frame_features:
             parts += [processor.num_frames]
         if self.encodes_titles:
@@ -206,20 +217,23 @@ class _TowerEncoder:
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         encoded = {}
         if self.encodes_frames:
-            encoded |= _to_columns("frame_features", self._encode_frames(rows[self.visual_column]))
+            encoded |= self._encode_frames(rows[self.visual_column])
         elif self.has_frame_features:
             encoded |= _to_columns("frame_features", self._sample_frames(rows["frame_features"]))
         if self.encodes_titles:
             encoded |= _to_columns("title_features", self._encode_titles(rows["title"]))
         return encoded | {UNREADABLE: [None] * _num_rows(rows)}
 
-    def _encode_frames(self, values: list) -> list[torch.Tensor | None]:
+    def _encode_frames(self, values: list) -> dict[str, list]:
         present = [value for value in values if value is not None]
         if not present:
-            return values
+            return _to_columns("frame_features", values) | _to_columns("image_features", values)
         batch = self.processor(**{f"{self.visual_column}s": present})
-        features = self.model.encode_frames(batch["pixel_values"].to(self._device)).cpu()
-        return _spread(values, features, batch["frame_mask"])
+        mask = batch["frame_mask"]
+        features = self.model.encode_frames(batch["pixel_values"].to(self._device), mask.to(self._device))
+        images = iter(features.image_features.cpu())
+        frames = _to_columns("frame_features", _spread(values, features.frame_features.cpu(), mask))
+        return frames | _to_columns("image_features", [None if value is None else next(images) for value in values])
 
     def _sample_frames(self, values: list) -> list[torch.Tensor | None]:
         present = [value for value in values if value is not None]
@@ -243,6 +257,10 @@ class _TowerEncoder:
         return next(self.model.parameters()).device
 
 
+def _visual_column(dataset: Dataset) -> str | None:
+    return next((name for name in ("image", "video") if name in dataset.column_names), None)
+
+
 def _num_rows(rows: dict[str, list]) -> int:
     return len(next(iter(rows.values())))
 
@@ -264,13 +282,13 @@ def _to_columns(name: str, features: list[torch.Tensor | None]) -> dict[str, lis
 class CachedFeatures(TorchDataset):
     """Reads the rows of [`cache_tower_features`], with their features as arrays.
 
-    `frame_features` are `[frames, tokens, width]` (`[frames, width]` if they come with the dataset) and
-    `title_features` `[length, width]`; they are `None` for an example that has none.
+    `frame_features` are `[frames, tokens, width]` (`[frames, width]` if they come with the dataset), `image_features`
+    `[image_feature_size]`, and `title_features` `[length, width]`; they are `None` for an example that has none.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
-        self.names = [n for n in ("frame_features", "title_features") if f"{n}_shape" in dataset.column_names]
+        self.names = [n for n in FEATURE_COLUMNS if f"{n}_shape" in dataset.column_names]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -285,7 +303,7 @@ class CachedFeatures(TorchDataset):
 
 
 def build_tag_table(
-    tags: list[str], model: OPTSGModel, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
+    tags: list[str], model: OPTSGTowers, processor: OPTSGProcessor, cache_dir: str | os.PathLike, batch_size: int = 256
 ) -> TagTable:
     """Build the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))

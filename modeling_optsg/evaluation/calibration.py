@@ -3,14 +3,16 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.generation_optsg import OrderPromptGenerationMixin
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
 
@@ -55,8 +57,9 @@ def fit_generation_config(
         predict_kwargs: Further arguments of [`predict_tags`].
 
     Returns:
-        The best settings by name, `threshold` among them; `validation`, the metrics with these settings; and `tried`,
-        the settings and validation metrics of every combination.
+        The best settings by name, `threshold` among them; `validation`, the metrics with these settings; `tried`, the
+        settings and validation metrics of every combination; and `modalities`, the validation metrics of the image
+        alone and of the title alone.
 
     Example:
 
@@ -66,14 +69,14 @@ def fit_generation_config(
         >>> examples = [{"title": "bus", "tags": ["bus", "vehicle"]}, {"title": "tent", "tags": ["camping"]}]
         >>> evaluator = TagEvaluator([example["tags"] for example in examples], processor.label_vocabulary)
         >>> fit = fit_generation_config(model, processor, examples, evaluator, decoding="parallel", progress=False)
-        >>> sorted(set(fit) - {"tried", "validation", "slot_weight"})
+        >>> sorted(set(fit) - {"tried", "validation", "modalities", "slot_weight"})
         ['fusion_weights', 'logit_adjustment', 'pad_bias', 'threshold']
     """
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
     kwargs = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
     fitted = (*grid, "threshold")
     tried = []
-    if getattr(model, "tag_classifier", None) is not None:
+    if isinstance(model, OrderPromptGenerationMixin) and model.tag_classifier is not None:
         # The fused probability decides whether an unlikely tag is kept, so as many slots as possible should generate.
         grid["pad_bias"] = [min(grid.get("pad_bias", PAD_BIASES))]
         fitted = (*grid, "fusion_weights", "logit_adjustment", "threshold")
@@ -89,8 +92,15 @@ def fit_generation_config(
             threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model)
             tried.append(settings | {"threshold": threshold, "validation": metrics})
     best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+    fit_alone = fit_modality if "fusion_weights" in best else _validate_modality
+    arguments = (model, processor, examples, evaluator, metric_for_best_model)
+    alone = {modality: fit_alone(*arguments, modality, best, **kwargs) for modality in MODALITIES[1:]}
+    if "fusion_weights" in best:
+        by_modality = {MODALITIES[0]: best} | alone
+        for name in ("fusion_weights", "threshold"):
+            best = best | {name: {modality: fit[name] for modality, fit in by_modality.items()}}
     _store(model, {name: best[name] for name in fitted}, decoding)
-    return best | {"tried": tried}
+    return best | {"modalities": {name: fit["validation"] for name, fit in alone.items()}, "tried": tried}
 
 
 def _combinations(grid: Mapping[str, Sequence]) -> Iterator[dict]:
@@ -171,21 +181,7 @@ def fit_fusion_weights(
         weights as `generate` takes them.
     """
     candidates = _find_candidates(model, processor, examples, evaluator, **generate_kwargs)
-    novel_weights = logistic_regression(
-        candidates.slot_logits[candidates.is_novel], candidates.is_correct[candidates.is_novel]
-    )
-
-    def fit(slot_weight: float, adjustment: float) -> dict:
-        weights, scores = _fit_mixture(candidates, novel_weights, slot_weight, adjustment)
-        threshold, metrics = evaluator.best_threshold(candidates.to_predictions(scores), metric_for_best_model)
-        return {
-            "slot_weight": slot_weight,
-            "logit_adjustment": adjustment,
-            "fusion_weights": [round(float(weight), 4) for weight in weights],
-            "threshold": threshold,
-            "validation": metrics,
-        }
-
+    fit = _MixtureFit(candidates, evaluator, metric_for_best_model)
     fits = [fit(slot_weight, LOGIT_ADJUSTMENTS[0]) for slot_weight in SLOT_WEIGHTS]
     # Coordinate descent: trying all pairs takes minutes.
     for _ in range(2):
@@ -196,6 +192,67 @@ def fit_fusion_weights(
             done = {(fit["slot_weight"], fit["logit_adjustment"]) for fit in fits}
             fits += [fit(*pair) for pair in sorted(pairs - done)]
     return fits
+
+
+def fit_modality(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    metric_for_best_model: str,
+    modality: str,
+    settings: Mapping,
+    **generate_kwargs: object,
+) -> dict:
+    """Fit fusion weights and threshold for examples with only an image or only a title.
+
+    The logit adjustment is not fitted again.
+
+    Args:
+        model: A model with a tag classifier.
+        processor: The processor of the model.
+        examples: Validation examples.
+        evaluator: Made from the ground truth of `examples`.
+        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        modality: "image" or "title".
+        settings: The fit for examples with both.
+        generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
+
+    Returns:
+        `fusion_weights`, `threshold` and `validation`; `settings` if no known candidate is correct for this modality.
+    """
+    kwargs = dict(generate_kwargs) | {"modalities": (modality,)}
+    if "pad_bias" in settings:
+        kwargs["pad_bias"] = settings["pad_bias"]
+    candidates = _find_candidates(model, processor, examples, evaluator, **kwargs)
+    if not candidates.is_correct[~candidates.is_novel].any():
+        return settings | {"validation": None}
+    # Leave out examples without this modality; otherwise their tags count as false negatives.
+    own = [index for index, tags in enumerate(candidates.tags) if tags]
+    candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)
+    # Ignore a condition such as @micro_f1>=52, which applies to examples with both modalities.
+    metric = metric_for_best_model.partition("@")[0]
+    fit = _MixtureFit(candidates, evaluator, metric)
+    fits = [fit(slot_weight, settings["logit_adjustment"]) for slot_weight in SLOT_WEIGHTS]
+    return max(fits, key=lambda fit: metric_value(fit["validation"], metric))
+
+
+def _validate_modality(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    examples: Sequence[Mapping],
+    evaluator: TagEvaluator,
+    metric_for_best_model: str,
+    modality: str,
+    settings: Mapping,
+    **generate_kwargs: object,
+) -> dict:
+    """Do the same as [`fit_modality`] for a model without fusion weights: find the threshold, and store nothing."""
+    kwargs = {name: settings[name] for name in settings.keys() - {"threshold", "validation"}} | generate_kwargs
+    kwargs |= {"threshold": 0.0, "modalities": (modality,)}
+    predictions = predict_tags(model, processor, examples, **kwargs)
+    threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model.partition("@")[0])
+    return {"threshold": threshold, "validation": metrics}
 
 
 @dataclass
@@ -271,22 +328,33 @@ def _find_candidates(
     )
 
 
-def _fit_mixture(
-    candidates: _Candidates, novel_weights: np.ndarray, slot_weight: float, adjustment: float
-) -> tuple[list[float], np.ndarray]:
-    """Fit the scale and the bias of one mixture of the two logits.
+class _MixtureFit:
+    """Fits weighted sums of the slot logits and the classifier logits of candidates."""
 
-    Returns:
-        The five fusion weights of `generate`, and the probability of each candidate `[N]`.
-    """
-    adjusted = candidates.classifier_logits - adjustment * candidates.log_counts
-    mixture = slot_weight * candidates.slot_logits + (1 - slot_weight) * adjusted
-    known = ~candidates.is_novel
-    scale, bias = logistic_regression(mixture[known], candidates.is_correct[known])
-    novel_scale, novel_bias = novel_weights
-    novel_logits = novel_scale * candidates.slot_logits + novel_bias
-    scores = expit(np.where(known, scale * mixture + bias, novel_logits))
-    return [scale * slot_weight, scale * (1 - slot_weight), bias, *novel_weights], scores
+    def __init__(self, candidates: _Candidates, evaluator: TagEvaluator, metric: str):
+        self.candidates, self.evaluator, self.metric = candidates, evaluator, metric
+        novel = candidates.is_novel
+        self.novel_weights = logistic_regression(candidates.slot_logits[novel], candidates.is_correct[novel])
+
+    def __call__(self, slot_weight: float, adjustment: float) -> dict:
+        """Fit scale, bias and threshold of one mixture; see [`fit_fusion_weights`]."""
+        candidates = self.candidates
+        adjusted = candidates.classifier_logits - adjustment * candidates.log_counts
+        mixture = slot_weight * candidates.slot_logits + (1 - slot_weight) * adjusted
+        known = ~candidates.is_novel
+        scale, bias = logistic_regression(mixture[known], candidates.is_correct[known])
+        novel_scale, novel_bias = self.novel_weights
+        novel_logits = novel_scale * candidates.slot_logits + novel_bias
+        scores = expit(np.where(known, scale * mixture + bias, novel_logits))
+        weights = [scale * slot_weight, scale * (1 - slot_weight), bias, *self.novel_weights]
+        threshold, metrics = self.evaluator.best_threshold(candidates.to_predictions(scores), self.metric)
+        return {
+            "slot_weight": slot_weight,
+            "logit_adjustment": adjustment,
+            "fusion_weights": [round(float(weight), 4) for weight in weights],
+            "threshold": threshold,
+            "validation": metrics,
+        }
 
 
 def logistic_regression(inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 
 from dataset_scripts import undecoded
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import sync
 from modeling_optsg.data.feature_cache import digest, tokenizer_settings
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .prediction import predict_tags

@@ -37,7 +37,7 @@ class TagEvaluator:
         self, references: Sequence[Sequence[str]], train_counts: Mapping[str, int], common_count: int = 25
     ) -> None:
         self.references = [set(tags) for tags in references]
-        self.train_counts = train_counts
+        self.train_counts, self.common_count = train_counts, common_count
         reference_counts = Counter(tag for tags in self.references for tag in tags)
         self.evaluated_tags = sorted(tag for tag in reference_counts if train_counts.get(tag, 0) > 0)
         if not self.evaluated_tags:
@@ -46,6 +46,14 @@ class TagEvaluator:
         self._support = np.array([reference_counts[tag] for tag in self.evaluated_tags])
         self._common = np.array([train_counts[tag] >= common_count for tag in self.evaluated_tags])
         self._example_support = np.array([len(tags) for tags in self.references])
+
+    def select(self, examples: Sequence[int]) -> "TagEvaluator":
+        """Return the evaluator of some of the examples.
+
+        Args:
+            examples: Their indices.
+        """
+        return TagEvaluator([self.references[index] for index in examples], self.train_counts, self.common_count)
 
     def score(self, predictions: Sequence[Sequence[Mapping]], threshold: float = 0.0) -> dict[str, float]:
         """Compute the metrics of predictions.

@@ -5,11 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-MODALITY_COLUMNS = {"image": ("image", "video", "frame_features"), "title": ("title", "title_features")}
+MODALITY_COLUMNS = {
+    "image": ("image", "video", "frame_features", "image_features"),
+    "title": ("title", "title_features"),
+}
 
 
 def predict_tags(

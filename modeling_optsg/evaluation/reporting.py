@@ -8,13 +8,14 @@ from importlib.metadata import version
 
 import torch
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
+from .calibration import reliability
 from .metrics import TagEvaluator, metric_value
 from .prediction import predict_tags
 
-MODALITIES = {"both": ("image", "title"), "image": ("image",), "title": ("title",)}
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
 
 
@@ -86,9 +87,13 @@ def score_modalities(
         predict_kwargs: Further arguments of [`predict_tags`].
 
     Returns:
-        The metrics for each entry of `MODALITIES`.
+        The metrics for each entry of `MODALITIES`, and `expected_calibration_error` of [`reliability`].
     """
-    return {
-        name: evaluator.score(predict_tags(model, processor, examples, modalities=modalities, **predict_kwargs))
-        for name, modalities in MODALITIES.items()
-    }
+    scores = {}
+    for name in MODALITIES:
+        kwargs = predict_kwargs | {"modalities": tuple(name.split("+"))}
+        unfiltered = predict_tags(model, processor, examples, **kwargs | {"threshold": 0.0})
+        error = reliability(unfiltered, evaluator.references)["expected_calibration_error"]
+        scores[name] = evaluator.score(predict_tags(model, processor, examples, **kwargs))
+        scores[name]["expected_calibration_error"] = error
+    return scores

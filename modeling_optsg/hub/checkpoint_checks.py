@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .commits import TEXT_SUFFIXES

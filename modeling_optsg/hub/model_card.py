@@ -173,10 +173,15 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the template's values that come from the training summary."""
     arguments = summary["arguments"]
     roles = {"vision": "images", "text": "titles and, in training, the text of tags"}
+    is_trained = {
+        "vision": arguments.get("train_vision_tower"),
+        # The first phase has trained the text tower.
+        "text": arguments.get("train_text_layers") or arguments.get("classifier_checkpoint"),
+    }
     return {
         "arguments": arguments,
         "towers": [
-            (tower, _public(arguments[f"{tower}_tower"]), role, arguments.get(f"train_{tower}_tower"))
+            (tower, _public(arguments[f"{tower}_tower"]), role, bool(is_trained[tower]))
             for tower, role in roles.items()
             if arguments.get(f"{tower}_tower") not in (None, "none")
         ],
@@ -190,6 +195,8 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train_command(arguments: Mapping[str, Any], checkpoint: Path) -> str:
     names = ("config",) if arguments.get("config") else ("model_type", "dataset", "checkpoint", "seed")
+    if arguments.get("classifier_checkpoint"):
+        names += ("classifier_checkpoint", "train_text_layers", "num_train_epochs")
     chosen = {name: arguments.get(name) for name in names} | {"output_dir": checkpoint}
     return f"accelerate launch examples/train.py {_options(chosen)}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import custom_object_save
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.pipeline_optsg import CUSTOM_PIPELINES, TagGenerationPipeline
 from modeling_optsg.processing_optsg import OPTSGProcessor
 

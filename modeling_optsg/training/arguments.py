@@ -59,6 +59,13 @@ class OPTSGTrainingArguments:
     checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune. By default, training starts from pretrained towers."}
     )
+    classifier_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of --model_type asy on the same tags. The text tower and the tag "
+            "classifier are loaded from it, and frozen if --train_text_layers is 0."
+        },
+    )
     vision_tower: str = field(
         default="efficientnet-lite0",
         metadata={"help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features."},
@@ -69,7 +76,43 @@ class OPTSGTrainingArguments:
         metadata={"help": "Height and width of the images in pixels. Default: the size of the vision tower."},
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
-    train_text_tower: bool = field(default=False, metadata={"help": "Train the text tower as well."})
+    train_text_layers: int = field(
+        default=0,
+        metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},
+    )
+    image_words: str = field(
+        default="auto",
+        metadata={
+            "help": "Words for images without a title. auto: the class names of an image classifier, or the 1,000 "
+            "most frequent training tags for a two-tower model such as CLIP. none: no image words. A file: one word "
+            "per line, for two-tower models."
+        },
+    )
+    extra_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset with extra images: NAME, NAME:CONFIGURATION or none. The images of its training split "
+            "are used in the image warm-up. They also replace images of training examples with the same title."
+        },
+    )
+    num_image_copies: int = field(
+        default=0,
+        metadata={
+            "help": "Number of changed copies of each training image (different size, position, angle and stroke "
+            "width), used like extra images."
+        },
+    )
+    extra_image_ratio: float = field(
+        default=0.5, metadata={"help": "Probability of an extra image with the same title instead of the own image."}
+    )
+    image_warmup_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Epochs of the image warm-up, which trains only the image layers of the tag classifier."},
+    )
+    mismatch_ratio: float = field(
+        default=0.1,
+        metadata={"help": "Probability of the image of another training example, as a mismatch."},
+    )
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(
         default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are skipped."}
@@ -148,7 +191,9 @@ class OPTSGTrainingArguments:
     )
     save_half_precision: bool = field(
         default=False,
-        metadata={"help": "Save 16-bit weights and 8-bit embeddings of tokens and tags. They are loaded as 32-bit."},
+        metadata={
+            "help": "Save weights in 16 bits, and large tables and layers in 8 bits. They are loaded as 32-bit."
+        },
     )
     streaming: bool = field(
         default=False, metadata={"help": "Stream the examples. Nothing is built or cached before training."}
@@ -193,6 +238,20 @@ class OPTSGTrainingArguments:
         """
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        spec = MODEL_TYPES[self.model_type]
+        if spec.needs_book or not spec.is_trained:
+            # These find neighbours by the features of frozen towers.
+            self.train_text_layers = 0
+        if self.train_text_layers < -1:
+            raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
+        if self.num_image_copies < 0:
+            raise ValueError(f"--num_image_copies {self.num_image_copies} must not be negative")
+        for name in ("extra_image_ratio", "mismatch_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
+        for name in ("image_warmup_epochs", "num_image_copies"):
+            if getattr(self, name) and self.streaming:
+                raise ValueError(f"--{name} needs cached features, so it cannot be combined with --streaming")
         if self.group_by_length and self.streaming:
             raise ValueError("--group_by_length needs random access, so it cannot be combined with --streaming")
         if self.num_stream_shards < 2:

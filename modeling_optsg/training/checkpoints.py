@@ -2,21 +2,31 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-# The largest tables, with a row per token or tag, tolerate a coarser rounding than 16 bits.
-EIGHT_BIT_TABLES = (
-    "tag_decoder.token_embeddings.weight",
-    "tag_classifier.classifier.class_embeddings.weight",
-    "model.text_tower.embeddings.word_embeddings.weight",
+# Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
+# tolerate a coarser rounding than 16 bits.
+EIGHT_BIT_WEIGHTS = re.compile(
+    "|".join(
+        (
+            r"tag_decoder\.token_embeddings\.weight",
+            r"tag_classifier\.class_embeddings\.weight",
+            r"model\.text_tower\.embeddings\.word_embeddings\.weight",
+            r"model\.image_words\.classifier\.weight",
+            r"model\.multimodal_encoder\.evidence_pooler\.image_inner\.weight",
+            r"model\.multimodal_encoder\.prompt_pooler\.inner\.weight",
+            r"model\.text_tower\.encoder\.layer\.\d+\.(intermediate|output)\.dense\.weight",
+        )
+    )
 )
 
 
@@ -29,7 +39,7 @@ def save_checkpoint(
         model: The model.
         processor: Its processor.
         folder: Folder of the checkpoint.
-        half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_TABLES`. They load as 32-bit.
+        half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_WEIGHTS`. They load as 32-bit.
 
     Raises:
         OSError: The folder cannot be written to. The previous checkpoint stays.
@@ -65,13 +75,18 @@ def _use_registered_pipeline(config: Path) -> None:
     config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def is_eight_bit(name: str) -> bool:
+    """Return whether a weight is saved in 8 bits with `half_precision`."""
+    return EIGHT_BIT_WEIGHTS.fullmatch(name) is not None
+
+
 def _half_precision_state(model: OPTSGPreTrainedModel) -> dict[str, torch.Tensor]:
     """Return the state with rounded weights; `dtype` in config.json stays float32, so they load as such."""
-    # Buffers keep 32 bits: 16 bits would lose small variances of batch norms.
-    buffers = {name for name, _ in model.named_buffers()}
+    # Vectors among the buffers keep 32 bits: 16 bits would lose small variances of batch norms.
+    buffers = {name for name, buffer in model.named_buffers() if buffer.dim() < 2}
     tied = set(model.all_tied_weights_keys)
     return {
-        name: tensor.to(torch.float8_e4m3fn if name in EIGHT_BIT_TABLES else torch.float16)
+        name: tensor.to(torch.float8_e4m3fn if is_eight_bit(name) else torch.float16)
         if tensor.is_floating_point() and name not in buffers
         else tensor
         for name, tensor in model.state_dict().items()

@@ -6,24 +6,29 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
-from datasets import Dataset, DatasetInfo, Features, IterableDataset
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
-from modeling_optsg.data.feature_cache import UNREADABLE, CachedFeatures, cache_tower_features
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.data.collator import OPTSGDataCollator
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, UNREADABLE, CachedFeatures, cache_tower_features
+from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
+from .image_changes import changed_copies
 from .run_state import STATE_FOLDER
 from .sampling import example_seed
 from .streaming import TaggedStream, open_stream_shards
@@ -186,7 +191,11 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
 
 
 def cache_examples(
-    rows: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+    rows: Dataset,
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    args: OPTSGTrainingArguments,
+    titles: bool = True,
 ) -> tuple[CachedFeatures, Dataset, dict[str, str]]:
     """Compute the features of frozen towers, or read them from the cache. All processes share the work.
 
@@ -195,6 +204,7 @@ def cache_examples(
         model: Model with the towers.
         processor: Its processor.
         args: Arguments of the training.
+        titles: Whether titles are needed.
 
     Returns:
         The readable examples with their features, the same rows without them, and the reasons for the others.
@@ -205,12 +215,99 @@ def cache_examples(
         processor,
         Path(args.cache_dir) / "features",
         frames=not args.train_vision_tower,
-        titles=not args.train_text_tower,
+        titles=titles and args.train_text_layers == 0,
         max_unreadable=args.max_unreadable,
         processes=PartialState(),
     )
     rows, features, reasons = without_unreadable(rows, features)
     return CachedFeatures(features), rows, reasons
+
+
+def load_extra_images(
+    train: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+) -> CachedFeatures | None:
+    """Return further images for the training examples, with their features: `--extra_images` and changed copies.
+
+    Args:
+        train: Training examples.
+        model: Model with the towers.
+        processor: Its processor.
+        args: Arguments of the training.
+
+    Returns:
+        Examples with `title`, `tags` and the features of their images, `None` if there are none.
+
+    Raises:
+        ValueError: The training examples have no images to copy, or an error of [`load_tagging_dataset`].
+    """
+    sources = []
+    if args.extra_images not in (None, "", "none"):
+        name, configuration = args.extra_images, ""
+        if not Path(name).exists():
+            name, _, configuration = name.rpartition(":") if ":" in name else (name, "", "")
+        options = {"config_name": configuration} if configuration else {}
+        sources.append(load_tagging_dataset(name, split="train", cache_dir=args.dataset_dir, **options))
+    folder = Path(args.cache_dir) / "features"
+    with PartialState().main_process_first():
+        sources += [changed_copies(train, number, folder) for number in range(args.num_image_copies)]
+    if not sources:
+        return None
+    cached = [cache_examples(rows, model, processor, args, titles=False)[0].dataset for rows in sources]
+    # Other columns may have other types.
+    names = ["title", "tags", *FEATURE_COLUMNS, *(f"{name}_shape" for name in FEATURE_COLUMNS)]
+    names = [name for name in names if all(name in rows.column_names for rows in cached)]
+    examples = CachedFeatures(concatenate_datasets([rows.select_columns(names) for rows in cached]))
+    logger.info(f"{len(examples)} extra images.")
+    return examples
+
+
+def has_evidence(model: OPTSGPreTrainedModel) -> bool:
+    """Return whether a model pools evidence for a tag classifier."""
+    encoder = getattr(model.model, "multimodal_encoder", None)
+    return encoder is not None and encoder.evidence_pooler is not None
+
+
+@torch.no_grad()
+def fit_image_standardizer(
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: Sequence[Mapping], max_images: int = 4096
+) -> None:
+    """Fit the image standardiser to a random sample of training images.
+
+    Args:
+        model: Model with the towers. Models without an evidence pooler are not changed.
+        processor: Its processor.
+        examples: Training examples.
+        max_images: Size of the sample.
+    """
+    if not has_evidence(model):
+        return
+    pooler = model.model.multimodal_encoder.evidence_pooler
+    chosen = np.random.default_rng(0).permutation(len(examples))[:max_images]
+    columns = ("image", "video", "frame_features", "image_features")
+    collate, features = OPTSGDataCollator(processor), []
+    with evaluation_mode(model):
+        for start in range(0, len(chosen), 64):
+            rows = [examples[int(index)] for index in chosen[start : start + 64]]
+            rows = [{name: row[name] for name in columns if row.get(name) is not None} for row in rows]
+            for batch in _collate_readable(collate, [row for row in rows if row]):
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                names = ("pixel_values", "frame_features", "image_features", "frame_mask")
+                vision, _ = model.model.encode_inputs(**{name: batch.get(name) for name in names})
+                features.append(vision.image_features)
+    if features:
+        pooler.standardizer.fit(torch.cat(features))
+
+
+def _collate_readable(collate: OPTSGDataCollator, rows: list[dict]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield batches of the readable rows: one of all of them, or else one of each."""
+    if not rows:
+        return
+    try:
+        yield collate(rows)
+    except (ValueError, OSError):
+        if len(rows) > 1:
+            for row in rows:
+                yield from _collate_readable(collate, [row])
 
 
 def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from accelerate.logging import get_logger
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.metrics import TagEvaluator
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments

@@ -1,8 +1,9 @@
 """Parameter groups of the optimizer."""
 
-import torch
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+# Parts of the names of matrices that are learned inputs, not weights of a layer.
+NOT_DECAYED = ("positions", "modalities", "queries", "pooler.query")
 
 
 def parameter_groups(
@@ -21,20 +22,18 @@ def parameter_groups(
         model: The model to train.
         learning_rate: Learning rate of all parameters but those named below.
         tower_learning_rate: Learning rate of the towers.
-        embedding_lr_multiplier: Factor on `learning_rate` for token embeddings and for the class embeddings of a
-            cosine classifier.
+        embedding_lr_multiplier: Factor on `learning_rate` for token and class embeddings.
         weight_decay: Weight decay of all matrices but embeddings.
 
     Returns:
         Groups for a `torch.optim.Optimizer`.
     """
     groups = {}
-    linear_head = isinstance(getattr(model, "classifier", None), torch.nn.Linear)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = tower_learning_rate if "_tower." in name else learning_rate
-            decayed = parameter.ndim > 1 and not any(part in name for part in ("positions", "modalities", "queries"))
-            if "token_embeddings" in name or ("classifier" in name.split(".") and not linear_head):
+            decayed = parameter.ndim > 1 and not any(part in name for part in NOT_DECAYED)
+            if "token_embeddings" in name or "class_embeddings" in name:
                 rate, decayed = learning_rate * embedding_lr_multiplier, False
             groups.setdefault((rate, decayed), []).append(parameter)
     return [

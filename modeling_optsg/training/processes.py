@@ -19,7 +19,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 
 
 def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Accelerator, str]:

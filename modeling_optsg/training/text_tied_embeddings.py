@@ -1,7 +1,7 @@
-"""Token and class embeddings that start from, and in training stay tied to, the text tower's features.
+"""Token and class embeddings that start from the text tower's features.
 
-The embeddings of a token and of its synonyms move together, so rare tags profit from frequent ones. Saved checkpoints
-have plain embedding tables ([`copy_without_text_tying`]).
+In training, token embeddings stay tied to the features: the embeddings of a token and of its synonyms move together,
+so rare tags profit from frequent ones. Saved checkpoints have plain embedding tables ([`copy_without_text_tying`]).
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 
@@ -26,19 +26,16 @@ class TextTiedEmbedding(nn.Module):
     Args:
         features: Text features `[rows, text width]`; zero for a row without text.
         projection: Initial projection `[text width, width]`.
-        normalize: Scale projected features to unit length, so that all texts have the same weight.
     """
 
-    def __init__(self, features: torch.Tensor, projection: torch.Tensor, normalize: bool = False):
+    def __init__(self, features: torch.Tensor, projection: torch.Tensor):
         super().__init__()
         self.register_buffer("features", features)
         self.projection = nn.Parameter(projection.clone())
-        self.normalize = normalize
 
     def forward(self, offsets: torch.Tensor) -> torch.Tensor:
         """Return the embedding table `[rows, width]` for offsets of the same shape."""
-        projected = (self.features @ self.projection).to(offsets.dtype)
-        return offsets + (F.normalize(projected, dim=-1) if self.normalize else projected)
+        return offsets + (self.features @ self.projection).to(offsets.dtype)
 
 
 def text_directions(features: torch.Tensor, width: int) -> torch.Tensor:
@@ -97,33 +94,31 @@ def tie_tokens_to_text(
     parametrize.register_parametrization(embedding, "weight", TextTiedEmbedding(table, projection * init_std))
 
 
-def has_class_embeddings(model: OPTSGPreTrainedModel) -> bool:
-    """Return whether a model has a [`CosineClassifier`] over the training tags."""
-    return getattr(model, "tag_classifier", None) is not None or getattr(model.config, "cosine_classifier", False)
+def class_embeddings(model: OPTSGPreTrainedModel) -> nn.Embedding | None:
+    """Return the embeddings of the training tags that a model compares with, or `None`."""
+    heads = (getattr(model, "tag_classifier", None), getattr(model, "classifier", None))
+    return next((head.class_embeddings for head in heads if hasattr(head, "class_embeddings")), None)
 
 
 @torch.no_grad()
-def tie_classes_to_text(model: OPTSGPreTrainedModel, features: torch.Tensor, init_title: bool = True) -> None:
-    """Tie the class embeddings, one per training tag, to the text features of the tags.
+def initialize_classes_from_text(model: OPTSGPreTrainedModel, features: torch.Tensor, init_title: bool = True) -> None:
+    """Initialise the class embeddings, one per training tag, from the text features of the tags.
 
     Args:
-        model: A model with a [`CosineClassifier`].
-        features: Text features `[tags, text width]`. Classes beyond them have no text.
-        init_title: Initialise the pooler's title projection with the same projection, so that an example starts
-            near the tags that resemble its title. `False` for a model that has already learned one.
+        model: A model with class embeddings.
+        features: Text features `[tags, text width]`. Classes beyond them start at zero.
+        init_title: Initialise the title projection of the evidence pooler with the same projection, so that an example
+            starts near the tags that resemble its title. `False` for a model that has already learned one.
     """
-    classifier = model.classifier if hasattr(model, "classifier") else model.tag_classifier.classifier
-    width = classifier.class_embeddings.embedding_dim
-    features = features.float().to(classifier.bias.device)
+    embeddings = class_embeddings(model)
+    features = features.float().to(embeddings.weight.device)
     features = F.layer_norm(features - features.mean(dim=0), features.shape[1:])
-    # A random projection preserves angles.
-    projection = torch.randn(features.shape[1], width).to(features) * features.shape[1] ** -0.5
-    without_text = classifier.class_embeddings.num_embeddings - len(features)
-    classifier.class_embeddings.weight.zero_()
-    tie = TextTiedEmbedding(F.pad(features, (0, 0, 0, without_text)), projection, normalize=True)
-    parametrize.register_parametrization(classifier.class_embeddings, "weight", tie)
-    encoder = model.model.multimodal_encoder
-    pooler = encoder.prompt_pooler if encoder.classifier_pooler is None else encoder.classifier_pooler
+    # A random projection preserves angles. It is the same for all models, so that they can share an image warm-up.
+    shape, generator = (features.shape[1], embeddings.embedding_dim), torch.Generator().manual_seed(0)
+    projection = torch.randn(shape, generator=generator).to(features) * features.shape[1] ** -0.5
+    embeddings.weight.zero_()
+    embeddings.weight[: len(features)] = F.normalize(features @ projection, dim=-1)
+    pooler = model.model.multimodal_encoder.evidence_pooler
     if pooler is not None and init_title:
         pooler.title_projection.weight.copy_(projection.T)
 

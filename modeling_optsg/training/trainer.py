@@ -12,19 +12,21 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.collator import OPTSGDataCollator, TagTable
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
 from .checkpoints import save_checkpoint
+from .image_word_heads import embed_image_words
 from .interruption import Interrupted, StopSignal, end_workers, ignore_sigterm
 from .losses import gather_candidates, global_loss_weights, weighted_losses
 from .optimizer import parameter_groups
@@ -53,10 +55,10 @@ class OPTSGTrainer:
         args: Arguments of the training.
         accelerator: From [`make_accelerator`].
         processing_class: Processor of the model.
-        train_dataset: Map-style examples such as [`CachedFeatures`], or a [`TaggedStream`].
+        train_dataset: Map-style examples such as [`CachedFeatures`], [`AugmentedImages`], or a [`TaggedStream`].
         eval_dataset: Map-style validation examples.
         evaluator: Evaluator made of the tags of `eval_dataset`.
-        tag_table: Text features of all training tags. `None` if the text tower is trained.
+        tag_table: Text features of all training tags. `None` to compute those of each batch with the text tower.
         lengths: Lengths of the training examples. If given, each step consists of examples of similar length.
         data_fingerprint: Hash of the data. A state of a run with other data is not resumed.
         stop_signal: SIGTERM handler. When it has received the signal, the state is saved and [`Interrupted`] raised.
@@ -178,7 +180,9 @@ class OPTSGTrainer:
             save_checkpoint(model, self.processing_class, self.output_dir, self.args.save_half_precision)
 
     def _exported_model(self) -> OPTSGPreTrainedModel:
-        return copy_without_text_tying(self.model, full_state_dict(self.model))
+        model = copy_without_text_tying(self.model, full_state_dict(self.model))
+        embed_image_words(model.model, self.processing_class.tokenizer)
+        return model
 
     def _fit_examples(self) -> dict:
         """Fit a model without trained parameters, the kNN baseline, to the training examples."""
@@ -222,10 +226,10 @@ class OPTSGTrainer:
     def _prepare(self) -> None:
         """Make the optimizer, the schedule and the wrapped model."""
         args = self.args
-        towers = (self.model.model.vision_tower, self.model.model.text_tower)
-        self.frozen_towers = [
-            tower for tower in towers if tower is not None and not any(p.requires_grad for p in tower.parameters())
-        ]
+        # Towers, the lower layers of a tower that is trained in part, or a tag classifier that was trained before.
+        self.frozen_modules = _frozen_modules(self.model)
+        # Batches are too small to estimate new statistics, which would also differ between processes.
+        self.frozen_modules += [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self.model = prepare_model(self.accelerator, self.model)
         groups = parameter_groups(
             self.model,
@@ -272,8 +276,9 @@ class OPTSGTrainer:
     def _data_loader(self) -> DataLoader:
         """Return a loader of the micro-batches of this process that are left."""
         self.collator = OPTSGDataCollator(self.processing_class, self.tag_table)
+        plain_examples = getattr(self.train_dataset, "examples", self.train_dataset)
         settings = {
-            "collate_fn": SkippingCollator(self.collator, self.train_dataset, self.args.max_unreadable + 1),
+            "collate_fn": SkippingCollator(self.collator, plain_examples, self.args.max_unreadable + 1),
             # The seeds of the workers must not change the random state of dropout.
             "generator": torch.Generator().manual_seed(self.args.seed),
             "worker_init_fn": ignore_sigterm,
@@ -291,7 +296,9 @@ class OPTSGTrainer:
             workers = max(1, self.args.dataloader_num_workers)
             return DataLoader(batches, batch_size=None, num_workers=workers, **settings)
         batches = GlobalBatches(len(self.train_dataset), *steps, lengths=self.lengths, **partition)
-        examples, workers = SeededExamples(self.train_dataset), self.args.dataloader_num_workers
+        examples, workers = self.train_dataset, self.args.dataloader_num_workers
+        if not isinstance(examples, SeededExamples):
+            examples = SeededExamples(examples)
         return DataLoader(examples, batch_sampler=batches, num_workers=workers, **settings)
 
     def _train_to_last_step(self, batches: Iterator[CollatedBatch]) -> None:
@@ -324,8 +331,8 @@ class OPTSGTrainer:
     def _training_step(self, step: int, batches: Sequence[CollatedBatch]) -> None:
         """Update the weights once, with the gradients of all micro-batches of all processes."""
         self.wrapped_model.train()
-        for tower in self.frozen_towers:
-            tower.eval()
+        for module in self.frozen_modules:
+            module.training = False
         inputs, weights = [batch.inputs for batch in batches], [batch.weight for batch in batches]
         seed, config = (self.args.seed, step), self.model.config
         gather_candidates(self.accelerator, config, inputs, self.tag_table, self.args.num_negatives, seed, weights)
@@ -404,3 +411,11 @@ class OPTSGTrainer:
             self.progress.log_history.append(history)
             self._restart_timer()
         self.log.write(row)
+
+
+def _frozen_modules(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the modules without any trained parameter, and what they contain; dropout belongs to its parent."""
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        children = [child for child in module.children() if any(True for _ in child.parameters())]
+        return [frozen for child in children for frozen in _frozen_modules(child)]
+    return list(module.modules())

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 
+from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.evaluation.prediction import predict_tags
-from modeling_optsg.modeling_optsg import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .interruption import Interrupted, StopSignal

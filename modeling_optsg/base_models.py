@@ -1,0 +1,304 @@
+"""The base class of all models, the towers, and the models that compute evidence and order prompts."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_optsg import OPTSGConfig
+from .image_words import VisionFeatures
+from .model_outputs import OPTSGModelOutput
+from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
+from .prompt_encoder import PromptEncoder
+from .tag_alignment import TagAlignment
+from .tag_classifier import CosineClassifier, TagClassifier
+from .tag_evidence import (
+    INITIAL_ATTENTION_WEIGHT,
+    INITIAL_LOG_IMAGE_WEIGHT,
+    INITIAL_LOG_SCALES,
+    AttentionPooler,
+    EvidencePooler,
+    ImageStandardizer,
+    TagEvidence,
+)
+from .towers import HALVES, TowerMixin, measure_image_features, register_shipped_tower
+
+# Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
+INITIAL_CLASS_BIAS = -5.0
+
+
+class OPTSGPreTrainedModel(PreTrainedModel):
+    """Base class of all models: configuration, initial weights, loading and saving."""
+
+    config_class = OPTSGConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "video", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerLayer"]
+    # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
+    # accumulated batches, and does not divide it.
+    accepts_loss_kwargs = False
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, ignore_mismatched_sizes: bool = False, output_loading_info: bool = False, **kwargs: Any
+    ) -> PreTrainedModel:
+        """Load a model; see [`PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: A tensor has a different shape than in the model. The message contains its name.
+        """
+        model, report = super().from_pretrained(
+            *args, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+        if report["mismatched_keys"] and not ignore_mismatched_sizes:
+            shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
+            more = f", and {len(shapes) - 5} more" if len(shapes) > 5 else ""
+            raise ValueError(f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}.")
+        return (model, report) if output_loading_info else model
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision_name_or_path: str | None, text_name_or_path: str, **config_kwargs: Any
+    ) -> "OPTSGPreTrainedModel":
+        """Build a new model on two pretrained towers.
+
+        Args:
+            vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
+                two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame
+                features, which needs `frame_feature_size`.
+            text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, its text tower is used.
+            config_kwargs: Arguments of the model's configuration.
+        """
+        towers = {}
+        for half, name in zip(HALVES, (vision_name_or_path, text_name_or_path), strict=True):
+            if name is None:
+                continue
+            tower_config = AutoConfig.from_pretrained(name)
+            tower_config = getattr(tower_config, f"{half}_config", tower_config)
+            register_shipped_tower(tower_config)
+            # Otherwise a tower that was saved in half precision would stay in half precision.
+            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
+            # `config.json` must not contain the local path of the tower.
+            towers[half].config._name_or_path = ""
+        layers = config_kwargs.get("vision_feature_layers")
+        if layers and "vision" in towers:
+            config_kwargs["image_feature_size"] = measure_image_features(towers["vision"], layers)
+        config = cls.config_class(
+            vision_config=towers["vision"].config if "vision" in towers else None,
+            text_config=towers["text"].config,
+            **config_kwargs,
+        )
+        model = cls(config)
+        for half, tower in towers.items():
+            getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
+        return model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save the model, its code and the code of `pipeline("tag-generation")`."""
+        # Imported here, because an import at the top would load all pipelines of the library. The library copies this
+        # file in both cases.
+        from .pipeline_optsg import CUSTOM_PIPELINES
+
+        # The code of a baseline imports the package, so it does not need the code of the pipeline.
+        if type(self).__module__.rpartition(".")[0] == __package__:
+            self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(*args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, PromptEncoder):
+            # Similar queries would be matched to the same tags, so the initial queries are far apart.
+            init.normal_(module.queries, std=1.0)
+        elif isinstance(module, AttentionPooler):
+            init.normal_(module.query, std=1.0)
+        elif isinstance(module, TagAlignment):
+            init.normal_(module.pad_embedding, std=self.config.initializer_range)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, CosineClassifier):
+            init.constant_(module.bias, INITIAL_CLASS_BIAS)
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        elif isinstance(module, TagClassifier):
+            init.constant_(module.bias, INITIAL_CLASS_BIAS)
+        elif isinstance(module, EvidencePooler):
+            init.copy_(module.log_scales, torch.tensor(INITIAL_LOG_SCALES))
+            init.constant_(module.log_image_weight, INITIAL_LOG_IMAGE_WEIGHT)
+            init.constant_(module.attention_weight, INITIAL_ATTENTION_WEIGHT)
+            # Start with an open gate.
+            init.zeros_(module.gate_outer.weight)
+            init.ones_(module.gate_outer.bias)
+        elif isinstance(module, ImageStandardizer):
+            init.ones_(module.scale)
+            for buffer in (module.mean, module.components, module.half_familiar_distance):
+                init.zeros_(buffer)
+
+
+class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
+    """The two towers alone, for models that compare their pooled tokens."""
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self._build_towers(config)
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        example_seeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[EncoderInputs, torch.Tensor | None]:
+        """Run the towers on a batch, unless it has their features.
+
+        Args:
+            pixel_values, frame_features, image_features, frame_mask: See [`OPTSGModel.forward`].
+            input_ids, title_features, attention_mask, example_seeds: See [`OPTSGModel.forward`].
+            kwargs: Other arguments of a batch, which are ignored.
+
+        Returns:
+            The features, and the most probable image words `[batch, words]` as indices, `None` without them.
+        """
+        vision, title_features = self.encode_inputs(
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
+        )
+        words, word_features, word_probabilities = self._look_up_words(vision)
+        inputs = EncoderInputs(
+            frame_features=None if vision is None else vision.frame_features,
+            frame_mask=frame_mask,
+            image_features=None if vision is None else vision.image_features,
+            title_features=title_features,
+            attention_mask=attention_mask,
+            word_features=word_features,
+            word_probabilities=word_probabilities,
+            example_seeds=example_seeds,
+        )
+        return inputs, words
+
+    def _look_up_words(self, vision: VisionFeatures | None) -> tuple[torch.Tensor | None, ...]:
+        """Return the most probable image words, their text features and their probabilities, `None` without them."""
+        if self.image_words is None or vision is None or vision.word_probabilities is None:
+            return None, None, None
+        number = min(self.config.num_image_words, vision.word_probabilities.shape[1])
+        probabilities, words = vision.word_probabilities.topk(number, dim=1)
+        return words, self.image_words.text_features[words], probabilities
+
+
+class OPTSGEvidenceModel(OPTSGTowers):
+    """The towers and the evidence for a tag classifier, without memory and order prompts."""
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self.multimodal_encoder = EvidenceEncoder(config)
+        self.post_init()
+
+    def forward(self, **inputs: Any) -> TagEvidence:
+        """Compute the evidence of a batch.
+
+        Args:
+            inputs: Arguments of [`OPTSGModel.forward`].
+
+        Raises:
+            ValueError: As in [`OPTSGModel.forward`].
+        """
+        return self.multimodal_encoder(self.encode(**inputs)[0])
+
+
+class OPTSGModel(OPTSGTowers):
+    """The towers, the multimodal encoder and the prompt encoder, which compute order prompts of images and titles.
+
+    Example:
+
+        >>> import torch
+        >>> from modeling_optsg import OPTSGConfig, OPTSGModel
+        >>> bert = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = OPTSGModel(OPTSGConfig(text_config=bert, frame_feature_size=64, num_prompts=10)).eval()
+        >>> outputs = model(frame_features=torch.randn(2, 8, 64), input_ids=torch.tensor([[7, 8], [9, 0]]))
+        >>> outputs.order_prompts.shape
+        torch.Size([2, 10, 256])
+    """
+
+    def __init__(self, config: OPTSGConfig):
+        super().__init__(config)
+        self.multimodal_encoder = MultimodalEncoder(config)
+        self.prompt_encoder = PromptEncoder(config)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        example_seeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> OPTSGModelOutput:
+        """Compute the order prompts of a batch.
+
+        Args:
+            pixel_values: `[batch, frames, 3, height, width]`. An image is a video of one frame.
+            frame_features: Precomputed, instead of `pixel_values`: `[batch, frames, frame_feature_size]` or
+                `[batch, frames, tokens, frame_feature_size]`.
+            image_features: `[batch, image_feature_size]`, precomputed by `encode_frames` with `frame_features`. By
+                default their mean, which is right for a model without `vision_feature_layers`.
+            frame_mask: `[batch, frames]`, true (1) for real frames. An example without an image has none.
+            input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
+            title_features: Precomputed, instead of `input_ids`: `[batch, title length, text width]`.
+            attention_mask: `[batch, title length]`, true (1) for real tokens. An example without a title has none.
+            output_attentions: Whether to return the attention of each order prompt, for any attention implementation.
+            example_seeds: `[batch]`, integers. In training, the dropout of modalities and tokens depends on them
+                instead of on torch's global generator; see [`seeded_uniform`].
+
+        Raises:
+            ValueError: An example has neither a frame nor a title, a modality is given twice, or a shape is wrong.
+        """
+        features, words = self.encode(
+            pixel_values,
+            frame_features,
+            image_features,
+            frame_mask,
+            input_ids,
+            title_features,
+            attention_mask,
+            example_seeds,
+        )
+        encoded = self.multimodal_encoder(features)
+        order_prompts, attentions = self.prompt_encoder(
+            encoded.memory, encoded.memory_mask, encoded.prompt_pooled, output_attentions
+        )
+        layout = None
+        if output_attentions:
+            frame_size = None if pixel_values is None else tuple(pixel_values.shape[-2:])
+            patch_size = getattr(self.config.vision_config, "patch_size", None)
+            layout = MemoryLayout.from_features(features.frame_features, encoded.title_length, frame_size, patch_size)
+        return OPTSGModelOutput(
+            order_prompts=order_prompts,
+            memory=encoded.memory,
+            memory_mask=encoded.memory_mask,
+            prompt_pooler_output=encoded.prompt_pooled,
+            evidence=encoded.evidence,
+            image_words=words,
+            image_word_scores=features.word_probabilities,
+            prompt_attentions=tuple(attentions) if all(a is not None for a in attentions) else None,
+            memory_layout=layout,
+        )
