@@ -255,11 +255,18 @@ def test_a_classifier_of_other_tags_is_refused(make_baseline, asy_checkpoint, ta
 
 
 @pytest.mark.parametrize(
-    ("model_type", "config"), [("sequence", {}), ("model-g", {}), ("op-tsg", {"use_tag_classifier": False})]
+    ("model_type", "config"),
+    [("sequence", {}), ("open-book", {}), ("model-g", {}), ("op-tsg", {"use_tag_classifier": False})],
 )
-def test_a_model_without_tag_classifier_cannot_load_one(make_baseline, load, model_type, config):
-    with pytest.raises(ValueError, match=f"--classifier_checkpoint: {model_type} has no tag classifier"):
-        load(make_baseline(model_type, **config), model_type)
+def test_a_model_without_tag_classifier_loads_the_text_tower(make_baseline, asy_checkpoint, load, model_type, config):
+    model = make_baseline(model_type, **config)
+    before = copied_state(model)
+    load(model, model_type)
+    expected = MODEL_TYPES["asy"].model.from_pretrained(asy_checkpoint).state_dict()
+    tower = {name for name in before if name.startswith("model.text_tower.")}
+    assert any(not torch.equal(before[name], expected[name]) for name in tower)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name] if name in tower else before[name]), name
 
 
 # kNN

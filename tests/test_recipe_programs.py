@@ -79,7 +79,7 @@ def test_the_second_phase_loads_the_classifier_of_its_seed():
     rows = recipe.model_rows()
     assert next(iter(rows)) == "asy"
     two_phases = {name for name, row in rows.items() if "classifier_of" in row}
-    assert two_phases == {"op-tsg", "model-f"}
+    assert two_phases == {"op-tsg", "model-f", "model-g", "sequence", "open-book"}
     for name in two_phases:
         words = recipe.shlex.split(recipe.training_command(rows[name], recipe.CONFIG, 2))
         assert words[-2:] == ["--classifier_checkpoint", "runs/recipe/asy-seed2"]

@@ -5,7 +5,8 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
     python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
 - `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
-  split. OP-TSG and Model F are trained in two phases: they load the text tower and the tag classifier of ASY.
+  split. The models that generate tags are trained in a second phase: they load the text tower of ASY and, if they have
+  one, its tag classifier.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
@@ -39,7 +40,8 @@ CONFIG = Path("examples/configs/optsg-icon-small.json")
 WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
 LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0}
-# The model whose classifier the second phase loads, and the arguments of this phase. Its features can be cached.
+# The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both are frozen, so
+# the features of the tower can be cached.
 FIRST_PHASE = "asy"
 SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
 METRIC = "full_f1+micro_f1"
@@ -58,15 +60,9 @@ def model_rows() -> dict[str, dict]:
     rows = {}
     for name in sorted(MODEL_TYPES, key=lambda name: name != FIRST_PHASE):
         rows[name] = {"what": name, "arguments": {"model_type": name}}
-        if has_two_phases(name):
+        if name != FIRST_PHASE and MODEL_TYPES[name].is_trained:
             rows[name] |= {"arguments": {"model_type": name} | SECOND_PHASE, "classifier_of": FIRST_PHASE}
     return rows
-
-
-def has_two_phases(model_type: str) -> bool:
-    """Return whether a model has slots and a tag classifier."""
-    spec = MODEL_TYPES[model_type]
-    return spec.tags_per_slot is not None and spec.model.config_class.use_tag_classifier
 
 
 EXPERIMENTS: dict[str, Callable[[], dict[str, dict]]] = {"models": model_rows, "ladder": ladder_rows}

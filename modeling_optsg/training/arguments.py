@@ -62,8 +62,8 @@ class OPTSGTrainingArguments:
     classifier_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint of --model_type asy on the same tags. The text tower and the tag "
-            "classifier are loaded from it, and frozen if --train_text_layers is 0."
+            "help": "Checkpoint of --model_type asy on the same tags. The text tower and, if the model has one, the "
+            "tag classifier are loaded from it, and frozen if --train_text_layers is 0."
         },
     )
     vision_tower: str = field(

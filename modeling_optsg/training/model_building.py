@@ -26,8 +26,9 @@ logger = get_logger(__name__, log_level="INFO")
 # Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
 TEXT_TOWER = "model.text_tower"
-# Modules loaded from `--classifier_checkpoint`.
-CLASSIFIER_PARTS = (TEXT_TOWER, "model.multimodal_encoder.evidence_pooler", "tag_classifier")
+TAG_CLASSIFIER = "tag_classifier"
+# Modules loaded from `--classifier_checkpoint`; a model without tag classifier has only the tower.
+CLASSIFIER_PARTS = (TEXT_TOWER, "model.multimodal_encoder.evidence_pooler", TAG_CLASSIFIER)
 # Number of training tags that a tower such as CLIP looks for in images.
 MAX_IMAGE_WORDS = 1000
 # Settings of a checkpoint that were fitted to another dataset.
@@ -72,18 +73,22 @@ def build_model(
 def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -> None:
     """Load text tower, evidence pooler and tag classifier from `args.classifier_checkpoint`, if it is given.
 
+    A model without tag classifier loads the text tower only.
+
     Raises:
-        ValueError: The model has no tag classifier, or the sizes or the label vocabulary differ.
+        ValueError: The sizes differ, or the label vocabulary of the tag classifier.
     """
     if not args.classifier_checkpoint:
         return
-    if getattr(model, "tag_classifier", None) is None:
-        raise ValueError(f"--classifier_checkpoint: {args.model_type} has no tag classifier.")
     source = MODEL_TYPES["asy"].model.from_pretrained(args.classifier_checkpoint)
-    own, other = (part.tag_classifier.label_vocabulary.tokens for part in (model, source))
-    if own.shape != other.shape or not torch.equal(own.cpu(), other):
-        raise ValueError(f"{args.classifier_checkpoint} has a different label vocabulary.")
-    for name in CLASSIFIER_PARTS:
+    names = CLASSIFIER_PARTS
+    if getattr(model, TAG_CLASSIFIER, None) is None:
+        names = (TEXT_TOWER,)
+    else:
+        own, other = (part.tag_classifier.label_vocabulary.tokens for part in (model, source))
+        if own.shape != other.shape or not torch.equal(own.cpu(), other):
+            raise ValueError(f"{args.classifier_checkpoint} has a different label vocabulary.")
+    for name in names:
         part = model.get_submodule(name)
         try:
             part.load_state_dict(source.get_submodule(name).state_dict())
