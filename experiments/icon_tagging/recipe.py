@@ -40,8 +40,8 @@ CONFIG = Path("examples/configs/optsg-icon-small.json")
 WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
 LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0}
-# The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both are frozen, so
-# the features of the tower can be cached.
+# The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both are frozen,
+# so the features of the tower can be cached.
 FIRST_PHASE = "asy"
 SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
 METRIC = "full_f1+micro_f1"
