@@ -17,6 +17,10 @@ from .tag_evidence import TagEvidence
 from .tag_ranking import ClassifierOutput, rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
+# Maximum number of tags of an image that is read as image words, if the thresholds are fitted. It has no threshold of
+# its own, because validation images are like the training images and are not read as words.
+NUM_WORD_TAGS = 5
+
 
 @dataclass
 class OPTSGGenerateOutput(ModelOutput):
@@ -121,7 +125,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
             decoding: "sequential", each slot sees those before it (the paper), or "parallel", all slots at once.
-            threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`.
+            threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`. In the second case,
+                an image that is read as image words gets its five most probable tags.
             pad_bias: Added to the logit of [PAD]. A negative value generates more tags.
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with
@@ -273,12 +278,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         settings: GenerationSettings,
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
-        pad, thresholds = self.config.tag_pad_token_id, settings.thresholds[MODALITIES[0]]
-        if outputs.evidence is not None:
-            # The tags of image words keep the threshold of images: their averaged probabilities are small.
-            modalities = _modalities(outputs.evidence.uses_image, outputs.evidence.has_title)
-            thresholds = [settings.thresholds[name] for name in modalities]
-        ranked = rank_tags(found.tokens, found.log_probs, thresholds, settings.max_tags, pad, classifier_output)
+        pad = self.config.tag_pad_token_id
+        limits = _limits(outputs.evidence, settings)
+        ranked = rank_tags(found.tokens, found.log_probs, *limits, pad, classifier_output)
         return OPTSGGenerateOutput(
             **vars(ranked),
             pad_margins=found.pad_margins,
@@ -290,6 +292,22 @@ class OrderPromptGenerationMixin(GenerationMixin):
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
+
+
+def _limits(
+    evidence: TagEvidence | None, settings: GenerationSettings
+) -> tuple[float | list[float], int | None | list[int | None]]:
+    """Return the threshold and the maximum number of tags, each for all examples or for each example."""
+    if evidence is None:
+        return settings.thresholds[MODALITIES[0]], settings.max_tags
+    modalities = _modalities(evidence.uses_image, evidence.has_title)
+    thresholds = [settings.thresholds[name] for name in modalities]
+    max_tags = [settings.max_tags] * len(thresholds)
+    for example in evidence.reads_words.nonzero().flatten().tolist():
+        thresholds[example] = settings.word_threshold
+        if settings.word_threshold is None:
+            thresholds[example], max_tags[example] = 0.0, min(settings.max_tags or NUM_WORD_TAGS, NUM_WORD_TAGS)
+    return thresholds, max_tags
 
 
 def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:

@@ -51,6 +51,8 @@ class GenerationSettings:
         config: The remaining settings, for the logits processors.
         decoding: "parallel" or "sequential".
         thresholds: Minimum probability of a tag for each of `MODALITIES`.
+        word_threshold: Minimum probability of a tag for an image that is read as image words. `None` if thresholds
+            were fitted for each of `MODALITIES`.
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.
@@ -63,6 +65,7 @@ class GenerationSettings:
     config: GenerationConfig
     decoding: str
     thresholds: dict[str, float]
+    word_threshold: float | None
     pad_bias: float
     max_tags: int | None
     num_candidates: int
@@ -108,7 +111,7 @@ def read_generation_settings(
     settings = GenerationSettings(
         config=config,
         decoding=decoding,
-        thresholds=_read_thresholds(config, decoding),
+        **_read_thresholds(config, decoding),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=config.num_candidates or 0,
@@ -159,18 +162,20 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
         )
 
 
-def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float]:
-    """Read one threshold, or a mapping with one for each of `MODALITIES`."""
-    thresholds = _by_modality(config, "threshold", decoding) or dict.fromkeys(MODALITIES, 0.0)
+def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, dict[str, float] | float | None]:
+    """Read one threshold, or a mapping with one for each of `MODALITIES`, as fields of `GenerationSettings`."""
+    given = _of_decoding(config, "threshold", decoding)
+    thresholds = _by_modality("threshold", given) or dict.fromkeys(MODALITIES, 0.0)
     thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
     for threshold in thresholds.values():
         _check_threshold(threshold)
-    return thresholds
+    word_threshold = None if isinstance(given, Mapping) else thresholds[MODALITIES[0]]
+    return {"thresholds": thresholds, "word_threshold": word_threshold}
 
 
 def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:
     """Read five numbers, or a mapping with five numbers for each of `MODALITIES`."""
-    by_modality = _by_modality(config, "fusion_weights", decoding)
+    by_modality = _by_modality("fusion_weights", _of_decoding(config, "fusion_weights", decoding))
     if by_modality is None:
         return None
     for weights in by_modality.values():
@@ -179,11 +184,16 @@ def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, t
     return {name: tuple(_finite("fusion_weights", w) for w in weights) for name, weights in by_modality.items()}
 
 
-def _by_modality(config: GenerationConfig, name: str, decoding: str) -> dict[str, Any] | None:
-    """Read a setting for each of `MODALITIES`. A missing entry defaults to that of image+title."""
+def _of_decoding(config: GenerationConfig, name: str, decoding: str) -> Any:
+    """Read a setting of a decoding: one value, or a mapping by modality, or `None`."""
     given = getattr(config, name, None)
     if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
         given = _for_decoding(config, name, decoding)
+    return given
+
+
+def _by_modality(name: str, given: Any) -> dict[str, Any] | None:
+    """Return a setting for each of `MODALITIES`. A missing entry defaults to that of image+title."""
     if given is None:
         return None
     if not isinstance(given, Mapping):

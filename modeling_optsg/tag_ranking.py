@@ -80,7 +80,7 @@ def rank_tags(
     tokens: torch.Tensor,
     log_probs: torch.Tensor,
     threshold: float | Sequence[float],
-    max_tags: int | None,
+    max_tags: int | None | Sequence[int | None],
     pad_token_id: int,
     classifier: ClassifierOutput | None = None,
 ) -> RankedTags:
@@ -94,7 +94,8 @@ def rank_tags(
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
         threshold: Tags with a smaller probability are dropped; one number, or one for each example.
-        max_tags: Maximum number of tags of an example, the most probable ones. `None` for no limit.
+        max_tags: Maximum number of tags, the most probable ones; one for all, or one for each example. `None` for no
+            limit.
         pad_token_id: Token of [PAD].
         classifier: The tag classifier's output.
     """
@@ -102,13 +103,14 @@ def rank_tags(
     if classifier is not None:
         max_length = max(max_length, classifier.candidates.shape[-1])
     thresholds = [threshold] * len(tokens) if isinstance(threshold, float) else threshold
+    limits = max_tags if isinstance(max_tags, Sequence) else [max_tags] * len(tokens)
     ranked = []
     rows = zip(tokens.flatten(1, 2).tolist(), log_probs.flatten(1).tolist(), strict=True)
     for example, (example_tokens, example_log_probs) in enumerate(rows):
         candidates = _merge_slots(example_tokens, example_log_probs, num_hypotheses, pad_token_id)
         if classifier is not None:
             _add_classifier_candidates(candidates, classifier, example, pad_token_id)
-        ranked.append(_score(list(candidates.values()), classifier, example, thresholds[example])[:max_tags])
+        ranked.append(_score(list(candidates.values()), classifier, example, thresholds[example])[: limits[example]])
     return _to_tensors(ranked, max_length, pad_token_id, classifier is not None, tokens.device)
 
 

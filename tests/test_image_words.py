@@ -273,6 +273,33 @@ def test_the_memory_holds_words_instead_of_unfamiliar_frames(make_with_words, pi
     assert familiar.memory_mask[0].sum() == 2 * 5 and not familiar.memory_mask[0, -3:].any()
 
 
+@torch.no_grad()
+def test_an_image_read_as_words_has_no_fitted_threshold(make_with_words, pixels, monkeypatch):
+    """The first example has an image alone, the second an image and a title."""
+    monkeypatch.setattr("modeling_optsg.generation_optsg.NUM_WORD_TAGS", 2)
+    model = make_with_words()
+    inputs = {"pixel_values": pixels, "title_features": torch.randn(2, 5, 16)}
+    inputs |= {"attention_mask": torch.tensor([[0] * 5, [1] * 5]), "pad_bias": -5.0, "num_beams": 3}
+    inputs |= {"num_return_sequences": 3}
+
+    def scores(**settings):
+        outputs = model.generate(**inputs, **settings)
+        is_tag = outputs.sequences.ne(model.config.tag_pad_token_id).any(dim=-1)
+        return [row[kept].tolist() for row, kept in zip(outputs.tag_scores, is_tag, strict=True)]
+
+    set_familiarity(model, UNFAMILIAR)
+    every = scores(threshold=0.0)
+    assert min(map(len, every)) > 2, "one threshold is that of every example"
+    assert scores(threshold=1.0) == [[], []]
+    fitted = {"image+title": 1.0, "image": 1.0, "title": 1.0}
+    assert scores(threshold=fitted) == [every[0][:2], []]
+    assert scores(threshold=fitted, max_tags=1) == [every[0][:1], []]
+    model.generation_config.threshold = {"parallel": fitted}
+    assert scores(max_tags=4) == [every[0][:2], []]
+    set_familiarity(model, FAMILIAR)
+    assert scores() == [[], []], "a familiar image has the threshold of images"
+
+
 # Reading the words of an image
 
 
