@@ -5,9 +5,9 @@
     python benchmarks/photographs.py --backgrounds backgrounds/usr/share/backgrounds/mate/nature \
         --output results/icon_tagging/photographs.json
 
-photographs.json lists photographs from installable packages and the tags that count as correct. They are for
-evaluation only. A photograph is a hit if one of its five most probable tags is acceptable. Files are tagged
-without titles, with the default settings of `optsg tag`.
+photographs.json lists photographs from installable packages and the acceptable tags of each. Do not train or tune on
+these photographs. A photograph is a hit if one of its five most probable tags is acceptable. Files are tagged without
+titles, with the default settings of `optsg tag`.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def photograph_path(package: str, name: str, backgrounds: Path) -> Path:
     else:
         path = backgrounds / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; install {package} as the top of this file says.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Get {package} as described at the top of benchmarks/photographs.py."
+        )
     return path
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
     parser.add_argument(
-        "--backgrounds", type=Path, required=True, help="folder of the photographs of mate-backgrounds"
+        "--backgrounds", type=Path, required=True, help="folder with the unpacked photographs of mate-backgrounds"
     )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()

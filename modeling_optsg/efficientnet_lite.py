@@ -121,7 +121,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
     different from ImageNet to estimate new statistics.
     """
 
-    # A checkpoint with a classifier also has a tower.
+    # The checkpoint of a classifier loads without its classifier.
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:

@@ -17,8 +17,8 @@ from .tag_evidence import TagEvidence
 from .tag_ranking import ClassifierOutput, rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
-# Maximum number of tags of an image that is read as image words, if the thresholds are fitted. It has no threshold of
-# its own, because validation images are like the training images and are not read as words.
+# Maximum number of tags for an image that is tagged by its image words, if thresholds were fitted. No threshold can be
+# fitted for such images, because validation images resemble the training images.
 NUM_WORD_TAGS = 5
 
 
@@ -126,7 +126,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 [`OPTSGModel.forward`].
             decoding: "sequential", each slot sees those before it (the paper), or "parallel", all slots at once.
             threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`. In the second case,
-                an image that is read as image words gets its five most probable tags.
+                an image that is tagged by its image words gets its five most probable tags.
             pad_bias: Added to the logit of [PAD]. A negative value generates more tags.
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with

@@ -51,8 +51,8 @@ class GenerationSettings:
         config: The remaining settings, for the logits processors.
         decoding: "parallel" or "sequential".
         thresholds: Minimum probability of a tag for each of `MODALITIES`.
-        word_threshold: Minimum probability of a tag for an image that is read as image words. `None` if thresholds
-            were fitted for each of `MODALITIES`.
+        word_threshold: Minimum probability of a tag for an image that is tagged by its image words. `None` if
+            thresholds were fitted for each of `MODALITIES`.
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.

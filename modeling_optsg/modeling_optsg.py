@@ -157,9 +157,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         config.num_tag_classes = len(input_ids)
         tag_classifier = TagClassifier(config)
         tag_classifier.label_vocabulary.set_tags(input_ids, counts)
-        # From here on nothing fails, so an error leaves the model unchanged.
+        # Nothing below can fail, so an error above leaves the model unchanged.
         self.config.num_tag_classes, tag_classifier.config = len(input_ids), self.config
-        # Inner modules first, so that a module can change their initial weights.
+        # `apply` visits inner modules first, so an outer module can override their initial weights.
         tag_classifier.apply(self._init_weights)
         self.tag_classifier = tag_classifier.to(self.lm_head.weight).train(self.training)
         encoder = self.model.multimodal_encoder

@@ -185,7 +185,7 @@ class EncoderOutput:
     Args:
         memory: `[batch, memory length, hidden_size]`.
         memory_mask: `[batch, memory length]`, boolean.
-        title_length: Number of positions of the memory that hold the title, the last ones.
+        title_length: Number of title positions, the last ones of the memory.
         prompt_pooled: `[batch, hidden_size]`, the pooled representation for the prompts; `None` without
             `use_prompt_pooler`.
         evidence: Evidence for the tag classifier; `None` without one.
@@ -278,7 +278,7 @@ class EvidenceEncoder(nn.Module):
     def _pool_titles_at_random(
         self, titles: torch.Tensor | None, mask: torch.Tensor | None, seeds: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Replace some titles by the mean of their tokens, because image words are such means."""
+        """Replace some titles with the mean of their tokens, because image words are such means."""
         if titles is None or self.config.pooled_title_ratio == 0:
             return titles, mask
         drawn = seeded_uniform("pooled title", (len(titles),), seeds, titles.device)

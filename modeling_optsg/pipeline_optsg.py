@@ -86,7 +86,7 @@ class TagGenerationPipeline(Pipeline):
             threshold: Minimum probability of a tag; by default the model's own.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
-            return_image_words: Also return the words that the vision tower sees in an image.
+            return_image_words: Also return the image words.
             timeout: Seconds to wait for an image's address.
             batch_size: Examples per batch; 1 by default.
             num_workers: Processes that read the examples; by default 0, which is this process.

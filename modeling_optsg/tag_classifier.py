@@ -14,9 +14,9 @@ from transformers import PreTrainedConfig
 
 from .tag_evidence import TagEvidence
 
-# Weight of the gate loss. It is a mean over examples; the tag loss is a sum over thousands of tags.
+# Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
 GATE_LOSS_WEIGHT = 1.0
-# Temperature for the probabilities of image words. The classifier is overconfident in its first class.
+# Temperature for the probabilities of image words. The vision tower is overconfident in its most probable class.
 WORD_TEMPERATURE = 2.0
 # Clamp probabilities so that their logits are finite.
 MIN_PROBABILITY = 1e-6
@@ -237,7 +237,7 @@ class TagClassifier(nn.Module):
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
         weights = weights / weights.sum(dim=1, keepdim=True)
-        # One word after the other: all at once need `[examples, words, classes]`.
+        # A loop over the words: all at once would need a tensor `[examples, words, classes]`.
         of_words = torch.zeros_like(logits[rows])
         for index in range(weights.shape[1]):
             word_logits = scale * project(evidence.word_vectors[rows, index]) + bias

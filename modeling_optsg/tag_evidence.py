@@ -1,4 +1,4 @@
-"""Evidence: the input of the tag classifier, computed from titles and images."""
+"""Evidence: pooled representations of title and image, which the tag classifier compares with its classes."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ class TagEvidence:
     """Evidence of a batch, as vectors that the tag classifier compares with its class embeddings.
 
     Args:
-        vectors: `[batch, hidden_size]`, the evidence of everything that an example has.
+        vectors: `[batch, hidden_size]`, the combined evidence of title and image.
         title_vectors: `[batch, hidden_size]`, the evidence of the title alone, without the attention pooler.
         image_vectors: `[batch, hidden_size]`, the evidence of the image alone, without the attention pooler.
         match_logits: `[batch]`, logit of the probability that the image belongs to the title.
@@ -45,7 +45,7 @@ class TagEvidence:
         has_image: `[batch]`, boolean.
         style: `[batch, style_size]`, the style of the image times its gate, or times its familiarity without a title.
             0 without an image. `None` if `style_size` is 0.
-        word_vectors: `[batch, words, hidden_size]`, the evidence of each word that the vision tower sees in the image.
+        word_vectors: `[batch, words, hidden_size]`, the evidence of each image word.
             `None` without image words.
         word_probabilities: `[batch, words]`, the probability of each word.
     """
@@ -81,7 +81,7 @@ class TagEvidence:
 
 
 class ImageStandardizer(Standardizer):
-    """Standardises image features by the training images, and measures how familiar an image is."""
+    """Standardises image features with statistics of the training images, and measures how familiar an image is."""
 
     def __init__(self, config: PreTrainedConfig):
         width = config.image_feature_size
@@ -152,7 +152,7 @@ class AttentionPooler(nn.Module):
 
         Args:
             tokens: Tokens of frames and of titles, `[batch, length, width]` each, `None` for a missing modality.
-            masks: `[batch, length]` each, true for tokens that are visible. Every example has one.
+            masks: `[batch, length]` each, true for visible tokens. Every example has at least one.
 
         Returns:
             `[batch, hidden_size]`.

@@ -94,8 +94,7 @@ def rank_tags(
         tokens: `[batch, slots, hypotheses, max length]`, padded with `pad_token_id`.
         log_probs: `[batch, slots, hypotheses]`, -inf where nothing was generated.
         threshold: Tags with a smaller probability are dropped; one number, or one for each example.
-        max_tags: Maximum number of tags, the most probable ones; one for all, or one for each example. `None` for no
-            limit.
+        max_tags: Maximum number of tags; one number, or one for each example. `None` for no limit.
         pad_token_id: Token of [PAD].
         classifier: The tag classifier's output.
     """

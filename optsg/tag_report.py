@@ -19,7 +19,7 @@ class TagReport:
         as_json: Print JSON lines on standard output.
         writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
         dry_run: Print what the writers would do.
-        show_image_words: Print the words that the vision tower sees in each image.
+        show_image_words: Print the image words of each file.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class FileTags:
 
     Args:
         tags: Tags as `OPTSGProcessor.batch_decode` returns them, most probable first.
-        image_words: Words that the vision tower sees in it, `{"word": str, "score": float}`, most probable first.
+        image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
     """
 
     tags: list[dict]

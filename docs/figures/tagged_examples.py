@@ -1,8 +1,8 @@
-"""Draws the README's image strips: images with their titles, or what the vision tower sees, and their tags.
+"""Draws two image strips: icons with their titles and tags, and photographs with their image words and tags.
 
 python docs/figures/tagged_examples.py
 
-The photographs are those of scikit-image, which are in the public domain.
+The photographs come from scikit-image and are in the public domain.
 """
 
 import json

@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples/images"
 USE = """\
 The model was trained on icons and simple drawings on a white background, with short English titles. Pass a title if
 there is one. A photograph without a title is tagged by its image words: the classes that the vision tower predicts.
-They are often wrong.
+These classes are often wrong, and so are the tags.
 
 The tags are predictions with a probability, not facts. The model repeats the habits and the gaps of the people who
 tagged the training images. A tag marked as *novel* does not occur in any training example, and may be a word that does

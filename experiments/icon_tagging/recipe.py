@@ -5,13 +5,13 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
     python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
 - `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
-  split. The models that generate tags are trained in a second phase: they load the text tower of ASY and, if they have
-  one, its tag classifier.
+  split. The models that generate tags are trained in a second phase: they load the text tower of ASY and, with a tag
+  classifier, that as well.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
-A run that a result file already has is not repeated, and a checkpoint that `--work_dir` already has is not trained
-again. When no run is missing, the program only prints the table again.
+Runs that are already in a result file are skipped. Checkpoints that are already in `--work_dir` are not trained again.
+When no run is missing, the program only prints the table again.
 """
 
 import argparse
@@ -40,8 +40,8 @@ CONFIG = Path("examples/configs/optsg-icon-small.json")
 WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
 LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0}
-# The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both are frozen,
-# so the features of the tower can be cached.
+# The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both parts are
+# frozen, so text features can be cached.
 FIRST_PHASE = "asy"
 SECOND_PHASE = {"train_text_layers": 0, "num_train_epochs": 10.0}
 METRIC = "full_f1+micro_f1"

@@ -36,7 +36,7 @@ def time_runs(runs: Iterable[Run], benchmark: Benchmark, num_batches: int = 8, n
         runs: The trained runs, no two with the same model type.
         benchmark: Dataset with the test examples.
         num_batches: Number of batches of test examples; the same ones in every round.
-        num_rounds: Number of rounds after one that warms up.
+        num_rounds: Number of timed rounds, after one warm-up round.
 
     Returns:
         `batch_size`, `batches`, `rounds`, and `rows`: for each model and decoding the name of its run as `checkpoint`,
@@ -74,7 +74,7 @@ def time_vision_tower(run: Run, image_sizes: Sequence[int], num_rounds: int = 5)
     Args:
         run: The trained run.
         image_sizes: Widths of square images, in pixels.
-        num_rounds: Number of rounds after one that warms up.
+        num_rounds: Number of timed rounds, after one warm-up round.
 
     Returns:
         For each size in pixels the median time in seconds per image.

@@ -39,7 +39,7 @@ def _average(features: np.ndarray | None, width: int) -> np.ndarray | None:
 
 
 class ImageScaling(Standardizer):
-    """Standardises image features by the training images. A missing (zero) image stays zero."""
+    """Standardises image features with the statistics of the training images. A missing (zero) image stays zero."""
 
     def fit(self, images: torch.Tensor) -> None:
         """Fit mean and scale to the images `[images, width]` that are not missing."""

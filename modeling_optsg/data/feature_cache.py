@@ -86,7 +86,7 @@ def cache_tower_features(
         ValueError: More than `max_unreadable` examples cannot be read.
     """
     if frames and titles and "title" in dataset.column_names and _visual_column(dataset) is not None:
-        # In files of their own, so that models with the same vision tower share its features.
+        # Separate files, so that models with the same vision tower share its features.
         settings = {"batch_size": batch_size, "block_size": block_size, "processes": processes}
         images = cache_tower_features(
             dataset, model, processor, cache_dir, titles=False, max_unreadable=max_unreadable, **settings

@@ -92,18 +92,19 @@ class OPTSGTrainingArguments:
         default=None,
         metadata={
             "help": "Dataset with extra images: NAME, NAME:CONFIGURATION or none. The images of its training split "
-            "are used in the image warm-up. They also replace images of training examples with the same title."
+            "are used in the image warm-up. They also replace images with the same title: --extra_image_ratio."
         },
     )
     num_image_copies: int = field(
         default=0,
         metadata={
-            "help": "Number of changed copies of each training image (different size, position, angle and stroke "
+            "help": "Number of augmented copies of each training image (different size, position, angle and stroke "
             "width), used like extra images."
         },
     )
     extra_image_ratio: float = field(
-        default=0.5, metadata={"help": "Probability of an extra image with the same title instead of the own image."}
+        default=0.5,
+        metadata={"help": "Probability that an extra image with the same title replaces a training image."},
     )
     image_warmup_epochs: float = field(
         default=0.0,
@@ -111,7 +112,7 @@ class OPTSGTrainingArguments:
     )
     mismatch_ratio: float = field(
         default=0.1,
-        metadata={"help": "Probability of the image of another training example, as a mismatch."},
+        metadata={"help": "Probability of a mismatched image, so that the model learns to ignore such images."},
     )
     num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
     max_tag_tokens: int = field(

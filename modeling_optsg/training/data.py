@@ -226,7 +226,7 @@ def cache_examples(
 def load_extra_images(
     train: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
 ) -> CachedFeatures | None:
-    """Return further images for the training examples, with their features: `--extra_images` and changed copies.
+    """Return further images for the training examples, with their features: `--extra_images` and augmented copies.
 
     Args:
         train: Training examples.
@@ -299,7 +299,7 @@ def fit_image_standardizer(
 
 
 def _collate_readable(collate: OPTSGDataCollator, rows: list[dict]) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches of the readable rows: one of all of them, or else one of each."""
+    """Yield one batch with all rows, or one batch per readable row if any is unreadable."""
     if not rows:
         return
     try:

@@ -1,4 +1,4 @@
-"""Replaces images of training examples by extra images with the same title, or by mismatched images."""
+"""Replaces images of training examples with extra images of the same title, or with mismatched images."""
 
 import re
 from collections import defaultdict
@@ -68,7 +68,7 @@ class AugmentedImages(SeededExamples):
         return example
 
     def _draw_mismatch(self, index: int, random: np.random.Generator) -> int | None:
-        """Return a random example with another title, `None` if there seems to be none."""
+        """Return a random example with another title, `None` if none was found."""
         for other in random.integers(len(self.examples), size=MAX_DRAWS).tolist():
             if self.keys[other] != self.keys[index]:
                 return other

@@ -1,4 +1,4 @@
-"""Changed copies of training images: other size, position, angle and stroke width."""
+"""Augmented copies of training images, with a different size, position, angle and stroke width."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ STROKE_PROBABILITY = 0.25
 def change_image(image: Image.Image, random: np.random.Generator) -> Image.Image:
     """Return a randomly changed copy of an RGB image, of the same size.
 
-    Images are not flipped, since this would change what arrows and letters mean. Colours stay, since they show which
-    author an image is from, and authors differ in how they tag.
+    Images are not flipped, since this would change what arrows and letters mean. Colours are kept, since they show
+    which icon set an image is from, and each set is tagged in its own way.
     """
     drawn = random.random()
     if drawn < STROKE_PROBABILITY:
@@ -50,7 +50,7 @@ def changed_copies(rows: Dataset, number: int, cache_dir: Path) -> Dataset:
 
     Args:
         rows: Examples with `image`.
-        number: Number of the copy. Each copy is changed differently. The changes are the same in every run.
+        number: Index of the copy. Each copy is changed differently. The changes are the same in every run.
         cache_dir: Folder where the copy is kept.
 
     Raises:

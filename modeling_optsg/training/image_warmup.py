@@ -42,7 +42,7 @@ def warm_up_image_evidence(
     The weights are cached in `args.cache_dir`: runs with the same initial weights and data share them.
 
     Args:
-        model: The model, whose image standardizer is fitted. One without a tag classifier is not changed.
+        model: The model, whose image standardiser is fitted. One without a tag classifier is not changed.
         args: Arguments of the training. Nothing is done if `image_warmup_epochs` is 0 or `classifier_checkpoint` is
             given.
         tags: The tag of each class.

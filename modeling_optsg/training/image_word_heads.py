@@ -42,7 +42,7 @@ def add_image_words(
         vision_name_or_path: Folder or Hub name of an image classifier, whose `id2label` has the words, or of a
             two-tower model such as CLIP or SigLIP.
         tokenizer: Tokenizer of the model's text tower.
-        words: The words, for a two-tower model and no other.
+        words: Only for a two-tower model: the words to look for.
 
     Raises:
         ValueError: The tower cannot name images, `words` are missing or not needed, or the input of the classifier is
@@ -56,7 +56,9 @@ def add_image_words(
         weights, settings = _two_tower_head(vision_name_or_path, list(words))
     elif _is_classifier(tower_config):
         if words:
-            raise ValueError(f"{vision_name_or_path} is an image classifier, which has words of its own; pass none.")
+            raise ValueError(
+                f"{vision_name_or_path} is an image classifier and uses its own class names; pass no other words."
+            )
         register_shipped_tower(tower_config)
         weights, settings = _classifier_head(vision_name_or_path, tower_config, towers.vision_tower)
     else:

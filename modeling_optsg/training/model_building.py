@@ -73,10 +73,10 @@ def build_model(
 def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -> None:
     """Load text tower, evidence pooler and tag classifier from `args.classifier_checkpoint`, if it is given.
 
-    A model without tag classifier loads the text tower only.
+    A model without a tag classifier loads only the text tower.
 
     Raises:
-        ValueError: The sizes differ, or the label vocabulary of the tag classifier.
+        ValueError: The sizes or the label vocabularies differ.
     """
     if not args.classifier_checkpoint:
         return
@@ -179,7 +179,10 @@ def _build_on_towers(
     processor = _build_processor(args, vision, text, tag_tokenizer, max_tags, counts)
     can_have_words = vision is not None and can_name_images(vision)
     if args.image_words not in ("auto", "none") and not can_have_words:
-        raise ValueError(f"--image_words {args.image_words}: the vision tower {args.vision_tower} cannot name images.")
+        raise ValueError(
+            f"--image_words {args.image_words}: the vision tower {args.vision_tower} is neither an image classifier "
+            "nor part of a two-tower model."
+        )
     if args.image_words != "none" and can_have_words:
         _add_image_words(model, vision, processor, args.image_words, counts)
     if args.embedding_init_std and hasattr(model, "tag_decoder"):
@@ -190,7 +193,7 @@ def _build_on_towers(
 def _add_image_words(
     model: OPTSGPreTrainedModel, vision: str, processor: OPTSGProcessor, image_words: str, counts: Counter
 ) -> None:
-    """Add image words as `--image_words` says. A tower that cannot have them is an error only if words are given."""
+    """Add image words as `--image_words` says. A tower without them is an error only if a word file was given."""
     if image_words == "auto":
         words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)] if is_two_tower(vision) else None
     else:

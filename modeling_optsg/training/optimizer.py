@@ -2,7 +2,7 @@
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 
-# Parts of the names of matrices that are learned inputs, not weights of a layer.
+# Name parts of learned inputs, which have no weight decay.
 NOT_DECAYED = ("positions", "modalities", "queries", "pooler.query")
 
 

@@ -1,7 +1,8 @@
-"""Token and class embeddings that start from the text tower's features.
+"""Text-initialised token and class embeddings.
 
-In training, token embeddings stay tied to the features: the embeddings of a token and of its synonyms move together,
-so rare tags profit from frequent ones. Saved checkpoints have plain embedding tables ([`copy_without_text_tying`]).
+In training, token embeddings are re-parametrised as a projection of text features plus an offset. A token and its
+synonyms are therefore updated together, and rare tags benefit from frequent ones. Saved checkpoints have plain
+embedding tables ([`copy_without_text_tying`]).
 """
 
 import copy

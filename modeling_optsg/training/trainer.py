@@ -226,7 +226,7 @@ class OPTSGTrainer:
     def _prepare(self) -> None:
         """Make the optimizer, the schedule and the wrapped model."""
         args = self.args
-        # Towers, the lower layers of a tower that is trained in part, or a tag classifier that was trained before.
+        # For example frozen towers, the lower layers of a partly trained tower, or a loaded tag classifier.
         self.frozen_modules = _frozen_modules(self.model)
         # Batches are too small to estimate new statistics, which would also differ between processes.
         self.frozen_modules += [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
