@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--decoding", choices=("parallel", "sequential"), help="default: the decoding of the checkpoint"
     )
     parser.add_argument(
-        "--threshold", type=float, help="minimum probability of a tag (default: that of the checkpoint)"
+        "--threshold", type=float, help="minimum probability of a tag (default: those of the checkpoint)"
     )
     parser.add_argument(
         "--max_tags", type=int, help="maximum number of tags per example (default: that of the checkpoint)"

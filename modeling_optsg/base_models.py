@@ -259,8 +259,8 @@ class OPTSGModel(OPTSGTowers):
             pixel_values: `[batch, frames, 3, height, width]`. An image is a video of one frame.
             frame_features: Precomputed, instead of `pixel_values`: `[batch, frames, frame_feature_size]` or
                 `[batch, frames, tokens, frame_feature_size]`.
-            image_features: `[batch, image_feature_size]`, precomputed by `encode_frames` with `frame_features`. Required
-                with `vision_feature_layers`; by default their mean.
+            image_features: `[batch, image_feature_size]`, precomputed by `encode_frames` with `frame_features`.
+                Required with `vision_feature_layers`; by default their mean.
             frame_mask: `[batch, frames]`, true (1) for real frames. An example without an image has none.
             input_ids: `[batch, title length]`, title tokens of the text tower's tokenizer.
             title_features: Precomputed, instead of `input_ids`: `[batch, title length, text width]`.

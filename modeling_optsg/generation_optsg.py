@@ -17,10 +17,6 @@ from .tag_evidence import TagEvidence
 from .tag_ranking import ClassifierOutput, rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
-# Maximum number of tags for an image that is tagged by its image words, if thresholds were fitted. No threshold can be
-# fitted for such images, because validation images resemble the training images.
-NUM_WORD_TAGS = 5
-
 
 @dataclass
 class OPTSGGenerateOutput(ModelOutput):
@@ -45,6 +41,8 @@ class OPTSGGenerateOutput(ModelOutput):
         classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
         image_words: See [`OPTSGModelOutput`].
         image_word_scores: See [`OPTSGModelOutput`].
+        uses_image_words: `[batch]`, boolean, true for images that are tagged by their image words. Returned by models
+            with a tag classifier.
         prompt_attentions: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
         memory_layout: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
     """
@@ -60,6 +58,7 @@ class OPTSGGenerateOutput(ModelOutput):
     classifier_output: ClassifierOutput | None = None
     image_words: torch.Tensor | None = None
     image_word_scores: torch.Tensor | None = None
+    uses_image_words: torch.Tensor | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
     memory_layout: MemoryLayout | None = None
 
@@ -92,6 +91,10 @@ class OrderPromptGenerationMixin(GenerationMixin):
 
     # Decodings with independent slots, for which `at_pad_bias` is valid.
     independent_decodings = ("parallel",)
+    # Default maximum number and minimum probability of tags for an image that is tagged by its image words. No
+    # threshold can be fitted for such images, because validation images resemble the training images.
+    num_word_tags = 5
+    min_word_tag_probability = 0.05
 
     @torch.no_grad()
     def generate(
@@ -126,7 +129,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 [`OPTSGModel.forward`].
             decoding: "sequential", each slot sees those before it (the paper), or "parallel", all slots at once.
             threshold: Minimum probability of a tag; one number, or one for each of `MODALITIES`. In the second case,
-                an image that is tagged by its image words gets its five most probable tags.
+                none applies to an image that is tagged by its image words: it gets its five most probable tags, or
+                `max_tags`.
             pad_bias: Added to the logit of [PAD]. A negative value generates more tags.
             max_tags: Maximum number of tags of an example.
             num_candidates: Number of classifier candidates, the tags with the highest classifier logits. Ignored with
@@ -270,6 +274,21 @@ class OrderPromptGenerationMixin(GenerationMixin):
             fusion_weights=fusion_weights,
         )
 
+    def _limits(
+        self, evidence: TagEvidence | None, settings: GenerationSettings
+    ) -> tuple[float | list[float], int | None | list[int | None]]:
+        """Return the threshold and the maximum number of tags, each for all examples or for each example."""
+        if evidence is None:
+            return settings.thresholds[MODALITIES[0]], settings.max_tags
+        modalities = _modalities(evidence.uses_image, evidence.has_title)
+        thresholds = [settings.thresholds[name] for name in modalities]
+        max_tags = [settings.max_tags] * len(thresholds)
+        if settings.by_modality:
+            for example in evidence.reads_words.nonzero().flatten().tolist():
+                thresholds[example] = self.min_word_tag_probability
+                max_tags[example] = settings.max_tags or self.num_word_tags
+        return thresholds, max_tags
+
     def _rank(
         self,
         outputs: ModelOutput,
@@ -279,7 +298,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
         pad = self.config.tag_pad_token_id
-        limits = _limits(outputs.evidence, settings)
+        limits = self._limits(outputs.evidence, settings)
         ranked = rank_tags(found.tokens, found.log_probs, *limits, pad, classifier_output)
         return OPTSGGenerateOutput(
             **vars(ranked),
@@ -289,25 +308,10 @@ class OrderPromptGenerationMixin(GenerationMixin):
             classifier_output=classifier_output if output_slots else None,
             image_words=outputs.image_words,
             image_word_scores=outputs.image_word_scores,
+            uses_image_words=None if outputs.evidence is None else outputs.evidence.reads_words,
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
-
-
-def _limits(
-    evidence: TagEvidence | None, settings: GenerationSettings
-) -> tuple[float | list[float], int | None | list[int | None]]:
-    """Return the threshold and the maximum number of tags, each for all examples or for each example."""
-    if evidence is None:
-        return settings.thresholds[MODALITIES[0]], settings.max_tags
-    modalities = _modalities(evidence.uses_image, evidence.has_title)
-    thresholds = [settings.thresholds[name] for name in modalities]
-    max_tags = [settings.max_tags] * len(thresholds)
-    for example in evidence.reads_words.nonzero().flatten().tolist():
-        thresholds[example] = settings.word_threshold
-        if settings.word_threshold is None:
-            thresholds[example], max_tags[example] = 0.0, min(settings.max_tags or NUM_WORD_TAGS, NUM_WORD_TAGS)
-    return thresholds, max_tags
 
 
 def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:

@@ -51,8 +51,7 @@ class GenerationSettings:
         config: The remaining settings, for the logits processors.
         decoding: "parallel" or "sequential".
         thresholds: Minimum probability of a tag for each of `MODALITIES`.
-        word_threshold: Minimum probability of a tag for an image that is tagged by its image words. `None` if
-            thresholds were fitted for each of `MODALITIES`.
+        by_modality: Whether a threshold was given for each of `MODALITIES`, instead of one for all.
         pad_bias: Added to the logit of [PAD].
         max_tags: Maximum number of tags of an example, or `None`.
         num_candidates: Number of classifier candidates.
@@ -65,7 +64,7 @@ class GenerationSettings:
     config: GenerationConfig
     decoding: str
     thresholds: dict[str, float]
-    word_threshold: float | None
+    by_modality: bool
     pad_bias: float
     max_tags: int | None
     num_candidates: int
@@ -111,7 +110,8 @@ def read_generation_settings(
     settings = GenerationSettings(
         config=config,
         decoding=decoding,
-        **_read_thresholds(config, decoding),
+        thresholds=_read_thresholds(config, decoding),
+        by_modality=isinstance(_of_decoding(config, "threshold", decoding), Mapping),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=config.num_candidates or 0,
@@ -162,15 +162,14 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
         )
 
 
-def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, dict[str, float] | float | None]:
-    """Read one threshold, or a mapping with one for each of `MODALITIES`, as fields of `GenerationSettings`."""
-    given = _of_decoding(config, "threshold", decoding)
-    thresholds = _by_modality("threshold", given) or dict.fromkeys(MODALITIES, 0.0)
+def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float]:
+    """Read one threshold, or a mapping with one for each of `MODALITIES`."""
+    thresholds = _by_modality("threshold", _of_decoding(config, "threshold", decoding))
+    thresholds = thresholds or dict.fromkeys(MODALITIES, 0.0)
     thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
     for threshold in thresholds.values():
         _check_threshold(threshold)
-    word_threshold = None if isinstance(given, Mapping) else thresholds[MODALITIES[0]]
-    return {"thresholds": thresholds, "word_threshold": word_threshold}
+    return thresholds
 
 
 def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:

@@ -83,7 +83,7 @@ class TagGenerationPipeline(Pipeline):
                 The columns of a dataset are read by these names. A row may also have `id`, `tags` and `file_name`,
                 which are ignored.
             top_k: The maximum number of tags per example; the most probable ones are kept.
-            threshold: Minimum probability of a tag; by default the model's own.
+            threshold: Minimum probability of a tag; by default the model's own, see `generate`.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
             return_image_words: Also return the image words.

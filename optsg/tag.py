@@ -73,7 +73,8 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-score",
         type=_probability,
         metavar="P",
-        help="minimum probability of a tag (default: the threshold of the model)",
+        help="minimum probability of a tag (default: the thresholds of the model; photographs without a title get "
+        "their five most probable tags)",
     )
     parser.add_argument("--max-tags", type=_positive, metavar="N", help="maximum number of tags per file")
     parser.add_argument("--exclude", action="append", default=[], metavar="TAG", help="tag to exclude (repeatable)")

@@ -24,7 +24,8 @@ class TagSettings:
     """Generation settings. `None` stands for the setting of the model.
 
     Args:
-        threshold: Minimum probability of a tag.
+        threshold: Minimum probability of a tag. If `None`, an image that is tagged by its image words gets its five
+            most probable tags.
         max_tags: Maximum number of tags per file.
         decoding: "parallel" or "sequential".
         frames: Number of frames to read from each video.
@@ -70,11 +71,13 @@ class Tagger:
         self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-        self.max_tags = None
+        self.max_tags = self.max_word_tags = None
         if self.excluded:
-            # The limit is applied after the exclusion, so that excluded tags do not count.
+            # Limits are applied after the exclusion, so that excluded tags do not count.
             self.max_tags = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
             self.generate_options["max_tags"] = NO_LIMIT
+            if settings.threshold is None:
+                self.max_word_tags = self.model.num_word_tags
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
@@ -104,8 +107,13 @@ class Tagger:
             half = len(batch) // 2
             return self(batch[:half]) + self(batch[half:])
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
-        decoded = self.processor.batch_decode(outputs)
-        kept = [[tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][: self.max_tags] for tags in decoded]
+        uses_words = [False] * len(batch) if outputs.uses_image_words is None else outputs.uses_image_words.tolist()
+        limits = [self.max_tags or (self.max_word_tags if uses else None) for uses in uses_words]
+        decoded = [
+            [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded]
+            for tags in self.processor.batch_decode(outputs)
+        ]
+        kept = [tags[:limit] for tags, limit in zip(decoded, limits, strict=True)]
         return [FileTags(*pair) for pair in zip(kept, decode_image_words(outputs, self.model.config), strict=True)]
 
 

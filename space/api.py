@@ -41,15 +41,13 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
             title: Title of the image or video.
             decoding: "parallel" or "sequential".
             threshold: Minimum probability of a tag. Defaults to the fitted threshold: one for files with a title, and
-                one for files without.
+                one for files without. A photograph without a title has its five most probable tags by default.
             attention: Whether to return the attention weights of each slot's order prompt.
         """
         try:
             decoding, threshold = tagger.check_settings(decoding, threshold)
             tagged = tagger.tag(*uploaded_file(file), title, decoding)
-            if threshold is None:
-                threshold = tagger.fitted_threshold(decoding, tagged.title)
-            return as_response(tagged, threshold, attention)
+            return as_response(tagged, tagged.default_threshold if threshold is None else threshold, attention)
         except InputError as error:
             raise gr.Error(str(error)) from None
 
@@ -62,7 +60,7 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
         Args:
             files: The images and videos. A metadata.csv or metadata.jsonl among them gives titles.
             decoding: "parallel" or "sequential".
-            threshold: Minimum probability of a tag. Defaults to the fitted threshold.
+            threshold: Minimum probability of a tag. Defaults to the same as in `/tag`.
             titles_from_names: Whether to make titles from file names where the metadata has none.
         """
         try:

@@ -84,7 +84,7 @@ def tag_files(
         tagger: The model and its processor.
         files: `(path, name)` of each file.
         decoding: `"parallel"` or `"sequential"`.
-        threshold: Minimum probability of a tag; `None` for the fitted threshold of each file.
+        threshold: Minimum probability of a tag; `None` for the default of each file.
         names_as_titles: Make titles from file names where the metadata has none.
         limits: The limits of this Space.
 
@@ -106,8 +106,8 @@ def tag_files(
     for path, name in files:
         title = titles.get(name) or (title_from_name(name) if names_as_titles else "")
         try:
-            minimum = tagger.fitted_threshold(decoding, title) if threshold is None else threshold
-            tags = tagger.tag(path, name, title, decoding).tags_above(minimum)
+            tagged = tagger.tag(path, name, title, decoding)
+            tags = tagged.tags_above(tagged.default_threshold if threshold is None else threshold)
             yield {"file": name, "title": title, "tags": tags, "error": None}
         except InputError as error:
             yield {"file": name, "title": title, "tags": [], "error": str(error)}

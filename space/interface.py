@@ -50,13 +50,18 @@ class Handlers:
 
     def follow_title(self, decoding: str, title: str, threshold: float) -> object:
         """Return the fitted threshold for a file with or without a title, unless the visitor chose another one."""
-        fitted = [self.tagger.fitted_threshold(decoding, text) for text in ("", "a title")]
-        return self.tagger.fitted_threshold(decoding, title) if threshold in fitted else gr.skip()
+        return self.tagger.fitted_threshold(decoding, title) if self.is_fitted(decoding, threshold) else gr.skip()
+
+    def is_fitted(self, decoding: str, threshold: float) -> bool:
+        """Return whether a threshold is one of those that the slider has by default."""
+        return threshold in [self.tagger.fitted_threshold(decoding, title) for title in ("", "a title")]
 
     def render(self, tagged: TaggedFile | None, threshold: float) -> tuple:
         """Render the tags and the slots of the last file at another threshold."""
         if tagged is None:
             return gr.skip(), gr.skip()
+        if self.is_fitted(tagged.decoding, threshold):
+            threshold = tagged.default_threshold
         return markup.tag_list(tagged, threshold, self.known_images), markup.slot_cards(tagged, threshold)
 
     def predict_many(
@@ -69,6 +74,7 @@ class Handlers:
         """
         try:
             decoding, threshold = self.tagger.check_settings(decoding, threshold)
+            threshold = None if self.is_fitted(decoding, threshold) else threshold
             uploads = [uploaded_file(file) for file in files or []]
             rows = []
             for row in tag_files(self.tagger, uploads, decoding, threshold, bool(titles_from_names), self.limits):
@@ -188,7 +194,8 @@ def _add_settings(tagger: Tagger, title: str) -> tuple[gr.Radio, gr.Slider]:
         value=tagger.fitted_threshold("parallel", title),
         step=0.01,
         label="Threshold",
-        info="Minimum probability of a tag. The initial value was fitted on the validation split.",
+        info="Minimum probability of a tag. The initial value was fitted on the validation split. With it, a "
+        "photograph without a title has its five most probable tags.",
         buttons=[],
     )
     return decoding, threshold

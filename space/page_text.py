@@ -25,9 +25,9 @@ client.predict([handle_file("a.png"), handle_file("b.mp4")], api_name="/tag_many
 client.predict(api_name="/limits")
 ```
 - `/tag` tags one file. Arguments: `file`, `title=""`, `decoding="parallel"` or `"sequential"`, `threshold=None` (the
-  fitted threshold), `attention=False`. It returns the tags with their probability, mark, number of training examples
-  and slot, and the tags that each slot proposes. With `attention=True` it also returns the attention weights, as
-  `[frames][rows][columns]` and by word.
+  fitted threshold; the five most probable tags for a photograph without a title), `attention=False`. It returns the
+  tags with their probability, mark, number of training examples and slot, and the tags that each slot proposes. With
+  `attention=True` it also returns the attention weights, as `[frames][rows][columns]` and by word.
 - `/tag_many` tags several files. Arguments: `files`, `decoding`, `threshold`, `titles_from_names=True`. It returns one
   row per file, and all rows as CSV.
 - `/limits` returns the limits below and the fitted thresholds.

@@ -54,6 +54,8 @@ class TaggedFile:
         decoding: `"parallel"` or `"sequential"`.
         tags: All candidates, most probable first: `{"tag", "score", "mark", "train_count", "slot"}`. `slot` is the
             index of the slot that generated the tag, `None` if the tag classifier proposed it.
+        default_threshold: The fitted threshold, or the one that leaves five tags if the file is tagged by its image
+            words.
         slots: All slots.
         frames: `[frames, height, width, 3]`, uint8: the frames as the model sees them.
     """
@@ -63,6 +65,7 @@ class TaggedFile:
     kind: str
     decoding: str
     tags: list[dict]
+    default_threshold: float
     slots: list[Slot]
     frames: np.ndarray
 
@@ -131,12 +134,17 @@ class Tagger:
         outputs = self.model.generate(
             **inputs, decoding=decoding, threshold=0.0, output_slots=True, output_attentions=True
         )
+        tags, default_threshold = self._tags(outputs), self.fitted_threshold(decoding, title)
+        if outputs.uses_image_words is not None and bool(outputs.uses_image_words[0]):
+            default_threshold = min([tag["score"] for tag in tags[: self.model.num_word_tags]], default=0.0)
+            default_threshold = max(default_threshold, self.model.min_word_tag_probability)
         return TaggedFile(
             name=name,
             title=title,
             kind=kind,
             decoding=decoding,
-            tags=self._tags(outputs),
+            tags=tags,
+            default_threshold=default_threshold,
             slots=self._slots(outputs, title),
             frames=self._frames(inputs["pixel_values"][0]),
         )

@@ -30,6 +30,8 @@ from modeling_optsg.training import (
     embed_image_words,
 )
 from optsg import main
+from optsg.media_files import find_media_files
+from optsg.tagger import Tagger, TagSettings
 
 WORDS = ["red", "a dog", "blue square", "mail", "创意"]
 UNFAMILIAR, FAMILIAR = 1e-20, 1e20  # distances at which an image is half familiar
@@ -276,8 +278,9 @@ def test_the_memory_holds_words_instead_of_unfamiliar_frames(make_with_words, pi
 @torch.no_grad()
 def test_an_image_read_as_words_has_no_fitted_threshold(make_with_words, pixels, monkeypatch):
     """The first example has an image alone, the second an image and a title."""
-    monkeypatch.setattr("modeling_optsg.generation_optsg.NUM_WORD_TAGS", 2)
     model = make_with_words()
+    monkeypatch.setattr(model, "num_word_tags", 2, raising=False)
+    monkeypatch.setattr(model, "min_word_tag_probability", 0.0, raising=False)
     inputs = {"pixel_values": pixels, "title_features": torch.randn(2, 5, 16)}
     inputs |= {"attention_mask": torch.tensor([[0] * 5, [1] * 5]), "pad_bias": -5.0, "num_beams": 3}
     inputs |= {"num_return_sequences": 3}
@@ -294,8 +297,11 @@ def test_an_image_read_as_words_has_no_fitted_threshold(make_with_words, pixels,
     fitted = {"image+title": 1.0, "image": 1.0, "title": 1.0}
     assert scores(threshold=fitted) == [every[0][:2], []]
     assert scores(threshold=fitted, max_tags=1) == [every[0][:1], []]
+    assert scores(threshold=fitted, max_tags=3) == [every[0][:3], []]
+    monkeypatch.setattr(model, "min_word_tag_probability", every[0][1])
+    assert scores(threshold=fitted, max_tags=3) == [every[0][:2], []]
     model.generation_config.threshold = {"parallel": fitted}
-    assert scores(max_tags=4) == [every[0][:2], []]
+    assert scores() == [every[0][:2], []]
     set_familiarity(model, FAMILIAR)
     assert scores() == [[], []], "a familiar image has the threshold of images"
 
@@ -405,6 +411,25 @@ def test_the_command_line_shows_image_words(tagger, word_folder, images, tiny_ch
         assert scores == pytest.approx([word["score"].expected for word in words], abs=0.006)
     assert [line for line in table if not line.startswith("  image words: ")] == run()
     assert run("--show-image-words", model=tiny_checkpoint).count("  image words: (none)") == len(images)
+
+
+def test_excluded_tags_do_not_count_among_the_tags_of_image_words(make_with_words, word_folder, images, monkeypatch):
+    monkeypatch.setattr(OPTSGForTagGeneration, "num_word_tags", 1)
+    monkeypatch.setattr(OPTSGForTagGeneration, "min_word_tag_probability", 0.0)
+    files = find_media_files([images["blue"]], None, False).files
+
+    def tags(**settings):
+        tagger = Tagger(str(word_folder), TagSettings(**settings))
+        set_familiarity(tagger.model, UNFAMILIAR)
+        tagger.model.generation_config.threshold = {"parallel": {"image+title": 1.0}}
+        return [tag["tag"] for tag in tagger(files)[0].tags]
+
+    every = tags(threshold=0.0)
+    assert len(every) > 2
+    assert tags() == every[:1]
+    assert tags(exclude=frozenset(every[:1])) == every[1:2]
+    assert tags(exclude=frozenset(every[:1]), max_tags=2) == every[1:3]
+    assert tags(exclude=frozenset(every[:1]), threshold=0.0) == every[1:]
 
 
 # Saving

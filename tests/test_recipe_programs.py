@@ -75,7 +75,7 @@ def test_a_training_runs_the_training_program(tmp_path, monkeypatch):
     assert overrides["use_prompt_pooler"] is False and overrides["hidden_size"] == 256
 
 
-def test_the_second_phase_loads_the_classifier_of_its_seed():
+def test_the_second_phase_loads_the_checkpoint_of_its_seed():
     rows = recipe.model_rows()
     assert next(iter(rows)) == "asy"
     two_phases = {name for name, row in rows.items() if "classifier_of" in row}

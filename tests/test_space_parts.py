@@ -310,6 +310,32 @@ def test_the_tags_are_those_of_generate(tagger, decoding):
     assert all(row["mark"] == tagger.mark(row["tag"]) for row in tagged.tags)
 
 
+def test_a_file_tagged_by_image_words_has_a_default_threshold_of_its_own(tagger, monkeypatch):
+    generate, uses_words = tagger.model.generate, False
+
+    def generate_with_words(**inputs):
+        outputs = generate(**inputs, pad_bias=-5.0)
+        outputs.uses_image_words = torch.tensor([uses_words])
+        return outputs
+
+    monkeypatch.setattr(tagger.model, "generate", generate_with_words)
+    monkeypatch.setattr(tagger.model, "num_word_tags", 2, raising=False)
+    monkeypatch.setattr(tagger.model, "min_word_tag_probability", 0.0, raising=False)
+    monkeypatch.setattr(tagger.model.generation_config, "threshold", {"parallel": {"image+title": 0.9, "image": 0.8}})
+    path = str(ROOT / "examples/images/bird.png")
+    assert tagger.tag(path, "b.png").default_threshold == 0.8
+    assert tagger.tag(path, "b.png", "bird").default_threshold == 0.9
+    uses_words = True
+    tagged = tagger.tag(path, "b.png")
+    assert len(tagged.tags) > 2 and tagged.tags_above(tagged.default_threshold) == tagged.tags[:2]
+    [row] = tag_files(tagger, [(path, "b.png")], "parallel", None, False, Limits())
+    assert row["tags"] == tagged.tags[:2]
+    [row] = tag_files(tagger, [(path, "b.png")], "parallel", 0.0, False, Limits())
+    assert row["tags"] == tagged.tags
+    monkeypatch.setattr(tagger.model, "min_word_tag_probability", 0.95)
+    assert tagger.tag(path, "b.png").default_threshold == 0.95
+
+
 def test_marks_follow_the_number_of_training_examples(tagger):
     tagger.processor.label_vocabulary |= {"often": 25, "seldom": 24}
     assert [tagger.mark(tag) for tag in ("often", "seldom", "never")] == ["common", "rare", "novel"]
@@ -402,7 +428,7 @@ def test_titles_names_and_tags_are_escaped(tagger):
     slot.candidates, slot.words = [(SCRIPT, 0.9)], [(SCRIPT, 0.5)]
     row = {"tag": SCRIPT, "score": 0.9, "mark": "novel", "train_count": 0, "slot": 0}
     frames = np.zeros((1, 8, 8, 3), np.uint8)
-    tagged = TaggedFile(SCRIPT, SCRIPT, "video", "parallel", [row], [slot], frames)
+    tagged = TaggedFile(SCRIPT, SCRIPT, "video", "parallel", [row], 0.5, [slot], frames)
     shown = [markup.tag_list(tagged, 0.5), markup.slot_cards(tagged, 0.5), markup.error_message(SCRIPT)]
     shown += [markup.tag_list(tagged, 0.95, SCRIPT)]
     shown += [markup.preview("/tmp/" + SCRIPT + '"', SCRIPT + '"', kind) for kind in ("image", "video")]
@@ -416,7 +442,7 @@ def test_titles_names_and_tags_are_escaped(tagger):
 def test_a_file_without_tags_comes_with_advice(title, advice):
     row = {"tag": "bird", "score": 0.1, "mark": "rare", "train_count": 1, "slot": 0}
     for rows, lower in ([row], True), ([], False):
-        tagged = TaggedFile("b.png", title, "image", "parallel", rows, [], np.zeros((1, 8, 8, 3), np.uint8))
+        tagged = TaggedFile("b.png", title, "image", "parallel", rows, 0.5, [], np.zeros((1, 8, 8, 3), np.uint8))
         html = markup.tag_list(tagged, 0.5, "icons")
         assert advice in html and "this model knows icons" in html
         assert ("Lower the threshold" in html) == lower

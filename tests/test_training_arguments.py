@@ -32,6 +32,7 @@ def test_eval_steps_are_a_ratio_or_an_interval(eval_steps, expected):
         (("--num_stream_shards", "1"), "--num_stream_shards 1 must be at least 2"),
         (("--model_type", "bert"), "--model_type bert is unknown; expected one of op-tsg"),
         (("--group_by_length", "True", "--streaming", "True"), "cannot be combined with --streaming"),
+        (("--checkpoint", "runs/a", "--classifier_checkpoint", "runs/b"), "exclude each other"),
         (("--push_to_hub", "a/b/c"), "--push_to_hub: "),
     ],
 )

@@ -178,7 +178,7 @@ def run_missing(
             if not (folder / "training_summary.json").exists():
                 first = rows[name].get("classifier_of")
                 if first and not run_folder(first, arguments.work_dir, seed).exists():
-                    raise FileNotFoundError(f"{name} needs the classifier of {first}: train --rows {first} first.")
+                    raise FileNotFoundError(f"{name} needs the checkpoint of {first}: train --rows {first} first.")
                 words = training_arguments(rows[name], arguments.config, arguments.work_dir, seed)
                 train(words, folder, arguments.cache_dir)
             run = {"row": name, "command": training_command(rows[name], arguments.config, seed)}

@@ -243,6 +243,8 @@ class OPTSGTrainingArguments:
         if spec.needs_book or not spec.is_trained:
             # These find neighbours by the features of frozen towers.
             self.train_text_layers = 0
+        if self.checkpoint and self.classifier_checkpoint:
+            raise ValueError("--checkpoint and --classifier_checkpoint exclude each other")
         if self.train_text_layers < -1:
             raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
         if self.num_image_copies < 0:

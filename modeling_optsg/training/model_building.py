@@ -26,9 +26,8 @@ logger = get_logger(__name__, log_level="INFO")
 # Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
 TEXT_TOWER = "model.text_tower"
-TAG_CLASSIFIER = "tag_classifier"
 # Modules loaded from `--classifier_checkpoint`; a model without tag classifier has only the tower.
-CLASSIFIER_PARTS = (TEXT_TOWER, "model.multimodal_encoder.evidence_pooler", TAG_CLASSIFIER)
+CLASSIFIER_PARTS = (TEXT_TOWER, "model.multimodal_encoder.evidence_pooler", "tag_classifier")
 # Number of training tags that a tower such as CLIP looks for in images.
 MAX_IMAGE_WORDS = 1000
 # Settings of a checkpoint that were fitted to another dataset.
@@ -82,7 +81,7 @@ def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -
         return
     source = MODEL_TYPES["asy"].model.from_pretrained(args.classifier_checkpoint)
     names = CLASSIFIER_PARTS
-    if getattr(model, TAG_CLASSIFIER, None) is None:
+    if getattr(model, "tag_classifier", None) is None:
         names = (TEXT_TOWER,)
     else:
         own, other = (part.tag_classifier.label_vocabulary.tokens for part in (model, source))
