@@ -94,7 +94,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
     # Default maximum number and minimum probability of tags for an image that is tagged by its image words. No
     # threshold can be fitted for such images, because validation images resemble the training images.
     num_word_tags = 5
-    min_word_tag_probability = 0.05
+    min_word_tag_probability = 0.02
 
     @torch.no_grad()
     def generate(

@@ -149,6 +149,10 @@ class LabelVocabulary(nn.Module):
         """
         return logits - logit_adjustment * self.log_counts if logit_adjustment else logits
 
+    def mean_log_count(self) -> torch.Tensor:
+        """Return the logarithm of the training count, averaged over all tags of all training examples."""
+        return torch.softmax(self.log_counts, dim=-1) @ self.log_counts
+
     def tokens_of(self, classes: torch.Tensor) -> torch.Tensor:
         """Return the tokens `[..., max length]` of the tags of `classes` `[...]`, padded with [PAD]."""
         tokens = self.tokens[classes].long()
@@ -216,7 +220,8 @@ class TagClassifier(nn.Module):
         """Compute logits `[batch, num_tag_classes]`, with the logit adjustment of [`LabelVocabulary.adjust_logits`].
 
         For an image without a title, a tag's probability is a weighted mean of two: one from the image, and one
-        averaged over its image words as titles. The weight of the image is its familiarity.
+        averaged over its image words as titles. The weight of the image is its familiarity. The logit adjustment does
+        not favour rare tags of image words.
 
         Args:
             evidence: The encoder's evidence.
@@ -237,10 +242,13 @@ class TagClassifier(nn.Module):
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
         weights = weights / weights.sum(dim=1, keepdim=True)
+        # The few tags of an unfamiliar image should be the most probable ones. Rare tags are therefore not favoured:
+        # all tags have the adjustment of an average tag.
+        shift = logit_adjustment * self.label_vocabulary.mean_log_count()
         # A loop over the words: all at once would need a tensor `[examples, words, classes]`.
         of_words = torch.zeros_like(logits[rows])
         for index in range(weights.shape[1]):
-            word_logits = scale * project(evidence.word_vectors[rows, index]) + bias
+            word_logits = scale * (self.project(evidence.word_vectors[rows, index]) - shift) + bias
             of_words += weights[:, index, None] * word_logits.sigmoid()
         of_images = (scale * logits[rows] + bias).sigmoid()
         probabilities = familiarity * of_images + (1 - familiarity) * of_words

@@ -211,6 +211,24 @@ def test_familiarity_mixes_the_image_and_its_words(make_with_words, pixels):
 
 
 @torch.no_grad()
+def test_image_words_do_not_favour_rare_tags(make_with_words, pixels):
+    model = make_with_words()
+    counts = torch.tensor([1.0, 30.0, 900.0])
+    model.tag_classifier.label_vocabulary.log_counts.copy_(counts.log())
+    mean = float((counts * counts.log()).sum() / counts.sum())
+    set_familiarity(model, UNFAMILIAR)
+    model.tag_classifier.bias -= 0.2 * mean
+    expected = class_logits(model, pixel_values=pixels)
+    model.tag_classifier.bias += 0.2 * mean
+    evidence = model.model(pixels).evidence
+    torch.testing.assert_close(model.tag_classifier.logits(evidence, logit_adjustment=0.2), expected)
+    set_familiarity(model, FAMILIAR)
+    evidence = model.model(pixels).evidence
+    expected = model.tag_classifier.logits(evidence) - 0.2 * counts.log()
+    torch.testing.assert_close(model.tag_classifier.logits(evidence, logit_adjustment=0.2), expected)
+
+
+@torch.no_grad()
 def test_the_tags_of_an_image_do_not_depend_on_its_batch(make_with_words, text_tokenizer, pixels):
     """The other example has a title, whose tags are those of the slots alone."""
     model = make_with_words()
