@@ -6,6 +6,7 @@ from pathlib import Path
 
 from optsg import main
 from optsg import tag as command
+from optsg.tagger import FileTags
 
 RDF, DC = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
 SUFFIXES = {"xmp": ".jpg.xmp", "json": ".jpg.optsg.json", "txt": ".txt"}
@@ -49,7 +50,7 @@ class TagCommand:
         self.tagged += [Path(file.path).name for file in batch]
         lists = [self.predicted.get(Path(file.path).name, self.predicted["*"]) for file in batch]
         return [
-            [{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in enumerate(tags)]
+            FileTags([{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in enumerate(tags)], [])
             for tags in lists
         ]
 

@@ -117,13 +117,14 @@ def test_a_run_killed_between_record_and_caption_is_repaired(tag, photos, monkey
 
 TAG_SLOWLY = """
 import sys
-from optsg import main, tag
+from optsg import main, tag, tagger
 
 class StandIn:
     def __init__(self, name, settings): pass
     def __call__(self, batch):
         print("next", flush=True)
-        return [[{"tag": t, "score": 0.5, "novel": False} for t in file.path[-7:-4]] for file in batch]
+        lists = [[{"tag": t, "score": 0.5, "novel": False} for t in file.path[-7:-4]] for file in batch]
+        return [tagger.FileTags(tags, []) for tags in lists]
 
 tag.Tagger = StandIn
 sys.exit(main(sys.argv[1:]))
