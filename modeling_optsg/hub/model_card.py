@@ -194,7 +194,9 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train_command(arguments: Mapping[str, Any], checkpoint: Path) -> str:
-    names = ("config",) if arguments.get("config") else ("model_type", "dataset", "checkpoint", "seed")
+    names = ("config", "model_type", "seed")
+    if not arguments.get("config"):
+        names += ("dataset", "checkpoint")
     if arguments.get("classifier_checkpoint"):
         names += ("classifier_checkpoint", "train_text_layers", "num_train_epochs")
     chosen = {name: arguments.get(name) for name in names} | {"output_dir": checkpoint}
