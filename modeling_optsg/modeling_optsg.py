@@ -32,7 +32,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         >>> inputs = processor(images="examples/images/bus.png", titles="bus")
         >>> tags = processor.batch_decode(model.generate(**inputs, max_tags=3))[0]
         >>> [tag["tag"] for tag in tags]
-        ['bus', 'travel', 'transit']
+        ['bus', 'coach', 'transit']
     """
 
     _tied_weights_keys = {"lm_head.weight": "tag_decoder.token_embeddings.weight"}

@@ -7,7 +7,7 @@ Sequence Generation (OP-TSG, ICCV 2023)."""
 # By the last part of a model's name: which images it knows.
 KNOWN_IMAGES = {"optsg-icon-small": "icons and simple drawings with a short English title"}
 SCOPE = """**This model knows {known_images}.** It learned its tags from icons on a white background, not
-from photographs. Without a title it finds few tags or none."""
+from photographs. Without a title its tags are often wrong, above all for photographs."""
 ATTENTION = """Each card shows one order prompt, the tags it proposes for its slot, and the slot's own probabilities. A
 tag with a mark is also in the list above, where its probability takes the tag classifier into account.
 

@@ -99,9 +99,9 @@ def keys(value):
 def test_rows_have_the_keys_of_the_committed_results(programs):
     committed = json.loads((RESULTS / "models.json").read_text(encoding="utf-8"))
     found = programs.result("models.json")
-    assert list(found) == list(committed)
-    for row, entry in found.items():
-        assert keys(entry["runs"][0]) == keys(committed[row]["runs"][0])
+    assert [name for name in found if name in committed] == list(committed)
+    for name, row in committed.items():
+        assert keys(found[name]["runs"][0]) == keys(row["runs"][0])
 
 
 def test_every_model_type_is_trained_and_scored(programs, folder):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.generation_settings import MODALITIES
 
 RESULT = Path(__file__).parents[1] / "results/icon_tagging/optsg-icon-small.json"
 TAGS = [["red", "square"], ["blue", "colour"], ["red", "colour"], ["new tag"]]
@@ -42,9 +43,9 @@ def checkpoint(make_model, tiny_processor, tmp_path):
     model.set_label_vocabulary(ids, [tiny_processor.label_vocabulary[tag] for tag in tags])
     settings = {
         "pad_bias": -4.0,
-        "fusion_weights": [0.5, 0.5, 0.1, 0.5, 0.1],
+        "fusion_weights": dict.fromkeys(MODALITIES, [0.5, 0.5, 0.1, 0.5, 0.1]),
         "logit_adjustment": 0.2,
-        "threshold": 0.01,
+        "threshold": dict.fromkeys(MODALITIES, 0.01),
     }
     for name, value in settings.items():
         setattr(model.generation_config, name, {"parallel": value, "sequential": value})
@@ -76,7 +77,7 @@ def test_the_program_writes_the_keys_of_the_committed_file(score, checkpoint, da
     assert keys_of(result) == keys_of(json.loads(RESULT.read_text()))
     assert (result["examples"], result["evaluated_tags"]) == (4, 4)
     assert (result["seed"], result["training_seconds"]) == (7, 12.5)
-    assert result["test"]["parallel"]["fusion_weights"] == [0.5, 0.5, 0.1, 0.5, 0.1]
+    assert result["test"]["parallel"]["fusion_weights"]["title"] == [0.5, 0.5, 0.1, 0.5, 0.1]
     assert result["test"]["parallel"]["full_f1"] == result["modalities"]["image+title"]["full_f1"]
     assert result["knn"]["neighbours"] <= 4 and result["knn"]["full_f1"] > 0
 

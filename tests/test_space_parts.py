@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.generation_optsg import OPTSGGenerateOutput
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = ROOT / "space"
@@ -310,30 +311,16 @@ def test_the_tags_are_those_of_generate(tagger, decoding):
     assert all(row["mark"] == tagger.mark(row["tag"]) for row in tagged.tags)
 
 
-def test_a_file_tagged_by_image_words_has_a_default_threshold_of_its_own(tagger, monkeypatch):
-    generate, uses_words = tagger.model.generate, False
-
-    def generate_with_words(**inputs):
-        outputs = generate(**inputs, pad_bias=-5.0)
-        outputs.uses_image_words = torch.tensor([uses_words])
-        return outputs
-
-    monkeypatch.setattr(tagger.model, "generate", generate_with_words)
-    monkeypatch.setattr(tagger.model, "num_word_tags", 2, raising=False)
-    monkeypatch.setattr(tagger.model, "min_word_tag_probability", 0.0, raising=False)
-    monkeypatch.setattr(tagger.model.generation_config, "threshold", {"parallel": {"image+title": 0.9, "image": 0.8}})
+def test_a_file_tagged_by_image_words_has_its_own_default_threshold(tagger, monkeypatch):
+    generate, words = tagger.model.generate, {"uses_image_words": torch.tensor([True])}
+    changed = lambda **inputs: OPTSGGenerateOutput(**generate(**inputs, pad_bias=-5.0) | words)  # noqa: E731
+    for name, value in {"generate": changed, "num_word_tags": 2, "min_word_tag_probability": 0.0}.items():
+        monkeypatch.setattr(tagger.model, name, value, raising=False)
     path = str(ROOT / "examples/images/bird.png")
-    assert tagger.tag(path, "b.png").default_threshold == 0.8
-    assert tagger.tag(path, "b.png", "bird").default_threshold == 0.9
-    uses_words = True
     tagged = tagger.tag(path, "b.png")
     assert len(tagged.tags) > 2 and tagged.tags_above(tagged.default_threshold) == tagged.tags[:2]
     [row] = tag_files(tagger, [(path, "b.png")], "parallel", None, False, Limits())
     assert row["tags"] == tagged.tags[:2]
-    [row] = tag_files(tagger, [(path, "b.png")], "parallel", 0.0, False, Limits())
-    assert row["tags"] == tagged.tags
-    monkeypatch.setattr(tagger.model, "min_word_tag_probability", 0.95)
-    assert tagger.tag(path, "b.png").default_threshold == 0.95
 
 
 def test_marks_follow_the_number_of_training_examples(tagger):

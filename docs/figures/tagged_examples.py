@@ -66,7 +66,7 @@ def main() -> None:
     draw_strip("tagged_examples.png", cards)
     cards = []
     for name in SHOWN_PHOTOGRAPHS:
-        found = tagger(str(PHOTOGRAPHS / name), top_k=MAX_TAGS, return_image_words=True)
+        found = tagger(str(PHOTOGRAPHS / name), return_image_words=True)
         seen = ", ".join(word["word"] for word in found["image_words"][:MAX_WORDS])
         cards.append((PHOTOGRAPHS / name, f"sees: {seen}", found["tags"]))
     draw_strip("tagged_photographs.png", cards)

@@ -85,7 +85,7 @@ class OPTSGTrainer:
         ...     evaluator=TagEvaluator(dataset["tags"], processor.label_vocabulary),
         ... )
         >>> trainer.train()["history"][0]["step"]
-        step 1: loss 0.8..., generation_loss 0.5..., alignment_loss 0.3...
+        step 1: loss 2.0..., generation_loss 1.6..., alignment_loss 0.4...
         1
     """
 
