@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
-from .generation_settings import MODALITIES, GenerationSettings, read_generation_settings
+from .generation_settings import IMAGE_WORDS, MODALITIES, GenerationSettings, read_generation_settings
 from .multimodal_encoder import MemoryLayout
 from .slot_search import SlotCandidates, SlotContext, SlotSearch, SlotSearchSettings
 from .tag_evidence import TagEvidence
@@ -41,8 +41,8 @@ class OPTSGGenerateOutput(ModelOutput):
         classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
         image_words: See [`OPTSGModelOutput`].
         image_word_scores: See [`OPTSGModelOutput`].
-        uses_image_words: `[batch]`, boolean, true for images that are tagged by their image words. Returned by models
-            with a tag classifier.
+        tagged_by: For each example the modalities that it is tagged by, one of `MODALITIES` or "image words". An image
+            with a title that it does not match is tagged by the title. Returned by models with a tag classifier.
         prompt_attentions: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
         memory_layout: See [`OPTSGModelOutput`]. Returned with `output_attentions`.
     """
@@ -58,7 +58,7 @@ class OPTSGGenerateOutput(ModelOutput):
     classifier_output: ClassifierOutput | None = None
     image_words: torch.Tensor | None = None
     image_word_scores: torch.Tensor | None = None
-    uses_image_words: torch.Tensor | None = None
+    tagged_by: list[str] | None = None
     prompt_attentions: tuple[torch.Tensor, ...] | None = None
     memory_layout: MemoryLayout | None = None
 
@@ -280,13 +280,15 @@ class OrderPromptGenerationMixin(GenerationMixin):
         """Return the threshold and the maximum number of tags, each for all examples or for each example."""
         if evidence is None:
             return settings.thresholds[MODALITIES[0]], settings.max_tags
-        modalities = _modalities(evidence.uses_image, evidence.has_title)
-        thresholds = [settings.thresholds[name] for name in modalities]
-        max_tags = [settings.max_tags] * len(thresholds)
-        if settings.by_modality:
-            for example in evidence.reads_words.nonzero().flatten().tolist():
-                thresholds[example] = self.min_word_tag_probability
-                max_tags[example] = settings.max_tags or self.num_word_tags
+        thresholds, max_tags = [], []
+        for modality in _tagged_by(evidence):
+            # One threshold is that of every example.
+            if modality == IMAGE_WORDS and settings.by_modality:
+                thresholds.append(self.min_word_tag_probability)
+                max_tags.append(settings.max_tags or self.num_word_tags)
+            else:
+                thresholds.append(settings.thresholds.get(modality, settings.thresholds[MODALITIES[0]]))
+                max_tags.append(settings.max_tags)
         return thresholds, max_tags
 
     def _rank(
@@ -308,10 +310,16 @@ class OrderPromptGenerationMixin(GenerationMixin):
             classifier_output=classifier_output if output_slots else None,
             image_words=outputs.image_words,
             image_word_scores=outputs.image_word_scores,
-            uses_image_words=None if outputs.evidence is None else outputs.evidence.reads_words,
+            tagged_by=None if outputs.evidence is None else _tagged_by(outputs.evidence),
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
+
+
+def _tagged_by(evidence: TagEvidence) -> list[str]:
+    """Return the modalities that each example is tagged by, one of `MODALITIES` or `IMAGE_WORDS`."""
+    names = zip(_modalities(evidence.uses_image, evidence.has_title), evidence.reads_words.tolist(), strict=True)
+    return [IMAGE_WORDS if reads_words else name for name, reads_words in names]
 
 
 def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:

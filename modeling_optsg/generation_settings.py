@@ -13,6 +13,8 @@ DECODINGS = ("parallel", "sequential")
 # Possible modalities of an example. Each has its own threshold and fusion weights, because an image alone is less
 # informative than a title.
 MODALITIES = ("image+title", "image", "title")
+# What an unfamiliar image without a title is tagged by. It has no threshold of its own.
+IMAGE_WORDS = "image words"
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
 # silently, so they are rejected.

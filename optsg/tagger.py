@@ -91,6 +91,7 @@ class Tagger:
         Returns:
             For each file its tags, or the error from reading the file.
         """
+        from modeling_optsg.generation_settings import IMAGE_WORDS
         from modeling_optsg.image_words import decode_image_words
 
         try:
@@ -107,8 +108,8 @@ class Tagger:
             half = len(batch) // 2
             return self(batch[:half]) + self(batch[half:])
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
-        uses_words = [False] * len(batch) if outputs.uses_image_words is None else outputs.uses_image_words.tolist()
-        limits = [self.max_tags or (self.max_word_tags if uses else None) for uses in uses_words]
+        tagged_by = outputs.tagged_by or [None] * len(batch)
+        limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
         decoded = [
             [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded]
             for tags in self.processor.batch_decode(outputs)

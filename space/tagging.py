@@ -90,11 +90,14 @@ class Tagger:
 
     def fitted_threshold(self, decoding: str, title: object = None) -> float:
         """Return the threshold that was fitted on the validation split, for a file with this title or without one."""
+        return self._threshold(decoding, "image+title" if str(title or "").strip() else "image")
+
+    def _threshold(self, decoding: str, modality: str) -> float:
         threshold = self.model.generation_config.threshold
         if isinstance(threshold, dict):
             threshold = threshold.get(decoding, 0.0)
         if isinstance(threshold, dict):
-            threshold = threshold["image+title" if str(title or "").strip() else "image"]
+            threshold = threshold[modality]
         return float(threshold or 0.0)
 
     def check_settings(self, decoding: object, threshold: object) -> tuple[str, float | None]:
@@ -134,10 +137,12 @@ class Tagger:
         outputs = self.model.generate(
             **inputs, decoding=decoding, threshold=0.0, output_slots=True, output_attentions=True
         )
-        tags, default_threshold = self._tags(outputs), self.fitted_threshold(decoding, title)
-        if outputs.uses_image_words is not None and bool(outputs.uses_image_words[0]):
+        tags, tagged_by = self._tags(outputs), (outputs.tagged_by or ["image+title"])[0]
+        if tagged_by == "image words":
             default_threshold = min([tag["score"] for tag in tags[: self.model.num_word_tags]], default=0.0)
             default_threshold = max(default_threshold, self.model.min_word_tag_probability)
+        else:
+            default_threshold = self._threshold(decoding, tagged_by)
         return TaggedFile(
             name=name,
             title=title,

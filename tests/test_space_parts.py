@@ -312,7 +312,7 @@ def test_the_tags_are_those_of_generate(tagger, decoding):
 
 
 def test_a_file_tagged_by_image_words_has_its_own_default_threshold(tagger, monkeypatch):
-    generate, words = tagger.model.generate, {"uses_image_words": torch.tensor([True])}
+    generate, words = tagger.model.generate, {"tagged_by": ["image words"]}
     changed = lambda **inputs: OPTSGGenerateOutput(**generate(**inputs, pad_bias=-5.0) | words)  # noqa: E731
     for name, value in {"generate": changed, "num_word_tags": 2, "min_word_tag_probability": 0.0}.items():
         monkeypatch.setattr(tagger.model, name, value, raising=False)
