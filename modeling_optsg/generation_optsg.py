@@ -253,10 +253,9 @@ class OrderPromptGenerationMixin(GenerationMixin):
         vocabulary = self.tag_classifier.label_vocabulary
         fusion_weights, calibration = None, {}
         if settings.fusion_weights is not None:
-            # If image words replace the frames in the memory, use the fusion weights of titles.
-            has_image = evidence.uses_image & ~evidence.reads_words
-            has_title = evidence.has_title | evidence.reads_words
-            fusion_weights = [settings.fusion_weights[name] for name in _modalities(has_image, has_title)]
+            # Image words are read like titles.
+            names = ["title" if name == IMAGE_WORDS else name for name in _tagged_by(evidence)]
+            fusion_weights = [settings.fusion_weights[name] for name in names]
         if fusion_weights is not None:
             # If the classifier weight is 0, its logits are not calibrated.
             pairs = [weights[1:3] if weights[1] > 0 else (1.0, 0.0) for weights in fusion_weights]
@@ -275,13 +274,13 @@ class OrderPromptGenerationMixin(GenerationMixin):
         )
 
     def _limits(
-        self, evidence: TagEvidence | None, settings: GenerationSettings
+        self, tagged_by: list[str] | None, settings: GenerationSettings
     ) -> tuple[float | list[float], int | None | list[int | None]]:
         """Return the threshold and the maximum number of tags, each for all examples or for each example."""
-        if evidence is None:
+        if tagged_by is None:
             return settings.thresholds[MODALITIES[0]], settings.max_tags
         thresholds, max_tags = [], []
-        for modality in _tagged_by(evidence):
+        for modality in tagged_by:
             # One threshold is that of every example.
             if modality == IMAGE_WORDS and settings.by_modality:
                 thresholds.append(self.min_word_tag_probability)
@@ -300,7 +299,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
         output_slots: bool,
     ) -> OPTSGGenerateOutput:
         pad = self.config.tag_pad_token_id
-        limits = self._limits(outputs.evidence, settings)
+        tagged_by = None if outputs.evidence is None else _tagged_by(outputs.evidence)
+        limits = self._limits(tagged_by, settings)
         ranked = rank_tags(found.tokens, found.log_probs, *limits, pad, classifier_output)
         return OPTSGGenerateOutput(
             **vars(ranked),
@@ -310,23 +310,20 @@ class OrderPromptGenerationMixin(GenerationMixin):
             classifier_output=classifier_output if output_slots else None,
             image_words=outputs.image_words,
             image_word_scores=outputs.image_word_scores,
-            tagged_by=None if outputs.evidence is None else _tagged_by(outputs.evidence),
+            tagged_by=tagged_by,
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
 
 
 def _tagged_by(evidence: TagEvidence) -> list[str]:
-    """Return the modalities that each example is tagged by, one of `MODALITIES` or `IMAGE_WORDS`."""
-    names = zip(_modalities(evidence.uses_image, evidence.has_title), evidence.reads_words.tolist(), strict=True)
-    return [IMAGE_WORDS if reads_words else name for name, reads_words in names]
-
-
-def _modalities(has_image: torch.Tensor, has_title: torch.Tensor) -> list[str]:
-    """Return which of `MODALITIES` each example has, from two boolean tensors `[batch]`."""
+    """Return what each example is tagged by, one of `MODALITIES` or `IMAGE_WORDS`."""
     both, image, title = MODALITIES
-    pairs = zip(has_image.tolist(), has_title.tolist())
-    return [both if all(pair) else image if pair[0] else title for pair in pairs]
+    rows = zip(evidence.reads_words.tolist(), evidence.uses_image.tolist(), evidence.has_title.tolist(), strict=True)
+    return [
+        IMAGE_WORDS if reads_words else both if uses_image and has_title else image if uses_image else title
+        for reads_words, uses_image, has_title in rows
+    ]
 
 
 @contextmanager

@@ -5,8 +5,8 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
     python -m experiments.icon_tagging.recipe ladder --seeds 0 1
 
 - `models`: OP-TSG and the other methods of the paper, scored on the test split with settings fitted on the validation
-  split. The models that generate tags are trained in a second phase: they load the text tower of ASY and, with a tag
-  classifier, that as well.
+  split. All other models except kNN are trained in a second phase: they load the text tower of ASY and, if they have
+  one, its tag classifier.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
 
