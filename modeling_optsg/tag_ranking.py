@@ -166,12 +166,17 @@ def _to_tensors(
     tag_scores, slot_scores, classifier_logits = torch.zeros(3, *shape)
     slots = torch.full(shape, -1)
     for example, candidates in enumerate(ranked):
-        for rank, candidate in enumerate(candidates):
-            sequences[example, rank, : len(candidate.tag)] = torch.tensor(candidate.tag)
-            tag_scores[example, rank] = candidate.score
-            slots[example, rank] = candidate.slot
-            slot_scores[example, rank] = candidate.slot_score
-            classifier_logits[example, rank] = candidate.classifier_logit or 0.0
+        if not candidates:
+            continue
+        # One tensor per example: one per tag takes several times as long.
+        end = len(candidates)
+        padded = [candidate.tag + (pad_token_id,) * (max_length - len(candidate.tag)) for candidate in candidates]
+        sequences[example, :end] = torch.tensor(padded)
+        tag_scores[example, :end] = torch.tensor([candidate.score for candidate in candidates])
+        slots[example, :end] = torch.tensor([candidate.slot for candidate in candidates])
+        slot_scores[example, :end] = torch.tensor([candidate.slot_score for candidate in candidates])
+        logits = [candidate.classifier_logit or 0.0 for candidate in candidates]
+        classifier_logits[example, :end] = torch.tensor(logits)
     tensors = {"sequences": sequences, "tag_scores": tag_scores, "slots": slots}
     if with_classifier:
         tensors |= {"slot_scores": slot_scores, "classifier_logits": classifier_logits}
