@@ -16,7 +16,7 @@ from statistics import fmean
 import matplotlib
 
 from experiments.icon_tagging.compare_page import write_page
-from experiments.icon_tagging.recipe import SECOND_PHASE
+from experiments.icon_tagging.recipe import BF16, SECOND_PHASE
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, read_summary, write_result
 from modeling_optsg.evaluation.metrics import tag_gain
 from modeling_optsg.evaluation.prediction import predict_tags
@@ -31,6 +31,8 @@ FREQUENCIES = (1, 2, 3, 5, 10, 25, 50, 100)
 METRICS = (*F1_METRICS, "example_f1", "tag_gain", "tags_per_example")
 # Arguments in which compared runs may differ.
 FREE_ARGUMENTS = {*RESUMABLE_ARGUMENTS, "model_type", "seed", "classifier_checkpoint"}
+# Arguments in which models of different types may also differ.
+BETWEEN_MODELS = {*SECOND_PHASE, *BF16}
 
 
 def score(run: Run, benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, list[list[dict]]]]:
@@ -79,7 +81,7 @@ def average(scores: Sequence[Mapping]) -> dict:
 def check_same_arguments(summaries: Mapping[str, Mapping]) -> dict:
     """Return the arguments that all runs were trained with, without those in which they may differ.
 
-    Models of different types may differ in the arguments of the second phase.
+    Models of different types may differ in precision and in the arguments of the second phase.
 
     Args:
         summaries: Training summaries by the name of the run.
@@ -93,14 +95,14 @@ def check_same_arguments(summaries: Mapping[str, Mapping]) -> dict:
     }
     (first, expected), *others = arguments.items()
     for name, found in others:
-        if different := _different(expected, found) - set(SECOND_PHASE):
+        if different := _different(expected, found) - BETWEEN_MODELS:
             raise ValueError(f"{first} and {name} were trained with different {', '.join(sorted(different))}.")
     for name, found in arguments.items():
         model_type = summaries[name]["arguments"]["model_type"]
         same = next(other for other in summaries if summaries[other]["arguments"]["model_type"] == model_type)
         if different := _different(arguments[same], found):
             raise ValueError(f"{same} and {name} were trained with different {', '.join(sorted(different))}.")
-    return {key: value for key, value in expected.items() if key not in SECOND_PHASE}
+    return {key: value for key, value in expected.items() if key not in BETWEEN_MODELS}
 
 
 def _different(first: Mapping, second: Mapping) -> set[str]:
