@@ -43,6 +43,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.1",
+        "bm25s>=0.3",
         "datasets>=4",
         "evaluate>=0.4.6",
         "filelock",

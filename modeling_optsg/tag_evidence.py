@@ -45,6 +45,8 @@ class TagEvidence:
         has_image: `[batch]`, boolean.
         style: `[batch, style_size]`, the style of the image times its gate, or times its familiarity without a title.
             0 without an image. `None` if `style_size` is 0.
+        image_features: `[batch, image_feature_size]`, standardised. 0 without an image.
+        title_features: `[batch, text width]`, the mean text feature of the title. 0 without a title.
         word_vectors: `[batch, words, hidden_size]`, the evidence of each image word.
             `None` without image words.
         word_probabilities: `[batch, words]`, the probability of each word.
@@ -58,6 +60,8 @@ class TagEvidence:
     familiarity: torch.Tensor
     has_title: torch.Tensor
     has_image: torch.Tensor
+    image_features: torch.Tensor
+    title_features: torch.Tensor
     style: torch.Tensor | None = None
     word_vectors: torch.Tensor | None = None
     word_probabilities: torch.Tensor | None = None
@@ -280,6 +284,8 @@ class EvidencePooler(nn.Module):
             familiarity=familiarity,
             has_title=has_title,
             has_image=has_image,
+            image_features=standardized * has_image[:, None],
+            title_features=pooled_titles * has_title[:, None],
             style=style,
         )
         frames = None if masks[0] is None else masks[0] & evidence.uses_image[:, None]

@@ -1,0 +1,432 @@
+"""The tag book: tagged examples, in which the tags of similar examples are looked up."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset, concatenate_datasets
+from datasets.table import InMemoryTable
+from safetensors.numpy import load_file, save_file
+from torch.nn import functional as F
+
+from modeling_optsg.tag_evidence import TagEvidence
+
+from .evidence import MIN_VOTE, EvidenceScore
+from .title_words import TitleWordIndex, title_words
+from .votes import SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
+
+NUM_NEIGHBOURS = 20
+NUM_CANDIDATES = 50
+# Image features have thousands of numbers. They are reduced to this number of principal components.
+MAX_IMAGE_SIZE = 256
+MAX_PCA_IMAGES = 4000
+# Temperatures of the votes to try. A similarity is at most 1.
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+# With fewer examples, the fit would follow single ones.
+MIN_FIT_EXAMPLES = 20
+MAX_FIT_EXAMPLES = 2000
+VERSION = 1
+SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "examples.parquet", "vectors.safetensors"
+# Columns of the examples. Examples of one group show the same thing.
+COLUMNS = ("id", "title", "tags", "group")
+
+
+@dataclass
+class BookQueries:
+    """Examples to look up.
+
+    Args:
+        vectors: For each of `VECTOR_SOURCES` `[examples, width]`, zero for a missing modality.
+        titles: The title of each example, empty if it has none.
+    """
+
+    vectors: dict[str, torch.Tensor]
+    titles: list[str]
+
+    @classmethod
+    def from_evidence(cls, evidence: TagEvidence, titles: Sequence[str | None]) -> "BookQueries":
+        """Make the queries of a batch from its evidence and its titles."""
+        vectors = {"image": evidence.image_features, "title": evidence.title_features, "joint": evidence.vectors}
+        vectors = {name: vector.detach().float().cpu() for name, vector in vectors.items()}
+        return cls(vectors, [title or "" for title in titles])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["BookQueries"]) -> "BookQueries":
+        """Concatenate the queries of several batches."""
+        vectors = {name: torch.cat([part.vectors[name] for part in parts]) for name in VECTOR_SOURCES}
+        return cls(vectors, [title for part in parts for title in part.titles])
+
+    def select(self, rows: Sequence[int]) -> "BookQueries":
+        """Return the queries of some rows."""
+        vectors = {name: vectors[list(rows)] for name, vectors in self.vectors.items()}
+        return BookQueries(vectors, [self.titles[row] for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.titles)
+
+
+@dataclass
+class BookCandidates:
+    """The tags of a query's neighbours, the most probable first.
+
+    Args:
+        tags: The tags.
+        scores: The probability of each tag according to the book.
+        evidence: `[tags, evidence size]`, see [`EvidenceScore`].
+        neighbours: For each tag the examples that have it, as `{"id", "score"}` with the share of the vote, the
+            largest first.
+    """
+
+    tags: list[str]
+    scores: list[float]
+    evidence: np.ndarray
+    neighbours: list[list[dict]]
+
+
+class TagBook:
+    """Tagged examples, in which the tags of similar examples are looked up.
+
+    Args:
+        examples: Rows with the columns `id` (unique), `title`, `tags` and `group`. When a book is fitted to its own
+            examples, an example does not see its own group.
+        queries: Vectors and titles of the examples.
+        fingerprint: Fingerprint of the model that computed the vectors.
+
+    Raises:
+        ValueError: There is no example, the lengths differ, or an `id` occurs twice.
+    """
+
+    def __init__(self, examples: Dataset, queries: BookQueries, fingerprint: str):
+        _check_examples(examples, len(queries))
+        self.examples, self.fingerprint = examples.select_columns(list(COLUMNS)), fingerprint
+        self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
+        self.score = EvidenceScore(len(SOURCES))
+        images = queries.vectors["image"]
+        present = images[images.any(dim=1)]
+        self.image_mean = present.mean(dim=0) if len(present) else images.new_zeros(images.shape[1])
+        self.image_components = _principal_components(present - self.image_mean)
+        self.vectors = {name: vectors.half() for name, vectors in self._normalize(queries).items()}
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def tags(self) -> list[str]:
+        """All tags of the examples, the most frequent first."""
+        return [tag for tag, _ in Counter(tag for tags in self.examples["tags"] for tag in set(tags)).most_common()]
+
+    @cached_property
+    def _spelling(self) -> dict[str, str]:
+        """The most frequent spelling of each tag, by the tag in lower case."""
+        return {tag.casefold(): tag for tag in reversed(self.tags)}
+
+    @cached_property
+    def _tag_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of all tags of all examples, one after the other, and where each example starts."""
+        index = {tag: number for number, tag in enumerate(self.tags)}
+        rows = [sorted({index[tag] for tag in tags}) for tags in self.examples["tags"]]
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+        return np.array([tag for row in rows for tag in row], dtype=np.int64), starts
+
+    @cached_property
+    def _groups(self) -> list[str]:
+        return self.examples["group"][:]
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return self.examples["id"][:]
+
+    @cached_property
+    def _words(self) -> TitleWordIndex | None:
+        titles = self.examples["title"][:]
+        return TitleWordIndex(titles) if any(map(title_words, titles)) else None
+
+    def look_up(self, queries: BookQueries) -> list[BookCandidates]:
+        """Return the tags of each query's nearest examples, with their probabilities."""
+        return self.candidates(self.search(queries))
+
+    def suggest(self, predictions: Sequence[Mapping], candidates: BookCandidates) -> list[dict]:
+        """Suggest tags of the book from what the model and the neighbours say.
+
+        The probability of a tag is that at least one of the two is right, `1 - (1 - p)(1 - q)`.
+
+        Args:
+            predictions: Tags of the model as `{"tag", "score"}`. Tags that the book does not have are left out; case
+                is ignored.
+            candidates: Tags of the neighbours.
+
+        Returns:
+            Tags as `{"tag", "score", "neighbours"}`, the most probable first.
+        """
+        scores = {}
+        for predicted in predictions:
+            if (tag := self._spelling.get(predicted["tag"].casefold())) is not None:
+                scores[tag] = max(scores.get(tag, 0.0), predicted["score"])
+        for tag, score in zip(candidates.tags, candidates.scores, strict=True):
+            scores[tag] = 1 - (1 - scores.get(tag, 0.0)) * (1 - score)
+        neighbours = dict(zip(candidates.tags, candidates.neighbours, strict=True))
+        ranked = sorted(scores.items(), key=lambda pair: -pair[1])
+        return [{"tag": tag, "score": score, "neighbours": neighbours.get(tag, [])} for tag, score in ranked]
+
+    def search(
+        self,
+        queries: BookQueries,
+        num_neighbours: int = NUM_NEIGHBOURS,
+        excluded_groups: Sequence[str] | None = None,
+    ) -> Neighbours:
+        """Find the nearest examples of each query by each source, and compare them by all sources.
+
+        Args:
+            queries: The examples to look up.
+            num_neighbours: Number of examples per source.
+            excluded_groups: For each query the group whose examples are left out.
+        """
+        vectors = self._normalize(queries)
+        # An example has few others of its group.
+        wanted = min(num_neighbours if excluded_groups is None else 2 * num_neighbours + 16, len(self))
+        by_source = [_nearest(vectors[name], self.vectors[name], wanted) for name in VECTOR_SOURCES]
+        by_words = [{} if self._words is None else self._words.search(title, wanted) for title in queries.titles]
+        by_source.append([list(found) for found in by_words])
+        rows = []
+        for index in range(len(queries)):
+            found = [source[index] for source in by_source]
+            if excluded_groups is not None:
+                own = excluded_groups[index]
+                found = [[row for row in nearest if self._groups[row] != own] for nearest in found]
+            rows.append(
+                torch.tensor(list(dict.fromkeys(row for nearest in found for row in nearest[:num_neighbours])))
+            )
+        rows = torch.nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True, padding_value=-1)
+        return self._compare(vectors, rows, by_words)
+
+    def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
+        """Return the tags of each query's neighbours, with their probabilities."""
+        votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
+        evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
+        scores, rows = self.score(evidence), neighbours.rows.numpy()
+        found = []
+        for query in range(len(rows)):
+            entries = votes.most_voted(query, max_candidates)
+            entries = entries[np.argsort(-scores[entries], kind="stable")]
+            carriers = [
+                [
+                    {"id": self._ids[rows[query, column]], "score": float(share)}
+                    for column, share in votes.carriers(entry)
+                ]
+                for entry in entries
+            ]
+            tags = [self.tags[votes.tag[entry]] for entry in entries]
+            found.append(BookCandidates(tags, scores[entries].tolist(), evidence[entries], carriers))
+        return found
+
+    def fit(
+        self,
+        queries: BookQueries,
+        references: Sequence[Sequence[str]],
+        excluded_groups: Sequence[str] | None = None,
+    ) -> bool:
+        """Fit the temperatures of the votes, the probabilities and their threshold.
+
+        The threshold is that of the largest micro F1.
+
+        Args:
+            queries: Validation examples, or examples of the book itself with `excluded_groups`.
+            references: Their tags.
+            excluded_groups: See [`search`].
+
+        Returns:
+            Whether there were enough examples. If not, nothing is changed.
+        """
+        if len(queries) < MIN_FIT_EXAMPLES:
+            return False
+        neighbours = self.search(queries, excluded_groups=excluded_groups)
+        votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
+        wanted = [set(tags) for tags in references]
+        is_correct = np.array([self.tags[tag] in wanted[query] for query, tag in zip(votes.query, votes.tag)])
+        if not is_correct.any():
+            return False
+        for index, name in enumerate(SOURCES):
+            losses = {}
+            for temperature in TEMPERATURES:
+                shares = neighbours.votes({**self.temperatures, name: temperature})[..., index]
+                losses[temperature] = -np.log(votes.totals(shares)[is_correct] + MIN_VOTE).mean()
+            self.temperatures[name] = min(losses, key=losses.get)
+        evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
+        # Only entries that become candidates: most others have hardly any votes.
+        entries = np.concatenate([votes.most_voted(query, NUM_CANDIDATES) for query in range(len(queries))])
+        evidence, is_correct = evidence[entries], is_correct[entries]
+        self.score.fit(evidence, is_correct)
+        self.threshold = _best_threshold(self.score(evidence), is_correct, sum(map(len, wanted)))
+        return True
+
+    def fit_to_itself(self, queries: BookQueries) -> bool:
+        """Fit the book to its own examples, each of which sees only the others; see [`fit`].
+
+        Args:
+            queries: The examples of the book, as given to the constructor.
+        """
+        rows = np.random.default_rng(0).permutation(len(self))[:MAX_FIT_EXAMPLES].tolist()
+        chosen = self.examples.select(rows)
+        return self.fit(queries.select(rows), chosen["tags"][:], chosen["group"][:])
+
+    def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
+        """Add examples. Their tags can be suggested at once.
+
+        Args:
+            examples: Rows with `COLUMNS`.
+            queries: Their vectors and titles.
+
+        Raises:
+            ValueError: As in the constructor. The book is then unchanged.
+        """
+        _check_examples(examples, len(queries))
+        merged = concatenate_datasets([self.examples, examples.select_columns(list(COLUMNS))])
+        _check_examples(merged, len(self) + len(queries))
+        added = self._normalize(queries)
+        self.vectors = {name: torch.cat([self.vectors[name], added[name].half()]) for name in VECTOR_SOURCES}
+        self._replace_examples(merged)
+
+    def remove_examples(self, ids: Sequence[str]) -> None:
+        """Remove examples.
+
+        Raises:
+            ValueError: An id is not in the book, or no example would be left. The book is then unchanged.
+        """
+        removed = set(ids)
+        if unknown := removed - set(self._ids):
+            raise ValueError(f"The book has no example with the id {sorted(unknown)[0]!r}.")
+        kept = [row for row, name in enumerate(self._ids) if name not in removed]
+        if not kept:
+            raise ValueError("All examples would be removed; a book needs at least one.")
+        self.vectors = {name: vectors[kept] for name, vectors in self.vectors.items()}
+        self._replace_examples(self.examples.select(kept))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Save the book in a folder: the examples, their vectors and the settings."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written last: a book that was saved only in part cannot be loaded.
+        (folder / SETTINGS_NAME).unlink(missing_ok=True)
+        pq.write_table(self.examples.with_format("arrow")[:], folder / EXAMPLES_NAME)
+        tensors = {name: vectors.numpy() for name, vectors in self.vectors.items()}
+        tensors |= {"image_mean": self.image_mean.numpy(), "image_components": self.image_components.numpy()}
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / VECTORS_NAME)
+        settings = {"version": VERSION, "fingerprint": self.fingerprint, "examples": len(self)}
+        settings |= {"temperatures": self.temperatures, "threshold": self.threshold, "score": self.score.to_dict()}
+        (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, fingerprint: str | None = None) -> "TagBook":
+        """Load a saved book.
+
+        Args:
+            folder: Its folder.
+            fingerprint: Fingerprint of the model that will use the book. By default, it is not checked.
+
+        Raises:
+            FileNotFoundError: The folder does not contain a book.
+            ValueError: A file is damaged, or the book was made with another model.
+        """
+        folder = Path(folder)
+        if not (folder / SETTINGS_NAME).is_file():
+            raise FileNotFoundError(
+                f"{folder} contains no book ({SETTINGS_NAME} is missing). Make one with optsg index."
+            )
+        book = cls.__new__(cls)
+        try:
+            settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+            tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
+            table = pq.read_table(folder / EXAMPLES_NAME, columns=list(COLUMNS))
+            book.examples = Dataset(InMemoryTable(table))
+            book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
+            book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
+            book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
+            book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
+            book.score = EvidenceScore.from_dict(settings["score"])
+            lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
+        except Exception as error:  # json, pyarrow and safetensors raise errors of many types
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"The book in {folder} is damaged ({reason}). Make it again with optsg index.") from error
+        if len(lengths) > 1:
+            counts = ", ".join(map(str, sorted(lengths)))
+            raise ValueError(f"The book in {folder} is damaged: its files have {counts} examples. Make it again.")
+        if fingerprint is not None and fingerprint != book.fingerprint:
+            raise ValueError(f"The book in {folder} was made with another model. Make it again with this model.")
+        return book
+
+    def _normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
+        """Return unit vectors, whose products are similarities. A missing modality stays zero."""
+        images = queries.vectors["image"]
+        reduced = (images - self.image_mean) @ self.image_components.T * images.any(dim=1, keepdim=True)
+        return {name: F.normalize({**queries.vectors, "image": reduced}[name], dim=-1) for name in VECTOR_SOURCES}
+
+    def _compare(
+        self, vectors: Mapping[str, torch.Tensor], rows: torch.Tensor, by_words: Sequence[Mapping[int, float]]
+    ) -> Neighbours:
+        similarities = torch.zeros(*rows.shape, len(SOURCES))
+        is_comparable = torch.zeros(*rows.shape, len(SOURCES), dtype=torch.bool)
+        for index, name in enumerate(VECTOR_SOURCES):
+            own = self.vectors[name][rows.clamp(min=0)].float()
+            similarities[..., index] = torch.einsum("qnw,qw->qn", own, vectors[name])
+            is_comparable[..., index] = own.any(dim=-1) & vectors[name].any(dim=-1)[:, None]
+        for query, found in enumerate(by_words):
+            if found:
+                similarities[query, :, -1] = torch.tensor([found.get(row, 0.0) for row in rows[query].tolist()])
+                is_comparable[query, :, -1] = True
+        is_comparable &= (rows >= 0)[..., None]
+        return Neighbours(rows, similarities * is_comparable, is_comparable)
+
+    def _replace_examples(self, examples: Dataset) -> None:
+        self.examples = examples
+        for name in ("tags", "_spelling", "_tag_rows", "_groups", "_ids", "_words"):
+            self.__dict__.pop(name, None)
+
+
+def _nearest(queries: torch.Tensor, vectors: torch.Tensor, wanted: int) -> list[list[int]]:
+    """Return the rows of the most similar vectors of each query, none for a zero query."""
+    found, vectors = [], vectors.float()
+    for block in queries.split(256):
+        rows = (block @ vectors.T).topk(wanted, dim=1).indices.tolist()
+        found += [row if present else [] for row, present in zip(rows, block.any(dim=1).tolist())]
+    return found
+
+
+def _check_examples(examples: Dataset, num_queries: int) -> None:
+    if missing := set(COLUMNS) - set(examples.column_names):
+        raise ValueError(
+            f"The examples of a book need the columns {', '.join(COLUMNS)}; {sorted(missing)} are missing."
+        )
+    if not len(examples):
+        raise ValueError("There are no examples; a book needs at least one.")
+    if len(examples) != num_queries:
+        raise ValueError(f"There are {len(examples)} examples, but the vectors of {num_queries}.")
+    id_, count = Counter(examples["id"]).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")
+
+
+def _principal_components(centered: torch.Tensor) -> torch.Tensor:
+    """Return the first principal components `[components, width]` of centred vectors `[vectors, width]`."""
+    number = min(MAX_IMAGE_SIZE, *centered.shape)
+    if not number:
+        return centered.new_zeros(1, centered.shape[1])
+    # More vectors hardly change the components.
+    sample = centered[:: -(-len(centered) // MAX_PCA_IMAGES)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.pca_lowrank(sample, q=min(number, len(sample)), center=False)[2].T.contiguous()
+
+
+def _best_threshold(scores: np.ndarray, is_correct: np.ndarray, num_references: int) -> float:
+    """Return the score above which micro F1 is largest."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(is_correct[order])
+    f1 = 2 * hits / (np.arange(1, len(order) + 1) + num_references)
+    return float(scores[order[np.argmax(f1)]])

@@ -1,0 +1,43 @@
+"""Search in titles by their words."""
+
+import re
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+
+# Chinese and Japanese have no spaces between words: each character counts as a word.
+_CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_CHARACTERS}]|[^\W{_CHARACTERS}]+")
+
+
+class TitleWordIndex:
+    """BM25 over the words of titles.
+
+    Args:
+        titles: The titles. Some may be empty.
+    """
+
+    def __init__(self, titles: Sequence[str]):
+        self.index = bm25s.BM25()
+        self.index.index([title_words(title) for title in titles], show_progress=False)
+        data, starts = np.asarray(self.index.scores["data"]), self.index.scores["indptr"]
+        # The largest score of each word. Their sum is an upper bound on the score of a title.
+        self.largest = np.array([data[start:end].max(initial=0.0) for start, end in zip(starts[:-1], starts[1:])])
+
+    def search(self, title: str, number: int) -> dict[int, float]:
+        """Return the rows of the most similar titles with their similarities between 0 and 1, the largest first."""
+        words = self.index.get_tokens_ids(title_words(title))
+        bound = float(self.largest[words].sum()) if words else 0.0
+        if not bound:
+            return {}
+        scores = self.index.get_scores_from_ids(words)
+        number = min(number, len(scores))
+        rows = np.argpartition(-scores, number - 1)[:number]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        return {int(row): float(scores[row]) / bound for row in rows if scores[row] > 0}
+
+
+def title_words(title: str) -> list[str]:
+    """Return the words of a title in lower case."""
+    return _WORD.findall(title.casefold())

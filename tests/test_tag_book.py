@@ -1,0 +1,220 @@
+"""Tag books: search, votes, probabilities, changes, files."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from modeling_optsg.book import BookQueries, TagBook
+from modeling_optsg.book.tag_book import SETTINGS_NAME, VECTORS_NAME
+from modeling_optsg.book.title_words import TitleWordIndex, title_words
+from modeling_optsg.book.votes import MIN_VOTE, SOURCES, VECTOR_SOURCES
+
+WIDTH = 6
+TITLES = ["red bus", "blue bus", "red square", "", "dog", "家常菜"]
+TAGS = [["bus", "red"], ["bus", "blue"], ["red", "shape"], ["shape"], ["pet", "animal"], ["food"]]
+
+
+def make_queries(titles, seed=0, without_image=(), without_title=()):
+    random = torch.Generator().manual_seed(seed)
+    vectors = {name: torch.randn(len(titles), WIDTH, generator=random) for name in VECTOR_SOURCES}
+    vectors["image"][list(without_image)] = 0
+    vectors["title"][list(without_title)] = 0
+    return BookQueries(vectors, list(titles))
+
+
+def make_examples(titles=TITLES, tags=TAGS, prefix="example"):
+    ids = [f"{prefix}-{index}" for index in range(len(titles))]
+    return Dataset.from_dict({"id": ids, "title": list(titles), "tags": list(tags), "group": list(titles)})
+
+
+@pytest.fixture
+def book():
+    return TagBook(make_examples(), make_queries(TITLES, without_image=[5], without_title=[3]), "model-1")
+
+
+def clusters(number, seed):
+    """Examples of eight kinds; a kind decides the vectors, up to noise, and the tags."""
+    random = np.random.default_rng(seed)
+    kinds = random.integers(0, 8, number)
+    centres = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(9))
+    noise = torch.randn(number, WIDTH, generator=torch.Generator().manual_seed(seed))
+    vectors = {"image": centres[kinds] + 0.6 * noise, "title": torch.zeros(number, WIDTH), "joint": noise}
+    # One in five examples lacks the tag of its kind, and has a random one instead.
+    wrong = random.random(number) < 0.2
+    tags = [[f"kind {random.integers(0, 8) if other else kind}"] for kind, other in zip(kinds, wrong)]
+    return make_examples([""] * number, tags, f"seed{seed}"), BookQueries(vectors, [""] * number), tags
+
+
+def test_neighbours_are_those_of_a_brute_force_search(book):
+    queries = make_queries(["red bus", "cat", ""], seed=1, without_title=[2])
+    neighbours = book.search(queries, num_neighbours=2)
+    for query in range(len(queries)):
+        expected = set()
+        for source in ("title", "joint"):
+            vector = torch.nn.functional.normalize(queries.vectors[source][query], dim=0).numpy()
+            if vector.any():
+                expected |= set(np.argsort(-(book.vectors[source].float().numpy() @ vector))[:2].tolist())
+        rows = {row for row in neighbours.rows[query].tolist() if row >= 0}
+        assert expected <= rows
+    similarities = neighbours.similarities[0, :, SOURCES.index("title")]
+    vectors = book.vectors["title"].float()[neighbours.rows[0]]
+    assert torch.allclose(
+        similarities, torch.cosine_similarity(vectors, queries.vectors["title"][:1], dim=1), atol=2e-3
+    )
+
+
+def test_what_is_missing_has_no_vote(book):
+    neighbours = book.search(make_queries(["", "bus"], seed=2, without_image=[0], without_title=[0]), 6)
+    votes = neighbours.votes(book.temperatures)
+    sums = dict(zip(SOURCES, votes[0].sum(axis=0)))
+    assert sums == pytest.approx({"image": 0, "title": 0, "joint": 1, "words": 0})
+    assert votes[1].sum(axis=0) == pytest.approx([1, 1, 1, 1])
+    # Neither an example without an image nor one without a title takes part in what it lacks.
+    rows = neighbours.rows[1].tolist()
+    assert votes[1, rows.index(5), SOURCES.index("image")] == votes[1, rows.index(3), SOURCES.index("title")] == 0
+
+
+def test_evidence_adds_up_the_votes_of_a_tag(book):
+    queries = make_queries(["red bus"], seed=3)
+    neighbours = book.search(queries, 6)
+    votes, (found,) = neighbours.votes(book.temperatures), book.candidates(neighbours)
+    assert set(found.tags) == {tag for tags in TAGS for tag in tags}
+    row = found.tags.index("bus")
+    columns = [neighbours.rows[0].tolist().index(example) for example in (0, 1)]
+    for source in range(len(SOURCES)):
+        share = votes[0, columns, source].sum()
+        assert found.evidence[row, source] == pytest.approx(math.log(share + MIN_VOTE), abs=1e-5)
+        largest = float(neighbours.similarities[0, columns, source].max())
+        assert found.evidence[row, len(SOURCES) + source] == pytest.approx(largest, abs=1e-5)
+    assert found.evidence[row, 2 * len(SOURCES)] == pytest.approx(math.log(3))
+    shares = votes[0].mean(axis=-1)
+    assert [example["id"] for example in found.neighbours[row]] == [
+        f"example-{neighbours.rows[0, column]}" for column in sorted(columns, key=lambda column: -shares[column])
+    ]
+    # Before a fit, the odds of a tag are its mean vote.
+    mean = shares[columns].sum() + MIN_VOTE
+    assert found.scores[row] == pytest.approx(mean / (1 + mean), abs=1e-5)
+    assert found.scores == sorted(found.scores, reverse=True)
+
+
+def test_the_own_group_is_not_seen(book):
+    queries = make_queries(TITLES)
+    own = book.search(queries, 1)
+    others = book.search(queries, 1, excluded_groups=TITLES)
+    for query in range(len(TITLES)):
+        assert query in own.rows[query].tolist() and query not in others.rows[query].tolist()
+
+
+def test_a_fit_gives_calibrated_probabilities():
+    examples, queries, _ = clusters(400, seed=1)
+    book = TagBook(examples, queries, "model")
+    _, validation, references = clusters(300, seed=2)
+    _, test, wanted = clusters(300, seed=3)
+
+    def errors():
+        found = book.look_up(test)
+        scores = np.array([score for candidates in found for score in candidates.scores])
+        correct = np.array([tag in wanted[q] for q, candidates in enumerate(found) for tag in candidates.tags])
+        return float(np.mean((scores - correct) ** 2)), abs(scores.mean() - correct.mean())
+
+    before = errors()
+    assert book.fit(validation, references)
+    after = errors()
+    assert after[0] < 0.9 * before[0] and after[1] < 0.02 < before[1]
+    best = [candidates.tags[0] for candidates in book.look_up(test)]
+    assert np.mean([tag in tags for tag, tags in zip(best, wanted)]) > 0.7
+    assert 0.1 < book.threshold < 0.9
+
+
+def test_a_book_of_few_examples_is_not_fitted(book):
+    before = book.score.to_dict()
+    assert not book.fit_to_itself(make_queries(TITLES))
+    assert book.score.to_dict() == before
+
+
+def test_new_examples_count_at_once_and_removed_ones_no_longer(book):
+    queries = make_queries(["new thing"], seed=7)
+    assert "brand new" not in book.look_up(queries)[0].tags
+    book.add_examples(make_examples(["new thing"], [["brand new"]], "added"), queries)
+    found = book.look_up(queries)[0]
+    assert found.tags[0] == "brand new" and found.neighbours[0][0]["id"] == "added-0" and len(book) == 7
+    book.remove_examples(["added-0"])
+    assert "brand new" not in book.look_up(queries)[0].tags and len(book) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda book: book.add_examples(make_examples(), make_queries(TITLES)), "'example-0' occurs 2 times"),
+        (lambda book: book.add_examples(make_examples(), make_queries(["one"])), "6 examples, but the vectors of 1"),
+        (lambda book: book.remove_examples(["nobody"]), "no example with the id 'nobody'"),
+        (lambda book: book.remove_examples([f"example-{i}" for i in range(6)]), "at least one"),
+        (lambda book: TagBook(make_examples([], []), make_queries([]), "x"), "no examples"),
+        (lambda book: TagBook(Dataset.from_dict({"id": ["a"]}), make_queries(["a"]), "x"), "are missing"),
+    ],
+)
+def test_wrong_examples_are_refused_and_change_nothing(book, change, message):
+    with pytest.raises(ValueError, match=message):
+        change(book)
+    assert len(book) == 6 and book.tags[0] in {"bus", "red", "shape"}
+
+
+def test_a_saved_book_gives_the_same_tags(tmp_path):
+    examples, queries, _ = clusters(60, seed=4)
+    book = TagBook(examples, queries, "model")
+    book.fit_to_itself(queries)
+    book.save(tmp_path / "book")
+    loaded = TagBook.load(tmp_path / "book", "model")
+    for one, other in zip(book.look_up(queries), loaded.look_up(queries), strict=True):
+        assert one.tags == other.tags and one.scores == pytest.approx(other.scores)
+        assert one.neighbours == other.neighbours
+    assert loaded.threshold == book.threshold
+    loaded.save(tmp_path / "again")
+    for name in ("book.json", "vectors.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "book" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["book.json", "examples.parquet", "vectors.safetensors"])
+def test_damaged_files_are_named(book, tmp_path, name):
+    book.save(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=f"{tmp_path} is damaged .* optsg index"):
+        TagBook.load(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+        TagBook.load(tmp_path)
+
+
+def test_books_of_other_models_and_mixed_files_are_refused(book, tmp_path):
+    book.save(tmp_path)
+    with pytest.raises(ValueError, match="made with another model"):
+        TagBook.load(tmp_path, "model-2")
+    settings = json.loads((tmp_path / SETTINGS_NAME).read_text())
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings | {"examples": 5}))
+    with pytest.raises(ValueError, match="its files have 5, 6 examples"):
+        TagBook.load(tmp_path)
+    assert (tmp_path / VECTORS_NAME).exists()
+
+
+def test_suggestions_join_model_and_neighbours(book):
+    (found,) = book.look_up(make_queries(["red bus"], seed=3))
+    found.tags, found.scores, found.neighbours = ["bus", "red"], [0.5, 0.2], [[{"id": "a", "score": 1.0}], []]
+    predictions = [{"tag": "BUS", "score": 0.4}, {"tag": "pet", "score": 0.3}, {"tag": "not in the book", "score": 1}]
+    suggested = book.suggest(predictions, found)
+    assert [tag["tag"] for tag in suggested] == ["bus", "pet", "red"]
+    assert [tag["score"] for tag in suggested] == pytest.approx([0.7, 0.3, 0.2])
+    assert suggested[0]["neighbours"] == [{"id": "a", "score": 1.0}] and suggested[1]["neighbours"] == []
+
+
+def test_titles_are_searched_by_words():
+    assert title_words("Red-Bus 家常菜!") == ["red", "bus", "家", "常", "菜"]
+    index = TitleWordIndex(["red bus", "red square", "家常菜", "", "a very long title about a red bus stop"])
+    found = index.search("Red bus", 5)
+    assert list(found)[0] == 0 and 2 not in found and 0 < found[1] < found[0] <= 1
+    assert list(index.search("家", 5)) == [2]
+    assert index.search("unknown words", 5) == index.search("", 5) == {}
