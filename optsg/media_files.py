@@ -32,12 +32,14 @@ class MediaFile:
         title: Its title, if it has one.
         is_video: Whether it is a video rather than an image.
         root: The folder on the command line that contains the file. Empty for a file on the command line.
+        tags: Its tags in the metadata, if they were read.
     """
 
     path: str
     title: str | None
     is_video: bool
     root: str = ""
+    tags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -56,7 +58,9 @@ class MediaFiles:
     messages: list[str] = field(default_factory=list)
 
 
-def find_media_files(names: list[str], title: str | None = None, title_from_name: bool = False) -> MediaFiles:
+def find_media_files(
+    names: list[str], title: str | None = None, title_from_name: bool = False, read_tags: bool = False
+) -> MediaFiles:
     """Find images and videos among files, and recursively in folders.
 
     A file with a video suffix is a video, and any other file is an image. Raw files are rejected. In a folder, files
@@ -67,11 +71,12 @@ def find_media_files(names: list[str], title: str | None = None, title_from_name
         names: Paths of files and folders.
         title: Title of the files on the command line.
         title_from_name: Use file names as titles, with spaces instead of `-` and `_`, even if there is metadata.
+        read_tags: Also read the column `tags` of the metadata: a list, or text with `|` between two tags.
     """
     found = MediaFiles()
     for name in names:
         if os.path.isdir(name):
-            _FolderSearch(name, found, title_from_name).run()
+            _FolderSearch(name, found, title_from_name, read_tags).run()
         elif os.path.isfile(name) and suffix_of(name) in RAW_SUFFIXES:
             found.failures.append((name, "raw files are not supported; tag the JPEG next to it, or export one"))
         elif os.path.isfile(name):
@@ -89,11 +94,12 @@ def suffix_of(path: str) -> str:
 class _FolderSearch:
     """Searches a folder recursively and adds what it finds to `found`."""
 
-    def __init__(self, folder: str, found: MediaFiles, title_from_name: bool):
-        self.folder, self.found, self.title_from_name = folder, found, title_from_name
+    def __init__(self, folder: str, found: MediaFiles, title_from_name: bool, read_tags: bool):
+        self.folder, self.found = folder, found
+        self.title_from_name, self.read_tags = title_from_name, read_tags
         self.media: list[str] = []
         self.others: list[str] = []
-        self.titles: dict[str, str | None] = {}
+        self.metadata: dict[str, tuple[str | None, tuple[str, ...]]] = {}
         self.skipped = Counter()
 
     def run(self) -> None:
@@ -116,8 +122,8 @@ class _FolderSearch:
 
     def _add_file(self, path: str) -> None:
         if os.path.basename(path) in METADATA_NAMES:
-            if not self.title_from_name:
-                self.titles.update(_read_titles(path, self.found))
+            if self.read_tags or not self.title_from_name:
+                self.metadata.update(_read_metadata(path, self.found, self.read_tags))
         elif suffix_of(path) not in MEDIA_SUFFIXES:
             self.others.append(path)
         elif os.path.isfile(path):
@@ -126,8 +132,9 @@ class _FolderSearch:
             self.found.failures.append((path, "not a file, or a broken link"))
 
     def _media_file(self, path: str) -> MediaFile:
-        title = _title_from_name(path) if self.title_from_name else self.titles.get(os.path.normpath(path))
-        return MediaFile(path, title, _is_video(path), root=self.folder)
+        title, tags = self.metadata.get(os.path.normpath(path), (None, ()))
+        title = _title_from_name(path) if self.title_from_name else title
+        return MediaFile(path, title, _is_video(path), root=self.folder, tags=tags)
 
     def _report_skipped(self) -> None:
         raw = {path for path in self.others if suffix_of(path) in RAW_SUFFIXES}
@@ -146,7 +153,7 @@ class _FolderSearch:
             self._add_message(f"skipped {plural(total, 'other file')} ({kinds})")
 
     def _report_missing(self) -> None:
-        if missing := [path for path in self.titles if not os.path.exists(path)]:
+        if missing := [path for path in self.metadata if not os.path.exists(path)]:
             shown = ", ".join(missing[:MAX_MISSING_SHOWN]) + (", …" if len(missing) > MAX_MISSING_SHOWN else "")
             self._add_message(f"{plural(len(missing), 'file')} in the metadata not found: {shown}")
 
@@ -154,14 +161,15 @@ class _FolderSearch:
         self.found.messages.append(f"{self.folder}: {text}")
 
 
-def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
-    """Read titles by path. All invalid rows together are one failure, which shows the first of them."""
-    titles, unusable = {}, []
+def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+    """Read titles and tags by path. All invalid rows together are one failure, which shows the first of them."""
+    rows, unusable = {}, []
     try:
         for number, row in _rows(metadata):
             try:
-                path, title = _path_and_title(row)
-                titles[os.path.normpath(os.path.join(os.path.dirname(metadata), path))] = title
+                row = _check_row(row)
+                path = os.path.normpath(os.path.join(os.path.dirname(metadata), row["file_name"]))
+                rows[path] = (row.get("title") or None, _read_tags(row.get("tags")) if read_tags else ())
             except ValueError as error:
                 unusable.append(f"row {number}: {error}")
     except (OSError, ValueError, csv.Error) as error:
@@ -169,7 +177,7 @@ def _read_titles(metadata: str, found: MediaFiles) -> dict[str, str | None]:
     if unusable:
         more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
         found.failures.append((metadata, unusable[0] + more))
-    return titles
+    return rows
 
 
 def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
@@ -183,7 +191,7 @@ def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
         yield from enumerate(rows, start=1)
 
 
-def _path_and_title(row: dict | str) -> tuple[str, str | None]:
+def _check_row(row: dict | str) -> dict:
     if isinstance(row, str):
         row = json.loads(row)
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
@@ -191,7 +199,14 @@ def _path_and_title(row: dict | str) -> tuple[str, str | None]:
     title = row.get("title")
     if not isinstance(title, str | None):
         raise ValueError(f'"title" must be text, got {title!r}')
-    return row["file_name"], title or None
+    return row
+
+
+def _read_tags(tags: list[str] | str | None) -> tuple[str, ...]:
+    tags = (tags or "").split("|") if isinstance(tags, str | None) else tags
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f'"tags" must be a list of texts, got {tags!r}')
+    return tuple(stripped for tag in tags if (stripped := tag.strip()))
 
 
 def _sidecar_owner(path: str) -> str | None:

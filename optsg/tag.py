@@ -14,10 +14,17 @@ from .media_files import MediaFile, find_media_files
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
 from .sidecars.locations import NAMINGS
 from .tag_report import TagReport
-from .tagger import Fingerprinter, Tagger, TagSettings, split_into_batches
+from .tagger import (
+    DEFAULT_MODEL,
+    Fingerprinter,
+    Tagger,
+    TagSettings,
+    default_model,
+    exit_if_unusable,
+    split_into_batches,
+)
 from .terminal import StderrHandler, printable
 
-DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 LIBRARY_WARNINGS = StderrHandler("optsg tag")
 TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EPILOG = """\
@@ -57,6 +64,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="also print the image words, the classes that the vision tower predicts; they replace a missing title if "
         "the image is unlike the training images",
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="also print which images of the --book have each suggested keyword"
+    )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))
     parser.set_defaults(run=partial(_run, parser))
 
@@ -93,6 +103,11 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--decoding",
         choices=("parallel", "sequential"),
         help="generate all tags in parallel or one after the other (default: the setting of the model)",
+    )
+    parser.add_argument(
+        "--book",
+        metavar="FOLDER",
+        help="suggest the keywords of this book, made by `optsg index FOLDER`, instead of the tags of the model",
     )
     parser.add_argument("--frames", type=_positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(
@@ -151,7 +166,7 @@ def _read_tags(name: str) -> frozenset[str]:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _check(parser, args)
-    model = args.model or _default_model()
+    model = args.model or default_model()
     if model is None:
         parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
     settings = TagSettings(
@@ -161,19 +176,20 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         frames=args.frames,
         exclude=frozenset(args.exclude).union(*args.exclude_file),
         vocabulary=args.vocabulary or frozenset(),
+        book=args.book,
     )
     found = find_media_files(args.files, args.title or None, args.title_from_name)
     with _sigterm_as_exception() if args.write else contextlib.nullcontext():
         writers = _make_writers(parser, args, model, settings) if found.files else []
         paths = [file.path for file in found.files]
-        report = TagReport(paths, args.json, writers, args.dry_run, args.show_image_words)
+        report = TagReport(paths, args.json, writers, args.dry_run, args.show_image_words, args.explain)
         try:
             for message in found.messages:
                 report.add_message(message)
             for path, reason in found.failures:
                 report.add_failure(path, None, reason)
             if pending := report.select_pending(found.files, args.redo):
-                with _exit_if_unusable(parser, model):
+                with exit_if_unusable(parser, model):
                     tagger = _load_tagger(model, settings)
                 _tag_files(tagger, pending, args.batch_size, report)
             return report.finish()
@@ -185,6 +201,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
         parser.error("--title needs exactly one image or video; for several, use --title-from-name or metadata")
+    if args.explain and not args.book:
+        parser.error("--explain needs --book")
+    if args.book and args.vocabulary:
+        parser.error("--book and --vocabulary exclude each other: a book suggests only its own keywords")
     for option in ("output", "dry_run", "redo"):
         if getattr(args, option) and not args.write:
             parser.error(f"--{option.replace('_', '-')} needs --write")
@@ -195,7 +215,7 @@ def _make_writers(
 ) -> list[TagWriter]:
     if not args.write:
         return []
-    with _exit_if_unusable(parser, model):
+    with exit_if_unusable(parser, model):
         fingerprint = Fingerprinter(model, settings)
     locator = SidecarLocator(args.output, args.sidecar_names)
     model_name = Path(model).resolve().name if Path(model).is_dir() else model
@@ -229,16 +249,6 @@ def _tag_files(
 
 
 @contextlib.contextmanager
-def _exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[None]:
-    """End the program with one line if the model cannot be used."""
-    try:
-        yield
-    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged folder
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        parser.exit(2, printable(f"{parser.prog}: model {model} cannot be loaded: {reason}") + "\n")
-
-
-@contextlib.contextmanager
 def _sigterm_as_exception() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM, so that the program cleans up as it does on Ctrl-C."""
 
@@ -253,8 +263,3 @@ def _sigterm_as_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _default_model() -> str | None:
-    clone = Path(__file__).parents[1]
-    return next((str(path) for path in (DEFAULT_MODEL, clone / DEFAULT_MODEL) if path.is_dir()), None)

@@ -10,6 +10,9 @@ from .sidecars import Change, SidecarError, TagWriter
 from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
+# Examples of the book that are printed for each tag.
+MAX_NEIGHBOURS = 3
+
 
 class TagReport:
     """Prints and writes the result of each file and computes the exit status.
@@ -20,6 +23,7 @@ class TagReport:
         writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
         dry_run: Print what the writers would do.
         show_image_words: Print the image words of each file.
+        explain: Print the examples of the book that have each tag.
     """
 
     def __init__(
@@ -29,8 +33,9 @@ class TagReport:
         writers: list[TagWriter],
         dry_run: bool = False,
         show_image_words: bool = False,
+        explain: bool = False,
     ):
-        self.show_image_words = show_image_words
+        self.show_image_words, self.explain = show_image_words, explain
         self.files, self.as_json, self.writers, self.dry_run = files, as_json, writers, dry_run
         self.table = None if as_json or writers else TagTable(files)
         self.num_tagged = self.num_done = self.num_written = self.num_unchanged = 0
@@ -83,7 +88,10 @@ class TagReport:
             self.add_failure(file.path, file.title, str(result))
             return
         words = {"image_words": result.image_words} if self.show_image_words else {}
-        self._print_json(file=file.path, title=file.title, tags=result.tags, **words)
+        tags = result.tags
+        if self.explain:
+            tags = [tag | {"neighbours": own} for tag, own in zip(tags, result.neighbours, strict=True)]
+        self._print_json(file=file.path, title=file.title, tags=tags, **words)
         if self.table is not None:
             if self.num_tagged == 0:
                 print_line(self.table.header())
@@ -91,6 +99,12 @@ class TagReport:
         if self.show_image_words and not self.as_json:
             seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
             print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
+        if self.explain and not self.as_json:
+            for tag, own in zip(result.tags, result.neighbours, strict=True):
+                shown = ", ".join(
+                    f"{printable(example['id'])} {example['score']:.2f}" for example in own[:MAX_NEIGHBOURS]
+                )
+                print_line(f"  {printable(tag['tag'])}: {shown or '(only the model)'}")
         self.num_tagged += 1
         for writer in writers:
             try:

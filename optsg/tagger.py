@@ -1,21 +1,29 @@
 """Loads the model of `optsg tag`, tags batches of files with it, and computes fingerprints."""
 
+import argparse
+import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .media_files import MediaFile
+from .media_files import OWN_PREFIX, MediaFile
 from .sidecars.reconciliation import tag_key
+from .terminal import printable
 
 if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+    from modeling_optsg.book import BookQueries, TagBook
 
+DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
+# Folder of the book of a folder of images.
+BOOK_FOLDER = f"{OWN_PREFIX}book"
+BOOK_FILE_SUFFIXES = {".json", ".safetensors", ".parquet"}
 NO_LIMIT = 2**31
 
 
@@ -31,6 +39,7 @@ class TagSettings:
         frames: Number of frames to read from each video.
         exclude: Tags to leave out, ignoring letter case.
         vocabulary: Tags that may be generated. If empty, all tags may be generated.
+        book: Folder of a book, or of the images that it was made of. Only tags of the book are then suggested.
     """
 
     threshold: float | None = None
@@ -39,6 +48,7 @@ class TagSettings:
     frames: int | None = None
     exclude: frozenset[str] = frozenset()
     vocabulary: frozenset[str] = frozenset()
+    book: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +58,12 @@ class FileTags:
     Args:
         tags: Tags as `OPTSGProcessor.batch_decode` returns them, most probable first.
         image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
+        neighbours: With a book, for each tag the examples that have it, as `{"id": str, "score": float}`.
     """
 
     tags: list[dict]
     image_words: list[dict]
+    neighbours: list[list[dict]] = field(default_factory=list)
 
 
 class Tagger:
@@ -62,12 +74,13 @@ class Tagger:
         settings: Settings of the generation.
 
     Raises:
+        BookError: The book cannot be used.
         Exception: There is no such model, it is damaged, or it does not support the settings. The libraries raise
             exceptions of many types.
     """
 
     def __init__(self, name: str, settings: TagSettings):
-        self.model, self.processor = _load(name, settings.frames)
+        self.model, self.processor = load_model(name, settings.frames)
         self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -78,6 +91,12 @@ class Tagger:
             self.generate_options["max_tags"] = NO_LIMIT
             if settings.threshold is None:
                 self.max_word_tags = self.model.num_word_tags
+        self.book = _load_book(settings.book, self.model, self.processor) if settings.book else None
+        if self.book is not None:
+            self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
+            self.max_tags = settings.max_tags
+            # The model may give a keyword of the book a small probability, and its neighbours a large one.
+            self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT}
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
@@ -107,7 +126,16 @@ class Tagger:
             # Halving the batch finds the unreadable files and still tags the others in large batches.
             half = len(batch) // 2
             return self(batch[:half]) + self(batch[half:])
-        outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
+        inputs = dict(inputs.to(self.model.device))
+        queries = None
+        if self.book is not None:
+            from modeling_optsg.book import embed_inputs
+
+            queries, inputs = embed_inputs(self.model, inputs, [file.title for file in batch])
+        outputs = self.model.generate(**inputs, **self.generate_options)
+        image_words = decode_image_words(outputs, self.model.config)
+        if queries is not None:
+            return self._suggest(self.processor.batch_decode(outputs), queries, image_words)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
         decoded = [
@@ -115,7 +143,25 @@ class Tagger:
             for tags in self.processor.batch_decode(outputs)
         ]
         kept = [tags[:limit] for tags, limit in zip(decoded, limits, strict=True)]
-        return [FileTags(*pair) for pair in zip(kept, decode_image_words(outputs, self.model.config), strict=True)]
+        return [FileTags(*pair) for pair in zip(kept, image_words, strict=True)]
+
+    def _suggest(
+        self, predictions: list[list[dict]], queries: "BookQueries", image_words: list[list[dict]]
+    ) -> list[FileTags | Exception]:
+        """Suggest tags of the book for each file of a batch."""
+        results = []
+        for predicted, candidates, words in zip(predictions, self.book.look_up(queries), image_words, strict=True):
+            suggested = [
+                tag
+                for tag in self.book.suggest(predicted, candidates)
+                if tag["score"] >= self.threshold and tag_key(tag["tag"]) not in self.excluded
+            ][: self.max_tags]
+            neighbours = [tag.pop("neighbours") for tag in suggested]
+            known = self.processor.label_vocabulary
+            results.append(
+                FileTags([tag | {"novel": tag["tag"] not in known} for tag in suggested], words, neighbours)
+            )
+        return results
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
@@ -147,6 +193,11 @@ class Fingerprinter:
         values = {
             name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(settings).items()
         }
+        if settings.book:
+            values["book"] = _digest_files(find_book(settings.book), BOOK_FILE_SUFFIXES)
+        else:
+            # Sidecars of runs without a book stay valid.
+            del values["book"]
         self.run = json.dumps([_identify_model(model), values])
 
     def __call__(self, file: MediaFile) -> str:
@@ -166,17 +217,67 @@ def _identify_model(name: str) -> str:
         from modeling_optsg import OPTSGConfig
 
         return OPTSGConfig.get_config_dict(name)[0].get("_commit_hash") or name
+    return _digest_files(Path(name), MODEL_FILE_SUFFIXES)
+
+
+def _digest_files(folder: Path, suffixes: set[str]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(name).rglob("*")):
-        if path.suffix in MODEL_FILE_SUFFIXES and path.is_file():
-            digest.update(path.relative_to(name).as_posix().encode() + b"\0")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in suffixes and path.is_file():
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()
 
 
-def _load(name: str, num_frames: int | None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
+def default_model() -> str | None:
+    """Return the folder of the shipped checkpoint, or `None` outside a clone."""
+    clone = Path(__file__).parents[1]
+    return next((str(path) for path in (DEFAULT_MODEL, clone / DEFAULT_MODEL) if path.is_dir()), None)
+
+
+def find_book(folder: str) -> Path:
+    """Return the folder of a book, given it or the folder of images that it was made of."""
+    inside = Path(folder, BOOK_FOLDER)
+    return inside if inside.is_dir() else Path(folder)
+
+
+class BookError(Exception):
+    """A book cannot be used; the message names it and the reason."""
+
+
+def _load_book(folder: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "TagBook":
+    from modeling_optsg.book import TagBook, encoder_fingerprint
+
+    try:
+        return TagBook.load(find_book(folder), encoder_fingerprint(model, processor))
+    except (OSError, ValueError) as error:
+        raise BookError(str(error)) from error
+
+
+@contextlib.contextmanager
+def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[None]:
+    """End the program with one line if the model or its book cannot be used."""
+    try:
+        yield
+    except BookError as error:
+        parser.exit(2, printable(f"{parser.prog}: {error}") + "\n")
+    except Exception as error:  # the libraries raise anything from KeyError to SafetensorError on a damaged folder
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        parser.exit(2, printable(f"{parser.prog}: model {model} cannot be loaded: {reason}") + "\n")
+
+
+def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
+    """Load a model and its processor.
+
+    Args:
+        name: A folder or a name on the Hub.
+        num_frames: Number of frames to read from each video. Default: the setting of the processor.
+
+    Raises:
+        Exception: There is no such model, or it is damaged. The libraries raise exceptions of many types.
+    """
     import torch
     import transformers
 

@@ -107,6 +107,26 @@ class XmpSidecarWriter(TagWriter):
         return Change(path, result.added, result.removed, remarks=remarks)
 
 
+def read_user_keywords(packet: XmpPacket, path: str) -> list[str]:
+    """Return the keywords of an XMP document that are not tags of this program.
+
+    A path such as `Places|Rome` or `Places/Rome` counts as its last part. Malformed lists are left out.
+
+    Args:
+        packet: The document, of a sidecar or an image.
+        path: Path of the file, for errors.
+
+    Raises:
+        SidecarError: A keyword list is not a list.
+    """
+    fields = _KeywordFields.read(packet, path)
+    ours = _keys(fields.our_subject) | _keys(fields.our_list)
+    hierarchy = [path.rpartition("|")[2] for path in _read_hierarchy(packet)]
+    listed = [path.rpartition("/")[2] for path in fields.user_list]
+    # Other programs copy our tags into their own fields. Such a copy does not make a tag the user's.
+    return [*fields.user_subject, *(tag for tag in (*listed, *hierarchy) if tag_key(tag) not in ours)]
+
+
 @dataclass(frozen=True)
 class _KeywordFields:
     """The keyword fields of a sidecar and the record of the last run.

@@ -1,0 +1,130 @@
+"""`optsg index`: make a book of tagged images, whose tags `optsg tag --book` suggests for other images."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from .media_files import MediaFile, find_media_files
+from .sidecars import SidecarError, SidecarLocator
+from .sidecars.locations import NAMINGS
+from .tagger import BOOK_FOLDER, default_model, exit_if_unusable, load_model
+from .terminal import plural, print_line, printable
+
+EPILOG = """\
+Keywords are read from the XMP, IPTC and EXIF data of images, from XMP sidecars,
+and from the column tags of a metadata.jsonl, metadata.csv or metadata.parquet
+in the folder. Tags that optsg itself added are left out. Images and videos are
+never changed. To resume a stopped run, run the same command again.
+
+exit status: 0 all files with keywords were read; 1 some files failed, with the
+reason on standard error; 2 the arguments are invalid, the model cannot be used,
+or no file has keywords; 130 interrupted.
+"""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add `index` to the sub-commands of `optsg`."""
+    parser = commands.add_parser(
+        "index",
+        help="make a book of your own images and their keywords",
+        description="Makes a book of the images and videos in a folder that have keywords. Then\n"
+        "`optsg tag --book FOLDER` suggests these keywords for other images. Nothing is trained.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder of images and videos, searched recursively")
+    parser.add_argument("--output", metavar="DIR", help=f"folder of the book (default: {BOOK_FOLDER} in FOLDER)")
+    parser.add_argument("--model", metavar="NAME", help="checkpoint folder or name on the Hub")
+    parser.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
+    parser.add_argument(
+        "--sidecar-names",
+        choices=NAMINGS,
+        default="full",
+        help="which sidecar to read if an image has two: full: photo.jpg.xmp (default); stem: photo.xmp",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="number of files per batch (default: 16)"
+    )
+    parser.set_defaults(run=partial(_run, parser))
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if not os.path.isdir(args.folder):
+        parser.error(f"{printable(args.folder)} is not a folder")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size {args.batch_size} must be at least 1")
+    if (model_name := args.model or default_model()) is None:
+        parser.error("--model is required: there is no checkpoint here")
+    found = find_media_files([args.folder], title_from_name=args.title_from_name, read_tags=True)
+    failures = list(found.failures)
+    for message in found.messages:
+        _report(message)
+    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), failures))
+    if found.files and (skipped := len(found.files) - len(examples)):
+        _report(f"{plural(skipped, 'file')} without keywords skipped")
+    if not examples:
+        _report_failures(failures)
+        _report(f"{args.folder}: no image or video has keywords, so there is nothing to suggest")
+        return 2
+    output = Path(args.output or Path(args.folder, BOOK_FOLDER))
+    with exit_if_unusable(parser, model_name):
+        model, processor = load_model(model_name)
+    try:
+        num_kept = _build(model, processor, examples, output, args.batch_size, failures)
+    except (OSError, ValueError) as error:
+        _report_failures(failures)
+        _report(f"the book cannot be made: {error}")
+        return 1
+    _report_failures(failures)
+    tags = {tag for example in examples for tag in example["tags"]}
+    print_line(printable(f"{output}: {plural(num_kept, 'file')} with {plural(len(tags), 'keyword')}"))
+    return 1 if failures else 0
+
+
+def _build(
+    model: object, processor: object, examples: list[dict], output: Path, batch_size: int, failures: list
+) -> int:
+    from modeling_optsg.book import build_book
+
+    book, unreadable = build_book(
+        model, processor, examples, output, batch_size=batch_size, progress=sys.stderr.isatty()
+    )
+    paths = {example["id"]: example.get("image") or example.get("video") for example in examples}
+    failures += [(paths[name], reason) for name, reason in unreadable.items()]
+    return len(book)
+
+
+def _with_keywords(
+    files: Iterable[MediaFile], locator: SidecarLocator, failures: list[tuple[str, str]]
+) -> Iterable[dict]:
+    """Yield an example for each file with keywords, and add files whose sidecar cannot be read to `failures`."""
+    from .sidecars.keywords import read_keywords, unique_keywords
+
+    for file in files:
+        try:
+            tags = unique_keywords([*file.tags, *read_keywords(file, locator)])
+        except SidecarError as error:
+            failures.append((file.path, str(error)))
+            continue
+        if tags:
+            name = os.path.relpath(file.path, file.root)
+            yield {
+                "id": os.fsencode(name).decode("utf-8", "replace"),
+                "title": file.title or "",
+                "tags": tags,
+                # Files with one title may show the same thing. In the fit, they do not see one another.
+                "group": " ".join(sorted(set(file.title.casefold().split()))) if file.title else name,
+                "video" if file.is_video else "image": file.path,
+            }
+
+
+def _report_failures(failures: Sequence[tuple[str, str]]) -> None:
+    for path, reason in failures:
+        _report(reason if path in reason else f"{path}: {reason}")
+
+
+def _report(text: str) -> None:
+    print_line(f"optsg index: {printable(text)}", file=sys.stderr)

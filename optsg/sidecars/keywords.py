@@ -1,0 +1,103 @@
+"""Reads the keywords that people gave their images: in the image, in its XMP sidecar, or in a metadata file."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from ..media_files import MediaFile
+from .files import read_file
+from .locations import SidecarLocator
+from .reconciliation import tag_key
+from .writer import SidecarError
+from .xmp_packet import XmpPacket
+from .xmp_sidecar import SUFFIX, read_user_keywords
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# IPTC-IIM 4.2: record 2, data set 25 has the keywords; record 1, data set 90 has the character set.
+IPTC_KEYWORDS, IPTC_CHARACTER_SET, IPTC_UTF8 = (2, 25), (1, 90), b"\x1b%G"
+# Keywords of the Windows Explorer, in UTF-16 and separated by semicolons.
+EXIF_KEYWORDS = 0x9C9E
+
+
+def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
+    """Return the keywords that people gave an image or a video.
+
+    They are read from the XMP sidecar, and for an image also from the XMP, IPTC and EXIF data in the file. Tags that
+    `optsg tag --write` added are left out.
+
+    Args:
+        file: The image or video.
+        locator: Finds the sidecar.
+
+    Returns:
+        The keywords in their order, each in one spelling.
+
+    Raises:
+        SidecarError: A sidecar cannot be read.
+    """
+    keywords = list(_read_sidecar(file, locator))
+    if not file.is_video:
+        keywords += _read_image(file.path)
+    return unique_keywords(keywords)
+
+
+def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> list[str]:
+    path = locator.locate(file, SUFFIX, locator.naming, either=True).path
+    data = read_file(path)
+    if data is None:
+        return []
+    try:
+        return read_user_keywords(XmpPacket(data), path)
+    except ValueError as error:
+        raise SidecarError(f"{path} cannot be read: {error}") from error
+
+
+def _read_image(path: str) -> Iterator[str]:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+            if packet:
+                packet = packet.encode() if isinstance(packet, str) else packet
+                # An image is not ours to repair: what cannot be read has no keywords.
+                with contextlib.suppress(ValueError, SidecarError):
+                    yield from read_user_keywords(XmpPacket(packet.rstrip(b"\0")), path)
+            yield from _read_iptc(image)
+            with contextlib.suppress(ValueError, SyntaxError, OSError):
+                keywords = image.getexif().get(EXIF_KEYWORDS, b"")
+                yield from bytes(keywords).decode("utf-16-le", "replace").rstrip("\0").split(";")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return  # the image is reported when its pixels are read
+
+
+def _read_iptc(image: "Image.Image") -> list[str]:
+    from PIL import IptcImagePlugin
+
+    try:
+        records = IptcImagePlugin.getiptcinfo(image) or {}
+    except (ValueError, SyntaxError, OSError, KeyError, TypeError):
+        return []
+    values = records.get(IPTC_KEYWORDS, [])
+    values = values if isinstance(values, list) else [values]
+    encodings = ("utf-8",) if records.get(IPTC_CHARACTER_SET) == IPTC_UTF8 else ("utf-8", "latin-1")
+    return [_decode(value, encodings) for value in values]
+
+
+def _decode(value: bytes, encodings: Iterable[str]) -> str:
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode(encoding)
+    return value.decode("utf-8", "replace")
+
+
+def unique_keywords(keywords: Iterable[str]) -> list[str]:
+    """Return the keywords in their order, without blank ones, each in the spelling that comes first."""
+    spelling: dict[str, str] = {}
+    for keyword in keywords:
+        keyword = " ".join(keyword.split())
+        if keyword:
+            spelling.setdefault(tag_key(keyword), keyword)
+    return list(spelling.values())

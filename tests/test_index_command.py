@@ -1,0 +1,259 @@
+"""`optsg index` and `optsg tag --book`: keywords of images, books, suggestions."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.ExifTags import Base
+
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.book import TagBook, building, embed_examples, encoder_fingerprint
+from optsg import main
+from optsg.media_files import MediaFile
+from optsg.sidecars import SidecarLocator
+from optsg.sidecars.keywords import EXIF_KEYWORDS, read_keywords
+from optsg.tagger import BOOK_FOLDER
+
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:lr="http://ns.adobe.com/lightroom/1.0/"
+ xmlns:digiKam="http://www.digikam.org/ns/1.0/" xmlns:optsg="urn:x-optsg:1.0/">{}</rdf:Description>
+</rdf:RDF></x:xmpmeta>"""
+COLOURS = ((220, 30, 30), (30, 160, 50), (40, 60, 210), (230, 200, 40))
+KEYWORDS = ("Grandma's garden", "Lake house", "Old town", "Ski week")
+
+
+def xmp(**lists):
+    properties = (
+        f"<{name.replace('_', ':')}><rdf:Bag>{''.join(f'<rdf:li>{text}</rdf:li>' for text in texts)}</rdf:Bag>"
+        f"</{name.replace('_', ':')}>"
+        for name, texts in lists.items()
+    )
+    return XMP.format("".join(properties))
+
+
+def keywords_of(path):
+    return read_keywords(MediaFile(str(path), None, path.suffix == ".mp4"), SidecarLocator())
+
+
+def save_image(path, **options):
+    Image.new("RGB", (40, 30), "red").save(path, **options)
+    return path
+
+
+def test_keywords_of_a_sidecar(tmp_path):
+    path = save_image(tmp_path / "a.jpg")
+    assert keywords_of(path) == []
+    sidecar = xmp(
+        dc_subject=["Mia", "ours"],
+        digiKam_TagsList=["People/Mia", "Places/Rome", "ours"],
+        lr_hierarchicalSubject=["Trips|2021", "ours"],
+        optsg_Tags=["ours"],
+        optsg_Listed=["ours"],
+    )
+    (tmp_path / "a.jpg.xmp").write_text(sidecar, encoding="utf-8")
+    assert keywords_of(path) == ["Mia", "Rome", "2021"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_keywords_in_the_xmp_of_an_image(tmp_path, suffix):
+    path, packet = tmp_path / f"a.{suffix}", xmp(dc_subject=["Mia", "mia", " Grandma's  garden "])
+    if suffix == "png":
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet)
+        save_image(path, pnginfo=info)
+    elif suffix == "tif":
+        save_image(path, tiffinfo={700: packet.encode()})
+    else:
+        save_image(path, xmp=packet.encode())
+    assert keywords_of(path) == ["Mia", "Grandma's garden"]
+
+
+def test_keywords_in_exif_and_iptc(tmp_path):
+    exif = Image.Exif()
+    exif[EXIF_KEYWORDS] = "Mia;Überlingen\0".encode("utf-16-le")
+    assert Base.XPKeywords == EXIF_KEYWORDS
+    assert keywords_of(save_image(tmp_path / "a.jpg", exif=exif)) == ["Mia", "Überlingen"]
+    path = save_image(tmp_path / "b.jpg")
+    records = b"\x1c\x01\x5a\x00\x03\x1b%G"
+    for keyword in ("Bruno", "Überlingen"):
+        records += b"\x1c\x02\x19" + len(keyword.encode()).to_bytes(2, "big") + keyword.encode()
+    block = b"8BIM\x04\x04\x00\x00" + len(records).to_bytes(4, "big") + records + b"\0" * (len(records) % 2)
+    segment = b"Photoshop 3.0\0" + block
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:])
+    assert keywords_of(path) == ["Bruno", "Überlingen"]
+
+
+def test_damaged_metadata_in_an_image_is_no_keyword(tmp_path):
+    assert keywords_of(save_image(tmp_path / "a.jpg", xmp=b"<x:xmpmeta")) == []
+    (tmp_path / "b.jpg").write_bytes(b"not an image")
+    assert keywords_of(tmp_path / "b.jpg") == []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, make_model, tiny_processor):
+    """A tiny model with a tag classifier. Its towers are random, so that it sees colours."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = make_model(use_tag_classifier=True)
+    model.set_label_vocabulary(tiny_processor.tag_tokenizer(list(tiny_processor.label_vocabulary))["input_ids"])
+    model.generation_config.pad_bias = -5.0
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def library(tmp_path):
+    """40 images of four colours with a keyword for each, and one without keywords."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(40):
+        pixels = np.clip(np.array(COLOURS[index % 4]) + random.integers(-15, 15, (30, 40, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+        (folder / f"{index}.png.xmp").write_text(xmp(dc_subject=[KEYWORDS[index % 4]]), encoding="utf-8")
+    save_image(folder / "no-keywords.png")
+    return folder
+
+
+@pytest.fixture
+def index(checkpoint, library, capsys):
+    def run(*words):
+        status = main(["index", str(library), "--model", str(checkpoint), *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def tag(checkpoint, library, capsys, tmp_path):
+    for colour, name in zip(COLOURS, ("red", "green", "blue", "yellow")):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), colour).save(tmp_path / "new" / f"{name}.png")
+
+    def run(*words, files=None):
+        files = files or sorted((tmp_path / "new").iterdir())
+        capsys.readouterr()
+        status = main(["tag", "--model", str(checkpoint), *map(str, words), *map(str, files)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_own_keywords_are_suggested_for_new_images(index, tag, library, tmp_path):
+    before = {path: path.read_bytes() for path in library.iterdir()}
+    status, out, err = index()
+    assert status == 0 and "40 files with 4 keywords" in out and "1 file without keywords skipped" in err
+    assert {path: path.read_bytes() for path in library.iterdir() if path.is_file()} == before
+    status, out, err = tag("--book", library, "--json", "--explain")
+    rows = {row["file"].rsplit("/", 1)[-1]: row["tags"] for row in map(json.loads, out.splitlines())}
+    assert status == 0 and err == ""
+    for name, keyword in zip(("red.png", "green.png", "blue.png", "yellow.png"), KEYWORDS):
+        assert rows[name][0]["tag"] == keyword and rows[name][0]["novel"]
+        assert {tag["tag"] for tag in rows[name]} <= set(KEYWORDS)
+        nearest = rows[name][0]["neighbours"][0]
+        assert int(nearest["id"].split(".")[0]) % 4 == KEYWORDS.index(keyword)
+    # The folder of the book itself works too, and a table has the reasons below the tags of a file.
+    status, out, _ = tag(
+        "--book", library / BOOK_FOLDER, "--explain", "--max-tags", 1, files=[tmp_path / "new/red.png"]
+    )
+    *_, first, second = out.splitlines()
+    assert "Grandma's garden" in first and second.startswith("  Grandma's garden: ") and ".png 0." in second
+
+
+def test_limits_and_exclusions_apply_to_suggestions(index, tag, library, tmp_path):
+    index()
+    files = [tmp_path / "new/red.png"]
+    _, out, _ = tag("--book", library, "--threshold", 0, "--json", files=files)
+    every = [tag["tag"] for tag in json.loads(out)["tags"]]
+    assert len(every) > 1 and every[0] == "Grandma's garden"
+    _, out, _ = tag("--book", library, "--threshold", 0, "--exclude", "grandma's GARDEN", "--json", files=files)
+    assert [tag["tag"] for tag in json.loads(out)["tags"]] == every[1:]
+    _, out, _ = tag("--book", library, "--threshold", 1, "--json", files=files)
+    assert json.loads(out)["tags"] == []
+
+
+def test_sidecars_depend_on_the_book(index, tag, library, tmp_path):
+    index()
+    words = ("--book", library, "--write", "xmp")
+    files = [tmp_path / "new/red.png"]
+    assert "1 written" in tag(*words, files=files)[2]
+    assert "already tagged" in tag(*words, files=files)[2]
+    (library / "0.png.xmp").write_text(xmp(dc_subject=["Another name"]), encoding="utf-8")
+    index()
+    assert "already tagged" not in tag(*words, files=files)[2]
+
+
+def test_tags_of_the_metadata_are_keywords(index, library, tag, tmp_path):
+    for path in library.glob("*.xmp"):
+        path.unlink()
+    rows = [{"file_name": f"{index}.png", "title": "", "tags": [KEYWORDS[index % 4]]} for index in range(40)]
+    (library / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert "40 files with 4 keywords" in index()[1]
+    (library / "metadata.jsonl").unlink()
+    (library / "metadata.csv").write_text("file_name,tags\n0.png,Ski week|Mia\n", encoding="utf-8")
+    assert "1 file with 2 keywords" in index("--output", tmp_path / "book")[1]
+    (library / "metadata.csv").unlink()
+    (library / "metadata.jsonl").write_text('{"file_name": "0.png", "tags": 7}', encoding="utf-8")
+    status, _, err = index()
+    assert status == 2 and '"tags" must be a list of texts, got 7' in err and "no image or video has keywords" in err
+
+
+def test_unreadable_files_do_not_stop_the_others(index, library):
+    (library / "3.png").write_bytes(b"not an image")
+    (library / "5.png.xmp").write_text("<broken", encoding="utf-8")
+    status, out, err = index("--batch-size", 7)
+    assert status == 1 and "38 files with 4 keywords" in out
+    assert "3.png" in err and "5.png.xmp" in err and "Traceback" not in err
+    assert len(TagBook.load(library / BOOK_FOLDER)) == 38
+
+
+def test_an_interrupted_index_is_resumed(index, library, monkeypatch):
+    monkeypatch.setattr(building, "CHUNK_SIZE", 8)
+    embedded, original = [], building.embed_inputs
+
+    def count(model, inputs, titles):
+        if len(embedded) == 3:
+            raise KeyboardInterrupt
+        embedded.append(len(titles))
+        return original(model, inputs, titles)
+
+    monkeypatch.setattr(building, "embed_inputs", count)
+    assert index()[0] == 130 and embedded == [8, 8, 8]
+    assert not (library / BOOK_FOLDER / "book.json").exists()
+    monkeypatch.setattr(building, "embed_inputs", lambda *args: embedded.append(8) or original(*args))
+    assert index()[0] == 0 and embedded == [8] * 5
+    assert not (library / BOOK_FOLDER / building.PARTIAL_FOLDER).exists()
+
+
+def test_the_vectors_are_those_of_the_model(index, checkpoint, library):
+    index()
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    book = TagBook.load(library / BOOK_FOLDER, encoder_fingerprint(model, processor))
+    queries = embed_examples(model, processor, [{"image": str(library / "7.png"), "title": None}])
+    found = book.search(queries, 1)
+    rows = [row for row in found.rows[0].tolist() if row >= 0]
+    assert book.examples[rows[0]]["id"] == "7.png" and float(found.similarities[0, 0, 0]) == pytest.approx(1, abs=1e-3)
+
+
+def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny_checkpoint):
+    index()
+    with pytest.raises(SystemExit):
+        tag("--explain")
+    assert "--explain needs --book" in capsys.readouterr().err
+    (tmp_path / "words.txt").write_text("red")
+    with pytest.raises(SystemExit):
+        tag("--book", library, "--vocabulary", tmp_path / "words.txt")
+    assert "exclude each other" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        tag("--book", tmp_path / "new")
+    assert end.value.code == 2 and "contains no book" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["tag", "--model", str(tiny_checkpoint), "--book", str(library), str(tmp_path / "new")])
+    assert end.value.code == 2 and "no tag classifier" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["index", str(tmp_path / "words.txt")])
+    assert end.value.code == 2 and "is not a folder" in capsys.readouterr().err
