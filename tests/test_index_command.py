@@ -1,6 +1,9 @@
 """`optsg index` and `optsg tag --book`: keywords of images, books, suggestions."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,6 +188,18 @@ def test_sidecars_depend_on_the_book(index, tag, library, tmp_path):
     (library / "0.png.xmp").write_text(xmp(dc_subject=["Another name"]), encoding="utf-8")
     index()
     assert "already tagged" not in tag(*words, files=files)[2]
+
+
+def test_the_commands_of_the_documentation_run(checkpoint, library, tag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    library.rename("my_photos")
+    Path("new").rename("new_photos")
+    page = (Path(__file__).parents[1] / "docs/photo-libraries.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.S) for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("optsg index") or "--book" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert main([*shlex.split(line)[1:], "--model", str(checkpoint)]) == 0, capsys.readouterr().err
 
 
 def test_tags_of_the_metadata_are_keywords(index, library, tag, tmp_path):
