@@ -95,7 +95,7 @@ class Tagger:
         if self.book is not None:
             self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
             self.max_tags = settings.max_tags
-            # The model may give a keyword of the book a small probability, and its neighbours a large one.
+            # The book fuses all tags of the model, and has its own threshold.
             self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT}
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
@@ -153,7 +153,7 @@ class Tagger:
         for predicted, candidates, words in zip(predictions, self.book.look_up(queries), image_words, strict=True):
             suggested = [
                 tag
-                for tag in self.book.suggest(predicted, candidates)
+                for tag in self.book.predict(predicted, candidates, own_tags_only=True)
                 if tag["score"] >= self.threshold and tag_key(tag["tag"]) not in self.excluded
             ][: self.max_tags]
             neighbours = [tag.pop("neighbours") for tag in suggested]

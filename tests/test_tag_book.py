@@ -8,7 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_optsg.book import BookQueries, TagBook
+from modeling_optsg.book import BookCandidates, BookQueries, TagBook
+from modeling_optsg.book.fusion import FusedScore
 from modeling_optsg.book.tag_book import SETTINGS_NAME, VECTORS_NAME
 from modeling_optsg.book.title_words import TitleWordIndex, title_words
 from modeling_optsg.book.votes import MIN_VOTE, SOURCES, VECTOR_SOURCES
@@ -95,10 +96,8 @@ def test_evidence_adds_up_the_votes_of_a_tag(book):
     assert [example["id"] for example in found.neighbours[row]] == [
         f"example-{neighbours.rows[0, column]}" for column in sorted(columns, key=lambda column: -shares[column])
     ]
-    # Before a fit, the odds of a tag are its mean vote.
-    mean = shares[columns].sum() + MIN_VOTE
-    assert found.scores[row] == pytest.approx(mean / (1 + mean), abs=1e-5)
-    assert found.scores == sorted(found.scores, reverse=True)
+    assert found.mean_votes[row] == pytest.approx(shares[columns].sum(), abs=1e-5)
+    assert found.mean_votes.tolist() == sorted(found.mean_votes, reverse=True)
 
 
 def test_the_own_group_is_not_seen(book):
@@ -109,30 +108,73 @@ def test_the_own_group_is_not_seen(book):
         assert query in own.rows[query].tolist() and query not in others.rows[query].tolist()
 
 
+def predict(book, queries, predictions=None):
+    found = book.look_up(queries)
+    predictions = predictions or [[] for _ in found]
+    return [book.predict(tags, candidates) for tags, candidates in zip(predictions, found, strict=True)]
+
+
+def errors(predicted, references):
+    """The Brier score, and how far the mean probability is from the ratio of correct tags."""
+    scores = np.array([tag["score"] for tags in predicted for tag in tags])
+    correct = np.array([tag["tag"] in own for tags, own in zip(predicted, references) for tag in tags])
+    return float(np.mean((scores - correct) ** 2)), abs(scores.mean() - correct.mean())
+
+
 def test_a_fit_gives_calibrated_probabilities():
     examples, queries, _ = clusters(400, seed=1)
     book = TagBook(examples, queries, "model")
     _, validation, references = clusters(300, seed=2)
     _, test, wanted = clusters(300, seed=3)
-
-    def errors():
-        found = book.look_up(test)
-        scores = np.array([score for candidates in found for score in candidates.scores])
-        correct = np.array([tag in wanted[q] for q, candidates in enumerate(found) for tag in candidates.tags])
-        return float(np.mean((scores - correct) ** 2)), abs(scores.mean() - correct.mean())
-
-    before = errors()
-    assert book.fit(validation, references)
-    after = errors()
+    before = errors(predict(book, test), wanted)
+    assert book.fit(validation, references)["micro_f1"] > 65
+    after = errors(predict(book, test), wanted)
     assert after[0] < 0.9 * before[0] and after[1] < 0.02 < before[1]
-    best = [candidates.tags[0] for candidates in book.look_up(test)]
+    best = [tags[0]["tag"] for tags in predict(book, test)]
     assert np.mean([tag in tags for tag, tags in zip(best, wanted)]) > 0.7
     assert 0.1 < book.threshold < 0.9
 
 
+def test_the_fit_weighs_the_model_by_how_good_it_is():
+    examples, queries, _ = clusters(400, seed=1)
+    _, validation, references = clusters(300, seed=2)
+    _, test, wanted = clusters(300, seed=3)
+    random = np.random.default_rng(0)
+
+    def model(references, hit_ratio):
+        """Predicts the right tag of a ratio of the examples with 0.9, and a random tag of the others."""
+        kinds = [own[0] if random.random() < hit_ratio else f"kind {random.integers(0, 8)}" for own in references]
+        return [[{"tag": kind, "score": 0.9, "novel": False}] for kind in kinds]
+
+    found = {}
+    for hit_ratio in (0.0, 0.95):
+        book = TagBook(examples, queries, "model")
+        book.fit(validation, references, model(references, hit_ratio))
+        predicted = predict(book, test, model(wanted, hit_ratio))
+        found[hit_ratio] = np.mean([tags[0]["tag"] in own for tags, own in zip(predicted, wanted)])
+        assert errors(predicted, wanted)[1] < 0.02
+    # A model that guesses does no harm, and a good one decides.
+    assert 0.7 < found[0.0] < 0.85 and found[0.95] > 0.93
+
+
+def test_the_logit_adjustment_favours_rare_tags_and_stays_calibrated():
+    random = np.random.default_rng(0)
+    features = random.normal(size=(4000, 3))
+    is_correct = random.random(4000) < 1 / (1 + np.exp(-features.sum(axis=1)))
+    score = FusedScore(3)
+    score.fit(features, is_correct)
+    adjusted = score.adjusted(features, is_correct, 0.5)
+    assert score.adjusted(features, is_correct, 0.0)(features) == pytest.approx(score(features), abs=1e-3)
+    assert adjusted(features).mean() == pytest.approx(is_correct.mean(), abs=1e-3)
+    frequent = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
+    assert np.subtract(*adjusted(frequent)) > np.subtract(*score(frequent))
+    again = FusedScore.from_dict(json.loads(json.dumps(adjusted.to_dict())))
+    assert again(features).tolist() == adjusted(features).tolist()
+
+
 def test_a_book_of_few_examples_is_not_fitted(book):
     before = book.score.to_dict()
-    assert not book.fit_to_itself(make_queries(TITLES))
+    assert book.fit_to_itself(make_queries(TITLES), range(6)) is None
     assert book.score.to_dict() == before
 
 
@@ -166,12 +208,11 @@ def test_wrong_examples_are_refused_and_change_nothing(book, change, message):
 def test_a_saved_book_gives_the_same_tags(tmp_path):
     examples, queries, _ = clusters(60, seed=4)
     book = TagBook(examples, queries, "model")
-    book.fit_to_itself(queries)
+    book.fit_to_itself(queries, range(60))
     book.save(tmp_path / "book")
     loaded = TagBook.load(tmp_path / "book", "model")
     for one, other in zip(book.look_up(queries), loaded.look_up(queries), strict=True):
-        assert one.tags == other.tags and one.scores == pytest.approx(other.scores)
-        assert one.neighbours == other.neighbours
+        assert book.predict([], one) == loaded.predict([], other)
     assert loaded.threshold == book.threshold
     loaded.save(tmp_path / "again")
     for name in ("book.json", "vectors.safetensors"):
@@ -201,14 +242,23 @@ def test_books_of_other_models_and_mixed_files_are_refused(book, tmp_path):
     assert (tmp_path / VECTORS_NAME).exists()
 
 
-def test_suggestions_join_model_and_neighbours(book):
+def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):
     (found,) = book.look_up(make_queries(["red bus"], seed=3))
-    found.tags, found.scores, found.neighbours = ["bus", "red"], [0.5, 0.2], [[{"id": "a", "score": 1.0}], []]
-    predictions = [{"tag": "BUS", "score": 0.4}, {"tag": "pet", "score": 0.3}, {"tag": "not in the book", "score": 1}]
-    suggested = book.suggest(predictions, found)
-    assert [tag["tag"] for tag in suggested] == ["bus", "pet", "red"]
-    assert [tag["score"] for tag in suggested] == pytest.approx([0.7, 0.3, 0.2])
-    assert suggested[0]["neighbours"] == [{"id": "a", "score": 1.0}] and suggested[1]["neighbours"] == []
+    votes = dict(zip(found.tags, found.mean_votes))
+    predictions = [
+        {"tag": "BUS", "score": 0.4, "novel": False},
+        {"tag": "not in the book", "score": 0.9, "novel": True},
+    ]
+    expected = {tag: vote / (1 + vote) for tag, vote in votes.items()}
+    every = {tag["tag"]: tag for tag in book.predict(predictions, found)}
+    assert {tag: every[tag]["score"] for tag in expected} == pytest.approx(expected)
+    assert every["BUS"]["score"] == pytest.approx(0.4) and every["not in the book"]["novel"]
+    own = {tag["tag"]: tag for tag in book.predict(predictions, found, own_tags_only=True)}
+    assert own.keys() == expected.keys()
+    assert own["bus"]["score"] == pytest.approx(1 - 0.6 * (1 - expected["bus"])) and not own["bus"]["novel"]
+    assert own["red"]["score"] == pytest.approx(expected["red"]) and own["red"]["novel"]
+    assert own["bus"]["neighbours"] == found.neighbours[found.tags.index("bus")]
+    assert book.predict([], BookCandidates([], np.zeros((0, found.evidence.shape[1])), [])) == []
 
 
 def test_titles_are_searched_by_words():

@@ -1,6 +1,6 @@
 """Tag books: tagged examples whose tags are suggested for similar examples, without training."""
 
-from .building import build_book, embed_examples, embed_inputs, encoder_fingerprint
+from .building import build_book, embed_examples, embed_inputs, encoder_fingerprint, predict_all_tags
 from .tag_book import BookCandidates, BookQueries, TagBook
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "embed_examples",
     "embed_inputs",
     "encoder_fingerprint",
+    "predict_all_tags",
 ]

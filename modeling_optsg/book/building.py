@@ -6,7 +6,9 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,7 @@ from tqdm.auto import tqdm
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest, tokenizer_settings
+from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -26,6 +29,8 @@ TOWER_INPUTS += ("input_ids", "title_features", "attention_mask")
 PARTIAL_FOLDER = ".partial"
 # Examples per partial file. An interrupted run repeats at most the work of one.
 CHUNK_SIZE = 512
+# Maximum number of examples that a book is fitted to.
+MAX_FIT_EXAMPLES = 2000
 
 
 def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
@@ -116,69 +121,107 @@ def build_book(
     Raises:
         ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
     """
-    fingerprint, partial = encoder_fingerprint(model, processor), Path(folder, PARTIAL_FOLDER)
-    parts, kept, unreadable = [], [], {}
+    reader = _ExampleReader(model, processor, examples, Path(folder, PARTIAL_FOLDER), batch_size)
+    parts, kept = [], []
     with tqdm(total=len(examples), unit="file", disable=not progress) as bar:
         for start in range(0, len(examples), CHUNK_SIZE):
             rows = [examples[index] for index in range(start, min(start + CHUNK_SIZE, len(examples)))]
-            queries, reasons = _embed_chunk(model, processor, rows, partial, fingerprint, batch_size)
-            unreadable |= reasons
-            kept += [row for row in rows if row["id"] not in reasons]
-            parts += [] if queries is None else [queries]
+            parts += reader.read_chunk(rows)
+            kept += [row for row in rows if row["id"] not in reader.unreadable]
             bar.update(len(rows))
     if not kept:
         raise ValueError("No example can be read, so there is nothing to look up.")
     columns = {name: [row[name] or "" for row in kept] for name in COLUMNS}
     queries = BookQueries.concatenate(parts)
-    book = TagBook(Dataset.from_dict(columns), queries, fingerprint)
-    book.fit_to_itself(queries)
+    book = TagBook(Dataset.from_dict(columns), queries, reader.fingerprint)
+    chosen = [row for row, example in enumerate(kept) if example["id"] in reader.predictions]
+    book.fit_to_itself(queries, chosen, [reader.predictions[kept[row]["id"]] for row in chosen])
     book.save(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    return book, unreadable
+    shutil.rmtree(reader.folder, ignore_errors=True)
+    return book, reader.unreadable
 
 
-def _embed_chunk(
-    model: OPTSGPreTrainedModel,
-    processor: OPTSGProcessor,
-    rows: Sequence[Mapping],
-    partial: Path,
-    fingerprint: str,
-    batch_size: int,
-) -> tuple[BookQueries | None, dict[str, str]]:
-    """Embed some examples, or read the vectors that an interrupted call saved."""
-    key = [fingerprint, [[row["id"], row["title"], _file_state(row)] for row in rows]]
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    path, reasons_path = partial / f"{name}.safetensors", partial / f"{name}.json"
-    if not reasons_path.exists():
-        parts, reasons = [], {}
-        for start in range(0, len(rows), batch_size):
-            part, unreadable = _embed_readable(model, processor, rows[start : start + batch_size])
-            parts += part
-            reasons |= unreadable
-        partial.mkdir(parents=True, exist_ok=True)
-        if parts:
-            save_file(BookQueries.concatenate(parts).vectors, path)
-        # Written last: it says that the chunk is complete.
-        reasons_path.write_text(json.dumps(reasons), encoding="utf-8")
-    reasons = json.loads(reasons_path.read_text(encoding="utf-8"))
-    titles = [row["title"] or "" for row in rows if row["id"] not in reasons]
-    return (BookQueries(load_file(path), titles) if titles else None), reasons
+class _ExampleReader:
+    """Computes the vectors of examples, and what the model predicts for some of them.
+
+    Attributes:
+        unreadable: The reason for each unreadable example by its `id`.
+        predictions: The predictions of the examples that the book is fitted to by their `id`; only tags of the book.
+    """
+
+    def __init__(
+        self,
+        model: OPTSGPreTrainedModel,
+        processor: OPTSGProcessor,
+        examples: Sequence[Mapping],
+        folder: Path,
+        batch_size: int,
+    ):
+        self.model, self.processor, self.folder, self.batch_size = model, processor, folder, batch_size
+        self.collate = OPTSGDataCollator(processor)
+        self.fingerprint = encoder_fingerprint(model, processor)
+        chosen = np.random.default_rng(0).permutation(len(examples))[:MAX_FIT_EXAMPLES].tolist()
+        self.chosen = {examples[row]["id"] for row in chosen}
+        self.own_tags = {tag.casefold() for example in examples for tag in example["tags"]}
+        self.unreadable: dict[str, str] = {}
+        self.predictions: dict[str, list[dict]] = {}
+
+    def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
+        """Read some examples, or the files in which an interrupted call saved what they gave."""
+        key = [self.fingerprint, sorted(self.own_tags), sorted(self.chosen & {row["id"] for row in rows})]
+        key += [[row["id"], row["title"], _file_state(row)] for row in rows]
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
+        if not path.exists():
+            parts, unreadable, predictions = [], {}, {}
+            for start in range(0, len(rows), self.batch_size):
+                self._read_batch(rows[start : start + self.batch_size], parts, unreadable, predictions)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if parts:
+                save_file(BookQueries.concatenate(parts).vectors, vectors_path)
+            # Written last: it shows that the chunk is complete.
+            path.write_text(json.dumps({"unreadable": unreadable, "predictions": predictions}), encoding="utf-8")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        self.unreadable |= found["unreadable"]
+        self.predictions |= found["predictions"]
+        titles = [row["title"] or "" for row in rows if row["id"] not in self.unreadable]
+        return [BookQueries(load_file(vectors_path), titles)] if titles else []
+
+    def _read_batch(
+        self,
+        rows: Sequence[Mapping],
+        parts: list[BookQueries],
+        unreadable: dict[str, str],
+        predictions: dict[str, list[dict]],
+    ) -> None:
+        """Add what the examples of a batch give to the three collections."""
+        try:
+            batch = self.collate([{name: row.get(name) for name in INPUTS} for row in rows])
+        except (ValueError, OSError, ImportError) as error:
+            if len(rows) == 1:
+                unreadable[rows[0]["id"]] = str(error)
+                return
+            # Halving the batch finds the unreadable examples.
+            half = len(rows) // 2
+            self._read_batch(rows[:half], parts, unreadable, predictions)
+            self._read_batch(rows[half:], parts, unreadable, predictions)
+            return
+        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+        queries, features = embed_inputs(self.model, batch, [row["title"] for row in rows])
+        parts.append(queries)
+        chosen = [index for index, row in enumerate(rows) if row["id"] in self.chosen]
+        if chosen:
+            features = {name: tensor[chosen] for name, tensor in features.items()}
+            for index, tags in zip(chosen, predict_all_tags(self.model, self.processor, features)):
+                own = [tag for tag in tags if tag["tag"].casefold() in self.own_tags]
+                predictions[rows[index]["id"]] = own
 
 
-def _embed_readable(
-    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, rows: Sequence[Mapping]
-) -> tuple[list[BookQueries], dict[str, str]]:
-    """Embed the examples of a batch that can be read, and return the reasons for the others by their `id`."""
-    try:
-        inputs = [{name: row.get(name) for name in INPUTS} for row in rows]
-        return [embed_examples(model, processor, inputs, len(rows))], {}
-    except (ValueError, OSError, ImportError) as error:
-        if len(rows) == 1:
-            return [], {rows[0]["id"]: str(error)}
-        # Halving the batch finds the unreadable examples.
-        half = len(rows) // 2
-        first, second = (_embed_readable(model, processor, part) for part in (rows[:half], rows[half:]))
-        return first[0] + second[0], first[1] | second[1]
+def predict_all_tags(
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, inputs: Mapping[str, torch.Tensor], **generate_kwargs: Any
+) -> list[list[dict]]:
+    """Return all tags that a model can give each example of a batch, however improbable, for a book to choose from."""
+    return processor.batch_decode(model.generate(**inputs, **generate_kwargs, threshold=0.0, max_tags=NO_TAG_LIMIT))
 
 
 def _file_state(row: Mapping) -> list | None:

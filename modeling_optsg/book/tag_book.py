@@ -14,13 +14,15 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from datasets.table import InMemoryTable
 from safetensors.numpy import load_file, save_file
+from scipy.special import expit, logit
 from torch.nn import functional as F
 
+from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
 from modeling_optsg.tag_evidence import TagEvidence
 
-from .evidence import MIN_VOTE, EvidenceScore
+from .fusion import MIN_VOTE, FusedScore
 from .title_words import TitleWordIndex, title_words
-from .votes import SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
+from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
 
 NUM_NEIGHBOURS = 20
 NUM_CANDIDATES = 50
@@ -29,9 +31,16 @@ MAX_IMAGE_SIZE = 256
 MAX_PCA_IMAGES = 4000
 # Temperatures of the votes to try. A similarity is at most 1.
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+# Strengths of the logit adjustment to try.
+ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+# Probabilities of the model are clamped, so that their logits are finite.
+MIN_PROBABILITY = 1e-3
+MIN_LOGIT = float(logit(MIN_PROBABILITY))
+# Logit of the model's probability, whether the tag is novel, whether a neighbour has it, the evidence, and the
+# logarithm of the number of examples of the book with the tag.
+NUM_FEATURES = len(NO_EVIDENCE) + 4
 # With fewer examples, the fit would follow single ones.
 MIN_FIT_EXAMPLES = 20
-MAX_FIT_EXAMPLES = 2000
 VERSION = 1
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "examples.parquet", "vectors.safetensors"
 # Columns of the examples. Examples of one group show the same thing.
@@ -74,20 +83,23 @@ class BookQueries:
 
 @dataclass
 class BookCandidates:
-    """The tags of a query's neighbours, the most probable first.
+    """The tags of a query's neighbours, those with the largest mean vote first.
 
     Args:
         tags: The tags.
-        scores: The probability of each tag according to the book.
-        evidence: `[tags, evidence size]`, see [`EvidenceScore`].
+        evidence: `[tags, len(NO_EVIDENCE)]`, see [`TagVotes.evidence`].
         neighbours: For each tag the examples that have it, as `{"id", "score"}` with the share of the vote, the
             largest first.
     """
 
     tags: list[str]
-    scores: list[float]
     evidence: np.ndarray
     neighbours: list[list[dict]]
+
+    @property
+    def mean_votes(self) -> np.ndarray:
+        """The mean vote of each tag over the sources."""
+        return np.exp(self.evidence[:, -1]) - MIN_VOTE
 
 
 class TagBook:
@@ -107,7 +119,7 @@ class TagBook:
         _check_examples(examples, len(queries))
         self.examples, self.fingerprint = examples.select_columns(list(COLUMNS)), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
-        self.score = EvidenceScore(len(SOURCES))
+        self.score = FusedScore(NUM_FEATURES)
         images = queries.vectors["image"]
         present = images[images.any(dim=1)]
         self.image_mean = present.mean(dim=0) if len(present) else images.new_zeros(images.shape[1])
@@ -118,9 +130,14 @@ class TagBook:
         return len(self.examples)
 
     @cached_property
+    def tag_counts(self) -> Counter:
+        """Number of examples with each tag."""
+        return Counter(tag for tags in self.examples["tags"] for tag in set(tags))
+
+    @cached_property
     def tags(self) -> list[str]:
         """All tags of the examples, the most frequent first."""
-        return [tag for tag, _ in Counter(tag for tags in self.examples["tags"] for tag in set(tags)).most_common()]
+        return [tag for tag, _ in self.tag_counts.most_common()]
 
     @cached_property
     def _spelling(self) -> dict[str, str]:
@@ -149,31 +166,65 @@ class TagBook:
         return TitleWordIndex(titles) if any(map(title_words, titles)) else None
 
     def look_up(self, queries: BookQueries) -> list[BookCandidates]:
-        """Return the tags of each query's nearest examples, with their probabilities."""
+        """Return the tags of each query's nearest examples."""
         return self.candidates(self.search(queries))
 
-    def suggest(self, predictions: Sequence[Mapping], candidates: BookCandidates) -> list[dict]:
-        """Suggest tags of the book from what the model and the neighbours say.
+    def predict(
+        self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool = False
+    ) -> list[dict]:
+        """Fuse the predictions of the model and the tags of the neighbours.
 
-        The probability of a tag is that at least one of the two is right, `1 - (1 - p)(1 - q)`.
+        Before [`fit`], the probability of a tag is that at least one of the two is right, `1 - (1 - p)(1 - q)`, where
+        the odds of q are the mean vote.
 
         Args:
-            predictions: Tags of the model as `{"tag", "score"}`. Tags that the book does not have are left out; case
-                is ignored.
-            candidates: Tags of the neighbours.
+            predictions: Tags of the model as `{"tag", "score", "novel"}`, all of them rather than those above its
+                threshold. Empty without a model.
+            candidates: Tags of the neighbours of the same example.
+            own_tags_only: Leave out tags that the book does not have, and spell the others as in the book.
 
         Returns:
-            Tags as `{"tag", "score", "neighbours"}`, the most probable first.
+            Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. `novel` is that of the model,
+            true for a tag that the model does not predict.
         """
-        scores = {}
-        for predicted in predictions:
-            if (tag := self._spelling.get(predicted["tag"].casefold())) is not None:
-                scores[tag] = max(scores.get(tag, 0.0), predicted["score"])
-        for tag, score in zip(candidates.tags, candidates.scores, strict=True):
-            scores[tag] = 1 - (1 - scores.get(tag, 0.0)) * (1 - score)
+        tags, features = self._features(predictions, candidates, own_tags_only)
+        if self.score.is_fitted:
+            scores = self.score(features)
+        else:
+            votes = dict(zip(candidates.tags, candidates.mean_votes, strict=True))
+            odds = np.array([votes.get(tag, 0.0) for tag in tags])
+            generated = np.where(features[:, 0] > MIN_LOGIT, expit(features[:, 0]), 0.0)
+            scores = 1 - (1 - generated) / (1 + odds)
         neighbours = dict(zip(candidates.tags, candidates.neighbours, strict=True))
-        ranked = sorted(scores.items(), key=lambda pair: -pair[1])
-        return [{"tag": tag, "score": score, "neighbours": neighbours.get(tag, [])} for tag, score in ranked]
+        return [
+            {
+                "tag": tags[row],
+                "score": float(scores[row]),
+                "novel": bool(features[row, 1]),
+                "neighbours": neighbours.get(tags[row], []),
+            }
+            for row in np.argsort(-scores, kind="stable")
+        ]
+
+    def _features(
+        self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool
+    ) -> tuple[list[str], np.ndarray]:
+        """Return the tags of the model and of the neighbours, and the features of each, `[tags, NUM_FEATURES]`."""
+        by_model: dict[str, tuple[float, bool]] = {}
+        for tag in predictions:
+            name = self._spelling.get(tag["tag"].casefold()) if own_tags_only else tag["tag"]
+            if name is not None and tag["score"] >= by_model.get(name, (0.0,))[0]:
+                by_model[name] = (tag["score"], tag["novel"])
+        tags = list(dict.fromkeys([*candidates.tags, *by_model]))
+        features = np.zeros((len(tags), NUM_FEATURES))
+        features[:, 3:-1] = NO_EVIDENCE
+        features[: len(candidates.tags), 3:-1] = candidates.evidence
+        features[: len(candidates.tags), 2] = 1.0
+        scores, novel = zip(*(by_model.get(tag, (0.0, True)) for tag in tags)) if tags else ((), ())
+        features[:, 0] = logit(np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        features[:, 1] = novel
+        features[:, -1] = np.log([max(self.tag_counts[tag], 1) for tag in tags])
+        return tags, features
 
     def search(
         self,
@@ -207,46 +258,66 @@ class TagBook:
         return self._compare(vectors, rows, by_words)
 
     def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
-        """Return the tags of each query's neighbours, with their probabilities."""
+        """Return the tags of each query's neighbours with the largest mean votes."""
         votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
         evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
-        scores, rows = self.score(evidence), neighbours.rows.numpy()
         found = []
-        for query in range(len(rows)):
+        for query, rows in enumerate(neighbours.rows.tolist()):
             entries = votes.most_voted(query, max_candidates)
-            entries = entries[np.argsort(-scores[entries], kind="stable")]
             carriers = [
-                [
-                    {"id": self._ids[rows[query, column]], "score": float(share)}
-                    for column, share in votes.carriers(entry)
-                ]
+                [{"id": self._ids[rows[column]], "score": share} for column, share in votes.carriers(entry)]
                 for entry in entries
             ]
-            tags = [self.tags[votes.tag[entry]] for entry in entries]
-            found.append(BookCandidates(tags, scores[entries].tolist(), evidence[entries], carriers))
+            found.append(
+                BookCandidates([self.tags[votes.tag[entry]] for entry in entries], evidence[entries], carriers)
+            )
         return found
 
     def fit(
         self,
         queries: BookQueries,
         references: Sequence[Sequence[str]],
+        predictions: Sequence[Sequence[Mapping]] | None = None,
+        *,
         excluded_groups: Sequence[str] | None = None,
-    ) -> bool:
-        """Fit the temperatures of the votes, the probabilities and their threshold.
-
-        The threshold is that of the largest micro F1.
+        metric: str = "micro_f1",
+        own_tags_only: bool = False,
+    ) -> dict[str, float] | None:
+        """Fit the temperatures of the votes, the fusion with the model, its logit adjustment and the threshold.
 
         Args:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
+            predictions: Predictions of the model for them, as in [`predict`]. Without them, the book predicts alone.
             excluded_groups: See [`search`].
+            metric: The metric to maximise, as in [`metric_value`].
+            own_tags_only: See [`predict`].
 
         Returns:
-            Whether there were enough examples. If not, nothing is changed.
+            The metrics with the fitted settings; `None` if there are too few examples, which changes nothing.
         """
-        if len(queries) < MIN_FIT_EXAMPLES:
-            return False
+        predictions = [[] for _ in references] if predictions is None else predictions
         neighbours = self.search(queries, excluded_groups=excluded_groups)
+        if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
+            return None
+        pairs = zip(predictions, self.candidates(neighbours), strict=True)
+        found = [self._features(tags, candidates, own_tags_only) for tags, candidates in pairs]
+        features = np.concatenate([rows for _, rows in found])
+        is_correct = np.array([tag in set(own) for (tags, _), own in zip(found, references) for tag in tags])
+        score = FusedScore(NUM_FEATURES)
+        score.fit(features, is_correct)
+        evaluator = TagEvaluator(references, self.tag_counts)
+        fits = []
+        for adjustment in ADJUSTMENTS:
+            adjusted = score.adjusted(features, is_correct, adjustment)
+            scored = [[{"tag": t, "score": s} for t, s in zip(tags, adjusted(rows).tolist())] for tags, rows in found]
+            threshold, metrics = evaluator.best_threshold(scored, metric)
+            fits.append((metric_value(metrics, metric), adjusted, threshold, metrics))
+        _, self.score, self.threshold, metrics = max(fits, key=lambda fit: fit[0])
+        return metrics
+
+    def _fit_temperatures(self, neighbours: Neighbours, references: Sequence[Sequence[str]]) -> bool:
+        """Choose the temperature of each source by likelihood; return whether any neighbour has a correct tag."""
         votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
         wanted = [set(tags) for tags in references]
         is_correct = np.array([self.tags[tag] in wanted[query] for query, tag in zip(votes.query, votes.tag)])
@@ -258,23 +329,21 @@ class TagBook:
                 shares = neighbours.votes({**self.temperatures, name: temperature})[..., index]
                 losses[temperature] = -np.log(votes.totals(shares)[is_correct] + MIN_VOTE).mean()
             self.temperatures[name] = min(losses, key=losses.get)
-        evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
-        # Only entries that become candidates: most others have hardly any votes.
-        entries = np.concatenate([votes.most_voted(query, NUM_CANDIDATES) for query in range(len(queries))])
-        evidence, is_correct = evidence[entries], is_correct[entries]
-        self.score.fit(evidence, is_correct)
-        self.threshold = _best_threshold(self.score(evidence), is_correct, sum(map(len, wanted)))
         return True
 
-    def fit_to_itself(self, queries: BookQueries) -> bool:
-        """Fit the book to its own examples, each of which sees only the others; see [`fit`].
+    def fit_to_itself(
+        self, queries: BookQueries, rows: Sequence[int], predictions: Sequence[Sequence[Mapping]] | None = None
+    ) -> dict[str, float] | None:
+        """Fit the book to some of its own examples, each of which sees only other groups; see [`fit`].
 
         Args:
             queries: The examples of the book, as given to the constructor.
+            rows: Rows of the examples to fit to.
+            predictions: Predictions of the model for them.
         """
-        rows = np.random.default_rng(0).permutation(len(self))[:MAX_FIT_EXAMPLES].tolist()
         chosen = self.examples.select(rows)
-        return self.fit(queries.select(rows), chosen["tags"][:], chosen["group"][:])
+        options = {"excluded_groups": chosen["group"][:], "own_tags_only": True}
+        return self.fit(queries.select(rows), chosen["tags"][:], predictions, **options)
 
     def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
         """Add examples. Their tags can be suggested at once.
@@ -349,7 +418,7 @@ class TagBook:
             book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
             book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
             book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
-            book.score = EvidenceScore.from_dict(settings["score"])
+            book.score = FusedScore.from_dict(settings["score"])
             lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
         except Exception as error:  # json, pyarrow and safetensors raise errors of many types
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -385,7 +454,7 @@ class TagBook:
 
     def _replace_examples(self, examples: Dataset) -> None:
         self.examples = examples
-        for name in ("tags", "_spelling", "_tag_rows", "_groups", "_ids", "_words"):
+        for name in ("tag_counts", "tags", "_spelling", "_tag_rows", "_groups", "_ids", "_words"):
             self.__dict__.pop(name, None)
 
 
@@ -422,11 +491,3 @@ def _principal_components(centered: torch.Tensor) -> torch.Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torch.pca_lowrank(sample, q=min(number, len(sample)), center=False)[2].T.contiguous()
-
-
-def _best_threshold(scores: np.ndarray, is_correct: np.ndarray, num_references: int) -> float:
-    """Return the score above which micro F1 is largest."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(is_correct[order])
-    f1 = 2 * hits / (np.arange(1, len(order) + 1) + num_references)
-    return float(scores[order[np.argmax(f1)]])

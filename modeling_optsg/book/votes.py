@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .evidence import MIN_VOTE
+from .fusion import MIN_VOTE
 
 # What examples are compared by: standardised vision tower features, the mean text feature of the title, the evidence
 # that the tag classifier reads, and the words of the title (BM25).
 VECTOR_SOURCES = ("image", "title", "joint")
 SOURCES = (*VECTOR_SOURCES, "words")
+# The evidence for a tag that no neighbour has; see [`TagVotes.evidence`].
+NO_EVIDENCE = np.array([*[np.log(MIN_VOTE)] * len(SOURCES), *[0.0] * len(SOURCES), 0.0, -5.0, np.log(MIN_VOTE)])
 
 
 @dataclass
@@ -79,7 +81,10 @@ class TagVotes:
         return np.bincount(self.entry, shares[self.pair_query, self.pair_column], minlength=len(self.tag))
 
     def evidence(self, shares: np.ndarray, similarities: np.ndarray) -> np.ndarray:
-        """Return the evidence for each entry, `[entries, evidence size]`; see [`EvidenceScore`].
+        """Return the evidence for each entry, `[entries, len(NO_EVIDENCE)]`.
+
+        It consists of the logarithm of the vote of each source, the largest similarity of each source, and the
+        logarithms of the number of neighbours with the tag, of one by the best rank among them, and of the mean vote.
 
         Args:
             shares: `[queries, neighbours, sources]`, see [`Neighbours.votes`].

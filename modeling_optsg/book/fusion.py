@@ -1,0 +1,87 @@
+"""The probability of a tag, fused from what the model and the neighbours say."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+# Added to votes before the logarithm.
+MIN_VOTE = 1e-3
+# Strength of the L2 penalty on each weight. One tag has the weight 1.
+L2_PENALTY = 1.0
+
+
+class FusedScore:
+    """Logistic regression on features of a tag, with a logit adjustment in favour of rare tags.
+
+    Args:
+        size: Number of features. The last one is the logarithm of the number of examples of the book with the tag.
+    """
+
+    def __init__(self, size: int):
+        self.mean, self.scale = np.zeros(size), np.ones(size)
+        self.weights, self.bias = np.zeros(size), 0.0
+        self.is_fitted = False
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return the probabilities `[tags]` of features `[tags, size]`."""
+        return expit((features - self.mean) / self.scale @ self.weights + self.bias)
+
+    def fit(self, features: np.ndarray, is_correct: np.ndarray) -> None:
+        """Fit the regression by maximum likelihood, with an L2 penalty.
+
+        Args:
+            features: `[tags, size]`.
+            is_correct: `[tags]`, whether the tag is correct.
+        """
+        self.mean, self.scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
+        self.weights, self.bias = _regress((features - self.mean) / self.scale, is_correct)
+        self.is_fitted = True
+
+    def adjusted(self, features: np.ndarray, is_correct: np.ndarray, adjustment: float) -> "FusedScore":
+        """Return a score that favours rare tags: the logit adjustment of Menon et al. (2020), calibrated again.
+
+        Args:
+            features: `[tags, size]`, the features that the score was fitted to.
+            is_correct: `[tags]`, whether the tag is correct.
+            adjustment: The temperature of the adjustment.
+        """
+        score = FusedScore(len(self.mean))
+        score.mean, score.scale, score.is_fitted = self.mean, self.scale, self.is_fitted
+        shift = np.eye(len(self.mean))[-1] * adjustment * self.scale
+        inputs = (features - self.mean) / self.scale @ (self.weights - shift)
+        (slope,), score.bias = _regress(inputs[:, None], is_correct)
+        score.weights = slope * (self.weights - shift)
+        return score
+
+    def to_dict(self) -> dict[str, list[float] | float | bool]:
+        """Return the parameters as JSON data."""
+        arrays = {"mean": self.mean, "scale": self.scale, "weights": self.weights}
+        return {name: array.tolist() for name, array in arrays.items()} | {
+            "bias": self.bias,
+            "is_fitted": self.is_fitted,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "FusedScore":
+        """Make a score from the output of [`to_dict`]."""
+        score = cls(len(values["mean"]))
+        for name in ("mean", "scale", "weights"):
+            setattr(score, name, np.array(values[name], dtype=float))
+        score.bias, score.is_fitted = float(values["bias"]), bool(values["is_fitted"])
+        return score
+
+
+def _regress(inputs: np.ndarray, is_correct: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the weights `[width]` and the bias of a logistic regression on `inputs` `[tags, width]`."""
+    targets = is_correct.astype(float)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, logits = parameters[:-1], inputs @ parameters[:-1] + parameters[-1]
+        value = np.logaddexp(0, logits).sum() - targets @ logits + L2_PENALTY / 2 * weights @ weights
+        errors = expit(logits) - targets
+        return value, np.append(inputs.T @ errors + L2_PENALTY * weights, errors.sum())
+
+    fitted = minimize(loss, np.zeros(inputs.shape[1] + 1), jac=True, method="L-BFGS-B").x
+    return fitted[:-1], float(fitted[-1])
