@@ -280,6 +280,7 @@ class TagBook:
         predictions: Sequence[Sequence[Mapping]] | None = None,
         *,
         excluded_groups: Sequence[str] | None = None,
+        num_neighbours: int = NUM_NEIGHBOURS,
         metric: str = "micro_f1",
         own_tags_only: bool = False,
     ) -> dict[str, float] | None:
@@ -289,7 +290,7 @@ class TagBook:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
             predictions: Predictions of the model for them, as in [`predict`]. Without them, the book predicts alone.
-            excluded_groups: See [`search`].
+            excluded_groups, num_neighbours: See [`search`].
             metric: The metric to maximise, as in [`metric_value`].
             own_tags_only: See [`predict`].
 
@@ -297,7 +298,7 @@ class TagBook:
             The metrics with the fitted settings; `None` if there are too few examples, which changes nothing.
         """
         predictions = [[] for _ in references] if predictions is None else predictions
-        neighbours = self.search(queries, excluded_groups=excluded_groups)
+        neighbours = self.search(queries, num_neighbours, excluded_groups)
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
         pairs = zip(predictions, self.candidates(neighbours), strict=True)
