@@ -30,7 +30,7 @@ PARTIAL_FOLDER = ".partial"
 # Examples per partial file. An interrupted run repeats at most the work of one.
 CHUNK_SIZE = 512
 # Maximum number of examples that a book is fitted to.
-MAX_FIT_EXAMPLES = 500
+MAX_FIT_EXAMPLES = 200
 
 
 def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
