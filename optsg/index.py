@@ -6,12 +6,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .dataset_arguments import add_dataset_arguments, load_dataset
 from .media_files import MediaFile, find_media_files
 from .sidecars import SidecarError, SidecarLocator
 from .sidecars.locations import NAMINGS
 from .tagger import BOOK_FOLDER, default_model, exit_if_unusable, load_model
 from .terminal import plural, print_line, printable
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 EPILOG = """\
 Keywords are read from the XMP, IPTC and EXIF data of images, from XMP sidecars,
@@ -31,12 +36,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "index",
         help="make a book of your own images and their keywords",
         description="Makes a book of the images and videos in a folder that have keywords. Then\n"
-        "`optsg tag --book FOLDER` suggests these keywords for other images. Nothing is trained.",
+        "`optsg tag --book FOLDER` suggests these keywords for other images. Nothing is trained.\n"
+        "A book can also be made of the training examples of a dataset.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", help="folder of images and videos, searched recursively")
-    parser.add_argument("--output", metavar="DIR", help=f"folder of the book (default: {BOOK_FOLDER} in FOLDER)")
+    add_dataset_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help=f"folder of the book (default: {BOOK_FOLDER} in the folder)")
     parser.add_argument("--model", metavar="NAME", help="checkpoint folder or name on the Hub")
     parser.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
     parser.add_argument(
@@ -52,49 +58,74 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if not os.path.isdir(args.folder):
-        parser.error(f"{printable(args.folder)} is not a folder")
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
     if (model_name := args.model or default_model()) is None:
         parser.error("--model is required: there is no checkpoint here")
-    found = find_media_files([args.folder], title_from_name=args.title_from_name, read_tags=True)
-    failures = list(found.failures)
-    for message in found.messages:
-        _report(message)
-    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), failures))
-    if found.files and (skipped := len(found.files) - len(examples)):
-        _report(f"{plural(skipped, 'file')} without keywords skipped")
-    if not examples:
-        _report_failures(failures)
-        _report(f"{args.folder}: no image or video has keywords, so there is nothing to suggest")
+    failures: list[tuple[str, str]] = []
+    is_library = os.path.isdir(args.dataset) and not list(Path(args.dataset).glob("*.parquet"))
+    if not is_library and not args.output:
+        parser.error("--output is required for a book of a dataset")
+    try:
+        examples = _read_library(args, failures) if is_library else _read_dataset(args)
+    except (ImportError, OSError, ValueError) as error:
+        _report(str(error))
         return 2
-    output = Path(args.output or Path(args.folder, BOOK_FOLDER))
+    if examples is None:
+        _report_failures(failures)
+        _report(f"{args.dataset}: no image or video has keywords, so there is nothing to suggest")
+        return 2
+    output = Path(args.output or Path(args.dataset, BOOK_FOLDER))
     with exit_if_unusable(parser, model_name):
         model, processor = load_model(model_name)
     try:
-        num_kept = _build(model, processor, examples, output, args.batch_size, failures)
+        num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
     except (OSError, ValueError) as error:
-        _report_failures(failures)
-        _report(f"the book cannot be made: {error}")
-        return 1
+        failures.append((str(output), f"the book cannot be made: {error}"))
+    else:
+        print_line(printable(f"{output}: {plural(num_kept, 'file')} with {plural(num_tags, 'keyword')}"))
     _report_failures(failures)
-    tags = {tag for example in examples for tag in example["tags"]}
-    print_line(printable(f"{output}: {plural(num_kept, 'file')} with {plural(len(tags), 'keyword')}"))
     return 1 if failures else 0
 
 
+def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> "Dataset | None":
+    """Return the images and videos of a folder that have keywords, or `None` if there are none."""
+    from datasets import Dataset, Features, List, Value
+
+    found = find_media_files([args.dataset], title_from_name=args.title_from_name, read_tags=True)
+    failures += found.failures
+    for message in found.messages:
+        _report(message)
+    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), failures))
+    if skipped := len(found.files) - len(examples):
+        _report(f"{plural(skipped, 'file')} without keywords skipped")
+    text = Value("string")
+    features = Features({"id": text, "title": text, "tags": List(text), "image": text, "video": text})
+    return Dataset.from_list(examples, features=features) if examples else None
+
+
+def _read_dataset(args: argparse.Namespace) -> "Dataset":
+    """Return the training examples of a dataset that have tags, with undecoded images and videos."""
+    from dataset_scripts import undecoded
+
+    splits = load_dataset(args)
+    if "train" not in splits:
+        raise ValueError(f"{args.dataset} has no train split")
+    rows = undecoded(splits["train"])
+    return rows.filter(lambda tags: len(tags) > 0, input_columns="tags")
+
+
 def _build(
-    model: object, processor: object, examples: list[dict], output: Path, batch_size: int, failures: list
-) -> int:
+    model: object, processor: object, examples: "Dataset", output: Path, batch_size: int, failures: list
+) -> tuple[int, int]:
+    """Make the book, and return its numbers of examples and of tags."""
     from modeling_optsg.book import build_book
 
     book, unreadable = build_book(
         model, processor, examples, output, batch_size=batch_size, progress=sys.stderr.isatty()
     )
-    paths = {example["id"]: example.get("image") or example.get("video") for example in examples}
-    failures += [(paths[name], reason) for name, reason in unreadable.items()]
-    return len(book)
+    failures += unreadable.items()
+    return len(book), len(book.tags)
 
 
 def _with_keywords(
@@ -115,9 +146,8 @@ def _with_keywords(
                 "id": os.fsencode(name).decode("utf-8", "replace"),
                 "title": file.title or "",
                 "tags": tags,
-                # Files with one title may show the same thing. In the fit, they do not see one another.
-                "group": " ".join(sorted(set(file.title.casefold().split()))) if file.title else name,
-                "video" if file.is_video else "image": file.path,
+                "image": None if file.is_video else file.path,
+                "video": file.path if file.is_video else None,
             }
 
 

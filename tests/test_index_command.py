@@ -217,6 +217,26 @@ def test_tags_of_the_metadata_are_keywords(index, library, tag, tmp_path):
     assert status == 2 and '"tags" must be a list of texts, got 7' in err and "no image or video has keywords" in err
 
 
+def test_a_book_of_the_training_examples_of_a_dataset(checkpoint, library, tag, tmp_path, capsys):
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    rows = [
+        {"id": str(index), "title": "", "tags": [KEYWORDS[index % 4]] if index else [], "image": str(library / name)}
+        for index, name in enumerate(f"{index}.png" for index in range(40))
+    ]
+    text = Value("string")
+    features = Features({"id": text, "title": text, "tags": List(text), "image": ImageFeature()})
+    (tmp_path / "dataset").mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "dataset/train-00000-of-00001.parquet")
+    words = ["--model", str(checkpoint), "--output", str(tmp_path / "book")]
+    assert main(["index", str(tmp_path / "dataset"), *words]) == 0
+    assert "39 files with 4 keywords" in capsys.readouterr().out
+    _, out, _ = tag("--book", tmp_path / "book", "--json", "--explain", files=[tmp_path / "new/red.png"])
+    first = json.loads(out)["tags"][0]
+    assert first["tag"] == "Grandma's garden" and first["neighbours"][0]["id"].isdigit()
+
+
 def test_unreadable_files_do_not_stop_the_others(index, library):
     (library / "3.png").write_bytes(b"not an image")
     (library / "5.png.xmp").write_text("<broken", encoding="utf-8")
@@ -270,5 +290,7 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
         main(["tag", "--model", str(tiny_checkpoint), "--book", str(library), str(tmp_path / "new")])
     assert end.value.code == 2 and "no tag classifier" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
-        main(["index", str(tmp_path / "words.txt")])
-    assert end.value.code == 2 and "is not a folder" in capsys.readouterr().err
+        main(["index", "no-such-dataset"])
+    assert end.value.code == 2 and "--output is required" in capsys.readouterr().err
+    assert main(["index", str(tmp_path / "words.txt"), "--output", str(tmp_path / "book")]) == 2
+    assert "words.txt" in capsys.readouterr().err

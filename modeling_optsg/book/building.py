@@ -22,8 +22,9 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .tag_book import COLUMNS, BookQueries, TagBook
+from .title_words import title_words
 
-INPUTS = ("image", "video", "title")
+INPUTS = ("image", "video", "frame_features", "title")
 TOWER_INPUTS = ("pixel_values", "frame_features", "image_features", "frame_mask")
 TOWER_INPUTS += ("input_ids", "title_features", "attention_mask")
 PARTIAL_FOLDER = ".partial"
@@ -97,7 +98,7 @@ def embed_examples(
 def build_book(
     model: OPTSGPreTrainedModel,
     processor: OPTSGProcessor,
-    examples: Sequence[Mapping],
+    examples: Dataset,
     folder: str | os.PathLike,
     *,
     batch_size: int = 16,
@@ -110,7 +111,8 @@ def build_book(
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
-        examples: Rows with `id`, `title`, `tags`, `group`, and `image` or `video`.
+        examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. Examples whose
+            titles have the same words are a group.
         folder: Folder of the book.
         batch_size: Number of examples per forward pass.
         progress: Whether to show a progress bar.
@@ -122,23 +124,30 @@ def build_book(
         ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
     """
     reader = _ExampleReader(model, processor, examples, Path(folder, PARTIAL_FOLDER), batch_size)
-    parts, kept = [], []
+    parts = []
     with tqdm(total=len(examples), unit="file", disable=not progress) as bar:
         for start in range(0, len(examples), CHUNK_SIZE):
             rows = [examples[index] for index in range(start, min(start + CHUNK_SIZE, len(examples)))]
             parts += reader.read_chunk(rows)
-            kept += [row for row in rows if row["id"] not in reader.unreadable]
             bar.update(len(rows))
-    if not kept:
+    if not parts:
         raise ValueError("No example can be read, so there is nothing to look up.")
-    columns = {name: [row[name] or "" for row in kept] for name in COLUMNS}
+    ids = list(map(str, examples["id"]))
+    kept = [row for row, name in enumerate(ids) if name not in reader.unreadable]
+    titles, tags = examples["title"][:], examples["tags"][:]
+    rows = [(ids[row], titles[row] or "", tags[row], group_of(ids[row], titles[row])) for row in kept]
     queries = BookQueries.concatenate(parts)
-    book = TagBook(Dataset.from_dict(columns), queries, reader.fingerprint)
-    chosen = [row for row, example in enumerate(kept) if example["id"] in reader.predictions]
-    book.fit_to_itself(queries, chosen, [reader.predictions[kept[row]["id"]] for row in chosen])
+    book = TagBook(Dataset.from_dict(dict(zip(COLUMNS, map(list, zip(*rows))))), queries, reader.fingerprint)
+    chosen = [index for index, row in enumerate(kept) if ids[row] in reader.predictions]
+    book.fit_to_itself(queries, chosen, [reader.predictions[ids[kept[index]]] for index in chosen])
     book.save(folder)
     shutil.rmtree(reader.folder, ignore_errors=True)
     return book, reader.unreadable
+
+
+def group_of(id_: str, title: str | None) -> str:
+    """Return the group of an example. Examples with the same words in their titles may show the same thing."""
+    return " ".join(sorted(set(title_words(title or "")))) or id_
 
 
 class _ExampleReader:
@@ -153,7 +162,7 @@ class _ExampleReader:
         self,
         model: OPTSGPreTrainedModel,
         processor: OPTSGProcessor,
-        examples: Sequence[Mapping],
+        examples: Dataset,
         folder: Path,
         batch_size: int,
     ):
@@ -161,13 +170,15 @@ class _ExampleReader:
         self.collate = OPTSGDataCollator(processor)
         self.fingerprint = encoder_fingerprint(model, processor)
         chosen = np.random.default_rng(0).permutation(len(examples))[:MAX_FIT_EXAMPLES].tolist()
-        self.chosen = {examples[row]["id"] for row in chosen}
-        self.own_tags = {tag.casefold() for example in examples for tag in example["tags"]}
+        ids = examples["id"][:]
+        self.chosen = {str(ids[row]) for row in chosen}
+        self.own_tags = {tag.casefold() for tags in examples["tags"] for tag in tags}
         self.unreadable: dict[str, str] = {}
         self.predictions: dict[str, list[dict]] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
         """Read some examples, or the files in which an interrupted call saved what they gave."""
+        rows = [row | {"id": str(row["id"])} for row in rows]
         key = [self.fingerprint, sorted(self.own_tags), sorted(self.chosen & {row["id"] for row in rows})]
         key += [[row["id"], row["title"], _file_state(row)] for row in rows]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
