@@ -1,10 +1,11 @@
-"""Measures how well a book of someone's own keywords suggests them: 300 drawn images with personal keywords.
+"""Measures how well a book suggests personal keywords, on 300 synthetic images.
 
     python benchmarks/own_library.py --output results/book/own_library.json
 
-Every image shows one place, up to two subjects and sometimes an occasion. Each of them has a keyword that no model
-knows, such as "Grandma's garden", and is drawn with random positions, sizes and colours. The keywords are saved in
-XMP sidecars. `optsg index` reads those of 240 images, and `optsg tag --book` suggests keywords for the other 60.
+Every image shows one place, up to two subjects and sometimes an occasion. Each place, subject and occasion has a
+personal keyword, such as "Grandma's garden", and is drawn with random variation in position and colour. The keywords
+are saved in XMP sidecars. `optsg index` makes a book from 240 images, and `optsg tag --book` suggests keywords for the
+other 60.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from modeling_optsg.evaluation.reporting import environment
 from optsg import main as optsg
 
 SIZE = 256
-NUM_IMAGES, NUM_HELD_ASIDE = 300, 60
+NUM_IMAGES, NUM_HELD_OUT = 300, 60
 Colour = tuple[int, int, int]
 SIDECAR = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
 <rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:subject><rdf:Bag>{}</rdf:Bag></dc:subject>
@@ -34,7 +35,7 @@ SIDECAR = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.
 
 
 class Scene:
-    """Draws one image; all sizes are ratios of its width."""
+    """Draws one image; all sizes are relative to its width."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
@@ -270,7 +271,7 @@ OCCASIONS = {"birthday 2021": balloons, "Advent": candles, "New Year's Eve": fir
 
 
 def draw_example(rng: random.Random) -> tuple[Image.Image, list[str]]:
-    """Draw a random image, and return its keywords too."""
+    """Draw a random image and return it with its keywords."""
     scene, place = Scene(rng), rng.choice(sorted(PLACES))
     PLACES[place](scene)
     subjects = rng.sample(sorted(SUBJECTS), rng.choice([0, 1, 1, 2]))
@@ -282,16 +283,16 @@ def draw_example(rng: random.Random) -> tuple[Image.Image, list[str]]:
     return scene.image, [place, *subjects, *([occasion] if occasion else [])]
 
 
-def measure(model: str, folder: Path, num_images: int, num_held_aside: int) -> dict:
-    """Draw the library, make a book of a part of it, and suggest keywords for the rest."""
+def measure(model: str, folder: Path, num_images: int, num_held_out: int) -> dict:
+    """Draw the library, make a book from part of it, and suggest keywords for the rest."""
     rng, references = random.Random(0), {}
     counts = Counter()
     for index in range(num_images):
         image, keywords = draw_example(rng)
-        own = folder / ("held_aside" if index < num_held_aside else "library")
+        own = folder / ("held_out" if index < num_held_out else "library")
         own.mkdir(exist_ok=True)
         image.save(own / f"{index:03}.jpg", quality=90)
-        if index < num_held_aside:
+        if index < num_held_out:
             references[str(own / f"{index:03}.jpg")] = keywords
         else:
             entries = "".join(f"<rdf:li>{escape(keyword)}</rdf:li>" for keyword in keywords)
@@ -311,7 +312,7 @@ def measure(model: str, folder: Path, num_images: int, num_held_aside: int) -> d
         "--max-tags",
         5,
         "--json",
-        folder / "held_aside",
+        folder / "held_out",
     )
     suggested = {row["file"]: [tag["tag"] for tag in row["tags"]] for row in map(json.loads, lines.splitlines())}
     frequent = [keyword for keyword, _ in counts.most_common(5)]
@@ -319,10 +320,10 @@ def measure(model: str, folder: Path, num_images: int, num_held_aside: int) -> d
     hits = sum(keyword in suggested[path] for path, keywords in references.items() for keyword in keywords)
     by_frequency = sum(keyword in frequent for keywords in references.values() for keyword in keywords)
     return {
-        "images": num_images - num_held_aside,
+        "images": num_images - num_held_out,
         "keywords": len(counts),
-        "held_aside_images": num_held_aside,
-        "held_aside_keywords": total,
+        "held_out_images": num_held_out,
+        "held_out_keywords": total,
         "among_first_five": hits,
         "among_first_five_percent": round(100 * hits / total, 1),
         "five_most_frequent_percent": round(100 * by_frequency / total, 1),
@@ -335,7 +336,7 @@ def run(*words: object) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         status = optsg([str(word) for word in words])
     if status:
-        raise RuntimeError(f"optsg {words[0]} ended with status {status}.")
+        raise RuntimeError(f"optsg {words[0]} exited with status {status}.")
     return output.getvalue()
 
 
@@ -346,7 +347,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(args.model, Path(folder), NUM_IMAGES, NUM_HELD_ASIDE)
+        result = measure(args.model, Path(folder), NUM_IMAGES, NUM_HELD_OUT)
     result |= {"model": Path(args.model).name} | environment()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -182,16 +182,21 @@ class OPTSGProcessor(ProcessorMixin):
             "tag_text_attention_mask": text["attention_mask"],
         }
 
-    def batch_decode(self, outputs: ModelOutput | torch.Tensor) -> list[list[dict[str, Any]]]:
+    def batch_decode(
+        self, outputs: ModelOutput | torch.Tensor, return_sources: bool = False
+    ) -> list[list[dict[str, Any]]]:
         """Decode the tags that `generate` returned.
 
         Args:
             outputs: Output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
                 padded with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
+            return_sources: Whether to say where each tag comes from. Needs `slots` in the output.
 
         Returns:
             For each example its tags as `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None`
-            without scores. A tag that occurs twice is listed once, with the larger score. Blank tags are dropped.
+            without scores. A tag that occurs twice is listed once, with the larger score. Blank tags are dropped. With
+            `return_sources`, a tag also has `"source"`: "generated" by a slot, or "classified" if it is only a
+            candidate of the tag classifier.
 
         Raises:
             ValueError: The sequences or the scores have a wrong shape.
@@ -208,19 +213,21 @@ class OPTSGProcessor(ProcessorMixin):
             )
         else:
             scores = scores.tolist()
+        slots = outputs.slots.tolist() if return_sources else [None] * len(scores)
         return [
-            self._rank(self.tag_tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else [], row_scores)
-            for rows, row_scores in zip(sequences.tolist(), scores, strict=True)
+            self._rank(self.tag_tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else [], *columns)
+            for rows, *columns in zip(sequences.tolist(), scores, slots, strict=True)
         ]
 
-    def _rank(self, tags: list[str], scores: list[float | None]) -> list[dict[str, Any]]:
+    def _rank(self, tags: list[str], scores: list[float | None], slots: list[int] | None) -> list[dict[str, Any]]:
         """Merge and sort the tags of one example."""
-        best = {}
-        for tag, score in zip(tags, scores, strict=True):
-            if tag.strip() and (tag not in best or (score is not None and score > best[tag])):
-                best[tag] = score
-        ranked = sorted(best.items(), key=lambda entry: 0 if entry[1] is None else -entry[1])
-        return [{"tag": tag, "score": score, "novel": tag not in self.label_vocabulary} for tag, score in ranked]
+        best: dict[str, dict[str, Any]] = {}
+        for index, (tag, score) in enumerate(zip(tags, scores, strict=True)):
+            if tag.strip() and (tag not in best or (score is not None and score > best[tag]["score"])):
+                best[tag] = {"tag": tag, "score": score, "novel": tag not in self.label_vocabulary}
+                if slots is not None:
+                    best[tag]["source"] = "classified" if slots[index] < 0 else "generated"
+        return sorted(best.values(), key=lambda entry: 0 if entry["score"] is None else -entry["score"])
 
     @property
     def model_input_names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""`optsg index`: make a book of tagged images, whose tags `optsg tag --book` suggests for other images."""
+"""`optsg index`: make a book from tagged images. `optsg tag --book` then suggests their tags for other images."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from .dataset_arguments import add_dataset_arguments, load_dataset
 from .media_files import MediaFile, find_media_files
 from .sidecars import SidecarError, SidecarLocator
 from .sidecars.locations import NAMINGS
-from .tagger import BOOK_FOLDER, default_model, exit_if_unusable, load_model
+from .tagger import BOOK_FOLDER, DEFAULT_MODEL, default_model, exit_if_unusable, load_model
 from .terminal import plural, print_line, printable
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 Keywords are read from the XMP, IPTC and EXIF data of images, from XMP sidecars,
-and from the column tags of a metadata.jsonl, metadata.csv or metadata.parquet
-in the folder. Tags that optsg itself added are left out. Images and videos are
-never changed. To resume a stopped run, run the same command again.
+and from the tags column of a metadata.jsonl, metadata.csv (separated by |) or
+metadata.parquet in the folder. Tags that optsg wrote to a sidecar are left out.
+Images and videos are never changed. To resume a stopped run, run the same
+command again.
 
-exit status: 0 all files with keywords were read; 1 some files failed, with the
-reason on standard error; 2 the arguments are invalid, the model cannot be used,
-or no file has keywords; 130 interrupted.
+exit status: 0 all files with keywords were read; 1 some files failed, or the
+book could not be saved, with the reason on standard error; 2 the arguments are
+invalid, the model cannot be used, or no file has keywords; 130 interrupted.
 """
 
 
@@ -34,22 +35,26 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `index` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "index",
-        help="make a book of your own images and their keywords",
-        description="Makes a book of the images and videos in a folder that have keywords. Then\n"
-        "`optsg tag --book FOLDER` suggests these keywords for other images. Nothing is trained.\n"
-        "A book can also be made of the training examples of a dataset.",
+        help="make a book from your own images and their keywords",
+        description="Makes a book from the images and videos in a folder that have keywords. Then\n"
+        "`optsg tag --book FOLDER` suggests these keywords for other images. The model is not trained.\n"
+        "A book can also be made from the training examples of a dataset.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_dataset_arguments(parser)
-    parser.add_argument("--output", metavar="DIR", help=f"folder of the book (default: {BOOK_FOLDER} in the folder)")
-    parser.add_argument("--model", metavar="NAME", help="checkpoint folder or name on the Hub")
+    parser.add_argument(
+        "--output", metavar="DIR", help=f"folder to save the book in (default: {BOOK_FOLDER} in the folder)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
+    )
     parser.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
     parser.add_argument(
         "--sidecar-names",
         choices=NAMINGS,
         default="full",
-        help="which sidecar to read if an image has two: full: photo.jpg.xmp (default); stem: photo.xmp",
+        help="sidecar to read if an image has both: full (photo.jpg.xmp, default) or stem (photo.xmp)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="number of files per batch (default: 16)"
@@ -61,11 +66,11 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if args.batch_size < 1:
         parser.error(f"--batch-size {args.batch_size} must be at least 1")
     if (model_name := args.model or default_model()) is None:
-        parser.error("--model is required: there is no checkpoint here")
+        parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
     failures: list[tuple[str, str]] = []
     is_library = os.path.isdir(args.dataset) and not list(Path(args.dataset).glob("*.parquet"))
     if not is_library and not args.output:
-        parser.error("--output is required for a book of a dataset")
+        parser.error("--output is required for a book from a dataset")
     try:
         examples = _read_library(args, failures) if is_library else _read_dataset(args)
     except (ImportError, OSError, ValueError) as error:
@@ -78,12 +83,16 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     output = Path(args.output or Path(args.dataset, BOOK_FOLDER))
     with exit_if_unusable(parser, model_name):
         model, processor = load_model(model_name)
+    if model.tag_classifier is None:
+        parser.error(f"a book needs a model with a tag classifier; {model_name} has none")
     try:
         num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
     except (OSError, ValueError) as error:
-        failures.append((str(output), f"the book cannot be made: {error}"))
+        failures.append((str(output), f"cannot make the book: {error}"))
     else:
-        print_line(printable(f"{output}: {plural(num_kept, 'file')} with {plural(num_tags, 'keyword')}"))
+        print_line(
+            printable(f"saved a book of {plural(num_kept, 'file')} and {plural(num_tags, 'keyword')} in {output}")
+        )
     _report_failures(failures)
     return 1 if failures else 0
 
@@ -96,9 +105,11 @@ def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> 
     failures += found.failures
     for message in found.messages:
         _report(message)
-    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), failures))
-    if skipped := len(found.files) - len(examples):
-        _report(f"{plural(skipped, 'file')} without keywords skipped")
+    unreadable: list[tuple[str, str]] = []
+    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), unreadable))
+    failures += unreadable
+    if skipped := len(found.files) - len(examples) - len(unreadable):
+        _report(f"skipped {plural(skipped, 'file')} without keywords")
     text = Value("string")
     features = Features({"id": text, "title": text, "tags": List(text), "image": text, "video": text})
     return Dataset.from_list(examples, features=features) if examples else None

@@ -71,7 +71,7 @@ def find_media_files(
         names: Paths of files and folders.
         title: Title of the files on the command line.
         title_from_name: Use file names as titles, with spaces instead of `-` and `_`, even if there is metadata.
-        read_tags: Also read the column `tags` of the metadata: a list, or text with `|` between two tags.
+        read_tags: Also read the column `tags` of the metadata: a list, or text with tags separated by `|`.
     """
     found = MediaFiles()
     for name in names:
@@ -205,7 +205,7 @@ def _check_row(row: dict | str) -> dict:
 def _read_tags(tags: list[str] | str | None) -> tuple[str, ...]:
     tags = (tags or "").split("|") if isinstance(tags, str | None) else tags
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise ValueError(f'"tags" must be a list of texts, got {tags!r}')
+        raise ValueError(f'"tags" must be a list of strings or text separated by |, got {tags!r}')
     return tuple(stripped for tag in tags if (stripped := tag.strip()))
 
 

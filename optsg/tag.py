@@ -36,8 +36,8 @@ earlier run are removed if the model no longer predicts them. Tags that you
 deleted are not added again. To resume a stopped run, run the same command.
 
 exit status: 0 all files were tagged; 1 some files failed, with the reason on
-standard error; 2 the arguments are invalid or the model cannot be used; 130
-interrupted; 143 terminated.
+standard error; 2 the arguments are invalid, or the model or the book cannot be
+used; 130 interrupted; 143 terminated.
 """
 
 
@@ -65,7 +65,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         "the image is unlike the training images",
     )
     parser.add_argument(
-        "--explain", action="store_true", help="also print which images of the --book have each suggested keyword"
+        "--explain",
+        action="store_true",
+        help="also print where each tag comes from: generated or classified by the model, or images of --book",
     )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))
     parser.set_defaults(run=partial(_run, parser))
@@ -84,7 +86,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         type=_probability,
         metavar="P",
         help="minimum probability of a tag (default: the thresholds of the model; photographs without a title get "
-        "their five most probable tags)",
+        "their five most probable tags; with --book, the threshold of the book)",
     )
     parser.add_argument("--max-tags", type=_positive, metavar="N", help="maximum number of tags per file")
     parser.add_argument("--exclude", action="append", default=[], metavar="TAG", help="tag to exclude (repeatable)")
@@ -107,7 +109,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--book",
         metavar="FOLDER",
-        help="suggest the keywords of this book, made by `optsg index FOLDER`, instead of the tags of the model",
+        help="suggest only keywords from the book that `optsg index FOLDER` made",
     )
     parser.add_argument("--frames", type=_positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(
@@ -201,10 +203,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
         parser.error("--title needs exactly one image or video; for several, use --title-from-name or metadata")
-    if args.explain and not args.book:
-        parser.error("--explain needs --book")
     if args.book and args.vocabulary:
-        parser.error("--book and --vocabulary exclude each other: a book suggests only its own keywords")
+        parser.error("--book and --vocabulary exclude each other: only keywords from the book are suggested")
     for option in ("output", "dry_run", "redo"):
         if getattr(args, option) and not args.write:
             parser.error(f"--{option.replace('_', '-')} needs --write")

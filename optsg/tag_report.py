@@ -10,7 +10,7 @@ from .sidecars import Change, SidecarError, TagWriter
 from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
-# Examples of the book that are printed for each tag.
+# Maximum number of examples of the book printed per tag.
 MAX_NEIGHBOURS = 3
 
 
@@ -23,7 +23,7 @@ class TagReport:
         writers: From `make_writer`. A table is printed if there are none and `as_json` is false.
         dry_run: Print what the writers would do.
         show_image_words: Print the image words of each file.
-        explain: Print the examples of the book that have each tag.
+        explain: Print where each tag comes from.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TagReport:
         words = {"image_words": result.image_words} if self.show_image_words else {}
         tags = result.tags
         if self.explain:
-            tags = [tag | {"neighbours": own} for tag, own in zip(tags, result.neighbours, strict=True)]
+            tags = [tag | source for tag, source in zip(tags, result.sources, strict=True)]
         self._print_json(file=file.path, title=file.title, tags=tags, **words)
         if self.table is not None:
             if self.num_tagged == 0:
@@ -100,11 +100,8 @@ class TagReport:
             seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
             print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
         if self.explain and not self.as_json:
-            for tag, own in zip(result.tags, result.neighbours, strict=True):
-                shown = ", ".join(
-                    f"{printable(example['id'])} {example['score']:.2f}" for example in own[:MAX_NEIGHBOURS]
-                )
-                print_line(f"  {printable(tag['tag'])}: {shown or '(only the model)'}")
+            for tag, source in zip(result.tags, result.sources, strict=True):
+                print_line(f"  {printable(tag['tag'])}: {_explain(**source)}")
         self.num_tagged += 1
         for writer in writers:
             try:
@@ -177,3 +174,9 @@ class TagReport:
         if self.as_json:
             # ASCII only: the escapes of a terminal with another encoding would not be valid JSON.
             print_line(json.dumps(line))
+
+
+def _explain(source: str, neighbours: list[dict]) -> str:
+    shown = [f"{printable(example['id'])} ({example['score']:.2f})" for example in neighbours[:MAX_NEIGHBOURS]]
+    found = [] if source == "book" else [f"{source} by the model"]
+    return ", ".join(found + ([f"like {', '.join(shown)}"] if shown else []))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
-# Folder of the book of a folder of images.
+# Name of the book's folder inside a folder of images.
 BOOK_FOLDER = f"{OWN_PREFIX}book"
 BOOK_FILE_SUFFIXES = {".json", ".safetensors", ".parquet"}
 NO_LIMIT = 2**31
@@ -39,7 +39,8 @@ class TagSettings:
         frames: Number of frames to read from each video.
         exclude: Tags to leave out, ignoring letter case.
         vocabulary: Tags that may be generated. If empty, all tags may be generated.
-        book: Folder of a book, or of the images that it was made of. Only tags of the book are then suggested.
+        book: Folder of a book, or of the images that it was made from. If set, only tags of the book are suggested,
+            `threshold` defaults to that of the book, and there is no default for `max_tags`.
     """
 
     threshold: float | None = None
@@ -56,14 +57,15 @@ class FileTags:
     """Predictions for one file.
 
     Args:
-        tags: Tags as `OPTSGProcessor.batch_decode` returns them, most probable first.
+        tags: Tags as `{"tag": str, "score": float, "novel": bool}`, most probable first.
         image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
-        neighbours: With a book, for each tag the examples that have it, as `{"id": str, "score": float}`.
+        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "classified" or "book".
+            The neighbours are the examples of the book that have the tag, as `{"id": str, "score": float}`.
     """
 
     tags: list[dict]
     image_words: list[dict]
-    neighbours: list[list[dict]] = field(default_factory=list)
+    sources: list[dict]
 
 
 class Tagger:
@@ -94,8 +96,8 @@ class Tagger:
         self.book = _load_book(settings.book, self.model, self.processor) if settings.book else None
         if self.book is not None:
             self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
-            self.max_tags = settings.max_tags
-            # The book fuses all tags of the model, and has its own threshold.
+            self.max_tags, self.max_word_tags = settings.max_tags, None
+            # The book needs all tags of the model and applies its own threshold.
             self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT}
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
@@ -134,34 +136,23 @@ class Tagger:
             queries, inputs = embed_inputs(self.model, inputs, [file.title for file in batch])
         outputs = self.model.generate(**inputs, **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
-        if queries is not None:
-            return self._suggest(self.processor.batch_decode(outputs), queries, image_words)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
-        decoded = [
-            [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded]
-            for tags in self.processor.batch_decode(outputs)
-        ]
-        kept = [tags[:limit] for tags, limit in zip(decoded, limits, strict=True)]
-        return [FileTags(*pair) for pair in zip(kept, image_words, strict=True)]
-
-    def _suggest(
-        self, predictions: list[list[dict]], queries: "BookQueries", image_words: list[list[dict]]
-    ) -> list[FileTags | Exception]:
-        """Suggest tags of the book for each file of a batch."""
+        decoded = self.processor.batch_decode(outputs, return_sources=True)
+        if queries is not None:
+            decoded = self._suggest(decoded, queries)
         results = []
-        for predicted, candidates, words in zip(predictions, self.book.look_up(queries), image_words, strict=True):
-            suggested = [
-                tag
-                for tag in self.book.predict(predicted, candidates, own_tags_only=True)
-                if tag["score"] >= self.threshold and tag_key(tag["tag"]) not in self.excluded
-            ][: self.max_tags]
-            neighbours = [tag.pop("neighbours") for tag in suggested]
-            known = self.processor.label_vocabulary
-            results.append(
-                FileTags([tag | {"novel": tag["tag"] not in known} for tag in suggested], words, neighbours)
-            )
+        for tags, words, limit in zip(decoded, image_words, limits, strict=True):
+            kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
+            sources = [{"source": tag.pop("source", "book"), "neighbours": tag.pop("neighbours", [])} for tag in kept]
+            results.append(FileTags(kept, words, sources))
         return results
+
+    def _suggest(self, predictions: list[list[dict]], queries: "BookQueries") -> list[list[dict]]:
+        """Suggest tags from the book for each file of a batch."""
+        pairs = zip(predictions, self.book.look_up(queries), strict=True)
+        fused = [self.book.predict(tags, candidates, own_tags_only=True) for tags, candidates in pairs]
+        return [[tag for tag in tags if tag["score"] >= self.threshold] for tags in fused]
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
@@ -196,7 +187,7 @@ class Fingerprinter:
         if settings.book:
             values["book"] = _digest_files(find_book(settings.book), BOOK_FILE_SUFFIXES)
         else:
-            # Sidecars of runs without a book stay valid.
+            # Without a book, the fingerprint stays what it was before there were books, so sidecars stay valid.
             del values["book"]
         self.run = json.dumps([_identify_model(model), values])
 
@@ -232,19 +223,19 @@ def _digest_files(folder: Path, suffixes: set[str]) -> str:
 
 
 def default_model() -> str | None:
-    """Return the folder of the shipped checkpoint, or `None` outside a clone."""
+    """Return the folder of the shipped checkpoint, or `None` if it is neither here nor in a clone."""
     clone = Path(__file__).parents[1]
     return next((str(path) for path in (DEFAULT_MODEL, clone / DEFAULT_MODEL) if path.is_dir()), None)
 
 
 def find_book(folder: str) -> Path:
-    """Return the folder of a book, given it or the folder of images that it was made of."""
+    """Return the folder of a book, from that folder or the folder of its images."""
     inside = Path(folder, BOOK_FOLDER)
     return inside if inside.is_dir() else Path(folder)
 
 
 class BookError(Exception):
-    """A book cannot be used; the message names it and the reason."""
+    """A book cannot be used; the message says why."""
 
 
 def _load_book(folder: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "TagBook":
@@ -258,7 +249,7 @@ def _load_book(folder: str, model: "OPTSGForTagGeneration", processor: "OPTSGPro
 
 @contextlib.contextmanager
 def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[None]:
-    """End the program with one line if the model or its book cannot be used."""
+    """Exit with a one-line message if the model or the book cannot be used."""
     try:
         yield
     except BookError as error:

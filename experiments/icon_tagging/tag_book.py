@@ -1,17 +1,17 @@
-r"""Measures what a book of the training examples adds to trained models.
+r"""Measures how much a book of the training examples improves trained models.
 
     python -m experiments.icon_tagging.tag_book --checkpoints checkpoints/optsg-icon-small \
         --output experiments/icon_tagging/results/tag_book.json
 
-For each checkpoint, a book is made of the training examples, and its fusion with the model is fitted on the validation
-split, for each metric of `--metrics`. The test split is scored with these settings. Rows:
+For each checkpoint, a book is made from the training examples, and its fusion with the model is fitted on the
+validation split, for each metric of `--metrics`. The test split is scored with these settings. Rows:
 
-- `model`: the model without a book, with the settings that it was trained with.
-- `book`: the book without a model.
-- `model and book`.
+- `model`: the model without a book. Only its threshold is fitted.
+- `book`: the book without the model's predictions.
+- `model and book`: both, fused.
 - `model and book, only SOURCE` and `model and book, N neighbours`: ablations, on the validation split only.
 
-The checkpoints are not changed, and one that the output file already has is not repeated.
+Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
 
 import json
@@ -118,7 +118,7 @@ class BookExperiment:
 
 
 def only(source: str, queries: BookQueries) -> BookQueries:
-    """Return queries that can be compared by one source only."""
+    """Return queries with only one source."""
     vectors = {
         name: queries.vectors[name] if name == source else torch.zeros_like(queries.vectors[name])
         for name in VECTOR_SOURCES
@@ -131,9 +131,11 @@ def _select(metrics: dict) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score the checkpoints of the command line and add them to the result file."""
+    """Score the given checkpoints and add the results to the output file."""
     parser = make_parser(__doc__)
-    parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="folders of examples/train.py")
+    parser.add_argument(
+        "--checkpoints", type=Path, nargs="+", required=True, help="output folders of examples/train.py"
+    )
     parser.add_argument("--metrics", nargs="+", default=OPERATING_POINTS, help="validation metrics to maximise")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Tag books: tagged examples whose tags are suggested for similar examples, without training."""
+"""Tag books: tagged examples whose tags are suggested for similar examples, without training the model."""
 
 from .building import build_book, embed_examples, embed_inputs, encoder_fingerprint, predict_all_tags
 from .tag_book import BookCandidates, BookQueries, TagBook

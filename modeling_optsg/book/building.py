@@ -1,4 +1,4 @@
-"""Makes a book of tagged images and videos."""
+"""Builds a book from tagged images and videos."""
 
 import hashlib
 import json
@@ -28,21 +28,21 @@ INPUTS = ("image", "video", "frame_features", "title")
 TOWER_INPUTS = ("pixel_values", "frame_features", "image_features", "frame_mask")
 TOWER_INPUTS += ("input_ids", "title_features", "attention_mask")
 PARTIAL_FOLDER = ".partial"
-# Examples per partial file. An interrupted run repeats at most the work of one.
+# Examples per partial file. An interrupted run repeats at most one chunk.
 CHUNK_SIZE = 512
-# Maximum number of examples that a book is fitted to.
+# Maximum number of examples to fit a book to.
 MAX_FIT_EXAMPLES = 200
 
 
 def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
-    """Hashes everything that the vectors of a book depend on: towers, evidence and the processor's settings.
+    """Return a hash of everything that a book's vectors depend on: towers, evidence pooler and processor settings.
 
     Raises:
         ValueError: The model has no tag classifier, so it computes no evidence.
     """
     pooler = model.model.multimodal_encoder.evidence_pooler
     if pooler is None:
-        raise ValueError("This model has no tag classifier. A book needs a model with one.")
+        raise ValueError("A book needs a model with a tag classifier; this model has none.")
     image_processor = getattr(processor, "image_processor", None)
     settings = image_processor and image_processor.to_dict()
     towers = [tower for tower in (model.model.vision_tower, model.model.text_tower) if tower is not None]
@@ -53,7 +53,7 @@ def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) 
 def embed_inputs(
     model: OPTSGPreTrainedModel, inputs: Mapping[str, torch.Tensor], titles: Sequence[str | None]
 ) -> tuple[BookQueries, dict[str, torch.Tensor]]:
-    """Compute the vectors of a batch, and the tower features that `generate` takes instead of the inputs.
+    """Compute the vectors of a batch and the tower features, which can be passed to `generate` instead of the inputs.
 
     Args:
         model: A model with a tag classifier.
@@ -74,7 +74,7 @@ def embed_inputs(
 def embed_examples(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: Sequence[Mapping], batch_size: int = 64
 ) -> BookQueries:
-    """Compute the vectors that a book compares examples by.
+    """Compute the vectors by which a book compares examples.
 
     Args:
         model: A model with a tag classifier.
@@ -106,19 +106,19 @@ def build_book(
 ) -> tuple[TagBook, dict[str, str]]:
     """Make a book, fit it to its own examples and save it.
 
-    An interrupted call is resumed by the next one.
+    After an interruption, call it again to resume.
 
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
         examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. Examples whose
-            titles have the same words are a group.
+            titles have the same words form a group.
         folder: Folder of the book.
         batch_size: Number of examples per forward pass.
         progress: Whether to show a progress bar.
 
     Returns:
-        The book, and the reason for each unreadable example by its `id`.
+        The book, and a dict from the `id` of each unreadable example to the reason.
 
     Raises:
         ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
@@ -131,7 +131,7 @@ def build_book(
             parts += reader.read_chunk(rows)
             bar.update(len(rows))
     if not parts:
-        raise ValueError("No example can be read, so there is nothing to look up.")
+        raise ValueError("None of the examples can be read; a book needs at least one.")
     ids = list(map(str, examples["id"]))
     kept = [row for row, name in enumerate(ids) if name not in reader.unreadable]
     titles, tags = examples["title"][:], examples["tags"][:]
@@ -146,16 +146,20 @@ def build_book(
 
 
 def group_of(id_: str, title: str | None) -> str:
-    """Return the group of an example. Examples with the same words in their titles may show the same thing."""
+    """Return the group of an example: the words of its title, or its id without a title.
+
+    Examples with the same words in their titles may show the same thing.
+    """
     return " ".join(sorted(set(title_words(title or "")))) or id_
 
 
 class _ExampleReader:
-    """Computes the vectors of examples, and what the model predicts for some of them.
+    """Computes the vectors of examples, and the model's predictions for some of them.
 
     Attributes:
-        unreadable: The reason for each unreadable example by its `id`.
-        predictions: The predictions of the examples that the book is fitted to by their `id`; only tags of the book.
+        unreadable: By `id`, the reason for each unreadable example.
+        predictions: By `id`, the predictions for the examples that the book is fitted to. Only tags of the book are
+            kept.
     """
 
     def __init__(
@@ -177,7 +181,7 @@ class _ExampleReader:
         self.predictions: dict[str, list[dict]] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
-        """Read some examples, or the files in which an interrupted call saved what they gave."""
+        """Compute the vectors and predictions of a chunk, or load them if an interrupted call saved them."""
         rows = [row | {"id": str(row["id"])} for row in rows]
         key = [self.fingerprint, sorted(self.own_tags), sorted(self.chosen & {row["id"] for row in rows})]
         key += [[row["id"], row["title"], _file_state(row)] for row in rows]
@@ -190,7 +194,7 @@ class _ExampleReader:
             self.folder.mkdir(parents=True, exist_ok=True)
             if parts:
                 save_file(BookQueries.concatenate(parts).vectors, vectors_path)
-            # Written last: it shows that the chunk is complete.
+            # Written last, so that its existence shows that the chunk is complete.
             path.write_text(json.dumps({"unreadable": unreadable, "predictions": predictions}), encoding="utf-8")
         found = json.loads(path.read_text(encoding="utf-8"))
         self.unreadable |= found["unreadable"]
@@ -205,7 +209,7 @@ class _ExampleReader:
         unreadable: dict[str, str],
         predictions: dict[str, list[dict]],
     ) -> None:
-        """Add what the examples of a batch give to the three collections."""
+        """Add the results of a batch to `parts`, `unreadable` and `predictions`."""
         try:
             batch = self.collate([{name: row.get(name) for name in INPUTS} for row in rows])
         except (ValueError, OSError, ImportError) as error:
@@ -231,12 +235,12 @@ class _ExampleReader:
 def predict_all_tags(
     model: OPTSGPreTrainedModel, processor: OPTSGProcessor, inputs: Mapping[str, torch.Tensor], **generate_kwargs: Any
 ) -> list[list[dict]]:
-    """Return all tags that a model can give each example of a batch, however improbable, for a book to choose from."""
+    """Return all tags that the model predicts for each example, without a threshold or a limit."""
     return processor.batch_decode(model.generate(**inputs, **generate_kwargs, threshold=0.0, max_tags=NO_TAG_LIMIT))
 
 
 def _file_state(row: Mapping) -> list | None:
-    """Return size and modification time of an example's file, which stand for its content."""
+    """Return size and modification time of an example's file, used instead of a hash of its content."""
     value = row.get("image") or row.get("video")
     try:
         state = os.stat(value["path"] if isinstance(value, Mapping) else value)

@@ -1,4 +1,4 @@
-"""The probability of a tag, fused from what the model and the neighbours say."""
+"""Fuses the evidence of the model and of neighbours into the probability of a tag."""
 
 from collections.abc import Mapping
 
@@ -6,9 +6,9 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-# Added to votes before the logarithm.
+# Added to votes before taking the logarithm.
 MIN_VOTE = 1e-3
-# Strength of the L2 penalty on each weight. One tag has the weight 1.
+# L2 penalty on the weights, relative to the loss of one tag.
 L2_PENALTY = 1.0
 
 
@@ -16,7 +16,7 @@ class FusedScore:
     """Logistic regression on features of a tag, with a logit adjustment in favour of rare tags.
 
     Args:
-        size: Number of features. The last one is the logarithm of the number of examples of the book with the tag.
+        size: Number of features. The last one is the log frequency of the tag in the book.
     """
 
     def __init__(self, size: int):
@@ -40,12 +40,12 @@ class FusedScore:
         self.is_fitted = True
 
     def adjusted(self, features: np.ndarray, is_correct: np.ndarray, adjustment: float) -> "FusedScore":
-        """Return a score that favours rare tags: the logit adjustment of Menon et al. (2020), calibrated again.
+        """Return a score that favours rare tags: the logit adjustment of Menon et al. (2020), then recalibrated.
 
         Args:
             features: `[tags, size]`, the features that the score was fitted to.
             is_correct: `[tags]`, whether the tag is correct.
-            adjustment: The temperature of the adjustment.
+            adjustment: Strength τ of the adjustment; 0 changes nothing.
         """
         score = FusedScore(len(self.mean))
         score.mean, score.scale, score.is_fitted = self.mean, self.scale, self.is_fitted

@@ -1,4 +1,4 @@
-"""The tag book: tagged examples, in which the tags of similar examples are looked up."""
+"""The tag book: tagged examples whose tags are suggested for similar examples."""
 
 import json
 import os
@@ -26,24 +26,24 @@ from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
 
 NUM_NEIGHBOURS = 20
 NUM_CANDIDATES = 50
-# Image features have thousands of numbers. They are reduced to this number of principal components.
+# Number of principal components to which image features, with thousands of dimensions, are reduced.
 MAX_IMAGE_SIZE = 256
 MAX_PCA_IMAGES = 4000
-# Temperatures of the votes to try. A similarity is at most 1.
+# Vote temperatures to try, for similarities of at most 1.
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 # Strengths of the logit adjustment to try.
 ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-# Probabilities of the model are clamped, so that their logits are finite.
+# Model probabilities are clamped so that their logits are finite.
 MIN_PROBABILITY = 1e-3
 MIN_LOGIT = float(logit(MIN_PROBABILITY))
-# Logit of the model's probability, whether the tag is novel, whether a neighbour has it, the evidence, and the
-# logarithm of the number of examples of the book with the tag.
+# Features of a tag: logit of the model's probability, whether it is novel, whether a neighbour has it, the evidence,
+# and its log frequency in the book.
 NUM_FEATURES = len(NO_EVIDENCE) + 4
-# With fewer examples, the fit would follow single ones.
+# With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
 VERSION = 1
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "examples.parquet", "vectors.safetensors"
-# Columns of the examples. Examples of one group show the same thing.
+# Columns of the examples. Examples in the same group may show the same thing.
 COLUMNS = ("id", "title", "tags", "group")
 
 
@@ -52,8 +52,8 @@ class BookQueries:
     """Examples to look up.
 
     Args:
-        vectors: For each of `VECTOR_SOURCES` `[examples, width]`, zero for a missing modality.
-        titles: The title of each example, empty if it has none.
+        vectors: Vectors `[examples, width]` of each source in `VECTOR_SOURCES`; zeros for a missing modality.
+        titles: Title of each example; an empty string if it has none.
     """
 
     vectors: dict[str, torch.Tensor]
@@ -83,13 +83,13 @@ class BookQueries:
 
 @dataclass
 class BookCandidates:
-    """The tags of a query's neighbours, those with the largest mean vote first.
+    """Tags of a query's neighbours, sorted by decreasing mean vote.
 
     Args:
         tags: The tags.
         evidence: `[tags, len(NO_EVIDENCE)]`, see [`TagVotes.evidence`].
-        neighbours: For each tag the examples that have it, as `{"id", "score"}` with the share of the vote, the
-            largest first.
+        neighbours: For each tag, the examples that have it, as `{"id", "score"}`, sorted by decreasing score. The
+            score is the mean vote.
     """
 
     tags: list[str]
@@ -103,16 +103,16 @@ class BookCandidates:
 
 
 class TagBook:
-    """Tagged examples, in which the tags of similar examples are looked up.
+    """Tagged examples whose tags are suggested for similar examples.
 
     Args:
         examples: Rows with the columns `id` (unique), `title`, `tags` and `group`. When a book is fitted to its own
-            examples, an example does not see its own group.
+            examples, the neighbours of an example come from other groups.
         queries: Vectors and titles of the examples.
         fingerprint: Fingerprint of the model that computed the vectors.
 
     Raises:
-        ValueError: There is no example, the lengths differ, or an `id` occurs twice.
+        ValueError: A column is missing, there are no examples, the lengths differ, or an `id` occurs twice.
     """
 
     def __init__(self, examples: Dataset, queries: BookQueries, fingerprint: str):
@@ -136,17 +136,17 @@ class TagBook:
 
     @cached_property
     def tags(self) -> list[str]:
-        """All tags of the examples, the most frequent first."""
+        """All tags of the examples, most frequent first."""
         return [tag for tag, _ in self.tag_counts.most_common()]
 
     @cached_property
     def _spelling(self) -> dict[str, str]:
-        """The most frequent spelling of each tag, by the tag in lower case."""
+        """The most frequent spelling of each tag, keyed by the lower-case tag."""
         return {tag.casefold(): tag for tag in reversed(self.tags)}
 
     @cached_property
     def _tag_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The indices of all tags of all examples, one after the other, and where each example starts."""
+        """The concatenated tag indices of all examples, and the offset of each example."""
         index = {tag: number for number, tag in enumerate(self.tags)}
         rows = [sorted({index[tag] for tag in tags}) for tags in self.examples["tags"]]
         starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
@@ -172,20 +172,20 @@ class TagBook:
     def predict(
         self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool = False
     ) -> list[dict]:
-        """Fuse the predictions of the model and the tags of the neighbours.
+        """Fuse the model's predictions with the neighbours' tags.
 
-        Before [`fit`], the probability of a tag is that at least one of the two is right, `1 - (1 - p)(1 - q)`, where
-        the odds of q are the mean vote.
+        Before [`fit`], the score is `1 - (1 - p)(1 - q)`: the probability that the model or the neighbours are right.
+        p is the model's probability. q has the mean vote as its odds.
 
         Args:
-            predictions: Tags of the model as `{"tag", "score", "novel"}`, all of them rather than those above its
-                threshold. Empty without a model.
+            predictions: All tags of the model as `{"tag", "score", "novel"}`, including those below its threshold.
+                Empty if there is no model.
             candidates: Tags of the neighbours of the same example.
             own_tags_only: Leave out tags that the book does not have, and spell the others as in the book.
 
         Returns:
-            Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. `novel` is that of the model,
-            true for a tag that the model does not predict.
+            Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags that the model does not
+            predict are novel. A `"source"` of a prediction is kept.
         """
         tags, features = self._features(predictions, candidates, own_tags_only)
         if self.score.is_fitted:
@@ -196,33 +196,37 @@ class TagBook:
             generated = np.where(features[:, 0] > MIN_LOGIT, expit(features[:, 0]), 0.0)
             scores = 1 - (1 - generated) / (1 + odds)
         neighbours = dict(zip(candidates.tags, candidates.neighbours, strict=True))
-        return [
-            {
-                "tag": tags[row],
-                "score": float(scores[row]),
-                "novel": bool(features[row, 1]),
-                "neighbours": neighbours.get(tags[row], []),
-            }
-            for row in np.argsort(-scores, kind="stable")
-        ]
+        by_model = self._by_name(predictions, own_tags_only)
+        predicted = []
+        for row in np.argsort(-scores, kind="stable"):
+            tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, 1])}
+            tag |= {name: value for name, value in by_model.get(tags[row], {}).items() if name == "source"}
+            predicted.append(tag | {"neighbours": neighbours.get(tags[row], [])})
+        return predicted
+
+    def _by_name(self, predictions: Sequence[Mapping], own_tags_only: bool) -> dict[str, Mapping]:
+        """Return the predictions by tag, spelled as in the book and only those of the book if `own_tags_only`."""
+        found: dict[str, Mapping] = {}
+        for tag in predictions:
+            name = self._spelling.get(tag["tag"].casefold()) if own_tags_only else tag["tag"]
+            if name is not None and (name not in found or tag["score"] > found[name]["score"]):
+                found[name] = tag
+        return found
 
     def _features(
         self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool
     ) -> tuple[list[str], np.ndarray]:
         """Return the tags of the model and of the neighbours, and the features of each, `[tags, NUM_FEATURES]`."""
-        by_model: dict[str, tuple[float, bool]] = {}
-        for tag in predictions:
-            name = self._spelling.get(tag["tag"].casefold()) if own_tags_only else tag["tag"]
-            if name is not None and tag["score"] >= by_model.get(name, (0.0,))[0]:
-                by_model[name] = (tag["score"], tag["novel"])
+        by_model = self._by_name(predictions, own_tags_only)
         tags = list(dict.fromkeys([*candidates.tags, *by_model]))
         features = np.zeros((len(tags), NUM_FEATURES))
         features[:, 3:-1] = NO_EVIDENCE
         features[: len(candidates.tags), 3:-1] = candidates.evidence
         features[: len(candidates.tags), 2] = 1.0
-        scores, novel = zip(*(by_model.get(tag, (0.0, True)) for tag in tags)) if tags else ((), ())
+        absent = {"score": 0.0, "novel": True}
+        scores = [by_model.get(tag, absent)["score"] for tag in tags]
         features[:, 0] = logit(np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
-        features[:, 1] = novel
+        features[:, 1] = [by_model.get(tag, absent)["novel"] for tag in tags]
         features[:, -1] = np.log([max(self.tag_counts[tag], 1) for tag in tags])
         return tags, features
 
@@ -237,10 +241,10 @@ class TagBook:
         Args:
             queries: The examples to look up.
             num_neighbours: Number of examples per source.
-            excluded_groups: For each query the group whose examples are left out.
+            excluded_groups: For each query, the group whose examples are left out.
         """
         vectors = self._normalize(queries)
-        # An example has few others of its group.
+        # Groups are small, so enough neighbours remain.
         wanted = min(num_neighbours if excluded_groups is None else 2 * num_neighbours + 16, len(self))
         by_source = [_nearest(vectors[name], self.vectors[name], wanted) for name in VECTOR_SOURCES]
         by_words = [{} if self._words is None else self._words.search(title, wanted) for title in queries.titles]
@@ -258,18 +262,18 @@ class TagBook:
         return self._compare(vectors, rows, by_words)
 
     def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
-        """Return the tags of each query's neighbours with the largest mean votes."""
+        """For each query, return the neighbours' tags with the largest mean votes."""
         votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
         evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
         found = []
         for query, rows in enumerate(neighbours.rows.tolist()):
             entries = votes.most_voted(query, max_candidates)
-            carriers = [
-                [{"id": self._ids[rows[column]], "score": share} for column, share in votes.carriers(entry)]
+            with_tag = [
+                [{"id": self._ids[rows[column]], "score": vote} for column, vote in votes.neighbours_with_tag(entry)]
                 for entry in entries
             ]
             found.append(
-                BookCandidates([self.tags[votes.tag[entry]] for entry in entries], evidence[entries], carriers)
+                BookCandidates([self.tags[votes.tag[entry]] for entry in entries], evidence[entries], with_tag)
             )
         return found
 
@@ -289,13 +293,14 @@ class TagBook:
         Args:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
-            predictions: Predictions of the model for them, as in [`predict`]. Without them, the book predicts alone.
+            predictions: Predictions of the model for them, as in [`predict`]. Without them, the book is fitted alone.
             excluded_groups, num_neighbours: See [`search`].
             metric: The metric to maximise, as in [`metric_value`].
             own_tags_only: See [`predict`].
 
         Returns:
-            The metrics with the fitted settings; `None` if there are too few examples, which changes nothing.
+            The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples or no
+            neighbour has a correct tag; the book is then unchanged.
         """
         predictions = [[] for _ in references] if predictions is None else predictions
         neighbours = self.search(queries, num_neighbours, excluded_groups)
@@ -318,7 +323,7 @@ class TagBook:
         return metrics
 
     def _fit_temperatures(self, neighbours: Neighbours, references: Sequence[Sequence[str]]) -> bool:
-        """Choose the temperature of each source by likelihood; return whether any neighbour has a correct tag."""
+        """Choose temperatures by maximum likelihood, and return whether any neighbour has a correct tag."""
         votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
         wanted = [set(tags) for tags in references]
         is_correct = np.array([self.tags[tag] in wanted[query] for query, tag in zip(votes.query, votes.tag)])
@@ -327,15 +332,15 @@ class TagBook:
         for index, name in enumerate(SOURCES):
             losses = {}
             for temperature in TEMPERATURES:
-                shares = neighbours.votes({**self.temperatures, name: temperature})[..., index]
-                losses[temperature] = -np.log(votes.totals(shares)[is_correct] + MIN_VOTE).mean()
+                of_source = neighbours.votes({**self.temperatures, name: temperature})[..., index]
+                losses[temperature] = -np.log(votes.totals(of_source)[is_correct] + MIN_VOTE).mean()
             self.temperatures[name] = min(losses, key=losses.get)
         return True
 
     def fit_to_itself(
         self, queries: BookQueries, rows: Sequence[int], predictions: Sequence[Sequence[Mapping]] | None = None
     ) -> dict[str, float] | None:
-        """Fit the book to some of its own examples, each of which sees only other groups; see [`fit`].
+        """Fit the book to some of its own examples, with neighbours only from other groups. See [`fit`].
 
         Args:
             queries: The examples of the book, as given to the constructor.
@@ -347,7 +352,7 @@ class TagBook:
         return self.fit(queries.select(rows), chosen["tags"][:], predictions, **options)
 
     def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
-        """Add examples. Their tags can be suggested at once.
+        """Add examples. Their tags can be suggested immediately.
 
         Args:
             examples: Rows with `COLUMNS`.
@@ -371,7 +376,7 @@ class TagBook:
         """
         removed = set(ids)
         if unknown := removed - set(self._ids):
-            raise ValueError(f"The book has no example with the id {sorted(unknown)[0]!r}.")
+            raise ValueError(f"The id {sorted(unknown)[0]!r} is not in the book.")
         kept = [row for row, name in enumerate(self._ids) if name not in removed]
         if not kept:
             raise ValueError("All examples would be removed; a book needs at least one.")
@@ -382,7 +387,7 @@ class TagBook:
         """Save the book in a folder: the examples, their vectors and the settings."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # Written last: a book that was saved only in part cannot be loaded.
+        # The settings are deleted first and written last, so that a partly saved book cannot be loaded.
         (folder / SETTINGS_NAME).unlink(missing_ok=True)
         pq.write_table(self.examples.with_format("arrow")[:], folder / EXAMPLES_NAME)
         tensors = {name: vectors.numpy() for name, vectors in self.vectors.items()}
@@ -407,7 +412,7 @@ class TagBook:
         folder = Path(folder)
         if not (folder / SETTINGS_NAME).is_file():
             raise FileNotFoundError(
-                f"{folder} contains no book ({SETTINGS_NAME} is missing). Make one with optsg index."
+                f"{folder} does not contain a book ({SETTINGS_NAME} is missing). Make one with optsg index."
             )
         book = cls.__new__(cls)
         try:
@@ -423,16 +428,21 @@ class TagBook:
             lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
         except Exception as error:  # json, pyarrow and safetensors raise errors of many types
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"The book in {folder} is damaged ({reason}). Make it again with optsg index.") from error
+            raise ValueError(f"The book in {folder} is damaged ({reason}). Run optsg index again.") from error
         if len(lengths) > 1:
             counts = ", ".join(map(str, sorted(lengths)))
-            raise ValueError(f"The book in {folder} is damaged: its files have {counts} examples. Make it again.")
+            raise ValueError(
+                f"The book in {folder} is damaged: its files disagree on the number of examples ({counts}). Run optsg "
+                "index again."
+            )
         if fingerprint is not None and fingerprint != book.fingerprint:
-            raise ValueError(f"The book in {folder} was made with another model. Make it again with this model.")
+            raise ValueError(
+                f"The book in {folder} was made with another model. Run optsg index again with this model."
+            )
         return book
 
     def _normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
-        """Return unit vectors, whose products are similarities. A missing modality stays zero."""
+        """Return unit vectors, whose dot products are similarities. A missing modality stays zero."""
         images = queries.vectors["image"]
         reduced = (images - self.image_mean) @ self.image_components.T * images.any(dim=1, keepdim=True)
         return {name: F.normalize({**queries.vectors, "image": reduced}[name], dim=-1) for name in VECTOR_SOURCES}
@@ -460,7 +470,7 @@ class TagBook:
 
 
 def _nearest(queries: torch.Tensor, vectors: torch.Tensor, wanted: int) -> list[list[int]]:
-    """Return the rows of the most similar vectors of each query, none for a zero query."""
+    """Return the rows of the vectors most similar to each query, or no rows for a zero query."""
     found, vectors = [], vectors.float()
     for block in queries.split(256):
         rows = (block @ vectors.T).topk(wanted, dim=1).indices.tolist()
@@ -471,12 +481,12 @@ def _nearest(queries: torch.Tensor, vectors: torch.Tensor, wanted: int) -> list[
 def _check_examples(examples: Dataset, num_queries: int) -> None:
     if missing := set(COLUMNS) - set(examples.column_names):
         raise ValueError(
-            f"The examples of a book need the columns {', '.join(COLUMNS)}; {sorted(missing)} are missing."
+            f"The examples of a book need the columns {', '.join(COLUMNS)}; missing: {', '.join(sorted(missing))}."
         )
     if not len(examples):
         raise ValueError("There are no examples; a book needs at least one.")
     if len(examples) != num_queries:
-        raise ValueError(f"There are {len(examples)} examples, but the vectors of {num_queries}.")
+        raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
     id_, count = Counter(examples["id"]).most_common(1)[0]
     if count > 1:
         raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")

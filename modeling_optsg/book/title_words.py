@@ -1,4 +1,4 @@
-"""Search in titles by their words."""
+"""Searches titles by their words."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class TitleWordIndex:
         self.index = bm25s.BM25()
         self.index.index([title_words(title) for title in titles], show_progress=False)
         data, starts = np.asarray(self.index.scores["data"]), self.index.scores["indptr"]
-        # The largest score of each word. Their sum is an upper bound on the score of a title.
+        # The largest score of each word. The sum over the words of a query bounds the score of a title.
         self.largest = np.array([data[start:end].max(initial=0.0) for start, end in zip(starts[:-1], starts[1:])])
 
     def search(self, title: str, number: int) -> dict[int, float]:

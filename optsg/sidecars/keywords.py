@@ -1,4 +1,4 @@
-"""Reads the keywords that people gave their images: in the image, in its XMP sidecar, or in a metadata file."""
+"""Reads the user's keywords from images and their XMP sidecars."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,14 +15,14 @@ from .xmp_sidecar import SUFFIX, read_user_keywords
 if TYPE_CHECKING:
     from PIL import Image
 
-# IPTC-IIM 4.2: record 2, data set 25 has the keywords; record 1, data set 90 has the character set.
+# IPTC-IIM 4.2: dataset 2:25 contains the keywords, dataset 1:90 the character set.
 IPTC_KEYWORDS, IPTC_CHARACTER_SET, IPTC_UTF8 = (2, 25), (1, 90), b"\x1b%G"
-# Keywords of the Windows Explorer, in UTF-16 and separated by semicolons.
+# Keywords from Windows Explorer: UTF-16, separated by semicolons.
 EXIF_KEYWORDS = 0x9C9E
 
 
 def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
-    """Return the keywords that people gave an image or a video.
+    """Return the user's keywords for an image or a video.
 
     They are read from the XMP sidecar, and for an image also from the XMP, IPTC and EXIF data in the file. Tags that
     `optsg tag --write` added are left out.
@@ -32,10 +32,10 @@ def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
         locator: Finds the sidecar.
 
     Returns:
-        The keywords in their order, each in one spelling.
+        The keywords in order of occurrence, without duplicates.
 
     Raises:
-        SidecarError: A sidecar cannot be read.
+        SidecarError: A sidecar cannot be read, or belongs to two files.
     """
     keywords = list(_read_sidecar(file, locator))
     if not file.is_video:
@@ -62,7 +62,7 @@ def _read_image(path: str) -> Iterator[str]:
             packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
             if packet:
                 packet = packet.encode() if isinstance(packet, str) else packet
-                # An image is not ours to repair: what cannot be read has no keywords.
+                # Invalid XMP in an image is ignored.
                 with contextlib.suppress(ValueError, SidecarError):
                     yield from read_user_keywords(XmpPacket(packet.rstrip(b"\0")), path)
             yield from _read_iptc(image)
@@ -70,7 +70,7 @@ def _read_image(path: str) -> Iterator[str]:
                 keywords = image.getexif().get(EXIF_KEYWORDS, b"")
                 yield from bytes(keywords).decode("utf-16-le", "replace").rstrip("\0").split(";")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return  # the image is reported when its pixels are read
+        return  # if a sidecar has keywords, the image is reported when its pixels are read
 
 
 def _read_iptc(image: "Image.Image") -> list[str]:
@@ -94,7 +94,7 @@ def _decode(value: bytes, encodings: Iterable[str]) -> str:
 
 
 def unique_keywords(keywords: Iterable[str]) -> list[str]:
-    """Return the keywords in their order, without blank ones, each in the spelling that comes first."""
+    """Return the keywords in order, without blanks and duplicates. The first spelling is kept."""
     spelling: dict[str, str] = {}
     for keyword in keywords:
         keyword = " ".join(keyword.split())

@@ -110,7 +110,8 @@ class XmpSidecarWriter(TagWriter):
 def read_user_keywords(packet: XmpPacket, path: str) -> list[str]:
     """Return the keywords of an XMP document that are not tags of this program.
 
-    A path such as `Places|Rome` or `Places/Rome` counts as its last part. Malformed lists are left out.
+    In hierarchical lists, a path such as `Places|Rome` or `Places/Rome` counts as its last part. A malformed
+    `lr:hierarchicalSubject` is ignored.
 
     Args:
         packet: The document, of a sidecar or an image.
