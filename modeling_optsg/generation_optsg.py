@@ -39,6 +39,7 @@ class OPTSGGenerateOutput(ModelOutput):
         slot_log_probs: `[batch, num_prompts, num_return_sequences]`, -inf where nothing was generated. Returned with
             `output_slots`.
         classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
+        evidence: The evidence of the tag classifier. Returned with `output_evidence`.
         image_words: See [`OPTSGModelOutput`].
         image_word_scores: See [`OPTSGModelOutput`].
         tagged_by: For each example the modalities that it is tagged by, one of `MODALITIES` or "image words". An image
@@ -56,6 +57,7 @@ class OPTSGGenerateOutput(ModelOutput):
     slot_tokens: torch.Tensor | None = None
     slot_log_probs: torch.Tensor | None = None
     classifier_output: ClassifierOutput | None = None
+    evidence: TagEvidence | None = None
     image_words: torch.Tensor | None = None
     image_word_scores: torch.Tensor | None = None
     tagged_by: list[str] | None = None
@@ -119,6 +121,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         generation_config: GenerationConfig | None = None,
         output_slots: bool = False,
+        output_evidence: bool = False,
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> OPTSGGenerateOutput:
@@ -145,6 +148,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             generation_config: Used instead of the model's. `threshold`, `pad_bias`, `fusion_weights` and
                 `logit_adjustment` may be mappings with a value per decoding.
             output_slots: Return what every slot generated.
+            output_evidence: Return the evidence of the tag classifier, by which a book compares examples.
             output_attentions: Return where each order prompt looks.
             kwargs: Other `SEARCH_SETTINGS`, such as `num_beams`, `num_return_sequences` (tags that a slot may
                 contribute) or `do_sample`. `length_penalty` defaults to 0.
@@ -164,7 +168,10 @@ class OrderPromptGenerationMixin(GenerationMixin):
             outputs = self.model(**inputs, output_attentions=output_attentions)
             candidates = self._generate_slots(outputs, settings, processors)
             classifier_output = self._classify(outputs.evidence, settings, processors)
-        return self._rank(outputs, candidates, classifier_output, settings, output_slots)
+        found = self._rank(outputs, candidates, classifier_output, settings, output_slots)
+        if output_evidence:
+            found.evidence = outputs.evidence
+        return found
 
     def _build_processors(
         self,

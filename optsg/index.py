@@ -3,15 +3,21 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .dataset_arguments import add_dataset_arguments, load_dataset
+from dataset_scripts.media_suffixes import METADATA_NAMES
+
+from .argument_types import positive
+from .dataset_arguments import BUILDER_ARGUMENTS, add_dataset_arguments, load_dataset
 from .media_files import MediaFile, find_media_files
 from .sidecars import SidecarError, SidecarLocator
+from .sidecars.files import check_writable, lock_folder
 from .sidecars.locations import NAMINGS
+from .sidecars.reconciliation import tag_key
 from .tagger import BOOK_FOLDER, DEFAULT_MODEL, default_model, exit_if_unusable, load_model
 from .terminal import plural, print_line, printable
 
@@ -57,20 +63,19 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="sidecar to read if an image has both: full (photo.jpg.xmp, default) or stem (photo.xmp)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="number of files per batch (default: 16)"
+        "--batch-size", type=positive, default=16, metavar="N", help="number of files per batch (default: 16)"
     )
     parser.set_defaults(run=partial(_run, parser))
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if args.batch_size < 1:
-        parser.error(f"--batch-size {args.batch_size} must be at least 1")
     if (model_name := args.model or default_model()) is None:
         parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
     failures: list[tuple[str, str]] = []
-    is_library = os.path.isdir(args.dataset) and not list(Path(args.dataset).glob("*.parquet"))
-    if not is_library and not args.output:
-        parser.error("--output is required for a book from a dataset")
+    is_library = _is_library(args.dataset)
+    _check(parser, args, is_library)
+    output = Path(args.output or Path(args.dataset, BOOK_FOLDER))
+    _check_output(parser, output)
     try:
         examples = _read_library(args, failures) if is_library else _read_dataset(args)
     except (ImportError, OSError, ValueError) as error:
@@ -80,14 +85,14 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         _report_failures(failures)
         _report(f"{args.dataset}: no image or video has keywords, so there is nothing to suggest")
         return 2
-    output = Path(args.output or Path(args.dataset, BOOK_FOLDER))
     with exit_if_unusable(parser, model_name):
         model, processor = load_model(model_name)
     if model.tag_classifier is None:
         parser.error(f"a book needs a model with a tag classifier; {model_name} has none")
     try:
-        num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
-    except (OSError, ValueError) as error:
+        with lock_folder(str(output)):
+            num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
+    except (OSError, ValueError, SidecarError) as error:
         failures.append((str(output), f"cannot make the book: {error}"))
     else:
         print_line(
@@ -95,6 +100,31 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         )
     _report_failures(failures)
     return 1 if failures else 0
+
+
+def _is_library(name: str) -> bool:
+    """Return whether a name is that of a folder of images, rather than of a dataset."""
+    own = {*METADATA_NAMES, "tags.parquet"}
+    return os.path.isdir(name) and all(path.name in own for path in Path(name).glob("*.parquet"))
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, is_library: bool) -> None:
+    if not is_library and not args.output:
+        parser.error(f"there is no folder {args.dataset}; a book from a dataset needs --output")
+    for option in BUILDER_ARGUMENTS if is_library else ("title_from_name",):
+        if getattr(args, option):
+            kind = "dataset" if is_library else "folder of images"
+            parser.error(f"--{option.replace('_', '-')} needs a {kind}")
+
+
+def _check_output(parser: argparse.ArgumentParser, output: Path) -> None:
+    from modeling_optsg.book.book_files import check_replaceable
+
+    try:
+        check_writable(str(output))
+        check_replaceable(output)
+    except (SidecarError, ValueError) as error:
+        parser.error(printable(f"--output: {error}"))
 
 
 def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> "Dataset | None":
@@ -108,6 +138,7 @@ def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> 
     unreadable: list[tuple[str, str]] = []
     examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), unreadable))
     failures += unreadable
+    _merge_spellings(examples)
     if skipped := len(found.files) - len(examples) - len(unreadable):
         _report(f"skipped {plural(skipped, 'file')} without keywords")
     text = Value("string")
@@ -148,18 +179,28 @@ def _with_keywords(
     for file in files:
         try:
             tags = unique_keywords([*file.tags, *read_keywords(file, locator)])
+            "".join((file.path, file.title or "", *tags)).encode()
         except SidecarError as error:
             failures.append((file.path, str(error)))
-            continue
-        if tags:
-            name = os.path.relpath(file.path, file.root)
-            yield {
-                "id": os.fsencode(name).decode("utf-8", "replace"),
-                "title": file.title or "",
-                "tags": tags,
-                "image": None if file.is_video else file.path,
-                "video": file.path if file.is_video else None,
-            }
+        except UnicodeEncodeError:
+            failures.append((file.path, "its name, title or keywords are not valid Unicode text"))
+        else:
+            if tags:
+                yield {
+                    "id": os.path.relpath(file.path, file.root),
+                    "title": file.title or "",
+                    "tags": tags,
+                    "image": None if file.is_video else file.path,
+                    "video": file.path if file.is_video else None,
+                }
+
+
+def _merge_spellings(examples: list[dict]) -> None:
+    """Give each keyword the spelling that most images have."""
+    counts = Counter(tag for example in examples for tag in example["tags"])
+    spelling = {tag_key(tag): tag for tag, _ in reversed(counts.most_common())}
+    for example in examples:
+        example["tags"] = list(dict.fromkeys(spelling[tag_key(tag)] for tag in example["tags"]))
 
 
 def _report_failures(failures: Sequence[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from .argument_types import positive, probability
 from .media_files import MediaFile, find_media_files
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
 from .sidecars.locations import NAMINGS
@@ -83,12 +84,12 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
         "--min-score",
-        type=_probability,
+        type=probability,
         metavar="P",
         help="minimum probability of a tag (default: the thresholds of the model; photographs without a title get "
         "their five most probable tags; with --book, the threshold of the book)",
     )
-    parser.add_argument("--max-tags", type=_positive, metavar="N", help="maximum number of tags per file")
+    parser.add_argument("--max-tags", type=positive, metavar="N", help="maximum number of tags per file")
     parser.add_argument("--exclude", action="append", default=[], metavar="TAG", help="tag to exclude (repeatable)")
     parser.add_argument(
         "--exclude-file",
@@ -111,9 +112,9 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="suggest only keywords from the book that `optsg index FOLDER` made",
     )
-    parser.add_argument("--frames", type=_positive, metavar="N", help="number of frames to read from each video")
+    parser.add_argument("--frames", type=positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(
-        "--batch-size", type=_positive, default=16, metavar="N", help="number of files per batch (default: 16)"
+        "--batch-size", type=positive, default=16, metavar="N", help="number of files per batch (default: 16)"
     )
 
 
@@ -137,23 +138,6 @@ def _add_write_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--dry-run", action="store_true", help="print the changes without writing any files")
     group.add_argument("--redo", action="store_true", help="also tag files that are already tagged")
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return value
 
 
 def _read_tags(name: str) -> frozenset[str]:

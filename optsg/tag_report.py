@@ -100,6 +100,8 @@ class TagReport:
             seen = ", ".join(f"{printable(word['word'])} {word['score']:.2f}" for word in result.image_words)
             print_line(f"{'' if self.table else printable(file.path)}  image words: {seen or '(none)'}")
         if self.explain and not self.as_json:
+            if self.table is None:
+                print_line(printable(file.path))
             for tag, source in zip(result.tags, result.sources, strict=True):
                 print_line(f"  {printable(tag['tag'])}: {_explain(**source)}")
         self.num_tagged += 1

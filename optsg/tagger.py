@@ -17,13 +17,13 @@ from .terminal import printable
 
 if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-    from modeling_optsg.book import BookQueries, TagBook
+    from modeling_optsg.book import TagBook
+    from modeling_optsg.tag_evidence import TagEvidence
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
 # Name of the book's folder inside a folder of images.
 BOOK_FOLDER = f"{OWN_PREFIX}book"
-BOOK_FILE_SUFFIXES = {".json", ".safetensors", ".parquet"}
 NO_LIMIT = 2**31
 
 
@@ -93,12 +93,14 @@ class Tagger:
             self.generate_options["max_tags"] = NO_LIMIT
             if settings.threshold is None:
                 self.max_word_tags = self.model.num_word_tags
-        self.book = _load_book(settings.book, self.model, self.processor) if settings.book else None
-        if self.book is not None:
+        self.book = self.library = None
+        if settings.book:
+            self.book, folder = _load_book(settings.book, self.model, self.processor), find_book(settings.book)
+            self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
             self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
             # The book needs all tags of the model and applies its own threshold.
-            self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT}
+            self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT, "output_evidence": True}
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
@@ -128,19 +130,13 @@ class Tagger:
             # Halving the batch finds the unreadable files and still tags the others in large batches.
             half = len(batch) // 2
             return self(batch[:half]) + self(batch[half:])
-        inputs = dict(inputs.to(self.model.device))
-        queries = None
-        if self.book is not None:
-            from modeling_optsg.book import embed_inputs
-
-            queries, inputs = embed_inputs(self.model, inputs, [file.title for file in batch])
-        outputs = self.model.generate(**inputs, **self.generate_options)
+        outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
         decoded = self.processor.batch_decode(outputs, return_sources=True)
-        if queries is not None:
-            decoded = self._suggest(decoded, queries)
+        if self.book is not None:
+            decoded = self._suggest(decoded, outputs.evidence, batch)
         results = []
         for tags, words, limit in zip(decoded, image_words, limits, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
@@ -148,11 +144,25 @@ class Tagger:
             results.append(FileTags(kept, words, sources))
         return results
 
-    def _suggest(self, predictions: list[list[dict]], queries: "BookQueries") -> list[list[dict]]:
+    def _suggest(
+        self, predictions: list[list[dict]], evidence: "TagEvidence", batch: list[MediaFile]
+    ) -> list[list[dict]]:
         """Suggest tags from the book for each file of a batch."""
-        pairs = zip(predictions, self.book.look_up(queries), strict=True)
-        fused = [self.book.predict(tags, candidates, own_tags_only=True) for tags, candidates in pairs]
-        return [[tag for tag in tags if tag["score"] >= self.threshold] for tags in fused]
+        from modeling_optsg.book import BookQueries
+
+        queries = BookQueries.from_evidence(evidence, [file.title for file in batch])
+        candidates = self.book.look_up(queries, [self._id_in_book(file) for file in batch])
+        known, suggested = self.processor.label_vocabulary, []
+        for predicted, own in zip(predictions, candidates, strict=True):
+            tags = self.book.predict(predicted, own, own_tags_only=True)
+            suggested.append(
+                [tag | {"novel": tag["tag"] not in known} for tag in tags if tag["score"] >= self.threshold]
+            )
+        return suggested
+
+    def _id_in_book(self, file: MediaFile) -> str | None:
+        """Return the id that a file has in the book of its own folder: it must not suggest its own keywords."""
+        return None if self.library is None else os.path.relpath(os.path.abspath(file.path), self.library)
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
@@ -177,6 +187,7 @@ class Fingerprinter:
         settings: Settings of the generation.
 
     Raises:
+        BookError: There is no such book.
         Exception: There is no such model. The libraries raise exceptions of many types.
     """
 
@@ -185,7 +196,7 @@ class Fingerprinter:
             name: sorted(value) if isinstance(value, frozenset) else value for name, value in asdict(settings).items()
         }
         if settings.book:
-            values["book"] = _digest_files(find_book(settings.book), BOOK_FILE_SUFFIXES)
+            values["book"] = _identify_book(settings.book)
         else:
             # Without a book, the fingerprint stays what it was before there were books, so sidecars stay valid.
             del values["book"]
@@ -208,14 +219,10 @@ def _identify_model(name: str) -> str:
         from modeling_optsg import OPTSGConfig
 
         return OPTSGConfig.get_config_dict(name)[0].get("_commit_hash") or name
-    return _digest_files(Path(name), MODEL_FILE_SUFFIXES)
-
-
-def _digest_files(folder: Path, suffixes: set[str]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in suffixes and path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+    for path in sorted(Path(name).rglob("*")):
+        if path.suffix in MODEL_FILE_SUFFIXES and path.is_file():
+            digest.update(path.relative_to(name).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
@@ -239,12 +246,22 @@ class BookError(Exception):
 
 
 def _load_book(folder: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "TagBook":
-    from modeling_optsg.book import TagBook, encoder_fingerprint
+    from modeling_optsg.book import encoder_fingerprint, load_book
 
     try:
-        return TagBook.load(find_book(folder), encoder_fingerprint(model, processor))
+        return load_book(find_book(folder), encoder_fingerprint(model, processor))
     except (OSError, ValueError) as error:
         raise BookError(str(error)) from error
+
+
+def _identify_book(folder: str) -> str:
+    """Return a digest of a book's settings, which include the digests of its other files."""
+    from modeling_optsg.book.book_files import SETTINGS_NAME
+
+    try:
+        return hashlib.sha256((find_book(folder) / SETTINGS_NAME).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BookError(f"{folder} does not contain a book: {error.strerror}. Make one with optsg index.") from error
 
 
 @contextlib.contextmanager

@@ -1,20 +1,23 @@
 """`optsg index` and `optsg tag --book`: keywords of images, books, suggestions."""
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.ExifTags import Base
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.book import TagBook, building, embed_examples, encoder_fingerprint
+from modeling_optsg.book import building, embed_examples, encoder_fingerprint, load_book
 from optsg import main
 from optsg.media_files import MediaFile
-from optsg.sidecars import SidecarLocator
+from optsg.sidecars import SidecarError, SidecarLocator
 from optsg.sidecars.keywords import EXIF_KEYWORDS, read_keywords
 from optsg.tagger import BOOK_FOLDER
 
@@ -215,6 +218,9 @@ def test_the_commands_of_the_documentation_run(checkpoint, library, tag, tmp_pat
 def test_tags_of_the_metadata_are_keywords(index, library, tag, tmp_path):
     for path in library.glob("*.xmp"):
         path.unlink()
+    pq.write_table(pa.table({"file_name": ["0.png"], "tags": [["Ski week"]]}), library / "metadata.parquet")
+    assert "1 file and 1 keyword" in index()[1]
+    (library / "metadata.parquet").unlink()
     rows = [{"file_name": f"{index}.png", "title": "", "tags": [KEYWORDS[index % 4]]} for index in range(40)]
     (library / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert "40 files and 4 keywords" in index()[1]
@@ -257,31 +263,143 @@ def test_unreadable_files_do_not_stop_the_others(index, library):
     status, out, err = index("--batch-size", 7)
     assert status == 1 and "38 files and 4 keywords" in out and "without keywords" in err
     assert "3.png" in err and "5.png.xmp" in err and "Traceback" not in err
-    assert len(TagBook.load(library / BOOK_FOLDER)) == 38
+    assert len(load_book(library / BOOK_FOLDER)) == 38
 
 
 def test_an_interrupted_index_is_resumed(index, library, monkeypatch):
     monkeypatch.setattr(building, "CHUNK_SIZE", 8)
-    embedded, original = [], building.embed_inputs
+    collated, original, stop_after = [], building.OPTSGDataCollator.__call__, 3
 
-    def count(model, inputs, titles):
-        if len(embedded) == 3:
+    def count(self, rows):
+        if len(collated) == stop_after:
             raise KeyboardInterrupt
-        embedded.append(len(titles))
-        return original(model, inputs, titles)
+        collated.append(len(rows))
+        return original(self, rows)
 
-    monkeypatch.setattr(building, "embed_inputs", count)
-    assert index()[0] == 130 and embedded == [8, 8, 8]
-    assert not (library / BOOK_FOLDER / "book.json").exists()
-    monkeypatch.setattr(building, "embed_inputs", lambda *args: embedded.append(8) or original(*args))
-    assert index()[0] == 0 and embedded == [8] * 5
-    assert not (library / BOOK_FOLDER / building.PARTIAL_FOLDER).exists()
+    monkeypatch.setattr(building.OPTSGDataCollator, "__call__", count)
+    assert index()[0] == 130 and collated == [8, 8, 8]
+    folder = library / BOOK_FOLDER
+    assert not (folder / "book.json").exists()
+    # The last chunk was saved only in part, as by a killed run.
+    last = max((folder / building.PARTIAL_FOLDER).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    last.write_bytes(b"")
+    stop_after = None
+    assert index()[0] == 0 and collated == [8] * 6
+    assert not (folder / building.PARTIAL_FOLDER).exists()
+
+
+def test_image_words_work_with_a_book(tmp_path, capsys):
+    model = ["--model", str(Path(__file__).parents[1] / "checkpoints/optsg-icon-small")]
+    photo = Path(__file__).parents[1] / "examples/images/bus.png"
+    noise = np.random.default_rng(0).integers(0, 255, (160, 160, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "unfamiliar.png")
+    for path in (photo, tmp_path / "unfamiliar.png"):
+        (tmp_path / f"{path.name}.json").write_text("")
+    rows = [json.dumps({"file_name": "unfamiliar.png", "tags": ["noise"]})]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    assert main(["index", str(tmp_path), "--output", str(tmp_path / "book"), *model]) == 0
+    capsys.readouterr()
+    seen = {}
+    for words in ([], ["--book", str(tmp_path / "book")]):
+        assert main(["tag", *model, *words, "--show-image-words", "--json", str(tmp_path / "unfamiliar.png")]) == 0
+        seen[bool(words)] = json.loads(capsys.readouterr().out)["image_words"]
+    assert seen[True] == seen[False] and seen[True]
+
+
+def test_one_odd_file_does_not_stop_the_others(index, library):
+    from PIL.PngImagePlugin import PngInfo
+
+    exif = Image.Exif()
+    exif[EXIF_KEYWORDS] = 70_000
+    save_image(library / "long.jpg", exif=exif)
+    info = PngInfo()
+    info.add_text("comment", "x" * 5_000_000, zip=True)
+    save_image(library / "text.png", pnginfo=info)
+    with open(os.fsencode(library) + b"/bad-\xff.png", "wb") as file:
+        file.write((library / "0.png").read_bytes())
+    with open(os.fsencode(library) + b"/bad-\xff.png.xmp", "w") as file:
+        file.write(xmp(dc_subject=["Mia"]))
+    status, out, err = index()
+    assert status == 1 and "40 files and 4 keywords" in out
+    assert "not valid Unicode" in err and "Traceback" not in err
+
+
+def test_spellings_are_merged(index, tag, library, tmp_path):
+    for number in range(0, 12, 4):
+        (library / f"{number}.png.xmp").write_text(xmp(dc_subject=["GRANDMA'S  garden"]), encoding="utf-8")
+    assert "40 files and 4 keywords" in index()[1]
+    _, out, _ = tag("--book", library, "--json", files=[tmp_path / "new/red.png"])
+    assert json.loads(out)["tags"][0]["tag"] == "Grandma's garden"
+
+
+def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, library):
+    (library / "0.png.xmp").write_text(xmp(dc_subject=["only here"]), encoding="utf-8")
+    index()
+    _, out, _ = tag("--book", library, "--json", "--threshold", 0, files=[library / "0.png"])
+    assert "only here" not in {tag["tag"] for tag in json.loads(out)["tags"]}
+
+
+def test_known_tags_are_not_novel(index, tag, library, tmp_path):
+    for number in range(0, 40, 4):
+        (library / f"{number}.png.xmp").write_text(xmp(dc_subject=["colour", "Mia"]), encoding="utf-8")
+    index()
+    _, out, _ = tag("--book", library, "--json", "--threshold", 0, files=[tmp_path / "new/red.png"])
+    novel = {tag["tag"]: tag["novel"] for tag in json.loads(out)["tags"]}
+    assert novel["Mia"] and not novel["colour"]
+
+
+def test_sidecars_of_raw_files_and_of_several_files(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / name)
+    for name in ("a.cr2", "b.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("a.xmp", "b.xmp"):
+        (tmp_path / name).write_text(xmp(dc_subject=["Mia"]), encoding="utf-8")
+    # A raw file and its JPEG show the same; an image and a video of one name may not.
+    assert keywords_of(tmp_path / "a.jpg") == ["Mia"] and keywords_of(tmp_path / "b.jpg") == []
+    (tmp_path / "a.jpg.xmp").write_text(xmp(dc_subject=["Bruno"]), encoding="utf-8")
+    file = MediaFile(str(tmp_path / "a.jpg"), None, False)
+    assert read_keywords(file, SidecarLocator()) == ["Bruno"]
+    assert read_keywords(file, SidecarLocator(naming="stem")) == ["Mia"]
+    (tmp_path / "a.jpg.xmp").write_text(XMP.format("<dc:subject>Bruno</dc:subject>"), encoding="utf-8")
+    with pytest.raises(SidecarError, match="a.jpg.xmp cannot be read: subject is not a list"):
+        keywords_of(tmp_path / "a.jpg")
+
+
+def test_copies_of_our_tags_in_an_image_are_not_the_users(tmp_path):
+    path = save_image(tmp_path / "a.jpg", xmp=xmp(dc_subject=["ours", "Mia"]).encode())
+    assert keywords_of(path) == ["ours", "Mia"]
+    (tmp_path / "a.jpg.xmp").write_text(xmp(dc_subject=["ours"], optsg_Tags=["ours"]), encoding="utf-8")
+    assert keywords_of(path) == ["Mia"]
+
+
+def test_videos_and_titles_are_looked_up(checkpoint, tmp_path, capsys):
+    av = pytest.importorskip("av")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for index, colour in enumerate(COLOURS * 2):
+        with av.open(str(folder / f"a_{index}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width, stream.height = 32, 32
+            for _ in range(3):
+                frame = av.VideoFrame.from_image(Image.new("RGB", (32, 32), colour))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        (folder / f"a_{index}.mp4.xmp").write_text(xmp(dc_subject=[KEYWORDS[index % 4]]), encoding="utf-8")
+    model = ["--model", str(checkpoint)]
+    assert main(["index", str(folder), "--title-from-name", *model]) == 0
+    book = load_book(folder / BOOK_FOLDER)
+    assert book.examples["title"][:2] == ["a 0", "a 1"]
+    capsys.readouterr()
+    words = ["--book", str(folder), "--frames", "2", "--threshold", "0", "--json", str(folder / "a_5.mp4")]
+    assert main(["tag", *model, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["tags"][0]["tag"] == KEYWORDS[1]
 
 
 def test_the_vectors_are_those_of_the_model(index, checkpoint, library):
     index()
     model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
-    book = TagBook.load(library / BOOK_FOLDER, encoder_fingerprint(model, processor))
+    book = load_book(library / BOOK_FOLDER, encoder_fingerprint(model, processor))
     queries = embed_examples(model, processor, [{"image": str(library / "7.png"), "title": None}])
     found = book.search(queries, 1)
     rows = [row for row in found.rows[0].tolist() if row >= 0]
@@ -298,6 +416,9 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
         tag("--book", tmp_path / "new")
     assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
+        tag("--book", tmp_path / "new", "--write", "xmp")
+    assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
         main(["tag", "--model", str(tiny_checkpoint), "--book", str(library), str(tmp_path / "new")])
     assert end.value.code == 2 and "needs a model with a tag classifier" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
@@ -305,6 +426,14 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
     assert end.value.code == 2 and "needs a model with a tag classifier" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["index", "no-such-dataset"])
-    assert end.value.code == 2 and "--output is required" in capsys.readouterr().err
+    assert end.value.code == 2 and "there is no folder no-such-dataset" in capsys.readouterr().err
+    for words, message in (
+        (["--output", str(tmp_path / "words.txt")], "is not a folder"),
+        (["--title", "raw"], "--title needs a dataset"),
+        (["--batch-size", "0"], "at least 1"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["index", str(library), *words])
+        assert end.value.code == 2 and message in capsys.readouterr().err
     assert main(["index", str(tmp_path / "words.txt"), "--output", str(tmp_path / "book")]) == 2
     assert "words.txt" in capsys.readouterr().err

@@ -8,9 +8,9 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_optsg.book import BookCandidates, BookQueries, TagBook
+from modeling_optsg.book import BookCandidates, BookQueries, TagBook, book_files, load_book, save_book
+from modeling_optsg.book.book_files import EXAMPLES_NAME, SETTINGS_NAME, VECTORS_NAME
 from modeling_optsg.book.fusion import FusedScore
-from modeling_optsg.book.tag_book import SETTINGS_NAME, VECTORS_NAME
 from modeling_optsg.book.title_words import TitleWordIndex, title_words
 from modeling_optsg.book.votes import MIN_VOTE, SOURCES, VECTOR_SOURCES
 
@@ -57,15 +57,15 @@ def test_neighbours_are_those_of_a_brute_force_search(book):
         expected = set()
         for source in ("title", "joint"):
             vector = torch.nn.functional.normalize(queries.vectors[source][query], dim=0).numpy()
+            vectors = book.vectors[source].float().numpy()
             if vector.any():
-                expected |= set(np.argsort(-(book.vectors[source].float().numpy() @ vector))[:2].tolist())
+                expected |= set(np.argsort(-np.where(vectors.any(axis=1), vectors @ vector, -2))[:2].tolist())
         rows = {row for row in neighbours.rows[query].tolist() if row >= 0}
         assert expected <= rows
-    similarities = neighbours.similarities[0, :, SOURCES.index("title")]
-    vectors = book.vectors["title"].float()[neighbours.rows[0]]
-    assert torch.allclose(
-        similarities, torch.cosine_similarity(vectors, queries.vectors["title"][:1], dim=1), atol=2e-3
-    )
+    rows = torch.tensor([row for row in neighbours.rows[0].tolist() if row >= 0])
+    similarities = neighbours.similarities[0, : len(rows), SOURCES.index("title")]
+    expected = torch.cosine_similarity(book.vectors["title"].float()[rows], queries.vectors["title"][:1], dim=1)
+    assert torch.allclose(similarities, expected, atol=2e-3)
 
 
 def test_what_is_missing_has_no_vote(book):
@@ -119,6 +119,42 @@ def errors(predicted, references):
     scores = np.array([tag["score"] for tags in predicted for tag in tags])
     correct = np.array([tag["tag"] in own for tags, own in zip(predicted, references) for tag in tags])
     return float(np.mean((scores - correct) ** 2)), abs(scores.mean() - correct.mean())
+
+
+def test_a_large_group_does_not_leave_a_query_without_neighbours():
+    titles = ["holiday"] * 50 + [f"other {index}" for index in range(10)]
+    book = TagBook(make_examples(titles, [["a"]] * 60), make_queries(titles), "model")
+    found = book.search(make_queries(titles[:1]), 5, excluded_groups=["holiday"])
+    rows = [row for row in found.rows[0].tolist() if row >= 0]
+    assert len(rows) >= 5 and min(rows) >= 50
+    assert min(book.search(make_queries(titles[:1]), 60, ["holiday"]).rows[0].tolist()) in (-1, 50)
+
+
+def test_an_example_of_the_book_does_not_find_itself(book):
+    queries = make_queries(TITLES)
+    own = [f"example-{index}" for index in range(5)] + [None]
+    for query, candidates in enumerate(book.look_up(queries, own)):
+        found = {example["id"] for examples in candidates.neighbours for example in examples}
+        assert (f"example-{query}" in found) == (query == 5)
+
+
+def test_an_example_without_an_image_takes_no_place_among_similar_images():
+    titles = [f"title {index}" for index in range(40)]
+    book = TagBook(make_examples(titles, [["a"]] * 40), make_queries(titles, without_image=range(30)), "model")
+    queries = make_queries(["x"], seed=5, without_title=[0])
+    queries.vectors["joint"][:] = 0
+    queries.titles = [""]
+    assert set(book.search(queries, 10).rows[0].tolist()) == set(range(30, 40))
+
+
+@pytest.mark.parametrize("tag", ["always", None])
+def test_tags_that_say_nothing_are_not_fitted(tag):
+    examples, queries, tags = clusters(60, seed=4)
+    tags = [[tag or f"tag {index}"] for index in range(60)]
+    book = TagBook(make_examples([""] * 60, tags), queries, "model")
+    _, validation, _ = clusters(40, seed=5)
+    references = [[tag or "never"]] * 40
+    assert book.fit(validation, references) is None and not book.score.is_fitted
 
 
 def test_a_fit_gives_calibrated_probabilities():
@@ -212,37 +248,64 @@ def test_a_saved_book_gives_the_same_tags(tmp_path):
     examples, queries, _ = clusters(60, seed=4)
     book = TagBook(examples, queries, "model")
     book.fit_to_itself(queries, range(60))
-    book.save(tmp_path / "book")
-    loaded = TagBook.load(tmp_path / "book", "model")
+    save_book(book, tmp_path / "book")
+    loaded = load_book(tmp_path / "book", "model")
     for one, other in zip(book.look_up(queries), loaded.look_up(queries), strict=True):
         assert book.predict([], one) == loaded.predict([], other)
     assert loaded.threshold == book.threshold
-    loaded.save(tmp_path / "again")
-    for name in ("book.json", "vectors.safetensors"):
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "book" / name).read_bytes()
+    save_book(loaded, tmp_path / "again")
+    assert (tmp_path / "again" / VECTORS_NAME).read_bytes() == (tmp_path / "book" / VECTORS_NAME).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["book.json", "examples.parquet", "vectors.safetensors"])
+@pytest.mark.parametrize("name", [SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME])
 def test_damaged_files_are_named(book, tmp_path, name):
-    book.save(tmp_path)
+    save_book(book, tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=f"{tmp_path} is damaged .* optsg index"):
-        TagBook.load(tmp_path)
+        load_book(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
-        TagBook.load(tmp_path)
+        load_book(tmp_path)
 
 
-def test_books_of_other_models_and_mixed_files_are_refused(book, tmp_path):
-    book.save(tmp_path)
+def test_books_of_other_models_and_versions_and_mixed_files_are_refused(book, tmp_path):
+    save_book(book, tmp_path)
     with pytest.raises(ValueError, match="made with another model"):
-        TagBook.load(tmp_path, "model-2")
+        load_book(tmp_path, "model-2")
     settings = json.loads((tmp_path / SETTINGS_NAME).read_text())
     (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings | {"examples": 5}))
-    with pytest.raises(ValueError, match="number of examples .5, 6."):
-        TagBook.load(tmp_path)
-    assert (tmp_path / VECTORS_NAME).exists()
+    with pytest.raises(ValueError, match=r"disagree on the number of examples: \[5, 6\]"):
+        load_book(tmp_path)
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings | {"version": 99}))
+    with pytest.raises(ValueError, match="another version of optsg"):
+        load_book(tmp_path)
+    other = TagBook(make_examples(), make_queries(TITLES, seed=1), "model-1")
+    save_book(other, tmp_path / "other")
+    (tmp_path / "other" / VECTORS_NAME).replace(tmp_path / VECTORS_NAME)
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"{VECTORS_NAME} changed after the book was saved"):
+        load_book(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_book(book, tmp_path, monkeypatch):
+    save_book(book, tmp_path)
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(book_files, "save_file", fail)
+    book.remove_examples(["example-0"])
+    with pytest.raises(OSError, match="no space"):
+        save_book(book, tmp_path)
+    assert len(load_book(tmp_path)) == 6
+
+
+def test_files_of_others_are_not_replaced(book, tmp_path):
+    (tmp_path / SETTINGS_NAME).write_text('{"title": "my novel"}')
+    with pytest.raises(ValueError, match="does not belong to a book"):
+        save_book(book, tmp_path)
+    assert "my novel" in (tmp_path / SETTINGS_NAME).read_text()
 
 
 def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):

@@ -1,6 +1,7 @@
 """Tag books: tagged examples whose tags are suggested for similar examples, without training the model."""
 
-from .building import build_book, embed_examples, embed_inputs, encoder_fingerprint, predict_all_tags
+from .book_files import load_book, save_book
+from .building import build_book, embed_examples, encoder_fingerprint
 from .tag_book import BookCandidates, BookQueries, TagBook
 
 __all__ = [
@@ -9,7 +10,7 @@ __all__ = [
     "TagBook",
     "build_book",
     "embed_examples",
-    "embed_inputs",
     "encoder_fingerprint",
-    "predict_all_tags",
+    "load_book",
+    "save_book",
 ]

@@ -6,27 +6,27 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest, tokenizer_settings
 from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .tag_book import COLUMNS, BookQueries, TagBook
+from .book_files import save_book
+from .tag_book import BookQueries, TagBook
 from .title_words import title_words
 
 INPUTS = ("image", "video", "frame_features", "title")
-TOWER_INPUTS = ("pixel_values", "frame_features", "image_features", "frame_mask")
-TOWER_INPUTS += ("input_ids", "title_features", "attention_mask")
 PARTIAL_FOLDER = ".partial"
 # Examples per partial file. An interrupted run repeats at most one chunk.
 CHUNK_SIZE = 512
@@ -37,6 +37,8 @@ MAX_FIT_EXAMPLES = 200
 def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
     """Return a hash of everything that a book's vectors depend on: towers, evidence pooler and processor settings.
 
+    The number of frames is left out: a book may be searched with more or fewer frames of a video.
+
     Raises:
         ValueError: The model has no tag classifier, so it computes no evidence.
     """
@@ -46,29 +48,8 @@ def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) 
     image_processor = getattr(processor, "image_processor", None)
     settings = image_processor and image_processor.to_dict()
     towers = [tower for tower in (model.model.vision_tower, model.model.text_tower) if tower is not None]
-    return digest(*towers, pooler, settings, processor.num_frames, tokenizer_settings(processor.tokenizer))
-
-
-@torch.no_grad()
-def embed_inputs(
-    model: OPTSGPreTrainedModel, inputs: Mapping[str, torch.Tensor], titles: Sequence[str | None]
-) -> tuple[BookQueries, dict[str, torch.Tensor]]:
-    """Compute the vectors of a batch and the tower features, which can be passed to `generate` instead of the inputs.
-
-    Args:
-        model: A model with a tag classifier.
-        inputs: Inputs of the model, from the processor or a collator.
-        titles: The titles of the batch.
-    """
-    encoder_inputs = {name: inputs[name] for name in TOWER_INPUTS if name in inputs}
-    with evaluation_mode(model):
-        vision, title_features = model.model.encode_inputs(**encoder_inputs)
-        features = {name: inputs.get(name) for name in ("frame_mask", "attention_mask")}
-        features |= {"title_features": title_features}
-        if vision is not None:
-            features |= {"frame_features": vision.frame_features, "image_features": vision.image_features}
-        features = {name: tensor for name, tensor in features.items() if tensor is not None}
-        return BookQueries.from_evidence(model.model(**features).evidence, titles), features
+    layers = model.config.vision_feature_layers
+    return digest(*towers, pooler, layers, settings, tokenizer_settings(processor.tokenizer))
 
 
 def embed_examples(
@@ -84,15 +65,26 @@ def embed_examples(
         batch_size: Number of examples per forward pass.
 
     Raises:
-        ValueError: An example cannot be read.
+        ValueError: There are no examples, or one cannot be read.
     """
+    if not len(examples):
+        raise ValueError("There are no examples to embed.")
     collate, parts = OPTSGDataCollator(processor), []
     for start in range(0, len(examples), batch_size):
         rows = [examples[index] for index in range(start, min(start + batch_size, len(examples)))]
         batch = collate([{name: value for name, value in row.items() if name != "tags"} for row in rows])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        parts.append(embed_inputs(model, batch, [row.get("title") for row in rows])[0])
+        parts.append(_embed_batch(model, batch, [row.get("title") for row in rows]))
     return BookQueries.concatenate(parts)
+
+
+@torch.no_grad()
+def _embed_batch(
+    model: OPTSGPreTrainedModel, batch: Mapping[str, torch.Tensor], titles: Sequence[str | None]
+) -> BookQueries:
+    with evaluation_mode(model):
+        features, _ = model.model.encode(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+        _, _, evidence = model.model.multimodal_encoder.select(features)
+    return BookQueries.from_evidence(evidence, titles)
 
 
 def build_book(
@@ -134,13 +126,18 @@ def build_book(
         raise ValueError("None of the examples can be read; a book needs at least one.")
     ids = list(map(str, examples["id"]))
     kept = [row for row, name in enumerate(ids) if name not in reader.unreadable]
-    titles, tags = examples["title"][:], examples["tags"][:]
-    rows = [(ids[row], titles[row] or "", tags[row], group_of(ids[row], titles[row])) for row in kept]
+    titles, tags = [title or "" for title in examples["title"]], examples["tags"][:]
+    columns = {
+        "id": [ids[row] for row in kept],
+        "title": [titles[row] for row in kept],
+        "tags": [tags[row] for row in kept],
+        "group": [group_of(ids[row], titles[row]) for row in kept],
+    }
     queries = BookQueries.concatenate(parts)
-    book = TagBook(Dataset.from_dict(dict(zip(COLUMNS, map(list, zip(*rows))))), queries, reader.fingerprint)
-    chosen = [index for index, row in enumerate(kept) if ids[row] in reader.predictions]
-    book.fit_to_itself(queries, chosen, [reader.predictions[ids[kept[index]]] for index in chosen])
-    book.save(folder)
+    book = TagBook(Dataset.from_dict(columns), queries, reader.fingerprint)
+    chosen = [row for row, name in enumerate(columns["id"]) if name in reader.predictions]
+    book.fit_to_itself(queries, chosen, [reader.predictions[columns["id"][row]] for row in chosen])
+    save_book(book, folder)
     shutil.rmtree(reader.folder, ignore_errors=True)
     return book, reader.unreadable
 
@@ -176,31 +173,31 @@ class _ExampleReader:
         chosen = np.random.default_rng(0).permutation(len(examples))[:MAX_FIT_EXAMPLES].tolist()
         ids = examples["id"][:]
         self.chosen = {str(ids[row]) for row in chosen}
-        self.own_tags = {tag.casefold() for tags in examples["tags"] for tag in tags}
         self.unreadable: dict[str, str] = {}
         self.predictions: dict[str, list[dict]] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
         """Compute the vectors and predictions of a chunk, or load them if an interrupted call saved them."""
         rows = [row | {"id": str(row["id"])} for row in rows]
-        key = [self.fingerprint, sorted(self.own_tags), sorted(self.chosen & {row["id"] for row in rows})]
+        key = [self.fingerprint, sorted(self.chosen & {row["id"] for row in rows})]
         key += [[row["id"], row["title"], _file_state(row)] for row in rows]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
-        if not path.exists():
+        # An unreadable file may be readable now, so its chunk is read again.
+        if (found := _load_chunk(vectors_path, path)) is None or found[1]["unreadable"]:
             parts, unreadable, predictions = [], {}, {}
             for start in range(0, len(rows), self.batch_size):
                 self._read_batch(rows[start : start + self.batch_size], parts, unreadable, predictions)
+            vectors = BookQueries.concatenate(parts).vectors if parts else {}
+            found = vectors, {"unreadable": unreadable, "predictions": predictions}
             self.folder.mkdir(parents=True, exist_ok=True)
-            if parts:
-                save_file(BookQueries.concatenate(parts).vectors, vectors_path)
-            # Written last, so that its existence shows that the chunk is complete.
-            path.write_text(json.dumps({"unreadable": unreadable, "predictions": predictions}), encoding="utf-8")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        self.unreadable |= found["unreadable"]
-        self.predictions |= found["predictions"]
+            save_file(vectors, f"{vectors_path}.partial")
+            os.replace(f"{vectors_path}.partial", vectors_path)
+            write_json(path, found[1])
+        self.unreadable |= found[1]["unreadable"]
+        self.predictions |= found[1]["predictions"]
         titles = [row["title"] or "" for row in rows if row["id"] not in self.unreadable]
-        return [BookQueries(load_file(vectors_path), titles)] if titles else []
+        return [BookQueries(found[0], titles)] if titles else []
 
     def _read_batch(
         self,
@@ -221,22 +218,24 @@ class _ExampleReader:
             self._read_batch(rows[:half], parts, unreadable, predictions)
             self._read_batch(rows[half:], parts, unreadable, predictions)
             return
-        batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-        queries, features = embed_inputs(self.model, batch, [row["title"] for row in rows])
-        parts.append(queries)
+        titles = [row["title"] for row in rows]
         chosen = [index for index, row in enumerate(rows) if row["id"] in self.chosen]
         if chosen:
-            features = {name: tensor[chosen] for name, tensor in features.items()}
-            for index, tags in zip(chosen, predict_all_tags(self.model, self.processor, features)):
-                own = [tag for tag in tags if tag["tag"].casefold() in self.own_tags]
-                predictions[rows[index]["id"]] = own
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            outputs = self.model.generate(**batch, threshold=0.0, max_tags=NO_TAG_LIMIT, output_evidence=True)
+            queries, tags = BookQueries.from_evidence(outputs.evidence, titles), self.processor.batch_decode(outputs)
+            predictions |= {rows[index]["id"]: tags[index] for index in chosen}
+        else:
+            queries = _embed_batch(self.model, batch, titles)
+        parts.append(BookQueries({name: rows.half() for name, rows in queries.vectors.items()}, queries.titles))
 
 
-def predict_all_tags(
-    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, inputs: Mapping[str, torch.Tensor], **generate_kwargs: Any
-) -> list[list[dict]]:
-    """Return all tags that the model predicts for each example, without a threshold or a limit."""
-    return processor.batch_decode(model.generate(**inputs, **generate_kwargs, threshold=0.0, max_tags=NO_TAG_LIMIT))
+def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
+    """Load what a call saved, `None` if there is nothing or it is damaged."""
+    try:
+        return load_file(vectors_path), json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError):
+        return None
 
 
 def _file_state(row: Mapping) -> list | None:

@@ -10,6 +10,8 @@ from scipy.special import expit
 MIN_VOTE = 1e-3
 # L2 penalty on the weights, relative to the loss of one tag.
 L2_PENALTY = 1.0
+# Standardised features beyond this many standard deviations are clipped.
+MAX_DEVIATION = 5.0
 
 
 class FusedScore:
@@ -26,7 +28,7 @@ class FusedScore:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Return the probabilities `[tags]` of features `[tags, size]`."""
-        return expit((features - self.mean) / self.scale @ self.weights + self.bias)
+        return expit(self._standardize(features) @ self.weights + self.bias)
 
     def fit(self, features: np.ndarray, is_correct: np.ndarray) -> None:
         """Fit the regression by maximum likelihood, with an L2 penalty.
@@ -36,8 +38,12 @@ class FusedScore:
             is_correct: `[tags]`, whether the tag is correct.
         """
         self.mean, self.scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
-        self.weights, self.bias = _regress((features - self.mean) / self.scale, is_correct)
+        self.weights, self.bias = _regress(self._standardize(features), is_correct)
         self.is_fitted = True
+
+    def _standardize(self, features: np.ndarray) -> np.ndarray:
+        # A feature that is nearly constant in the fit may be far away later.
+        return ((features - self.mean) / self.scale).clip(-MAX_DEVIATION, MAX_DEVIATION)
 
     def adjusted(self, features: np.ndarray, is_correct: np.ndarray, adjustment: float) -> "FusedScore":
         """Return a score that favours rare tags: the logit adjustment of Menon et al. (2020), then recalibrated.
@@ -50,7 +56,7 @@ class FusedScore:
         score = FusedScore(len(self.mean))
         score.mean, score.scale, score.is_fitted = self.mean, self.scale, self.is_fitted
         shift = np.eye(len(self.mean))[-1] * adjustment * self.scale
-        inputs = (features - self.mean) / self.scale @ (self.weights - shift)
+        inputs = self._standardize(features) @ (self.weights - shift)
         (slope,), score.bias = _regress(inputs[:, None], is_correct)
         score.weights = slope * (self.weights - shift)
         return score

@@ -1,23 +1,17 @@
 """The tag book: tagged examples whose tags are suggested for similar examples."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, concatenate_datasets
-from datasets.table import InMemoryTable
-from safetensors.numpy import load_file, save_file
 from scipy.special import expit, logit
 from torch.nn import functional as F
 
-from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
+from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
 from modeling_optsg.tag_evidence import TagEvidence
 
 from .fusion import MIN_VOTE, FusedScore
@@ -29,6 +23,8 @@ NUM_CANDIDATES = 50
 # Number of principal components to which image features, with thousands of dimensions, are reduced.
 MAX_IMAGE_SIZE = 256
 MAX_PCA_IMAGES = 4000
+# Rows that are processed together.
+SEARCH_BLOCK, NORMALIZE_BLOCK = 256, 4096
 # Vote temperatures to try, for similarities of at most 1.
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 # Strengths of the logit adjustment to try.
@@ -41,8 +37,6 @@ MIN_LOGIT = float(logit(MIN_PROBABILITY))
 NUM_FEATURES = len(NO_EVIDENCE) + 4
 # With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
-VERSION = 1
-SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "examples.parquet", "vectors.safetensors"
 # Columns of the examples. Examples in the same group may show the same thing.
 COLUMNS = ("id", "title", "tags", "group")
 
@@ -121,10 +115,12 @@ class TagBook:
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
         self.score = FusedScore(NUM_FEATURES)
         images = queries.vectors["image"]
-        present = images[images.any(dim=1)]
-        self.image_mean = present.mean(dim=0) if len(present) else images.new_zeros(images.shape[1])
-        self.image_components = _principal_components(present - self.image_mean)
-        self.vectors = {name: vectors.half() for name, vectors in self._normalize(queries).items()}
+        present = images.any(dim=1).nonzero().flatten()
+        # More images hardly change the components.
+        sample = images[present[:: -(-len(present) // MAX_PCA_IMAGES) or 1]].float()
+        self.image_mean = sample.mean(dim=0) if len(sample) else sample.new_zeros(images.shape[1])
+        self.image_components = _principal_components(sample - self.image_mean)
+        self.vectors = self._normalize(queries)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -141,8 +137,8 @@ class TagBook:
 
     @cached_property
     def _spelling(self) -> dict[str, str]:
-        """The most frequent spelling of each tag, keyed by the lower-case tag."""
-        return {tag.casefold(): tag for tag in reversed(self.tags)}
+        """The most frequent spelling of each tag, keyed by the normalised tag."""
+        return {normalize_tag(tag): tag for tag in reversed(self.tags)}
 
     @cached_property
     def _tag_rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -153,8 +149,18 @@ class TagBook:
         return np.array([tag for row in rows for tag in row], dtype=np.int64), starts
 
     @cached_property
-    def _groups(self) -> list[str]:
-        return self.examples["group"][:]
+    def _group_numbers(self) -> dict[str, int]:
+        return {group: number for number, group in enumerate(dict.fromkeys(self.examples["group"]))}
+
+    @cached_property
+    def _groups(self) -> torch.Tensor:
+        """The number of each example's group."""
+        return torch.tensor([self._group_numbers[group] for group in self.examples["group"]])
+
+    @cached_property
+    def _float_vectors(self) -> dict[str, torch.Tensor]:
+        """The vectors in 32 bits. Converting them takes longer than searching them."""
+        return {name: vectors.float() for name, vectors in self.vectors.items()}
 
     @cached_property
     def _ids(self) -> list[str]:
@@ -162,12 +168,21 @@ class TagBook:
 
     @cached_property
     def _words(self) -> TitleWordIndex | None:
-        titles = self.examples["title"][:]
+        titles = [title or "" for title in self.examples["title"]]
         return TitleWordIndex(titles) if any(map(title_words, titles)) else None
 
-    def look_up(self, queries: BookQueries) -> list[BookCandidates]:
-        """Return the tags of each query's nearest examples."""
-        return self.candidates(self.search(queries))
+    def look_up(self, queries: BookQueries, own_ids: Sequence[str | None] | None = None) -> list[BookCandidates]:
+        """Return the tags of each query's nearest examples.
+
+        Args:
+            queries: The examples to look up.
+            own_ids: For each query, its id if it may be in the book itself. Its own group is then left out.
+        """
+        groups = None
+        if own_ids is not None:
+            by_id = dict(zip(self._ids, self.examples["group"]))
+            groups = [by_id.get(own_id) for own_id in own_ids]
+        return self.candidates(self.search(queries, excluded_groups=groups))
 
     def predict(
         self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool = False
@@ -181,7 +196,8 @@ class TagBook:
             predictions: All tags of the model as `{"tag", "score", "novel"}`, including those below its threshold.
                 Empty if there is no model.
             candidates: Tags of the neighbours of the same example.
-            own_tags_only: Leave out tags that the book does not have, and spell the others as in the book.
+            own_tags_only: Leave out tags that the book does not have, and spell the others as in the book. Tags are
+                compared with [`normalize_tag`].
 
         Returns:
             Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags that the model does not
@@ -208,7 +224,7 @@ class TagBook:
         """Return the predictions by tag, spelled as in the book and only those of the book if `own_tags_only`."""
         found: dict[str, Mapping] = {}
         for tag in predictions:
-            name = self._spelling.get(tag["tag"].casefold()) if own_tags_only else tag["tag"]
+            name = self._spelling.get(normalize_tag(tag["tag"])) if own_tags_only else tag["tag"]
             if name is not None and (name not in found or tag["score"] > found[name]["score"]):
                 found[name] = tag
         return found
@@ -243,23 +259,40 @@ class TagBook:
             num_neighbours: Number of examples per source.
             excluded_groups: For each query, the group whose examples are left out.
         """
-        vectors = self._normalize(queries)
-        # Groups are small, so enough neighbours remain.
-        wanted = min(num_neighbours if excluded_groups is None else 2 * num_neighbours + 16, len(self))
-        by_source = [_nearest(vectors[name], self.vectors[name], wanted) for name in VECTOR_SOURCES]
-        by_words = [{} if self._words is None else self._words.search(title, wanted) for title in queries.titles]
+        vectors = {name: rows.float() for name, rows in self._normalize(queries).items()}
+        excluded = torch.full((len(queries),), -1)
+        if excluded_groups is not None:
+            excluded = torch.tensor([self._group_numbers.get(group, -1) for group in excluded_groups])
+        wanted = min(num_neighbours, len(self))
+        by_source = [self._nearest(name, vectors[name], wanted, excluded) for name in VECTOR_SOURCES]
+        by_words = self._search_words(queries.titles, wanted, excluded)
         by_source.append([list(found) for found in by_words])
-        rows = []
-        for index in range(len(queries)):
-            found = [source[index] for source in by_source]
-            if excluded_groups is not None:
-                own = excluded_groups[index]
-                found = [[row for row in nearest if self._groups[row] != own] for nearest in found]
-            rows.append(
-                torch.tensor(list(dict.fromkeys(row for nearest in found for row in nearest[:num_neighbours])))
-            )
-        rows = torch.nn.utils.rnn.pad_sequence([row.long() for row in rows], batch_first=True, padding_value=-1)
+        rows = [dict.fromkeys(row for found in by_source for row in found[query]) for query in range(len(queries))]
+        rows = [torch.tensor(list(found), dtype=torch.long) for found in rows]
+        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         return self._compare(vectors, rows, by_words)
+
+    def _nearest(self, source: str, queries: torch.Tensor, wanted: int, excluded: torch.Tensor) -> list[list[int]]:
+        """Return the rows of the vectors most similar to each query, or no rows for a zero query."""
+        vectors, found = self._float_vectors[source], []
+        is_missing = ~vectors.any(dim=1)
+        for block, groups in zip(queries.split(SEARCH_BLOCK), excluded.split(SEARCH_BLOCK), strict=True):
+            similarities = (block @ vectors.T).masked_fill(is_missing, -torch.inf)
+            if (groups >= 0).any():
+                similarities.masked_fill_(self._groups == groups[:, None], -torch.inf)
+            values, rows = similarities.topk(wanted, dim=1)
+            values = values.masked_fill(~block.any(dim=1, keepdim=True), -torch.inf)
+            pairs = zip(values.tolist(), rows.tolist(), strict=True)
+            found += [[row for value, row in zip(*pair) if value > -torch.inf] for pair in pairs]
+        return found
+
+    def _search_words(self, titles: Sequence[str], wanted: int, excluded: torch.Tensor) -> list[dict[int, float]]:
+        """Return the rows of the titles most similar to each title, with their similarities."""
+        if self._words is None:
+            return [{} for _ in titles]
+        groups = excluded.tolist()
+        hidden = [None if group < 0 else (self._groups == group).numpy() for group in groups]
+        return [self._words.search(title, wanted, rows) for title, rows in zip(titles, hidden, strict=True)]
 
     def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
         """For each query, return the neighbours' tags with the largest mean votes."""
@@ -299,8 +332,8 @@ class TagBook:
             own_tags_only: See [`predict`].
 
         Returns:
-            The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples or no
-            neighbour has a correct tag; the book is then unchanged.
+            The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples, or if no
+            or every tag of the neighbours is correct; the score and the threshold are then unchanged.
         """
         predictions = [[] for _ in references] if predictions is None else predictions
         neighbours = self.search(queries, num_neighbours, excluded_groups)
@@ -310,6 +343,8 @@ class TagBook:
         found = [self._features(tags, candidates, own_tags_only) for tags, candidates in pairs]
         features = np.concatenate([rows for _, rows in found])
         is_correct = np.array([tag in set(own) for (tags, _), own in zip(found, references) for tag in tags])
+        if is_correct.all():
+            return None
         score = FusedScore(NUM_FEATURES)
         score.fit(features, is_correct)
         evaluator = TagEvaluator(references, self.tag_counts)
@@ -365,7 +400,7 @@ class TagBook:
         merged = concatenate_datasets([self.examples, examples.select_columns(list(COLUMNS))])
         _check_examples(merged, len(self) + len(queries))
         added = self._normalize(queries)
-        self.vectors = {name: torch.cat([self.vectors[name], added[name].half()]) for name in VECTOR_SOURCES}
+        self.vectors = {name: torch.cat([self.vectors[name], added[name]]) for name in VECTOR_SOURCES}
         self._replace_examples(merged)
 
     def remove_examples(self, ids: Sequence[str]) -> None:
@@ -383,69 +418,17 @@ class TagBook:
         self.vectors = {name: vectors[kept] for name, vectors in self.vectors.items()}
         self._replace_examples(self.examples.select(kept))
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Save the book in a folder: the examples, their vectors and the settings."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        # The settings are deleted first and written last, so that a partly saved book cannot be loaded.
-        (folder / SETTINGS_NAME).unlink(missing_ok=True)
-        pq.write_table(self.examples.with_format("arrow")[:], folder / EXAMPLES_NAME)
-        tensors = {name: vectors.numpy() for name, vectors in self.vectors.items()}
-        tensors |= {"image_mean": self.image_mean.numpy(), "image_components": self.image_components.numpy()}
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / VECTORS_NAME)
-        settings = {"version": VERSION, "fingerprint": self.fingerprint, "examples": len(self)}
-        settings |= {"temperatures": self.temperatures, "threshold": self.threshold, "score": self.score.to_dict()}
-        (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike, fingerprint: str | None = None) -> "TagBook":
-        """Load a saved book.
-
-        Args:
-            folder: Its folder.
-            fingerprint: Fingerprint of the model that will use the book. By default, it is not checked.
-
-        Raises:
-            FileNotFoundError: The folder does not contain a book.
-            ValueError: A file is damaged, or the book was made with another model.
-        """
-        folder = Path(folder)
-        if not (folder / SETTINGS_NAME).is_file():
-            raise FileNotFoundError(
-                f"{folder} does not contain a book ({SETTINGS_NAME} is missing). Make one with optsg index."
-            )
-        book = cls.__new__(cls)
-        try:
-            settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
-            tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
-            table = pq.read_table(folder / EXAMPLES_NAME, columns=list(COLUMNS))
-            book.examples = Dataset(InMemoryTable(table))
-            book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
-            book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
-            book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
-            book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
-            book.score = FusedScore.from_dict(settings["score"])
-            lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
-        except Exception as error:  # json, pyarrow and safetensors raise errors of many types
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"The book in {folder} is damaged ({reason}). Run optsg index again.") from error
-        if len(lengths) > 1:
-            counts = ", ".join(map(str, sorted(lengths)))
-            raise ValueError(
-                f"The book in {folder} is damaged: its files disagree on the number of examples ({counts}). Run optsg "
-                "index again."
-            )
-        if fingerprint is not None and fingerprint != book.fingerprint:
-            raise ValueError(
-                f"The book in {folder} was made with another model. Run optsg index again with this model."
-            )
-        return book
-
     def _normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
-        """Return unit vectors, whose dot products are similarities. A missing modality stays zero."""
-        images = queries.vectors["image"]
-        reduced = (images - self.image_mean) @ self.image_components.T * images.any(dim=1, keepdim=True)
-        return {name: F.normalize({**queries.vectors, "image": reduced}[name], dim=-1) for name in VECTOR_SOURCES}
+        """Return unit vectors in half precision, whose dot products are similarities. Missing ones stay zero."""
+        blocks = {name: [] for name in VECTOR_SOURCES}
+        # Block by block: image features are wide.
+        for start in range(0, max(len(queries), 1), NORMALIZE_BLOCK):
+            block = {name: rows[start : start + NORMALIZE_BLOCK].float() for name, rows in queries.vectors.items()}
+            reduced = (block["image"] - self.image_mean) @ self.image_components.T
+            block["image"] = reduced * block["image"].any(dim=1, keepdim=True)
+            for name in VECTOR_SOURCES:
+                blocks[name].append(F.normalize(block[name], dim=-1).half())
+        return {name: torch.cat(rows) for name, rows in blocks.items()}
 
     def _compare(
         self, vectors: Mapping[str, torch.Tensor], rows: torch.Tensor, by_words: Sequence[Mapping[int, float]]
@@ -453,7 +436,7 @@ class TagBook:
         similarities = torch.zeros(*rows.shape, len(SOURCES))
         is_comparable = torch.zeros(*rows.shape, len(SOURCES), dtype=torch.bool)
         for index, name in enumerate(VECTOR_SOURCES):
-            own = self.vectors[name][rows.clamp(min=0)].float()
+            own = self._float_vectors[name][rows.clamp(min=0)]
             similarities[..., index] = torch.einsum("qnw,qw->qn", own, vectors[name])
             is_comparable[..., index] = own.any(dim=-1) & vectors[name].any(dim=-1)[:, None]
         for query, found in enumerate(by_words):
@@ -465,17 +448,10 @@ class TagBook:
 
     def _replace_examples(self, examples: Dataset) -> None:
         self.examples = examples
-        for name in ("tag_counts", "tags", "_spelling", "_tag_rows", "_groups", "_ids", "_words"):
-            self.__dict__.pop(name, None)
-
-
-def _nearest(queries: torch.Tensor, vectors: torch.Tensor, wanted: int) -> list[list[int]]:
-    """Return the rows of the vectors most similar to each query, or no rows for a zero query."""
-    found, vectors = [], vectors.float()
-    for block in queries.split(256):
-        rows = (block @ vectors.T).topk(wanted, dim=1).indices.tolist()
-        found += [row if present else [] for row, present in zip(rows, block.any(dim=1).tolist())]
-    return found
+        # Cached properties are in `__dict__`.
+        for name, member in vars(type(self)).items():
+            if isinstance(member, cached_property):
+                self.__dict__.pop(name, None)
 
 
 def _check_examples(examples: Dataset, num_queries: int) -> None:
@@ -497,8 +473,6 @@ def _principal_components(centered: torch.Tensor) -> torch.Tensor:
     number = min(MAX_IMAGE_SIZE, *centered.shape)
     if not number:
         return centered.new_zeros(1, centered.shape[1])
-    # More vectors hardly change the components.
-    sample = centered[:: -(-len(centered) // MAX_PCA_IMAGES)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return torch.pca_lowrank(sample, q=min(number, len(sample)), center=False)[2].T.contiguous()
+        return torch.pca_lowrank(centered, q=number, center=False)[2].T.contiguous()

@@ -25,13 +25,21 @@ class TitleWordIndex:
         # The largest score of each word. The sum over the words of a query bounds the score of a title.
         self.largest = np.array([data[start:end].max(initial=0.0) for start, end in zip(starts[:-1], starts[1:])])
 
-    def search(self, title: str, number: int) -> dict[int, float]:
-        """Return the rows of the most similar titles with their similarities between 0 and 1, the largest first."""
+    def search(self, title: str, number: int, hidden: np.ndarray | None = None) -> dict[int, float]:
+        """Return the rows of the most similar titles with their similarities between 0 and 1, the largest first.
+
+        Args:
+            title: The title to search for.
+            number: Maximum number of rows.
+            hidden: `[titles]`, true for titles to leave out.
+        """
         words = self.index.get_tokens_ids(title_words(title))
         bound = float(self.largest[words].sum()) if words else 0.0
         if not bound:
             return {}
         scores = self.index.get_scores_from_ids(words)
+        if hidden is not None:
+            scores = np.where(hidden, 0.0, scores)
         number = min(number, len(scores))
         rows = np.argpartition(-scores, number - 1)[:number]
         rows = rows[np.argsort(-scores[rows], kind="stable")]

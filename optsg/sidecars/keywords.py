@@ -1,7 +1,7 @@
 """Reads the user's keywords from images and their XMP sidecars."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..media_files import MediaFile
@@ -9,7 +9,7 @@ from .files import read_file
 from .locations import SidecarLocator
 from .reconciliation import tag_key
 from .writer import SidecarError
-from .xmp_packet import XmpPacket
+from .xmp_packet import NEW_PACKET, XmpPacket
 from .xmp_sidecar import SUFFIX, read_user_keywords
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
     """Return the user's keywords for an image or a video.
 
     They are read from the XMP sidecar, and for an image also from the XMP, IPTC and EXIF data in the file. Tags that
-    `optsg tag --write` added are left out.
+    `optsg tag --write` added are left out, also where another program copied them into the image.
 
     Args:
         file: The image or video.
@@ -35,42 +35,43 @@ def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
         The keywords in order of occurrence, without duplicates.
 
     Raises:
-        SidecarError: A sidecar cannot be read, or belongs to two files.
+        SidecarError: A sidecar cannot be read.
     """
-    keywords = list(_read_sidecar(file, locator))
+    keywords, ours = _read_sidecar(file, locator)
     if not file.is_video:
-        keywords += _read_image(file.path)
+        keywords += [keyword for keyword in _read_image(file.path) if tag_key(keyword) not in ours]
     return unique_keywords(keywords)
 
 
-def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> list[str]:
-    path = locator.locate(file, SUFFIX, locator.naming, either=True).path
-    data = read_file(path)
-    if data is None:
-        return []
+def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> tuple[list[str], set[str]]:
+    """Return the keywords of a sidecar, and the keys of this program's own tags."""
+    if (path := locator.find(file.path, SUFFIX)) is None:
+        return [], set()
     try:
-        return read_user_keywords(XmpPacket(data), path)
+        return read_user_keywords(XmpPacket(read_file(path) or NEW_PACKET))
     except ValueError as error:
         raise SidecarError(f"{path} cannot be read: {error}") from error
 
 
-def _read_image(path: str) -> Iterator[str]:
-    from PIL import Image, UnidentifiedImageError
+def _read_image(path: str) -> list[str]:
+    from PIL import Image
 
+    keywords = []
     try:
         with Image.open(path) as image:
             packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
             if packet:
                 packet = packet.encode() if isinstance(packet, str) else packet
                 # Invalid XMP in an image is ignored.
-                with contextlib.suppress(ValueError, SidecarError):
-                    yield from read_user_keywords(XmpPacket(packet.rstrip(b"\0")), path)
-            yield from _read_iptc(image)
-            with contextlib.suppress(ValueError, SyntaxError, OSError):
-                keywords = image.getexif().get(EXIF_KEYWORDS, b"")
-                yield from bytes(keywords).decode("utf-16-le", "replace").rstrip("\0").split(";")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return  # if a sidecar has keywords, the image is reported when its pixels are read
+                with contextlib.suppress(ValueError):
+                    keywords += read_user_keywords(XmpPacket(packet.rstrip(b"\0")))[0]
+            keywords += _read_iptc(image)
+            windows = image.getexif().get(EXIF_KEYWORDS)
+            if isinstance(windows, bytes):
+                keywords += windows.decode("utf-16-le", "ignore").partition("\0")[0].split(";")
+    except Exception:  # Pillow's plugins raise errors of many types
+        return keywords  # if a sidecar has keywords, the image is reported when its pixels are read
+    return keywords
 
 
 def _read_iptc(image: "Image.Image") -> list[str]:

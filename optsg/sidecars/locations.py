@@ -62,6 +62,18 @@ class SidecarLocator:
         self._check_unshared(file, location)
         return location
 
+    def find(self, path: str, suffix: str) -> str | None:
+        """Return the sidecar of a file to read from, under either name, or `None` if there is none.
+
+        A sidecar named after the stem of several images or videos belongs to none of them. A raw file and its JPEG
+        share one.
+        """
+        names = {"full": path + suffix, "stem": os.path.splitext(path)[0] + suffix}
+        if self._twins(path, include_raw=False):
+            del names["stem"]
+        found = {naming: existing for naming, name in names.items() if (existing := _existing(name, suffix))}
+        return found.get(self.naming) or next(iter(found.values()), None)
+
     def check_writable(self, location: SidecarLocation) -> None:
         """Check that a sidecar may be written.
 

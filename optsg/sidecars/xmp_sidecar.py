@@ -107,25 +107,27 @@ class XmpSidecarWriter(TagWriter):
         return Change(path, result.added, result.removed, remarks=remarks)
 
 
-def read_user_keywords(packet: XmpPacket, path: str) -> list[str]:
-    """Return the keywords of an XMP document that are not tags of this program.
+def read_user_keywords(packet: XmpPacket) -> tuple[list[str], set[str]]:
+    """Return the keywords of an XMP document that are not tags of this program, and the keys of those that are.
 
     In hierarchical lists, a path such as `Places|Rome` or `Places/Rome` counts as its last part. A malformed
     `lr:hierarchicalSubject` is ignored.
 
     Args:
         packet: The document, of a sidecar or an image.
-        path: Path of the file, for errors.
 
     Raises:
-        SidecarError: A keyword list is not a list.
+        ValueError: `dc:subject` or `digiKam:TagsList` is not a list.
     """
-    fields = _KeywordFields.read(packet, path)
+    try:
+        fields = _KeywordFields.read(packet, "")
+    except SidecarError as error:
+        raise ValueError(str(error.__cause__)) from error
     ours = _keys(fields.our_subject) | _keys(fields.our_list)
     hierarchy = [path.rpartition("|")[2] for path in _read_hierarchy(packet)]
     listed = [path.rpartition("/")[2] for path in fields.user_list]
     # Other programs copy our tags into their own fields. Such a copy does not make a tag the user's.
-    return [*fields.user_subject, *(tag for tag in (*listed, *hierarchy) if tag_key(tag) not in ours)]
+    return [*fields.user_subject, *(tag for tag in (*listed, *hierarchy) if tag_key(tag) not in ours)], ours
 
 
 @dataclass(frozen=True)

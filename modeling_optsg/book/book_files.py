@@ -1,0 +1,117 @@
+"""Saves books in folders, and loads them."""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from datasets.table import InMemoryTable
+from safetensors.numpy import load_file, save_file
+
+from modeling_optsg.data.atomic_files import write_json
+
+from .fusion import FusedScore
+from .tag_book import COLUMNS, TagBook
+from .votes import SOURCES, VECTOR_SOURCES
+
+# Increase it when older versions could not read the files.
+VERSION = 1
+SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
+
+
+def save_book(book: TagBook, folder: str | os.PathLike) -> None:
+    """Save a book in a folder: the examples, their vectors and the settings. An older book there is replaced.
+
+    Raises:
+        OSError: The folder cannot be written. An older book is then unchanged, or it is reported as damaged.
+        ValueError: The folder has a file `book.json` that does not belong to a book.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_replaceable(folder)
+    partial = {name: folder / f".{name}.partial" for name in (EXAMPLES_NAME, VECTORS_NAME)}
+    pq.write_table(book.examples.with_format("arrow")[:], partial[EXAMPLES_NAME])
+    tensors = {name: vectors.numpy() for name, vectors in book.vectors.items()}
+    tensors |= {"image_mean": book.image_mean.numpy(), "image_components": book.image_components.numpy()}
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
+    settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
+    settings |= {"temperatures": book.temperatures, "threshold": book.threshold, "score": book.score.to_dict()}
+    # With the digests, files of two books are not mistaken for one.
+    settings["sha256"] = {name: _digest(path) for name, path in partial.items()}
+    for name, path in partial.items():
+        os.replace(path, folder / name)
+    write_json(folder / SETTINGS_NAME, settings)
+
+
+def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagBook:
+    """Load a saved book.
+
+    Args:
+        folder: Its folder.
+        fingerprint: Fingerprint of the model that will use the book. By default, it is not checked.
+
+    Raises:
+        FileNotFoundError: The folder does not contain a book.
+        ValueError: A file is damaged, or the book was made with another model or another version of this package.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS_NAME).is_file():
+        raise FileNotFoundError(
+            f"{folder} does not contain a book ({SETTINGS_NAME} is missing). Make one with optsg index."
+        )
+    try:
+        settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+        if settings["version"] == VERSION:
+            changed = [name for name, digest in settings["sha256"].items() if _digest(folder / name) != digest]
+            if changed:
+                raise ValueError(f"{', '.join(changed)} changed after the book was saved")
+            book = _read(folder, settings)
+    except Exception as error:  # json, pyarrow and safetensors raise errors of many types
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"The book in {folder} is damaged ({reason}). Run optsg index again.") from error
+    if settings["version"] != VERSION:
+        raise ValueError(f"The book in {folder} was made by another version of optsg. Run optsg index again.")
+    if fingerprint is not None and fingerprint != book.fingerprint:
+        raise ValueError(f"The book in {folder} was made with another model. Run optsg index again with this model.")
+    return book
+
+
+def check_replaceable(folder: Path) -> None:
+    """Check that a book may be saved in a folder.
+
+    Raises:
+        ValueError: The folder has a file `book.json` that does not belong to a book.
+    """
+    settings = folder / SETTINGS_NAME
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if not settings.exists() or "fingerprint" in json.loads(settings.read_text(encoding="utf-8")):
+            return
+    raise ValueError(f"{settings} does not belong to a book and is not replaced. Choose another folder.")
+
+
+def _read(folder: Path, settings: dict) -> TagBook:
+    book = TagBook.__new__(TagBook)
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
+    book.examples = Dataset(InMemoryTable(pq.read_table(folder / EXAMPLES_NAME, columns=list(COLUMNS))))
+    book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
+    book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
+    book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
+    book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
+    book.score = FusedScore.from_dict(settings["score"])
+    lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
+    if len(lengths) > 1:
+        raise ValueError(f"the files disagree on the number of examples: {sorted(lengths)}")
+    return book
+
+
+def _digest(path: Path) -> str:
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+    return sha256.hexdigest()
