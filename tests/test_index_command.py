@@ -288,6 +288,38 @@ def test_an_interrupted_index_is_resumed(index, library, monkeypatch):
     assert not (folder / building.PARTIAL_FOLDER).exists()
 
 
+def test_only_new_and_changed_files_are_read_again(index, tag, library, tmp_path, monkeypatch):
+    monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 20)
+    index()
+    read, original = [], building.OPTSGDataCollator.__call__
+
+    def count(self, rows):
+        read.extend(row["image"].rsplit("/", 1)[-1] for row in rows)
+        return original(self, rows)
+
+    monkeypatch.setattr(building.OPTSGDataCollator, "__call__", count)
+    first = load_book(library / BOOK_FOLDER)
+    (library / "1.png").unlink()
+    (library / "2.png.xmp").write_text(xmp(dc_subject=["Mia"]), encoding="utf-8")
+    save_image(library / "3.png")
+    save_image(library / "new.png")
+    (library / "new.png.xmp").write_text(xmp(dc_subject=["Bruno"]), encoding="utf-8")
+    assert "40 files and 6 keywords" in index()[1]
+    # The 20 examples that the book is fitted to are read as well.
+    assert {"3.png", "new.png"} <= set(read) and len(read) <= 22
+    book = load_book(library / BOOK_FOLDER)
+    ids, tags = book.examples["id"][:], book.examples["tags"][:]
+    assert sorted(ids) == sorted({*first.examples["id"], "new.png"} - {"1.png"})
+    assert tags[ids.index("2.png")] == ["Mia"] and tags[ids.index("new.png")] == ["Bruno"]
+    before = first.examples["id"][:]
+    for name in set(ids) - {"3.png", "new.png"}:
+        for source, vectors in book.vectors.items():
+            old = first.vectors[source][before.index(name)]
+            assert vectors[ids.index(name)].tolist() == pytest.approx(old.tolist(), abs=2e-3), (name, source)
+    _, out, _ = tag("--book", library, "--json", "--threshold", 0, "--explain", files=[library / "7.png"])
+    assert json.loads(out)["tags"][0]["tag"] == KEYWORDS[3]
+
+
 def test_image_words_work_with_a_book(tmp_path, capsys):
     model = ["--model", str(Path(__file__).parents[1] / "checkpoints/optsg-icon-small")]
     photo = Path(__file__).parents[1] / "examples/images/bus.png"

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from modeling_optsg.data.atomic_files import write_json
 
 from .fusion import FusedScore
-from .tag_book import COLUMNS, TagBook
+from .tag_book import COLUMNS, STATE_COLUMN, TagBook
 from .votes import SOURCES, VECTOR_SOURCES
 
 # Increase it when older versions could not read the files.
@@ -97,7 +97,7 @@ def check_replaceable(folder: Path) -> None:
 def _read(folder: Path, settings: dict) -> TagBook:
     book = TagBook.__new__(TagBook)
     tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
-    book.examples = Dataset(InMemoryTable(pq.read_table(folder / EXAMPLES_NAME, columns=list(COLUMNS))))
+    book.examples = Dataset(InMemoryTable(pq.read_table(folder / EXAMPLES_NAME, columns=[*COLUMNS, STATE_COLUMN])))
     book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
     book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
     book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .book_files import save_book
-from .tag_book import BookQueries, TagBook
+from .book_files import load_book, save_book
+from .tag_book import STATE_COLUMN, BookQueries, TagBook
 from .title_words import title_words
 
-INPUTS = ("image", "video", "frame_features", "title")
+MEDIA_INPUTS = ("image", "video")
+INPUTS = (*MEDIA_INPUTS, "frame_features", "title")
 PARTIAL_FOLDER = ".partial"
 # Examples per partial file. An interrupted run repeats at most one chunk.
 CHUNK_SIZE = 512
@@ -98,7 +100,8 @@ def build_book(
 ) -> tuple[TagBook, dict[str, str]]:
     """Make a book, fit it to its own examples and save it.
 
-    After an interruption, call it again to resume.
+    After an interruption, call it again to resume. If the folder has an older book, only new and changed files, and
+    those that the book is fitted to, are read.
 
     Args:
         model: A model with a tag classifier.
@@ -115,31 +118,66 @@ def build_book(
     Raises:
         ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
     """
-    reader = _ExampleReader(model, processor, examples, Path(folder, PARTIAL_FOLDER), batch_size)
-    parts = []
-    with tqdm(total=len(examples), unit="file", disable=not progress) as bar:
-        for start in range(0, len(examples), CHUNK_SIZE):
-            rows = [examples[index] for index in range(start, min(start + CHUNK_SIZE, len(examples)))]
+    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size)
+    columns = _columns(examples)
+    random = np.random.default_rng(0)
+    reader.chosen = set(random.permutation(columns["id"])[:MAX_FIT_EXAMPLES].tolist())
+    old, reused = _reusable(folder, reader, columns)
+    parts, pending = [], [row for row, name in enumerate(columns["id"]) if name not in reused]
+    with tqdm(total=len(pending), unit="file", disable=not progress) as bar:
+        for start in range(0, len(pending), CHUNK_SIZE):
+            rows = [
+                examples[row] | {name: values[row] for name, values in columns.items()}
+                for row in pending[start : start + CHUNK_SIZE]
+            ]
             parts += reader.read_chunk(rows)
             bar.update(len(rows))
-    if not parts:
+    if not parts and not reused:
         raise ValueError("None of the examples can be read; a book needs at least one.")
-    ids = list(map(str, examples["id"]))
-    kept = [row for row, name in enumerate(ids) if name not in reader.unreadable]
-    titles, tags = [title or "" for title in examples["title"]], examples["tags"][:]
-    columns = {
-        "id": [ids[row] for row in kept],
-        "title": [titles[row] for row in kept],
-        "tags": [tags[row] for row in kept],
-        "group": [group_of(ids[row], titles[row]) for row in kept],
-    }
-    queries = BookQueries.concatenate(parts)
-    book = TagBook(Dataset.from_dict(columns), queries, reader.fingerprint)
-    chosen = [row for row, name in enumerate(columns["id"]) if name in reader.predictions]
-    book.fit_to_itself(queries, chosen, [reader.predictions[columns["id"][row]] for row in chosen])
+    read = [row for row in pending if columns["id"][row] not in reader.unreadable]
+    kept = [row for row, name in enumerate(columns["id"]) if name in reused]
+    table = Dataset.from_dict({name: [values[row] for row in kept + read] for name, values in columns.items()})
+    if old is None:
+        book = TagBook(table, queries := BookQueries.concatenate(parts), reader.fingerprint)
+    else:
+        book, vectors = old, {name: rows[[*reused.values()]] for name, rows in old.vectors.items()}
+        if parts:
+            added = old.normalize(queries := BookQueries.concatenate(parts))
+            vectors = {name: torch.cat([rows, added[name]]) for name, rows in vectors.items()}
+        book.replace_examples(table, vectors)
+    # The examples that a book is fitted to are read each time, because the model predicts their tags.
+    chosen = [index for index, row in enumerate(read) if columns["id"][row] in reader.predictions]
+    if chosen:
+        predictions = [reader.predictions[columns["id"][read[index]]] for index in chosen]
+        book.fit_to_itself(queries.select(chosen), [len(kept) + index for index in chosen], predictions)
     save_book(book, folder)
     shutil.rmtree(reader.folder, ignore_errors=True)
     return book, reader.unreadable
+
+
+def _columns(examples: Dataset) -> dict[str, list]:
+    """Return the columns of a book for examples."""
+    ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
+    paths = [examples[name] if name in examples.column_names else [None] * len(examples) for name in MEDIA_INPUTS]
+    states = [_file_state(image or video) for image, video in zip(*paths, strict=True)]
+    groups = list(map(group_of, ids, titles))
+    return {"id": ids, "title": titles, "tags": examples["tags"][:], "group": groups, STATE_COLUMN: states}
+
+
+def _reusable(
+    folder: str | os.PathLike, reader: "_ExampleReader", columns: Mapping[str, list]
+) -> tuple[TagBook | None, dict[str, int]]:
+    """Return the older book in a folder, and its rows of unchanged examples by `id`, in the order of `columns`."""
+    try:
+        old = load_book(folder, reader.fingerprint)
+    except (FileNotFoundError, ValueError):
+        return None, {}
+    # The reduction of image features was fitted to the older examples.
+    if len(columns["id"]) > 2 * len(old):
+        return None, {}
+    rows = {key: row for row, key in enumerate(zip(*(old.examples[name] for name in ("id", "title", STATE_COLUMN))))}
+    keys = zip(columns["id"], columns["title"], columns[STATE_COLUMN])
+    return old, {key[0]: rows[key] for key in keys if key in rows and key[2] and key[0] not in reader.chosen}
 
 
 def group_of(id_: str, title: str | None) -> str:
@@ -154,33 +192,23 @@ class _ExampleReader:
     """Computes the vectors of examples, and the model's predictions for some of them.
 
     Attributes:
+        chosen: The `id` of each example that the book is fitted to.
         unreadable: By `id`, the reason for each unreadable example.
-        predictions: By `id`, the predictions for the examples that the book is fitted to. Only tags of the book are
-            kept.
+        predictions: By `id`, the predictions for the chosen examples.
     """
 
-    def __init__(
-        self,
-        model: OPTSGPreTrainedModel,
-        processor: OPTSGProcessor,
-        examples: Dataset,
-        folder: Path,
-        batch_size: int,
-    ):
+    def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, batch_size: int):
         self.model, self.processor, self.folder, self.batch_size = model, processor, folder, batch_size
         self.collate = OPTSGDataCollator(processor)
         self.fingerprint = encoder_fingerprint(model, processor)
-        chosen = np.random.default_rng(0).permutation(len(examples))[:MAX_FIT_EXAMPLES].tolist()
-        ids = examples["id"][:]
-        self.chosen = {str(ids[row]) for row in chosen}
+        self.chosen: set[str] = set()
         self.unreadable: dict[str, str] = {}
         self.predictions: dict[str, list[dict]] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
         """Compute the vectors and predictions of a chunk, or load them if an interrupted call saved them."""
-        rows = [row | {"id": str(row["id"])} for row in rows]
         key = [self.fingerprint, sorted(self.chosen & {row["id"] for row in rows})]
-        key += [[row["id"], row["title"], _file_state(row)] for row in rows]
+        key += [[row["id"], row["title"], row[STATE_COLUMN]] for row in rows]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
         # An unreadable file may be readable now, so its chunk is read again.
@@ -196,7 +224,7 @@ class _ExampleReader:
             write_json(path, found[1])
         self.unreadable |= found[1]["unreadable"]
         self.predictions |= found[1]["predictions"]
-        titles = [row["title"] or "" for row in rows if row["id"] not in self.unreadable]
+        titles = [row["title"] for row in rows if row["id"] not in self.unreadable]
         return [BookQueries(found[0], titles)] if titles else []
 
     def _read_batch(
@@ -238,11 +266,10 @@ def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor]
         return None
 
 
-def _file_state(row: Mapping) -> list | None:
-    """Return size and modification time of an example's file, used instead of a hash of its content."""
-    value = row.get("image") or row.get("video")
+def _file_state(value: Any) -> str:
+    """Return the size and time of a file as text, instead of a hash of its content; empty for other values."""
     try:
         state = os.stat(value["path"] if isinstance(value, Mapping) else value)
-    except (OSError, TypeError, KeyError):
-        return None
-    return [state.st_size, state.st_mtime_ns]
+    except (OSError, TypeError, KeyError, ValueError):
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"

@@ -39,6 +39,8 @@ NUM_FEATURES = len(NO_EVIDENCE) + 4
 MIN_FIT_EXAMPLES = 20
 # Columns of the examples. Examples in the same group may show the same thing.
 COLUMNS = ("id", "title", "tags", "group")
+# Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
+STATE_COLUMN = "state"
 
 
 @dataclass
@@ -111,7 +113,7 @@ class TagBook:
 
     def __init__(self, examples: Dataset, queries: BookQueries, fingerprint: str):
         _check_examples(examples, len(queries))
-        self.examples, self.fingerprint = examples.select_columns(list(COLUMNS)), fingerprint
+        self.examples, self.fingerprint = _with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
         self.score = FusedScore(NUM_FEATURES)
         images = queries.vectors["image"]
@@ -120,7 +122,7 @@ class TagBook:
         sample = images[present[:: -(-len(present) // MAX_PCA_IMAGES) or 1]].float()
         self.image_mean = sample.mean(dim=0) if len(sample) else sample.new_zeros(images.shape[1])
         self.image_components = _principal_components(sample - self.image_mean)
-        self.vectors = self._normalize(queries)
+        self.vectors = self.normalize(queries)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -259,7 +261,7 @@ class TagBook:
             num_neighbours: Number of examples per source.
             excluded_groups: For each query, the group whose examples are left out.
         """
-        vectors = {name: rows.float() for name, rows in self._normalize(queries).items()}
+        vectors = {name: rows.float() for name, rows in self.normalize(queries).items()}
         excluded = torch.full((len(queries),), -1)
         if excluded_groups is not None:
             excluded = torch.tensor([self._group_numbers.get(group, -1) for group in excluded_groups])
@@ -372,19 +374,33 @@ class TagBook:
             self.temperatures[name] = min(losses, key=losses.get)
         return True
 
+    def replace_examples(self, examples: Dataset, vectors: Mapping[str, torch.Tensor]) -> None:
+        """Replace all examples, and keep the reduction of image features.
+
+        Args:
+            examples: Rows with `COLUMNS`.
+            vectors: Their vectors, from [`normalize`] or from `vectors`.
+
+        Raises:
+            ValueError: As in the constructor. The book is then unchanged.
+        """
+        _check_examples(examples, len(vectors[VECTOR_SOURCES[0]]))
+        self.vectors = dict(vectors)
+        self._replace_examples(_with_state(examples))
+
     def fit_to_itself(
         self, queries: BookQueries, rows: Sequence[int], predictions: Sequence[Sequence[Mapping]] | None = None
     ) -> dict[str, float] | None:
         """Fit the book to some of its own examples, with neighbours only from other groups. See [`fit`].
 
         Args:
-            queries: The examples of the book, as given to the constructor.
-            rows: Rows of the examples to fit to.
+            queries: Vectors and titles of the examples to fit to.
+            rows: Their rows in the book.
             predictions: Predictions of the model for them.
         """
         chosen = self.examples.select(rows)
         options = {"excluded_groups": chosen["group"][:], "own_tags_only": True}
-        return self.fit(queries.select(rows), chosen["tags"][:], predictions, **options)
+        return self.fit(queries, chosen["tags"][:], predictions, **options)
 
     def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
         """Add examples. Their tags can be suggested immediately.
@@ -397,9 +413,9 @@ class TagBook:
             ValueError: As in the constructor. The book is then unchanged.
         """
         _check_examples(examples, len(queries))
-        merged = concatenate_datasets([self.examples, examples.select_columns(list(COLUMNS))])
+        merged = concatenate_datasets([self.examples, _with_state(examples)])
         _check_examples(merged, len(self) + len(queries))
-        added = self._normalize(queries)
+        added = self.normalize(queries)
         self.vectors = {name: torch.cat([self.vectors[name], added[name]]) for name in VECTOR_SOURCES}
         self._replace_examples(merged)
 
@@ -418,7 +434,7 @@ class TagBook:
         self.vectors = {name: vectors[kept] for name, vectors in self.vectors.items()}
         self._replace_examples(self.examples.select(kept))
 
-    def _normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
+    def normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
         """Return unit vectors in half precision, whose dot products are similarities. Missing ones stay zero."""
         blocks = {name: [] for name in VECTOR_SOURCES}
         # Block by block: image features are wide.
@@ -452,6 +468,13 @@ class TagBook:
         for name, member in vars(type(self)).items():
             if isinstance(member, cached_property):
                 self.__dict__.pop(name, None)
+
+
+def _with_state(examples: Dataset) -> Dataset:
+    """Return the columns of a book; a missing state is empty."""
+    if STATE_COLUMN not in examples.column_names:
+        examples = examples.add_column(STATE_COLUMN, [""] * len(examples))
+    return examples.select_columns([*COLUMNS, STATE_COLUMN])
 
 
 def _check_examples(examples: Dataset, num_queries: int) -> None:
