@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from modeling_optsg import TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
-from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
+from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.feature_cache import build_tag_table
 from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.training import (
@@ -85,7 +85,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
     prepare_for_device(model, args, accelerator.device)
     book, model_type = None, MODEL_TYPES[args.model_type]
     if model_type.needs_book:
-        book = TagBook.from_examples(train["title"], train["tags"], train_dataset, model.config)
+        book = ExampleRetriever.from_examples(train["title"], train["tags"], train_dataset, model.config)
         train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, train["title"])
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
     elif model_type.is_trained and not args.streaming:

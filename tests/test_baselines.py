@@ -12,7 +12,7 @@ from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
-from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook, encode_book
+from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook, encode_book
 from modeling_optsg.data.collator import TagTable
 from modeling_optsg.training import OPTSGTrainingArguments, load_classifier
 from modeling_optsg.training.model_building import freeze_text_layers
@@ -352,15 +352,15 @@ def test_a_book_leaves_out_examples_with_the_same_title(tmp_path):
     pytest.importorskip("faiss")
     features, images = torch.eye(4), torch.zeros(4, 2)
     titles = ["arrow left", "Left-Arrow", "house", "tree"]
-    book = TagBook(titles, [["a"], ["b"], ["c"], ["d"]], images, features)
+    book = ExampleRetriever(titles, [["a"], ["b"], ["c"], ["d"]], images, features)
     assert book.retrieve(images[:1], features[:1], 1) == [[["a"]]]
     others = book.retrieve(images[:1], features[:1], 4, own_titles=titles[:1])[0]
     assert sorted(map(tuple, others)) == [("c",), ("d",)]
     book.save(tmp_path / "book")
-    loaded = TagBook.load(tmp_path / "book")
+    loaded = ExampleRetriever.load(tmp_path / "book")
     assert loaded.retrieve(images[2:3], features[2:3], 1) == [[["c"]]]
     with pytest.raises(ValueError, match="3 titles, 4 tag sets, 4 images .* the same number"):
-        TagBook(titles[:3], [["a"]] * 4, images, features)
+        ExampleRetriever(titles[:3], [["a"]] * 4, images, features)
 
 
 def test_a_book_ranks_examples_as_knn_does(tower_configs):
@@ -370,7 +370,9 @@ def test_a_book_ranks_examples_as_knn_does(tower_configs):
     images, titles = torch.rand(9, 6), torch.randn(9, 16)
     images[4] = 0
     model.fit(images, titles, [[0]] * 9)
-    book = TagBook([f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], images, titles, image_weight=0.7)
+    book = ExampleRetriever(
+        [f"t{n}" for n in range(9)], [[str(n)] for n in range(9)], images, titles, image_weight=0.7
+    )
     query_images, query_titles = torch.rand(3, 6), torch.randn(3, 16)
     query_images[1] = 0
     expected = model.similarity(query_images, query_titles, 0.7).argsort(dim=1, descending=True)
@@ -394,7 +396,7 @@ def test_look_up_retrieves_the_same_book_as_in_training(make_baseline, tag_token
         for tags in (["cat"], ["left"], ["cat", "left"])
     ]
     titles = ["one", "two", "three"]
-    book = TagBook.from_examples(titles, [example["tags"] for example in examples], examples, model.config)
+    book = ExampleRetriever.from_examples(titles, [example["tags"] for example in examples], examples, model.config)
     retrieved = book.retrieve(*pool_examples(examples, model.config), 2, own_titles=titles)
     assert all(len(retrieved[n]) == 2 and examples[n]["tags"] not in retrieved[n] for n in range(3))
     with_book = ExamplesWithBook(examples, book, model.config, tag_tokenizer, own_titles=titles)

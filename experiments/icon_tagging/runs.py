@@ -16,7 +16,7 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, TagEvaluator
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, ModelSpec
-from modeling_optsg.baselines.retrieval import ExamplesWithBook, TagBook
+from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 
 REPOSITORY = Path(__file__).parents[2]
@@ -122,7 +122,7 @@ class Run:
     spec: ModelSpec
     model: OPTSGPreTrainedModel
     processor: OPTSGProcessor
-    book: TagBook | None
+    book: ExampleRetriever | None
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -135,7 +135,7 @@ class Run:
             spec,
             spec.model.from_pretrained(folder).eval(),
             OPTSGProcessor.from_pretrained(folder),
-            TagBook.load(folder / "book") if (folder / "book").exists() else None,
+            ExampleRetriever.load(folder / "book") if (folder / "book").exists() else None,
         )
 
     @property

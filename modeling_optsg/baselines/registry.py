@@ -26,7 +26,7 @@ class ModelSpec:
         has_pad: Whether [PAD], or the end of the sequence, competes with the tags, so that `pad_bias` is fitted.
         tags_per_slot: How a slot contributes several tags: "beams", "classes", or `None` if it cannot.
         needs_classes: Whether it needs the label vocabulary as its classes.
-        needs_book: Whether it reads the tags of retrieved training examples ([`TagBook`]).
+        needs_book: Whether it reads the tags of retrieved training examples ([`ExampleRetriever`]).
         is_trained: Whether it is trained; otherwise it only stores the training examples.
         config: Configuration fields that it has whatever the training arguments say.
         fitted: Other arguments of `generate` that are fitted, with the values to try.

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
+from modeling_optsg.book.title_words import title_words
 from modeling_optsg.data.collator import pad_rows
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -32,7 +32,7 @@ TOWER_INPUTS = (
 )
 
 
-class TagBook:
+class ExampleRetriever:
     """The tags of training examples, in a `datasets` table with a FAISS index.
 
     The similarity is that of [`KNNForTagVote`].
@@ -78,7 +78,7 @@ class TagBook:
         examples: Sequence[Mapping],
         config: OpenBookConfig,
         image_weight: float = 0.4,
-    ) -> "TagBook":
+    ) -> "ExampleRetriever":
         """Make the book of training examples with precomputed tower features; see [`pool_examples`]."""
         return cls(titles, tags, *pool_examples(examples, config), image_weight)
 
@@ -87,7 +87,7 @@ class TagBook:
 
         self.table.add_faiss_index(self.column, metric_type=faiss.METRIC_INNER_PRODUCT)
         self._tags = self.table.with_format(None)["tags"][:]
-        self._title_words = [title_words(title) for title in self.table["title"]]
+        self._groups = [set(title_words(title)) for title in self.table["title"]]
 
     def __len__(self) -> int:
         return len(self.table)
@@ -124,8 +124,8 @@ class TagBook:
         for query, nearest in enumerate(rows.tolist()):
             nearest = [row for row in nearest if row >= 0]
             if own_titles is not None:
-                own_words = title_words(own_titles[query])
-                nearest = [row for row in nearest if self._title_words[row] != own_words]
+                own_words = set(title_words(own_titles[query]))
+                nearest = [row for row in nearest if self._groups[row] != own_words]
             retrieved.append([self._tags[row] for row in nearest[:neighbours]])
         return retrieved
 
@@ -182,7 +182,7 @@ class TagBook:
         (Path(folder) / SETTINGS_NAME).write_text(json.dumps(settings), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> "TagBook":
+    def load(cls, folder: str | os.PathLike) -> "ExampleRetriever":
         """Load a saved book.
 
         Raises:
@@ -208,13 +208,13 @@ class ExamplesWithBook(TorchDataset):
         book: The book of the training examples.
         config: The model's configuration.
         tag_tokenizer: The tag tokenizer of the model.
-        own_titles: The examples' titles, if they are in the book; see [`TagBook.retrieve`].
+        own_titles: The examples' titles, if they are in the book; see [`ExampleRetriever.retrieve`].
     """
 
     def __init__(
         self,
         examples: Sequence[Mapping],
-        book: TagBook,
+        book: ExampleRetriever,
         config: OpenBookConfig,
         tag_tokenizer: PreTrainedTokenizerFast,
         own_titles: Sequence[str] | None = None,
@@ -258,8 +258,3 @@ def encode_book(
             row += tag_tokens
         rows.append(row)
     return rows
-
-
-def title_words(title: str) -> tuple[str, ...]:
-    """Return the words of a title in lower case, sorted, each once: two drawings of one thing have the same."""
-    return tuple(sorted(set(re.findall(r"\w+", title.lower()))))
