@@ -2,7 +2,8 @@
 
 from .book_files import load_book, save_book
 from .building import build_book, embed_examples, encoder_fingerprint
-from .tag_book import BookCandidates, BookQueries, TagBook
+from .queries import BookQueries
+from .tag_book import BookCandidates, TagBook
 
 __all__ = [
     "BookCandidates",

@@ -24,7 +24,8 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .tag_book import STATE_COLUMN, BookQueries, TagBook
+from .queries import BookQueries
+from .tag_book import STATE_COLUMN, TagBook
 from .title_words import title_words
 
 MEDIA_INPUTS = ("image", "video")

@@ -12,9 +12,9 @@ from scipy.special import expit, logit
 from torch.nn import functional as F
 
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
-from modeling_optsg.tag_evidence import TagEvidence
 
 from .fusion import MIN_VOTE, FusedScore
+from .queries import BookQueries
 from .title_words import TitleWordIndex, title_words
 from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
 
@@ -41,40 +41,6 @@ MIN_FIT_EXAMPLES = 20
 COLUMNS = ("id", "title", "tags", "group")
 # Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
 STATE_COLUMN = "state"
-
-
-@dataclass
-class BookQueries:
-    """Examples to look up.
-
-    Args:
-        vectors: Vectors `[examples, width]` of each source in `VECTOR_SOURCES`; zeros for a missing modality.
-        titles: Title of each example; an empty string if it has none.
-    """
-
-    vectors: dict[str, torch.Tensor]
-    titles: list[str]
-
-    @classmethod
-    def from_evidence(cls, evidence: TagEvidence, titles: Sequence[str | None]) -> "BookQueries":
-        """Make the queries of a batch from its evidence and its titles."""
-        vectors = {"image": evidence.image_features, "title": evidence.title_features, "joint": evidence.vectors}
-        vectors = {name: vector.detach().float().cpu() for name, vector in vectors.items()}
-        return cls(vectors, [title or "" for title in titles])
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["BookQueries"]) -> "BookQueries":
-        """Concatenate the queries of several batches."""
-        vectors = {name: torch.cat([part.vectors[name] for part in parts]) for name in VECTOR_SOURCES}
-        return cls(vectors, [title for part in parts for title in part.titles])
-
-    def select(self, rows: Sequence[int]) -> "BookQueries":
-        """Return the queries of some rows."""
-        vectors = {name: vectors[list(rows)] for name, vectors in self.vectors.items()}
-        return BookQueries(vectors, [self.titles[row] for row in rows])
-
-    def __len__(self) -> int:
-        return len(self.titles)
 
 
 @dataclass

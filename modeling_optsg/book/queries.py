@@ -1,0 +1,44 @@
+"""Examples to look up in a book."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from modeling_optsg.tag_evidence import TagEvidence
+
+from .votes import VECTOR_SOURCES
+
+
+@dataclass
+class BookQueries:
+    """Examples to look up.
+
+    Args:
+        vectors: Vectors `[examples, width]` of each source in `VECTOR_SOURCES`; zeros for a missing modality.
+        titles: Title of each example; an empty string if it has none.
+    """
+
+    vectors: dict[str, torch.Tensor]
+    titles: list[str]
+
+    @classmethod
+    def from_evidence(cls, evidence: TagEvidence, titles: Sequence[str | None]) -> "BookQueries":
+        """Make the queries of a batch from its evidence and its titles."""
+        vectors = {"image": evidence.image_features, "title": evidence.title_features, "joint": evidence.vectors}
+        vectors = {name: vector.detach().float().cpu() for name, vector in vectors.items()}
+        return cls(vectors, [title or "" for title in titles])
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["BookQueries"]) -> "BookQueries":
+        """Concatenate the queries of several batches."""
+        vectors = {name: torch.cat([part.vectors[name] for part in parts]) for name in VECTOR_SOURCES}
+        return cls(vectors, [title for part in parts for title in part.titles])
+
+    def select(self, rows: Sequence[int]) -> "BookQueries":
+        """Return the queries of some rows."""
+        vectors = {name: vectors[list(rows)] for name, vectors in self.vectors.items()}
+        return BookQueries(vectors, [self.titles[row] for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.titles)
