@@ -28,7 +28,7 @@ def test_a_row_of_the_ladder_changes_one_thing():
         assert set(row.get("arguments", {})) <= set(OPTSGTrainingArguments.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("experiment", ["models"])
+@pytest.mark.parametrize("experiment", ["ladder", "models"])
 def test_committed_results_are_those_of_the_program(experiment, tmp_path, monkeypatch):
     shutil.copytree(RESULTS, tmp_path / "results")
     rows = json.loads((RESULTS / f"{experiment}.json").read_text(encoding="utf-8"))
@@ -41,8 +41,8 @@ def test_committed_results_are_those_of_the_program(experiment, tmp_path, monkey
 
 def test_committed_commands_can_be_run(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for experiment in ("models",):
-        rows = recipe.EXPERIMENTS[experiment]()
+    for experiment, make_rows in recipe.EXPERIMENTS.items():
+        rows = make_rows()
         for name, row in json.loads((RESULTS / f"{experiment}.json").read_text(encoding="utf-8")).items():
             for run in row["runs"]:
                 assert run["command"] == recipe.training_command(rows[name], recipe.CONFIG, run["seed"])
