@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ class FileTags:
 
     tags: list[dict]
     image_words: list[dict]
-    sources: list[dict]
+    sources: list[dict] = field(default_factory=list)
 
 
 class Tagger:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 pytest.importorskip("faiss")
@@ -46,7 +47,10 @@ class Programs:
         def train(arguments, output_dir, cache_dir):
             self.trained.append(output_dir.name)
             words = [*arguments, "--output_dir", output_dir, "--cache_dir", cache_dir]
+            # Models differ in precision. Outside the tests, each is trained in a process of its own.
+            AcceleratorState._reset_state()
             self.train.main(self.train.parse_arguments([str(word) for word in words]))
+            AcceleratorState._reset_state()
 
         words = [*words, "--config", self.root / "config.json", "--work_dir", self.root / "runs"]
         words += ["--results_dir", self.results, "--cache_dir", self.root / "cache"]
