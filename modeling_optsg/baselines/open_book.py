@@ -132,7 +132,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
 
     One slot holds the sequence `y_1 [SEP] y_2 [SEP] ... [PAD]` of all tags. A gate mixes the vocabulary with the
     tokens of the tags of similar training examples. Without a book (`num_book_examples=0`) it is the plain sequence
-    model. A [`ExampleRetriever`] retrieves; the model reads the retrieved tags' tokens.
+    model. An [`ExampleRetriever`] retrieves; the model reads the retrieved tags' tokens.
     """
 
     config_class = OpenBookConfig

@@ -135,6 +135,10 @@ class TagBook:
         return self.examples["id"][:]
 
     @cached_property
+    def _group_by_id(self) -> dict[str, str]:
+        return dict(zip(self._ids, self.examples["group"]))
+
+    @cached_property
     def _words(self) -> TitleWordIndex | None:
         titles = [title or "" for title in self.examples["title"]]
         return TitleWordIndex(titles) if any(map(title_words, titles)) else None
@@ -148,8 +152,7 @@ class TagBook:
         """
         groups = None
         if own_ids is not None:
-            by_id = dict(zip(self._ids, self.examples["group"]))
-            groups = [by_id.get(own_id) for own_id in own_ids]
+            groups = [self._group_by_id.get(own_id) for own_id in own_ids]
         return self.candidates(self.search(queries, excluded_groups=groups))
 
     def predict(
