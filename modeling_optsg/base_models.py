@@ -7,8 +7,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
+from .book_reader import INITIAL_GENERATE_LOGIT, BookReader
 from .configuration_optsg import OPTSGConfig
 from .image_words import VisionFeatures
+from .layers import Standardizer
 from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
 from .prompt_encoder import PromptEncoder
@@ -123,6 +125,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PromptEncoder):
             # Similar queries would be matched to the same tags, so the initial queries are far apart.
             init.normal_(module.queries, std=1.0)
+        elif isinstance(module, BookReader):
+            init.normal_(module.slots, std=0.5)
+            init.constant_(module.generate_logit.bias, INITIAL_GENERATE_LOGIT)
         elif isinstance(module, AttentionPooler):
             init.normal_(module.query, std=1.0)
         elif isinstance(module, TagAlignment):
@@ -144,6 +149,9 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             init.ones_(module.scale)
             for buffer in (module.mean, module.components, module.half_familiar_distance):
                 init.zeros_(buffer)
+        elif isinstance(module, Standardizer):
+            init.zeros_(module.mean)
+            init.ones_(module.scale)
 
 
 class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):

@@ -117,6 +117,8 @@ class OPTSGConfig(PreTrainedConfig):
             that of all.
         num_sampled_tokens: Number of random tokens next to a training batch's own in the softmax over tokens. With 0
             the softmax is over the whole vocabulary.
+        book_evidence_size: Number of evidence values of a candidate tag from a book. With 0 there is no book reader.
+        num_reader_layers: Layers of the book reader.
         initializer_range: Standard deviation of initial weights.
         tie_word_embeddings: Share the token embeddings with the output layer.
 
@@ -183,6 +185,8 @@ class OPTSGConfig(PreTrainedConfig):
     parallel_ratio: float = 0.5
     pad_slot_ratio: float = 1.0
     num_sampled_tokens: int = 0
+    book_evidence_size: int = 0
+    num_reader_layers: int = 2
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
 

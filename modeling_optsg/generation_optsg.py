@@ -40,6 +40,7 @@ class OPTSGGenerateOutput(ModelOutput):
             `output_slots`.
         classifier_output: The tag classifier's output. Returned with `output_slots` by models that have one.
         evidence: The evidence of the tag classifier. Returned with `output_evidence`.
+        order_prompts, memory, memory_mask: See [`OPTSGModelOutput`]. Returned with `output_evidence`.
         image_words: See [`OPTSGModelOutput`].
         image_word_scores: See [`OPTSGModelOutput`].
         tagged_by: For each example the modalities that it is tagged by, one of `MODALITIES` or "image words". An image
@@ -58,6 +59,9 @@ class OPTSGGenerateOutput(ModelOutput):
     slot_log_probs: torch.Tensor | None = None
     classifier_output: ClassifierOutput | None = None
     evidence: TagEvidence | None = None
+    order_prompts: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+    memory_mask: torch.Tensor | None = None
     image_words: torch.Tensor | None = None
     image_word_scores: torch.Tensor | None = None
     tagged_by: list[str] | None = None
@@ -148,7 +152,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             generation_config: Used instead of the model's. `threshold`, `pad_bias`, `fusion_weights` and
                 `logit_adjustment` may be mappings with a value per decoding.
             output_slots: Return what every slot generated.
-            output_evidence: Return the evidence of the tag classifier, by which a book compares examples.
+            output_evidence: Return what a book needs: the evidence of the tag classifier, by which it compares
+                examples, and the order prompts and the memory, which the book reader reads.
             output_attentions: Return where each order prompt looks.
             kwargs: Other `SEARCH_SETTINGS`, such as `num_beams`, `num_return_sequences` (tags that a slot may
                 contribute) or `do_sample`. `length_penalty` defaults to 0.
@@ -170,7 +175,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             classifier_output = self._classify(outputs.evidence, settings, processors)
         found = self._rank(outputs, candidates, classifier_output, settings, output_slots)
         if output_evidence:
-            found.evidence = outputs.evidence
+            found.evidence, found.order_prompts = outputs.evidence, outputs.order_prompts
+            found.memory, found.memory_mask = outputs.memory, outputs.memory_mask
         return found
 
     def _build_processors(

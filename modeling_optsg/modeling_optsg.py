@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from .base_models import OPTSGModel, OPTSGPreTrainedModel
+from .book_reader import BookReader, CandidateTags
 from .configuration_optsg import OPTSGConfig
 from .generation_optsg import OrderPromptGenerationMixin
 from .model_outputs import OPTSGModelOutput, OPTSGOutput
@@ -44,6 +45,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.tag_classifier = TagClassifier(config) if config.use_tag_classifier and config.num_tag_classes else None
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
+        self.book_reader = BookReader(config) if config.book_evidence_size else None
         self.post_init()
         # A generation config derived from the model config would lose additional fields when it is loaded again.
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
@@ -140,6 +142,42 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             order_prompts=outputs.order_prompts,
             **generation,
         )
+
+    def add_book_reader(self, evidence_size: int) -> None:
+        """Give the model a new, untrained book reader.
+
+        Args:
+            evidence_size: Number of evidence values of a candidate.
+        """
+        self.config.book_evidence_size = evidence_size
+        self.book_reader = BookReader(self.config).apply(self._init_weights).to(self.lm_head.weight)
+
+    def read_book(
+        self,
+        order_prompts: torch.Tensor,
+        memory: torch.Tensor,
+        memory_mask: torch.Tensor,
+        candidate_input_ids: torch.Tensor,
+        evidence: torch.Tensor,
+    ) -> torch.Tensor:
+        """Compute the probability that each slot points at each candidate tag; see [`BookReader.forward`].
+
+        Args:
+            order_prompts, memory, memory_mask: See [`OPTSGModelOutput`].
+            candidate_input_ids: `[batch, candidates, max length]`, tokens of the tags of similar examples without
+                [SEP], padded with [PAD]. A candidate without tokens is padding.
+            evidence: `[batch, candidates, book_evidence_size]`.
+
+        Raises:
+            ValueError: The model has no book reader.
+        """
+        if self.book_reader is None:
+            raise ValueError("This model has no book reader (book_evidence_size=0).")
+        is_token = (candidate_input_ids != self.config.tag_pad_token_id)[..., None]
+        tokens = self.tag_decoder.token_embeddings(candidate_input_ids) * is_token
+        embeddings = tokens.sum(dim=2) / is_token.sum(dim=2).clamp(min=1)
+        candidates = CandidateTags(embeddings, evidence, is_token.any(dim=2)[..., 0])
+        return self.book_reader(order_prompts, memory, memory_mask, candidates)
 
     def set_label_vocabulary(self, input_ids: Sequence[Sequence[int]], counts: Sequence[int] | None = None) -> None:
         """Give the model a new label vocabulary and a new, untrained tag classifier for it.

@@ -196,7 +196,8 @@ class OPTSGProcessor(ProcessorMixin):
             For each example its tags as `{"tag": str, "score": float, "novel": bool}`, best first; `score` is `None`
             without scores. A tag that occurs twice is listed once, with the larger score. Blank tags are dropped. With
             `return_sources`, a tag also has `"source"`: "generated" by a slot, or "classified" if it is only a
-            candidate of the tag classifier.
+            candidate of the tag classifier; and, for a model with a tag classifier, `"slot_score"`, the probability
+            that a slot generates it.
 
         Raises:
             ValueError: The sequences or the scores have a wrong shape.
@@ -213,20 +214,24 @@ class OPTSGProcessor(ProcessorMixin):
             )
         else:
             scores = scores.tolist()
-        slots = outputs.slots.tolist() if return_sources else [None] * len(scores)
+        sources: list[dict[str, list]] = [{}] * len(scores)
+        if return_sources:
+            slots, slot_scores = outputs.slots.tolist(), getattr(outputs, "slot_scores", None)
+            sources = [{"source": ["classified" if slot < 0 else "generated" for slot in row]} for row in slots]
+            if slot_scores is not None:
+                sources = [own | {"slot_score": row} for own, row in zip(sources, slot_scores.tolist(), strict=True)]
         return [
             self._rank(self.tag_tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else [], *columns)
-            for rows, *columns in zip(sequences.tolist(), scores, slots, strict=True)
+            for rows, *columns in zip(sequences.tolist(), scores, sources, strict=True)
         ]
 
-    def _rank(self, tags: list[str], scores: list[float | None], slots: list[int] | None) -> list[dict[str, Any]]:
+    def _rank(self, tags: list[str], scores: list[float | None], sources: dict[str, list]) -> list[dict[str, Any]]:
         """Merge and sort the tags of one example."""
         best: dict[str, dict[str, Any]] = {}
         for index, (tag, score) in enumerate(zip(tags, scores, strict=True)):
             if tag.strip() and (tag not in best or (score is not None and score > best[tag]["score"])):
                 best[tag] = {"tag": tag, "score": score, "novel": tag not in self.label_vocabulary}
-                if slots is not None:
-                    best[tag]["source"] = "classified" if slots[index] < 0 else "generated"
+                best[tag] |= {name: column[index] for name, column in sources.items()}
         return sorted(best.values(), key=lambda entry: 0 if entry["score"] is None else -entry["score"])
 
     @property

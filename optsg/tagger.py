@@ -16,9 +16,10 @@ from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
 if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
+
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
     from modeling_optsg.book import TagBook
-    from modeling_optsg.tag_evidence import TagEvidence
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
@@ -99,8 +100,10 @@ class Tagger:
             self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
             self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
-            # The book needs all tags of the model and applies its own threshold.
-            self.generate_options |= {"threshold": 0.0, "max_tags": NO_LIMIT, "output_evidence": True}
+            from modeling_optsg.book import GENERATE_OPTIONS, ModelTagReader
+
+            self.read_tags = ModelTagReader(self.model, self.processor)
+            self.generate_options |= GENERATE_OPTIONS
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
@@ -134,27 +137,26 @@ class Tagger:
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
-        decoded = self.processor.batch_decode(outputs, return_sources=True)
-        if self.book is not None:
-            decoded = self._suggest(decoded, outputs.evidence, batch)
+        if self.book is None:
+            decoded = self.processor.batch_decode(outputs, return_sources=True)
+        else:
+            decoded = self._suggest(outputs, batch)
         results = []
         for tags, words, limit in zip(decoded, image_words, limits, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
-            sources = [{"source": tag.pop("source", "book"), "neighbours": tag.pop("neighbours", [])} for tag in kept]
+            sources = [{"source": tag.get("source", "book"), "neighbours": tag.get("neighbours", [])} for tag in kept]
+            kept = [{name: tag[name] for name in ("tag", "score", "novel")} for tag in kept]
             results.append(FileTags(kept, words, sources))
         return results
 
-    def _suggest(
-        self, predictions: list[list[dict]], evidence: "TagEvidence", batch: list[MediaFile]
-    ) -> list[list[dict]]:
+    def _suggest(self, outputs: "ModelOutput", batch: list[MediaFile]) -> list[list[dict]]:
         """Suggest tags from the book for each file of a batch."""
-        from modeling_optsg.book import BookQueries
-
-        queries = BookQueries.from_evidence(evidence, [file.title for file in batch])
+        queries, model_tags = self.read_tags(outputs, [file.title for file in batch])
         candidates = self.book.look_up(queries, [self._id_in_book(file) for file in batch])
+        self.read_tags.point(model_tags, candidates)
         known, suggested = self.processor.label_vocabulary, []
-        for predicted, own in zip(predictions, candidates, strict=True):
-            tags = self.book.predict(predicted, own, own_tags_only=True)
+        for of_model, of_book in zip(model_tags, candidates, strict=True):
+            tags = self.book.predict(of_model, of_book, own_tags_only=True)
             suggested.append(
                 [tag | {"novel": tag["tag"] not in known} for tag in tags if tag["score"] >= self.threshold]
             )

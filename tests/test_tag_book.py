@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_optsg.book import BookCandidates, BookQueries, TagBook, book_files, load_book, save_book
+from modeling_optsg.book import BookCandidates, BookQueries, ModelTags, TagBook, book_files, load_book, save_book
 from modeling_optsg.book.book_files import EXAMPLES_NAME, SETTINGS_NAME, VECTORS_NAME
 from modeling_optsg.book.fusion import FusedScore
 from modeling_optsg.book.title_words import TitleWordIndex, title_words
@@ -30,6 +30,13 @@ def make_queries(titles, seed=0, without_image=(), without_title=()):
 def make_examples(titles=TITLES, tags=TAGS, prefix="example"):
     ids = [f"{prefix}-{index}" for index in range(len(titles))]
     return Dataset.from_dict({"id": ids, "title": list(titles), "tags": list(tags), "group": list(titles)})
+
+
+def make_model_tags(tags, classes=()):
+    """The tags of a model whose slots have the given scores, and whose classifier knows nothing."""
+    index = {tag: number for number, tag in enumerate(classes)}
+    logits = np.zeros(len(index)) if index else None
+    return ModelTags([{"slot_score": tag["score"]} | tag for tag in tags], logits, index)
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def test_the_own_group_is_not_seen(book):
 
 def predict(book, queries, predictions=None):
     found = book.look_up(queries)
-    predictions = predictions or [[] for _ in found]
+    predictions = predictions or [ModelTags()] * len(found)
     return [book.predict(tags, candidates) for tags, candidates in zip(predictions, found, strict=True)]
 
 
@@ -180,7 +187,8 @@ def test_the_fit_weighs_the_model_by_how_good_it_is():
     def model(references, hit_ratio):
         """Predicts the right tag of a ratio of the examples with 0.9, and a random tag of the others."""
         kinds = [own[0] if random.random() < hit_ratio else f"kind {random.integers(0, 8)}" for own in references]
-        return [[{"tag": kind, "score": 0.9, "novel": False}] for kind in kinds]
+        classes = [f"kind {index}" for index in range(8)]
+        return [make_model_tags([{"tag": kind, "score": 0.9, "novel": False}], classes) for kind in kinds]
 
     found = {}
     for hit_ratio in (0.0, 0.95):
@@ -251,7 +259,7 @@ def test_a_saved_book_gives_the_same_tags(tmp_path):
     save_book(book, tmp_path / "book")
     loaded = load_book(tmp_path / "book", "model")
     for one, other in zip(book.look_up(queries), loaded.look_up(queries), strict=True):
-        assert book.predict([], one) == loaded.predict([], other)
+        assert book.predict(ModelTags(), one) == loaded.predict(ModelTags(), other)
     assert loaded.threshold == book.threshold
     save_book(loaded, tmp_path / "again")
     assert (tmp_path / "again" / VECTORS_NAME).read_bytes() == (tmp_path / "book" / VECTORS_NAME).read_bytes()
@@ -311,10 +319,11 @@ def test_files_of_others_are_not_replaced(book, tmp_path):
 def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):
     (found,) = book.look_up(make_queries(["red bus"], seed=3))
     votes = dict(zip(found.tags, found.mean_votes))
-    predictions = [
+    tags = [
         {"tag": "BUS", "score": 0.4, "novel": False},
         {"tag": "not in the book", "score": 0.9, "novel": True},
     ]
+    predictions = make_model_tags(tags, ["bus"])
     expected = {tag: vote / (1 + vote) for tag, vote in votes.items()}
     every = {tag["tag"]: tag for tag in book.predict(predictions, found)}
     assert {tag: every[tag]["score"] for tag in expected} == pytest.approx(expected)
@@ -324,7 +333,7 @@ def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):
     assert own["bus"]["score"] == pytest.approx(1 - 0.6 * (1 - expected["bus"])) and not own["bus"]["novel"]
     assert own["red"]["score"] == pytest.approx(expected["red"]) and own["red"]["novel"]
     assert own["bus"]["neighbours"] == found.neighbours[found.tags.index("bus")]
-    assert book.predict([], BookCandidates([], np.zeros((0, found.evidence.shape[1])), [])) == []
+    assert book.predict(ModelTags(), BookCandidates([], np.zeros((0, found.evidence.shape[1])), [])) == []
 
 
 def test_titles_are_searched_by_words():

@@ -1,15 +1,19 @@
-r"""Measures how much a book of the training examples improves trained models.
+r"""Measures how much a book of the training examples, and a book reader, improve trained models.
 
     python -m experiments.icon_tagging.tag_book --checkpoints checkpoints/optsg-icon-small \
         --output experiments/icon_tagging/results/tag_book.json
 
-For each checkpoint, a book is made from the training examples, and its fusion with the model is fitted on the
-validation split, for each metric of `--metrics`. The test split is scored with these settings. Rows:
+For each checkpoint, a book is made from the training examples, and a book reader is trained on them. The fusion of
+both with the model is fitted on the validation split, for each metric of `--metrics`. The test split is scored with
+these settings. Rows:
 
 - `model`: the model without a book. Only its threshold is fitted.
-- `book`: the book without the model's predictions.
-- `model and book`: both, fused.
-- `model and book, only SOURCE` and `model and book, N neighbours`: ablations, on the validation split only.
+- `book`: the book without the model.
+- `model and book`: both, fused, without a reader. It is the best late fusion, and the model without its pointers.
+- `op-tsg-open-book`: the same with the pointers of the reader.
+- `reader without evidence`: a reader that is trained without the evidence of the candidates.
+- `model and book, only SOURCE` and `op-tsg-open-book, N neighbours`: ablations, on the validation split only.
+- `half the book`: the same reader with a book of half the training examples, on the validation split only.
 
 Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
@@ -23,21 +27,31 @@ from datasets import Dataset
 
 from dataset_scripts.icon_tagging.splits import split_key
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, write_result
-from modeling_optsg.book import BookQueries, TagBook, embed_examples, encoder_fingerprint
+from modeling_optsg.book import (
+    GENERATE_OPTIONS,
+    BookQueries,
+    ModelTagReader,
+    ModelTags,
+    TagBook,
+    embed_examples,
+    encoder_fingerprint,
+)
 from modeling_optsg.book.votes import SOURCES, VECTOR_SOURCES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
-from modeling_optsg.evaluation.prediction import predict_tags
+from modeling_optsg.evaluation.prediction import generate_batches
 from modeling_optsg.evaluation.reporting import environment, novel_hits
+from modeling_optsg.training.book_reader_training import train_book_reader
 
 METRICS = (*F1_METRICS, "tags_per_example")
 OPERATING_POINTS = ("full_f1@micro_f1>=52", "full_f1+micro_f1")
 NEIGHBOURS = (5, 10, 50)
 SPLITS = ("train", "validation", "test")
+# The fit that the temperatures of the votes come from. They do not depend on the metric.
+TEMPERATURE_METRIC = "micro_f1"
 
 
 class BookExperiment:
-    """A run, the book of its training examples, and its predictions.
+    """A run, the book of its training examples, and what its model says about the other splits.
 
     Args:
         run: The trained run.
@@ -47,42 +61,68 @@ class BookExperiment:
     def __init__(self, run: Run, benchmark: Benchmark):
         self.run, self.benchmark = run, benchmark
         model, processor = run.model, run.processor
+        self.read_outputs = ModelTagReader(model, processor)
         decoding = {"decoding": "parallel"} if "parallel" in run.spec.decodings else {}
-        self.queries, self.predictions = {}, {}
+        self.queries, self.model_tags = {}, {}
         for split in SPLITS:
             rows = benchmark.splits[split]
             features = CachedFeatures(
                 cache_tower_features(rows, model.model, processor, benchmark.cache_dir / "features")
             )
-            self.queries[split] = embed_examples(model, processor, features)
-            if split != "train":
-                options = {"threshold": 0.0, "max_tags": NO_TAG_LIMIT, "progress": False} | decoding
-                self.predictions[split] = predict_tags(model, processor, features, **options)
+            if split == "train":
+                self.train_features = features
+                self.queries[split] = embed_examples(model, processor, features)
+                continue
+            parts, self.model_tags[split] = [], []
+            options = GENERATE_OPTIONS | decoding | {"progress": False}
+            for indices, outputs in generate_batches(model, processor, features, **options):
+                queries, tags = self.read_outputs(outputs, [rows[index]["title"] for index in indices])
+                parts.append(queries)
+                self.model_tags[split] += tags
+            self.queries[split] = BookQueries.concatenate(parts)
         rows = benchmark.splits["train"]
         titles = rows["title"][:]
         columns = {"id": list(map(str, range(len(rows)))), "title": titles, "tags": rows["tags"][:]}
         self.examples = Dataset.from_dict(columns | {"group": list(map(split_key, titles))})
         self.fingerprint = encoder_fingerprint(model, processor)
 
+    def train_reader(self, with_evidence: bool = True) -> dict:
+        """Train a new book reader, and return what [`train_book_reader`] does."""
+        book, _ = self._fit_book(TEMPERATURE_METRIC, self.queries, with_reader=False)
+        seed = self.run.arguments["seed"]
+        model, processor, queries = self.run.model, self.run.processor, self.queries["train"]
+        return train_book_reader(
+            model, processor, book, queries, self.train_features, seed=seed, with_evidence=with_evidence
+        )
+
     def score(self, metric: str) -> dict[str, dict]:
-        """Return the metrics of all rows at one operating point."""
+        """Return the metrics of the rows with the present reader at one operating point."""
         model = {"validation": self._fit_threshold(metric)}
         threshold = model["validation"].pop("threshold")
-        kept = [[tag for tag in tags if tag["score"] >= threshold] for tags in self.predictions["test"]]
+        kept = [[tag for tag in own.tags if tag["score"] >= threshold] for own in self.model_tags["test"]]
         rows = {"model": model | self._score_on_test(kept)}
-        for name, predictions in (("book", None), ("model and book", self.predictions)):
-            rows[name] = self._score_book(metric, predictions)
+        rows["book"] = self._score_book(metric, with_model=False, with_reader=False)
+        rows["model and book"] = self._score_book(metric, with_reader=False)
+        rows["op-tsg-open-book"] = self._score_book(metric)
         for name in SOURCES:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
-            rows[f"model and book, only {name}"] = {"validation": self._fit_book(metric, queries)[1]}
+            fitted = self._fit_book(metric, queries, with_reader=False)[1]
+            rows[f"model and book, only {name}"] = {"validation": fitted}
         for number in NEIGHBOURS:
             fitted = self._fit_book(metric, self.queries, num_neighbours=number)[1]
-            rows[f"model and book, {number} neighbours"] = {"validation": fitted}
+            rows[f"op-tsg-open-book, {number} neighbours"] = {"validation": fitted}
+        half = range(0, len(self.examples), 2)
+        rows["half the book"] = {"validation": self._fit_book(metric, self.queries, rows=half)[1]}
         return rows
+
+    def score_without_evidence(self, metrics: Sequence[str]) -> dict[str, dict]:
+        """Train a reader without evidence, and return its validation metrics at each operating point."""
+        self.train_reader(with_evidence=False)
+        return {metric: {"validation": self._fit_book(metric, self.queries)[1]} for metric in metrics}
 
     def _fit_threshold(self, metric: str) -> dict:
         threshold, metrics = self.benchmark.evaluator("validation").best_threshold(
-            self.predictions["validation"], metric
+            [own.tags for own in self.model_tags["validation"]], metric
         )
         return {"threshold": threshold} | _select(metrics)
 
@@ -90,21 +130,28 @@ class BookExperiment:
         self,
         metric: str,
         queries: dict[str, BookQueries],
-        predictions: dict[str, list[list[dict]]] | None = None,
+        with_model: bool = True,
+        with_reader: bool = True,
+        rows: Sequence[int] | None = None,
         **options: int,
     ) -> tuple[TagBook, dict]:
-        predictions = self.predictions if predictions is None else predictions
-        book = TagBook(self.examples, queries["train"], self.fingerprint)
+        examples, own = self.examples, queries["train"]
+        if rows is not None:
+            examples, own = examples.select(rows), own.select(rows)
+        book = TagBook(examples, own, self.fingerprint)
         references = self.benchmark.splits["validation"]["tags"][:]
-        metrics = book.fit(queries["validation"], references, predictions["validation"], metric=metric, **options)
+        model_tags = self.model_tags["validation"] if with_model else None
+        reader = self.read_outputs if with_reader else None
+        metrics = book.fit(queries["validation"], references, model_tags, reader=reader, metric=metric, **options)
         return book, _select(metrics)
 
-    def _score_book(self, metric: str, predictions: dict[str, list[list[dict]]] | None) -> dict[str, dict]:
-        if predictions is None:
-            predictions = {split: [[] for _ in tags] for split, tags in self.predictions.items()}
-        book, validation = self._fit_book(metric, self.queries, predictions)
+    def _score_book(self, metric: str, with_model: bool = True, with_reader: bool = True) -> dict[str, dict]:
+        book, validation = self._fit_book(metric, self.queries, with_model, with_reader)
         found = book.look_up(self.queries["test"])
-        fused = [book.predict(tags, own) for tags, own in zip(predictions["test"], found, strict=True)]
+        model_tags = self.model_tags["test"] if with_model else [ModelTags()] * len(found)
+        if with_reader:
+            self.read_outputs.point(model_tags, found)
+        fused = [book.predict(tags, own) for tags, own in zip(model_tags, found, strict=True)]
         kept = [[tag for tag in tags if tag["score"] >= book.threshold] for tags in fused]
         settings = {"temperatures": book.temperatures, "threshold": book.threshold, "score": book.score.to_dict()}
         return {"settings": settings, "validation": validation} | self._score_on_test(kept)
@@ -146,9 +193,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder.name in runs:
             continue
         experiment = BookExperiment(Run.load(folder), benchmark)
-        runs[folder.name] = {metric: experiment.score(metric) for metric in arguments.metrics}
-        for metric, rows in runs[folder.name].items():
-            for name, row in rows.items():
+        run = {"reader": experiment.train_reader()}
+        run |= {metric: experiment.score(metric) for metric in arguments.metrics}
+        for metric, row in experiment.score_without_evidence(arguments.metrics).items():
+            run[metric]["reader without evidence"] = row
+        runs[folder.name] = run
+        for metric in arguments.metrics:
+            for name, row in run[metric].items():
                 print(folder.name, metric, name, json.dumps(row.get("test", row["validation"])), flush=True)
         write_result({"runs": runs} | environment(), output)
 

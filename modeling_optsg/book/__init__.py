@@ -2,12 +2,16 @@
 
 from .book_files import load_book, save_book
 from .building import build_book, embed_examples, encoder_fingerprint
+from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags
 from .queries import BookQueries
 from .tag_book import BookCandidates, TagBook
 
 __all__ = [
+    "GENERATE_OPTIONS",
     "BookCandidates",
     "BookQueries",
+    "ModelTagReader",
+    "ModelTags",
     "TagBook",
     "build_book",
     "embed_examples",

@@ -20,7 +20,7 @@ from .tag_book import COLUMNS, STATE_COLUMN, TagBook
 from .votes import SOURCES, VECTOR_SOURCES
 
 # Increase it when older versions could not read the files.
-VERSION = 1
+VERSION = 2
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
 
 

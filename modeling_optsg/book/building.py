@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest, tokenizer_settings
-from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
+from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags
 from .queries import BookQueries
 from .tag_book import STATE_COLUMN, TagBook
 from .title_words import title_words
@@ -121,16 +121,15 @@ def build_book(
     """
     reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size)
     columns = _columns(examples)
-    random = np.random.default_rng(0)
-    reader.chosen = set(random.permutation(columns["id"])[:MAX_FIT_EXAMPLES].tolist())
+
+    def read_rows(rows: Sequence[int]) -> list[dict]:
+        return [examples[row] | {name: values[row] for name, values in columns.items()} for row in rows]
+
     old, reused = _reusable(folder, reader, columns)
     parts, pending = [], [row for row, name in enumerate(columns["id"]) if name not in reused]
     with tqdm(total=len(pending), unit="file", disable=not progress) as bar:
         for start in range(0, len(pending), CHUNK_SIZE):
-            rows = [
-                examples[row] | {name: values[row] for name, values in columns.items()}
-                for row in pending[start : start + CHUNK_SIZE]
-            ]
+            rows = read_rows(pending[start : start + CHUNK_SIZE])
             parts += reader.read_chunk(rows)
             bar.update(len(rows))
     if not parts and not reused:
@@ -139,18 +138,20 @@ def build_book(
     kept = [row for row, name in enumerate(columns["id"]) if name in reused]
     table = Dataset.from_dict({name: [values[row] for row in kept + read] for name, values in columns.items()})
     if old is None:
-        book = TagBook(table, queries := BookQueries.concatenate(parts), reader.fingerprint)
+        book = TagBook(table, BookQueries.concatenate(parts), reader.fingerprint)
     else:
         book, vectors = old, {name: rows[[*reused.values()]] for name, rows in old.vectors.items()}
         if parts:
-            added = old.normalize(queries := BookQueries.concatenate(parts))
+            added = old.normalize(BookQueries.concatenate(parts))
             vectors = {name: torch.cat([rows, added[name]]) for name, rows in vectors.items()}
         book.replace_examples(table, vectors)
-    # The examples that a book is fitted to are read each time, because the model predicts their tags.
-    chosen = [index for index, row in enumerate(read) if columns["id"][row] in reader.predictions]
-    if chosen:
-        predictions = [reader.predictions[columns["id"][read[index]]] for index in chosen]
-        book.fit_to_itself(queries.select(chosen), [len(kept) + index for index in chosen], predictions)
+    chosen = np.random.default_rng(0).permutation(kept + read)[:MAX_FIT_EXAMPLES].tolist()
+    parts, model_tags, ids = reader.read_tags(read_rows(chosen))
+    if parts:
+        row_of = {name: row for row, name in enumerate(table["id"])}
+        book.fit_to_itself(
+            BookQueries.concatenate(parts), [row_of[name] for name in ids], model_tags, reader.read_outputs
+        )
     save_book(book, folder)
     shutil.rmtree(reader.folder, ignore_errors=True)
     return book, reader.unreadable
@@ -178,7 +179,7 @@ def _reusable(
         return None, {}
     rows = {key: row for row, key in enumerate(zip(*(old.examples[name] for name in ("id", "title", STATE_COLUMN))))}
     keys = zip(columns["id"], columns["title"], columns[STATE_COLUMN])
-    return old, {key[0]: rows[key] for key in keys if key in rows and key[2] and key[0] not in reader.chosen}
+    return old, {key[0]: rows[key] for key in keys if key in rows and key[2]}
 
 
 def group_of(id_: str, title: str | None) -> str:
@@ -190,52 +191,59 @@ def group_of(id_: str, title: str | None) -> str:
 
 
 class _ExampleReader:
-    """Computes the vectors of examples, and the model's predictions for some of them.
+    """Reads examples: computes their vectors, or the model's tags.
 
     Attributes:
-        chosen: The `id` of each example that the book is fitted to.
         unreadable: By `id`, the reason for each unreadable example.
-        predictions: By `id`, the predictions for the chosen examples.
     """
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, batch_size: int):
         self.model, self.processor, self.folder, self.batch_size = model, processor, folder, batch_size
-        self.collate = OPTSGDataCollator(processor)
+        self.collate, self.read_outputs = OPTSGDataCollator(processor), ModelTagReader(model, processor)
         self.fingerprint = encoder_fingerprint(model, processor)
-        self.chosen: set[str] = set()
         self.unreadable: dict[str, str] = {}
-        self.predictions: dict[str, list[dict]] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
-        """Compute the vectors and predictions of a chunk, or load them if an interrupted call saved them."""
-        key = [self.fingerprint, sorted(self.chosen & {row["id"] for row in rows})]
-        key += [[row["id"], row["title"], row[STATE_COLUMN]] for row in rows]
+        """Compute the vectors of a chunk, or load them if an interrupted call saved them."""
+        key = [self.fingerprint, *([row["id"], row["title"], row[STATE_COLUMN]] for row in rows)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
         # An unreadable file may be readable now, so its chunk is read again.
-        if (found := _load_chunk(vectors_path, path)) is None or found[1]["unreadable"]:
-            parts, unreadable, predictions = [], {}, {}
-            for start in range(0, len(rows), self.batch_size):
-                self._read_batch(rows[start : start + self.batch_size], parts, unreadable, predictions)
-            vectors = BookQueries.concatenate(parts).vectors if parts else {}
-            found = vectors, {"unreadable": unreadable, "predictions": predictions}
+        if (found := _load_chunk(vectors_path, path)) is None or found[1]:
+            parts, unreadable = [], {}
+            for batch, titles, _ in self._batches(rows, unreadable):
+                queries = _embed_batch(self.model, batch, titles)
+                parts.append(BookQueries({name: rows.half() for name, rows in queries.vectors.items()}, titles))
+            found = BookQueries.concatenate(parts).vectors if parts else {}, unreadable
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(vectors, f"{vectors_path}.partial")
+            save_file(found[0], f"{vectors_path}.partial")
             os.replace(f"{vectors_path}.partial", vectors_path)
             write_json(path, found[1])
-        self.unreadable |= found[1]["unreadable"]
-        self.predictions |= found[1]["predictions"]
+        self.unreadable |= found[1]
         titles = [row["title"] for row in rows if row["id"] not in self.unreadable]
         return [BookQueries(found[0], titles)] if titles else []
 
-    def _read_batch(
-        self,
-        rows: Sequence[Mapping],
-        parts: list[BookQueries],
-        unreadable: dict[str, str],
-        predictions: dict[str, list[dict]],
-    ) -> None:
-        """Add the results of a batch to `parts`, `unreadable` and `predictions`."""
+    def read_tags(self, rows: Sequence[Mapping]) -> tuple[list[BookQueries], list[ModelTags], list[str]]:
+        """Return the queries of the readable rows, what the model says about them, and their ids."""
+        parts, tags, ids = [], [], []
+        for batch, titles, batch_ids in self._batches(rows, {}):
+            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+            queries, own = self.read_outputs(self.model.generate(**batch, **GENERATE_OPTIONS), titles)
+            parts.append(queries)
+            tags += own
+            ids += batch_ids
+        return parts, tags, ids
+
+    def _batches(
+        self, rows: Sequence[Mapping], unreadable: dict[str, str]
+    ) -> Iterator[tuple[dict[str, torch.Tensor], list[str], list[str]]]:
+        """Yield the model's inputs, titles and ids of each batch, and add unreadable examples to `unreadable`."""
+        for start in range(0, len(rows), self.batch_size):
+            yield from self._readable(rows[start : start + self.batch_size], unreadable)
+
+    def _readable(
+        self, rows: Sequence[Mapping], unreadable: dict[str, str]
+    ) -> Iterator[tuple[dict[str, torch.Tensor], list[str], list[str]]]:
         try:
             batch = self.collate([{name: row.get(name) for name in INPUTS} for row in rows])
         except (ValueError, OSError, ImportError) as error:
@@ -244,19 +252,10 @@ class _ExampleReader:
                 return
             # Halving the batch finds the unreadable examples.
             half = len(rows) // 2
-            self._read_batch(rows[:half], parts, unreadable, predictions)
-            self._read_batch(rows[half:], parts, unreadable, predictions)
+            yield from self._readable(rows[:half], unreadable)
+            yield from self._readable(rows[half:], unreadable)
             return
-        titles = [row["title"] for row in rows]
-        chosen = [index for index, row in enumerate(rows) if row["id"] in self.chosen]
-        if chosen:
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-            outputs = self.model.generate(**batch, threshold=0.0, max_tags=NO_TAG_LIMIT, output_evidence=True)
-            queries, tags = BookQueries.from_evidence(outputs.evidence, titles), self.processor.batch_decode(outputs)
-            predictions |= {rows[index]["id"]: tags[index] for index in chosen}
-        else:
-            queries = _embed_batch(self.model, batch, titles)
-        parts.append(BookQueries({name: rows.half() for name, rows in queries.vectors.items()}, queries.titles))
+        yield batch, [row["title"] for row in rows], [row["id"] for row in rows]
 
 
 def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:

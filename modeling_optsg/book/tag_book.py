@@ -8,12 +8,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from scipy.special import expit, logit
+from scipy.special import logit
 from torch.nn import functional as F
 
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
 
 from .fusion import MIN_VOTE, FusedScore
+from .predictions import ModelTagReader, ModelTags
 from .queries import BookQueries
 from .title_words import TitleWordIndex, title_words
 from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
@@ -29,12 +30,14 @@ SEARCH_BLOCK, NORMALIZE_BLOCK = 256, 4096
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 # Strengths of the logit adjustment to try.
 ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-# Model probabilities are clamped so that their logits are finite.
+# The slots' probabilities are clamped so that their logits are finite.
 MIN_PROBABILITY = 1e-3
-MIN_LOGIT = float(logit(MIN_PROBABILITY))
-# Features of a tag: logit of the model's probability, whether it is novel, whether a neighbour has it, the evidence,
-# and its log frequency in the book.
-NUM_FEATURES = len(NO_EVIDENCE) + 4
+# Classifier logit of a novel tag.
+NO_CLASS = -8.0
+# Features of a tag: whether it is novel, whether a slot generated it, the logit of the slots' probability, the
+# classifier logit, the logit of the pointers, whether a neighbour has it, the evidence, and its log frequency in the
+# book.
+NUM_FEATURES = len(NO_EVIDENCE) + 7
 # With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
 # Columns of the examples. Examples in the same group may show the same thing.
@@ -52,11 +55,14 @@ class BookCandidates:
         evidence: `[tags, len(NO_EVIDENCE)]`, see [`TagVotes.evidence`].
         neighbours: For each tag, the examples that have it, as `{"id", "score"}`, sorted by decreasing score. The
             score is the mean vote.
+        pointers: `[tags]`, the probability that a slot points at each tag; see [`ModelTagReader.point`]. `None`
+            without a book reader.
     """
 
     tags: list[str]
     evidence: np.ndarray
     neighbours: list[list[dict]]
+    pointers: np.ndarray | None = None
 
     @property
     def mean_votes(self) -> np.ndarray:
@@ -155,65 +161,67 @@ class TagBook:
             groups = [self._group_by_id.get(own_id) for own_id in own_ids]
         return self.candidates(self.search(queries, excluded_groups=groups))
 
-    def predict(
-        self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool = False
-    ) -> list[dict]:
-        """Fuse the model's predictions with the neighbours' tags.
+    def predict(self, model_tags: ModelTags, candidates: BookCandidates, own_tags_only: bool = False) -> list[dict]:
+        """Fuse the model's tags with the neighbours' tags.
 
         Before [`fit`], the score is `1 - (1 - p)(1 - q)`: the probability that the model or the neighbours are right.
         p is the model's probability. q has the mean vote as its odds.
 
         Args:
-            predictions: All tags of the model as `{"tag", "score", "novel"}`, including those below its threshold.
-                Empty if there is no model.
+            model_tags: What the model says about the example. Empty if there is no model.
             candidates: Tags of the neighbours of the same example.
             own_tags_only: Leave out tags that the book does not have, and spell the others as in the book. Tags are
                 compared with [`normalize_tag`].
 
         Returns:
-            Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags that the model does not
-            predict are novel. A `"source"` of a prediction is kept.
+            Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags without a class are novel.
+            A tag of the model keeps its `"source"`.
         """
-        tags, features = self._features(predictions, candidates, own_tags_only)
+        tags, features = self._features(model_tags, candidates, own_tags_only)
+        by_model = self._by_name(model_tags, own_tags_only)
         if self.score.is_fitted:
             scores = self.score(features)
         else:
             votes = dict(zip(candidates.tags, candidates.mean_votes, strict=True))
             odds = np.array([votes.get(tag, 0.0) for tag in tags])
-            generated = np.where(features[:, 0] > MIN_LOGIT, expit(features[:, 0]), 0.0)
+            generated = np.array([by_model[tag]["score"] if tag in by_model else 0.0 for tag in tags])
             scores = 1 - (1 - generated) / (1 + odds)
         neighbours = dict(zip(candidates.tags, candidates.neighbours, strict=True))
-        by_model = self._by_name(predictions, own_tags_only)
         predicted = []
         for row in np.argsort(-scores, kind="stable"):
-            tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, 1])}
+            tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, 0])}
             tag |= {name: value for name, value in by_model.get(tags[row], {}).items() if name == "source"}
             predicted.append(tag | {"neighbours": neighbours.get(tags[row], [])})
         return predicted
 
-    def _by_name(self, predictions: Sequence[Mapping], own_tags_only: bool) -> dict[str, Mapping]:
-        """Return the predictions by tag, spelled as in the book and only those of the book if `own_tags_only`."""
+    def _by_name(self, model_tags: ModelTags, own_tags_only: bool) -> dict[str, Mapping]:
+        """Return the model's tags by name, spelled as in the book and only those of the book if `own_tags_only`."""
         found: dict[str, Mapping] = {}
-        for tag in predictions:
+        for tag in model_tags.tags:
             name = self._spelling.get(normalize_tag(tag["tag"])) if own_tags_only else tag["tag"]
             if name is not None and (name not in found or tag["score"] > found[name]["score"]):
                 found[name] = tag
         return found
 
     def _features(
-        self, predictions: Sequence[Mapping], candidates: BookCandidates, own_tags_only: bool
+        self, model_tags: ModelTags, candidates: BookCandidates, own_tags_only: bool
     ) -> tuple[list[str], np.ndarray]:
         """Return the tags of the model and of the neighbours, and the features of each, `[tags, NUM_FEATURES]`."""
-        by_model = self._by_name(predictions, own_tags_only)
+        by_model, number = self._by_name(model_tags, own_tags_only), len(candidates.tags)
         tags = list(dict.fromkeys([*candidates.tags, *by_model]))
         features = np.zeros((len(tags), NUM_FEATURES))
-        features[:, 3:-1] = NO_EVIDENCE
-        features[: len(candidates.tags), 3:-1] = candidates.evidence
-        features[: len(candidates.tags), 2] = 1.0
-        absent = {"score": 0.0, "novel": True}
-        scores = [by_model.get(tag, absent)["score"] for tag in tags]
-        features[:, 0] = logit(np.clip(scores, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
-        features[:, 1] = [by_model.get(tag, absent)["novel"] for tag in tags]
+        generated = np.array([by_model[tag]["slot_score"] if tag in by_model else 0.0 for tag in tags])
+        features[:, 0] = ~model_tags.has_class(tags)
+        features[:, 1] = generated > 0
+        features[:, 2] = logit(np.clip(generated, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        features[:, 3] = model_tags.logits_of(tags, NO_CLASS)
+        pointers = np.zeros(len(tags))
+        if candidates.pointers is not None:
+            pointers[:number] = candidates.pointers
+        features[:, 4] = logit(np.clip(pointers, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        features[:number, 5] = 1.0
+        features[:, 6:-1] = NO_EVIDENCE
+        features[:number, 6:-1] = candidates.evidence
         features[:, -1] = np.log([max(self.tag_counts[tag], 1) for tag in tags])
         return tags, features
 
@@ -285,9 +293,10 @@ class TagBook:
         self,
         queries: BookQueries,
         references: Sequence[Sequence[str]],
-        predictions: Sequence[Sequence[Mapping]] | None = None,
+        model_tags: Sequence[ModelTags] | None = None,
         *,
         excluded_groups: Sequence[str] | None = None,
+        reader: ModelTagReader | None = None,
         num_neighbours: int = NUM_NEIGHBOURS,
         metric: str = "micro_f1",
         own_tags_only: bool = False,
@@ -297,8 +306,9 @@ class TagBook:
         Args:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
-            predictions: Predictions of the model for them, as in [`predict`]. Without them, the book is fitted alone.
+            model_tags: What the model says about them. Without it, the book is fitted alone.
             excluded_groups, num_neighbours: See [`search`].
+            reader: Reader of the model, if the model reads the candidates.
             metric: The metric to maximise, as in [`metric_value`].
             own_tags_only: See [`predict`].
 
@@ -306,11 +316,14 @@ class TagBook:
             The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples, or if no
             or every tag of the neighbours is correct; the score and the threshold are then unchanged.
         """
-        predictions = [[] for _ in references] if predictions is None else predictions
+        model_tags = [ModelTags()] * len(references) if model_tags is None else model_tags
         neighbours = self.search(queries, num_neighbours, excluded_groups)
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
-        pairs = zip(predictions, self.candidates(neighbours), strict=True)
+        candidates = self.candidates(neighbours)
+        if reader is not None:
+            reader.point(model_tags, candidates)
+        pairs = zip(model_tags, candidates, strict=True)
         found = [self._features(tags, candidates, own_tags_only) for tags, candidates in pairs]
         features = np.concatenate([rows for _, rows in found])
         is_correct = np.array([tag in set(own) for (tags, _), own in zip(found, references) for tag in tags])
@@ -358,18 +371,23 @@ class TagBook:
         self._replace_examples(_with_state(examples))
 
     def fit_to_itself(
-        self, queries: BookQueries, rows: Sequence[int], predictions: Sequence[Sequence[Mapping]] | None = None
+        self,
+        queries: BookQueries,
+        rows: Sequence[int],
+        model_tags: Sequence[ModelTags] | None = None,
+        reader: ModelTagReader | None = None,
     ) -> dict[str, float] | None:
         """Fit the book to some of its own examples, with neighbours only from other groups. See [`fit`].
 
         Args:
             queries: Vectors and titles of the examples to fit to.
             rows: Their rows in the book.
-            predictions: Predictions of the model for them.
+            model_tags: What the model says about them.
+            reader: See [`fit`].
         """
         chosen = self.examples.select(rows)
-        options = {"excluded_groups": chosen["group"][:], "own_tags_only": True}
-        return self.fit(queries, chosen["tags"][:], predictions, **options)
+        options = {"excluded_groups": chosen["group"][:], "reader": reader, "own_tags_only": True}
+        return self.fit(queries, chosen["tags"][:], model_tags, **options)
 
     def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
         """Add examples. Their tags can be suggested immediately.

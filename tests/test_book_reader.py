@@ -1,0 +1,214 @@
+"""The book reader: pointers, training, and what stays the same without a book."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from modeling_optsg import OPTSGForTagGeneration
+from modeling_optsg.book import (
+    GENERATE_OPTIONS,
+    BookCandidates,
+    ModelTagReader,
+    TagBook,
+    embed_examples,
+    encoder_fingerprint,
+)
+from modeling_optsg.book.predictions import candidate_tensors
+from modeling_optsg.book.votes import NO_EVIDENCE
+from modeling_optsg.book_reader import log_missed_by_all
+from modeling_optsg.data.collator import OPTSGDataCollator
+from modeling_optsg.training.book_reader_training import train_book_reader, training_candidates
+
+SIZE = len(NO_EVIDENCE)
+WORDS = ["red", "green", "blue", "circle", "square", "star"]
+
+
+@pytest.fixture
+def model(make_model, tiny_processor):
+    torch.manual_seed(0)
+    model = make_model(use_tag_classifier=True)
+    model.set_label_vocabulary(tiny_processor.tag_tokenizer(list(tiny_processor.label_vocabulary))["input_ids"])
+    return model.eval()
+
+
+@pytest.fixture
+def inputs(model):
+    random = torch.Generator().manual_seed(0)
+    width, prompts = model.config.hidden_size, model.config.num_prompts
+    return {
+        "order_prompts": torch.randn(2, prompts, width, generator=random),
+        "memory": torch.randn(2, 5, width, generator=random),
+        "memory_mask": torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
+        "candidate_input_ids": torch.tensor([[[5, 0], [6, 7], [8, 0]], [[6, 7], [0, 0], [0, 0]]]),
+        "evidence": torch.randn(2, 3, SIZE, generator=random),
+    }
+
+
+def make_rows(number=48):
+    """Titles of two words, whose tags are the words and their first letters."""
+    random = np.random.default_rng(0)
+    pairs = [random.choice(WORDS, 2, replace=False).tolist() for _ in range(number)]
+    return [{"title": " ".join(pair), "tags": [*pair, *(word[0] for word in pair)]} for pair in pairs]
+
+
+@pytest.fixture
+def library(model, tiny_processor):
+    rows = make_rows()
+    columns = {"id": list(map(str, range(len(rows))))} | {
+        name: [row[name] for row in rows] for name in ("title", "tags")
+    }
+    examples = Dataset.from_dict(columns | {"group": columns["title"]})
+    queries = embed_examples(model, tiny_processor, rows)
+    return TagBook(examples, queries, encoder_fingerprint(model, tiny_processor)), queries, rows
+
+
+def test_each_slot_has_one_distribution_and_padding_none_of_it(model, inputs):
+    model.add_book_reader(SIZE)
+    pointers = model.eval().read_book(**inputs).exp()
+    assert pointers.shape == (2, model.config.num_prompts, 4)
+    torch.testing.assert_close(pointers.sum(dim=-1), torch.ones(2, model.config.num_prompts))
+    assert (pointers[1, :, 1:3] == 0).all() and (pointers[0] > 0).all()
+
+
+def test_neither_the_order_of_candidates_nor_padding_matters(model, inputs):
+    model.add_book_reader(SIZE)
+    model.eval()
+    pointers, order = model.read_book(**inputs), [2, 0, 1]
+    shuffled = {name: inputs[name][:, order] for name in ("candidate_input_ids", "evidence")}
+    torch.testing.assert_close(model.read_book(**inputs | shuffled), pointers[..., [*order, 3]])
+    changed = inputs["memory"].clone()
+    changed[1, 3:] = 100.0
+    torch.testing.assert_close(model.read_book(**inputs | {"memory": changed}), pointers)
+    alone = {name: tensor[1:] for name, tensor in inputs.items()}
+    alone |= {name: alone[name][:, :1] for name in ("candidate_input_ids", "evidence")}
+    torch.testing.assert_close(model.read_book(**alone), pointers[1:, :, [0, 3]])
+
+
+def test_without_candidates_every_slot_generates(model, inputs):
+    model.add_book_reader(SIZE)
+    inputs["candidate_input_ids"][:] = 0
+    pointers = model.eval().read_book(**inputs)
+    assert (pointers[..., -1] == 0).all()
+    torch.testing.assert_close(log_missed_by_all(pointers), torch.zeros(2, 3), atol=1e-5, rtol=0)
+
+
+def test_a_model_without_a_reader_says_so(model, inputs):
+    with pytest.raises(ValueError, match="no book reader"):
+        model.read_book(**inputs)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_chance_that_any_slot_points(model, inputs):
+    model.add_book_reader(SIZE)
+    pointers = model.eval().read_book(**inputs)
+    chance = 1 - torch.prod(1 - pointers.exp()[..., :-1], dim=1)
+    mask = torch.tensor([[True] * 3, [True, False, False]])
+    is_correct = torch.tensor([[True, False, False], [False, False, True]])
+    expected = torch.nn.functional.binary_cross_entropy(chance[mask], is_correct[mask].float())
+    torch.testing.assert_close(model.book_reader.loss(pointers, mask, is_correct), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_training_changes_the_reader_alone_and_it_learns(model, tiny_processor, library, tmp_path):
+    book, queries, rows = library
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"batch_size": 16, "learning_rate": 1e-2, "progress": False}
+    result = train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=20, **options)
+    assert result["losses"][-1] < 0.7 * result["losses"][0]
+    assert 0 < result["correct_candidates"] < 4 < result["candidates"]
+    assert not model.training and not model.book_reader.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name in before)
+    # The words of the title are among the tags, so pointers must be larger for correct candidates.
+    reader, model_tags = ModelTagReader(model, tiny_processor), read(model, tiny_processor, rows)
+    candidates = training_candidates(book, queries, progress=False)
+    reader.point(model_tags, candidates)
+    pairs = [
+        (pointer, tag in row["tags"])
+        for own, row in zip(candidates, rows)
+        for pointer, tag in zip(own.pointers, own.tags)
+    ]
+    right, wrong = ([pointer for pointer, correct in pairs if correct is kind] for kind in (True, False))
+    assert np.mean(right) > 2 * np.mean(wrong)
+    # The checkpoint contains the reader.
+    model.save_pretrained(tmp_path)
+    loaded = ModelTagReader(OPTSGForTagGeneration.from_pretrained(tmp_path), tiny_processor)
+    again = training_candidates(book, queries, progress=False)
+    loaded.point(model_tags, again)
+    for one, other in zip(candidates, again, strict=True):
+        np.testing.assert_allclose(one.pointers, other.pointers, atol=1e-5)
+
+
+def read(model, processor, rows):
+    batch = OPTSGDataCollator(processor)([{"title": row["title"]} for row in rows])
+    return ModelTagReader(model, processor)(
+        model.generate(**batch, **GENERATE_OPTIONS), [row["title"] for row in rows]
+    )[1]
+
+
+def test_the_same_seed_trains_the_same_reader(model, tiny_processor, library):
+    book, queries, rows = library
+    weights = []
+    for _ in range(2):
+        torch.rand(3)
+        train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=1, batch_size=16, progress=False)
+        weights.append(model.book_reader.query.weight.clone())
+    assert torch.equal(*weights)
+
+
+def test_a_reader_does_not_change_what_the_model_generates(model, tiny_processor, library):
+    _, _, rows = library
+    before = read(model, tiny_processor, rows)
+    model.add_book_reader(SIZE)
+    model.eval()
+    after = read(model, tiny_processor, rows)
+    assert [own.tags for own in before] == [own.tags for own in after] and any(own.tags for own in before)
+
+
+def test_pointers_are_the_same_in_any_batch(model, tiny_processor, library, monkeypatch):
+    book, queries, rows = library
+    model.add_book_reader(SIZE)
+    reader, model_tags = ModelTagReader(model.eval(), tiny_processor), read(model, tiny_processor, rows)
+    found = []
+    for size in (64, 5):
+        monkeypatch.setattr("modeling_optsg.book.predictions.POINTER_BATCH", size)
+        found.append(book.look_up(queries))
+        reader.point(model_tags, found[-1])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one.pointers, other.pointers, atol=1e-5)
+
+
+def test_the_fit_uses_the_pointers(model, tiny_processor, library):
+    book, queries, rows = library
+    references = [row["tags"] for row in rows]
+
+    class Oracle(ModelTagReader):
+        def point(self, model_tags, candidates):
+            for own, tags in zip(candidates, references, strict=True):
+                own.pointers = np.array([0.9 if tag in tags else 0.1 for tag in own.tags])
+
+    reader, model_tags = Oracle(model, tiny_processor), read(model, tiny_processor, rows)
+    options = {"excluded_groups": book.examples["group"][:]}
+    without = book.fit(queries, references, model_tags, **options)
+    assert book.fit(queries, references, model_tags, reader=reader, **options)["micro_f1"] > without["micro_f1"] + 5
+
+
+def test_examples_without_candidates_and_long_tags_are_read(model, tiny_processor):
+    model.add_book_reader(SIZE)
+    long_tag = "a tag of many more tokens than a slot has, which stays a candidate"
+    model_tags = read(model.eval(), tiny_processor, make_rows(2))
+    candidates = [BookCandidates([], np.zeros((0, SIZE)), []), BookCandidates([long_tag], NO_EVIDENCE[None], [[]])]
+    assert candidate_tensors(candidates, tiny_processor)["candidate_input_ids"].shape == (2, 1, 8)
+    ModelTagReader(model, tiny_processor).point(model_tags, candidates)
+    assert len(candidates[0].pointers) == 0 and 0 < candidates[1].pointers[0] < 1
+    nothing = [BookCandidates([], np.zeros((0, SIZE)), [])]
+    ModelTagReader(model, tiny_processor).point(model_tags[:1], nothing)
+    assert nothing[0].pointers is None
+
+
+def test_wrong_training_examples_are_named(model, tiny_processor, library):
+    book, queries, rows = library
+    with pytest.raises(ValueError, match="48 examples, but there are 48 and 47"):
+        train_book_reader(model, tiny_processor, book, queries, rows[:-1], progress=False)
+    single = TagBook(book.examples.select([0]), queries.select([0]), "model")
+    with pytest.raises(ValueError, match="another group has"):
+        train_book_reader(model, tiny_processor, single, queries.select([0]), rows[:1], progress=False)
+    assert model.book_reader is None
