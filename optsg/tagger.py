@@ -25,6 +25,8 @@ DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
 # Name of the book's folder inside a folder of images.
 BOOK_FOLDER = f"{OWN_PREFIX}book"
+# Name of the book's folder inside a checkpoint, as in `modeling_optsg.book`, which is too slow to import here.
+INDEX_FOLDER = "index"
 NO_LIMIT = 2**31
 
 
@@ -238,9 +240,9 @@ def default_model() -> str | None:
 
 
 def find_book(folder: str) -> Path:
-    """Return the folder of a book, from that folder or the folder of its images."""
-    inside = Path(folder, BOOK_FOLDER)
-    return inside if inside.is_dir() else Path(folder)
+    """Return the folder of a book, from that folder, the folder of its images or the folder of its checkpoint."""
+    inside = (Path(folder, name) for name in (BOOK_FOLDER, INDEX_FOLDER))
+    return next((path for path in inside if path.is_dir()), Path(folder))
 
 
 class BookError(Exception):

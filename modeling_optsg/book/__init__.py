@@ -1,6 +1,6 @@
 """Tag books: tagged examples whose tags are suggested for similar examples, without training the model."""
 
-from .book_files import load_book, save_book
+from .book_files import load_book, load_pretrained_book, save_book
 from .building import build_book, embed_examples, encoder_fingerprint
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags
 from .queries import BookQueries
@@ -17,5 +17,6 @@ __all__ = [
     "embed_examples",
     "encoder_fingerprint",
     "load_book",
+    "load_pretrained_book",
     "save_book",
 ]

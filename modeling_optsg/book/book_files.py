@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
+from huggingface_hub import snapshot_download
 from safetensors.numpy import load_file, save_file
 
 from modeling_optsg.data.atomic_files import write_json
@@ -21,6 +23,8 @@ from .votes import SOURCES, VECTOR_SOURCES
 
 # Increase it when older versions could not read the files.
 VERSION = 2
+# Folder of a book inside the folder or the repository of a checkpoint.
+INDEX_FOLDER = "index"
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
 
 
@@ -79,6 +83,33 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
     if fingerprint is not None and fingerprint != book.fingerprint:
         raise ValueError(f"The book in {folder} was made with another model. Run optsg index again with this model.")
     return book
+
+
+def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:
+    """Load the book of a checkpoint, from its folder `index`.
+
+    Args:
+        name: Folder of the checkpoint, or its name on the Hub.
+        fingerprint: See [`load_book`].
+        hub_options: Arguments of `huggingface_hub.snapshot_download`, such as `revision` or `token`.
+
+    Raises:
+        FileNotFoundError: The checkpoint has no book.
+        ValueError: As in [`load_book`].
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+        >>> from modeling_optsg.book import encoder_fingerprint, load_pretrained_book
+        >>> model = OPTSGForTagGeneration.from_pretrained("org/optsg-pexel")  # doctest: +SKIP
+        >>> processor = OPTSGProcessor.from_pretrained("org/optsg-pexel")  # doctest: +SKIP
+        >>> fingerprint = encoder_fingerprint(model, processor)  # doctest: +SKIP
+        >>> book = load_pretrained_book("org/optsg-pexel", fingerprint)  # doctest: +SKIP
+    """
+    if Path(name).is_dir():
+        return load_book(Path(name, INDEX_FOLDER), fingerprint)
+    folder = snapshot_download(str(name), allow_patterns=f"{INDEX_FOLDER}/*", **hub_options)
+    return load_book(Path(folder, INDEX_FOLDER), fingerprint)
 
 
 def check_replaceable(folder: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.book import encoder_fingerprint, load_pretrained_book
+from modeling_optsg.book.book_files import EXAMPLES_NAME, INDEX_FOLDER
 from modeling_optsg.pipeline_optsg import CUSTOM_PIPELINES, TagGenerationPipeline
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -24,9 +26,11 @@ logger = logging.getLogger(__name__)
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
 SUFFIXES = frozenset(".gif .jinja .jpeg .jpg .json .md .model .mp4 .onnx .png .safetensors .svg .webp .arrow".split())
 NAMES = frozenset("LICENSE LICENSE.txt NOTICE handler.py merges.txt requirements.txt vocab.txt".split())
+NAMES |= {EXAMPLES_NAME}
 OTHER_FOLDERS = {"state": "training state", "__pycache__": "cache"}
-# Weights from an earlier push with a different number of shards would be loaded instead of the new ones.
-REPLACED = ("*.safetensors", "*.safetensors.index.json")
+# Weights from an earlier push with another number of shards would be loaded instead of the new ones, and a book from
+# an earlier push may belong to other towers.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", f"{INDEX_FOLDER}/*")
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,10 @@ def push_trained(
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     """Choose the files of a folder to publish, check them, and add the model code.
 
-    Weights, configurations, the files of the processor, the card with its images, a licence and the training summary
-    are published. Training states, logs, hidden files and all other files are left out. The remote code is always that
-    of this package, with which the folder is loaded for the check. The same is true of `handler.py` and
-    `requirements.txt`, unless the folder has its own. The folder is not changed.
+    Weights, configurations, the files of the processor, the card with its images, a licence, the training summary and
+    the book in the folder `index` are published. Training states, logs, hidden files and all other files are left out.
+    The remote code is always that of this package, with which the folder is loaded for the check. The same is true of
+    `handler.py` and `requirements.txt`, unless the folder has its own. The folder is not changed.
 
     Args:
         folder: Folder with the files of `save_pretrained` of model and processor, and a model card.
@@ -139,7 +143,9 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
             # Loading would report the same problems less clearly.
             raise ValueError("; ".join(problems))
         model, processor = load_checkpoint(folder)
-    except ValueError as error:
+        if (folder / INDEX_FOLDER).is_dir():
+            load_pretrained_book(folder, encoder_fingerprint(model, processor))
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{folder} cannot be published: {error}") from error
     contents = _remote_code(model, processor, paths)
     for path in sorted(folder.glob("*.py")):
