@@ -1,8 +1,11 @@
 """The book reader: pointers, training, and what stays the same without a book."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
 
 from modeling_optsg import OPTSGForTagGeneration
@@ -19,6 +22,7 @@ from modeling_optsg.book.votes import NO_EVIDENCE
 from modeling_optsg.book_reader import log_missed_by_all
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.training.book_reader_training import train_book_reader, training_candidates
+from optsg import main
 
 SIZE = len(NO_EVIDENCE)
 WORDS = ["red", "green", "blue", "circle", "square", "star"]
@@ -212,3 +216,24 @@ def test_wrong_training_examples_are_named(model, tiny_processor, library):
     with pytest.raises(ValueError, match="another group has"):
         train_book_reader(model, tiny_processor, single, queries.select([0]), rows[:1], progress=False)
     assert model.book_reader is None
+
+
+def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(
+    model, tiny_processor, load_program, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "images").mkdir()
+    write_colour_folder(tmp_path / "images")
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    program, output = load_program("train_book_reader"), tmp_path / "open-book"
+    words = ["--checkpoint", tmp_path / "checkpoint", "--output_dir", output, "--dataset", tmp_path / "images"]
+    words += ["--cache_dir", tmp_path / "cache", "--metric", "micro_f1"]
+    monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
+    program.main(program.parse_arguments())
+    summary = json.loads((output / "book_summary.json").read_text())
+    assert summary["training"]["candidates"] > 1 and len(summary["training"]["losses"]) == 2
+    capsys.readouterr()
+    image = tmp_path / "images" / "test" / "0.png"
+    assert main(["tag", "--model", str(output), "--book", str(output), "--json", "--threshold", "0", str(image)]) == 0
+    found = {tag["tag"] for tag in json.loads(capsys.readouterr().out)["tags"]}
+    assert {"red", "left"} <= found <= {*COLOURS, "left", "right", LONG_TAG}

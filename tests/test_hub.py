@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 
 import pytest
 from hub_client import ROOT, Client, copy_with_card, run_without_package
@@ -229,46 +228,6 @@ def test_a_model_pushed_by_transformers_loads(hub, found, tiny_checkpoint):
     processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
     model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint)
     same_tags(found["own"], processor.batch_decode(model.generate(**processor(titles=["a red square"])))[0])
-
-
-BOOK_TAGS = """
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-from modeling_optsg.book import encoder_fingerprint, load_pretrained_book
-model = OPTSGForTagGeneration.from_pretrained({0!r})
-processor = OPTSGProcessor.from_pretrained({0!r})
-book = load_pretrained_book({0!r}, encoder_fingerprint(model, processor))
-print("BOOK", sorted(book.tags))
-"""
-
-
-def test_a_book_travels_with_its_checkpoint(hub, optsg, images, make_model, tiny_processor, tmp_path):
-    model = make_model(use_tag_classifier=True)
-    model.set_label_vocabulary(tiny_processor.tag_tokenizer(list(tiny_processor.label_vocabulary))["input_ids"])
-    model.save_pretrained(tmp_path / "saved")
-    tiny_processor.save_pretrained(tmp_path / "saved")
-    folder = copy_with_card(tmp_path / "saved", tmp_path / "with-book")
-    done = optsg("index", images / "train", "--model", folder, "--output", folder / "index")
-    assert done[0] == 0, done
-    done = optsg("push", folder, "org/with-book")
-    assert done[0] == 0, done
-    status, output, error = optsg.python(BOOK_TAGS.format("org/with-book"))
-    assert status == 0 and "BOOK ['tag 0', 'tag 1', 'tag 2', '美食']" in output, error
-    # The book is found in the folder of the checkpoint.
-    status, output, error = optsg("tag", images / "test", "--model", folder, "--book", folder, "--json")
-    assert status == 0, error
-    assert {tag["tag"] for line in output.splitlines() for tag in json.loads(line)["tags"]} <= {
-        "美食",
-        "tag 0",
-        "tag 1",
-        "tag 2",
-    }
-    # A damaged book is not published, and a checkpoint without a book replaces one with a book.
-    (folder / "index" / "book-examples.parquet").write_bytes(b"x")
-    status, _, error = optsg("push", folder, "org/with-book")
-    assert status != 0 and "book-examples.parquet changed after the book was saved" in one_line(error)
-    shutil.rmtree(folder / "index")
-    assert optsg("push", folder, "org/with-book")[0] == 0
-    assert not any(name.startswith("index/") for name in hub.contents("org/with-book"))
 
 
 def test_an_exported_dataset_loads_by_its_name(hub, found, images):

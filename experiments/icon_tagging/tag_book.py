@@ -28,7 +28,6 @@ from datasets import Dataset
 from dataset_scripts.icon_tagging.splits import split_key
 from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, write_result
 from modeling_optsg.book import (
-    GENERATE_OPTIONS,
     BookQueries,
     ModelTagReader,
     ModelTags,
@@ -38,7 +37,6 @@ from modeling_optsg.book import (
 )
 from modeling_optsg.book.votes import SOURCES, VECTOR_SOURCES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
-from modeling_optsg.evaluation.prediction import generate_batches
 from modeling_optsg.evaluation.reporting import environment, novel_hits
 from modeling_optsg.training.book_reader_training import train_book_reader
 
@@ -73,13 +71,8 @@ class BookExperiment:
                 self.train_features = features
                 self.queries[split] = embed_examples(model, processor, features)
                 continue
-            parts, self.model_tags[split] = [], []
-            options = GENERATE_OPTIONS | decoding | {"progress": False}
-            for indices, outputs in generate_batches(model, processor, features, **options):
-                queries, tags = self.read_outputs(outputs, [rows[index]["title"] for index in indices])
-                parts.append(queries)
-                self.model_tags[split] += tags
-            self.queries[split] = BookQueries.concatenate(parts)
+            found = self.read_outputs.read_examples(features, rows["title"][:], progress=False, **decoding)
+            self.queries[split], self.model_tags[split] = found
         rows = benchmark.splits["train"]
         titles = rows["title"][:]
         columns = {"id": list(map(str, range(len(rows)))), "title": titles, "tags": rows["tags"][:]}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.book_reader import log_missed_by_all
 from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
 from modeling_optsg.evaluation.metrics import normalize_tag
+from modeling_optsg.evaluation.prediction import generate_batches
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -96,6 +97,23 @@ class ModelTagReader:
         rows = zip(decoded, logits, outputs.order_prompts, memories, strict=True)
         tags = [ModelTags(own, row, self.classes, prompts, memory) for own, row, prompts, memory in rows]
         return BookQueries.from_evidence(outputs.evidence, titles), tags
+
+    def read_examples(
+        self, examples: Sequence[Mapping], titles: Sequence[str | None], **options: Any
+    ) -> tuple[BookQueries, list[ModelTags]]:
+        """Return the queries of examples and the model's tags.
+
+        Args:
+            examples: Rows as [`OPTSGDataCollator`] reads them. Each has an image, a video or a title.
+            titles: Title of each example.
+            options: Other arguments of [`generate_batches`] and of `generate`.
+        """
+        parts, model_tags = [], []
+        for rows, outputs in generate_batches(self.model, self.processor, examples, **GENERATE_OPTIONS, **options):
+            queries, tags = self(outputs, [titles[row] for row in rows])
+            parts.append(queries)
+            model_tags += tags
+        return BookQueries.concatenate(parts), model_tags
 
     @torch.no_grad()
     def point(self, model_tags: Sequence[ModelTags], candidates: Sequence["BookCandidates"]) -> None:

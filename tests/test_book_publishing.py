@@ -1,0 +1,50 @@
+"""A book is published with its checkpoint, on a local Hub."""
+
+import json
+import shutil
+
+from colour_folder import COLOURS, LONG_TAG, write_colour_folder
+from hub_client import Client, copy_with_card
+from hub_server import Account, HubServer
+
+BOOK_TAGS = """
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.book import encoder_fingerprint, load_pretrained_book
+model = OPTSGForTagGeneration.from_pretrained({0!r})
+processor = OPTSGProcessor.from_pretrained({0!r})
+book = load_pretrained_book({0!r}, encoder_fingerprint(model, processor))
+print("BOOK", sorted(book.tags))
+"""
+
+
+def test_a_book_travels_with_its_checkpoint(make_model, tiny_processor, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    write_colour_folder(images)
+    with HubServer(tmp_path / "hub", {"hf_writes": Account("ann", ("org",))}).running() as hub:
+        optsg = Client(hub.endpoint, tmp_path / "client", "hf_writes")
+        tags = sorted([*COLOURS, "left", "right", LONG_TAG])
+        model = make_model(use_tag_classifier=True)
+        model.set_label_vocabulary(tiny_processor.tag_tokenizer(list(tiny_processor.label_vocabulary))["input_ids"])
+        model.save_pretrained(tmp_path / "saved")
+        tiny_processor.save_pretrained(tmp_path / "saved")
+        folder = copy_with_card(tmp_path / "saved", tmp_path / "with-book")
+        done = optsg("index", images / "train", "--model", folder, "--output", folder / "index")
+        assert done[0] == 0, done
+        done = optsg("push", folder, "org/with-book")
+        assert done[0] == 0, done
+        status, output, error = optsg.python(BOOK_TAGS.format("org/with-book"))
+        assert status == 0 and f"BOOK {tags}" in output, error
+        # The book is found in the folder of the checkpoint.
+        status, output, error = optsg("tag", images / "test", "--model", folder, "--book", folder, "--json")
+        assert status == 0, error
+        found = {tag["tag"] for line in output.splitlines() for tag in json.loads(line)["tags"]}
+        assert found and found <= set(tags)
+        # A damaged book is not published, and a checkpoint without a book replaces one with a book.
+        (folder / "index" / "book-examples.parquet").write_bytes(b"x")
+        status, _, error = optsg("push", folder, "org/with-book")
+        assert status != 0 and "book-examples.parquet changed after the book was saved" in error
+        shutil.rmtree(folder / "index")
+        assert optsg("push", folder, "org/with-book")[0] == 0
+        assert not any(name.startswith("index/") for name in hub.contents("org/with-book"))
+        optsg.close()
