@@ -13,6 +13,7 @@ import json
 import logging
 from pathlib import Path
 
+from accelerate import Accelerator
 from datasets import Dataset
 
 from dataset_scripts import load_tagging_dataset
@@ -43,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--num_train_epochs", type=float, default=2.0, help="passes over the training examples")
     parser.add_argument("--batch_size", type=int, default=64, help="number of examples per step")
-    parser.add_argument("--metric", default="full_f1@micro_f1>=52", help="validation metric to maximise")
+    parser.add_argument("--metric", default="full_f1+micro_f1", help="validation metric to maximise")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
     return parser.parse_args()
 
@@ -51,9 +52,12 @@ def parse_arguments() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Make the book, train the reader, fit both and save them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = OPTSGForTagGeneration.from_pretrained(args.checkpoint).eval()
+    model = OPTSGForTagGeneration.from_pretrained(args.checkpoint).eval().to(Accelerator().device)
     processor = OPTSGProcessor.from_pretrained(args.checkpoint)
-    splits = load_tagging_dataset(args.dataset)
+    # Computed first, because it fails for a model that cannot have a book.
+    fingerprint, splits = encoder_fingerprint(model, processor), load_tagging_dataset(args.dataset)
+    if missing := {"train", "validation"} - set(splits):
+        raise ValueError(f"{args.dataset} has no {' and no '.join(sorted(missing))} split.")
     train = splits["train"].select([row for row, tags in enumerate(splits["train"]["tags"]) if tags])
     validation = splits["validation"]
     features = {
@@ -64,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     titles = [title or "" for title in train["title"]]
     columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": list(map(group_of, ids, titles))}
     train_queries = embed_examples(model, processor, features["train"])
-    book = TagBook(Dataset.from_dict(columns), train_queries, encoder_fingerprint(model, processor))
+    book = TagBook(Dataset.from_dict(columns), train_queries, fingerprint)
 
     reader = ModelTagReader(model, processor)
     queries, model_tags = reader.read_examples(features["validation"], validation["title"][:])
@@ -81,6 +85,8 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     metrics = book.fit(queries, validation["tags"][:], model_tags, reader=reader, **options)
+    # Without this reader, what was fitted is of no use.
+    book.fingerprint = encoder_fingerprint(model, processor)
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     save_book(book, args.output_dir / INDEX_FOLDER)

@@ -36,11 +36,12 @@ class BookReader(nn.Module):
     """Decides for each slot whether it generates its tag or points at a candidate.
 
     Order prompts and candidates attend to one another and to the memory. Each slot has one distribution over all
-    candidates and over generating. Nothing that comes before the reader depends on it, so a model generates the same
+    candidates and over generating. The reader does not change the rest of the model, so a model generates the same
     tags with and without a book.
 
     The model was trained on the examples that the reader is trained on, so their order prompts and memory say more
-    about their tags than those of new examples. In training they are therefore hidden from half of the examples.
+    about their tags than those of new examples. In training, each of the two is therefore set to zero for a random
+    half of the examples.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -61,7 +62,7 @@ class BookReader(nn.Module):
             TransformerLayer(layer_config, cross_attention=True) for _ in range(config.num_reader_layers)
         )
         self.slot_norm, self.candidate_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.evidence_logit = nn.Linear(config.book_evidence_size, 1)
         self.generate_logit = nn.Linear(width, 1)
 
@@ -95,7 +96,7 @@ class BookReader(nn.Module):
             hidden_states, _ = layer(hidden_states, mask, memory, memory_mask[:, None, None, :])
         slots, tags = hidden_states.split([slots.shape[1], tags.shape[1]], dim=1)
         slots, tags = self.slot_norm(slots), self.candidate_norm(tags)
-        logits = self.query(slots) @ self.key(tags).transpose(1, 2) / tags.shape[-1] ** 0.5
+        logits = self.q_proj(slots) @ self.k_proj(tags).transpose(1, 2) / tags.shape[-1] ** 0.5
         logits = logits.float() + self.evidence_logit(evidence).float().transpose(1, 2)
         logits = logits.masked_fill(~candidates.mask[:, None], NO_POINTER)
         return torch.cat([logits, self.generate_logit(slots).float()], dim=-1).log_softmax(dim=-1)

@@ -150,7 +150,9 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             evidence_size: Number of evidence values of a candidate.
         """
         self.config.book_evidence_size = evidence_size
-        self.book_reader = BookReader(self.config).apply(self._init_weights).to(self.lm_head.weight)
+        # Not in half precision, in which it could not be trained.
+        reader = BookReader(self.config).apply(self._init_weights)
+        self.book_reader = reader.to(self.lm_head.weight.device, torch.float32).train(self.training)
 
     def read_book(
         self,
@@ -174,8 +176,13 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         if self.book_reader is None:
             raise ValueError("This model has no book reader (book_evidence_size=0).")
         is_token = (candidate_input_ids != self.config.tag_pad_token_id)[..., None]
-        tokens = self.tag_decoder.token_embeddings(candidate_input_ids) * is_token
+        # Training the reader does not change the token embeddings.
+        tokens = self.tag_decoder.token_embeddings(candidate_input_ids).detach() * is_token
         embeddings = tokens.sum(dim=2) / is_token.sum(dim=2).clamp(min=1)
+        dtype = self.book_reader.slots.dtype
+        embeddings, evidence, order_prompts, memory = (
+            tensor.to(dtype) for tensor in (embeddings, evidence, order_prompts, memory)
+        )
         candidates = CandidateTags(embeddings, evidence, is_token.any(dim=2)[..., 0])
         return self.book_reader(order_prompts, memory, memory_mask, candidates)
 

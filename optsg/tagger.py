@@ -157,10 +157,10 @@ class Tagger:
         candidates = self.book.look_up(queries, [self._id_in_book(file) for file in batch])
         self.read_tags.point(model_tags, candidates)
         known, suggested = self.processor.label_vocabulary, []
-        for of_model, of_book in zip(model_tags, candidates, strict=True):
-            tags = self.book.predict(of_model, of_book, own_tags_only=True)
+        for tags, found in zip(model_tags, candidates, strict=True):
+            predicted = self.book.predict(tags, found, own_tags_only=True)
             suggested.append(
-                [tag | {"novel": tag["tag"] not in known} for tag in tags if tag["score"] >= self.threshold]
+                [tag | {"novel": tag["tag"] not in known} for tag in predicted if tag["score"] >= self.threshold]
             )
         return suggested
 
@@ -225,7 +225,9 @@ def _identify_model(name: str) -> str:
         return OPTSGConfig.get_config_dict(name)[0].get("_commit_hash") or name
     digest = hashlib.sha256()
     for path in sorted(Path(name).rglob("*")):
-        if path.suffix in MODEL_FILE_SUFFIXES and path.is_file():
+        # The tags of a model do not depend on its book.
+        is_book = path.relative_to(name).parts[0] == INDEX_FOLDER
+        if path.suffix in MODEL_FILE_SUFFIXES and path.is_file() and not is_book:
             digest.update(path.relative_to(name).as_posix().encode() + b"\0")
             with path.open("rb") as file:
                 while block := file.read(1 << 20):

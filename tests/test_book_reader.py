@@ -121,6 +121,8 @@ def test_training_changes_the_reader_alone_and_it_learns(model, tiny_processor, 
     assert 0 < result["correct_candidates"] < 4 < result["candidates"]
     assert not model.training and not model.book_reader.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name in before)
+    reader_parameters = set(model.book_reader.parameters())
+    assert all(value.grad is None for value in model.parameters() if value not in reader_parameters)
     # The words of the title are among the tags, so pointers must be larger for correct candidates.
     reader, model_tags = ModelTagReader(model, tiny_processor), read(model, tiny_processor, rows)
     candidates = training_candidates(book, queries, progress=False)
@@ -154,8 +156,17 @@ def test_the_same_seed_trains_the_same_reader(model, tiny_processor, library):
     for _ in range(2):
         torch.rand(3)
         train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=1, batch_size=16, progress=False)
-        weights.append(model.book_reader.query.weight.clone())
+        weights.append(model.book_reader.q_proj.weight.clone())
     assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("num_epochs", [0.1, 2 / 3, 10 / 3])
+def test_few_steps_are_enough(model, tiny_processor, library, num_epochs):
+    book, queries, rows = library
+    result = train_book_reader(
+        model, tiny_processor, book, queries, rows, num_epochs=num_epochs, batch_size=16, progress=False
+    )
+    assert np.isfinite(result["losses"]).all()
 
 
 def test_a_reader_does_not_change_what_the_model_generates(model, tiny_processor, library):
@@ -206,6 +217,42 @@ def test_examples_without_candidates_and_long_tags_are_read(model, tiny_processo
     nothing = [BookCandidates([], np.zeros((0, SIZE)), [])]
     ModelTagReader(model, tiny_processor).point(model_tags[:1], nothing)
     assert nothing[0].pointers is None
+
+
+def test_examples_without_candidates_are_not_trained_on(model, tiny_processor):
+    rows = [*make_rows(15), {"title": "dog", "tags": ["dog"]}]
+    titles = [row["title"] for row in rows]
+    columns = {"id": titles, "title": titles, "tags": [row["tags"] for row in rows], "group": ["same"] * 15 + ["dog"]}
+    columns["id"] = list(map(str, range(16)))
+    queries = embed_examples(model, tiny_processor, rows)
+    book = TagBook(Dataset.from_dict(columns), queries, "model")
+    result = train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=10, batch_size=1, progress=False)
+    assert np.isfinite(result["losses"]).all() and 0 < result["candidates"] < 20
+
+
+def test_a_reader_of_a_half_precision_model_is_trained_in_full_precision(model, tiny_processor, library):
+    book, queries, rows = library
+    model.to(torch.bfloat16)
+    train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=1, batch_size=16, progress=False)
+    assert {value.dtype for value in model.book_reader.parameters()} == {torch.float32}
+    assert model.lm_head.weight.dtype == torch.bfloat16
+
+
+def test_a_book_is_bound_to_its_reader_and_needs_a_classifier(model, tiny_processor, make_model):
+    before = encoder_fingerprint(model, tiny_processor)
+    model.add_book_reader(SIZE)
+    assert not model.book_reader.training and encoder_fingerprint(model, tiny_processor) != before
+    without = make_model(use_tag_classifier=True)
+    for make in (encoder_fingerprint, ModelTagReader):
+        with pytest.raises(ValueError, match="needs a model with a tag classifier"):
+            make(without, tiny_processor)
+
+
+def test_an_example_without_inputs_is_an_error(model, tiny_processor):
+    with pytest.raises(ValueError, match="1 examples have neither"):
+        ModelTagReader(model, tiny_processor).read_examples(
+            [{"title": "red"}, {"title": " "}], ["red", " "], progress=False
+        )
 
 
 def test_wrong_training_examples_are_named(model, tiny_processor, library):

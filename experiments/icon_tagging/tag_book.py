@@ -9,9 +9,10 @@ these settings. Rows:
 
 - `model`: the model without a book. Only its threshold is fitted.
 - `book`: the book without the model.
-- `model and book`: both, fused, without a reader. It is the best late fusion, and the model without its pointers.
+- `model and book`: late fusion of both, without a reader.
 - `op-tsg-open-book`: the same with the pointers of the reader.
-- `reader without evidence`: a reader that is trained without the evidence of the candidates.
+- `reader without evidence`: a reader that is trained without the evidence of the candidates, on the validation split
+  only.
 - `model and book, only SOURCE` and `op-tsg-open-book, N neighbours`: ablations, on the validation split only.
 - `half the book`: the same reader with a book of half the training examples, on the validation split only.
 
@@ -49,7 +50,7 @@ TEMPERATURE_METRIC = "micro_f1"
 
 
 class BookExperiment:
-    """A run, the book of its training examples, and what its model says about the other splits.
+    """A run, the book of its training examples, and the tags of its model for the other splits.
 
     Args:
         run: The trained run.
@@ -89,7 +90,7 @@ class BookExperiment:
         )
 
     def score(self, metric: str) -> dict[str, dict]:
-        """Return the metrics of the rows with the present reader at one operating point."""
+        """Return the metrics of the rows with the current reader at one operating point."""
         model = {"validation": self._fit_threshold(metric)}
         threshold = model["validation"].pop("threshold")
         kept = [[tag for tag in own.tags if tag["score"] >= threshold] for own in self.model_tags["test"]]

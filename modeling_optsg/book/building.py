@@ -23,7 +23,7 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags
+from .predictions import GENERATE_OPTIONS, NO_CLASSIFIER, ModelTagReader, ModelTags
 from .queries import BookQueries
 from .tag_book import STATE_COLUMN, TagBook
 from .title_words import title_words
@@ -38,21 +38,25 @@ MAX_FIT_EXAMPLES = 200
 
 
 def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) -> str:
-    """Return a hash of everything that a book's vectors depend on: towers, evidence pooler and processor settings.
+    """Return a hash of everything that a book depends on.
+
+    Its vectors depend on the towers, the evidence pooler and the settings of the processor. What was fitted also
+    depends on the tag classifier, the tag decoder and the book reader.
 
     The number of frames is left out: a book may be searched with more or fewer frames of a video.
 
     Raises:
         ValueError: The model has no tag classifier, so it computes no evidence.
     """
-    pooler = model.model.multimodal_encoder.evidence_pooler
-    if pooler is None:
-        raise ValueError("A book needs a model with a tag classifier; this model has none.")
+    if model.tag_classifier is None:
+        raise ValueError(NO_CLASSIFIER)
     image_processor = getattr(processor, "image_processor", None)
     settings = image_processor and image_processor.to_dict()
-    towers = [tower for tower in (model.model.vision_tower, model.model.text_tower) if tower is not None]
     layers = model.config.vision_feature_layers
-    return digest(*towers, pooler, layers, settings, tokenizer_settings(processor.tokenizer))
+    modules = [model.model.vision_tower, model.model.text_tower, model.model.multimodal_encoder.evidence_pooler]
+    modules += [model.tag_classifier, model.tag_decoder, model.book_reader]
+    modules = [module for module in modules if module is not None]
+    return digest(*modules, layers, settings, tokenizer_settings(processor.tokenizer))
 
 
 def embed_examples(
@@ -199,8 +203,8 @@ class _ExampleReader:
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, batch_size: int):
         self.model, self.processor, self.folder, self.batch_size = model, processor, folder, batch_size
-        self.collate, self.read_outputs = OPTSGDataCollator(processor), ModelTagReader(model, processor)
         self.fingerprint = encoder_fingerprint(model, processor)
+        self.collate, self.read_outputs = OPTSGDataCollator(processor), ModelTagReader(model, processor)
         self.unreadable: dict[str, str] = {}
 
     def read_chunk(self, rows: Sequence[Mapping]) -> list[BookQueries]:
@@ -224,7 +228,7 @@ class _ExampleReader:
         return [BookQueries(found[0], titles)] if titles else []
 
     def read_tags(self, rows: Sequence[Mapping]) -> tuple[list[BookQueries], list[ModelTags], list[str]]:
-        """Return the queries of the readable rows, what the model says about them, and their ids."""
+        """Return the queries of the readable rows, the tags of the model for them, and their ids."""
         parts, tags, ids = [], [], []
         for batch, titles, batch_ids in self._batches(rows, {}):
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}

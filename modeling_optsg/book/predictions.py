@@ -1,4 +1,4 @@
-"""What a model says about the tags of an example, as a book reads it."""
+"""The tags of a model, as a book reads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from .votes import NO_EVIDENCE
 if TYPE_CHECKING:
     from .tag_book import BookCandidates
 
+NO_CLASSIFIER = "A book needs a model with a tag classifier; this model has none."
 # Examples that the book reader reads together.
 POINTER_BATCH = 64
 
@@ -32,7 +33,7 @@ GENERATE_OPTIONS = {"threshold": 0.0, "max_tags": NO_TAG_LIMIT, "output_evidence
 
 @dataclass
 class ModelTags:
-    """What the model says about the tags of one example.
+    """The tags of the model for one example.
 
     Args:
         tags: All tags as `{"tag", "score", "novel", "source", "slot_score"}`, including those below the threshold of
@@ -74,9 +75,14 @@ class ModelTagReader:
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
+
+    Raises:
+        ValueError: The model has no tag classifier.
     """
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor):
+        if model.tag_classifier is None:
+            raise ValueError(NO_CLASSIFIER)
         self.model, self.processor = model, processor
         tokens = model.tag_classifier.label_vocabulary.tokens.tolist()
         tags = processor.tag_tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -91,10 +97,12 @@ class ModelTagReader:
             outputs: Output of `generate` with `GENERATE_OPTIONS`.
             titles: Title of each example.
         """
-        logits = self.model.tag_classifier.logits(outputs.evidence).float().cpu().numpy()
+        # In half precision and main memory: there may be many examples.
+        logits = self.model.tag_classifier.logits(outputs.evidence).half().cpu().numpy()
         decoded = self.processor.batch_decode(outputs, return_sources=True)
-        memories = [tokens[mask] for tokens, mask in zip(outputs.memory, outputs.memory_mask, strict=True)]
-        rows = zip(decoded, logits, outputs.order_prompts, memories, strict=True)
+        memory, masks = outputs.memory.half().cpu(), outputs.memory_mask.cpu()
+        memories = [tokens[mask] for tokens, mask in zip(memory, masks, strict=True)]
+        rows = zip(decoded, logits, outputs.order_prompts.half().cpu(), memories, strict=True)
         tags = [ModelTags(own, row, self.classes, prompts, memory) for own, row, prompts, memory in rows]
         return BookQueries.from_evidence(outputs.evidence, titles), tags
 
@@ -107,20 +115,25 @@ class ModelTagReader:
             examples: Rows as [`OPTSGDataCollator`] reads them. Each has an image, a video or a title.
             titles: Title of each example.
             options: Other arguments of [`generate_batches`] and of `generate`.
+
+        Raises:
+            ValueError: An example has no input.
         """
         parts, model_tags = [], []
         for rows, outputs in generate_batches(self.model, self.processor, examples, **GENERATE_OPTIONS, **options):
             queries, tags = self(outputs, [titles[row] for row in rows])
             parts.append(queries)
             model_tags += tags
+        if len(model_tags) != len(examples):
+            raise ValueError(f"{len(examples) - len(model_tags)} examples have neither an image nor a title.")
         return BookQueries.concatenate(parts), model_tags
 
     @torch.no_grad()
     def point(self, model_tags: Sequence[ModelTags], candidates: Sequence["BookCandidates"]) -> None:
-        """Set the `pointers` of each example's candidates. A model without a book reader changes nothing.
+        """Set the `pointers` of each example's candidates. Does nothing if the model has no book reader.
 
         Args:
-            model_tags: What the model says about each example.
+            model_tags: Tags of the model for each example.
             candidates: The candidates of each example.
         """
         if self.model.book_reader is None:
@@ -133,10 +146,10 @@ class ModelTagReader:
                 batch = candidate_tensors(found, self.processor)
                 batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
                 rows = model_tags[start : start + POINTER_BATCH]
-                memory = pad_sequence([own.memory for own in rows], batch_first=True)
+                memory = pad_sequence([own.memory for own in rows], batch_first=True).to(self.model.device)
                 lengths = torch.tensor([len(own.memory) for own in rows], device=memory.device)
                 mask = torch.arange(memory.shape[1], device=memory.device) < lengths[:, None]
-                prompts = torch.stack([own.order_prompts for own in rows])
+                prompts = torch.stack([own.order_prompts for own in rows]).to(self.model.device)
                 missed = log_missed_by_all(self.model.read_book(prompts, memory, mask, **batch))
                 for own, row in zip(found, (-torch.expm1(missed)).cpu().numpy(), strict=True):
                     own.pointers = row[: len(own.tags)]
@@ -148,7 +161,9 @@ def candidate_tensors(candidates: Sequence["BookCandidates"], processor: OPTSGPr
     A tag with more tokens than a slot has is cut for the reader, and stays a candidate.
     """
     tags = list(dict.fromkeys(tag for own in candidates for tag in own.tags))
-    encoded = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoded = []
+    if tags:
+        encoded = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     tokens = {tag: ids[: processor.max_tag_tokens] for tag, ids in zip(tags, encoded, strict=True)}
     length, number = max(map(len, tokens.values()), default=1), max(len(own.tags) for own in candidates)
     pad = processor.tag_tokenizer.pad_token_id

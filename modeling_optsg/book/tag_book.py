@@ -168,7 +168,7 @@ class TagBook:
         p is the model's probability. q has the mean vote as its odds.
 
         Args:
-            model_tags: What the model says about the example. Empty if there is no model.
+            model_tags: Tags of the model for the example. Empty if there is no model.
             candidates: Tags of the neighbours of the same example.
             own_tags_only: Leave out tags that the book does not have, and spell the others as in the book. Tags are
                 compared with [`normalize_tag`].
@@ -306,7 +306,7 @@ class TagBook:
         Args:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
-            model_tags: What the model says about them. Without it, the book is fitted alone.
+            model_tags: Tags of the model for them. Without them, the book is fitted alone.
             excluded_groups, num_neighbours: See [`search`].
             reader: Reader of the model, if the model reads the candidates.
             metric: The metric to maximise, as in [`metric_value`].
@@ -316,7 +316,8 @@ class TagBook:
             The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples, or if no
             or every tag of the neighbours is correct; the score and the threshold are then unchanged.
         """
-        model_tags = [ModelTags()] * len(references) if model_tags is None else model_tags
+        if model_tags is None:
+            model_tags, reader = [ModelTags()] * len(references), None
         neighbours = self.search(queries, num_neighbours, excluded_groups)
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
@@ -326,7 +327,8 @@ class TagBook:
         pairs = zip(model_tags, candidates, strict=True)
         found = [self._features(tags, candidates, own_tags_only) for tags, candidates in pairs]
         features = np.concatenate([rows for _, rows in found])
-        is_correct = np.array([tag in set(own) for (tags, _), own in zip(found, references) for tag in tags])
+        wanted = list(map(set, references))
+        is_correct = np.array([tag in own for (tags, _), own in zip(found, wanted, strict=True) for tag in tags])
         if is_correct.all():
             return None
         score = FusedScore(NUM_FEATURES)
@@ -382,7 +384,7 @@ class TagBook:
         Args:
             queries: Vectors and titles of the examples to fit to.
             rows: Their rows in the book.
-            model_tags: What the model says about them.
+            model_tags: Tags of the model for them.
             reader: See [`fit`].
         """
         chosen = self.examples.select(rows)

@@ -20,6 +20,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 # In training, up to this ratio of the candidates of an example is hidden, so that the reader can read small books.
 MAX_HIDDEN_RATIO = 0.5
 LOOK_UP_BLOCK = 1024
+WARMUP_RATIO = 0.1
 
 
 def training_candidates(book: TagBook, queries: BookQueries, progress: bool = True) -> list[BookCandidates]:
@@ -88,8 +89,8 @@ def train_book_reader(
     evidence = torch.from_numpy(np.concatenate([own.evidence for own in batches.candidates])).float()
     if not len(evidence):
         raise ValueError("No example of the book has a tag that an example of another group has.")
-    steps_per_epoch = math.ceil(len(book) / batch_size)
-    # A one-cycle schedule needs two steps.
+    rows = [row for row, own in enumerate(batches.candidates) if own.tags]
+    steps_per_epoch = math.ceil(len(rows) / batch_size)
     num_steps = max(round(num_epochs * steps_per_epoch), 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -100,8 +101,10 @@ def train_book_reader(
             # Standardised evidence is then 0.
             reader.standardizer.scale.fill_(torch.inf)
         optimizer = torch.optim.AdamW(reader.parameters(), learning_rate, weight_decay=0.01)
-        schedule = OneCycleLR(optimizer, learning_rate, num_steps, pct_start=0.1)
-        steps = _random_batches(len(book), batch_size, num_steps, seed)
+        # The warm-up needs two steps.
+        warmup_ratio = max(WARMUP_RATIO, 2 / num_steps)
+        schedule = OneCycleLR(optimizer, learning_rate, num_steps, pct_start=warmup_ratio)
+        steps = _random_batches(rows, batch_size, num_steps, seed)
         losses = _train(model, batches, steps, optimizer, schedule, progress)
     by_epoch = [losses[start : start + steps_per_epoch] for start in range(0, num_steps, steps_per_epoch)]
     return {
@@ -112,11 +115,11 @@ def train_book_reader(
     }
 
 
-def _random_batches(number: int, batch_size: int, num_steps: int, seed: int) -> list[list[int]]:
+def _random_batches(rows: Sequence[int], batch_size: int, num_steps: int, seed: int) -> list[list[int]]:
     """Return the rows of each step. Every epoch has its own random order."""
     random, order, steps = np.random.default_rng(seed), [], []
     for _ in range(num_steps):
-        order = order or random.permutation(number).tolist()
+        order = order or random.permutation(rows).tolist()
         steps.append(order[:batch_size])
         order = order[batch_size:]
     return steps
@@ -167,30 +170,30 @@ class _ReaderBatches:
     def __call__(self, rows: Sequence[int]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
         # The tags of an example are not an input.
         inputs = [{name: value for name, value in self.examples[row].items() if name != "tags"} for row in rows]
-        of_reader = candidate_tensors([self.candidates[row] for row in rows], self.processor)
-        is_correct = torch.zeros(of_reader["candidate_input_ids"].shape[:2], dtype=torch.bool)
+        reader_inputs = candidate_tensors([self.candidates[row] for row in rows], self.processor)
+        is_correct = torch.zeros(reader_inputs["candidate_input_ids"].shape[:2], dtype=torch.bool)
         for index, row in enumerate(rows):
             is_correct[index, : len(self.is_correct[row])] = torch.tensor(self.is_correct[row])
-        return self.collate(inputs), of_reader, is_correct
+        return self.collate(inputs), reader_inputs, is_correct
 
 
 def _loss(
     model: OPTSGForTagGeneration,
     inputs: Mapping[str, torch.Tensor],
-    of_reader: dict[str, torch.Tensor],
+    reader_inputs: dict[str, torch.Tensor],
     is_correct: torch.Tensor,
 ) -> torch.Tensor:
     """Return the loss of the reader, with some candidates hidden."""
     device, pad = model.device, model.config.tag_pad_token_id
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    of_reader = {name: tensor.to(device) for name, tensor in of_reader.items()}
-    hidden = _hidden(of_reader["candidate_input_ids"])
-    input_ids = of_reader["candidate_input_ids"].masked_fill(hidden[..., None], pad)
+    reader_inputs = {name: tensor.to(device) for name, tensor in reader_inputs.items()}
+    hidden = _hidden(reader_inputs["candidate_input_ids"])
+    input_ids = reader_inputs["candidate_input_ids"].masked_fill(hidden[..., None], pad)
     with torch.autocast(device.type, torch.bfloat16):
         with torch.no_grad():
             encoded = model.model(**inputs)
         memory = (encoded.order_prompts, encoded.memory, encoded.memory_mask)
-        pointers = model.read_book(*memory, input_ids, of_reader["evidence"])
+        pointers = model.read_book(*memory, input_ids, reader_inputs["evidence"])
     return model.book_reader.loss(pointers, (input_ids != pad).any(dim=-1), is_correct.to(device))
 
 
