@@ -278,7 +278,7 @@ def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(
     monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
     program.main(program.parse_arguments())
     summary = json.loads((output / "book_summary.json").read_text())
-    assert summary["training"]["candidates"] > 1 and len(summary["training"]["losses"]) == 2
+    assert summary["training"]["candidates"] > 1 and len(summary["training"]["losses"]) > 1
     capsys.readouterr()
     image = tmp_path / "images" / "test" / "0.png"
     assert main(["tag", "--model", str(output), "--book", str(output), "--json", "--threshold", "0", str(image)]) == 0

@@ -91,7 +91,8 @@ def train_book_reader(
         raise ValueError("No example of the book has a tag that an example of another group has.")
     rows = [row for row, own in enumerate(batches.candidates) if own.tags]
     steps_per_epoch = math.ceil(len(rows) / batch_size)
-    num_steps = max(round(num_epochs * steps_per_epoch), 2)
+    # A one-cycle schedule needs three steps.
+    num_steps = max(round(num_epochs * steps_per_epoch), 3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_book_reader(len(NO_EVIDENCE))
