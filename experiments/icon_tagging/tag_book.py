@@ -14,7 +14,6 @@ these settings. Rows:
 - `reader without evidence`: a reader that is trained without the evidence of the candidates, on the validation split
   only.
 - `model and book, only SOURCE` and `op-tsg-open-book, N neighbours`: ablations, on the validation split only.
-- `half the book`: the same reader with a book of half the training examples, on the validation split only.
 
 Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
@@ -105,8 +104,6 @@ class BookExperiment:
         for number in NEIGHBOURS:
             fitted = self._fit_book(metric, self.queries, num_neighbours=number)[1]
             rows[f"op-tsg-open-book, {number} neighbours"] = {"validation": fitted}
-        half = range(0, len(self.examples), 2)
-        rows["half the book"] = {"validation": self._fit_book(metric, self.queries, rows=half)[1]}
         return rows
 
     def score_without_evidence(self, metrics: Sequence[str]) -> dict[str, dict]:
@@ -126,13 +123,9 @@ class BookExperiment:
         queries: dict[str, BookQueries],
         with_model: bool = True,
         with_reader: bool = True,
-        rows: Sequence[int] | None = None,
         **options: int,
     ) -> tuple[TagBook, dict]:
-        examples, own = self.examples, queries["train"]
-        if rows is not None:
-            examples, own = examples.select(rows), own.select(rows)
-        book = TagBook(examples, own, self.fingerprint)
+        book = TagBook(self.examples, queries["train"], self.fingerprint)
         references = self.benchmark.splits["validation"]["tags"][:]
         model_tags = self.model_tags["validation"] if with_model else None
         reader = self.read_outputs if with_reader else None
@@ -148,7 +141,11 @@ class BookExperiment:
         fused = [book.predict(tags, own) for tags, own in zip(model_tags, found, strict=True)]
         kept = [[tag for tag in tags if tag["score"] >= book.threshold] for tags in fused]
         settings = {"temperatures": book.temperatures, "threshold": book.threshold, "score": book.score.to_dict()}
-        return {"settings": settings, "validation": validation} | self._score_on_test(kept)
+        scores = self._score_on_test(kept)
+        if not with_model:
+            # Without a model, no tag has a class.
+            del scores["novel"]
+        return {"settings": settings, "validation": validation} | scores
 
     def _score_on_test(self, kept: Sequence[Sequence[dict]]) -> dict[str, dict]:
         references = self.benchmark.splits["test"]["tags"]
