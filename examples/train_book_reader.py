@@ -58,7 +58,9 @@ def main(args: argparse.Namespace) -> None:
     fingerprint, splits = encoder_fingerprint(model, processor), load_tagging_dataset(args.dataset)
     if missing := {"train", "validation"} - set(splits):
         raise ValueError(f"{args.dataset} has no {' and no '.join(sorted(missing))} split.")
-    train = splits["train"].select([row for row, tags in enumerate(splits["train"]["tags"]) if tags])
+    train, tagged = splits["train"], [row for row, tags in enumerate(splits["train"]["tags"]) if tags]
+    if len(tagged) < len(train):
+        train = train.select(tagged)
     validation = splits["validation"]
     features = {
         name: CachedFeatures(cache_tower_features(rows, model.model, processor, args.cache_dir / "features"))

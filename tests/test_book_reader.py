@@ -8,7 +8,7 @@ import torch
 from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
 
-from modeling_optsg import OPTSGForTagGeneration
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import (
     GENERATE_OPTIONS,
     BookCandidates,
@@ -238,10 +238,17 @@ def test_a_reader_of_a_half_precision_model_is_trained_in_full_precision(model, 
     assert model.lm_head.weight.dtype == torch.bfloat16
 
 
-def test_a_book_is_bound_to_its_reader_and_needs_a_classifier(model, tiny_processor, make_model):
+def test_a_book_is_bound_to_its_reader_and_needs_a_classifier(model, tiny_processor, make_model, tmp_path):
     before = encoder_fingerprint(model, tiny_processor)
     model.add_book_reader(SIZE)
-    assert not model.book_reader.training and encoder_fingerprint(model, tiny_processor) != before
+    fingerprint = encoder_fingerprint(model, tiny_processor)
+    assert not model.book_reader.training and fingerprint != before
+    # A shipped processor has no auto map, and a saved one has.
+    model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    saved = (OPTSGForTagGeneration.from_pretrained(tmp_path), OPTSGProcessor.from_pretrained(tmp_path))
+    assert "auto_map" in saved[1].image_processor.to_dict()
+    assert encoder_fingerprint(*saved) == fingerprint
     without = make_model(use_tag_classifier=True)
     for make in (encoder_fingerprint, ModelTagReader):
         with pytest.raises(ValueError, match="needs a model with a tag classifier"):

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.data.feature_cache import digest, tokenizer_settings
+from modeling_optsg.data.feature_cache import digest, image_settings, tokenizer_settings
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -50,9 +50,7 @@ def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) 
     """
     if model.tag_classifier is None:
         raise ValueError(NO_CLASSIFIER)
-    image_processor = getattr(processor, "image_processor", None)
-    settings = image_processor and image_processor.to_dict()
-    layers = model.config.vision_feature_layers
+    settings, layers = image_settings(processor), model.config.vision_feature_layers
     modules = [model.model.vision_tower, model.model.text_tower, model.model.multimodal_encoder.evidence_pooler]
     modules += [model.tag_classifier, model.tag_decoder, model.book_reader]
     modules = [module for module in modules if module is not None]

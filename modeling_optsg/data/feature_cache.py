@@ -46,6 +46,15 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase) -> dict:
     return settings | {"model_max_length": tokenizer.model_max_length}
 
 
+def image_settings(processor: OPTSGProcessor) -> dict | None:
+    """Return the settings of a processor's image processor as JSON data, `None` if it has no image processor."""
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is None:
+        return None
+    # A saved processor names its code here.
+    return {name: value for name, value in image_processor.to_dict().items() if name != "auto_map"}
+
+
 def cache_tower_features(
     dataset: Dataset,
     model: OPTSGTowers,
@@ -186,7 +195,7 @@ class _TowerEncoder:
         model, processor = self.model, self.processor
         parts = [rows_fingerprint]
         if self.encodes_frames:
-            parts += [model.vision_tower, processor.image_processor.to_dict(), processor.num_frames]
+            parts += [model.vision_tower, image_settings(processor), processor.num_frames]
             parts += [model.config.vision_feature_layers]
         if self.has_frame_features:
             parts += [processor.num_frames]
