@@ -98,12 +98,12 @@ class Tagger:
                 self.max_word_tags = self.model.num_word_tags
         self.book = self.library = None
         if settings.book:
+            from modeling_optsg.book import GENERATE_OPTIONS, ModelTagReader
+
             self.book, folder = _load_book(settings.book, self.model, self.processor), find_book(settings.book)
             self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
             self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
-            from modeling_optsg.book import GENERATE_OPTIONS, ModelTagReader
-
             self.read_tags = ModelTagReader(self.model, self.processor)
             self.generate_options |= GENERATE_OPTIONS
         if settings.vocabulary:

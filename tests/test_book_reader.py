@@ -9,6 +9,8 @@ from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
+from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.book import (
     GENERATE_OPTIONS,
     BookCandidates,
@@ -25,6 +27,8 @@ from modeling_optsg.training.book_reader_training import train_book_reader, trai
 from optsg import main
 
 SIZE = len(NO_EVIDENCE)
+BERT = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+ASY = {"text_config": BERT, "frame_feature_size": 8, "hidden_size": 8, "num_tag_classes": 3}
 WORDS = ["red", "green", "blue", "circle", "square", "star"]
 
 
@@ -249,10 +253,11 @@ def test_a_book_is_bound_to_its_reader_and_needs_a_classifier(model, tiny_proces
     saved = (OPTSGForTagGeneration.from_pretrained(tmp_path), OPTSGProcessor.from_pretrained(tmp_path))
     assert "auto_map" in saved[1].image_processor.to_dict()
     assert encoder_fingerprint(*saved) == fingerprint
-    without = make_model(use_tag_classifier=True)
+    without, asy = make_model(use_tag_classifier=True), ASYForTagClassification(ASYConfig(**ASY))
     for make in (encoder_fingerprint, ModelTagReader):
-        with pytest.raises(ValueError, match="needs a model with a tag classifier"):
-            make(without, tiny_processor)
+        for other in (without, asy):
+            with pytest.raises(ValueError, match="needs a model with a tag classifier and slots"):
+                make(other, tiny_processor)
 
 
 def test_an_example_without_inputs_is_an_error(model, tiny_processor):

@@ -23,7 +23,7 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .predictions import GENERATE_OPTIONS, NO_CLASSIFIER, ModelTagReader, ModelTags
+from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
 from .tag_book import STATE_COLUMN, TagBook
 from .title_words import title_words
@@ -48,8 +48,7 @@ def encoder_fingerprint(model: OPTSGPreTrainedModel, processor: OPTSGProcessor) 
     Raises:
         ValueError: The model has no tag classifier, so it computes no evidence.
     """
-    if model.tag_classifier is None:
-        raise ValueError(NO_CLASSIFIER)
+    check_has_classifier(model)
     settings, layers = image_settings(processor), model.config.vision_feature_layers
     modules = [model.model.vision_tower, model.model.text_tower, model.model.multimodal_encoder.evidence_pooler]
     modules += [model.tag_classifier, model.tag_decoder, model.book_reader]

@@ -23,7 +23,7 @@ from .votes import NO_EVIDENCE
 if TYPE_CHECKING:
     from .tag_book import BookCandidates
 
-NO_CLASSIFIER = "A book needs a model with a tag classifier; this model has none."
+NO_CLASSIFIER = "A book needs a model with a tag classifier and slots, such as OP-TSG."
 # Examples that the book reader reads together.
 POINTER_BATCH = 64
 
@@ -56,12 +56,10 @@ class ModelTags:
 
     def logits_of(self, tags: Sequence[str], default: float) -> np.ndarray:
         """Return the classifier logit of each tag, `default` for tags without a class."""
+        if self.class_logits is None:
+            return np.full(len(tags), default)
         classes = self._classes_of(tags)
-        return (
-            np.full(len(tags), default)
-            if self.class_logits is None
-            else np.where(classes >= 0, self.class_logits[classes], default)
-        )
+        return np.where(classes >= 0, self.class_logits[classes], default)
 
     def _classes_of(self, tags: Sequence[str]) -> np.ndarray:
         """Return the class of each tag, -1 for none."""
@@ -77,12 +75,11 @@ class ModelTagReader:
         processor: Its processor.
 
     Raises:
-        ValueError: The model has no tag classifier.
+        ValueError: The model has no tag classifier or no slots.
     """
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor):
-        if model.tag_classifier is None:
-            raise ValueError(NO_CLASSIFIER)
+        check_has_classifier(model)
         self.model, self.processor = model, processor
         tokens = model.tag_classifier.label_vocabulary.tokens.tolist()
         tags = processor.tag_tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -153,6 +150,17 @@ class ModelTagReader:
                 missed = log_missed_by_all(self.model.read_book(prompts, memory, mask, **batch))
                 for own, row in zip(found, (-torch.expm1(missed)).cpu().numpy(), strict=True):
                     own.pointers = row[: len(own.tags)]
+
+
+def check_has_classifier(model: OPTSGPreTrainedModel) -> None:
+    """Check that a model can have a book.
+
+    Raises:
+        ValueError: The model has no tag classifier or no slots.
+    """
+    # ASY has a tag classifier, but no slots.
+    if getattr(model, "tag_classifier", None) is None or getattr(model, "tag_decoder", None) is None:
+        raise ValueError(NO_CLASSIFIER)
 
 
 def candidate_tensors(candidates: Sequence["BookCandidates"], processor: OPTSGProcessor) -> dict[str, torch.Tensor]:
