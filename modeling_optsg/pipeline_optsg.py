@@ -1,5 +1,6 @@
 """`pipeline("tag-generation")`: images and videos in, tags out, in the format of image classification."""
 
+import importlib
 import inspect
 import os
 import sys
@@ -18,6 +19,8 @@ from .tag_vocabulary import TagVocabularyLogitsProcessor
 from .video_utils import is_video_file
 
 TASK = "tag-generation"
+# Entry of a batch that is not an input of the model.
+TITLES = "titles"
 # The parts of an example and the processor's arguments for them.
 PARTS = {
     "image": "images",
@@ -64,6 +67,7 @@ class TagGenerationPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         # Set first: the base class calls `_sanitize_parameters`.
         self._last_vocabulary: tuple[list, TagVocabularyLogitsProcessor] | None = None
+        self._last_book: tuple[Any, Any] | None = None
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("a tag-generation pipeline needs a processor; pass `processor=` with a model object")
@@ -86,6 +90,8 @@ class TagGenerationPipeline(Pipeline):
             threshold: Minimum probability of a tag; by default the model's own, see `generate`.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
+            book: Also use the tags of similar examples. A [`TagBook`], its folder, or the folder or Hub name of a
+                checkpoint with a book. Needs the package `optsg`. `threshold` is then by default that of the book.
             return_image_words: Also return the image words.
             timeout: Seconds to wait for an image's address.
             batch_size: Examples per batch; 1 by default.
@@ -95,11 +101,15 @@ class TagGenerationPipeline(Pipeline):
         Returns:
             Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score; `novel` tags occur
             in no training example. The result is one such list for a single example, a list of them for a list, and an
-            iterator for a dataset or a generator. With `return_image_words`, the list of an example is replaced by
+            iterator for a dataset or a generator. With `book`, a tag also has the `"source"` and the `"neighbours"`
+            that [`BookTagger`] describes. With `return_image_words`, the list of an example is replaced by
             `{"tags": list, "image_words": [{"word": str, "score": float}]}`.
 
         Raises:
-            ValueError: An example is malformed or cannot be read, or a setting is unknown or out of range.
+            ValueError: An example is malformed or cannot be read, a setting is unknown or out of range, or the book is
+                damaged or was made with another model.
+            FileNotFoundError: There is no such book.
+            ImportError: A book is given, and the package `optsg` is not installed.
         """
         # A caller with a dataset has imported the library; other callers do not need it.
         datasets = sys.modules.get("datasets")
@@ -141,6 +151,7 @@ class TagGenerationPipeline(Pipeline):
         threshold: float | None = None,
         decoding: str | None = None,
         tag_vocabulary: Iterable[str] | None = None,
+        book: Any = None,
         timeout: float | None = None,
         return_image_words: bool | None = None,
         **generate_kwargs: Any,
@@ -158,11 +169,16 @@ class TagGenerationPipeline(Pipeline):
         if decoding is not None:
             generate_kwargs["decoding"] = decoding
         if tag_vocabulary is not None:
+            if book is not None:
+                raise ValueError("book and tag_vocabulary exclude each other; pass one of them")
             generate_kwargs["tag_vocabulary"] = self._build_vocabulary(tag_vocabulary)
         # The baselines' `generate` passes unknown settings to `forward`, which ignores them.
         known = inspect.signature(self.model.generate).parameters
         if "decoding" not in known and (unknown := generate_kwargs.keys() - known.keys()):
             raise ValueError(f"{type(self.model).__name__}.generate has no setting {sorted(unknown)}; leave it out")
+        # Not a setting of `generate`.
+        if book is not None:
+            generate_kwargs["book"] = self._load_book(book)
         postprocess = {} if return_image_words is None else {"return_image_words": return_image_words}
         return {} if timeout is None else {"timeout": timeout}, generate_kwargs, postprocess
 
@@ -175,6 +191,19 @@ class TagGenerationPipeline(Pipeline):
         if last is None or last[0] != tags:
             last = (tags, TagVocabularyLogitsProcessor.from_tags(tags, self.processor, self.model.config))
             self._last_vocabulary = last
+        return last[1]
+
+    def _load_book(self, book: Any) -> Any:
+        """Return the [`BookTagger`] of a book, and keep the last one."""
+        last = self._last_book
+        if last is None or last[0] != book:
+            try:
+                # This file also runs without the package, which an import statement would require.
+                module = importlib.import_module("modeling_optsg.book")
+            except ImportError as error:
+                raise ImportError("a book needs the package optsg, see the README of optsg") from error
+            last = (book, module.BookTagger(self.model, self.processor, book))
+            self._last_book = last
         return last[1]
 
     def preprocess(self, example: Any, timeout: float | None = None) -> dict[str, Any]:
@@ -201,22 +230,38 @@ class TagGenerationPipeline(Pipeline):
 
     def _collate(self, examples: list[dict]) -> BatchFeature:
         names = dict.fromkeys(name for example in examples for name in example)
-        return self.processor(
+        batch = self.processor(
             **{name: [example.get(name) for example in examples] for name in names}, return_tensors="pt"
         )
+        # A book compares the words of the titles.
+        return BatchFeature(batch | {TITLES: [example.get("titles") for example in examples]})
 
-    def _forward(self, model_inputs: Mapping[str, Any], **generate_kwargs: Any) -> dict[str, Any]:
-        outputs = self.model.generate(**model_inputs, **generate_kwargs)
-        names = ("sequences", "tag_scores", "image_words", "image_word_scores")
-        return {name: outputs[name] for name in names if outputs.get(name) is not None}
+    def _forward(self, model_inputs: Mapping[str, Any], book: Any = None, **generate_kwargs: Any) -> dict[str, Any]:
+        inputs = {name: value for name, value in model_inputs.items() if name != TITLES}
+        names = ["sequences", "tag_scores", "image_words", "image_word_scores"]
+        if book is None:
+            outputs, tags = self.model.generate(**inputs, **generate_kwargs), {}
+        else:
+            threshold, max_tags = generate_kwargs.pop("threshold", None), generate_kwargs.pop("max_tags", None)
+            outputs = self.model.generate(**inputs, **generate_kwargs, **book.generate_options)
+            tagged = book(outputs, model_inputs[TITLES], threshold=threshold)
+            tags = {"tags": [tags[:max_tags] for tags in tagged]}
+        return tags | {name: outputs[name] for name in names if outputs.get(name) is not None}
 
     def postprocess(
         self, model_outputs: Mapping[str, Any], return_image_words: bool = False
     ) -> list[dict] | dict[str, list[dict]]:
         """Return the tags of one example, in the format of image classification."""
+        model_outputs = dict(model_outputs)
+        tags = model_outputs.pop("tags", None)
         outputs = OPTSGGenerateOutput(**model_outputs)
-        (tags,) = self.processor.batch_decode(outputs)
-        tags = [{"label": tag["tag"], "score": tag["score"], "novel": tag["novel"]} for tag in tags]
+        if tags is None:
+            (tags,) = self.processor.batch_decode(outputs)
+        elif tags and isinstance(tags[0], list):
+            # In a batch of one example, lists are not unpacked as in larger batches.
+            (tags,) = tags
+        names = ("score", "novel", "source", "neighbours")
+        tags = [{"label": tag["tag"]} | {name: tag[name] for name in names if name in tag} for tag in tags]
         if not return_image_words:
             return tags
         (words,) = decode_image_words(outputs, self.model.config)

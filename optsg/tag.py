@@ -110,7 +110,8 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--book",
         metavar="FOLDER",
-        help="suggest only keywords from the book that `optsg index FOLDER` made",
+        help="also use the tags of similar examples in a book: the folder that `optsg index` was given, the folder of "
+        "a book, or the folder of a checkpoint with one. With a book from `optsg index`, only its tags are suggested.",
     )
     parser.add_argument("--frames", type=positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(
@@ -188,7 +189,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.title is not None and (len(args.files) > 1 or Path(args.files[0]).is_dir()):
         parser.error("--title needs exactly one image or video; for several, use --title-from-name or metadata")
     if args.book and args.vocabulary:
-        parser.error("--book and --vocabulary exclude each other: only keywords from the book are suggested")
+        parser.error("--book and --vocabulary exclude each other")
     for option in ("output", "dry_run", "redo"):
         if getattr(args, option) and not args.write:
             parser.error(f"--{option.replace('_', '-')} needs --write")

@@ -179,6 +179,9 @@ class TagReport:
 
 
 def _explain(source: str, neighbours: list[dict]) -> str:
-    shown = [f"{printable(example['id'])} ({example['score']:.2f})" for example in neighbours[:MAX_NEIGHBOURS]]
+    shown = []
+    for example in neighbours[:MAX_NEIGHBOURS]:
+        title = f' "{printable(example["title"])}"' if example["title"] else ""
+        shown.append(f"{printable(example['id'])}{title} ({example['score']:.2f})")
     found = [] if source == "book" else [f"{source} by the model"]
     return ", ".join(found + ([f"like {', '.join(shown)}"] if shown else []))

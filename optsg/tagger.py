@@ -16,10 +16,8 @@ from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
 if TYPE_CHECKING:
-    from transformers.utils import ModelOutput
-
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
-    from modeling_optsg.book import TagBook
+    from modeling_optsg.book import BookTagger
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
@@ -42,7 +40,7 @@ class TagSettings:
         frames: Number of frames to read from each video.
         exclude: Tags to leave out, ignoring letter case.
         vocabulary: Tags that may be generated. If empty, all tags may be generated.
-        book: Folder of a book, or of the images that it was made from. If set, only tags of the book are suggested,
+        book: Folder of a book, of the images that it was made from, or of a checkpoint with a book. If set,
             `threshold` defaults to that of the book, and there is no default for `max_tags`.
     """
 
@@ -63,7 +61,8 @@ class FileTags:
         tags: Tags as `{"tag": str, "score": float, "novel": bool}`, most probable first.
         image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
         sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "classified" or "book".
-            The neighbours are the examples of the book that have the tag, as `{"id": str, "score": float}`.
+            The neighbours are the examples of the book that have the tag, as
+            `{"id": str, "title": str, "score": float}`.
     """
 
     tags: list[dict]
@@ -98,14 +97,12 @@ class Tagger:
                 self.max_word_tags = self.model.num_word_tags
         self.book = self.library = None
         if settings.book:
-            from modeling_optsg.book import GENERATE_OPTIONS, ModelTagReader
-
-            self.book, folder = _load_book(settings.book, self.model, self.processor), find_book(settings.book)
+            folder = find_book(settings.book)
+            self.book = _load_book(folder, self.model, self.processor)
             self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
-            self.threshold = self.book.threshold if settings.threshold is None else settings.threshold
+            self.threshold = settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
-            self.read_tags = ModelTagReader(self.model, self.processor)
-            self.generate_options |= GENERATE_OPTIONS
+            self.generate_options |= self.book.generate_options
         if settings.vocabulary:
             from modeling_optsg.tag_vocabulary import TagVocabularyLogitsProcessor
 
@@ -142,27 +139,15 @@ class Tagger:
         if self.book is None:
             decoded = self.processor.batch_decode(outputs, return_sources=True)
         else:
-            decoded = self._suggest(outputs, batch)
+            own_ids = [self._id_in_book(file) for file in batch]
+            decoded = self.book(outputs, [file.title for file in batch], own_ids, self.threshold)
         results = []
         for tags, words, limit in zip(decoded, image_words, limits, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
-            sources = [{"source": tag.get("source", "book"), "neighbours": tag.get("neighbours", [])} for tag in kept]
+            sources = [{"source": tag["source"], "neighbours": tag.get("neighbours", [])} for tag in kept]
             kept = [{name: tag[name] for name in ("tag", "score", "novel")} for tag in kept]
             results.append(FileTags(kept, words, sources))
         return results
-
-    def _suggest(self, outputs: "ModelOutput", batch: list[MediaFile]) -> list[list[dict]]:
-        """Suggest tags from the book for each file of a batch."""
-        queries, model_tags = self.read_tags(outputs, [file.title for file in batch])
-        candidates = self.book.look_up(queries, [self._id_in_book(file) for file in batch])
-        self.read_tags.point(model_tags, candidates)
-        known, suggested = self.processor.label_vocabulary, []
-        for tags, found in zip(model_tags, candidates, strict=True):
-            predicted = self.book.predict(tags, found, own_tags_only=True)
-            suggested.append(
-                [tag | {"novel": tag["tag"] not in known} for tag in predicted if tag["score"] >= self.threshold]
-            )
-        return suggested
 
     def _id_in_book(self, file: MediaFile) -> str | None:
         """Return the id that a file has in the book of its own folder: it must not suggest its own keywords."""
@@ -251,11 +236,11 @@ class BookError(Exception):
     """A book cannot be used; the message says why."""
 
 
-def _load_book(folder: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "TagBook":
-    from modeling_optsg.book import encoder_fingerprint, load_book
+def _load_book(folder: Path, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "BookTagger":
+    from modeling_optsg.book import BookTagger
 
     try:
-        return load_book(find_book(folder), encoder_fingerprint(model, processor))
+        return BookTagger(model, processor, folder)
     except (OSError, ValueError) as error:
         raise BookError(str(error)) from error
 

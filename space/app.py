@@ -1,6 +1,7 @@
 """Serves a page and an API that tag images and videos: `python app.py`.
 
-The environment variable `OPTSG_MODEL` selects another model: a folder or a name on the Hub.
+The environment variable `OPTSG_MODEL` selects another model: a folder or a name on the Hub. `OPTSG_BOOK` selects a
+book: its folder, or the folder or Hub name of a checkpoint with a book.
 """
 
 import os
@@ -28,7 +29,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     model = os.environ.get("OPTSG_MODEL") or (str(SHIPPED) if SHIPPED.is_dir() else PUBLISHED)
     uploads = UploadFolder(keep_seconds=60 * limits.keep_minutes + 120)
-    tagger = Tagger(model, limits)
+    tagger = Tagger(model, limits, os.environ.get("OPTSG_BOOK") or None)
     try:
         tagger.reader.wait_until_ready()
         build(tagger, limits, HERE / "examples").launch(**launch_settings(limits, uploads, HERE))

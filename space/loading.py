@@ -3,10 +3,13 @@
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 PACKAGE = "modeling_optsg"
+# Folder of the book inside a checkpoint.
+INDEX_FOLDER = "index"
 
 
 def load_model(model: str) -> PreTrainedModel:
@@ -31,6 +34,33 @@ def load_processor(model: str) -> ProcessorMixin:
         ImportError: The folder holds no code and the package is not installed.
     """
     return AutoProcessor.from_pretrained(model, trust_remote_code=_needs_remote_code(model))
+
+
+def load_book(model: str, loaded: PreTrainedModel, processor: ProcessorMixin, book: str | None) -> Any:
+    """Load a `BookTagger` of the installed package.
+
+    Args:
+        model: Folder of the model or its name on the Hub.
+        loaded: The model.
+        processor: Its processor.
+        book: Folder or Hub name of a checkpoint with a book, or folder of a book. `None` stands for the book in the
+            folder of the model.
+
+    Returns:
+        The `BookTagger`, `None` without a book.
+
+    Raises:
+        ImportError: There is a book, and the package is not installed.
+        FileNotFoundError: There is no such book.
+        ValueError: The book is damaged or was made with another model.
+    """
+    if book is None:
+        if not Path(model, INDEX_FOLDER).is_dir():
+            return None
+        book = model
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ImportError(f"The book {book} needs the package optsg. Add it to requirements.txt.")
+    return importlib.import_module(f"{PACKAGE}.book").BookTagger(loaded, processor, book)
 
 
 def _needs_remote_code(model: str) -> bool:

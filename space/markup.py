@@ -20,6 +20,8 @@ MEANINGS = {
 HEAT_COLOUR = (230, 97, 0)
 # A card shows this many candidates, and those that are in the list of tags.
 CARD_CANDIDATES = 3
+# A tag shows this many similar examples of the book.
+MAX_NEIGHBOURS = 3
 
 
 def percent(ratio: float) -> str:
@@ -98,15 +100,28 @@ def _no_tags(tagged: TaggedFile, threshold: float, known_images: str) -> str:
 def _tag(row: dict) -> str:
     mark, count = row["mark"], row["train_count"]
     examples = f"{count} training example{'' if count == 1 else 's'}" if count else "no training example"
-    slot = row["slot"]
-    source = "tag classifier" if slot is None else f'<a href="#slot-{slot + 1}">slot {slot + 1}</a>'
     return (
         f'<li class="{mark}"><span class="mark" aria-hidden="true">{MARKS[mark]}</span>'
         f'<span class="name" dir="auto">{escape(row["tag"])}</span>'
         f'<span class="bar" aria-hidden="true"><i style="width:{100 * row["score"]:.1f}%"></i></span>'
         f'<span class="score">{percent(row["score"])}</span>'
-        f'<span class="count"><b>{mark}</b>, {examples}</span><span class="source">{source}</span></li>'
+        f'<span class="count"><b>{mark}</b>, {examples}</span><span class="source">{_source(row)}</span></li>'
     )
+
+
+def _source(row: dict) -> str:
+    """Render where a tag comes from: its slot, the tag classifier or the book, and the examples that have it."""
+    sources = []
+    if row["slot"] is not None:
+        sources.append(f'<a href="#slot-{row["slot"] + 1}">slot {row["slot"] + 1}</a>')
+    elif row.get("source") != "book":
+        # Without a slot, a generated tag was spelled as in the book.
+        sources.append("a slot" if row.get("source") == "generated" else "tag classifier")
+    if neighbours := row.get("neighbours"):
+        shown = [escape(example["title"] or example["id"]) for example in neighbours[:MAX_NEIGHBOURS]]
+        more = f" and {len(neighbours) - len(shown)} more" if len(neighbours) > len(shown) else ""
+        sources.append(f"like “{'”, “'.join(shown)}”{more}")
+    return ", ".join(sources)
 
 
 def slot_cards(tagged: TaggedFile, threshold: float) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from file_reading import FileReader
 from limits import InputError, Limits, clean_title
-from loading import load_model, load_processor
+from loading import load_book, load_model, load_processor
 from transformers.utils import ModelOutput
 
 # The same limit as in the benchmark: a tag with fewer training examples is rare.
@@ -53,9 +53,10 @@ class TaggedFile:
         kind: `"image"` or `"video"`.
         decoding: `"parallel"` or `"sequential"`.
         tags: All candidates, most probable first: `{"tag", "score", "mark", "train_count", "slot"}`. `slot` is the
-            index of the slot that generated the tag, `None` if the tag classifier proposed it.
-        default_threshold: The fitted threshold, or the one that leaves five tags if the file is tagged by its image
-            words.
+            index of the slot that generated the tag, `None` if no slot did. With a book, a tag also has `"source"` and
+            `"neighbours"`, as `BookTagger` returns them.
+        default_threshold: The fitted threshold, that of the book, or the one that leaves five tags if the file is
+            tagged by its image words.
         slots: All slots.
         frames: `[frames, height, width, 3]`, uint8: the frames as the model sees them.
     """
@@ -80,12 +81,15 @@ class Tagger:
     Args:
         model: Folder of the model or its name on the Hub.
         limits: The limits of this Space.
+        book: Folder or Hub name of a checkpoint with a book, or folder of a book. By default, the book of the model if
+            it is a folder with one.
     """
 
-    def __init__(self, model: str, limits: Limits):
+    def __init__(self, model: str, limits: Limits, book: str | None = None):
         self.name, self.limits = Path(model).name if Path(model).is_dir() else model, limits
         self.processor = load_processor(model)
         self.model = load_model(model)
+        self.book = load_book(model, self.model, self.processor, book)
         self.reader = FileReader(model, limits)
 
     def fitted_threshold(self, decoding: str, title: object = None) -> float:
@@ -93,6 +97,8 @@ class Tagger:
         return self._threshold(decoding, "image+title" if str(title or "").strip() else "image")
 
     def _threshold(self, decoding: str, modality: str) -> float:
+        if self.book is not None:
+            return float(self.book.book.threshold)
         threshold = self.model.generation_config.threshold
         if isinstance(threshold, dict):
             threshold = threshold.get(decoding, 0.0)
@@ -134,11 +140,12 @@ class Tagger:
         title = clean_title(title, self.limits)
         kind, arrays = self.reader.read(path, name, title)
         inputs = {key: torch.as_tensor(value) for key, value in arrays.items()}
+        options = {"threshold": 0.0} if self.book is None else self.book.generate_options
         outputs = self.model.generate(
-            **inputs, decoding=decoding, threshold=0.0, output_slots=True, output_attentions=True
+            **inputs, decoding=decoding, output_slots=True, output_attentions=True, **options
         )
-        tags, tagged_by = self._tags(outputs), (outputs.tagged_by or ["image+title"])[0]
-        if tagged_by == "image words":
+        tags, tagged_by = self._tags(outputs, title), (outputs.tagged_by or ["image+title"])[0]
+        if tagged_by == "image words" and self.book is None:
             default_threshold = min([tag["score"] for tag in tags[: self.model.num_word_tags]], default=0.0)
             default_threshold = max(default_threshold, self.model.min_word_tag_probability)
         else:
@@ -159,20 +166,24 @@ class Tagger:
         count = self.processor.label_vocabulary.get(tag, 0)
         return "novel" if not count else "rare" if count < RARE_BELOW else "common"
 
-    def _tags(self, outputs: ModelOutput) -> list[dict]:
+    def _tags(self, outputs: ModelOutput, title: str) -> list[dict]:
         generated = self.processor.tag_tokenizer.batch_decode(outputs.sequences[0], skip_special_tokens=True)
         slots = {}
         for tag, slot in zip(generated, outputs.slots[0].tolist()):
             slots.setdefault(tag, slot if slot >= 0 else None)
-        [tags] = self.processor.batch_decode(outputs)
+        if self.book is None:
+            [tags] = self.processor.batch_decode(outputs)
+        else:
+            [tags] = self.book(outputs, [title], threshold=0.0)
         return [
             {
                 "tag": row["tag"],
                 "score": row["score"],
                 "mark": self.mark(row["tag"]),
                 "train_count": self.processor.label_vocabulary.get(row["tag"], 0),
-                "slot": slots[row["tag"]],
+                "slot": slots.get(row["tag"]),
             }
+            | {name: row[name] for name in ("source", "neighbours") if name in row}
             for row in tags
         ]
 

@@ -292,7 +292,7 @@ def test_the_reader_restarts_after_a_file_that_ended_it(reader, strange_files):
 @pytest.fixture(scope="module")
 def tagger(tiny_checkpoint, reader):
     tagger = Tagger.__new__(Tagger)
-    tagger.name, tagger.limits, tagger.reader = "tiny", Limits(), reader
+    tagger.name, tagger.limits, tagger.reader, tagger.book = "tiny", Limits(), reader, None
     tagger.processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
     tagger.model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint).eval()
     return tagger

@@ -328,7 +328,8 @@ def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):
     every = {tag["tag"]: tag for tag in book.predict(predictions, found)}
     assert {tag: every[tag]["score"] for tag in expected} == pytest.approx(expected)
     assert every["BUS"]["score"] == pytest.approx(0.4) and every["not in the book"]["novel"]
-    own = {tag["tag"]: tag for tag in book.predict(predictions, found, own_tags_only=True)}
+    book.own_tags_only = True
+    own = {tag["tag"]: tag for tag in book.predict(predictions, found)}
     assert own.keys() == expected.keys()
     assert own["bus"]["score"] == pytest.approx(1 - 0.6 * (1 - expected["bus"])) and not own["bus"]["novel"]
     assert own["red"]["score"] == pytest.approx(expected["red"]) and own["red"]["novel"]

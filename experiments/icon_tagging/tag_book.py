@@ -64,24 +64,24 @@ class BookExperiment:
         self.queries, self.model_tags = {}, {}
         for split in SPLITS:
             rows = benchmark.splits[split]
-            features = CachedFeatures(
-                cache_tower_features(rows, model.model, processor, benchmark.cache_dir / "features")
-            )
+            features = self.features(rows)
             if split == "train":
                 self.train_features = features
                 self.queries[split] = embed_examples(model, processor, features)
                 continue
             found = self.read_outputs.read_examples(features, rows["title"][:], progress=False, **decoding)
             self.queries[split], self.model_tags[split] = found
-        rows = benchmark.splits["train"]
-        titles = rows["title"][:]
-        columns = {"id": list(map(str, range(len(rows)))), "title": titles, "tags": rows["tags"][:]}
-        self.examples = Dataset.from_dict(columns | {"group": list(map(split_key, titles))})
+        self.examples = book_examples(benchmark.splits["train"])
         self.fingerprint = encoder_fingerprint(model, processor)
+
+    def features(self, rows: Dataset) -> CachedFeatures:
+        """Return rows with the tower features of the model."""
+        cache = self.benchmark.cache_dir / "features"
+        return CachedFeatures(cache_tower_features(rows, self.run.model.model, self.run.processor, cache))
 
     def train_reader(self, with_evidence: bool = True) -> dict:
         """Train a new book reader, and return what [`train_book_reader`] does."""
-        book, _ = self._fit_book(TEMPERATURE_METRIC, self.queries, with_reader=False)
+        book, _ = self.fit_book(TEMPERATURE_METRIC, self.queries, with_reader=False)
         seed = self.run.arguments["seed"]
         model, processor, queries = self.run.model, self.run.processor, self.queries["train"]
         return train_book_reader(
@@ -99,17 +99,17 @@ class BookExperiment:
         rows["op-tsg-open-book"] = self._score_book(metric)
         for name in SOURCES:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
-            fitted = self._fit_book(metric, queries, with_reader=False)[1]
+            fitted = self.fit_book(metric, queries, with_reader=False)[1]
             rows[f"model and book, only {name}"] = {"validation": fitted}
         for number in NEIGHBOURS:
-            fitted = self._fit_book(metric, self.queries, num_neighbours=number)[1]
+            fitted = self.fit_book(metric, self.queries, num_neighbours=number)[1]
             rows[f"op-tsg-open-book, {number} neighbours"] = {"validation": fitted}
         return rows
 
     def score_without_evidence(self, metrics: Sequence[str]) -> dict[str, dict]:
         """Train a reader without evidence, and return its validation metrics at each operating point."""
         self.train_reader(with_evidence=False)
-        return {metric: {"validation": self._fit_book(metric, self.queries)[1]} for metric in metrics}
+        return {metric: {"validation": self.fit_book(metric, self.queries)[1]} for metric in metrics}
 
     def _fit_threshold(self, metric: str) -> dict:
         threshold, metrics = self.benchmark.evaluator("validation").best_threshold(
@@ -117,7 +117,7 @@ class BookExperiment:
         )
         return {"threshold": threshold} | _select(metrics)
 
-    def _fit_book(
+    def fit_book(
         self,
         metric: str,
         queries: dict[str, BookQueries],
@@ -125,6 +125,18 @@ class BookExperiment:
         with_reader: bool = True,
         **options: int,
     ) -> tuple[TagBook, dict]:
+        """Make a book of the training examples and fit it on the validation split.
+
+        Args:
+            metric: The metric to maximise.
+            queries: Queries of all splits.
+            with_model: Whether to fuse the book with the tags of the model.
+            with_reader: Whether to read the pointers of the model's reader.
+            options: Other arguments of [`TagBook.fit`].
+
+        Returns:
+            The book, and its metrics on the validation split.
+        """
         book = TagBook(self.examples, queries["train"], self.fingerprint)
         references = self.benchmark.splits["validation"]["tags"][:]
         model_tags = self.model_tags["validation"] if with_model else None
@@ -133,13 +145,8 @@ class BookExperiment:
         return book, _select(metrics)
 
     def _score_book(self, metric: str, with_model: bool = True, with_reader: bool = True) -> dict[str, dict]:
-        book, validation = self._fit_book(metric, self.queries, with_model, with_reader)
-        found = book.look_up(self.queries["test"])
-        model_tags = self.model_tags["test"] if with_model else [ModelTags()] * len(found)
-        if with_reader:
-            self.read_outputs.point(model_tags, found)
-        fused = [book.predict(tags, own) for tags, own in zip(model_tags, found, strict=True)]
-        kept = [[tag for tag in tags if tag["score"] >= book.threshold] for tags in fused]
+        book, validation = self.fit_book(metric, self.queries, with_model, with_reader)
+        kept = self.predict_test(book, with_model, with_reader)
         settings = {"temperatures": book.temperatures, "threshold": book.threshold, "score": book.score.to_dict()}
         scores = self._score_on_test(kept)
         if not with_model:
@@ -147,12 +154,28 @@ class BookExperiment:
             del scores["novel"]
         return {"settings": settings, "validation": validation} | scores
 
+    def predict_test(self, book: TagBook, with_model: bool = True, with_reader: bool = True) -> list[list[dict]]:
+        """Return the tags of the test examples above the threshold of a book. See [`fit_book`]."""
+        found = book.look_up(self.queries["test"])
+        model_tags = self.model_tags["test"] if with_model else [ModelTags()] * len(found)
+        if with_reader:
+            self.read_outputs.point(model_tags, found)
+        fused = [book.predict(tags, own) for tags, own in zip(model_tags, found, strict=True)]
+        return [[tag for tag in tags if tag["score"] >= book.threshold] for tags in fused]
+
     def _score_on_test(self, kept: Sequence[Sequence[dict]]) -> dict[str, dict]:
         references = self.benchmark.splits["test"]["tags"]
         return {
             "test": _select(self.benchmark.evaluator("test").score(kept)),
             "novel": novel_hits(kept, references),
         }
+
+
+def book_examples(rows: Dataset) -> Dataset:
+    """Return the columns of a book for rows of the dataset."""
+    titles = rows["title"][:]
+    columns = {"id": rows["id"][:], "title": titles, "tags": rows["tags"][:]}
+    return Dataset.from_dict(columns | {"group": list(map(split_key, titles))})
 
 
 def only(source: str, queries: BookQueries) -> BookQueries:

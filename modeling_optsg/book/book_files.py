@@ -17,12 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from modeling_optsg.data.atomic_files import write_json
 
-from .fusion import FusedScore
+from .fusion import BookScore
+from .nearest import Clusters
 from .tag_book import COLUMNS, STATE_COLUMN, TagBook
 from .votes import SOURCES, VECTOR_SOURCES
 
 # Increase it when older versions could not read the files.
-VERSION = 2
+VERSION = 3
 # Folder of a book inside the folder or the repository of a checkpoint.
 INDEX_FOLDER = "index"
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
@@ -41,10 +42,14 @@ def save_book(book: TagBook, folder: str | os.PathLike) -> None:
     partial = {name: folder / f".{name}.partial" for name in (EXAMPLES_NAME, VECTORS_NAME)}
     pq.write_table(book.examples.with_format("arrow")[:], partial[EXAMPLES_NAME])
     tensors = {name: vectors.numpy() for name, vectors in book.vectors.items()}
+    book.make_clusters()
+    for name, clusters in book.clusters.items():
+        tensors |= {f"{name}_centroids": clusters.centroids.numpy(), f"{name}_members": clusters.members.numpy()}
     tensors |= {"image_mean": book.image_mean.numpy(), "image_components": book.image_components.numpy()}
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
     settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
-    settings |= {"temperatures": book.temperatures, "threshold": book.threshold, "score": book.score.to_dict()}
+    settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}
+    settings |= {"threshold": book.threshold, "score": book.score.to_dict()}
     # With the digests, files of two books are not mistaken for one.
     settings["sha256"] = {name: _digest(path) for name, path in partial.items()}
     for name, path in partial.items():
@@ -130,11 +135,18 @@ def _read(folder: Path, settings: dict) -> TagBook:
     tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
     book.examples = Dataset(InMemoryTable(pq.read_table(folder / EXAMPLES_NAME, columns=[*COLUMNS, STATE_COLUMN])))
     book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
+    book.clusters = {
+        name: Clusters(tensors[f"{name}_centroids"], tensors[f"{name}_members"])
+        for name in VECTOR_SOURCES
+        if f"{name}_centroids" in tensors
+    }
     book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
     book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
+    book.own_tags_only = settings["own_tags_only"]
     book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
-    book.score = FusedScore.from_dict(settings["score"])
+    book.score = BookScore.from_dict(settings["score"])
     lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
+    lengths |= {len(clusters.members) for clusters in book.clusters.values()}
     if len(lengths) > 1:
         raise ValueError(f"the files disagree on the number of examples: {sorted(lengths)}")
     return book

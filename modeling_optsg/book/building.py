@@ -100,7 +100,7 @@ def build_book(
     batch_size: int = 16,
     progress: bool = True,
 ) -> tuple[TagBook, dict[str, str]]:
-    """Make a book, fit it to its own examples and save it.
+    """Make a book, fit it to its own examples and save it. It predicts only tags of these examples.
 
     After an interruption, call it again to resume. If the folder has an older book, only new and changed files, and
     those that the book is fitted to, are read.
@@ -140,6 +140,7 @@ def build_book(
     table = Dataset.from_dict({name: [values[row] for row in kept + read] for name, values in columns.items()})
     if old is None:
         book = TagBook(table, BookQueries.concatenate(parts), reader.fingerprint)
+        book.own_tags_only = True
     else:
         book, vectors = old, {name: rows[[*reused.values()]] for name, rows in old.vectors.items()}
         if parts:

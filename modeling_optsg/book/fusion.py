@@ -12,6 +12,8 @@ MIN_VOTE = 1e-3
 L2_PENALTY = 1.0
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
+# Features of a tag that come from the model.
+MODEL_FEATURES = 4
 
 
 class FusedScore:
@@ -76,6 +78,63 @@ class FusedScore:
         for name in ("mean", "scale", "weights"):
             setattr(score, name, np.array(values[name], dtype=float))
         score.bias, score.is_fitted = float(values["bias"]), bool(values["is_fitted"])
+        return score
+
+
+class BookScore:
+    """The score of a tag that the model knows, and that of a tag that only the book knows.
+
+    A model has no evidence against a tag that it was not trained on. The second score therefore reads only features of
+    the book.
+
+    Args:
+        size: Number of features. The first `MODEL_FEATURES` come from the model: whether the tag is novel, whether a
+            slot generated it, and the logits of slots and classifier.
+    """
+
+    def __init__(self, size: int):
+        self.known, self.new = FusedScore(size), FusedScore(size - MODEL_FEATURES)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the scores are fitted."""
+        return self.known.is_fitted
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Return the probabilities `[tags]` of features `[tags, size]`."""
+        is_new = features[:, 0].astype(bool) & ~features[:, 1].astype(bool)
+        return np.where(is_new, self.new(features[:, MODEL_FEATURES:]), self.known(features))
+
+    def fit(self, features: np.ndarray, is_correct: np.ndarray, in_book: np.ndarray) -> None:
+        """Fit both scores. See [`FusedScore.fit`].
+
+        Args:
+            features: `[tags, size]`.
+            is_correct: `[tags]`, whether the tag is correct.
+            in_book: `[tags]`, whether a neighbour has the tag. The second score is fitted to these tags, as if the
+                model did not know them.
+        """
+        self.known.fit(features, is_correct)
+        self.new.fit(features[in_book][:, MODEL_FEATURES:], is_correct[in_book])
+
+    def adjusted(
+        self, features: np.ndarray, is_correct: np.ndarray, in_book: np.ndarray, adjustment: float
+    ) -> "BookScore":
+        """Return scores that favour rare tags. See [`fit`] and [`FusedScore.adjusted`]."""
+        score = BookScore(features.shape[1])
+        score.known = self.known.adjusted(features, is_correct, adjustment)
+        score.new = self.new.adjusted(features[in_book][:, MODEL_FEATURES:], is_correct[in_book], adjustment)
+        return score
+
+    def to_dict(self) -> dict[str, dict]:
+        """Return the parameters as JSON data."""
+        return {"known": self.known.to_dict(), "new": self.new.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "BookScore":
+        """Make a score from the output of [`to_dict`]."""
+        score = cls(len(values["known"]["mean"]))
+        score.known, score.new = FusedScore.from_dict(values["known"]), FusedScore.from_dict(values["new"])
         return score
 
 

@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
 
-from .fusion import MIN_VOTE, FusedScore
+from . import nearest
+from .fusion import MIN_VOTE, BookScore
+from .nearest import Clusters, ClusterSearch, ExactSearch
 from .predictions import ModelTagReader, ModelTags
 from .queries import BookQueries
+from .tables import GroupTable, TagTable
 from .title_words import TitleWordIndex, title_words
 from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
 
@@ -24,8 +27,8 @@ NUM_CANDIDATES = 50
 # Number of principal components to which image features, with thousands of dimensions, are reduced.
 MAX_IMAGE_SIZE = 256
 MAX_PCA_IMAGES = 4000
-# Rows that are processed together.
-SEARCH_BLOCK, NORMALIZE_BLOCK = 256, 4096
+# Rows that are normalised together.
+NORMALIZE_BLOCK = 4096
 # Vote temperatures to try, for similarities of at most 1.
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
 # Strengths of the logit adjustment to try.
@@ -53,8 +56,8 @@ class BookCandidates:
     Args:
         tags: The tags.
         evidence: `[tags, len(NO_EVIDENCE)]`, see [`TagVotes.evidence`].
-        neighbours: For each tag, the examples that have it, as `{"id", "score"}`, sorted by decreasing score. The
-            score is the mean vote.
+        neighbours: For each tag, the examples that have it, as `{"id", "title", "score"}`, sorted by decreasing score.
+            The score is the mean vote.
         pointers: `[tags]`, the probability that a slot points at each tag; see [`ModelTagReader.point`]. `None`
             without a book reader.
     """
@@ -79,6 +82,10 @@ class TagBook:
         queries: Vectors and titles of the examples.
         fingerprint: Fingerprint of the model that computed the vectors.
 
+    Attributes:
+        own_tags_only: Whether only tags of the book are predicted. Set it before [`fit`].
+        temperatures, score, threshold: The fitted settings.
+
     Raises:
         ValueError: A column is missing, there are no examples, the lengths differ, or an `id` occurs twice.
     """
@@ -87,7 +94,7 @@ class TagBook:
         _check_examples(examples, len(queries))
         self.examples, self.fingerprint = _with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
-        self.score = FusedScore(NUM_FEATURES)
+        self.score, self.own_tags_only = BookScore(NUM_FEATURES), False
         images = queries.vectors["image"]
         present = images.any(dim=1).nonzero().flatten()
         # More images hardly change the components.
@@ -95,6 +102,7 @@ class TagBook:
         self.image_mean = sample.mean(dim=0) if len(sample) else sample.new_zeros(images.shape[1])
         self.image_components = _principal_components(sample - self.image_mean)
         self.vectors = self.normalize(queries)
+        self.clusters: dict[str, Clusters] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -102,12 +110,12 @@ class TagBook:
     @cached_property
     def tag_counts(self) -> Counter:
         """Number of examples with each tag."""
-        return Counter(tag for tags in self.examples["tags"] for tag in set(tags))
+        return Counter(dict(zip(self.tags, self._tag_table.counts.tolist(), strict=True)))
 
-    @cached_property
+    @property
     def tags(self) -> list[str]:
         """All tags of the examples, most frequent first."""
-        return [tag for tag, _ in self.tag_counts.most_common()]
+        return self._tag_table.tags
 
     @cached_property
     def _spelling(self) -> dict[str, str]:
@@ -115,26 +123,34 @@ class TagBook:
         return {normalize_tag(tag): tag for tag in reversed(self.tags)}
 
     @cached_property
-    def _tag_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The concatenated tag indices of all examples, and the offset of each example."""
-        index = {tag: number for number, tag in enumerate(self.tags)}
-        rows = [sorted({index[tag] for tag in tags}) for tags in self.examples["tags"]]
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-        return np.array([tag for row in rows for tag in row], dtype=np.int64), starts
+    def _tag_table(self) -> TagTable:
+        return TagTable(self.examples)
 
     @cached_property
-    def _group_numbers(self) -> dict[str, int]:
-        return {group: number for number, group in enumerate(dict.fromkeys(self.examples["group"]))}
+    def _groups(self) -> GroupTable:
+        return GroupTable(self.examples)
 
     @cached_property
-    def _groups(self) -> torch.Tensor:
-        """The number of each example's group."""
-        return torch.tensor([self._group_numbers[group] for group in self.examples["group"]])
+    def _searches(self) -> dict[str, ExactSearch | ClusterSearch]:
+        """The search in the vectors of each source."""
+        if len(self) <= nearest.MAX_EXACT:
+            return {name: ExactSearch(vectors) for name, vectors in self.vectors.items()}
+        self.make_clusters()
+        return {name: ClusterSearch(vectors, self.clusters[name]) for name, vectors in self.vectors.items()}
+
+    def make_clusters(self) -> None:
+        """Compute the clusters by which the vectors of a large book are searched. A small book needs none.
+
+        Raises:
+            ImportError: The book is large, and `faiss` is not installed.
+        """
+        if len(self) > nearest.MAX_EXACT:
+            for name in set(VECTOR_SOURCES) - set(self.clusters):
+                self.clusters[name] = Clusters.of(self.vectors[name])
 
     @cached_property
-    def _float_vectors(self) -> dict[str, torch.Tensor]:
-        """The vectors in 32 bits. Converting them takes longer than searching them."""
-        return {name: vectors.float() for name, vectors in self.vectors.items()}
+    def _titles(self) -> list[str]:
+        return [title or "" for title in self.examples["title"]]
 
     @cached_property
     def _ids(self) -> list[str]:
@@ -146,8 +162,10 @@ class TagBook:
 
     @cached_property
     def _words(self) -> TitleWordIndex | None:
-        titles = [title or "" for title in self.examples["title"]]
-        return TitleWordIndex(titles) if any(map(title_words, titles)) else None
+        return TitleWordIndex(self._titles) if any(map(title_words, self._titles)) else None
+
+    def _name(self, row: int) -> dict[str, str]:
+        return {"id": self._ids[row], "title": self._titles[row]}
 
     def look_up(self, queries: BookQueries, own_ids: Sequence[str | None] | None = None) -> list[BookCandidates]:
         """Return the tags of each query's nearest examples.
@@ -161,7 +179,7 @@ class TagBook:
             groups = [self._group_by_id.get(own_id) for own_id in own_ids]
         return self.candidates(self.search(queries, excluded_groups=groups))
 
-    def predict(self, model_tags: ModelTags, candidates: BookCandidates, own_tags_only: bool = False) -> list[dict]:
+    def predict(self, model_tags: ModelTags, candidates: BookCandidates) -> list[dict]:
         """Fuse the model's tags with the neighbours' tags.
 
         Before [`fit`], the score is `1 - (1 - p)(1 - q)`: the probability that the model or the neighbours are right.
@@ -170,15 +188,14 @@ class TagBook:
         Args:
             model_tags: Tags of the model for the example. Empty if there is no model.
             candidates: Tags of the neighbours of the same example.
-            own_tags_only: Leave out tags that the book does not have, and spell the others as in the book. Tags are
-                compared with [`normalize_tag`].
 
         Returns:
             Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags without a class are novel.
-            A tag of the model keeps its `"source"`.
+            A tag of the model keeps its `"source"`. With `own_tags_only`, tags that the book does not have are left
+            out, and the others are spelled as in the book. Tags are compared with [`normalize_tag`].
         """
-        tags, features = self._features(model_tags, candidates, own_tags_only)
-        by_model = self._by_name(model_tags, own_tags_only)
+        tags, features = self._features(model_tags, candidates)
+        by_model = self._by_name(model_tags)
         if self.score.is_fitted:
             scores = self.score(features)
         else:
@@ -194,20 +211,18 @@ class TagBook:
             predicted.append(tag | {"neighbours": neighbours.get(tags[row], [])})
         return predicted
 
-    def _by_name(self, model_tags: ModelTags, own_tags_only: bool) -> dict[str, Mapping]:
+    def _by_name(self, model_tags: ModelTags) -> dict[str, Mapping]:
         """Return the model's tags by name, spelled as in the book and only those of the book if `own_tags_only`."""
         found: dict[str, Mapping] = {}
         for tag in model_tags.tags:
-            name = self._spelling.get(normalize_tag(tag["tag"])) if own_tags_only else tag["tag"]
+            name = self._spelling.get(normalize_tag(tag["tag"])) if self.own_tags_only else tag["tag"]
             if name is not None and (name not in found or tag["score"] > found[name]["score"]):
                 found[name] = tag
         return found
 
-    def _features(
-        self, model_tags: ModelTags, candidates: BookCandidates, own_tags_only: bool
-    ) -> tuple[list[str], np.ndarray]:
+    def _features(self, model_tags: ModelTags, candidates: BookCandidates) -> tuple[list[str], np.ndarray]:
         """Return the tags of the model and of the neighbours, and the features of each, `[tags, NUM_FEATURES]`."""
-        by_model, number = self._by_name(model_tags, own_tags_only), len(candidates.tags)
+        by_model, number = self._by_name(model_tags), len(candidates.tags)
         tags = list(dict.fromkeys([*candidates.tags, *by_model]))
         features = np.zeros((len(tags), NUM_FEATURES))
         generated = np.array([by_model[tag]["slot_score"] if tag in by_model else 0.0 for tag in tags])
@@ -241,47 +256,33 @@ class TagBook:
         vectors = {name: rows.float() for name, rows in self.normalize(queries).items()}
         excluded = torch.full((len(queries),), -1)
         if excluded_groups is not None:
-            excluded = torch.tensor([self._group_numbers.get(group, -1) for group in excluded_groups])
-        wanted = min(num_neighbours, len(self))
-        by_source = [self._nearest(name, vectors[name], wanted, excluded) for name in VECTOR_SOURCES]
-        by_words = self._search_words(queries.titles, wanted, excluded)
+            excluded = torch.tensor([self._groups.number_of(group) for group in excluded_groups])
+        groups = self._groups.numbers
+        by_source = [self._searches[name](vectors[name], num_neighbours, excluded, groups) for name in VECTOR_SOURCES]
+        by_words = self._search_words(queries.titles, num_neighbours, excluded)
         by_source.append([list(found) for found in by_words])
         rows = [dict.fromkeys(row for found in by_source for row in found[query]) for query in range(len(queries))]
         rows = [torch.tensor(list(found), dtype=torch.long) for found in rows]
         rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         return self._compare(vectors, rows, by_words)
 
-    def _nearest(self, source: str, queries: torch.Tensor, wanted: int, excluded: torch.Tensor) -> list[list[int]]:
-        """Return the rows of the vectors most similar to each query, or no rows for a zero query."""
-        vectors, found = self._float_vectors[source], []
-        is_missing = ~vectors.any(dim=1)
-        for block, groups in zip(queries.split(SEARCH_BLOCK), excluded.split(SEARCH_BLOCK), strict=True):
-            similarities = (block @ vectors.T).masked_fill(is_missing, -torch.inf)
-            if (groups >= 0).any():
-                similarities.masked_fill_(self._groups == groups[:, None], -torch.inf)
-            values, rows = similarities.topk(wanted, dim=1)
-            values = values.masked_fill(~block.any(dim=1, keepdim=True), -torch.inf)
-            pairs = zip(values.tolist(), rows.tolist(), strict=True)
-            found += [[row for value, row in zip(*pair) if value > -torch.inf] for pair in pairs]
-        return found
-
     def _search_words(self, titles: Sequence[str], wanted: int, excluded: torch.Tensor) -> list[dict[int, float]]:
         """Return the rows of the titles most similar to each title, with their similarities."""
         if self._words is None:
             return [{} for _ in titles]
         groups = excluded.tolist()
-        hidden = [None if group < 0 else (self._groups == group).numpy() for group in groups]
+        hidden = [None if group < 0 else (self._groups.numbers == group).numpy() for group in groups]
         return [self._words.search(title, wanted, rows) for title, rows in zip(titles, hidden, strict=True)]
 
     def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
         """For each query, return the neighbours' tags with the largest mean votes."""
-        votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
+        votes = TagVotes(self._tag_table, neighbours)
         evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
         found = []
         for query, rows in enumerate(neighbours.rows.tolist()):
             entries = votes.most_voted(query, max_candidates)
             with_tag = [
-                [{"id": self._ids[rows[column]], "score": vote} for column, vote in votes.neighbours_with_tag(entry)]
+                [self._name(rows[column]) | {"score": vote} for column, vote in votes.neighbours_with_tag(entry)]
                 for entry in entries
             ]
             found.append(
@@ -299,7 +300,6 @@ class TagBook:
         reader: ModelTagReader | None = None,
         num_neighbours: int = NUM_NEIGHBOURS,
         metric: str = "micro_f1",
-        own_tags_only: bool = False,
     ) -> dict[str, float] | None:
         """Fit the temperatures of the votes, the fusion with the model, its logit adjustment and the threshold.
 
@@ -310,7 +310,6 @@ class TagBook:
             excluded_groups, num_neighbours: See [`search`].
             reader: Reader of the model, if the model reads the candidates.
             metric: The metric to maximise, as in [`metric_value`].
-            own_tags_only: See [`predict`].
 
         Returns:
             The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples, or if no
@@ -325,18 +324,18 @@ class TagBook:
         if reader is not None:
             reader.point(model_tags, candidates)
         pairs = zip(model_tags, candidates, strict=True)
-        found = [self._features(tags, candidates, own_tags_only) for tags, candidates in pairs]
+        found = [self._features(tags, candidates) for tags, candidates in pairs]
         features = np.concatenate([rows for _, rows in found])
         wanted = list(map(set, references))
         is_correct = np.array([tag in own for (tags, _), own in zip(found, wanted, strict=True) for tag in tags])
         if is_correct.all():
             return None
-        score = FusedScore(NUM_FEATURES)
-        score.fit(features, is_correct)
+        score, in_book = BookScore(NUM_FEATURES), features[:, 5].astype(bool)
+        score.fit(features, is_correct, in_book)
         evaluator = TagEvaluator(references, self.tag_counts)
         fits = []
         for adjustment in ADJUSTMENTS:
-            adjusted = score.adjusted(features, is_correct, adjustment)
+            adjusted = score.adjusted(features, is_correct, in_book, adjustment)
             scored = [[{"tag": t, "score": s} for t, s in zip(tags, adjusted(rows).tolist())] for tags, rows in found]
             threshold, metrics = evaluator.best_threshold(scored, metric)
             fits.append((metric_value(metrics, metric), adjusted, threshold, metrics))
@@ -345,7 +344,7 @@ class TagBook:
 
     def _fit_temperatures(self, neighbours: Neighbours, references: Sequence[Sequence[str]]) -> bool:
         """Choose temperatures by maximum likelihood, and return whether any neighbour has a correct tag."""
-        votes = TagVotes(*self._tag_rows, len(self.tags), neighbours)
+        votes = TagVotes(self._tag_table, neighbours)
         wanted = [set(tags) for tags in references]
         is_correct = np.array([self.tags[tag] in wanted[query] for query, tag in zip(votes.query, votes.tag)])
         if not is_correct.any():
@@ -369,7 +368,7 @@ class TagBook:
             ValueError: As in the constructor. The book is then unchanged.
         """
         _check_examples(examples, len(vectors[VECTOR_SOURCES[0]]))
-        self.vectors = dict(vectors)
+        self.vectors, self.clusters = dict(vectors), {}
         self._replace_examples(_with_state(examples))
 
     def fit_to_itself(
@@ -388,8 +387,7 @@ class TagBook:
             reader: See [`fit`].
         """
         chosen = self.examples.select(rows)
-        options = {"excluded_groups": chosen["group"][:], "reader": reader, "own_tags_only": True}
-        return self.fit(queries, chosen["tags"][:], model_tags, **options)
+        return self.fit(queries, chosen["tags"][:], model_tags, excluded_groups=chosen["group"][:], reader=reader)
 
     def add_examples(self, examples: Dataset, queries: BookQueries) -> None:
         """Add examples. Their tags can be suggested immediately.
@@ -406,6 +404,7 @@ class TagBook:
         _check_examples(merged, len(self) + len(queries))
         added = self.normalize(queries)
         self.vectors = {name: torch.cat([self.vectors[name], added[name]]) for name in VECTOR_SOURCES}
+        self.clusters = {name: clusters.extended(added[name]) for name, clusters in self.clusters.items()}
         self._replace_examples(merged)
 
     def remove_examples(self, ids: Sequence[str]) -> None:
@@ -421,6 +420,7 @@ class TagBook:
         if not kept:
             raise ValueError("All examples would be removed; a book needs at least one.")
         self.vectors = {name: vectors[kept] for name, vectors in self.vectors.items()}
+        self.clusters = {name: clusters.select(kept) for name, clusters in self.clusters.items()}
         self._replace_examples(self.examples.select(kept))
 
     def normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
@@ -441,7 +441,7 @@ class TagBook:
         similarities = torch.zeros(*rows.shape, len(SOURCES))
         is_comparable = torch.zeros(*rows.shape, len(SOURCES), dtype=torch.bool)
         for index, name in enumerate(VECTOR_SOURCES):
-            own = self._float_vectors[name][rows.clamp(min=0)]
+            own = self.vectors[name][rows.clamp(min=0)].float()
             similarities[..., index] = torch.einsum("qnw,qw->qn", own, vectors[name])
             is_comparable[..., index] = own.any(dim=-1) & vectors[name].any(dim=-1)[:, None]
         for query, found in enumerate(by_words):

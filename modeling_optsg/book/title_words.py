@@ -21,9 +21,12 @@ class TitleWordIndex:
     def __init__(self, titles: Sequence[str]):
         self.index = bm25s.BM25()
         self.index.index([title_words(title) for title in titles], show_progress=False)
-        data, starts = np.asarray(self.index.scores["data"]), self.index.scores["indptr"]
+        self.num_titles = len(titles)
+        # The titles with each word, and their scores for it.
+        self.rows, self.scores = np.asarray(self.index.scores["indices"]), np.asarray(self.index.scores["data"])
+        self.starts = np.asarray(self.index.scores["indptr"])
         # The largest score of each word. The sum over the words of a query bounds the score of a title.
-        self.largest = np.array([data[start:end].max(initial=0.0) for start, end in zip(starts[:-1], starts[1:])])
+        self.largest = np.maximum.reduceat(np.append(self.scores, 0.0), self.starts[:-1])
 
     def search(self, title: str, number: int, hidden: np.ndarray | None = None) -> dict[int, float]:
         """Return the rows of the most similar titles with their similarities between 0 and 1, the largest first.
@@ -37,13 +40,20 @@ class TitleWordIndex:
         bound = float(self.largest[words].sum()) if words else 0.0
         if not bound:
             return {}
-        scores = self.index.get_scores_from_ids(words)
+        spans = [slice(self.starts[word], self.starts[word + 1]) for word in words]
+        # Only titles with one of the words are looked at.
+        scores = np.zeros(self.num_titles, dtype=self.scores.dtype)
+        for span in spans:
+            scores[self.rows[span]] += self.scores[span]
+        rows = np.concatenate([self.rows[span] for span in spans])
         if hidden is not None:
-            scores = np.where(hidden, 0.0, scores)
-        number = min(number, len(scores))
-        rows = np.argpartition(-scores, number - 1)[:number]
-        rows = rows[np.argsort(-scores[rows], kind="stable")]
-        return {int(row): float(scores[row]) / bound for row in rows if scores[row] > 0}
+            rows = rows[~hidden[rows]]
+        # A title with several of the words occurs several times.
+        if len(rows) > number * len(spans):
+            rows = rows[np.argpartition(-scores[rows], number * len(spans))[: number * len(spans)]]
+        rows = np.unique(rows)
+        rows = rows[np.argsort(-scores[rows], kind="stable")][:number]
+        return {int(row): float(scores[row]) / bound for row in rows}
 
 
 def title_words(title: str) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .fusion import MIN_VOTE
+from .tables import TagTable
 
 # Sources of similarity: standardised vision tower features, the mean text feature of the title, the evidence that the
 # tag classifier reads, and the words of the title (BM25).
@@ -48,9 +49,7 @@ class TagVotes:
     An entry is a pair of a query and a tag of its neighbours. Entries are sorted by query.
 
     Args:
-        tags: `[book tags]`, the concatenated tag indices of all examples of the book.
-        starts: `[examples + 1]`, where the tags of each example start.
-        num_tags: Number of different tags.
+        table: The tags of all examples of the book.
         neighbours: The neighbours of each query.
 
     Attributes:
@@ -58,14 +57,15 @@ class TagVotes:
         tag: `[entries]`, the tag of each entry.
     """
 
-    def __init__(self, tags: np.ndarray, starts: np.ndarray, num_tags: int, neighbours: Neighbours):
+    def __init__(self, table: TagTable, neighbours: Neighbours):
+        starts, num_tags = table.starts, len(table.tags)
         queries, columns = np.nonzero(neighbours.rows.numpy() >= 0)
         rows = neighbours.rows.numpy()[queries, columns]
         counts = starts[rows + 1] - starts[rows]
         # One pair for each tag of each neighbour.
         self.pair_query, self.pair_column = np.repeat(queries, counts), np.repeat(columns, counts)
         offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        pair_tag = tags[np.repeat(starts[rows], counts) + offsets]
+        pair_tag = table.numbers[np.repeat(starts[rows], counts) + offsets]
         keys, self.entry = np.unique(self.pair_query * num_tags + pair_tag, return_inverse=True)
         self.query, self.tag = keys // num_tags, keys % num_tags
         self.neighbour_votes, self.mean_votes = np.zeros(neighbours.rows.shape), np.zeros(len(keys))

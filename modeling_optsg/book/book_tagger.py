@@ -1,0 +1,87 @@
+"""Tags examples with a model and a book."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import ModelOutput
+
+from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.processing_optsg import OPTSGProcessor
+
+from .book_files import INDEX_FOLDER, load_book, load_pretrained_book
+from .building import encoder_fingerprint
+from .predictions import GENERATE_OPTIONS, ModelTagReader
+from .tag_book import TagBook
+
+
+class BookTagger:
+    """Tags examples with a model and a book.
+
+    Args:
+        model: The model that the book was made with.
+        processor: Its processor.
+        book: The book; or its folder, or the folder or Hub name of a checkpoint with a book.
+
+    Attributes:
+        generate_options: The arguments of `generate` whose output a call reads.
+
+    Raises:
+        FileNotFoundError: There is no such book.
+        ValueError: The book is damaged or was made with another model, or the model has no tag classifier.
+
+    Example:
+
+        >>> tagger = BookTagger(model, processor, "runs/open-book")  # doctest: +SKIP
+        >>> inputs = processor(images=["photo.jpg"])  # doctest: +SKIP
+        >>> outputs = model.generate(**inputs, **tagger.generate_options)  # doctest: +SKIP
+        >>> [tags] = tagger(outputs, titles=[None])  # doctest: +SKIP
+    """
+
+    generate_options: Mapping[str, Any] = GENERATE_OPTIONS
+
+    def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, book: TagBook | str | os.PathLike):
+        self._read_outputs = ModelTagReader(model, processor)
+        self._label_vocabulary = processor.label_vocabulary
+        if not isinstance(book, TagBook):
+            book = _load(book, encoder_fingerprint(model, processor))
+        self.book = book
+
+    def __call__(
+        self,
+        outputs: ModelOutput,
+        titles: Sequence[str | None],
+        own_ids: Sequence[str | None] | None = None,
+        threshold: float | None = None,
+    ) -> list[list[dict]]:
+        """Return the tags of a batch.
+
+        Args:
+            outputs: Output of `generate` with `generate_options`.
+            titles: Title of each example.
+            own_ids: See [`TagBook.look_up`].
+            threshold: Minimum probability of a tag; by default that of the book.
+
+        Returns:
+            For each example its tags, the most probable first. A tag is a dict with
+
+            - `"tag"`, `"score"` (its probability) and `"novel"` (no training example of the model has it);
+            - `"source"`: "generated" by a slot, "classified" (only a candidate of the tag classifier) or "book" (only
+              from neighbours);
+            - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`.
+        """
+        queries, model_tags = self._read_outputs(outputs, titles)
+        candidates = self.book.look_up(queries, own_ids)
+        self._read_outputs.point(model_tags, candidates)
+        threshold, tagged = self.book.threshold if threshold is None else threshold, []
+        for own, found in zip(model_tags, candidates, strict=True):
+            tags = [{"source": "book"} | tag for tag in self.book.predict(own, found) if tag["score"] >= threshold]
+            tagged.append([tag | {"novel": tag["tag"] not in self._label_vocabulary} for tag in tags])
+        return tagged
+
+
+def _load(name: str | os.PathLike, fingerprint: str) -> TagBook:
+    if Path(name).is_dir() and not Path(name, INDEX_FOLDER).is_dir():
+        return load_book(name, fingerprint)
+    return load_pretrained_book(name, fingerprint)

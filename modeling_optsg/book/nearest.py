@@ -1,0 +1,169 @@
+"""Finds the most similar vectors of a book: exactly in small books, with FAISS in large ones."""
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+
+# Up to this number of examples, all vectors are compared. More examples are searched with FAISS.
+MAX_EXACT = 200_000
+# Queries that are compared together.
+SEARCH_BLOCK = 256
+# Vectors that are added to an index together.
+ADD_BLOCK = 16_384
+# Examples per cluster from which the clusters are computed, and iterations of k-means.
+CLUSTER_SAMPLE, CLUSTER_ITERATIONS = 40, 8
+# Vectors from which the rounding is computed.
+ROUNDING_SAMPLE = 16_384
+# Clusters that are searched for each query.
+NUM_PROBES = 128
+# Dimensions that are rounded together, to one of 2 ** `NUM_BITS` vectors.
+ROUNDED_SIZE, NUM_BITS = 4, 4
+# The index compares rounded vectors. So many times the wanted rows are found, and then compared exactly.
+OVERSAMPLING = 10
+
+
+class ExactSearch:
+    """Compares each query with all vectors.
+
+    Args:
+        vectors: `[vectors, width]`, unit vectors in half precision; zeros for missing ones.
+    """
+
+    def __init__(self, vectors: torch.Tensor):
+        # Converting the vectors takes longer than comparing them.
+        self.vectors, self.is_missing = vectors.float(), ~vectors.any(dim=1)
+
+    def __call__(self, queries: torch.Tensor, number: int, excluded: torch.Tensor, groups: torch.Tensor) -> list:
+        """Return the rows of the most similar vectors for each query, the most similar first.
+
+        Args:
+            queries: `[queries, width]`, unit vectors. A zero vector finds nothing.
+            number: Maximum number of rows.
+            excluded: `[queries]`, the group that is left out; -1 for none.
+            groups: `[vectors]`, the group of each vector.
+        """
+        number, found = min(number, len(self.vectors)), []
+        for block, own in zip(queries.split(SEARCH_BLOCK), excluded.split(SEARCH_BLOCK), strict=True):
+            similarities = (block @ self.vectors.T).masked_fill(self.is_missing, -torch.inf)
+            if (own >= 0).any():
+                similarities.masked_fill_(groups == own[:, None], -torch.inf)
+            values, rows = similarities.topk(number, dim=1)
+            values = values.masked_fill(~block.any(dim=1, keepdim=True), -torch.inf)
+            pairs = zip(values.tolist(), rows.tolist(), strict=True)
+            found += [[row for value, row in zip(*pair) if value > -torch.inf] for pair in pairs]
+        return found
+
+
+class Clusters:
+    """Clusters of similar vectors (spherical k-means).
+
+    Args:
+        centroids: `[clusters, width]`.
+        members: `[vectors]`, the cluster of each vector; -1 for missing vectors.
+    """
+
+    def __init__(self, centroids: torch.Tensor, members: torch.Tensor):
+        self.centroids, self.members = centroids, members
+
+    @classmethod
+    def of(cls, vectors: torch.Tensor) -> "Clusters":
+        """Compute the clusters of vectors, as [`ExactSearch`] takes them.
+
+        Raises:
+            ImportError: `faiss` is not installed.
+        """
+        faiss = _import_faiss()
+        present = vectors.any(dim=1).nonzero().flatten()
+        if not len(present):
+            return cls(vectors.new_zeros(0, vectors.shape[1]), torch.full((len(vectors),), -1, dtype=torch.int32))
+        number = max(1, round(2 * len(present) ** 0.5))
+        sample = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(0))]
+        sample = vectors[sample[: CLUSTER_SAMPLE * number]].float().numpy()
+        kmeans = faiss.Kmeans(
+            vectors.shape[1], number, niter=CLUSTER_ITERATIONS, spherical=True, seed=0, min_points_per_centroid=1
+        )
+        kmeans.train(sample)
+        return cls(torch.from_numpy(kmeans.centroids).half(), torch.empty(0, dtype=torch.int32)).extended(vectors)
+
+    def extended(self, vectors: torch.Tensor) -> "Clusters":
+        """Return the same clusters with more vectors."""
+        members = torch.full((len(vectors),), -1, dtype=torch.int32)
+        if len(self.centroids):
+            centroids = self.centroids.float()
+            for start in range(0, len(vectors), ADD_BLOCK):
+                block = vectors[start : start + ADD_BLOCK].float()
+                nearest = (block @ centroids.T).argmax(dim=1).int()
+                members[start : start + len(block)] = nearest.where(block.any(dim=1), -1)
+        return Clusters(self.centroids, torch.cat([self.members, members]))
+
+    def select(self, rows: Sequence[int]) -> "Clusters":
+        """Return the same clusters with some of the vectors."""
+        return Clusters(self.centroids, self.members[rows])
+
+
+class ClusterSearch:
+    """Compares each query with the vectors of the nearest clusters.
+
+    The FAISS index is an inverted file with product quantisation.
+
+    Args:
+        vectors: As in [`ExactSearch`].
+        clusters: Their clusters.
+
+    Raises:
+        ImportError: `faiss` is not installed.
+    """
+
+    def __init__(self, vectors: torch.Tensor, clusters: Clusters):
+        faiss = _import_faiss()
+        self.vectors, width = vectors, vectors.shape[1]
+        self.index = None
+        if not len(clusters.centroids):
+            return
+        centroids = clusters.centroids.float().numpy()
+        self._quantizer = faiss.IndexFlatIP(width)
+        self._quantizer.add(centroids)
+        index = faiss.IndexIVFPQ(
+            self._quantizer, width, len(centroids), width // ROUNDED_SIZE, NUM_BITS, faiss.METRIC_INNER_PRODUCT
+        )
+        present = (clusters.members >= 0).nonzero().flatten()
+        index.train(vectors[present[:: -(-len(present) // ROUNDING_SAMPLE)]].float().numpy())
+        for rows in present.split(ADD_BLOCK):
+            block, ids = vectors[rows].float().numpy(), rows.numpy()
+            members = clusters.members[rows].long().numpy()
+            # The clusters are known, so that loading a book takes seconds instead of minutes.
+            index.add_core(len(rows), *map(faiss.swig_ptr, (block, ids, members)))
+        self.index = faiss.IndexIVFPQFastScan(index)
+        self.index.nprobe = min(NUM_PROBES, len(centroids))
+
+    def __call__(self, queries: torch.Tensor, number: int, excluded: torch.Tensor, groups: torch.Tensor) -> list:
+        """Return the rows of the most similar vectors for each query; see [`ExactSearch.__call__`]."""
+        found: list[list[int]] = [[] for _ in queries]
+        if self.index is None:
+            return found
+        wanted = OVERSAMPLING * number
+        if (excluded >= 0).any():
+            # Those of the excluded group may be the most similar ones.
+            wanted += int(torch.bincount(groups)[excluded.clamp(min=0)].max())
+        _, nearest = self.index.search(queries.numpy(), min(wanted, self.index.ntotal))
+        is_usable = (nearest >= 0) & queries.any(dim=1, keepdim=True).numpy()
+        is_usable &= groups.numpy()[nearest] != excluded[:, None].numpy()
+        # For so few vectors, NumPy is faster than PyTorch.
+        vectors = self.vectors.numpy()
+        for query, (rows, usable) in enumerate(zip(nearest, is_usable, strict=True)):
+            rows = rows[usable]
+            similarities = vectors[rows].astype(np.float32) @ queries[query].numpy()
+            found[query] = rows[np.argsort(-similarities, kind="stable")[:number]].tolist()
+        return found
+
+
+def _import_faiss() -> ModuleType:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            f'Books with more than {MAX_EXACT:,} examples are searched with FAISS: pip install "optsg[book]"'
+        ) from error
+    return faiss

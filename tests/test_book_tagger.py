@@ -1,0 +1,125 @@
+"""Tags of a model with a book: `BookTagger`, the pipeline and the Space."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from colour_folder import COLOURS, write_colour_folder
+from datasets import Dataset
+from transformers import pipeline
+
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.book import BookTagger, build_book, load_book, save_book
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "space"))
+
+import markup  # noqa: E402
+from limits import Limits  # noqa: E402
+from tagging import Tagger  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_colour_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, make_model, tiny_processor, images):
+    """The folder of a model with a book of red and green images, which both have a personal keyword."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = make_model(use_tag_classifier=True)
+    model.set_label_vocabulary(tiny_processor.tag_tokenizer(list(tiny_processor.label_vocabulary))["input_ids"])
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    rows = [row for row in range(16) if row % 4 < 2]
+    columns = {
+        "id": [f"{row}.png" for row in rows],
+        "title": [f"number {row}" for row in rows],
+        "tags": [[list(COLOURS)[row % 4], "our garden"] for row in rows],
+        "image": [str(images / "train" / f"{row}.png") for row in rows],
+    }
+    model, processor = OPTSGForTagGeneration.from_pretrained(folder), OPTSGProcessor.from_pretrained(folder)
+    build_book(model, processor, Dataset.from_dict(columns), folder / "index", progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tagger(checkpoint):
+    return pipeline("tag-generation", model=str(checkpoint), trust_remote_code=True)
+
+
+def expected(checkpoint, image, title=None, **settings):
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    tagger = BookTagger(model, processor, checkpoint)
+    outputs = model.generate(**processor(images=[image], titles=[title]), **tagger.generate_options)
+    return tagger(outputs, [title], **settings)[0]
+
+
+def test_a_tag_names_its_source_and_the_examples_that_have_it(checkpoint, images):
+    tags = expected(checkpoint, images / "test" / "0.png", "number 4", threshold=0.0)
+    assert {tag["tag"] for tag in tags} == {"red", "green", "our garden"}
+    garden = next(tag for tag in tags if tag["tag"] == "our garden")
+    assert garden["novel"] and garden["source"] == "book"
+    # The title is that of an example in the book.
+    assert garden["neighbours"][0] == {"id": "4.png", "title": "number 4", "score": pytest.approx(0.5, abs=0.5)}
+    assert len(garden["neighbours"]) == 8
+    scores = [tag["score"] for tag in tags]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_book_of_all_tags_keeps_those_of_the_model(checkpoint, images, tmp_path):
+    book = load_book(checkpoint / "index")
+    assert book.own_tags_only
+    book.own_tags_only = False
+    save_book(book, tmp_path)
+    image = images / "test" / "0.png"
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    tagger = BookTagger(model, processor, tmp_path)
+    outputs = model.generate(**processor(images=[image]), **tagger.generate_options)
+    of_model = {tag["tag"] for tag in processor.batch_decode(outputs)[0]}
+    tags = tagger(outputs, [None], threshold=0.0)[0]
+    assert {tag["tag"] for tag in tags} == of_model | {"red", "green", "our garden"}
+    assert {tag["source"] for tag in tags if tag["tag"] in of_model} <= {"generated", "classified"}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_pipeline_uses_a_book(tagger, checkpoint, images, batch_size):
+    examples = [{"image": str(images / "test" / f"{row}.png"), "title": f"number {row}"} for row in range(4)]
+    results = tagger(examples, book=str(checkpoint), batch_size=batch_size)
+    for example, tags in zip(examples, results, strict=True):
+        wanted = expected(checkpoint, example["image"], example["title"])
+        assert [tag["label"] for tag in tags] == [tag["tag"] for tag in wanted] and tags
+        for tag, own in zip(tags, wanted, strict=True):
+            assert tag["score"] == pytest.approx(own["score"], abs=1e-4)
+            assert (tag["source"], tag["neighbours"][0]["id"]) == (own["source"], own["neighbours"][0]["id"])
+    [tag] = tagger(examples[0], book=str(checkpoint), top_k=1)
+    assert tag == results[0][0]
+    assert len(tagger(examples[0], book=str(checkpoint), threshold=0.0)) == 3
+    assert tagger(examples[0], book=str(checkpoint), threshold=1.0) == []
+    # Without a book, the tags are those of the model.
+    assert "source" not in tagger(examples[0], threshold=0.0)[0]
+
+
+def test_the_pipeline_refuses_what_a_book_cannot_do(tagger, checkpoint, images):
+    image = str(images / "test" / "0.png")
+    with pytest.raises(ValueError, match="exclude each other"):
+        tagger(image, book=str(checkpoint), tag_vocabulary=["red"])
+    with pytest.raises(FileNotFoundError, match="does not contain a book"):
+        tagger(image, book=str(images))
+
+
+def test_the_space_shows_the_examples_that_have_a_tag(checkpoint, images):
+    space = Tagger(str(checkpoint), Limits())
+    try:
+        path = str(images / "test" / "0.png")
+        tagged = space.tag(path, "0.png", "number 4")
+        wanted = expected(checkpoint, path, "number 4", threshold=0.0)
+        assert [tag["tag"] for tag in tagged.tags] == [tag["tag"] for tag in wanted]
+        assert tagged.default_threshold == space.fitted_threshold("parallel") == space.book.book.threshold
+        page = markup.tag_list(tagged, 0.0)
+        assert "like “number 4”, “number" in page and "and 5 more" in page
+        assert [tag["source"] for tag in tagged.tags] == [tag["source"] for tag in wanted]
+    finally:
+        space.reader.stop()
