@@ -11,6 +11,8 @@ these settings. Rows:
 - `book`: the book without the model.
 - `model and book`: late fusion of both, without a reader.
 - `op-tsg-open-book`: the same with the pointers of the reader.
+- `op-tsg-open-book, sequential`: the same with sequential decoding. All other rows have parallel decoding.
+- `op-tsg-open-book, RATIO of the book`: the same with a random part of the book. Nothing is fitted again.
 - `reader without evidence`: a reader that is trained without the evidence of the candidates, on the validation split
   only.
 - `model and book, only SOURCE` and `op-tsg-open-book, N neighbours`: ablations, on the validation split only.
@@ -22,6 +24,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from datasets import Dataset
 
@@ -43,6 +46,7 @@ from modeling_optsg.training.book_reader_training import train_book_reader
 METRICS = (*F1_METRICS, "tags_per_example")
 OPERATING_POINTS = ("full_f1@micro_f1>=52", "full_f1+micro_f1")
 NEIGHBOURS = (5, 10, 50)
+BOOK_RATIOS = (0.5, 0.1)
 SPLITS = ("train", "validation", "test")
 # The fit that the temperatures of the votes come from. They do not depend on the metric.
 TEMPERATURE_METRIC = "micro_f1"
@@ -60,7 +64,6 @@ class BookExperiment:
         self.run, self.benchmark = run, benchmark
         model, processor = run.model, run.processor
         self.read_outputs = ModelTagReader(model, processor)
-        decoding = {"decoding": "parallel"} if "parallel" in run.spec.decodings else {}
         self.queries, self.model_tags = {}, {}
         for split in SPLITS:
             rows = benchmark.splits[split]
@@ -69,8 +72,7 @@ class BookExperiment:
                 self.train_features = features
                 self.queries[split] = embed_examples(model, processor, features)
                 continue
-            found = self.read_outputs.read_examples(features, rows["title"][:], progress=False, **decoding)
-            self.queries[split], self.model_tags[split] = found
+            self.queries[split], self.model_tags[split] = self.read(features, rows, "parallel")
         self.examples = book_examples(benchmark.splits["train"])
         self.fingerprint = encoder_fingerprint(model, processor)
 
@@ -78,6 +80,22 @@ class BookExperiment:
         """Return rows with the tower features of the model."""
         cache = self.benchmark.cache_dir / "features"
         return CachedFeatures(cache_tower_features(rows, self.run.model.model, self.run.processor, cache))
+
+    def read(self, features: CachedFeatures, rows: Dataset, decoding: str) -> tuple[BookQueries, list[ModelTags]]:
+        """Return the queries of rows and the model's tags."""
+        return self.read_outputs.read_examples(features, rows["title"][:], progress=False, decoding=decoding)
+
+    def score_sequential(self, metrics: Sequence[str]) -> dict[str, dict]:
+        """Return the metrics with sequential decoding at each operating point."""
+        parallel = self.model_tags
+        try:
+            splits = {split: self.benchmark.splits[split] for split in parallel}
+            self.model_tags = {
+                split: self.read(self.features(rows), rows, "sequential")[1] for split, rows in splits.items()
+            }
+            return {metric: self._score_book(metric) for metric in metrics}
+        finally:
+            self.model_tags = parallel
 
     def train_reader(self, with_evidence: bool = True) -> dict:
         """Train a new book reader, and return what [`train_book_reader`] does."""
@@ -97,6 +115,7 @@ class BookExperiment:
         rows["book"] = self._score_book(metric, with_model=False, with_reader=False)
         rows["model and book"] = self._score_book(metric, with_reader=False)
         rows["op-tsg-open-book"] = self._score_book(metric)
+        rows |= self._score_parts(metric)
         for name in SOURCES:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
             fitted = self.fit_book(metric, queries, with_reader=False)[1]
@@ -163,6 +182,17 @@ class BookExperiment:
         fused = [book.predict(tags, own) for tags, own in zip(model_tags, found, strict=True)]
         return [[tag for tag in tags if tag["score"] >= book.threshold] for tags in fused]
 
+    def _score_parts(self, metric: str) -> dict[str, dict]:
+        """Return the metrics with random parts of the book, and the settings of the whole book."""
+        book, _ = self.fit_book(metric, self.queries)
+        ids = np.random.default_rng(0).permutation(book.examples["id"][:]).tolist()
+        rows = {}
+        for ratio in BOOK_RATIOS:
+            kept = round(ratio * len(ids))
+            book.remove_examples(ids[kept : len(book)])
+            rows[f"op-tsg-open-book, {ratio} of the book"] = self._score_on_test(self.predict_test(book))
+        return rows
+
     def _score_on_test(self, kept: Sequence[Sequence[dict]]) -> dict[str, dict]:
         references = self.benchmark.splits["test"]["tags"]
         return {
@@ -209,6 +239,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = BookExperiment(Run.load(folder), benchmark)
         run = {"reader": experiment.train_reader()}
         run |= {metric: experiment.score(metric) for metric in arguments.metrics}
+        for metric, row in experiment.score_sequential(arguments.metrics).items():
+            run[metric]["op-tsg-open-book, sequential"] = row
         for metric, row in experiment.score_without_evidence(arguments.metrics).items():
             run[metric]["reader without evidence"] = row
         runs[folder.name] = run

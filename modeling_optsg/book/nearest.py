@@ -13,11 +13,11 @@ SEARCH_BLOCK = 256
 # Vectors that are added to an index together.
 ADD_BLOCK = 16_384
 # Examples per cluster from which the clusters are computed, and iterations of k-means.
-CLUSTER_SAMPLE, CLUSTER_ITERATIONS = 40, 8
+CLUSTER_SAMPLE, CLUSTER_ITERATIONS = 20, 6
 # Vectors from which the rounding is computed.
 ROUNDING_SAMPLE = 16_384
 # Clusters that are searched for each query.
-NUM_PROBES = 128
+NUM_PROBES = 256
 # Dimensions that are rounded together, to one of 2 ** `NUM_BITS` vectors.
 ROUNDED_SIZE, NUM_BITS = 4, 4
 # The index compares rounded vectors. So many times the wanted rows are found, and then compared exactly.
@@ -78,7 +78,7 @@ class Clusters:
         present = vectors.any(dim=1).nonzero().flatten()
         if not len(present):
             return cls(vectors.new_zeros(0, vectors.shape[1]), torch.full((len(vectors),), -1, dtype=torch.int32))
-        number = max(1, round(2 * len(present) ** 0.5))
+        number = max(1, round(4 * len(present) ** 0.5))
         sample = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(0))]
         sample = vectors[sample[: CLUSTER_SAMPLE * number]].float().numpy()
         kmeans = faiss.Kmeans(
@@ -122,16 +122,17 @@ class ClusterSearch:
         self.index = None
         if not len(clusters.centroids):
             return
-        centroids = clusters.centroids.float().numpy()
+        self._rotation = _random_rotation(width)
+        centroids = self._rotate(clusters.centroids)
         self._quantizer = faiss.IndexFlatIP(width)
         self._quantizer.add(centroids)
         index = faiss.IndexIVFPQ(
             self._quantizer, width, len(centroids), width // ROUNDED_SIZE, NUM_BITS, faiss.METRIC_INNER_PRODUCT
         )
         present = (clusters.members >= 0).nonzero().flatten()
-        index.train(vectors[present[:: -(-len(present) // ROUNDING_SAMPLE)]].float().numpy())
+        index.train(self._rotate(vectors[present[:: -(-len(present) // ROUNDING_SAMPLE)]]))
         for rows in present.split(ADD_BLOCK):
-            block, ids = vectors[rows].float().numpy(), rows.numpy()
+            block, ids = self._rotate(vectors[rows]), rows.numpy()
             members = clusters.members[rows].long().numpy()
             # The clusters are known, so that loading a book takes seconds instead of minutes.
             index.add_core(len(rows), *map(faiss.swig_ptr, (block, ids, members)))
@@ -147,7 +148,7 @@ class ClusterSearch:
         if (excluded >= 0).any():
             # Those of the excluded group may be the most similar ones.
             wanted += int(torch.bincount(groups)[excluded.clamp(min=0)].max())
-        _, nearest = self.index.search(queries.numpy(), min(wanted, self.index.ntotal))
+        _, nearest = self.index.search(self._rotate(queries), min(wanted, self.index.ntotal))
         is_usable = (nearest >= 0) & queries.any(dim=1, keepdim=True).numpy()
         is_usable &= groups.numpy()[nearest] != excluded[:, None].numpy()
         # For so few vectors, NumPy is faster than PyTorch.
@@ -157,6 +158,14 @@ class ClusterSearch:
             similarities = vectors[rows].astype(np.float32) @ queries[query].numpy()
             found[query] = rows[np.argsort(-similarities, kind="stable")[:number]].tolist()
         return found
+
+    def _rotate(self, vectors: torch.Tensor) -> np.ndarray:
+        return (vectors.float() @ self._rotation).numpy()
+
+
+def _random_rotation(width: int) -> torch.Tensor:
+    """Return a rotation `[width, width]`, after which all dimensions matter alike, as the rounding assumes."""
+    return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)))[0]
 
 
 def _import_faiss() -> ModuleType:

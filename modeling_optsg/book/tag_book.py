@@ -30,9 +30,9 @@ MAX_PCA_IMAGES = 4000
 # Rows that are normalised together.
 NORMALIZE_BLOCK = 4096
 # Vote temperatures to try, for similarities of at most 1.
-TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 1.0)
 # Strengths of the logit adjustment to try.
-ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 # The slots' probabilities are clamped so that their logits are finite.
 MIN_PROBABILITY = 1e-3
 # Classifier logit of a novel tag.
@@ -262,9 +262,10 @@ class TagBook:
         by_words = self._search_words(queries.titles, num_neighbours, excluded)
         by_source.append([list(found) for found in by_words])
         rows = [dict.fromkeys(row for found in by_source for row in found[query]) for query in range(len(queries))]
-        rows = [torch.tensor(list(found), dtype=torch.long) for found in rows]
-        rows = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        return self._compare(vectors, rows, by_words)
+        padded = np.full((len(queries), max(map(len, rows), default=0)), -1)
+        for query, found in enumerate(rows):
+            padded[query, : len(found)] = list(found)
+        return self._compare(vectors, padded, by_words)
 
     def _search_words(self, titles: Sequence[str], wanted: int, excluded: torch.Tensor) -> list[dict[int, float]]:
         """Return the rows of the titles most similar to each title, with their similarities."""
@@ -277,7 +278,7 @@ class TagBook:
     def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
         """For each query, return the neighbours' tags with the largest mean votes."""
         votes = TagVotes(self._tag_table, neighbours)
-        evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities.numpy())
+        evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities)
         found = []
         for query, rows in enumerate(neighbours.rows.tolist()):
             entries = votes.most_voted(query, max_candidates)
@@ -425,28 +426,33 @@ class TagBook:
 
     def normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
         """Return unit vectors in half precision, whose dot products are similarities. Missing ones stay zero."""
-        blocks = {name: [] for name in VECTOR_SOURCES}
+        widths = {name: rows.shape[1] for name, rows in queries.vectors.items()} | {
+            "image": len(self.image_components)
+        }
+        vectors = {name: torch.empty(len(queries), widths[name], dtype=torch.half) for name in VECTOR_SOURCES}
         # Block by block: image features are wide.
-        for start in range(0, max(len(queries), 1), NORMALIZE_BLOCK):
-            block = {name: rows[start : start + NORMALIZE_BLOCK].float() for name, rows in queries.vectors.items()}
+        for start in range(0, len(queries), NORMALIZE_BLOCK):
+            rows = slice(start, start + NORMALIZE_BLOCK)
+            block = {name: own[rows].float() for name, own in queries.vectors.items()}
             reduced = (block["image"] - self.image_mean) @ self.image_components.T
             block["image"] = reduced * block["image"].any(dim=1, keepdim=True)
             for name in VECTOR_SOURCES:
-                blocks[name].append(F.normalize(block[name], dim=-1).half())
-        return {name: torch.cat(rows) for name, rows in blocks.items()}
+                vectors[name][rows] = F.normalize(block[name], dim=-1)
+        return vectors
 
     def _compare(
-        self, vectors: Mapping[str, torch.Tensor], rows: torch.Tensor, by_words: Sequence[Mapping[int, float]]
+        self, vectors: Mapping[str, torch.Tensor], rows: np.ndarray, by_words: Sequence[Mapping[int, float]]
     ) -> Neighbours:
-        similarities = torch.zeros(*rows.shape, len(SOURCES))
-        is_comparable = torch.zeros(*rows.shape, len(SOURCES), dtype=torch.bool)
+        # For so few vectors, NumPy is faster than PyTorch.
+        similarities = np.zeros((*rows.shape, len(SOURCES)), dtype=np.float32)
+        is_comparable = np.zeros(similarities.shape, dtype=bool)
         for index, name in enumerate(VECTOR_SOURCES):
-            own = self.vectors[name][rows.clamp(min=0)].float()
-            similarities[..., index] = torch.einsum("qnw,qw->qn", own, vectors[name])
-            is_comparable[..., index] = own.any(dim=-1) & vectors[name].any(dim=-1)[:, None]
+            own, wanted = self.vectors[name].numpy()[rows.clip(min=0)], vectors[name].numpy()
+            similarities[..., index] = (own.astype(np.float32) @ wanted[..., None])[..., 0]
+            is_comparable[..., index] = own.any(axis=-1) & wanted.any(axis=-1)[:, None]
         for query, found in enumerate(by_words):
             if found:
-                similarities[query, :, -1] = torch.tensor([found.get(row, 0.0) for row in rows[query].tolist()])
+                similarities[query, :, -1] = [found.get(row, 0.0) for row in rows[query].tolist()]
                 is_comparable[query, :, -1] = True
         is_comparable &= (rows >= 0)[..., None]
         return Neighbours(rows, similarities * is_comparable, is_comparable)

@@ -1,6 +1,7 @@
 """Searches titles by their words."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import bm25s
@@ -36,24 +37,28 @@ class TitleWordIndex:
             number: Maximum number of rows.
             hidden: `[titles]`, true for titles to leave out.
         """
-        words = self.index.get_tokens_ids(title_words(title))
-        bound = float(self.largest[words].sum()) if words else 0.0
-        if not bound:
-            return {}
-        spans = [slice(self.starts[word], self.starts[word + 1]) for word in words]
-        # Only titles with one of the words are looked at.
-        scores = np.zeros(self.num_titles, dtype=self.scores.dtype)
-        for span in spans:
-            scores[self.rows[span]] += self.scores[span]
-        rows = np.concatenate([self.rows[span] for span in spans])
-        if hidden is not None:
-            rows = rows[~hidden[rows]]
-        # A title with several of the words occurs several times.
-        if len(rows) > number * len(spans):
-            rows = rows[np.argpartition(-scores[rows], number * len(spans))[: number * len(spans)]]
-        rows = np.unique(rows)
-        rows = rows[np.argsort(-scores[rows], kind="stable")][:number]
-        return {int(row): float(scores[row]) / bound for row in rows}
+        counts = Counter(self.index.get_tokens_ids(title_words(title)))
+        # Rare words first.
+        words = sorted(counts, key=lambda word: -self.largest[word])
+        bounds = [counts[word] * float(self.largest[word]) for word in words]
+        rows, scores = np.zeros(0, dtype=self.rows.dtype), np.zeros(self.num_titles, dtype=self.scores.dtype)
+        for index, word in enumerate(words):
+            span = slice(self.starts[word], self.starts[word + 1])
+            own, own_scores = self.rows[span], self.scores[span]
+            if len(rows) >= number and np.partition(scores[rows], -number)[-number] >= sum(bounds[index:]):
+                # Titles without the words so far cannot be among the best.
+                position = np.searchsorted(own, rows).clip(max=len(own) - 1)
+                has_word = own[position] == rows
+                scores[rows[has_word]] += counts[word] * own_scores[position[has_word]]
+                continue
+            scores[own] += counts[word] * own_scores
+            rows = own if not len(rows) else np.union1d(rows, own)
+            if hidden is not None:
+                rows = rows[~hidden[rows]]
+        if len(rows) > number:
+            rows = np.sort(rows[np.argpartition(-scores[rows], number - 1)[:number]])
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        return {int(row): float(scores[row]) / sum(bounds) for row in rows}
 
 
 def title_words(title: str) -> list[str]:

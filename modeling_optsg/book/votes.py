@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from scipy.special import softmax
 
 from .fusion import MIN_VOTE
 from .tables import TagTable
@@ -28,9 +28,9 @@ class Neighbours:
             compares all neighbours of a query whose title has a match.
     """
 
-    rows: torch.Tensor
-    similarities: torch.Tensor
-    is_comparable: torch.Tensor
+    rows: np.ndarray
+    similarities: np.ndarray
+    is_comparable: np.ndarray
 
     def votes(self, temperatures: Mapping[str, float]) -> np.ndarray:
         """Return the vote of each neighbour, by source, `[queries, neighbours, sources]`.
@@ -38,9 +38,9 @@ class Neighbours:
         The votes of a source are a softmax of the similarities, divided by its temperature. They sum to 1, or to 0 if
         nothing is comparable.
         """
-        scaled = self.similarities / torch.tensor([temperatures[name] for name in SOURCES])
-        scaled = scaled.masked_fill(~self.is_comparable, torch.finfo(scaled.dtype).min)
-        return (scaled.softmax(dim=1) * self.is_comparable).numpy()
+        scaled = self.similarities / np.array([temperatures[name] for name in SOURCES], dtype=np.float32)
+        scaled = np.where(self.is_comparable, scaled, np.finfo(scaled.dtype).min)
+        return softmax(scaled, axis=1) * self.is_comparable
 
 
 class TagVotes:
@@ -59,8 +59,8 @@ class TagVotes:
 
     def __init__(self, table: TagTable, neighbours: Neighbours):
         starts, num_tags = table.starts, len(table.tags)
-        queries, columns = np.nonzero(neighbours.rows.numpy() >= 0)
-        rows = neighbours.rows.numpy()[queries, columns]
+        queries, columns = np.nonzero(neighbours.rows >= 0)
+        rows = neighbours.rows[queries, columns]
         counts = starts[rows + 1] - starts[rows]
         # One pair for each tag of each neighbour.
         self.pair_query, self.pair_column = np.repeat(queries, counts), np.repeat(columns, counts)
