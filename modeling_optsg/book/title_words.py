@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+import torch
 
 # Chinese and Japanese have no spaces between words: each character counts as a word.
 _CHARACTERS = "\u3040-\u30ff\u3400-\u9fff"
@@ -45,20 +46,36 @@ class TitleWordIndex:
         for index, word in enumerate(words):
             span = slice(self.starts[word], self.starts[word + 1])
             own, own_scores = self.rows[span], self.scores[span]
-            if len(rows) >= number and np.partition(scores[rows], -number)[-number] >= sum(bounds[index:]):
+            if len(rows) >= number:
+                found, remaining = scores[rows], sum(bounds[index:])
+                # NumPy takes long to partition many equal values.
+                limit = torch.from_numpy(found).topk(number).values[-1].item()
+                # Other titles with the words so far cannot be among the best.
+                rows = rows[found + remaining >= limit]
+            if len(rows) >= number and limit >= remaining:
                 # Titles without the words so far cannot be among the best.
                 position = np.searchsorted(own, rows).clip(max=len(own) - 1)
                 has_word = own[position] == rows
                 scores[rows[has_word]] += counts[word] * own_scores[position[has_word]]
                 continue
             scores[own] += counts[word] * own_scores
-            rows = own if not len(rows) else np.union1d(rows, own)
+            rows = own if not index else _union(rows, own, self.num_titles)
             if hidden is not None:
                 rows = rows[~hidden[rows]]
         if len(rows) > number:
-            rows = np.sort(rows[np.argpartition(-scores[rows], number - 1)[:number]])
+            rows = np.sort(rows[torch.from_numpy(scores[rows]).topk(number).indices.numpy()])
         rows = rows[np.argsort(-scores[rows], kind="stable")]
         return {int(row): float(scores[row]) / sum(bounds) for row in rows}
+
+
+def _union(rows: np.ndarray, others: np.ndarray, number: int) -> np.ndarray:
+    """Return the sorted union of two arrays of numbers below `number`."""
+    if len(rows) + len(others) < number / 50:
+        return np.union1d(rows, others)
+    # Faster for many numbers.
+    is_in = np.zeros(number, dtype=bool)
+    is_in[rows] = is_in[others] = True
+    return np.flatnonzero(is_in)
 
 
 def title_words(title: str) -> list[str]:
