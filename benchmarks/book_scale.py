@@ -102,7 +102,7 @@ def measure_recall(book: TagBook, queries: BookQueries) -> dict[str, float]:
         vectors = vectors.float()
         # Equally similar vectors count as the same.
         smallest = exact_neighbours(book.vectors[name], vectors)[:, -1] - 1e-6
-        found = book._searches[name](vectors, NUM_NEIGHBOURS, no_groups, book._groups.numbers)
+        found = book._searches[name](vectors, NUM_NEIGHBOURS, no_groups, book._groups)
         hits = [
             int((book.vectors[name][rows].float() @ query >= limit).sum())
             for rows, query, limit in zip(found, vectors, smallest, strict=True)

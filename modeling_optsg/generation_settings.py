@@ -145,14 +145,14 @@ def read_ranking_settings(
     for name in ("threshold", "pad_bias", "logit_adjustment"):
         if name in settings:
             settings[name] = _finite(name, settings[name] if settings[name] is not None else 0.0)
-    _check_threshold(settings["threshold"])
+    check_threshold(settings["threshold"])
     for name in ("max_tags", "num_return_sequences"):
-        _check_positive_integer(name, settings.get(name))
+        check_positive_integer(name, settings.get(name))
     return settings
 
 
 def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
-    _check_positive_integer("max_tags", settings.max_tags)
+    check_positive_integer("max_tags", settings.max_tags)
     if settings.fusion_weights is not None and not has_classifier:
         raise ValueError("fusion_weights need a tag classifier, which this model does not have.")
     num_candidates = settings.num_candidates
@@ -170,7 +170,7 @@ def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float
     thresholds = thresholds or dict.fromkeys(MODALITIES, 0.0)
     thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
     for threshold in thresholds.values():
-        _check_threshold(threshold)
+        check_threshold(threshold)
     return thresholds
 
 
@@ -208,7 +208,7 @@ def _by_modality(name: str, given: Any) -> dict[str, Any] | None:
 
 def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:
     for name in ("num_beams", "num_return_sequences"):
-        _check_positive_integer(name, getattr(config, name))
+        check_positive_integer(name, getattr(config, name))
     if config.num_beams > tag_vocab_size:
         raise ValueError(f"num_beams={config.num_beams} exceeds tag_vocab_size={tag_vocab_size}.")
     if config.num_beams > 1 and config.do_sample:
@@ -220,12 +220,14 @@ def _check_search(config: GenerationConfig, tag_vocab_size: int) -> None:
         )
 
 
-def _check_threshold(threshold: float) -> None:
-    if not 0 <= threshold <= 1:
+def check_threshold(threshold: float) -> None:
+    """Raise a `ValueError` unless a threshold is a probability."""
+    if not 0 <= _finite("threshold", threshold) <= 1:
         raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1.")
 
 
-def _check_positive_integer(name: str, value: Any) -> None:
+def check_positive_integer(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless a setting is `None` or an integer of at least 1."""
     if value is not None and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
 

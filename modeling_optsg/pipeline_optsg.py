@@ -90,8 +90,9 @@ class TagGenerationPipeline(Pipeline):
             threshold: Minimum probability of a tag; by default the model's own, see `generate`.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
-            book: Also use the tags of similar examples. A [`TagBook`], its folder, or the folder or Hub name of a
-                checkpoint with a book. Needs the package `optsg`. `threshold` is then by default that of the book.
+            book: Also use the tags of similar examples: a book as [`BookTagger`] takes it. Needs the package `optsg`.
+                `threshold` is then by default that of the book. Pass it when you make the pipeline to use it for all
+                calls.
             return_image_words: Also return the image words.
             timeout: Seconds to wait for an image's address.
             batch_size: Examples per batch; 1 by default.
@@ -169,8 +170,6 @@ class TagGenerationPipeline(Pipeline):
         if decoding is not None:
             generate_kwargs["decoding"] = decoding
         if tag_vocabulary is not None:
-            if book is not None:
-                raise ValueError("book and tag_vocabulary exclude each other; pass one of them")
             generate_kwargs["tag_vocabulary"] = self._build_vocabulary(tag_vocabulary)
         # The baselines' `generate` passes unknown settings to `forward`, which ignores them.
         known = inspect.signature(self.model.generate).parameters
@@ -242,10 +241,11 @@ class TagGenerationPipeline(Pipeline):
         if book is None:
             outputs, tags = self.model.generate(**inputs, **generate_kwargs), {}
         else:
-            threshold, max_tags = generate_kwargs.pop("threshold", None), generate_kwargs.pop("max_tags", None)
-            outputs = self.model.generate(**inputs, **generate_kwargs, **book.generate_options)
-            tagged = book(outputs, model_inputs[TITLES], threshold=threshold)
-            tags = {"tags": [tags[:max_tags] for tags in tagged]}
+            if "tag_vocabulary" in generate_kwargs:
+                raise ValueError("book and tag_vocabulary exclude each other; pass one of them")
+            limits = {name: generate_kwargs.pop(name, None) for name in ("threshold", "max_tags")}
+            outputs = self.model.generate(**inputs, **generate_kwargs | book.generate_options)
+            tags = {"tags": book(outputs, model_inputs[TITLES], **limits)}
         return tags | {name: outputs[name] for name in names if outputs.get(name) is not None}
 
     def postprocess(

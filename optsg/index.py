@@ -92,7 +92,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         with lock_folder(str(output)):
             num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
-    except (OSError, ValueError, SidecarError) as error:
+    except (OSError, ValueError, ImportError, SidecarError) as error:
         failures.append((str(output), f"cannot make the book: {error}"))
     else:
         print_line(

@@ -228,8 +228,9 @@ def default_model() -> str | None:
 
 def find_book(folder: str) -> Path:
     """Return the folder of a book, from that folder, the folder of its images or the folder of its checkpoint."""
-    inside = (Path(folder, name) for name in (BOOK_FOLDER, INDEX_FOLDER))
-    return next((path for path in inside if path.is_dir()), Path(folder))
+    from modeling_optsg.book.book_files import find_book as find
+
+    return find(folder)
 
 
 class BookError(Exception):
@@ -239,10 +240,14 @@ class BookError(Exception):
 def _load_book(folder: Path, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "BookTagger":
     from modeling_optsg.book import BookTagger
 
+    if not folder.is_dir():
+        raise BookError(f"{folder} does not contain a book: there is no such folder. Make one with optsg index.")
     try:
-        return BookTagger(model, processor, folder)
-    except (OSError, ValueError) as error:
+        tagger = BookTagger(model, processor, folder)
+        tagger.book.prepare()
+    except (OSError, ValueError, ImportError) as error:
         raise BookError(str(error)) from error
+    return tagger
 
 
 def _identify_book(folder: str) -> str:

@@ -194,8 +194,8 @@ def _add_settings(tagger: Tagger, title: str) -> tuple[gr.Radio, gr.Slider]:
         value=tagger.fitted_threshold("parallel", title),
         step=0.01,
         label="Threshold",
-        info="Minimum probability of a tag. The initial value was fitted on the validation split. With it, a "
-        "photograph without a title has its five most probable tags.",
+        info="Minimum probability of a tag. The initial value was fitted on the validation split. "
+        + ("With it, a photograph without a title has its five most probable tags." if tagger.book is None else ""),
         buttons=[],
     )
     return decoding, threshold

@@ -2,10 +2,13 @@
 
 import importlib
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "modeling_optsg"
 # Folder of the book inside a checkpoint.
@@ -47,20 +50,28 @@ def load_book(model: str, loaded: PreTrainedModel, processor: ProcessorMixin, bo
             folder of the model.
 
     Returns:
-        The `BookTagger`, `None` without a book.
+        The `BookTagger`, `None` without a book. If the book in the folder of the model cannot be used, a warning is
+        logged.
 
     Raises:
-        ImportError: There is a book, and the package is not installed.
+        ImportError: `book` is given, and the package or `faiss` is not installed.
         FileNotFoundError: There is no such book.
         ValueError: The book is damaged or was made with another model.
     """
-    if book is None:
-        if not Path(model, INDEX_FOLDER).is_dir():
-            return None
-        book = model
-    if importlib.util.find_spec(PACKAGE) is None:
-        raise ImportError(f"The book {book} needs the package optsg. Add it to requirements.txt.")
-    return importlib.import_module(f"{PACKAGE}.book").BookTagger(loaded, processor, book)
+    if book is None and not Path(model, INDEX_FOLDER).is_dir():
+        return None
+    try:
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise ImportError("A book needs the package optsg. Add it to requirements.txt.")
+        tagger = importlib.import_module(f"{PACKAGE}.book").BookTagger(loaded, processor, book or model)
+        # Two visitors at the same time would make the indices twice.
+        tagger.book.prepare()
+    except (ImportError, OSError, ValueError) as error:
+        if book is not None:
+            raise
+        logger.warning(f"The book of {model} is not used: {error}")
+        return None
+    return tagger
 
 
 def _needs_remote_code(model: str) -> bool:

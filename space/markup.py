@@ -15,7 +15,8 @@ MARKS = {"common": "●", "rare": "◆", "novel": "✦"}
 MEANINGS = {
     "common": f"at least {RARE_BELOW} training examples have this tag",
     "rare": f"fewer than {RARE_BELOW} training examples have it",
-    "novel": "no training example has it. The model spelled it from word pieces, so it may not be a real word",
+    "novel": "no training example has it. Without a book, the model spelled it from word pieces, so it may not be a "
+    "real word",
 }
 HEAT_COLOUR = (230, 97, 0)
 # A card shows this many candidates, and those that are in the list of tags.

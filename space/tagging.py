@@ -90,10 +90,11 @@ class Tagger:
         self.processor = load_processor(model)
         self.model = load_model(model)
         self.book = load_book(model, self.model, self.processor, book)
+        self._counts = {tag.casefold(): count for tag, count in self.processor.label_vocabulary.items()}
         self.reader = FileReader(model, limits)
 
     def fitted_threshold(self, decoding: str, title: object = None) -> float:
-        """Return the threshold that was fitted on the validation split, for a file with this title or without one."""
+        """Return the threshold that was fitted for a file with this title or without one, or that of the book."""
         return self._threshold(decoding, "image+title" if str(title or "").strip() else "image")
 
     def _threshold(self, decoding: str, modality: str) -> float:
@@ -161,9 +162,17 @@ class Tagger:
             frames=self._frames(inputs["pixel_values"][0]),
         )
 
+    def train_count(self, tag: str) -> int:
+        """Return the number of training examples with a tag."""
+        counts = self.processor.label_vocabulary
+        if self.book is None or tag in counts:
+            return counts.get(tag, 0)
+        # A book may spell a tag in another letter case.
+        return self._counts.get(tag.casefold(), 0)
+
     def mark(self, tag: str) -> str:
         """Return `"common"`, `"rare"` or `"novel"`, by the tag's number of training examples."""
-        count = self.processor.label_vocabulary.get(tag, 0)
+        count = self.train_count(tag)
         return "novel" if not count else "rare" if count < RARE_BELOW else "common"
 
     def _tags(self, outputs: ModelOutput, title: str) -> list[dict]:
@@ -171,6 +180,7 @@ class Tagger:
         slots = {}
         for tag, slot in zip(generated, outputs.slots[0].tolist()):
             slots.setdefault(tag, slot if slot >= 0 else None)
+        folded = {} if self.book is None else {tag.casefold(): slot for tag, slot in slots.items()}
         if self.book is None:
             [tags] = self.processor.batch_decode(outputs)
         else:
@@ -180,8 +190,8 @@ class Tagger:
                 "tag": row["tag"],
                 "score": row["score"],
                 "mark": self.mark(row["tag"]),
-                "train_count": self.processor.label_vocabulary.get(row["tag"], 0),
-                "slot": slots.get(row["tag"]),
+                "train_count": self.train_count(row["tag"]),
+                "slot": slots.get(row["tag"], folded.get(row["tag"].casefold())),
             }
             | {name: row[name] for name in ("source", "neighbours") if name in row}
             for row in tags

@@ -295,4 +295,5 @@ def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(
     image = tmp_path / "images" / "test" / "0.png"
     assert main(["tag", "--model", str(output), "--book", str(output), "--json", "--threshold", "0", str(image)]) == 0
     found = {tag["tag"] for tag in json.loads(capsys.readouterr().out)["tags"]}
-    assert {"red", "left"} <= found <= {*COLOURS, "left", "right", LONG_TAG}
+    # This book was fitted to all tags of the model.
+    assert {"red", "left"} <= found and found - {*COLOURS, "left", "right", LONG_TAG}

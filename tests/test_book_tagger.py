@@ -1,5 +1,6 @@
 """Tags of a model with a book: `BookTagger`, the pipeline and the Space."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from modeling_optsg.book import BookTagger, build_book, load_book, save_book
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "space"))
 
+import loading  # noqa: E402
 import markup  # noqa: E402
 from limits import Limits  # noqa: E402
 from tagging import Tagger  # noqa: E402
@@ -63,8 +65,9 @@ def test_a_tag_names_its_source_and_the_examples_that_have_it(checkpoint, images
     garden = next(tag for tag in tags if tag["tag"] == "our garden")
     assert garden["novel"] and garden["source"] == "book"
     # The title is that of an example in the book.
-    assert garden["neighbours"][0] == {"id": "4.png", "title": "number 4", "score": pytest.approx(0.5, abs=0.5)}
-    assert len(garden["neighbours"]) == 8
+    assert (garden["neighbours"][0]["id"], garden["neighbours"][0]["title"]) == ("4.png", "number 4")
+    votes = [example["score"] for example in garden["neighbours"]]
+    assert len(votes) == 8 and sum(votes) == pytest.approx(1) and votes == sorted(votes, reverse=True)
     scores = [tag["score"] for tag in tags]
     assert scores == sorted(scores, reverse=True)
 
@@ -95,7 +98,7 @@ def test_the_pipeline_uses_a_book(tagger, checkpoint, images, batch_size):
             assert tag["score"] == pytest.approx(own["score"], abs=1e-4)
             assert (tag["source"], tag["neighbours"][0]["id"]) == (own["source"], own["neighbours"][0]["id"])
     [tag] = tagger(examples[0], book=str(checkpoint), top_k=1)
-    assert tag == results[0][0]
+    assert tag["label"] == results[0][0]["label"]
     assert len(tagger(examples[0], book=str(checkpoint), threshold=0.0)) == 3
     assert tagger(examples[0], book=str(checkpoint), threshold=1.0) == []
     # Without a book, the tags are those of the model.
@@ -108,6 +111,56 @@ def test_the_pipeline_refuses_what_a_book_cannot_do(tagger, checkpoint, images):
         tagger(image, book=str(checkpoint), tag_vocabulary=["red"])
     with pytest.raises(FileNotFoundError, match="does not contain a book"):
         tagger(image, book=str(images))
+    with pytest.raises(FileNotFoundError, match="neither a folder nor"):
+        tagger(image, book="/no such folder")
+    for settings, message in (
+        ({"threshold": 1.5}, "threshold"),
+        ({"top_k": 0}, "top_k"),
+        ({"max_tags": -1}, "max_tags"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tagger(image, book=str(checkpoint), **settings)
+    with_book = pipeline("tag-generation", model=tagger.model, processor=tagger.processor, book=str(checkpoint))
+    assert "source" in with_book(image, threshold=0.0)[0]
+    with pytest.raises(ValueError, match="exclude each other"):
+        with_book(image, tag_vocabulary=["red"])
+
+
+def test_a_book_of_another_model_is_refused(checkpoint):
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    book = load_book(checkpoint / "index")
+    book.fingerprint = "another model"
+    with pytest.raises(ValueError, match="another model"):
+        BookTagger(model, processor, book)
+
+
+def test_a_tag_in_another_letter_case_is_not_novel(checkpoint, images):
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    book = load_book(checkpoint / "index")
+    known = next(iter(processor.label_vocabulary))
+    rows = [known.upper() if tag == "red" else tag for tag in ("red", "green", "our garden")]
+    names = dict(zip(("red", "green", "our garden"), rows, strict=True))
+    examples = book.examples.map(lambda row: {"tags": [names[tag] for tag in row["tags"]]})
+    book.replace_examples(examples, book.vectors)
+    tagger = BookTagger(model, processor, book)
+    outputs = model.generate(**processor(images=[images / "test" / "0.png"]), **tagger.generate_options)
+    novel = {tag["tag"]: tag["novel"] for tag in tagger(outputs, [None], threshold=0.0)[0]}
+    assert novel == {known.upper(): False, "green": "green" not in processor.label_vocabulary, "our garden": True}
+
+
+def test_the_space_starts_without_a_book_that_it_cannot_use(checkpoint, tmp_path, caplog, monkeypatch):
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    assert loading.load_book(str(tmp_path), model, processor, None) is None
+    assert loading.load_book(str(tmp_path), model, processor, str(checkpoint)).book.own_tags_only
+    shutil.copytree(checkpoint / "index", tmp_path / "index")
+    (tmp_path / "index" / "book.json").write_text("{}")
+    assert loading.load_book(str(tmp_path), model, processor, None) is None
+    assert "is not used" in caplog.text and "damaged" in caplog.text
+    with pytest.raises(ValueError, match="damaged"):
+        loading.load_book(str(checkpoint), model, processor, str(tmp_path / "index"))
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="needs the package optsg"):
+        loading.load_book(str(checkpoint), model, processor, str(checkpoint))
 
 
 def test_the_space_shows_the_examples_that_have_a_tag(checkpoint, images):

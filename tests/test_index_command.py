@@ -319,6 +319,8 @@ def test_only_new_and_changed_files_are_read_again(index, tag, library, tmp_path
             assert vectors[ids.index(name)].tolist() == pytest.approx(old.tolist(), abs=2e-3), (name, source)
     _, out, _ = tag("--book", library, "--json", "--threshold", 0, "--explain", files=[library / "7.png"])
     assert json.loads(out)["tags"][0]["tag"] == KEYWORDS[3]
+    # A reused book suggests only its own keywords, too.
+    assert book.own_tags_only
 
 
 def test_image_words_work_with_a_book(tmp_path, capsys):
@@ -441,12 +443,11 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
     with pytest.raises(SystemExit):
         tag("--book", library, "--vocabulary", tmp_path / "words.txt")
     assert "exclude each other" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        tag("--book", tmp_path / "new")
-    assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        tag("--book", tmp_path / "new", "--write", "xmp")
-    assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
+    for folder in ("new", "no-such-folder"):
+        for write in ([], ["--write", "xmp"]):
+            with pytest.raises(SystemExit) as end:
+                tag("--book", tmp_path / folder, *write)
+            assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["tag", "--model", str(tiny_checkpoint), "--book", str(library), str(tmp_path / "new")])
     assert end.value.code == 2 and "needs a model with a tag classifier" in capsys.readouterr().err

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 pytest.importorskip("matplotlib")
 
-from experiments.icon_tagging import compare_page, recipe, runs  # noqa: E402
+from experiments.icon_tagging import compare_page, new_tags, recipe, runs  # noqa: E402
 from modeling_optsg.training import OPTSGTrainingArguments, parse_arguments  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -114,3 +115,21 @@ def test_examples_are_sorted_into_the_cases_of_the_paper():
 def test_examples_of_a_case_are_evenly_spaced():
     assert compare_page.spread_out(range(10), 4) == [0, 2, 5, 7]
     assert compare_page.spread_out([3, 8], 4) == [3, 8]
+
+
+def test_new_tags_are_in_no_training_example(tmp_path, monkeypatch):
+    monkeypatch.setattr(new_tags, "NUM_NEW_TAGS", 3)
+    monkeypatch.setattr(new_tags, "MIN_COUNT", 2)
+    rows = [{"title": str(row), "tags": [f"tag {row % 5}", "all"]} for row in range(20)]
+    splits = {"train": Dataset.from_list([*rows, {"title": "x", "tags": ["once"]}])}
+    splits |= {"validation": Dataset.from_list(rows[:5]), "test": Dataset.from_list([*rows[:5], {"tags": ["once"]}])}
+    monkeypatch.setattr(new_tags, "MAX_COUNT", 4)
+    tags = [splits[name]["tags"][:] for name in ("train", "test")]
+    new = set(new_tags.choose_new_tags(*tags, seed=0))
+    assert len(new) == 3 and new <= {f"tag {row}" for row in range(5)}
+    left_out = new_tags.write_dataset(splits, new, tmp_path)
+    kept = {name: Dataset.from_parquet(str(tmp_path / f"{name}.parquet"))["tags"][:] for name in splits}
+    assert len(left_out) == 12 and all(new & set(own) for own in left_out["tags"])
+    assert len(kept["train"]) == 9 and not any(new & set(own) for own in kept["train"] + kept["validation"])
+    # The test split keeps all tags.
+    assert kept["test"] == tags[1]

@@ -14,6 +14,7 @@ again.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,8 @@ def write_dataset(splits: dict[str, Dataset], new_tags: set[str], folder: Path) 
     parts = {"train": splits["train"].select(np.flatnonzero(~has_new)), "validation": validation}
     for name, rows in (parts | {"test": splits["test"]}).items():
         if not (path := folder / f"{name}.parquet").exists():
-            rows.to_parquet(path)
+            rows.to_parquet(f"{path}.partial")
+            os.replace(f"{path}.partial", path)
     return splits["train"].select(np.flatnonzero(has_new))
 
 
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = load_tagging_dataset(arguments.dataset)
     references = splits["test"]["tags"][:]
     new_tags = choose_new_tags(splits["train"]["tags"][:], references, arguments.seed)
-    folder = arguments.work_dir / "data"
+    folder = arguments.work_dir / f"data-seed{arguments.seed}"
     left_out = write_dataset(splits, set(new_tags), folder)
     run = train_model(folder, arguments.work_dir, arguments.cache_dir, arguments.seed)
     experiment = BookExperiment(run, Benchmark(str(folder), arguments.cache_dir))

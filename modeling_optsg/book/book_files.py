@@ -13,12 +13,14 @@ import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors.numpy import load_file, save_file
 
 from modeling_optsg.data.atomic_files import write_json
 
 from .fusion import BookScore
-from .nearest import Clusters
+from .nearest import Clusters, check_faiss
+from .normalization import VectorNormalizer
 from .tag_book import COLUMNS, STATE_COLUMN, TagBook
 from .votes import SOURCES, VECTOR_SOURCES
 
@@ -26,6 +28,8 @@ from .votes import SOURCES, VECTOR_SOURCES
 VERSION = 3
 # Folder of a book inside the folder or the repository of a checkpoint.
 INDEX_FOLDER = "index"
+# Folder of a book inside a folder of images.
+LIBRARY_FOLDER = ".optsg-book"
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
 
 
@@ -39,13 +43,13 @@ def save_book(book: TagBook, folder: str | os.PathLike) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     check_replaceable(folder)
+    book.make_clusters()
     partial = {name: folder / f".{name}.partial" for name in (EXAMPLES_NAME, VECTORS_NAME)}
     pq.write_table(book.examples.with_format("arrow")[:], partial[EXAMPLES_NAME])
     tensors = {name: vectors.numpy() for name, vectors in book.vectors.items()}
-    book.make_clusters()
     for name, clusters in book.clusters.items():
         tensors |= {f"{name}_centroids": clusters.centroids.numpy(), f"{name}_members": clusters.members.numpy()}
-    tensors |= {"image_mean": book.image_mean.numpy(), "image_components": book.image_components.numpy()}
+    tensors |= {name: getattr(book.normalize, name).numpy() for name in ("image_mean", "image_components")}
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
     settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
     settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}
@@ -67,6 +71,7 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
     Raises:
         FileNotFoundError: The folder does not contain a book.
         ValueError: A file is damaged, or the book was made with another model or another version of this package.
+        ImportError: The book has more than 200,000 examples, and `faiss` is not installed.
     """
     folder = Path(folder)
     if not (folder / SETTINGS_NAME).is_file():
@@ -87,19 +92,26 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
         raise ValueError(f"The book in {folder} was made by another version of optsg. Run optsg index again.")
     if fingerprint is not None and fingerprint != book.fingerprint:
         raise ValueError(f"The book in {folder} was made with another model. Run optsg index again with this model.")
+    check_faiss(len(book))
     return book
+
+
+def find_book(name: str | os.PathLike) -> Path:
+    """Return the folder of a book, from that folder, the folder of its images or the folder of its checkpoint."""
+    inside = (Path(name, folder) for folder in (LIBRARY_FOLDER, INDEX_FOLDER))
+    return next((folder for folder in inside if (folder / SETTINGS_NAME).is_file()), Path(name))
 
 
 def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:
     """Load the book of a checkpoint, from its folder `index`.
 
     Args:
-        name: Folder of the checkpoint, or its name on the Hub.
+        name: Folder of the checkpoint, or its name on the Hub. Folders are searched as in [`find_book`].
         fingerprint: See [`load_book`].
         hub_options: Arguments of `huggingface_hub.snapshot_download`, such as `revision` or `token`.
 
     Raises:
-        FileNotFoundError: The checkpoint has no book.
+        FileNotFoundError: There is no such checkpoint, or it has no book.
         ValueError: As in [`load_book`].
 
     Example:
@@ -112,8 +124,11 @@ def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None
         >>> book = load_pretrained_book("org/optsg-pexel", fingerprint)  # doctest: +SKIP
     """
     if Path(name).is_dir():
-        return load_book(Path(name, INDEX_FOLDER), fingerprint)
-    folder = snapshot_download(str(name), allow_patterns=f"{INDEX_FOLDER}/*", **hub_options)
+        return load_book(find_book(name), fingerprint)
+    try:
+        folder = snapshot_download(str(name), allow_patterns=f"{INDEX_FOLDER}/*", **hub_options)
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"{name} is neither a folder nor the name of a repository on the Hub.") from error
     return load_book(Path(folder, INDEX_FOLDER), fingerprint)
 
 
@@ -140,7 +155,7 @@ def _read(folder: Path, settings: dict) -> TagBook:
         for name in VECTOR_SOURCES
         if f"{name}_centroids" in tensors
     }
-    book.image_mean, book.image_components = tensors["image_mean"], tensors["image_components"]
+    book.normalize = VectorNormalizer(tensors["image_mean"], tensors["image_components"])
     book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
     book.own_tags_only = settings["own_tags_only"]
     book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}

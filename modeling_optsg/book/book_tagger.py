@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.evaluation.metrics import normalize_tag
+from modeling_optsg.generation_settings import check_positive_integer, check_threshold
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .book_files import INDEX_FOLDER, load_book, load_pretrained_book
+from .book_files import load_pretrained_book
 from .building import encoder_fingerprint
 from .predictions import GENERATE_OPTIONS, ModelTagReader
 from .tag_book import TagBook
@@ -22,7 +23,8 @@ class BookTagger:
     Args:
         model: The model that the book was made with.
         processor: Its processor.
-        book: The book; or its folder, or the folder or Hub name of a checkpoint with a book.
+        book: The book; its folder; the folder of the images that it was made from; or the folder or Hub name of a
+            checkpoint with a book.
 
     Attributes:
         generate_options: The arguments of `generate` whose output a call reads.
@@ -43,9 +45,12 @@ class BookTagger:
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, book: TagBook | str | os.PathLike):
         self._read_outputs = ModelTagReader(model, processor)
-        self._label_vocabulary = processor.label_vocabulary
+        self._training_tags = set(map(normalize_tag, processor.label_vocabulary))
+        fingerprint = encoder_fingerprint(model, processor)
         if not isinstance(book, TagBook):
-            book = _load(book, encoder_fingerprint(model, processor))
+            book = load_pretrained_book(book, fingerprint)
+        elif book.fingerprint != fingerprint:
+            raise ValueError("The book was made with another model. Make a book with this model.")
         self.book = book
 
     def __call__(
@@ -54,6 +59,7 @@ class BookTagger:
         titles: Sequence[str | None],
         own_ids: Sequence[str | None] | None = None,
         threshold: float | None = None,
+        max_tags: int | None = None,
     ) -> list[list[dict]]:
         """Return the tags of a batch.
 
@@ -62,26 +68,28 @@ class BookTagger:
             titles: Title of each example.
             own_ids: See [`TagBook.look_up`].
             threshold: Minimum probability of a tag; by default that of the book.
+            max_tags: Maximum number of tags per example.
 
         Returns:
             For each example its tags, the most probable first. A tag is a dict with
 
-            - `"tag"`, `"score"` (its probability) and `"novel"` (no training example of the model has it);
+            - `"tag"`, `"score"` (its probability) and `"novel"` (no training example of the model has it, in any
+              spelling that [`normalize_tag`] treats alike);
             - `"source"`: "generated" by a slot, "classified" (only a candidate of the tag classifier) or "book" (only
               from neighbours);
             - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`.
+
+        Raises:
+            ValueError: `threshold` or `max_tags` is out of range.
         """
+        check_threshold(self.book.threshold if threshold is None else threshold)
+        check_positive_integer("max_tags", max_tags)
         queries, model_tags = self._read_outputs(outputs, titles)
         candidates = self.book.look_up(queries, own_ids)
         self._read_outputs.point(model_tags, candidates)
         threshold, tagged = self.book.threshold if threshold is None else threshold, []
         for own, found in zip(model_tags, candidates, strict=True):
             tags = [{"source": "book"} | tag for tag in self.book.predict(own, found) if tag["score"] >= threshold]
-            tagged.append([tag | {"novel": tag["tag"] not in self._label_vocabulary} for tag in tags])
+            tags = [tag | {"novel": normalize_tag(tag["tag"]) not in self._training_tags} for tag in tags]
+            tagged.append(tags[:max_tags])
         return tagged
-
-
-def _load(name: str | os.PathLike, fingerprint: str) -> TagBook:
-    if Path(name).is_dir() and not Path(name, INDEX_FOLDER).is_dir():
-        return load_book(name, fingerprint)
-    return load_pretrained_book(name, fingerprint)

@@ -23,6 +23,7 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
+from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
 from .tag_book import STATE_COLUMN, TagBook
@@ -119,7 +120,9 @@ def build_book(
 
     Raises:
         ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
+        ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
+    check_faiss(len(examples))
     reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size)
     columns = _columns(examples)
 
@@ -140,13 +143,13 @@ def build_book(
     table = Dataset.from_dict({name: [values[row] for row in kept + read] for name, values in columns.items()})
     if old is None:
         book = TagBook(table, BookQueries.concatenate(parts), reader.fingerprint)
-        book.own_tags_only = True
     else:
         book, vectors = old, {name: rows[[*reused.values()]] for name, rows in old.vectors.items()}
         if parts:
             added = old.normalize(BookQueries.concatenate(parts))
             vectors = {name: torch.cat([rows, added[name]]) for name, rows in vectors.items()}
         book.replace_examples(table, vectors)
+    book.own_tags_only = True
     chosen = np.random.default_rng(0).permutation(kept + read)[:MAX_FIT_EXAMPLES].tolist()
     parts, model_tags, ids = reader.read_tags(read_rows(chosen))
     if parts:

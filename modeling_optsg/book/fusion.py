@@ -12,8 +12,9 @@ MIN_VOTE = 1e-3
 L2_PENALTY = 1.0
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
-# Features of a tag that come from the model.
-MODEL_FEATURES = 4
+# The first features of a tag come from the model: whether the tag is novel, whether a slot generated it, and the
+# logits of slots and classifier. Then come the logit of the pointers and whether a neighbour has the tag.
+MODEL_FEATURES, IN_BOOK = 4, 5
 
 
 class FusedScore:
@@ -84,12 +85,11 @@ class FusedScore:
 class BookScore:
     """The score of a tag that the model knows, and that of a tag that only the book knows.
 
-    A model has no evidence against a tag that it was not trained on. The second score therefore reads only features of
-    the book.
+    A model that was not trained on a tag has no evidence against it. The second score therefore reads neither slots
+    nor classifier. It is fitted to the tags of the neighbours, as if the model did not know them.
 
     Args:
-        size: Number of features. The first `MODEL_FEATURES` come from the model: whether the tag is novel, whether a
-            slot generated it, and the logits of slots and classifier.
+        size: Number of features; see `MODEL_FEATURES` and `IN_BOOK`.
     """
 
     def __init__(self, size: int):
@@ -102,26 +102,21 @@ class BookScore:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Return the probabilities `[tags]` of features `[tags, size]`."""
-        is_new = features[:, 0].astype(bool) & ~features[:, 1].astype(bool)
-        return np.where(is_new, self.new(features[:, MODEL_FEATURES:]), self.known(features))
+        is_novel, is_generated, in_book = features[:, [0, 1, IN_BOOK]].astype(bool).T
+        known, new = self.known(features), self.new(features[:, MODEL_FEATURES:])
+        # A slot that also generates a new tag does not make it less probable.
+        new = np.where(is_generated, np.maximum(known, new), new)
+        return np.where(is_novel & in_book, new, known)
 
-    def fit(self, features: np.ndarray, is_correct: np.ndarray, in_book: np.ndarray) -> None:
-        """Fit both scores. See [`FusedScore.fit`].
-
-        Args:
-            features: `[tags, size]`.
-            is_correct: `[tags]`, whether the tag is correct.
-            in_book: `[tags]`, whether a neighbour has the tag. The second score is fitted to these tags, as if the
-                model did not know them.
-        """
+    def fit(self, features: np.ndarray, is_correct: np.ndarray) -> None:
+        """Fit both scores to features `[tags, size]`. See [`FusedScore.fit`]."""
+        in_book = features[:, IN_BOOK].astype(bool)
         self.known.fit(features, is_correct)
         self.new.fit(features[in_book][:, MODEL_FEATURES:], is_correct[in_book])
 
-    def adjusted(
-        self, features: np.ndarray, is_correct: np.ndarray, in_book: np.ndarray, adjustment: float
-    ) -> "BookScore":
-        """Return scores that favour rare tags. See [`fit`] and [`FusedScore.adjusted`]."""
-        score = BookScore(features.shape[1])
+    def adjusted(self, features: np.ndarray, is_correct: np.ndarray, adjustment: float) -> "BookScore":
+        """Return scores that favour rare tags. See [`FusedScore.adjusted`]."""
+        score, in_book = BookScore(features.shape[1]), features[:, IN_BOOK].astype(bool)
         score.known = self.known.adjusted(features, is_correct, adjustment)
         score.new = self.new.adjusted(features[in_book][:, MODEL_FEATURES:], is_correct[in_book], adjustment)
         return score

@@ -48,12 +48,14 @@ class GroupTable:
 
     Attributes:
         numbers: `[examples]`, the number of each example's group.
+        sizes: `[groups]`, the number of examples of each group.
     """
 
     def __init__(self, examples: Dataset):
         encoded = _column(examples, "group").dictionary_encode()
         self._by_name = {name: number for number, name in enumerate(encoded.dictionary.to_pylist())}
         self.numbers = torch.from_numpy(encoded.indices.to_numpy().astype(np.int64))
+        self.sizes = torch.bincount(self.numbers)
 
     def number_of(self, group: str | None) -> int:
         """Return the number of a group, -1 if no example belongs to it."""
@@ -61,4 +63,4 @@ class GroupTable:
 
 
 def _column(examples: Dataset, name: str) -> pa.Array:
-    return examples.with_format("arrow")[:][name].combine_chunks()
+    return examples.select_columns(name).with_format("arrow")[:][name].combine_chunks()

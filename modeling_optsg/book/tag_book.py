@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from scipy.special import logit
-from torch.nn import functional as F
 
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
 
 from . import nearest
-from .fusion import MIN_VOTE, BookScore
+from .fusion import IN_BOOK, MIN_VOTE, BookScore
 from .nearest import Clusters, ClusterSearch, ExactSearch
+from .normalization import VectorNormalizer
 from .predictions import ModelTagReader, ModelTags
 from .queries import BookQueries
 from .tables import GroupTable, TagTable
@@ -24,11 +24,6 @@ from .votes import NO_EVIDENCE, SOURCES, VECTOR_SOURCES, Neighbours, TagVotes
 
 NUM_NEIGHBOURS = 20
 NUM_CANDIDATES = 50
-# Number of principal components to which image features, with thousands of dimensions, are reduced.
-MAX_IMAGE_SIZE = 256
-MAX_PCA_IMAGES = 4000
-# Rows that are normalised together.
-NORMALIZE_BLOCK = 4096
 # Vote temperatures to try, for similarities of at most 1.
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 1.0)
 # Strengths of the logit adjustment to try.
@@ -85,6 +80,7 @@ class TagBook:
     Attributes:
         own_tags_only: Whether only tags of the book are predicted. Set it before [`fit`].
         temperatures, score, threshold: The fitted settings.
+        normalize: Makes the vectors of queries comparable with those of the book.
 
     Raises:
         ValueError: A column is missing, there are no examples, the lengths differ, or an `id` occurs twice.
@@ -95,12 +91,7 @@ class TagBook:
         self.examples, self.fingerprint = _with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
         self.score, self.own_tags_only = BookScore(NUM_FEATURES), False
-        images = queries.vectors["image"]
-        present = images.any(dim=1).nonzero().flatten()
-        # More images hardly change the components.
-        sample = images[present[:: -(-len(present) // MAX_PCA_IMAGES) or 1]].float()
-        self.image_mean = sample.mean(dim=0) if len(sample) else sample.new_zeros(images.shape[1])
-        self.image_components = _principal_components(sample - self.image_mean)
+        self.normalize = VectorNormalizer.from_images(queries.vectors["image"])
         self.vectors = self.normalize(queries)
         self.clusters: dict[str, Clusters] = {}
 
@@ -133,20 +124,33 @@ class TagBook:
     @cached_property
     def _searches(self) -> dict[str, ExactSearch | ClusterSearch]:
         """The search in the vectors of each source."""
-        if len(self) <= nearest.MAX_EXACT:
-            return {name: ExactSearch(vectors) for name, vectors in self.vectors.items()}
         self.make_clusters()
-        return {name: ClusterSearch(vectors, self.clusters[name]) for name, vectors in self.vectors.items()}
+        searches: dict[str, ExactSearch | ClusterSearch] = {}
+        for name, vectors in self.vectors.items():
+            is_large = name in self.clusters
+            searches[name] = ClusterSearch(vectors, self.clusters[name]) if is_large else ExactSearch(vectors)
+        return searches
 
     def make_clusters(self) -> None:
-        """Compute the clusters by which the vectors of a large book are searched. A small book needs none.
+        """Compute the clusters by which sources with many vectors are searched. A small book needs none.
 
         Raises:
             ImportError: The book is large, and `faiss` is not installed.
         """
-        if len(self) > nearest.MAX_EXACT:
-            for name in set(VECTOR_SOURCES) - set(self.clusters):
-                self.clusters[name] = Clusters.of(self.vectors[name])
+        for name, vectors in self.vectors.items():
+            is_large = len(self) > nearest.MAX_EXACT and int(vectors.any(dim=1).sum()) > nearest.MAX_EXACT
+            if not is_large:
+                self.clusters.pop(name, None)
+            elif name not in self.clusters or self.clusters[name].is_outdated:
+                self.clusters[name] = Clusters.from_vectors(vectors)
+
+    def prepare(self) -> None:
+        """Make what the first search would make: the indices of the vectors, the title words and the tags.
+
+        Raises:
+            ImportError: As in [`make_clusters`].
+        """
+        _ = self._searches, self._words, self._tag_table, self._groups
 
     @cached_property
     def _titles(self) -> list[str]:
@@ -257,12 +261,13 @@ class TagBook:
         excluded = torch.full((len(queries),), -1)
         if excluded_groups is not None:
             excluded = torch.tensor([self._groups.number_of(group) for group in excluded_groups])
-        groups = self._groups.numbers
-        by_source = [self._searches[name](vectors[name], num_neighbours, excluded, groups) for name in VECTOR_SOURCES]
+        by_source = [
+            self._searches[name](vectors[name], num_neighbours, excluded, self._groups) for name in VECTOR_SOURCES
+        ]
         by_words = self._search_words(queries.titles, num_neighbours, excluded)
         by_source.append([list(found) for found in by_words])
         rows = [dict.fromkeys(row for found in by_source for row in found[query]) for query in range(len(queries))]
-        padded = np.full((len(queries), max(map(len, rows), default=0)), -1)
+        padded = np.full((len(queries), max(1, *map(len, rows))), -1)
         for query, found in enumerate(rows):
             padded[query, : len(found)] = list(found)
         return self._compare(vectors, padded, by_words)
@@ -329,14 +334,14 @@ class TagBook:
         features = np.concatenate([rows for _, rows in found])
         wanted = list(map(set, references))
         is_correct = np.array([tag in own for (tags, _), own in zip(found, wanted, strict=True) for tag in tags])
-        if is_correct.all():
+        if is_correct.all() or is_correct[features[:, IN_BOOK].astype(bool)].all():
             return None
-        score, in_book = BookScore(NUM_FEATURES), features[:, 5].astype(bool)
-        score.fit(features, is_correct, in_book)
+        score = BookScore(NUM_FEATURES)
+        score.fit(features, is_correct)
         evaluator = TagEvaluator(references, self.tag_counts)
         fits = []
         for adjustment in ADJUSTMENTS:
-            adjusted = score.adjusted(features, is_correct, in_book, adjustment)
+            adjusted = score.adjusted(features, is_correct, adjustment)
             scored = [[{"tag": t, "score": s} for t, s in zip(tags, adjusted(rows).tolist())] for tags, rows in found]
             threshold, metrics = evaluator.best_threshold(scored, metric)
             fits.append((metric_value(metrics, metric), adjusted, threshold, metrics))
@@ -363,7 +368,7 @@ class TagBook:
 
         Args:
             examples: Rows with `COLUMNS`.
-            vectors: Their vectors, from [`normalize`] or from `vectors`.
+            vectors: Their vectors, from `normalize` or from `vectors`.
 
         Raises:
             ValueError: As in the constructor. The book is then unchanged.
@@ -424,26 +429,10 @@ class TagBook:
         self.clusters = {name: clusters.select(kept) for name, clusters in self.clusters.items()}
         self._replace_examples(self.examples.select(kept))
 
-    def normalize(self, queries: BookQueries) -> dict[str, torch.Tensor]:
-        """Return unit vectors in half precision, whose dot products are similarities. Missing ones stay zero."""
-        widths = {name: rows.shape[1] for name, rows in queries.vectors.items()} | {
-            "image": len(self.image_components)
-        }
-        vectors = {name: torch.empty(len(queries), widths[name], dtype=torch.half) for name in VECTOR_SOURCES}
-        # Block by block: image features are wide.
-        for start in range(0, len(queries), NORMALIZE_BLOCK):
-            rows = slice(start, start + NORMALIZE_BLOCK)
-            block = {name: own[rows].float() for name, own in queries.vectors.items()}
-            reduced = (block["image"] - self.image_mean) @ self.image_components.T
-            block["image"] = reduced * block["image"].any(dim=1, keepdim=True)
-            for name in VECTOR_SOURCES:
-                vectors[name][rows] = F.normalize(block[name], dim=-1)
-        return vectors
-
     def _compare(
         self, vectors: Mapping[str, torch.Tensor], rows: np.ndarray, by_words: Sequence[Mapping[int, float]]
     ) -> Neighbours:
-        # For so few vectors, NumPy is faster than PyTorch.
+        # NumPy is faster than PyTorch for few vectors.
         similarities = np.zeros((*rows.shape, len(SOURCES)), dtype=np.float32)
         is_comparable = np.zeros(similarities.shape, dtype=bool)
         for index, name in enumerate(VECTOR_SOURCES):
@@ -479,18 +468,10 @@ def _check_examples(examples: Dataset, num_queries: int) -> None:
         )
     if not len(examples):
         raise ValueError("There are no examples; a book needs at least one.")
+    if None in examples["group"][:]:
+        raise ValueError("An example has no group; every example of a book needs one.")
     if len(examples) != num_queries:
         raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
     id_, count = Counter(examples["id"]).most_common(1)[0]
     if count > 1:
         raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")
-
-
-def _principal_components(centered: torch.Tensor) -> torch.Tensor:
-    """Return the first principal components `[components, width]` of centred vectors `[vectors, width]`."""
-    number = min(MAX_IMAGE_SIZE, *centered.shape)
-    if not number:
-        return centered.new_zeros(1, centered.shape[1])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return torch.pca_lowrank(centered, q=number, center=False)[2].T.contiguous()

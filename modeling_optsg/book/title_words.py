@@ -39,7 +39,7 @@ class TitleWordIndex:
             hidden: `[titles]`, true for titles to leave out.
         """
         counts = Counter(self.index.get_tokens_ids(title_words(title)))
-        # Rare words first.
+        # Words with the largest scores first.
         words = sorted(counts, key=lambda word: -self.largest[word])
         bounds = [counts[word] * float(self.largest[word]) for word in words]
         rows, scores = np.zeros(0, dtype=self.rows.dtype), np.zeros(self.num_titles, dtype=self.scores.dtype)
