@@ -106,23 +106,26 @@ def _tag(row: dict) -> str:
         f'<span class="name" dir="auto">{escape(row["tag"])}</span>'
         f'<span class="bar" aria-hidden="true"><i style="width:{100 * row["score"]:.1f}%"></i></span>'
         f'<span class="score">{percent(row["score"])}</span>'
-        f'<span class="count"><b>{mark}</b>, {examples}</span><span class="source">{_source(row)}</span></li>'
+        f'<span class="count"><b>{mark}</b>, {examples}</span><span class="source">{_source(row)}</span>'
+        f"{_neighbours(row)}</li>"
     )
 
 
 def _source(row: dict) -> str:
-    """Render where a tag comes from: its slot, the tag classifier or the book, and the examples that have it."""
-    sources = []
+    """Render where a tag comes from: its slot, the tag classifier or the book."""
     if row["slot"] is not None:
-        sources.append(f'<a href="#slot-{row["slot"] + 1}">slot {row["slot"] + 1}</a>')
-    elif row.get("source") != "book":
-        # Without a slot, a generated tag was spelled as in the book.
-        sources.append("a slot" if row.get("source") == "generated" else "tag classifier")
-    if neighbours := row.get("neighbours"):
-        shown = [escape(example["title"] or example["id"]) for example in neighbours[:MAX_NEIGHBOURS]]
-        more = f" and {len(neighbours) - len(shown)} more" if len(neighbours) > len(shown) else ""
-        sources.append(f"like “{'”, “'.join(shown)}”{more}")
-    return ", ".join(sources)
+        return f'<a href="#slot-{row["slot"] + 1}">slot {row["slot"] + 1}</a>'
+    # Without a slot, a generated tag was spelled as in the book.
+    return {"book": "book", "generated": "a slot"}.get(row.get("source"), "tag classifier")
+
+
+def _neighbours(row: dict) -> str:
+    """Render the similar examples of the book that have a tag."""
+    if not (neighbours := row.get("neighbours")):
+        return ""
+    shown = "”, “".join(escape(example["title"] or example["id"]) for example in neighbours[:MAX_NEIGHBOURS])
+    more = len(neighbours) - MAX_NEIGHBOURS
+    return f'<span class="neighbours">like “{shown}”{f" and {more} more" if more > 0 else ""}</span>'
 
 
 def slot_cards(tagged: TaggedFile, threshold: float) -> str:
