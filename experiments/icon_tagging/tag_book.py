@@ -13,9 +13,8 @@ these settings. Rows:
 - `op-tsg-open-book`: the same with the pointers of the reader.
 - `op-tsg-open-book, sequential`: the same with sequential decoding. All other rows have parallel decoding.
 - `op-tsg-open-book, RATIO of the book`: the same with a random part of the book. Nothing is fitted again.
-- `reader without evidence`: a reader that is trained without the evidence of the candidates, on the validation split
-  only.
-- `model and book, only SOURCE` and `op-tsg-open-book, N neighbours`: ablations, on the validation split only.
+- `model and book, only SOURCE`, `op-tsg-open-book, N neighbours` and `reader without evidence`, a reader that is trained
+  without the evidence of the candidates: ablations, for the first checkpoint and on the validation split only.
 
 Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
@@ -115,7 +114,11 @@ class BookExperiment:
         rows["book"] = self._score_book(metric, with_model=False, with_reader=False)
         rows["model and book"] = self._score_book(metric, with_reader=False)
         rows["op-tsg-open-book"] = self._score_book(metric)
-        rows |= self._score_parts(metric)
+        return rows | self._score_parts(metric)
+
+    def score_ablations(self, metric: str) -> dict[str, dict]:
+        """Return the validation metrics with each source alone and with other numbers of neighbours."""
+        rows = {}
         for name in SOURCES:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
             fitted = self.fit_book(metric, queries, with_reader=False)[1]
@@ -241,8 +244,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         run |= {metric: experiment.score(metric) for metric in arguments.metrics}
         for metric, row in experiment.score_sequential(arguments.metrics).items():
             run[metric]["op-tsg-open-book, sequential"] = row
-        for metric, row in experiment.score_without_evidence(arguments.metrics).items():
-            run[metric]["reader without evidence"] = row
+        if not runs:
+            for metric in arguments.metrics:
+                run[metric] |= experiment.score_ablations(metric)
+            for metric, row in experiment.score_without_evidence(arguments.metrics).items():
+                run[metric]["reader without evidence"] = row
         runs[folder.name] = run
         for metric in arguments.metrics:
             for name, row in run[metric].items():
