@@ -13,8 +13,8 @@ these settings. Rows:
 - `op-tsg-open-book`: the same with the pointers of the reader.
 - `op-tsg-open-book, sequential`: the same with sequential decoding. All other rows have parallel decoding.
 - `op-tsg-open-book, RATIO of the book`: the same with a random part of the book. Nothing is fitted again.
-- `model and book, only SOURCE`, `op-tsg-open-book, N neighbours` and `reader without evidence`, a reader that is trained
-  without the evidence of the candidates: ablations, for the first checkpoint and on the validation split only.
+- `model and book, only SOURCE`, `op-tsg-open-book, N neighbours` and `reader without evidence`, a reader that is
+  trained without the evidence of the candidates: ablations, for the first checkpoint and on the validation split only.
 
 Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
