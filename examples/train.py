@@ -14,6 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from datasets import Dataset
 
 from modeling_optsg import TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
@@ -52,6 +53,11 @@ from modeling_optsg.training import (
 )
 
 
+def make_evaluator(train: Dataset, validation: Dataset) -> TagEvaluator:
+    """Return the evaluator of the validation examples."""
+    return TagEvaluator(validation["tags"], Counter(tag for own in train["tags"] for tag in set(own)))
+
+
 def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatus, stop_signal: StopSignal) -> None:
     """Train from beginning to end, or from the last saved state."""
     started = time.perf_counter()
@@ -64,6 +70,8 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         stream_shards, train, validation = load_examples(args)
         model, processor = build_model(args, train, validation)
         train = without_untrainable_tags(train, processor)
+    # Before the towers run: without rare tags, there is no Rare F1 to maximise.
+    make_evaluator(train, validation).check_metric(args.metric_for_best_model)
     model.to(accelerator.device)
     tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
 
@@ -96,7 +104,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
 
     # Training.
     status.set("running")
-    evaluator = TagEvaluator(validation["tags"], Counter(tag for own in train["tags"] for tag in set(own)))
+    evaluator = make_evaluator(train, validation)
     trainer = OPTSGTrainer(
         model,
         args,

@@ -1,11 +1,12 @@
 """The metrics of [`TagEvaluator`] equal plain loops written from their definitions."""
 
+import json
 import random
 
 import pytest
 
 from modeling_optsg import TagEvaluator
-from modeling_optsg.evaluation.metrics import metric_value
+from modeling_optsg.evaluation.metrics import METRICS, metric_value, parse_metric
 
 TRAIN_COUNTS = {f"tag{n}": n * n for n in range(1, 12)}
 
@@ -123,9 +124,39 @@ def test_perfect_and_empty_predictions(benchmark, evaluator):
     assert nothing["micro_precision"] == nothing["novel_ratio"] == nothing["tags_per_example"] == 0
 
 
-def test_the_average_over_no_tags_is_nan():
-    metrics = TagEvaluator([["a"]], {"a": 30}).score([[{"tag": "a", "score": 1.0}]])
-    assert metrics["common_f1"] == 100 and metrics["rare_f1"] != metrics["rare_f1"]
+def test_the_average_over_no_tags_is_none():
+    evaluator = TagEvaluator([["a"]], {"a": 30})
+    metrics = evaluator.score([[{"tag": "a", "score": 1.0}]])
+    assert metrics["common_f1"] == 100 and metrics["rare_f1"] is None and set(metrics) == set(METRICS)
+    json.dumps(metrics, allow_nan=False)
+    for metric in ("rare_f1", "full_f1+rare_f1", "full_f1@rare_f1>=5"):
+        with pytest.raises(ValueError, match="no evaluated tag is rare"):
+            evaluator.check_metric(metric)
+    evaluator.check_metric("common_f1+micro_f1@micro_f1>=5")
+
+
+@pytest.mark.parametrize(
+    "metric, message",
+    [
+        ("full", "'full' is not a metric; expected one of full_f1"),
+        ("full_f1+", "'' is not a metric"),
+        ("full_f1@micro>=5", "'micro' is not a metric"),
+        ("full_f1@micro_f1>=x", "needs a number after micro_f1>="),
+        ("full_f1@micro_f1", "needs a number after micro_f1>="),
+        ("full_f1@micro_f1>=nan", "needs a number after micro_f1>="),
+    ],
+)
+def test_wrong_metrics_are_refused(metric, message):
+    with pytest.raises(ValueError, match=message):
+        parse_metric(metric)
+
+
+def test_equally_good_thresholds_are_told_apart():
+    # Tag c is not a training tag: it counts for micro F1 only.
+    predictions = [[{"tag": "a", "score": 0.9}, {"tag": "c", "score": 0.3}], [{"tag": "b", "score": 0.7}]]
+    threshold, metrics = TagEvaluator([["a"], ["b"]], {"a": 1, "b": 1}).best_threshold(predictions, "full_f1")
+    # All thresholds up to 0.7 have the same Full F1, and those above 0.3 the best micro F1. The largest is 0.7.
+    assert (threshold, metrics["micro_f1"]) == (0.7, 100)
 
 
 def test_a_sweep_equals_the_score_at_every_threshold(benchmark, evaluator):

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from scipy.special import logit
 
-from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value, normalize_tag
+from modeling_optsg.evaluation.metrics import TagEvaluator, metric_rank, normalize_tag
 
 from . import nearest
 from .fusion import IN_BOOK, MIN_VOTE, BookScore
@@ -315,7 +315,7 @@ class TagBook:
             model_tags: Tags of the model for them. Without them, the book is fitted alone.
             excluded_groups, num_neighbours: See [`search`].
             reader: Reader of the model, if the model reads the candidates.
-            metric: The metric to maximise, as in [`metric_value`].
+            metric: The metric to maximise, as in [`parse_metric`].
 
         Returns:
             The metrics with the fitted settings. `None` if there are fewer than `MIN_FIT_EXAMPLES` examples, or if no
@@ -344,7 +344,7 @@ class TagBook:
             adjusted = score.adjusted(features, is_correct, adjustment)
             scored = [[{"tag": t, "score": s} for t, s in zip(tags, adjusted(rows).tolist())] for tags, rows in found]
             threshold, metrics = evaluator.best_threshold(scored, metric)
-            fits.append((metric_value(metrics, metric), adjusted, threshold, metrics))
+            fits.append((metric_rank(metrics, metric), adjusted, threshold, metrics))
         _, self.score, self.threshold, metrics = max(fits, key=lambda fit: fit[0])
         return metrics
 

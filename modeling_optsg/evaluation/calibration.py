@@ -16,7 +16,7 @@ from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
 
-from .metrics import TagEvaluator, metric_value
+from .metrics import TagEvaluator, metric_rank
 from .prediction import generate_batches, predict_tags
 
 # Values that the fits try: the bias added to the logit of [PAD], the weight of the slots' logit (the rest is the
@@ -52,7 +52,7 @@ def fit_generation_config(
         examples: Validation examples.
         evaluator: Made from the ground truth of `examples`.
         decoding: The decoding to fit and to store the settings under; `None` for a model with only one.
-        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        metric_for_best_model: The validation metric to maximise, as in [`parse_metric`].
         grid: Values to try for each argument of `generate`; `PAD_BIASES` for `pad_bias` by default.
         predict_kwargs: Further arguments of [`predict_tags`].
 
@@ -72,6 +72,8 @@ def fit_generation_config(
         >>> sorted(set(fit) - {"tried", "validation", "modalities", "slot_weight"})
         ['fusion_weights', 'logit_adjustment', 'pad_bias', 'threshold']
     """
+    # Fail before the predictions, which take long.
+    evaluator.check_metric(metric_for_best_model)
     grid = {"pad_bias": PAD_BIASES} if grid is None else dict(grid)
     kwargs = predict_kwargs | ({} if decoding is None else {"decoding": decoding})
     fitted = (*grid, "threshold")
@@ -91,7 +93,7 @@ def fit_generation_config(
         for settings, predictions in predict(model, processor, examples, grid, **kwargs):
             threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model)
             tried.append(settings | {"threshold": threshold, "validation": metrics})
-    best = max(tried, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+    best = max(tried, key=lambda fit: metric_rank(fit["validation"], metric_for_best_model))
     fit_alone = fit_modality if "fusion_weights" in best else _validate_modality
     arguments = (model, processor, examples, evaluator, metric_for_best_model)
     alone = {modality: fit_alone(*arguments, modality, best, **kwargs) for modality in MODALITIES[1:]}
@@ -173,7 +175,7 @@ def fit_fusion_weights(
         processor: The processor of the model.
         examples: Validation examples.
         evaluator: Made from the ground truth of `examples`.
-        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        metric_for_best_model: The validation metric to maximise, as in [`parse_metric`].
         generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
 
     Returns:
@@ -185,7 +187,7 @@ def fit_fusion_weights(
     fits = [fit(slot_weight, LOGIT_ADJUSTMENTS[0]) for slot_weight in SLOT_WEIGHTS]
     # Coordinate descent: trying all pairs takes minutes.
     for _ in range(2):
-        best = max(fits, key=lambda fit: metric_value(fit["validation"], metric_for_best_model))
+        best = max(fits, key=lambda fit: metric_rank(fit["validation"], metric_for_best_model))
         if best["slot_weight"] < 1:
             pairs = {(best["slot_weight"], adjustment) for adjustment in LOGIT_ADJUSTMENTS}
             pairs |= {(weight, best["logit_adjustment"]) for weight in SLOT_WEIGHTS if weight < 1}
@@ -213,7 +215,7 @@ def fit_modality(
         processor: The processor of the model.
         examples: Validation examples.
         evaluator: Made from the ground truth of `examples`.
-        metric_for_best_model: The validation metric to maximise, as in [`metric_value`].
+        metric_for_best_model: The validation metric to maximise, as in [`parse_metric`].
         modality: "image" or "title".
         settings: The fit for examples with both.
         generate_kwargs: Arguments of [`generate_batches`] and of `generate`.
@@ -230,11 +232,10 @@ def fit_modality(
     # Leave out examples without this modality; otherwise their tags count as false negatives.
     own = [index for index, tags in enumerate(candidates.tags) if tags]
     candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)
-    # Ignore a condition such as @micro_f1>=52, which applies to examples with both modalities.
-    metric = metric_for_best_model.partition("@")[0]
+    metric = _modality_metric(metric_for_best_model, evaluator)
     fit = _MixtureFit(candidates, evaluator, metric)
     fits = [fit(slot_weight, settings["logit_adjustment"]) for slot_weight in SLOT_WEIGHTS]
-    return max(fits, key=lambda fit: metric_value(fit["validation"], metric))
+    return max(fits, key=lambda fit: metric_rank(fit["validation"], metric))
 
 
 def _validate_modality(
@@ -251,8 +252,21 @@ def _validate_modality(
     kwargs = {name: settings[name] for name in settings.keys() - {"threshold", "validation"}} | generate_kwargs
     kwargs |= {"threshold": 0.0, "modalities": (modality,)}
     predictions = predict_tags(model, processor, examples, **kwargs)
-    threshold, metrics = evaluator.best_threshold(predictions, metric_for_best_model.partition("@")[0])
+    threshold, metrics = evaluator.best_threshold(predictions, _modality_metric(metric_for_best_model, evaluator))
     return {"threshold": threshold, "validation": metrics}
+
+
+def _modality_metric(metric_for_best_model: str, evaluator: TagEvaluator) -> str:
+    """Return the metric to maximise for examples without a modality.
+
+    A condition such as @micro_f1>=52 applies to examples with both modalities. These examples may have no rare tags.
+    """
+    metric = metric_for_best_model.partition("@")[0]
+    try:
+        evaluator.check_metric(metric)
+    except ValueError:
+        return "full_f1"
+    return metric
 
 
 @dataclass

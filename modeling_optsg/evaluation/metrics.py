@@ -1,10 +1,26 @@
 """Metrics: per-tag F1 averaged over tags (Full, Rare, Common), micro and per-example metrics, and Tag Gain."""
 
+import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
+
+# The metrics that [`TagEvaluator.score`] returns.
+METRICS = (
+    "full_f1",
+    "rare_f1",
+    "common_f1",
+    "micro_precision",
+    "micro_recall",
+    "micro_f1",
+    "example_precision",
+    "example_recall",
+    "example_f1",
+    "novel_ratio",
+    "tags_per_example",
+)
 
 
 class TagEvaluator:
@@ -65,7 +81,8 @@ class TagEvaluator:
         Returns:
             `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `example_precision`,
             `example_recall`, `example_f1` and `novel_ratio` (the ratio of predicted tags that are not training tags)
-            in percent, and `tags_per_example`.
+            in percent, and `tags_per_example`. Without rare tags, `rare_f1` is `None`; without common tags,
+            `common_f1` is `None`.
 
         Raises:
             ValueError: The number of predictions is not that of the references, or a tag is listed twice for an
@@ -120,8 +137,8 @@ class TagEvaluator:
         recall = hits.sum() / self._example_support.sum()
         fractions = {
             "full_f1": tag_f1.mean(),
-            "rare_f1": tag_f1[~self._common].mean() if (~self._common).any() else float("nan"),
-            "common_f1": tag_f1[self._common].mean() if self._common.any() else float("nan"),
+            "rare_f1": tag_f1[~self._common].mean() if (~self._common).any() else None,
+            "common_f1": tag_f1[self._common].mean() if self._common.any() else None,
             "micro_precision": precision,
             "micro_recall": recall,
             "micro_f1": 2 * precision * recall / max(precision + recall, 1e-12),
@@ -130,7 +147,7 @@ class TagEvaluator:
             "example_f1": (2 * example_correct / np.maximum(example_predicted + self._example_support, 1)).mean(),
             "novel_ratio": novel.mean() if len(novel) else 0.0,
         }
-        metrics = {name: round(100 * float(value), 2) for name, value in fractions.items()}
+        metrics = {name: None if x is None else round(100 * float(x), 2) for name, x in fractions.items()}
         return metrics | {"tags_per_example": round(float(example_predicted.mean()), 2)}
 
     def by_frequency(self, predictions: Sequence[Sequence[Mapping]], edges: Sequence[int]) -> list[dict[str, float]]:
@@ -176,9 +193,11 @@ class TagEvaluator:
     ) -> tuple[float, dict[str, float]]:
         """Find the threshold with the best metric.
 
+        Among equally good thresholds, it is the one with the largest micro F1, and among these the largest.
+
         Args:
             predictions: As in [`score`].
-            metric_for_best_model: The metric to maximise, as in [`metric_value`].
+            metric_for_best_model: The metric to maximise, as in [`parse_metric`].
             steps: Number of thresholds to try between 0 and 1, and again between 0 and 0.1.
 
         Returns:
@@ -187,8 +206,16 @@ class TagEvaluator:
         grid = np.concatenate([np.linspace(0, top, steps, endpoint=False) for top in (1, 0.1)])
         thresholds = sorted({round(float(threshold), 4) for threshold in grid})
         metrics = self.sweep(predictions, thresholds)
-        best = max(range(len(metrics)), key=lambda index: metric_value(metrics[index], metric_for_best_model))
+        best = max(range(len(metrics)), key=lambda index: (*metric_rank(metrics[index], metric_for_best_model), index))
         return thresholds[best], metrics[best]
+
+    def check_metric(self, metric_for_best_model: str) -> None:
+        """Check that a metric can be computed for these examples.
+
+        Raises:
+            ValueError: It is unknown, or an average over no tags.
+        """
+        metric_value(self.score([[] for _ in self.references]), metric_for_best_model)
 
     def at_k(self, predictions: Sequence[Sequence[Mapping]], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
         """Compute precision and recall of the k best predictions of each example, averaged over the examples.
@@ -226,12 +253,40 @@ def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> fl
 
     Args:
         metrics: Metrics by name.
-        metric_for_best_model: A metric by name, or the mean of several, such as `"full_f1+micro_f1"`. With a floor,
-            as in `"full_f1@micro_f1>=52"`, settings whose micro F1 is below 52 rank below all others, and among
-            themselves by micro F1.
+        metric_for_best_model: See [`parse_metric`].
 
     Returns:
-        The value; it is negative below the floor.
+        The value. It is negative below the floor, and then increases with the metric that has the floor.
+
+    Raises:
+        ValueError: A metric is unknown or `None`, or the floor is not a number.
+    """
+    names, floored, floor = parse_metric(metric_for_best_model)
+    for name in (*names, floored):
+        if name is not None and metrics[name] is None:
+            raise ValueError(
+                f"metric_for_best_model={metric_for_best_model!r} cannot be computed: no evaluated tag is "
+                f"{name.removesuffix('_f1')}. Use full_f1 or micro_f1."
+            )
+    if floored is not None and metrics[floored] < floor:
+        return metrics[floored] - floor - 100.0
+    return sum(metrics[name] for name in names) / len(names)
+
+
+def metric_rank(metrics: Mapping[str, float], metric_for_best_model: str) -> tuple[float, float]:
+    """Return a key to sort settings by: the value that a fit maximises, then micro F1. See [`metric_value`]."""
+    return metric_value(metrics, metric_for_best_model), metrics["micro_f1"]
+
+
+def parse_metric(metric_for_best_model: str) -> tuple[list[str], str | None, float]:
+    """Parse the metric that a fit maximises.
+
+    Args:
+        metric_for_best_model: One of `METRICS`, or the mean of several, such as `"full_f1+micro_f1"`. With a floor, as
+            in `"full_f1@micro_f1>=52"`, settings whose micro F1 is below 52 rank below all others.
+
+    Returns:
+        The metrics that are averaged, the metric with a floor (`None` without one), and the floor.
 
     Raises:
         ValueError: A metric is unknown, or the floor is not a number.
@@ -239,11 +294,19 @@ def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> fl
     mean_of, _, condition = metric_for_best_model.partition("@")
     floored, _, floor = condition.partition(">=")
     names = mean_of.split("+")
-    if unknown := [name for name in [*names, *filter(None, [floored])] if name not in metrics]:
-        raise ValueError(f"metric_for_best_model={unknown[0]!r} is not a metric; expected one of {sorted(metrics)}.")
-    if condition and metrics[floored] < float(floor):
-        return metrics[floored] - float(floor) - 100.0
-    return sum(metrics[name] for name in names) / len(names)
+    if unknown := [name for name in [*names, *filter(None, [floored])] if name not in METRICS]:
+        raise ValueError(
+            f"metric_for_best_model={unknown[0]!r} is not a metric; expected one of {', '.join(METRICS)}."
+        )
+    if not condition:
+        return names, None, 0.0
+    try:
+        limit = float(floor)
+    except ValueError:
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise ValueError(f"metric_for_best_model={metric_for_best_model!r} needs a number after {floored}>=.")
+    return names, floored, limit
 
 
 def tag_gain(

@@ -13,7 +13,7 @@ from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .calibration import reliability
-from .metrics import TagEvaluator, metric_value
+from .metrics import TagEvaluator, metric_rank
 from .prediction import predict_tags
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scipy")
@@ -62,14 +62,14 @@ def best_fit(tried: Sequence[Mapping], metric: str, **settings: object) -> Mappi
 
     Args:
         tried: Fits as in `fit_generation_config(...)["tried"]`.
-        metric: The validation metric to maximise, as in [`metric_value`].
+        metric: The validation metric to maximise, as in [`parse_metric`].
         settings: Values that a fit must have, by name, such as `slot_weight=1.0`.
 
     Returns:
         The fit with the largest metric, `None` where no fit has these settings.
     """
     matching = [fit for fit in tried if all(fit.get(name) == value for name, value in settings.items())]
-    return max(matching, key=lambda fit: metric_value(fit["validation"], metric), default=None)
+    return max(matching, key=lambda fit: metric_rank(fit["validation"], metric), default=None)
 
 
 def score_modalities(

@@ -166,6 +166,8 @@ def _eval_results(metrics: Mapping[str, float] | None, dataset_name: str, split:
             metric_value=metrics[metric],
         )
         for metric in MODEL_INDEX_METRICS
+        # Without rare tags, there is no Rare F1.
+        if metrics[metric] is not None
     ]
 
 

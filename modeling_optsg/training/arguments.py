@@ -10,6 +10,7 @@ from transformers import HfArgumentParser
 
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import PAD_BIASES
+from modeling_optsg.evaluation.metrics import parse_metric
 from modeling_optsg.hub.commits import check_repo_id
 
 # These depend on the machine or the user, and are not published.
@@ -243,6 +244,7 @@ class OPTSGTrainingArguments:
         if spec.needs_book or not spec.is_trained:
             # These find neighbours by the features of frozen towers.
             self.train_text_layers = 0
+        parse_metric(self.metric_for_best_model)
         if self.checkpoint and self.classifier_checkpoint:
             raise ValueError("--checkpoint and --classifier_checkpoint exclude each other")
         if self.train_text_layers < -1:

@@ -105,6 +105,8 @@ class OPTSGTrainer:
         stop_signal: StopSignal | None = None,
     ):
         self.model, self.args, self.accelerator = model, args, accelerator
+        # Fail before training, not afterwards.
+        evaluator.check_metric(args.metric_for_best_model)
         self.processing_class, self.tag_table, self.evaluator = processing_class, tag_table, evaluator
         self.train_dataset, self.eval_dataset, self.lengths = train_dataset, eval_dataset, lengths
         self.data_fingerprint, self.stop_signal = data_fingerprint, stop_signal or StopSignal()

@@ -58,10 +58,11 @@ class TrainingLog:
         """Write a row with a `step` to the file and the trackers, and print its validation metrics if it has any."""
         flat = {name: value for name, value in row.items() if not isinstance(value, dict | list)}
         flat |= {f"validation/{name}": value for name, value in row.get("validation", {}).items()}
-        self.accelerator.log(flat, step=row["step"])
+        # A metric without tags to average over is `None`.
+        self.accelerator.log({name: value for name, value in flat.items() if value is not None}, step=row["step"])
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         if "validation" in row:
             self._print(row)
 
@@ -74,7 +75,11 @@ class TrainingLog:
         metrics = row["validation"]
         self.bar.write(
             f"step {row['step']}: {losses}, {row['examples_per_second']:.0f} examples/s; validation F1: "
-            + ", ".join(f"{name} {metrics[f'{name}_f1']:.1f}" for name in ("full", "rare", "common", "micro"))
+            + ", ".join(
+                f"{name} {metrics[key]:.1f}"
+                for name in ("full", "rare", "common", "micro")
+                if metrics[key := f"{name}_f1"] is not None
+            )
         )
         for example in row.get("sample_predictions", ()):
             name = example.get("title") or example.get("id") or "an example"
