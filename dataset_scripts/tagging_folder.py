@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
 from .media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
+from .tag_separators import describe_separator, find_separator, split_tags
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
 
-CSV_TAG_SEPARATOR = "|"
 _SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
@@ -33,7 +33,7 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     A split is a sub-folder (`train`, `validation`, `test`, or another name that `datasets` knows) with one
     `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
     split. A row has `file_name`, the path of an image or video relative to the metadata file, and optionally `title`
-    (text), `tags` (a list; in csv text with `|` between the tags) and `id` (`file_name` by default).
+    (text), `tags` (a list; in csv text with `|`, `;` or `,` between the tags) and `id` (`file_name` by default).
 
     Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
     reported in warnings.
@@ -173,24 +173,29 @@ def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, 
 
 
 def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, dict]]:
-    reader = csv.DictReader(file, strict=True)
+    reader, rows = csv.DictReader(file, strict=True), []
     try:
         for row in reader:
             location = f"{metadata}, line {reader.line_num}"
             if None in row:
                 raise ValueError(f"{location}: more cells than the header's {len(reader.fieldnames)} columns")
-            if isinstance(row.get("tags"), str):
-                row["tags"] = _split_csv_tags(row["tags"], location)
-            yield location, row
+            _check_csv_tags(row.get("tags"), location)
+            rows.append((location, row))
     except csv.Error as error:
         raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
+    separator = find_separator(row.get("tags") for _, row in rows)
+    if message := describe_separator(separator):
+        logger.warning("%s: %s", metadata, message)
+    for location, row in rows:
+        if isinstance(row.get("tags"), str):
+            row["tags"] = split_tags(row["tags"], separator)
+        yield location, row
 
 
-def _split_csv_tags(cell: str, location: str) -> list[str]:
+def _check_csv_tags(cell: str | None, location: str) -> None:
     # `DataFrame.to_csv` prints a column of lists in this way; read as text it would be one strange tag.
-    if cell.lstrip().startswith(("['", '["', "[]")):
+    if cell is not None and cell.lstrip().startswith(("['", '["', "[]")):
         raise ValueError(f"{location}: tags are a printed list, {cell!r}; write them as 'first tag|second tag'")
-    return cell.split(CSV_TAG_SEPARATOR) if cell.strip() else []
 
 
 def _check_row(row: Any, location: str) -> tuple[str, str, list[str], str]:

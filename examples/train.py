@@ -70,8 +70,7 @@ def run(accelerator: Accelerator, args: OPTSGTrainingArguments, status: RunStatu
         stream_shards, train, validation = load_examples(args)
         model, processor = build_model(args, train, validation)
         train = without_untrainable_tags(train, processor)
-    # Before the towers run: without rare tags, there is no Rare F1 to maximise.
-    make_evaluator(train, validation).check_metric(args.metric_for_best_model)
+    make_evaluator(train, validation).check_metric(args.metric_for_best_model)  # before the towers run
     model.to(accelerator.device)
     tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
 

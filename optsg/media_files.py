@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
+from dataset_scripts.tag_separators import describe_separator, find_separator, split_tags
 
 from .terminal import plural
 
@@ -163,17 +164,24 @@ class _FolderSearch:
 
 def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[str, tuple[str | None, tuple[str, ...]]]:
     """Read titles and tags by path. All invalid rows together are one failure, which shows the first of them."""
-    rows, unusable = {}, []
+    read, rows, unusable = [], {}, []
     try:
         for number, row in _rows(metadata):
             try:
-                row = _check_row(row)
-                path = os.path.normpath(os.path.join(os.path.dirname(metadata), row["file_name"]))
-                rows[path] = (row.get("title") or None, _read_tags(row.get("tags")) if read_tags else ())
+                read.append((number, _check_row(row)))
             except ValueError as error:
                 unusable.append(f"row {number}: {error}")
     except (OSError, ValueError, csv.Error) as error:
         unusable.append(f"the rest cannot be read: {error}")
+    separator = find_separator(row.get("tags") for _, row in read)
+    if read_tags and (message := describe_separator(separator)):
+        found.messages.append(f"{metadata}: {message}")
+    for number, row in read:
+        try:
+            path = os.path.normpath(os.path.join(os.path.dirname(metadata), row["file_name"]))
+            rows[path] = (row.get("title") or None, _read_tags(row.get("tags"), separator) if read_tags else ())
+        except ValueError as error:
+            unusable.append(f"row {number}: {error}")
     if unusable:
         more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
         found.failures.append((metadata, unusable[0] + more))
@@ -202,8 +210,8 @@ def _check_row(row: dict | str) -> dict:
     return row
 
 
-def _read_tags(tags: list[str] | str | None) -> tuple[str, ...]:
-    tags = (tags or "").split("|") if isinstance(tags, str | None) else tags
+def _read_tags(tags: list[str] | str | None, separator: str) -> tuple[str, ...]:
+    tags = split_tags(tags or "", separator) if isinstance(tags, str | None) else tags
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise ValueError(f'"tags" must be a list of strings or text separated by |, got {tags!r}')
     return tuple(stripped for tag in tags if (stripped := tag.strip()))

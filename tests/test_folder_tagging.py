@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Image, List, Value, Video
 from PIL import Image as PILImage
 
 from dataset_scripts import load_tagging_dataset
+from optsg.media_files import find_media_files
 
 datasets.disable_progress_bars()
 
@@ -208,6 +209,25 @@ def test_a_csv_from_a_spreadsheet_is_read(folder):
     rows = load_tagging_dataset(folder, split="train")
     assert rows["tags"] == [["red", "blue"], []]
     assert rows["title"] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "cell, tags, reported",
+    [
+        ("sea, sky,boat", ["sea", "sky", "boat"], "','"),
+        ("sea; salt, pepper", ["sea", "salt, pepper"], "';'"),
+        ("sea|salt, pepper; a", ["sea", "salt, pepper; a"], None),
+        ("sea", ["sea"], None),
+    ],
+)
+def test_the_separator_of_csv_tags_is_detected_and_reported(folder, caplog, cell, tags, reported):
+    (folder / "metadata.csv").write_text(f'file_name,tags\none.png,"{cell}"\nsub/two.png,one\n')
+    assert load_tagging_dataset(folder, split="train")["tags"] == [tags, ["one"]]
+    assert ("split at" in caplog.text) == (reported is not None) and (reported or "") in caplog.text
+    # `optsg index` reads the same tags.
+    found = find_media_files([str(folder)], read_tags=True)
+    assert {tuple(file.tags) for file in found.files} >= {tuple(tags), ("one",)}
+    assert any("split at" in message for message in found.messages) == (reported is not None)
 
 
 def test_two_metadata_files_are_refused(folder):
