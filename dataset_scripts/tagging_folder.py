@@ -32,8 +32,9 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 
     A split is a sub-folder (`train`, `validation`, `test`, or another name that `datasets` knows) with one
     `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
-    split. A row has `file_name`, the path of an image or video relative to the metadata file, and optionally `title`
-    (text), `tags` (a list; in csv text with `|`, `;` or `,` between the tags) and `id` (`file_name` by default).
+    split, unless all its files are in sub-folders with names of splits. A row has `file_name`, the path of an image or
+    video relative to the metadata file, and optionally `title` (text), `tags` (a list; in csv text with `|`, `;` or
+    `,` between the tags) and `id` (`file_name` by default).
 
     Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
     reported in warnings.
@@ -59,9 +60,10 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
         )
     if not split_folders and not in_root:
         raise ValueError(f"neither {root} nor a split sub-folder of it contains one of {', '.join(METADATA_NAMES)}")
-    splits = {
-        split: _read_split(_only_metadata_file(path)) for split, path in (split_folders or {"train": root}).items()
-    }
+    if split_folders:
+        splits = {split: _read_split(_only_metadata_file(path)) for split, path in split_folders.items()}
+    else:
+        splits = _by_split(_read_split(_only_metadata_file(root)), root)
     paths = {example["path"] for examples in splits.values() for example in examples}
     _warn_of_unlisted_files(root, paths)
 
@@ -104,6 +106,17 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 raise ValueError(f"{root}: {found[split].name}/ and {path.name}/ are both the {split} split")
             found[split] = path
     return found
+
+
+def _by_split(examples: list[dict], root: Path) -> dict[str, list[dict]]:
+    """Return examples by the split that names their sub-folder, or all in `train` if a sub-folder names none."""
+    folders = [Path(os.path.relpath(example["path"], root)).parts[0] for example in examples]
+    if not set(folders) <= set(_SPLIT_NAMES):
+        return {"train": examples}
+    splits = {split: [] for split in dict.fromkeys(_SPLIT_NAMES.values())}
+    for folder, example in zip(folders, examples, strict=True):
+        splits[_SPLIT_NAMES[folder]].append(example)
+    return {split: own for split, own in splits.items() if own}
 
 
 def _media_kind(path: str) -> str | None:

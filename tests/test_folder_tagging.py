@@ -230,6 +230,28 @@ def test_the_separator_of_csv_tags_is_detected_and_reported(folder, caplog, cell
     assert any("split at" in message for message in found.messages) == (reported is not None)
 
 
+def test_metadata_in_the_root_gives_the_splits_of_its_sub_folders(tmp_path):
+    names = ["train/a.png", "val/b.png", "test/deep/c.png", "train/d.png"]
+    for name in names:
+        draw(tmp_path / name)
+    write_metadata(tmp_path, [{"file_name": name, "tags": [name]} for name in names])
+    found = load_tagging_dataset(tmp_path)
+    expected = {
+        "train": [["train/a.png"], ["train/d.png"]],
+        "validation": [["val/b.png"]],
+        "test": [["test/deep/c.png"]],
+    }
+    assert {split: rows["tags"][:] for split, rows in found.items()} == expected
+    assert list(found) == list(expected)
+    # `imagefolder` finds the same splits.
+    other = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in other.items()} == {split: len(own) for split, own in expected.items()}
+    # A sub-folder that names no split, such as images of cars next to images of trains.
+    draw(tmp_path / "car/e.png")
+    write_metadata(tmp_path, [{"file_name": name} for name in [*names, "car/e.png"]])
+    assert {split: len(rows) for split, rows in load_tagging_dataset(tmp_path).items()} == {"train": 5}
+
+
 def test_two_metadata_files_are_refused(folder):
     write_metadata(folder, ROWS)
     write_metadata(folder, ROWS, "csv")
