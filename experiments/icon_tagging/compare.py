@@ -17,7 +17,15 @@ import matplotlib
 
 from experiments.icon_tagging.compare_page import write_page
 from experiments.icon_tagging.recipe import BF16, SECOND_PHASE
-from experiments.icon_tagging.runs import F1_METRICS, Benchmark, Run, make_parser, read_summary, write_result
+from experiments.icon_tagging.runs import (
+    F1_METRICS,
+    Benchmark,
+    Run,
+    make_parser,
+    mean_metric,
+    read_summary,
+    write_result,
+)
 from modeling_optsg.evaluation.metrics import tag_gain
 from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import environment, novel_hits, score_modalities
@@ -59,11 +67,12 @@ def score(run: Run, benchmark: Benchmark) -> tuple[dict[str, dict], dict[str, li
 def average(scores: Sequence[Mapping]) -> dict:
     """Return the means of the metrics of one row over its seeds."""
 
-    def mean(*keys: str | int) -> float:
+    def mean(*keys: str | int) -> float | None:
         values = scores
-        for key in keys:
+        for key in keys[:-1]:
             values = [value[key] for value in values]
-        return round(fmean(values), 2)
+        value = mean_metric(values, keys[-1])
+        return None if value is None else round(value, 2)
 
     return {
         **{metric: mean(metric) for metric in METRICS},

@@ -28,6 +28,7 @@ from experiments.icon_tagging.runs import (
     Benchmark,
     Run,
     make_parser,
+    mean_metric,
     read_summary,
     train,
     write_result,
@@ -163,7 +164,8 @@ def markdown_table(gathered: dict[str, dict], split: str) -> str:
         runs, decoding = row["runs"], next(iter(row["runs"][0]["validation"]))
         scores = [run["test"][decoding] if split == "test" else run["validation"][decoding][split] for run in runs]
         cells = [name, row["what"], ", ".join(str(run["seed"]) for run in runs)]
-        cells += [f"{fmean(score[metric] for score in scores):.1f}" for metric in F1_METRICS]
+        means = [mean_metric(scores, metric) for metric in F1_METRICS]
+        cells += ["–" if value is None else f"{value:.1f}" for value in means]
         cells.append(f"{fmean(run['seconds_per_epoch'] for run in runs):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

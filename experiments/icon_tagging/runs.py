@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 
 from datasets import Dataset
 
@@ -61,6 +62,12 @@ def read_summary(folder: Path) -> dict:
         FileNotFoundError: The folder is not that of a finished training.
     """
     return json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
+
+
+def mean_metric(scores: Sequence[dict], metric: str) -> float | None:
+    """Return the mean of a metric, `None` if it is an average over no tags in one of the scores."""
+    values = [score[metric] for score in scores]
+    return None if None in values else fmean(values)
 
 
 def write_result(result: dict, path: Path) -> None:
