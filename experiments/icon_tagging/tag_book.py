@@ -44,7 +44,8 @@ from modeling_optsg.training.book_reader_training import train_book_reader
 
 METRICS = (*F1_METRICS, "tags_per_example")
 OPERATING_POINTS = ("full_f1@micro_f1>=52", "full_f1+micro_f1")
-NEIGHBOURS = (5, 10, 50)
+NUM_NEIGHBOURS, NUM_CANDIDATES = 20, 50
+OTHER_NEIGHBOURS = (5, 10, 50)
 BOOK_RATIOS = (0.5, 0.1)
 SPLITS = ("train", "validation", "test")
 # The fit that the temperatures of the votes come from. They do not depend on the metric.
@@ -123,7 +124,7 @@ class BookExperiment:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
             fitted = self.fit_book(metric, queries, with_reader=False)[1]
             rows[f"model and book, only {name}"] = {"validation": fitted}
-        for number in NEIGHBOURS:
+        for number in OTHER_NEIGHBOURS:
             fitted = self.fit_book(metric, self.queries, num_neighbours=number)[1]
             rows[f"op-tsg-open-book, {number} neighbours"] = {"validation": fitted}
         return rows
@@ -145,7 +146,7 @@ class BookExperiment:
         queries: dict[str, BookQueries],
         with_model: bool = True,
         with_reader: bool = True,
-        **options: int,
+        num_neighbours: int = NUM_NEIGHBOURS,
     ) -> tuple[TagBook, dict]:
         """Make a book of the training examples and fit it on the validation split.
 
@@ -154,16 +155,16 @@ class BookExperiment:
             queries: Queries of all splits.
             with_model: Whether to fuse the book with the tags of the model.
             with_reader: Whether to read the pointers of the model's reader.
-            options: Other arguments of [`TagBook.fit`].
+            num_neighbours: Number of similar examples per source.
 
         Returns:
             The book, and its metrics on the validation split.
         """
-        book = TagBook(self.examples, queries["train"], self.fingerprint)
+        book = TagBook(self.examples, queries["train"], self.fingerprint, num_neighbours, NUM_CANDIDATES)
         references = self.benchmark.splits["validation"]["tags"][:]
         model_tags = self.model_tags["validation"] if with_model else None
         reader = self.read_outputs if with_reader else None
-        metrics = book.fit(queries["validation"], references, model_tags, reader=reader, metric=metric, **options)
+        metrics = book.fit(queries["validation"], references, model_tags, reader=reader, metric=metric)
         return book, _select(metrics)
 
     def _score_book(self, metric: str, with_model: bool = True, with_reader: bool = True) -> dict[str, dict]:

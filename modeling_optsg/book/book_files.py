@@ -52,6 +52,7 @@ def save_book(book: TagBook, folder: str | os.PathLike) -> None:
     tensors |= {name: getattr(book.normalize, name).numpy() for name in ("image_mean", "image_components")}
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
     settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
+    settings |= {"num_neighbours": book.num_neighbours, "num_candidates": book.num_candidates}
     settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}
     settings |= {"threshold": book.threshold, "score": book.score.to_dict()}
     # With the digests, files of two books are not mistaken for one.
@@ -158,6 +159,7 @@ def _read(folder: Path, settings: dict) -> TagBook:
     book.normalize = VectorNormalizer(tensors["image_mean"], tensors["image_components"])
     book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
     book.own_tags_only = settings["own_tags_only"]
+    book.num_neighbours, book.num_candidates = settings["num_neighbours"], settings["num_candidates"]
     book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
     book.score = BookScore.from_dict(settings["score"])
     lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}

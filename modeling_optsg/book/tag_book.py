@@ -76,6 +76,8 @@ class TagBook:
             examples, the neighbours of an example come from other groups.
         queries: Vectors and titles of the examples.
         fingerprint: Fingerprint of the model that computed the vectors.
+        num_neighbours: Number of similar examples per source.
+        num_candidates: Maximum number of their tags per query.
 
     Attributes:
         own_tags_only: Whether only tags of the book are predicted. Set it before [`fit`].
@@ -86,8 +88,16 @@ class TagBook:
         ValueError: A column is missing, there are no examples, the lengths differ, or an `id` occurs twice.
     """
 
-    def __init__(self, examples: Dataset, queries: BookQueries, fingerprint: str):
+    def __init__(
+        self,
+        examples: Dataset,
+        queries: BookQueries,
+        fingerprint: str,
+        num_neighbours: int = NUM_NEIGHBOURS,
+        num_candidates: int = NUM_CANDIDATES,
+    ):
         _check_examples(examples, len(queries))
+        self.num_neighbours, self.num_candidates = num_neighbours, num_candidates
         self.examples, self.fingerprint = _with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
         self.score, self.own_tags_only = BookScore(NUM_FEATURES), False
@@ -247,16 +257,17 @@ class TagBook:
     def search(
         self,
         queries: BookQueries,
-        num_neighbours: int = NUM_NEIGHBOURS,
+        num_neighbours: int | None = None,
         excluded_groups: Sequence[str] | None = None,
     ) -> Neighbours:
         """Find the nearest examples of each query by each source, and compare them by all sources.
 
         Args:
             queries: The examples to look up.
-            num_neighbours: Number of examples per source.
+            num_neighbours: Number of examples per source; by default that of the book.
             excluded_groups: For each query, the group whose examples are left out.
         """
+        num_neighbours = self.num_neighbours if num_neighbours is None else num_neighbours
         vectors = {name: rows.float() for name, rows in self.normalize(queries).items()}
         excluded = torch.full((len(queries),), -1)
         if excluded_groups is not None:
@@ -280,13 +291,13 @@ class TagBook:
         hidden = [None if group < 0 else (self._groups.numbers == group).numpy() for group in groups]
         return [self._words.search(title, wanted, rows) for title, rows in zip(titles, hidden, strict=True)]
 
-    def candidates(self, neighbours: Neighbours, max_candidates: int = NUM_CANDIDATES) -> list[BookCandidates]:
+    def candidates(self, neighbours: Neighbours) -> list[BookCandidates]:
         """For each query, return the neighbours' tags with the largest mean votes."""
         votes = TagVotes(self._tag_table, neighbours)
         evidence = votes.evidence(neighbours.votes(self.temperatures), neighbours.similarities)
         found = []
         for query, rows in enumerate(neighbours.rows.tolist()):
-            entries = votes.most_voted(query, max_candidates)
+            entries = votes.most_voted(query, self.num_candidates)
             with_tag = [
                 [self._name(rows[column]) | {"score": vote} for column, vote in votes.neighbours_with_tag(entry)]
                 for entry in entries
@@ -304,7 +315,6 @@ class TagBook:
         *,
         excluded_groups: Sequence[str] | None = None,
         reader: ModelTagReader | None = None,
-        num_neighbours: int = NUM_NEIGHBOURS,
         metric: str = "micro_f1",
     ) -> dict[str, float] | None:
         """Fit the temperatures of the votes, the fusion with the model, its logit adjustment and the threshold.
@@ -313,7 +323,7 @@ class TagBook:
             queries: Validation examples, or examples of the book itself with `excluded_groups`.
             references: Their tags.
             model_tags: Tags of the model for them. Without them, the book is fitted alone.
-            excluded_groups, num_neighbours: See [`search`].
+            excluded_groups: See [`search`].
             reader: Reader of the model, if the model reads the candidates.
             metric: The metric to maximise, as in [`parse_metric`].
 
@@ -323,7 +333,7 @@ class TagBook:
         """
         if model_tags is None:
             model_tags, reader = [ModelTags()] * len(references), None
-        neighbours = self.search(queries, num_neighbours, excluded_groups)
+        neighbours = self.search(queries, excluded_groups=excluded_groups)
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
         candidates = self.candidates(neighbours)
