@@ -43,8 +43,8 @@ def parse_arguments() -> argparse.Namespace:
         "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
     )
     parser.add_argument("--num_train_epochs", type=float, default=2.0, help="passes over the training examples")
-    parser.add_argument("--num_neighbours", type=int, default=20, help="number of similar examples per source")
-    parser.add_argument("--num_candidates", type=int, default=50, help="maximum number of their tags per example")
+    parser.add_argument("--num_neighbours", type=int, default=40, help="number of similar examples per source")
+    parser.add_argument("--num_candidates", type=int, default=100, help="maximum number of their tags per example")
     parser.add_argument("--batch_size", type=int, default=64, help="number of examples per step")
     parser.add_argument("--metric", default="full_f1+micro_f1", help="validation metric to maximise")
     parser.add_argument("--seed", type=int, default=0, help="random seed")

@@ -44,8 +44,8 @@ from modeling_optsg.training.book_reader_training import train_book_reader
 
 METRICS = (*F1_METRICS, "tags_per_example")
 OPERATING_POINTS = ("full_f1@micro_f1>=52", "full_f1+micro_f1")
-NUM_NEIGHBOURS, NUM_CANDIDATES = 20, 50
-OTHER_NEIGHBOURS = (5, 10, 50)
+NUM_NEIGHBOURS, NUM_CANDIDATES = 40, 100
+OTHER_NEIGHBOURS = (5, 10, 20)
 BOOK_RATIOS = (0.5, 0.1)
 SPLITS = ("train", "validation", "test")
 # The fit that the temperatures of the votes come from. They do not depend on the metric.
