@@ -9,7 +9,14 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .benchmarks import BUILDERS, is_benchmark, load_benchmark
 from .media_suffixes import METADATA_NAMES
-from .tagging_columns import TEXT_COLUMNS, Rows, fill_stream_columns, with_tagging_columns
+from .tagging_columns import (
+    TEXT_COLUMNS,
+    Rows,
+    fill_stream_columns,
+    label_column,
+    name_classes,
+    with_tagging_columns,
+)
 from .tagging_folder import has_metadata, load_tagging_folder
 
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
@@ -134,6 +141,8 @@ def _load_parquet(source: str, options: dict[str, Any], texts_only: bool) -> Spl
 
 
 def _tagging_columns(rows: Rows, origin: str, source: str, options: dict[str, Any], texts_only: bool) -> Rows:
+    if rows.features is None:
+        rows = rows._resolve_features()
     # Also with `texts_only`, because this checks the columns.
     filled = with_tagging_columns(rows, origin)
     return _stream_texts(rows, source, options) if texts_only else filled
@@ -143,16 +152,17 @@ def _stream_texts(rows: datasets.IterableDataset, source: str, options: dict[str
     """Return the text columns of a stream, read without the others where the format allows it.
 
     Args:
-        rows: The stream with all its columns.
+        rows: The stream with all its columns, as `datasets` loads it.
         source: The dataset that `datasets.load_dataset` made the stream from.
         options: The arguments that it was made with.
     """
     builder_options = {option: options[option] for option in options.keys() - {"split", "streaming"}}
     builder = datasets.load_dataset_builder(source, **builder_options)
-    columns = [column for column in TEXT_COLUMNS if column in (rows.features or ())]
+    wanted = dict.fromkeys([*TEXT_COLUMNS, label_column(rows.features)])
+    columns = [column for column in wanted if column in rows.features]
     if columns and hasattr(builder.config, "columns"):
         # `select_columns` of a stream would read every column and then drop most of them.
         rows = datasets.load_dataset(source, **options, columns=columns)
     if rows.features is None:
         rows = rows._resolve_features()
-    return fill_stream_columns(rows, number_rows=False).select_columns(list(TEXT_COLUMNS))
+    return fill_stream_columns(name_classes(rows), number_rows=False).select_columns(list(TEXT_COLUMNS))

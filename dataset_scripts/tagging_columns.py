@@ -21,6 +21,8 @@ TEXT_COLUMNS = datasets.Features(
     }
 )
 MEDIA_COLUMNS = datasets.Features({"image": datasets.Image(), "video": datasets.Video(decode=False)})
+# Columns of image classification datasets.
+LABEL_COLUMNS = ("label", "labels")
 STREAM_BATCH = 100
 _STRING_TYPES = ("string", "large_string", "null")
 
@@ -30,8 +32,9 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
 
     A missing `id` becomes the row's number. Numbers start at 0 in every part of a split, and they repeat where several
     workers read one stream: datasets whose examples must be recognised later need an `id`. A missing `title` becomes
-    `""`, missing `tags` become `[]`. Tags are stripped; empty and repeated ones are left out, and counted in a warning
-    unless `rows` is a stream. Other columns do not change.
+    `""`, missing `tags` become `[]`. Class labels in `tags` become their names. Without `tags`, those in a column
+    `label` or `labels` do. Tags are stripped; empty and repeated ones are left out, and counted in a warning unless
+    `rows` is a stream. Other columns do not change.
 
     Args:
         rows: One split.
@@ -42,6 +45,7 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
     """
     if rows.features is None:
         rows = rows._resolve_features()
+    rows = name_classes(rows)
     _check_features(rows.features, origin)
     for column, feature in MEDIA_COLUMNS.items():
         if column in rows.features and rows.features[column] != feature:
@@ -49,6 +53,47 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
     if isinstance(rows, datasets.IterableDataset):
         return fill_stream_columns(rows)
     return _fill_columns(rows, origin)
+
+
+def label_column(features: datasets.Features) -> str | None:
+    """Return the column whose class labels are the tags, `None` if there is none."""
+    names = ("tags",) if "tags" in features else LABEL_COLUMNS
+    return next((name for name in names if _class_names(features.get(name)) is not None), None)
+
+
+def name_classes(rows: Rows) -> Rows:
+    """Return `rows` with the names of the class labels in `tags`, instead of the column [`label_column`]."""
+    if (column := label_column(rows.features)) is None:
+        return rows
+    names, tags = _class_names(rows.features[column]), TEXT_COLUMNS["tags"]
+    if isinstance(rows, datasets.Dataset):
+        named = _name_labels(rows[column], names)
+        return rows.remove_columns(column).add_column("tags", named, feature=tags)
+    features = datasets.Features({name: own for name, own in rows.features.items() if name != column} | {"tags": tags})
+    named = rows.with_format("arrow").map(
+        functools.partial(_name_labels_of_table, column=column, names=names),
+        batched=True,
+        batch_size=STREAM_BATCH,
+        features=features,
+    )
+    return named.with_format(None)
+
+
+def _class_names(feature: object) -> list[str] | None:
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature = feature.feature
+    return feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _name_labels(values: Iterable[int | list[int] | None], names: list[str]) -> list[list[str]]:
+    """Return the names of each row's labels. -1 is an unknown class and has none."""
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    return [[names[label] for label in labels if label is not None and label >= 0] for labels in lists]
+
+
+def _name_labels_of_table(table: pa.Table, *, column: str, names: list[str]) -> pa.Table:
+    named = pa.array(_name_labels(table[column].to_pylist(), names), pa.list_(pa.string()))
+    return table.drop_columns(column).append_column("tags", named)
 
 
 def undecoded(rows: Rows) -> Rows:
@@ -94,7 +139,7 @@ def _check_features(features: datasets.Features, origin: str) -> None:
         raise ValueError(f"{origin}: the column title is {title}; expected text")
     is_list = isinstance(tags, (datasets.List, datasets.LargeList))
     if tags is not None and (not is_list or getattr(tags.feature, "dtype", None) not in _STRING_TYPES):
-        raise ValueError(f"{origin}: the column tags is {tags}; expected lists of text")
+        raise ValueError(f"{origin}: the column tags is {tags}; expected lists of text or class labels")
 
 
 def _fill_columns(rows: datasets.Dataset, origin: str) -> datasets.Dataset:

@@ -1,6 +1,7 @@
 """`load_tagging_dataset` loads folders, Parquet files and Hub datasets with the same columns."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Image, List, Value, Video
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, Video
 from PIL import Image as PILImage
 
 from dataset_scripts import load_tagging_dataset
@@ -361,6 +362,35 @@ def test_parquet_without_ids_titles_or_tags_gets_them(tmp_path, streaming):
         {"title": "", "views": 2, "id": "1", "tags": []},
     ]
     assert rows.features["tags"] == List(Value("string"))
+
+
+@pytest.mark.parametrize("mode", ["map", "stream", "texts"])
+@pytest.mark.parametrize(
+    ("column", "values", "feature", "tags"),
+    [
+        (
+            "tags",
+            [[1, 0], [], [-1, 2]],
+            List(ClassLabel(names=["cat", "dog", "big bird"])),
+            [["dog", "cat"], [], ["big bird"]],
+        ),
+        ("label", [1, -1, 0], ClassLabel(names=["cat", "dog"]), [["dog"], [], ["cat"]]),
+        ("labels", [[1], [0, 1], [0]], List(ClassLabel(names=["cat", "dog"])), [["dog"], ["cat", "dog"], ["cat"]]),
+    ],
+)
+def test_class_labels_become_tags(tmp_path, mode, column, values, feature, tags):
+    (tmp_path / "data").mkdir()
+    features = Features({"image": Image(), "title": Value("string"), column: feature})
+    image = io.BytesIO()
+    PILImage.new("RGB", (8, 8), "blue").save(image, "PNG")
+    columns = {"image": [{"bytes": image.getvalue()}] * 3, "title": ["a", "b", "c"], column: values}
+    Dataset.from_dict(columns, features).to_parquet(str(tmp_path / "data/train.parquet"))
+    options = {"streaming": mode != "map", "texts_only": mode == "texts", "cache_dir": tmp_path / "cache"}
+    rows = load_tagging_dataset(tmp_path / "data", split="train", **options)
+    found = list(rows)
+    assert [row["tags"] for row in found] == tags and [row["title"] for row in found] == ["a", "b", "c"]
+    assert column == "tags" or column not in found[0]
+    assert mode == "texts" or found[0]["image"].getpixel((0, 0)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize(
