@@ -1,6 +1,7 @@
 """Loads every kind of tagging dataset by its name or path."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import datasets
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .benchmarks import BUILDERS, is_benchmark, load_benchmark
+from .media_folder import load_media_folder
 from .media_suffixes import METADATA_NAMES
 from .tagging_columns import (
     TEXT_COLUMNS,
@@ -22,8 +24,8 @@ from .tagging_folder import has_metadata, load_tagging_folder
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 
 _ACCEPTED = (
-    f"Accepted: {', '.join(BUILDERS)}; a local folder with {', '.join(METADATA_NAMES)} or with Parquet files; "
-    "or a dataset on the Hub, org/name"
+    f"Accepted: {', '.join(BUILDERS)}; a local folder with {', '.join(METADATA_NAMES)}, with captions, with folders "
+    "named after tags, or with Parquet files; or a dataset on the Hub, org/name"
 )
 
 
@@ -41,8 +43,9 @@ def load_tagging_dataset(
     Args:
         name_or_path: The first of these that applies: the name of a benchmark (`"icon_tagging"`; `"create_tagging"`
             and `"pexel_tagging"` need `data_dir`, the folder of their files); a folder of images or videos with a
-            metadata file (see [`load_tagging_folder`]); a folder of Parquet files with these columns; the name of such
-            a dataset on the Hub, `"org/name"` (for both see [`with_tagging_columns`]).
+            metadata file (see [`load_tagging_folder`]); a folder of Parquet files with these columns; a folder of
+            images or videos with captions or class folders (see [`load_media_folder`]); the name of a dataset on the
+            Hub, `"org/name"` (for this and for Parquet files see [`with_tagging_columns`]).
         split: One split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`. All splits
             are returned in a dict if `None`. Streams accept plain split names only.
         cache_dir: Cache folder of `datasets`. A folder with a metadata file is not cached.
@@ -62,15 +65,22 @@ def load_tagging_dataset(
     cache_dir = None if cache_dir is None else os.fspath(cache_dir)
     if is_benchmark(name):
         loaded = load_benchmark(name, split=split, cache_dir=cache_dir, streaming=streaming, **kwargs)
-    elif name and has_metadata(folder := Path(name).expanduser()):
+    elif name and (load := _folder_loader(folder := Path(name).expanduser())):
         if kwargs:
-            raise ValueError(f"a folder with a metadata file takes no further arguments; got {', '.join(kwargs)}")
-        loaded = _select_split(load_tagging_folder(folder), split, name)
+            raise ValueError(f"a folder of images or videos takes no further arguments; got {', '.join(kwargs)}")
+        loaded = _select_split(load(folder), split, name)
         loaded = _as_streams(loaded) if streaming else loaded
     else:
         options = {"split": split, "cache_dir": cache_dir, "streaming": streaming, **kwargs}
         return _load_parquet(_parquet_source(name), options, texts_only)
     return loaded.select_columns(list(TEXT_COLUMNS)) if texts_only else loaded
+
+
+def _folder_loader(folder: Path) -> Callable[[Path], datasets.DatasetDict] | None:
+    """Return the function that reads a folder, `None` for what is not a folder of images or videos."""
+    if has_metadata(folder):
+        return load_tagging_folder
+    return load_media_folder if folder.is_dir() and not any(folder.rglob("*.parquet")) else None
 
 
 def _select_split(
@@ -99,8 +109,6 @@ def _parquet_source(name: str) -> str:
         raise FileNotFoundError(f"the name is empty. {_ACCEPTED}")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not any(folder.rglob("*.parquet")):
-            raise ValueError(f"{folder} contains neither Parquet files nor one of {', '.join(METADATA_NAMES)}")
         return str(folder.resolve())
     if folder.exists():
         raise ValueError(f"{folder} is a file; give the folder that contains it")

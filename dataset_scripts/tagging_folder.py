@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
-from .media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
+from .media_suffixes import METADATA_NAMES, media_kind
 from .tag_separators import describe_separator, find_separator, split_tags
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
 
-_SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
 def has_metadata(folder: Path) -> bool:
@@ -67,7 +67,7 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     paths = {example["path"] for examples in splits.values() for example in examples}
     _warn_of_unlisted_files(root, paths)
 
-    kinds = {_media_kind(path) for path in paths}
+    kinds = {media_kind(path) for path in paths}
     media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
     features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
     return datasets.DatasetDict(
@@ -81,7 +81,7 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 def _columns(examples: list[dict], features: datasets.Features) -> dict[str, list]:
     columns = {name: [example[name] for example in examples] for name in TEXT_COLUMNS}
     for kind in features.keys() & MEDIA_COLUMNS.keys():
-        columns[kind] = [example["path"] if _media_kind(example["path"]) == kind else None for example in examples]
+        columns[kind] = [example["path"] if media_kind(example["path"]) == kind else None for example in examples]
     return {name: columns[name] for name in features}
 
 
@@ -99,7 +99,7 @@ def _only_metadata_file(folder: Path) -> Path:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the sub-folders with metadata by their split, in the order train, validation, test."""
     found: dict[str, Path] = {}
-    for keyword, split in _SPLIT_NAMES.items():
+    for keyword, split in SPLIT_NAMES.items():
         path = root / keyword
         if _metadata_files(path):
             if split in found:
@@ -111,17 +111,12 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _by_split(examples: list[dict], root: Path) -> dict[str, list[dict]]:
     """Return examples by the split that names their sub-folder, or all in `train` if a sub-folder names none."""
     folders = [Path(os.path.relpath(example["path"], root)).parts[0] for example in examples]
-    if not set(folders) <= set(_SPLIT_NAMES):
+    if not set(folders) <= set(SPLIT_NAMES):
         return {"train": examples}
-    splits = {split: [] for split in dict.fromkeys(_SPLIT_NAMES.values())}
+    splits = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
     for folder, example in zip(folders, examples, strict=True):
-        splits[_SPLIT_NAMES[folder]].append(example)
+        splits[SPLIT_NAMES[folder]].append(example)
     return {split: own for split, own in splits.items() if own}
-
-
-def _media_kind(path: str) -> str | None:
-    suffix = os.path.splitext(path)[1].lower()
-    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
 
 
 def _read_split(metadata: Path) -> list[dict]:
@@ -221,7 +216,7 @@ def _check_row(row: Any, location: str) -> tuple[str, str, list[str], str]:
         raise ValueError(f"{location}: tags must be a list of texts, got {tags!r}")
     if not isinstance(example_id, str | int | None):
         raise ValueError(f"{location}: id must be text or an integer, got {example_id!r}")
-    if _media_kind(file_name) is None:
+    if media_kind(file_name) is None:
         raise ValueError(f"{location}: {file_name!r} has the suffix of neither an image nor a video")
     return file_name, title or "", tags or [], file_name if example_id is None else str(example_id)
 
@@ -239,7 +234,7 @@ def _warn_of_unlisted_files(root: Path, listed: set[str]) -> None:
         path
         for folder, _, names in os.walk(root)
         for path in (os.path.abspath(os.path.join(folder, name)) for name in names if not name.startswith("."))
-        if _media_kind(path) and path not in listed
+        if media_kind(path) and path not in listed
     ]
     if unlisted:
         logger.warning(
