@@ -9,8 +9,8 @@ import datasets
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .benchmarks import BUILDERS, is_benchmark, load_benchmark
-from .media_folder import load_media_folder
 from .media_suffixes import METADATA_NAMES
+from .plain_folder import load_plain_folder
 from .tagging_columns import (
     TEXT_COLUMNS,
     Rows,
@@ -44,7 +44,7 @@ def load_tagging_dataset(
         name_or_path: The first of these that applies: the name of a benchmark (`"icon_tagging"`; `"create_tagging"`
             and `"pexel_tagging"` need `data_dir`, the folder of their files); a folder of images or videos with a
             metadata file (see [`load_tagging_folder`]); a folder of Parquet files with these columns; a folder of
-            images or videos with captions or class folders (see [`load_media_folder`]); the name of a dataset on the
+            images or videos with captions or class folders (see [`load_plain_folder`]); the name of a dataset on the
             Hub, `"org/name"` (for this and for Parquet files see [`with_tagging_columns`]).
         split: One split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`. All splits
             are returned in a dict if `None`. Streams accept plain split names only.
@@ -80,7 +80,7 @@ def _folder_loader(folder: Path) -> Callable[[Path], datasets.DatasetDict] | Non
     """Return the function that reads a folder, `None` for what is not a folder of images or videos."""
     if has_metadata(folder):
         return load_tagging_folder
-    return load_media_folder if folder.is_dir() and not any(folder.rglob("*.parquet")) else None
+    return load_plain_folder if folder.is_dir() and not any(folder.rglob("*.parquet")) else None
 
 
 def _select_split(

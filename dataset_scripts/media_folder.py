@@ -1,112 +1,117 @@
-"""Reads a folder of images or videos without a metadata file as a tagging dataset."""
+"""Finds the image, the video or the frame features of an example in a folder, by the example's id."""
 
 import logging
 import os
-from collections import Counter
 from pathlib import Path
 
-import datasets
+import numpy as np
+from PIL import Image
 
-from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import describe_separator, find_separator, split_tags
-from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
-from .tagging_folder import SPLIT_NAMES
+from .frame_features import read_frame_features, usual_width
 
 logger = logging.getLogger(__name__)
 
-CAPTION_SUFFIX = ".txt"
+
+class UnusableMediaError(Exception):
+    """An example has no file that can be used; the message completes "examples …"."""
 
 
-def load_media_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
-    """Read images and videos whose tags are in captions or in the names of folders.
+class MediaFolder:
+    """A folder in which the file of an example is named by the example's id.
 
-    The tags of `1.jpg` are in `1.txt`, separated by commas, or one on each line. If the folder has no such file, the
-    tag of a file is the name of its folder, as in `cat/1.jpg`; a warning says so. Splits are sub-folders, as in
-    `train/cat/1.jpg`.
+    Args:
+        folder: The folder.
+        kind: "image", "video" or "frame_features".
+        suffixes: Suffixes of the files. Of two files with the same id, the one with the earlier suffix is used.
+        check_media: Whether images and videos are opened, which takes milliseconds and decodes nothing.
+    """
 
-    Returns:
-        The splits with the columns `id` (the path), `image` and/or `video` (undecoded), `title` (empty) and `tags`.
+    def __init__(self, folder: Path, kind: str, suffixes: tuple[str, ...], check_media: bool = True):
+        self.folder = folder.resolve()
+        self.kind = kind
+        self.check_media = check_media
+        # One scan instead of a look at the disk for each suffix of each example.
+        with os.scandir(self.folder) as entries:
+            names = [entry.name for entry in entries if entry.name.lower().endswith(suffixes)]
+        names.sort(key=lambda name: suffixes.index(os.path.splitext(name)[1].lower()), reverse=True)
+        self._names = {os.path.splitext(name)[0]: name for name in names}
+        # By majority, because any single file may be the wrong one.
+        self._width = usual_width(self._sorted_paths()) if kind == "frame_features" else None
+
+    def read(self, example_id: str) -> dict | np.ndarray:
+        """Return an undecoded image or video as `datasets` has it, or frame features `[frames, width]`.
+
+        Raises:
+            UnusableMediaError: The file is missing, outside the folder or damaged.
+            ImportError: The files need a package that is not installed.
+        """
+        path = self._path(example_id)
+        if self.kind == "frame_features":
+            return self._read_features(path)
+        if self.check_media:
+            try:
+                (check_image if self.kind == "image" else check_video)(path)
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                logger.info("%s: %s", path, error)
+                raise UnusableMediaError(f"whose {self.kind} cannot be opened") from error
+        return {"bytes": None, "path": str(path)}
+
+    def _sorted_paths(self) -> list[Path]:
+        return [self.folder / name for _, name in sorted(self._names.items())]
+
+    def _path(self, example_id: str) -> Path:
+        # An id must not lead out of the folder.
+        if example_id in (".", "..") or "/" in example_id or os.sep in example_id or "\0" in example_id:
+            raise UnusableMediaError("whose id is not a file name")
+        path = self.folder / self._names[example_id] if example_id in self._names else None
+        if path is None or not path.exists():
+            raise UnusableMediaError(f"without a file in {self.folder.name}/")
+        if not path.resolve().is_relative_to(self.folder):
+            raise UnusableMediaError(f"whose file links out of {self.folder.name}/")
+        return path
+
+    def _read_features(self, path: Path) -> np.ndarray:
+        try:
+            features = read_frame_features(path)
+        except ImportError:
+            raise
+        except Exception as error:  # Each format has its own errors for damaged files.
+            logger.info("%s: %s", path, error)
+            raise UnusableMediaError("whose features cannot be read") from error
+        if features.shape[1] != self._width:
+            raise UnusableMediaError(f"whose features are not {self._width} wide like most")
+        return features
+
+
+def check_image(path: Path) -> None:
+    """Open an image without decoding it.
 
     Raises:
-        ValueError: There are no images or videos, or neither captions nor folders with names.
+        OSError, Image.DecompressionBombError: The file is not an image that Pillow opens.
     """
-    root = Path(folder)
-    paths = _find_media(root)
-    if not paths:
-        raise ValueError(f"{root} contains no images or videos")
-    captions = {path: _read_caption(path) for path in paths}
-    first = {path: path.relative_to(root).parts[0] for path in paths}
-    has_splits = set(first.values()) <= set(SPLIT_NAMES)
-    if any(text is not None for text in captions.values()):
-        tags = _split_captions(captions, root)
-    else:
-        tags = {path: [path.parent.name] for path in paths}
-        if any(path.parent == root or (has_splits and path.parent.parent == root) for path in paths):
-            raise ValueError(
-                f"{root} has no tags: add a metadata file ({', '.join(METADATA_NAMES)}), captions such as "
-                f"{paths[0].with_suffix(CAPTION_SUFFIX).name} next to {paths[0].name}, or folders named after the tags"
-            )
-        names = Counter(own for (own,) in tags.values())
-        logger.warning(
-            "%s: without metadata and captions, the names of the folders are the tags: %s%s",
-            root, ", ".join(list(names)[:5]), ", …" if len(names) > 5 else "",
-        )  # fmt: skip
-    splits: dict[str, list[Path]] = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
-    for path in paths:
-        splits[SPLIT_NAMES[first[path]] if has_splits else "train"].append(path)
-    kinds = {media_kind(str(path)) for path in paths}
-    media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
-    features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(_columns(own, tags, root, features), features)
-            for split, own in splits.items()
-            if own
-        }
-    )
+    Image.open(path).close()
 
 
-def _find_media(root: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names) if not name.startswith(".") and media_kind(name)]
-    return found
-
-
-def _read_caption(path: Path) -> str | None:
-    """Return the caption of a file, `None` without one.
+def check_video(path: Path) -> None:
+    """Open a video without decoding it.
 
     Raises:
-        ValueError: The caption cannot be read.
+        ValueError: The file is not a video, or has no video stream that FFmpeg decodes.
+        ImportError: PyAV is not installed.
     """
-    caption = path.with_suffix(CAPTION_SUFFIX)
-    if not caption.is_file():
-        return None
     try:
-        return caption.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{caption}: not readable as UTF-8 text ({error})") from error
+        import av
+    except ImportError as error:
+        raise ImportError("checking videos needs PyAV: pip install av") from error
 
-
-def _split_captions(captions: dict[Path, str | None], root: Path) -> dict[Path, list[str]]:
-    """Return the tags of each file; none for a file without a caption."""
-    lines = {path: (text or "").splitlines() for path, text in captions.items()}
-    separator = find_separator(line for own in lines.values() for line in own)
-    if separator != "," and (message := describe_separator(separator)):
-        logger.warning("%s: %s", root, message)
-    if missing := sum(text is None for text in captions.values()):
-        logger.warning("%s: %s files have no caption", root, f"{missing:,}")
-    return {
-        path: distinct_tags(tag for line in own for tag in split_tags(line, separator)) for path, own in lines.items()
-    }
-
-
-def _columns(
-    paths: list[Path], tags: dict[Path, list[str]], root: Path, features: datasets.Features
-) -> dict[str, list]:
-    columns = {"id": [path.relative_to(root).as_posix() for path in paths], "title": [""] * len(paths)}
-    columns["tags"] = [tags[path] for path in paths]
-    for kind in features.keys() & MEDIA_COLUMNS.keys():
-        columns[kind] = [str(path.absolute()) if media_kind(str(path)) == kind else None for path in paths]
-    return {name: columns[name] for name in features}
+    try:
+        # A Python file and no protocols: a playlist must not make FFmpeg open the files and addresses it names.
+        with open(path, "rb") as file, av.open(file, container_options={"protocol_whitelist": "none"}) as container:
+            if container.format.name == "tty":
+                raise ValueError("it is a text file")
+            cover_art = av.stream.Disposition.attached_pic
+            stream = next((stream for stream in container.streams.video if not stream.disposition & cover_art), None)
+            if stream is None or stream.codec_context is None:
+                raise ValueError("it has no video stream that FFmpeg decodes")
+    except Exception as error:  # On damaged files PyAV raises more than its own errors.
+        raise ValueError(f"{path} is not a video that can be read: {error}") from error
