@@ -192,7 +192,7 @@ def test_a_missing_dataset_of_extra_images_is_reported(load_extras, folder, conf
         load_extras("no_such_name")
     with pytest.raises(ValueError, match="'drawings' is not one of default, more_drawings, unseen"):
         load_extras("icon_tagging:drawings")
-    with pytest.raises(ValueError, match="a folder with a metadata file takes no further arguments; got config_name"):
+    with pytest.raises(ValueError, match="a folder of images or videos takes no further arguments; got config_name"):
         load_extras(f"{folder}:more")
     with pytest.raises(ValueError, match="neither"):
         load_extras(f"{configurations}:neither")
