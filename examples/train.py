@@ -20,6 +20,7 @@ from modeling_optsg import TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.feature_cache import build_tag_table
+from modeling_optsg.hub.commits import HTTP_LOGGERS
 from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.training import (
     STATE_FOLDER,
@@ -147,6 +148,9 @@ def main(args: OPTSGTrainingArguments) -> None:
         args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in HTTP_LOGGERS:
+        # They log every request, some with signed addresses.
+        logging.getLogger(name).setLevel(logging.WARNING)
     # accelerate logs every file of every saved state.
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     status = RunStatus(Path(args.output_dir, STATE_FOLDER, "status.json"))

@@ -28,6 +28,7 @@ from modeling_optsg.book import (
 from modeling_optsg.book.book_files import INDEX_FOLDER
 from modeling_optsg.book.building import group_of
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
+from modeling_optsg.hub.commits import HTTP_LOGGERS
 from modeling_optsg.training.book_reader_training import train_book_reader
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ def parse_arguments() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Make the book, train the reader, fit both and save them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in HTTP_LOGGERS:
+        # They log every request, some with signed addresses.
+        logging.getLogger(name).setLevel(logging.WARNING)
     model = OPTSGForTagGeneration.from_pretrained(args.checkpoint).eval().to(Accelerator().device)
     processor = OPTSGProcessor.from_pretrained(args.checkpoint)
     # Computed first, because it fails for a model that cannot have a book.

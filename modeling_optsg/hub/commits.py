@@ -1,10 +1,13 @@
 """Upload files to the Hub in one commit: either all of them become visible, or none."""
 
+import contextlib
 import copy
 import fnmatch
+import logging
 import os
+import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +20,12 @@ MAX_FILES = 25_000
 TEXT_SUFFIXES = frozenset(".jinja .json .md .py .txt".split())
 # The base class of the HTTP client's errors. Versions of `huggingface_hub` differ in the client they use.
 HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+
+
+# Loggers of the HTTP clients of `huggingface_hub`, by its version. They log the address of each request.
+HTTP_LOGGERS = ("httpx", "httpx2", "urllib3.connectionpool")
+# The query of an address. Those of uploads contain signatures.
+QUERY = re.compile(r"(?<=[^\s?])\?[^\s\"']*")
 
 
 class PublishingError(RuntimeError):
@@ -141,7 +150,7 @@ def push_files(
         raise PublishingError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
     push = _Push(files, {"repo_id": repo_id, "repo_type": repo_type}, revision, create_pr)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_signatures():
             # The retrieval index of the Open-Book model holds training examples and belongs to the model.
             warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")
             if not create_pr:
@@ -158,6 +167,24 @@ def push_files(
         outcome = "the commit may have been made; push again to find out" if unknown else "nothing was published"
         raise PublishingError(f"{_reason(error, repo_id)}; {outcome}") from error
     return PushResult(commit.pr_url or commit.commit_url, commit.oid, commit.oid != head)
+
+
+@contextlib.contextmanager
+def _without_signatures() -> Iterator[None]:
+    """Leave the queries of addresses out of the log: whoever reads a signed address could upload with it."""
+
+    def hide(record: logging.LogRecord) -> bool:
+        record.msg, record.args = QUERY.sub("?…", record.getMessage()), ()
+        return True
+
+    loggers = [logging.getLogger(name) for name in HTTP_LOGGERS]
+    for logger in loggers:
+        logger.addFilter(hide)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(hide)
 
 
 class _Push:
