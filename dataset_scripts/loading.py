@@ -1,7 +1,7 @@
 """Loads every kind of tagging dataset by its name or path."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def load_tagging_dataset(
             Hub, `"org/name"` (for this and for Parquet files see [`with_tagging_columns`]).
         split: One split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`. All splits
             are returned in a dict if `None`. Streams accept plain split names only.
-        cache_dir: Cache folder of `datasets`. A folder with a metadata file is not cached.
+        cache_dir: Cache folder of `datasets`. Folders of images and videos are not cached.
         streaming: Whether to return `IterableDataset`s.
         texts_only: Whether streams have only the columns `id` (null where it is missing), `title` and `tags`, in the
             same order and shards. No other column of a Parquet file is read.
@@ -77,10 +77,17 @@ def load_tagging_dataset(
 
 
 def _folder_loader(folder: Path) -> Callable[[Path], datasets.DatasetDict] | None:
-    """Return the function that reads a folder, `None` for what is not a folder of images or videos."""
+    """Return the function that reads a folder of images or videos, `None` for anything else."""
     if has_metadata(folder):
         return load_tagging_folder
-    return load_plain_folder if folder.is_dir() and not any(folder.rglob("*.parquet")) else None
+    if not folder.is_dir():
+        return None
+    parquet_files = (path.relative_to(folder).parts for path in folder.rglob("*.parquet"))
+    return load_plain_folder if all(map(_is_hidden, parquet_files)) else None
+
+
+def _is_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
 
 
 def _select_split(

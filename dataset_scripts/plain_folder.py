@@ -3,103 +3,148 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 
 from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import describe_separator, find_separator, split_tags
+from .tag_separators import split_tags
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 from .tagging_folder import SPLIT_NAMES
 
 logger = logging.getLogger(__name__)
 
-CAPTION_SUFFIX = ".txt"
+CAPTION_SUFFIX, CAPTION_SEPARATOR = ".txt", ","
+MAX_CAPTION_BYTES = 2**20
+# Folders that archive programs of macOS add.
+IGNORED_FOLDERS = ("__MACOSX",)
+USE_METADATA = f"Describe the files in a metadata file ({', '.join(METADATA_NAMES)})."
 
 
 def load_plain_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     """Read images and videos whose tags are in captions or in the names of folders.
 
-    The tags of `1.jpg` are in `1.txt`, separated by commas, or one on each line. If the folder has no such file, the
-    tag of a file is the name of its folder, as in `cat/1.jpg`; a warning says so. Splits are sub-folders, as in
+    The tags of `1.jpg` are in `1.txt`, separated by commas or line breaks. If no file has a caption, the tag of a file
+    is the name of its folder, as in `cat/1.jpg`; a warning says so. Splits are sub-folders, as in `train/1.jpg` or
     `train/cat/1.jpg`.
 
     Returns:
         The splits with the columns `id` (the path), `image` and/or `video` (undecoded), `title` (empty) and `tags`.
 
     Raises:
-        ValueError: There are no images or videos, or neither captions nor folders with names.
+        ValueError: There are no images or videos, or their tags or splits are not clear; or a file is a link out of
+            the folder, or cannot be read.
     """
     root = Path(folder)
-    paths = _find_media(root)
+    paths = list(_find_media(root))
     if not paths:
-        raise ValueError(f"{root} contains no images or videos")
-    captions = {path: _read_caption(path) for path in paths}
-    first = {path: path.relative_to(root).parts[0] for path in paths}
-    has_splits = set(first.values()) <= set(SPLIT_NAMES)
-    if any(text is not None for text in captions.values()):
-        tags = _split_captions(captions, root)
-    else:
-        tags = {path: [path.parent.name] for path in paths}
-        if any(path.parent == root or (has_splits and path.parent.parent == root) for path in paths):
-            raise ValueError(
-                f"{root} has no tags: add a metadata file ({', '.join(METADATA_NAMES)}), captions such as "
-                f"{paths[0].with_suffix(CAPTION_SUFFIX).name} next to {paths[0].name}, or folders named after the tags"
-            )
-        names = Counter(own for (own,) in tags.values())
-        logger.warning(
-            "%s: without metadata and captions, the names of the folders are the tags: %s%s",
-            root, ", ".join(list(names)[:5]), ", …" if len(names) > 5 else "",
-        )  # fmt: skip
-    splits: dict[str, list[Path]] = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
-    for path in paths:
-        splits[SPLIT_NAMES[first[path]] if has_splits else "train"].append(path)
+        raise ValueError(
+            f"{root} contains no images, no videos, no Parquet files and none of {', '.join(METADATA_NAMES)}"
+        )
+    splits = _split_of_files(paths, root)
+    captions = {path: text for path in paths if (text := _read_caption(path, root)) is not None}
+    tags = _read_captions(captions, paths, root) if captions else _folder_tags(paths, root)
+    by_split = {split: [path for path in paths if splits[path] == split] for split in SPLIT_NAMES.values()}
     kinds = {media_kind(str(path)) for path in paths}
     media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
     features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_dict(_columns(own, tags, root, features), features)
-            for split, own in splits.items()
+            for split, own in by_split.items()
             if own
         }
     )
 
 
-def _find_media(root: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(folder, name) for name in sorted(names) if not name.startswith(".") and media_kind(name)]
-    return found
+def _find_media(root: Path) -> Iterator[Path]:
+    def report(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(root, onerror=report):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in IGNORED_FOLDERS)
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name in METADATA_NAMES:
+                raise ValueError(f"{path} is too deep: a metadata file belongs in {root}, or in a folder of a split")
+            if not name.startswith(".") and media_kind(name):
+                _check_inside(path, root)
+                yield path
 
 
-def _read_caption(path: Path) -> str | None:
-    """Return the caption of a file, `None` without one.
+def _check_inside(path: Path, root: Path) -> None:
+    """Check that a file exists and is not a link to a file elsewhere, which an export would publish."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{path} leads out of {root}; only files inside it are read")
 
-    Raises:
-        ValueError: The caption cannot be read.
-    """
+
+def _split_of_files(paths: list[Path], root: Path) -> dict[Path, str]:
+    """Return the split of each file: that of its folder, or `train` if no folder is named after a split."""
+    first = {path: path.relative_to(root).parts[0].casefold() for path in paths}
+    named = {name for name in first.values() if name in SPLIT_NAMES}
+    if not named:
+        return dict.fromkeys(paths, "train")
+    if others := [path for path in paths if first[path] not in SPLIT_NAMES]:
+        raise ValueError(
+            f"{root} has folders of splits ({', '.join(sorted(named))}), and files outside them, such as "
+            f"{others[0].relative_to(root)}. Move these files. {USE_METADATA}"
+        )
+    if twice := [split for split, number in Counter(SPLIT_NAMES[name] for name in named).items() if number > 1]:
+        raise ValueError(f"{root}: several of the folders {', '.join(sorted(named))} are the {twice[0]} split")
+    return {path: SPLIT_NAMES[name] for path, name in first.items()}
+
+
+def _read_caption(path: Path, root: Path) -> str | None:
+    """Return the caption of a file, `None` without one."""
     caption = path.with_suffix(CAPTION_SUFFIX)
-    if not caption.is_file():
+    if not caption.exists():
         return None
+    _check_inside(caption, root)
+    if caption.stat().st_size > MAX_CAPTION_BYTES:
+        raise ValueError(f"{caption}: larger than {MAX_CAPTION_BYTES:,} bytes, so it is not a caption")
     try:
         return caption.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{caption}: not readable as UTF-8 text ({error})") from error
 
 
-def _split_captions(captions: dict[Path, str | None], root: Path) -> dict[Path, list[str]]:
+def _read_captions(captions: dict[Path, str], paths: list[Path], root: Path) -> dict[Path, list[str]]:
     """Return the tags of each file; none for a file without a caption."""
-    lines = {path: (text or "").splitlines() for path, text in captions.items()}
-    separator = find_separator(line for own in lines.values() for line in own)
-    if separator != "," and (message := describe_separator(separator)):
-        logger.warning("%s: %s", root, message)
-    if missing := sum(text is None for text in captions.values()):
-        logger.warning("%s: %s files have no caption", root, f"{missing:,}")
-    return {
-        path: distinct_tags(tag for line in own for tag in split_tags(line, separator)) for path, own in lines.items()
-    }
+    tags = {path: [] for path in paths}
+    for path, text in captions.items():
+        tags[path] = distinct_tags(tag for line in text.splitlines() for tag in split_tags(line, CAPTION_SEPARATOR))
+    if not any(tags.values()):
+        raise ValueError(
+            f"{root}: no caption contains a tag, such as {next(iter(captions)).with_suffix(CAPTION_SUFFIX)}"
+        )
+    if missing := len(paths) - len(captions):
+        logger.warning("%s: %s files have no caption, so they have no tags", root, f"{missing:,}")
+    return tags
+
+
+def _folder_tags(paths: list[Path], root: Path) -> dict[Path, list[str]]:
+    """Return the name of each file's folder."""
+    has_splits = any(path.relative_to(root).parts[0].casefold() in SPLIT_NAMES for path in paths)
+    depth = 3 if has_splits else 2
+    for path in paths:
+        if (found := len(path.relative_to(root).parts)) != depth:
+            problem = "is in no folder that names its tag" if found < depth else "is in nested folders"
+            raise ValueError(
+                f"{path.relative_to(root)} {problem}. {USE_METADATA} Or write its tags to "
+                f"{path.with_suffix(CAPTION_SUFFIX).name} next to it."
+            )
+    tags = {path: distinct_tags([path.parent.name]) for path in paths}
+    names = dict.fromkeys(tag for own in tags.values() for tag in own)
+    if len(names) == 1:
+        raise ValueError(f"{root}: all files are in folders named {next(iter(names))!r}. {USE_METADATA}")
+    logger.warning(
+        "%s: without metadata and captions, the names of the folders are the tags: %s%s",
+        root, ", ".join(list(names)[:5]), ", …" if len(names) > 5 else "",
+    )  # fmt: skip
+    return tags
 
 
 def _columns(

@@ -1,10 +1,10 @@
-"""Splits cells of CSV files into tags."""
+"""Splits text into tags."""
 
 from collections.abc import Iterable
 
 # The separator is the first of these that a cell of the file contains.
 SEPARATORS = ("|", ";", ",")
-# What `optsg` itself writes. Other separators are reported.
+# The separator that `optsg` writes. Other separators are reported.
 DEFAULT_SEPARATOR = SEPARATORS[0]
 
 
@@ -16,6 +16,16 @@ def find_separator(cells: Iterable[object]) -> str:
     """
     texts = [cell for cell in cells if isinstance(cell, str)]
     return next((mark for mark in SEPARATORS if any(mark in text for text in texts)), DEFAULT_SEPARATOR)
+
+
+def find_printed_list(cell: object) -> str | None:
+    """Return a message about a cell that contains a printed list, `None` for other cells.
+
+    `DataFrame.to_csv` prints a column of lists in this way.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith(("['", '["', "[]")):
+        return f"tags are a printed list, {cell!r}; write them as 'first tag|second tag'"
+    return None
 
 
 def describe_separator(separator: str) -> str | None:

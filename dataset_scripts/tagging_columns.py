@@ -32,9 +32,9 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
 
     A missing `id` becomes the row's number. Numbers start at 0 in every part of a split, and they repeat where several
     workers read one stream: datasets whose examples must be recognised later need an `id`. A missing `title` becomes
-    `""`, missing `tags` become `[]`. Class labels in `tags` become their names. Without `tags`, those in a column
-    `label` or `labels` do. Tags are stripped; empty and repeated ones are left out, and counted in a warning unless
-    `rows` is a stream. Other columns do not change.
+    `""`, missing `tags` become `[]`. Class labels in `tags` become their names. Without a column `tags`, the class
+    labels in `label` or `labels` become tags. Tags are stripped; empty and repeated ones are left out, and counted in
+    a warning unless `rows` is a stream. Other columns do not change.
 
     Args:
         rows: One split.

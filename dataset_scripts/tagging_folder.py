@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
 from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import describe_separator, find_separator, split_tags
+from .tag_separators import describe_separator, find_printed_list, find_separator, split_tags
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,14 @@ def _by_split(examples: list[dict], root: Path) -> dict[str, list[dict]]:
     """Return examples by the split that names their sub-folder, or all in `train` if a sub-folder names none."""
     folders = [Path(os.path.relpath(example["path"], root)).parts[0] for example in examples]
     if not set(folders) <= set(SPLIT_NAMES):
+        if named := set(folders) & set(SPLIT_NAMES):
+            logger.warning(
+                "%s: all examples are in the train split, because some are not in a folder of a split (%s)",
+                root, ", ".join(sorted(named)),
+            )  # fmt: skip
         return {"train": examples}
+    if len({SPLIT_NAMES[folder] for folder in folders}) < len(set(folders)):
+        raise ValueError(f"{root}: several of the folders {', '.join(sorted(set(folders)))} are the same split")
     splits = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
     for folder, example in zip(folders, examples, strict=True):
         splits[SPLIT_NAMES[folder]].append(example)
@@ -187,7 +194,8 @@ def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, d
             location = f"{metadata}, line {reader.line_num}"
             if None in row:
                 raise ValueError(f"{location}: more cells than the header's {len(reader.fieldnames)} columns")
-            _check_csv_tags(row.get("tags"), location)
+            if message := find_printed_list(row.get("tags")):
+                raise ValueError(f"{location}: {message}")
             rows.append((location, row))
     except csv.Error as error:
         raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
@@ -198,12 +206,6 @@ def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, d
         if isinstance(row.get("tags"), str):
             row["tags"] = split_tags(row["tags"], separator)
         yield location, row
-
-
-def _check_csv_tags(cell: str | None, location: str) -> None:
-    # `DataFrame.to_csv` prints a column of lists in this way; read as text it would be one strange tag.
-    if cell is not None and cell.lstrip().startswith(("['", '["', "[]")):
-        raise ValueError(f"{location}: tags are a printed list, {cell!r}; write them as 'first tag|second tag'")
 
 
 def _check_row(row: Any, location: str) -> tuple[str, str, list[str], str]:

@@ -116,7 +116,7 @@ def load_splits(arguments: argparse.Namespace) -> DatasetDict:
     if missing := {"train", "validation", "test"} - set(splits):
         raise SystemExit(
             f"{arguments.dataset} has no split {' and no split '.join(sorted(missing))}. The program needs the splits "
-            "train, validation and test, each in a folder with a metadata file (docs/evaluation.md)."
+            "train, validation and test (docs/evaluation.md)."
         )
     return splits
 

@@ -149,7 +149,7 @@ def main(args: OPTSGTrainingArguments) -> None:
     )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in HTTP_LOGGERS:
-        # They log every request, some with signed addresses.
+        # They log every request, some with signed URLs.
         logging.getLogger(name).setLevel(logging.WARNING)
     # accelerate logs every file of every saved state.
     logging.getLogger("accelerate").setLevel(logging.WARNING)

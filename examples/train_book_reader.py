@@ -28,6 +28,7 @@ from modeling_optsg.book import (
 from modeling_optsg.book.book_files import INDEX_FOLDER
 from modeling_optsg.book.building import group_of
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
+from modeling_optsg.evaluation.metrics import parse_metric
 from modeling_optsg.hub.commits import HTTP_LOGGERS
 from modeling_optsg.training.book_reader_training import train_book_reader
 
@@ -49,14 +50,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="number of examples per step")
     parser.add_argument("--metric", default="full_f1+micro_f1", help="validation metric to maximise")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
-    return parser.parse_args()
+    args = parser.parse_args()
+    parse_metric(args.metric)
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
     """Make the book, train the reader, fit both and save them."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in HTTP_LOGGERS:
-        # They log every request, some with signed addresses.
+        # They log every request, some with signed URLs.
         logging.getLogger(name).setLevel(logging.WARNING)
     model = OPTSGForTagGeneration.from_pretrained(args.checkpoint).eval().to(Accelerator().device)
     processor = OPTSGProcessor.from_pretrained(args.checkpoint)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
-from dataset_scripts.tag_separators import describe_separator, find_separator, split_tags
+from dataset_scripts.tag_separators import describe_separator, find_printed_list, find_separator, split_tags
 
 from .terminal import plural
 
@@ -163,7 +163,7 @@ class _FolderSearch:
 
 
 def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[str, tuple[str | None, tuple[str, ...]]]:
-    """Read titles and tags by path. All invalid rows together are one failure, which shows the first of them."""
+    """Read titles and tags by path. All invalid rows together are one failure, which shows one of them."""
     read, rows, unusable = [], {}, []
     try:
         for number, row in _rows(metadata):
@@ -211,9 +211,11 @@ def _check_row(row: dict | str) -> dict:
 
 
 def _read_tags(tags: list[str] | str | None, separator: str) -> tuple[str, ...]:
+    if message := find_printed_list(tags):
+        raise ValueError(message)
     tags = split_tags(tags or "", separator) if isinstance(tags, str | None) else tags
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise ValueError(f'"tags" must be a list of strings or text separated by |, got {tags!r}')
+        raise ValueError(f'"tags" must be a list of strings or text separated by | or ; or a comma, got {tags!r}')
     return tuple(stripped for tag in tags if (stripped := tag.strip()))
 
 

@@ -231,7 +231,7 @@ def test_the_separator_of_csv_tags_is_detected_and_reported(folder, caplog, cell
     assert any("split at" in message for message in found.messages) == (reported is not None)
 
 
-def test_metadata_in_the_root_gives_the_splits_of_its_sub_folders(tmp_path):
+def test_metadata_in_the_root_gives_the_splits_of_its_sub_folders(tmp_path, caplog):
     names = ["train/a.png", "val/b.png", "test/deep/c.png", "train/d.png"]
     for name in names:
         draw(tmp_path / name)
@@ -251,6 +251,11 @@ def test_metadata_in_the_root_gives_the_splits_of_its_sub_folders(tmp_path):
     draw(tmp_path / "car/e.png")
     write_metadata(tmp_path, [{"file_name": name} for name in [*names, "car/e.png"]])
     assert {split: len(rows) for split, rows in load_tagging_dataset(tmp_path).items()} == {"train": 5}
+    assert "all examples are in the train split" in caplog.text
+    draw(tmp_path / "validation/f.png")
+    write_metadata(tmp_path, [{"file_name": name} for name in [*names, "validation/f.png"]])
+    with pytest.raises(ValueError, match="are the same split"):
+        load_tagging_dataset(tmp_path)
 
 
 def test_two_metadata_files_are_refused(folder):
@@ -295,44 +300,6 @@ def test_a_name_unknown_to_the_hub_lists_what_is_accepted(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", nothing_there)
     with pytest.raises(FileNotFoundError, match=r"(?s)org/nothing.*doesn't exist on the Hub.*Accepted: icon_tagging"):
         load_tagging_dataset("org/nothing")
-
-
-def test_a_folder_without_tags_gives_an_error_with_what_to_add(folder, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"has no tags: add a metadata file .*captions such as one.txt next to one.png"
-    ):
-        load_tagging_dataset(folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="contains no images or videos"):
-        load_tagging_dataset(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_the_names_of_folders_are_tags(tmp_path, caplog, streaming):
-    for name in ("train/cat/1.png", "train/big dog/2.png", "val/cat/3.png", "val/.hidden/4.png"):
-        draw(tmp_path / name)
-    found = load_tagging_dataset(tmp_path, streaming=streaming)
-    rows = {split: [(row["id"], row["tags"], row["title"]) for row in own] for split, own in found.items()}
-    assert rows == {
-        "train": [("train/big dog/2.png", ["big dog"], ""), ("train/cat/1.png", ["cat"], "")],
-        "validation": [("val/cat/3.png", ["cat"], "")],
-    }
-    assert "the names of the folders are the tags: big dog, cat" in caplog.text
-    # A folder called train may also be a tag.
-    draw(tmp_path / "car/5.png")
-    assert [row["tags"] for row in load_tagging_dataset(tmp_path, split="train")][0] == ["car"]
-
-
-def test_captions_are_tags(folder, caplog):
-    (folder / "one.txt").write_text("\ufeffred, a small square,red\n", encoding="utf-8")
-    rows = load_tagging_dataset(folder, split="train")
-    assert dict(zip(rows["id"], rows["tags"])) == {"one.png": ["red", "a small square"], "sub/two.png": []}
-    assert "1 files have no caption" in caplog.text and rows[0]["image"].size == (8, 8)
-    (folder / "sub/two.txt").write_text("blue\nsquare; thing\n")
-    assert load_tagging_dataset(folder, split="train")["tags"][1] == ["blue", "square", "thing"]
-    (folder / "one.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match="one.txt: not readable as UTF-8"):
-        load_tagging_dataset(folder)
 
 
 def test_a_file_is_refused(folder):

@@ -35,3 +35,8 @@ def test_only_queries_are_hidden(caplog):
     logging.getLogger("httpx").warning("http://h/a?b=1")
     messages = [record.getMessage() for record in caplog.records]
     assert messages == ['HTTP Request: PUT http://h/a?… "200 OK"', "a question?…", "http://h/a?b=1", "http://h/a?b=1"]
+
+
+def test_errors_contain_no_signatures():
+    error = OSError("400 for url 'http://h/a?signature=x' is refused")
+    assert commits._reason(error, "org/name") == "400 for url 'http://h/a?…' is refused"

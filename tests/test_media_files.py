@@ -86,3 +86,10 @@ def test_folders_are_searched_recursively_and_other_files_counted(images):
     assert "skipped 6 other files" in message
     for count in ("2 .txt", "1 .json", "1 without suffix", "1 hidden", "1 linked folder"):
         assert count in message
+
+
+def test_printed_lists_are_not_split_into_tags(images):
+    (images / "metadata.csv").write_text("file_name,tags\nred.png,\"['x', 'y']\"\n")
+    found = find_media_files([str(images)], read_tags=True)
+    [(_, reason)] = found.failures
+    assert "tags are a printed list" in reason and not any(file.tags for file in found.files)

@@ -26,7 +26,8 @@ Args:
 Returns:
     full_f1, rare_f1, common_f1, micro_precision, micro_recall, micro_f1, example_precision, example_recall,
     example_f1, novel_ratio, precision_at_k and recall_at_k in percent; tags_per_example; and evaluated_tags, the
-    number of tags that F1 is averaged over.
+    number of tags that F1 is averaged over. Without rare tags, rare_f1 is None, and without common tags, common_f1 is
+    None.
 
 Raises:
     ValueError: a tag is listed twice for an example, the number of predictions is not that of the references, or no

@@ -22,9 +22,9 @@ TEXT_SUFFIXES = frozenset(".jinja .json .md .py .txt".split())
 HTTPError = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 
-# Loggers of the HTTP clients of `huggingface_hub`, by its version. They log the address of each request.
-HTTP_LOGGERS = ("httpx", "httpx2", "urllib3.connectionpool")
-# The query of an address. Those of uploads contain signatures.
+# Loggers of the HTTP clients of `huggingface_hub`, by its version. They log the URL of each request.
+HTTP_LOGGERS = ("httpx", "httpx2", "urllib3.connectionpool", "huggingface_hub.utils._http")
+# The query of a URL. Those of uploads contain signatures.
 QUERY = re.compile(r"(?<=[^\s?])\?[^\s\"']*")
 
 
@@ -171,7 +171,7 @@ def push_files(
 
 @contextlib.contextmanager
 def _without_signatures() -> Iterator[None]:
-    """Leave the queries of addresses out of the log: whoever reads a signed address could upload with it."""
+    """Leave the queries of URLs out of the log: anyone who reads a signed URL can upload with it."""
 
     def hide(record: logging.LogRecord) -> bool:
         record.msg, record.args = QUERY.sub("?…", record.getMessage()), ()
@@ -276,6 +276,6 @@ def _reason(error: BaseException, repo_id: str) -> str:
     if status is not None and status >= 500:
         return f"the Hub answers {status}; push again later, files that have arrived are not sent again"
     if isinstance(error, HTTPError) and status is None:
-        cause = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+        cause = QUERY.sub("?…", " ".join(f"{type(error).__name__}: {error}".split())).rstrip(": ")
         return f"the connection was lost ({cause}); the next push does not send files again that have arrived"
-    return " ".join(str(error).split()) or type(error).__name__
+    return QUERY.sub("?…", " ".join(str(error).split())) or type(error).__name__

@@ -54,6 +54,8 @@ def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
     Without a validation split, `validation_ratio` of the training examples are set aside.
     """
     dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir)
+    if "train" not in dataset:
+        raise ValueError(f"{args.dataset} has no train split; it has {', '.join(dataset)}.")
     train, validation = dataset["train"], dataset.get("validation")
     if validation is None:
         parts = train.train_test_split(test_size=args.validation_ratio, seed=args.seed)
