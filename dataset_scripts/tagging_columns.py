@@ -46,6 +46,8 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
     if rows.features is None:
         rows = rows._resolve_features()
     rows = name_classes(rows)
+    if "tags" not in rows.features and (unused := _label_like_columns(rows.features)):
+        logger.warning("%s has no column tags, so its examples have no tags. Not used: %s", origin, ", ".join(unused))
     _check_features(rows.features, origin)
     for column, feature in MEDIA_COLUMNS.items():
         if column in rows.features and rows.features[column] != feature:
@@ -83,6 +85,10 @@ def _class_names(feature: object) -> list[str] | None:
     if isinstance(feature, (datasets.List, datasets.LargeList)):
         feature = feature.feature
     return feature.names if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _label_like_columns(features: datasets.Features) -> list[str]:
+    return [name for name, own in features.items() if name in LABEL_COLUMNS or _class_names(own) is not None]
 
 
 def _name_labels(values: Iterable[int | list[int] | None], names: list[str]) -> list[list[str]]:

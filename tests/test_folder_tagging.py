@@ -393,6 +393,15 @@ def test_class_labels_become_tags(tmp_path, mode, column, values, feature, tags)
     assert mode == "texts" or found[0]["image"].getpixel((0, 0)) == (0, 0, 255)
 
 
+def test_columns_that_may_be_labels_are_reported(tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    features = Features({"title": Value("string"), "kind": ClassLabel(names=["a"]), "label": Value("string")})
+    rows = Dataset.from_dict({"title": ["x"], "kind": [0], "label": ["y"]}, features)
+    rows.to_parquet(str(tmp_path / "data/train.parquet"))
+    assert load_tagging_dataset(tmp_path / "data", cache_dir=tmp_path / "cache")["train"]["tags"] == [[]]
+    assert "so its examples have no tags. Not used: kind, label" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
