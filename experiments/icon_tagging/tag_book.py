@@ -254,10 +254,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             for metric, row in experiment.score_without_evidence(arguments.metrics).items():
                 run[metric]["reader without evidence"] = row
         runs[folder.name] = run
+        write_result({"runs": runs} | environment(), output)
         for metric in arguments.metrics:
             for name, row in run[metric].items():
-                print(folder.name, metric, name, json.dumps(row.get("test", row["validation"])), flush=True)
-        write_result({"runs": runs} | environment(), output)
+                print(folder.name, metric, name, json.dumps(row["test"] if "test" in row else row["validation"]))
 
 
 if __name__ == "__main__":
