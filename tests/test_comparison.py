@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("faiss")
 pytest.importorskip("matplotlib")
 
-from experiments.icon_tagging import compare, diagnose, operating_point, recipe, timing  # noqa: E402
+from experiments.icon_tagging import compare, diagnose, operating_point, recipe, tag_book, timing  # noqa: E402
 from modeling_optsg.baselines.registry import MODEL_TYPES  # noqa: E402
 
 RESULTS = Path(__file__).parents[1] / "experiments/icon_tagging/results"
@@ -143,6 +143,22 @@ def test_operating_point_has_the_keys_of_the_committed_results(programs, checkpo
     assert found["runs"]["op-tsg-seed0"]["parts"]["classifier alone"]["settings"]["fusion_weights"][0] == 0
     with pytest.raises(SystemExit):
         programs.run(operating_point, "--checkpoints", *checkpoints, *words, "--metric_for_best_model", "micro_f1")
+
+
+def test_books_are_scored(programs, folder, monkeypatch, capsys):
+    monkeypatch.setattr("modeling_optsg.book.tag_book.MIN_FIT_EXAMPLES", 1)
+    output = programs.root / "book.json"
+    words = ["--checkpoints", programs.root / "runs/op-tsg-seed0", "--output", output, "--dataset", folder]
+    programs.run(tag_book, *words, "--metrics", "micro_f1", "--ablations")
+    rows = json.loads(output.read_text(encoding="utf-8"))["runs"]["op-tsg-seed0"]["micro_f1"]
+    scored = {name for name, row in rows.items() if "test" in row}
+    own = {"op-tsg-open-book", *(f"op-tsg-open-book, {ratio} of the book" for ratio in (0.5, 0.1))}
+    assert scored == own | {"model", "book", "model and book", "op-tsg-open-book, sequential"}
+    assert {"model and book, only words", "op-tsg-open-book, 5 neighbours", "reader without evidence"} <= set(rows)
+    assert all(0 <= row.get("test", row.get("validation"))["micro_f1"] <= 100 for row in rows.values())
+    assert capsys.readouterr().out.count("op-tsg-seed0 micro_f1") == len(rows)
+    programs.run(tag_book, *words, "--metrics", "micro_f1")
+    assert not capsys.readouterr().out, "a checkpoint with results is skipped"
 
 
 def test_all_model_types_are_timed(programs, checkpoints, folder):
