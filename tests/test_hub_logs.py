@@ -28,7 +28,7 @@ def test_a_push_logs_no_signatures(tiny_checkpoint, tmp_path):
 
 
 def test_only_queries_are_hidden(caplog):
-    with caplog.at_level("INFO"), commits._without_signatures():
+    with caplog.at_level("INFO", "httpx"), caplog.at_level("INFO", "other"), commits._without_signatures():
         logging.getLogger("httpx").info('HTTP Request: %s %s "%s"', "PUT", "http://h/a?signature=x&b=1", "200 OK")
         logging.getLogger("httpx").info("a question?")
         logging.getLogger("other").info("http://h/a?b=1")
