@@ -10,8 +10,8 @@ import datasets
 
 from .media_suffixes import METADATA_NAMES, media_kind
 from .tag_separators import split_tags
-from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
-from .tagging_folder import SPLIT_NAMES
+from .tagging_columns import distinct_tags
+from .tagging_folder import SPLIT_NAMES, make_splits
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +45,12 @@ def load_plain_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     splits = _split_of_files(paths, root)
     captions = {path: text for path in paths if (text := _read_caption(path, root)) is not None}
     tags = _read_captions(captions, paths, root) if captions else _folder_tags(paths, root)
-    by_split = {split: [path for path in paths if splits[path] == split] for split in SPLIT_NAMES.values()}
-    kinds = {media_kind(str(path)) for path in paths}
-    media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
-    features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
-    return datasets.DatasetDict(
-        {
-            split: datasets.Dataset.from_dict(_columns(own, tags, root, features), features)
-            for split, own in by_split.items()
-            if own
-        }
-    )
+    by_split: dict[str, list[dict]] = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        example = {"id": name, "path": str(path.absolute()), "title": "", "tags": tags[path]}
+        by_split[splits[path]].append(example)
+    return make_splits({split: own for split, own in by_split.items() if own})
 
 
 def _find_media(root: Path) -> Iterator[Path]:
@@ -145,13 +140,3 @@ def _folder_tags(paths: list[Path], root: Path) -> dict[Path, list[str]]:
         root, ", ".join(list(names)[:5]), ", …" if len(names) > 5 else "",
     )  # fmt: skip
     return tags
-
-
-def _columns(
-    paths: list[Path], tags: dict[Path, list[str]], root: Path, features: datasets.Features
-) -> dict[str, list]:
-    columns = {"id": [path.relative_to(root).as_posix() for path in paths], "title": [""] * len(paths)}
-    columns["tags"] = [tags[path] for path in paths]
-    for kind in features.keys() & MEDIA_COLUMNS.keys():
-        columns[kind] = [str(path.absolute()) if media_kind(str(path)) == kind else None for path in paths]
-    return {name: columns[name] for name in features}

@@ -66,8 +66,16 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
         splits = _by_split(_read_split(_only_metadata_file(root)), root)
     paths = {example["path"] for examples in splits.values() for example in examples}
     _warn_of_unlisted_files(root, paths)
+    return make_splits(splits)
 
-    kinds = {media_kind(path) for path in paths}
+
+def make_splits(splits: dict[str, list[dict]]) -> datasets.DatasetDict:
+    """Return splits of the examples of a folder.
+
+    Args:
+        splits: The examples of each split, as `{"id", "path", "title", "tags"}`.
+    """
+    kinds = {media_kind(example["path"]) for examples in splits.values() for example in examples}
     media = {kind: feature for kind, feature in MEDIA_COLUMNS.items() if kind in kinds}
     features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
     return datasets.DatasetDict(
