@@ -21,7 +21,7 @@ class FusedScore:
     """Logistic regression on features of a tag, with a logit adjustment in favour of rare tags.
 
     Args:
-        size: Number of features. The last one is the log frequency of the tag in the book.
+        size: Number of features. The last one is the logarithm of the tag's frequency.
     """
 
     def __init__(self, size: int):
