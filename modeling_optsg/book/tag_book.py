@@ -33,8 +33,8 @@ MIN_PROBABILITY = 1e-3
 # Classifier logit of a novel tag.
 NO_CLASS = -8.0
 # Features of a tag: whether it is novel, whether a slot generated it, the logit of the slots' probability, the
-# classifier logit, the logit of the pointers, whether a neighbour has it, the evidence, and the logarithm of its
-# relative frequency in the book.
+# classifier logit, the logit of the pointers, whether a neighbour has it, the evidence, and its log frequency in the
+# book.
 NUM_FEATURES = len(NO_EVIDENCE) + 7
 # With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
@@ -251,8 +251,7 @@ class TagBook:
         features[:number, 5] = 1.0
         features[:, 6:-1] = NO_EVIDENCE
         features[:number, 6:-1] = candidates.evidence
-        # Relative to the size of the book, so that the fit still holds when examples are added or removed.
-        features[:, -1] = np.log([max(self.tag_counts[tag], 1) / len(self) for tag in tags])
+        features[:, -1] = np.log([max(self.tag_counts[tag], 1) for tag in tags])
         return tags, features
 
     def search(
