@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from modeling_optsg.data.atomic_files import write_json
 
+from .example_rows import COLUMNS, STATE_COLUMN
 from .fusion import BookScore
 from .nearest import Clusters, check_faiss
 from .normalization import VectorNormalizer
-from .tag_book import COLUMNS, STATE_COLUMN, TagBook
+from .tag_book import TagBook
 from .votes import SOURCES, VECTOR_SOURCES
 
 # Increase it when older versions could not read the files.

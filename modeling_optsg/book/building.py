@@ -23,10 +23,11 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
+from .example_rows import STATE_COLUMN
 from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
-from .tag_book import STATE_COLUMN, TagBook
+from .tag_book import TagBook
 from .title_words import title_words
 
 MEDIA_INPUTS = ("image", "video")

@@ -1,5 +1,6 @@
 """The tag book: tagged examples whose tags are suggested for similar examples."""
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from scipy.special import logit
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_rank, normalize_tag
 
 from . import nearest
+from .example_rows import check_examples, with_state
 from .fusion import IN_BOOK, MIN_VOTE, BookScore
 from .nearest import Clusters, ClusterSearch, ExactSearch
 from .normalization import VectorNormalizer
@@ -38,10 +40,8 @@ NO_CLASS = -8.0
 NUM_FEATURES = len(NO_EVIDENCE) + 7
 # With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
-# Columns of the examples. Examples in the same group may show the same thing.
-COLUMNS = ("id", "title", "tags", "group")
-# Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
-STATE_COLUMN = "state"
+# The fit also sees what a random part of the book finds for one in `PART_STEP` examples.
+PART_RATIO, PART_STEP = 0.1, 2
 
 
 @dataclass
@@ -96,9 +96,9 @@ class TagBook:
         num_neighbours: int = NUM_NEIGHBOURS,
         num_candidates: int = NUM_CANDIDATES,
     ):
-        _check_examples(examples, len(queries))
+        check_examples(examples, len(queries))
         self.num_neighbours, self.num_candidates = num_neighbours, num_candidates
-        self.examples, self.fingerprint = _with_state(examples), fingerprint
+        self.examples, self.fingerprint = with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
         self.score, self.own_tags_only = BookScore(NUM_FEATURES), False
         self.normalize = VectorNormalizer.from_images(queries.vectors["image"])
@@ -336,17 +336,19 @@ class TagBook:
         neighbours = self.search(queries, excluded_groups=excluded_groups)
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
-        candidates = self.candidates(neighbours)
-        if reader is not None:
-            reader.point(model_tags, candidates)
-        pairs = zip(model_tags, candidates, strict=True)
-        found = [self._features(tags, candidates) for tags, candidates in pairs]
-        features = np.concatenate([rows for _, rows in found])
-        wanted = list(map(set, references))
-        is_correct = np.array([tag in own for (tags, _), own in zip(found, wanted, strict=True) for tag in tags])
+        found, features, is_correct = self._fit_rows(model_tags, self.candidates(neighbours), references, reader)
         if is_correct.all() or is_correct[features[:, IN_BOOK].astype(bool)].all():
             return None
-        score = BookScore(NUM_FEATURES)
+        score, parts = BookScore(NUM_FEATURES), [(features, is_correct)]
+        if any(tags.tags for tags in model_tags) and len(self) >= MIN_FIT_EXAMPLES / PART_RATIO:
+            # Without such examples, the score of a tag without neighbours would depend on the size of the book.
+            some = range(0, len(queries), PART_STEP)
+            groups = None if excluded_groups is None else [excluded_groups[row] for row in some]
+            part = self._random_part(PART_RATIO)
+            candidates = part.candidates(part.search(queries.select(some), excluded_groups=groups))
+            own = [model_tags[row] for row in some]
+            parts.append(part._fit_rows(own, candidates, [references[row] for row in some], reader)[1:])
+        features, is_correct = map(np.concatenate, zip(*parts, strict=True))
         score.fit(features, is_correct)
         evaluator = TagEvaluator(references, self.tag_counts)
         fits = []
@@ -357,6 +359,28 @@ class TagBook:
             fits.append((metric_rank(metrics, metric), adjusted, threshold, metrics))
         _, self.score, self.threshold, metrics = max(fits, key=lambda fit: fit[0])
         return metrics
+
+    def _fit_rows(
+        self,
+        model_tags: Sequence[ModelTags],
+        candidates: Sequence[BookCandidates],
+        references: Sequence[Sequence[str]],
+        reader: ModelTagReader | None,
+    ) -> tuple[list[tuple[list[str], np.ndarray]], np.ndarray, np.ndarray]:
+        """Return tags and features of each example, and features and correctness of all their tags."""
+        if reader is not None:
+            reader.point(model_tags, candidates)
+        found = [self._features(tags, own) for tags, own in zip(model_tags, candidates, strict=True)]
+        wanted = list(map(set, references))
+        is_correct = [tag in own for (tags, _), own in zip(found, wanted, strict=True) for tag in tags]
+        return found, np.concatenate([rows for _, rows in found]), np.array(is_correct)
+
+    def _random_part(self, ratio: float) -> "TagBook":
+        """Return a book with some of the examples and the same settings."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(self))[: round(ratio * len(self))])
+        part = copy.copy(self)
+        part.replace_examples(self.examples.select(rows), {name: own[rows] for name, own in self.vectors.items()})
+        return part
 
     def _fit_temperatures(self, neighbours: Neighbours, references: Sequence[Sequence[str]]) -> bool:
         """Choose temperatures by maximum likelihood, and return whether any neighbour has a correct tag."""
@@ -383,9 +407,9 @@ class TagBook:
         Raises:
             ValueError: As in the constructor. The book is then unchanged.
         """
-        _check_examples(examples, len(vectors[VECTOR_SOURCES[0]]))
+        check_examples(examples, len(vectors[VECTOR_SOURCES[0]]))
         self.vectors, self.clusters = dict(vectors), {}
-        self._replace_examples(_with_state(examples))
+        self._replace_examples(with_state(examples))
 
     def fit_to_itself(
         self,
@@ -415,9 +439,9 @@ class TagBook:
         Raises:
             ValueError: As in the constructor. The book is then unchanged.
         """
-        _check_examples(examples, len(queries))
-        merged = concatenate_datasets([self.examples, _with_state(examples)])
-        _check_examples(merged, len(self) + len(queries))
+        check_examples(examples, len(queries))
+        merged = concatenate_datasets([self.examples, with_state(examples)])
+        check_examples(merged, len(self) + len(queries))
         added = self.normalize(queries)
         self.vectors = {name: torch.cat([self.vectors[name], added[name]]) for name in VECTOR_SOURCES}
         self.clusters = {name: clusters.extended(added[name]) for name, clusters in self.clusters.items()}
@@ -462,26 +486,3 @@ class TagBook:
         for name, member in vars(type(self)).items():
             if isinstance(member, cached_property):
                 self.__dict__.pop(name, None)
-
-
-def _with_state(examples: Dataset) -> Dataset:
-    """Return the columns of a book; a missing state is empty."""
-    if STATE_COLUMN not in examples.column_names:
-        examples = examples.add_column(STATE_COLUMN, [""] * len(examples))
-    return examples.select_columns([*COLUMNS, STATE_COLUMN])
-
-
-def _check_examples(examples: Dataset, num_queries: int) -> None:
-    if missing := set(COLUMNS) - set(examples.column_names):
-        raise ValueError(
-            f"The examples of a book need the columns {', '.join(COLUMNS)}; missing: {', '.join(sorted(missing))}."
-        )
-    if not len(examples):
-        raise ValueError("There are no examples; a book needs at least one.")
-    if None in examples["group"][:]:
-        raise ValueError("An example has no group; every example of a book needs one.")
-    if len(examples) != num_queries:
-        raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
-    id_, count = Counter(examples["id"]).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")

@@ -1,0 +1,42 @@
+"""Rows of the examples of a book."""
+
+from collections import Counter
+
+from datasets import Dataset
+
+# Columns of the examples. Examples in the same group may show the same thing.
+COLUMNS = ("id", "title", "tags", "group")
+# Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
+STATE_COLUMN = "state"
+
+
+def with_state(examples: Dataset) -> Dataset:
+    """Return the columns of a book; a missing state is empty."""
+    if STATE_COLUMN not in examples.column_names:
+        examples = examples.add_column(STATE_COLUMN, [""] * len(examples))
+    return examples.select_columns([*COLUMNS, STATE_COLUMN])
+
+
+def check_examples(examples: Dataset, num_queries: int) -> None:
+    """Check the examples of a book.
+
+    Args:
+        examples: The rows.
+        num_queries: Number of their vectors.
+
+    Raises:
+        ValueError: A column or a group is missing, there are no examples, the numbers differ, or an id occurs twice.
+    """
+    if missing := set(COLUMNS) - set(examples.column_names):
+        raise ValueError(
+            f"The examples of a book need the columns {', '.join(COLUMNS)}; missing: {', '.join(sorted(missing))}."
+        )
+    if not len(examples):
+        raise ValueError("There are no examples; a book needs at least one.")
+    if None in examples["group"][:]:
+        raise ValueError("An example has no group; every example of a book needs one.")
+    if len(examples) != num_queries:
+        raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
+    id_, count = Counter(examples["id"]).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")
