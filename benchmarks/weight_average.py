@@ -18,9 +18,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from examples import train
 from modeling_optsg.evaluation.reporting import environment
-from modeling_optsg.training import OPTSGTrainer, fit_best_model, parse_arguments
+from modeling_optsg.training import OPTSGTrainer, TrainingLoop, fit_best_model, parse_arguments, trainer
 
 METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1")
 
@@ -53,15 +52,15 @@ class MovingAverages:
             parameter.copy_(average)
 
 
-class RecordedTrainer(OPTSGTrainer):
-    """Trainer that is available as `latest` after the training."""
+class RecordedLoop(TrainingLoop):
+    """Training loop that is available as `latest` after the training."""
 
-    latest: OPTSGTrainer
+    latest: TrainingLoop
 
-    def train(self) -> dict:
+    def run(self) -> dict:
         """Train the model."""
-        RecordedTrainer.latest = self
-        return super().train()
+        RecordedLoop.latest = self
+        return super().run()
 
 
 def main() -> None:
@@ -71,21 +70,21 @@ def main() -> None:
     parser.add_argument("--decays", type=float, nargs="+", default=[0.98, 0.99, 0.995, 0.999])
     own, others = parser.parse_known_args()
 
-    averages, train.OPTSGTrainer = MovingAverages(own.decays), RecordedTrainer
+    averages, trainer.TrainingLoop = MovingAverages(own.decays), RecordedLoop
     with tempfile.TemporaryDirectory() as folder:
         arguments = parse_arguments([*others, "--output_dir", folder])
         hook = register_optimizer_step_post_hook(averages.update)
-        train.main(arguments)
+        OPTSGTrainer(args=arguments).train()
         hook.remove()
         summary = json.loads(Path(folder, "training_summary.json").read_text(encoding="utf-8"))
-        found, trainer = {"last": summary["fits"]}, RecordedTrainer.latest
+        found, loop = {"last": summary["fits"]}, RecordedLoop.latest
         for decay in own.decays:
             averages.copy_to_parameters(decay)
-            trainer.args = dataclasses.replace(arguments, output_dir=str(Path(folder, str(decay))))
-            trainer.output_dir = Path(trainer.args.output_dir)
-            trainer.save()
-            examples, processor = trainer.eval_dataset, trainer.processing_class
-            _, fits = fit_best_model(trainer.args, processor, examples, trainer.evaluator, trainer.accelerator.device)
+            loop.args = dataclasses.replace(arguments, output_dir=str(Path(folder, str(decay))))
+            loop.output_dir = Path(loop.args.output_dir)
+            loop.save()
+            examples, processor = loop.eval_dataset, loop.processing_class
+            _, fits = fit_best_model(loop.args, processor, examples, loop.evaluator, loop.accelerator.device)
             found[f"average, decay {decay}"] = fits
     # The fit of the first decoding.
     found = {name: next(iter(fits.values()))["validation"] for name, fits in found.items()}

@@ -12,15 +12,17 @@ from .data import (
     load_splits,
     load_streams,
     make_stream,
+    split_examples,
     title_lengths,
     without_unreadable,
     without_untrainable_tags,
 )
-from .finishing import finish, fit_best_model, is_finished
+from .finishing import finish, finished_summary, fit_best_model
 from .image_augmentation import AugmentedImages, augment_images
 from .image_warmup import warm_up_image_evidence
 from .image_word_heads import add_image_words, can_name_images, embed_image_words
 from .interruption import RunStatus, StopSignal
+from .loop import TrainingLoop
 from .losses import gather_candidates, global_loss_weights, weighted_losses
 from .model_building import build_model, load_classifier, prepare_for_device
 from .processes import check_shared_folders, full_state_dict, make_accelerator, start_trackers
@@ -49,6 +51,7 @@ __all__ = [
     "StopSignal",
     "StreamBatches",
     "TaggedStream",
+    "TrainingLoop",
     "add_image_words",
     "augment_images",
     "build_model",
@@ -60,6 +63,7 @@ __all__ = [
     "embed_image_words",
     "examples_fingerprint",
     "finish",
+    "finished_summary",
     "fit_best_model",
     "fit_image_standardizer",
     "full_state_dict",
@@ -67,7 +71,6 @@ __all__ = [
     "has_evidence",
     "global_loss_weights",
     "initialize_classes_from_text",
-    "is_finished",
     "load_classifier",
     "load_examples",
     "load_extra_images",
@@ -80,6 +83,7 @@ __all__ = [
     "parse_arguments",
     "prepare_for_device",
     "save_checkpoint",
+    "split_examples",
     "start_trackers",
     "tie_tokens_to_text",
     "title_lengths",

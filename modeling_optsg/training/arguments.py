@@ -1,10 +1,12 @@
 """Training arguments, which are read from the command line of `examples/train.py` and from JSON files."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from transformers import HfArgumentParser
 
@@ -26,6 +28,10 @@ RESUMABLE_ARGUMENTS = (
     "logging_steps",
     "report_to",
 )
+# Without a value, they are chosen for the number of training examples.
+CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
+# Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours.
+MIN_STEPS = 300
 
 
 @dataclass
@@ -39,9 +45,14 @@ class OPTSGTrainingArguments:
 
         >>> from modeling_optsg import OPTSGTrainingArguments
         >>> arguments = OPTSGTrainingArguments("runs/mine", dataset="my_images", num_train_epochs=5)
-        >>> arguments.train_batch_size, arguments.metric_for_best_model
-        (64, 'full_f1')
+        >>> arguments.learning_rate, arguments.metric_for_best_model
+        (0.0006, 'full_f1')
     """
+
+    # Callbacks of transformers read these.
+    load_best_model_at_end: ClassVar[bool] = True
+    greater_is_better: ClassVar[bool] = True
+    eval_strategy: ClassVar[str] = "steps"
 
     output_dir: str = field(metadata={"help": "Folder for the best checkpoint, the log and the summary."})
     config: str | None = field(
@@ -59,6 +70,10 @@ class OPTSGTrainingArguments:
     cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Cache folder for tower features."})
     checkpoint: str | None = field(
         default=None, metadata={"help": "Checkpoint to fine-tune. By default, training starts from pretrained towers."}
+    )
+    keep_vocabulary: bool = field(
+        default=False,
+        metadata={"help": "Keep the tags that --checkpoint was trained on: when predicted, they are not novel."},
     )
     classifier_checkpoint: str | None = field(
         default=None,
@@ -128,8 +143,15 @@ class OPTSGTrainingArguments:
         default=1.0,
         metadata={"help": "Ratio of training examples to use. The selection does not depend on the seed."},
     )
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of epochs."})
-    train_batch_size: int = field(default=64, metadata={"help": "Examples per training step, across all processes."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Number of epochs. Default: depends on the number of examples."}
+    )
+    train_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Examples per training step, across all processes. Default: depends on the number of examples."
+        },
+    )
     per_device_train_batch_size: int | None = field(
         default=None,
         metadata={"help": "Maximum number of examples per forward pass. Larger batches use gradient accumulation."},
@@ -278,6 +300,19 @@ class OPTSGTrainingArguments:
     def public_arguments(self) -> dict[str, object]:
         """Return the arguments that do not depend on the machine or the user."""
         return {name: value for name, value in vars(self).items() if name not in LOCAL_ARGUMENTS}
+
+    def for_examples(self, number: int) -> "OPTSGTrainingArguments":
+        """Return a copy in which the arguments without a value are chosen for a number of training examples.
+
+        The batch size is the power of two nearest to a tenth of the examples, from 8 to 64. The number of epochs is
+        the one that makes MIN_STEPS steps, but at least 10.
+        """
+        batch_size, epochs = self.train_batch_size, self.num_train_epochs
+        if batch_size is None:
+            batch_size = 2 ** round(math.log2(min(max(number / 10, 8), 64)))
+        if epochs is None:
+            epochs = max(10.0, float(math.ceil(MIN_STEPS * batch_size / number)))
+        return dataclasses.replace(self, train_batch_size=batch_size, num_train_epochs=epochs)
 
     def evaluation_steps(self, total_steps: int) -> set[int]:
         """Return the steps that are followed by a validation, including the last step."""

@@ -49,13 +49,18 @@ def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] |
 
 
 def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
-    """Return the training and the validation examples.
-
-    Without a validation split, `validation_ratio` of the training examples are set aside.
-    """
+    """Return the training and the validation examples of `args.dataset`. See [`split_examples`]."""
     dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir)
     if "train" not in dataset:
         raise ValueError(f"{args.dataset} has no train split; it has {', '.join(dataset)}.")
+    return split_examples(dataset, args)
+
+
+def split_examples(dataset: Mapping[str, Dataset], args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
+    """Return the training and the validation examples of a dataset.
+
+    Without a validation split, `validation_ratio` of the training examples are set aside.
+    """
     train, validation = dataset["train"], dataset.get("validation")
     if validation is None:
         parts = train.train_test_split(test_size=args.validation_ratio, seed=args.seed)

@@ -12,7 +12,7 @@ from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .arguments import OPTSGTrainingArguments
+from .arguments import CHOSEN_ARGUMENTS, OPTSGTrainingArguments
 from .data import VALIDATION_ROWS
 from .interruption import RunStatus
 from .run_state import STATE_FOLDER, check_same_run, delete_states
@@ -70,33 +70,39 @@ def fit_best_model(
     return model, fits
 
 
-def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) -> None:
+def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) -> dict:
     """Write the summary, set the status "finished" and delete the saved states.
 
     Args:
         args: Arguments of the training.
         status: Status of the run.
         summary: Content of the summary besides the arguments.
+
+    Returns:
+        The summary.
     """
     output_dir = Path(args.output_dir)
-    content = json.dumps({"arguments": args.public_arguments(), **summary}, indent=1)
+    content = json.dumps({"arguments": args.public_arguments(), **summary}, indent=1, allow_nan=False)
     (output_dir / SUMMARY).write_text(content + "\n", encoding="utf-8")
     status.set("finished")
     delete_states(output_dir / STATE_FOLDER)
     (output_dir / VALIDATION_ROWS).unlink(missing_ok=True)
+    return json.loads(content)
 
 
-def is_finished(args: OPTSGTrainingArguments, status: RunStatus) -> bool:
-    """Return whether this run has finished already, and log it.
+def finished_summary(args: OPTSGTrainingArguments, status: RunStatus) -> dict | None:
+    """Return the summary of this run if it has finished already, and log that.
 
     Raises:
         ValueError: A run with other arguments has finished in this folder.
     """
     summary = Path(args.output_dir, SUMMARY)
     if args.resume_from_checkpoint != "auto" or status.read().get("status") != "finished" or not summary.exists():
-        return False
+        return None
+    found = json.loads(summary.read_text(encoding="utf-8"))
     own = args.result_arguments()
-    saved = json.loads(summary.read_text(encoding="utf-8"))["arguments"]
-    check_same_run({name: saved.get(name) for name in own}, own, args.output_dir)
+    # Those that depend on the examples were chosen for them.
+    own = {name: value for name, value in own.items() if name not in CHOSEN_ARGUMENTS or value is not None}
+    check_same_run({name: found["arguments"].get(name) for name in own}, own, args.output_dir)
     logger.info(f"{args.output_dir} is finished. To train again, give --resume_from_checkpoint never.")
-    return True
+    return found

@@ -64,15 +64,13 @@ class RunStatus:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[None]:
-        """Write "interrupted" or "failed" if the block ends so, in whichever process.
-
-        [`Interrupted`] ends here; other exceptions are raised again.
-        """
+        """Write "interrupted" or "failed" if an exception ends the block, in whichever process."""
         try:
             yield
         except Interrupted as stop:
             self.set("interrupted", step=stop.step)
             logger.info("Stopped. The same command resumes this run (--resume_from_checkpoint auto).")
+            raise
         except BaseException as error:
             # An error here, as on a full disk, must not hide the original one.
             with contextlib.suppress(OSError):

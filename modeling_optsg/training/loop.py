@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
-from transformers import get_cosine_schedule_with_warmup
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.pooling import pool_examples
@@ -25,6 +25,7 @@ from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
+from .callbacks import TrainingCallbacks
 from .checkpoints import save_checkpoint
 from .image_word_heads import embed_image_words
 from .interruption import Interrupted, StopSignal, end_workers, ignore_sigterm
@@ -42,13 +43,10 @@ from .validation import sample_predictions, validate
 logger = get_logger(__name__, log_level="INFO")
 
 
-class OPTSGTrainer:
-    """Train OP-TSG or a baseline, with any number of processes, and resume after an interruption.
+class TrainingLoop:
+    """The steps of a training, with any number of processes, which can be resumed after an interruption.
 
-    A training step is the same for any number of processes: `args.train_batch_size` examples are divided among
-    processes and micro-batches, and the losses are means over all of them. The state of the run is saved in
-    `args.output_dir`/state. A run that was stopped at any moment, resumed with the same arguments, ends with the same
-    weights. The checkpoint with the best `args.metric_for_best_model` is kept in `args.output_dir`.
+    [`OPTSGTrainer`] prepares model and examples, and runs the loop.
 
     Args:
         model: The model to train. Frozen towers stay in evaluation mode.
@@ -62,31 +60,7 @@ class OPTSGTrainer:
         lengths: Lengths of the training examples. If given, each step consists of examples of similar length.
         data_fingerprint: Hash of the data. A state of a run with other data is not resumed.
         stop_signal: SIGTERM handler. When it has received the signal, the state is saved and [`Interrupted`] raised.
-
-    Example:
-
-        >>> import tempfile
-        >>> from datasets import Dataset
-        >>> from modeling_optsg import (
-        ...     OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, OPTSGTrainingArguments, TagEvaluator
-        ... )
-        >>> from modeling_optsg.training import make_accelerator
-        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
-        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
-        >>> rows = [{"title": "bus", "tags": ["bus", "vehicle"]}, {"title": "tent", "tags": ["camping"]}]
-        >>> dataset = Dataset.from_list(rows)
-        >>> trainer = OPTSGTrainer(
-        ...     model,
-        ...     OPTSGTrainingArguments(tempfile.mkdtemp(), train_batch_size=2, num_train_epochs=1),
-        ...     accelerator=make_accelerator("no")[0],
-        ...     processing_class=processor,
-        ...     train_dataset=dataset,
-        ...     eval_dataset=dataset,
-        ...     evaluator=TagEvaluator(dataset["tags"], processor.label_vocabulary),
-        ... )
-        >>> trainer.train()["history"][0]["step"]
-        step 1: loss 2.0..., generation_loss 1.6..., alignment_loss 0.4...
-        1
+        callbacks: See [`TrainingCallbacks`].
     """
 
     def __init__(
@@ -103,6 +77,7 @@ class OPTSGTrainer:
         lengths: Sequence[int] | None = None,
         data_fingerprint: str = "",
         stop_signal: StopSignal | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
     ):
         self.model, self.args, self.accelerator = model, args, accelerator
         # Fail before training, not afterwards.
@@ -112,8 +87,11 @@ class OPTSGTrainer:
         self.data_fingerprint, self.stop_signal = data_fingerprint, stop_signal or StopSignal()
         self.model_type, self.output_dir = MODEL_TYPES[args.model_type], Path(args.output_dir)
         self.progress = TrainingProgress()
+        self.callbacks = TrainingCallbacks(
+            callbacks, args, accelerator, model=model, processing_class=processing_class
+        )
 
-    def train(self) -> dict:
+    def run(self) -> dict:
         """Train the model, from the last saved state of the run if there is one.
 
         Returns:
@@ -133,12 +111,14 @@ class OPTSGTrainer:
             self._prepare()
             self._resume()
             batches = iter(self._data_loader())
+            self._call("on_train_begin", self.start)
             self._restart_timer()
             try:
                 self._train_to_last_step(batches)
             finally:
                 end_workers(batches)
             self.log.close()
+            self._call("on_train_end", self.progress.step)
         return {
             "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             "oversized_examples": self.collator.oversized_examples,
@@ -165,7 +145,10 @@ class OPTSGTrainer:
             self.stop_signal,
             **({"pad_bias": -1.0} if self.model_type.has_pad else {}),
         )
-        value = metric_value(metrics, self.args.metric_for_best_model)
+        metric = self.args.metric_for_best_model
+        value = metric_value(metrics, metric)
+        named = {f"eval_{name}": figure for name, figure in metrics.items()} | {f"eval_{metric}": value}
+        self._call("on_evaluate", self.progress.step, metrics=named)
         if value > self.progress.best_metric:
             self.progress.best_metric = value
             self.save(model)
@@ -224,6 +207,7 @@ class OPTSGTrainer:
         if self.micro_batches > 1:
             details += f", {self.micro_batches} micro-batches of at most {self.micro_batch_size} examples per process"
         logger.info(f"{self.total_steps} steps of {self.batch_size} examples{details}.")
+        self.callbacks.plan(self.total_steps, self.batch_size)
 
     def _prepare(self) -> None:
         """Make the optimizer, the schedule and the wrapped model."""
@@ -265,6 +249,7 @@ class OPTSGTrainer:
             self.run_state.clear()
         else:
             self.progress = TrainingProgress(**saved)
+            self.callbacks.load_states(self.progress.callbacks)
             logger.info(f"Resuming after step {self.progress.step} of {self.total_steps}.")
             if checkpoint != "auto" and Path(checkpoint).resolve().parent != self.run_state.folder.resolve():
                 # The best checkpoint so far is in the folder of another run.
@@ -308,6 +293,7 @@ class OPTSGTrainer:
         for step in range(max(self.start, 1), self.total_steps + 1):
             is_new = step > self.start
             if is_new:
+                self._call("on_step_begin", step - 1)
                 try:
                     self._training_step(step, [next(batches) for _ in range(self.micro_batches)])
                 except FloatingPointError as error:
@@ -319,16 +305,27 @@ class OPTSGTrainer:
                 self._examples_timed += self.batch_size
                 seconds = time.perf_counter() - self._timer_start
                 self.progress.examples_per_second = self._examples_timed / seconds
-            is_evaluated = step in self.eval_steps
+                self.progress.step = step
+                self._call("on_step_end", step)
+            is_ended = self.callbacks.take("should_training_stop")
+            is_evaluated = self.callbacks.take("should_evaluate") or step in self.eval_steps or is_ended
             if is_stopped := self.stop_signal.any_process(self.accelerator):
                 logger.warning(f"Asked to stop after step {step} of {self.total_steps}.")
-            is_saved = is_evaluated or (self.args.save_steps and step % self.args.save_steps == 0)
+            is_saved = self.callbacks.take("should_save") or is_evaluated
+            is_saved = is_saved or (self.args.save_steps and step % self.args.save_steps == 0)
             if is_new and (is_stopped or is_saved):
                 self._save_state(step)
             if is_stopped:
                 raise Interrupted(step)
             if is_evaluated or step % self.args.logging_steps == 0:
                 self._log_step(step, is_evaluated)
+            if is_ended or self.callbacks.take("should_training_stop"):
+                logger.info(f"A callback ended the training after step {step} of {self.total_steps}.")
+                break
+
+    def _call(self, event: str, step: int, **arguments: object) -> None:
+        """Call an event of the callbacks after a number of steps."""
+        self.callbacks.call(event, self.progress, step, step * self.batch_size / len(self.train_dataset), **arguments)
 
     def _training_step(self, step: int, batches: Sequence[CollatedBatch]) -> None:
         """Update the weights once, with the gradients of all micro-batches of all processes."""
@@ -394,9 +391,11 @@ class OPTSGTrainer:
     def _save_state(self, step: int) -> None:
         self.progress.step = step
         self.progress.loss_sums, self.progress.unreadable = dict(self.log.sums), self.unreadable.reasons
+        self.progress.callbacks = self.callbacks.saved_states()
         seconds = self.progress.training_seconds + time.perf_counter() - self._timer_start
         self.run_state.save(step, asdict(self.progress) | {"training_seconds": seconds})
         self.stop_signal.saved_step = step
+        self._call("on_save", step)
 
     def _log_step(self, step: int, is_evaluated: bool) -> None:
         """Write a row of the log, after a validation if `is_evaluated`."""
@@ -413,6 +412,7 @@ class OPTSGTrainer:
             self.progress.log_history.append(history)
             self._restart_timer()
         self.log.write(row)
+        self._call("on_log", step, logs={name: value for name, value in row.items() if name != "sample_predictions"})
 
 
 def _frozen_modules(module: torch.nn.Module) -> list[torch.nn.Module]:

@@ -41,14 +41,18 @@ NOT_FITTED = {
 
 
 def build_model(
-    args: OPTSGTrainingArguments, train: Dataset, validation: Dataset
+    args: OPTSGTrainingArguments,
+    train: Dataset,
+    validation: Dataset,
+    given: tuple[OPTSGPreTrainedModel, OPTSGProcessor] | None = None,
 ) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
-    """Build a model and its processor, or load the checkpoint to fine-tune.
+    """Build a model and its processor, or prepare those to fine-tune.
 
     Args:
         args: Arguments of the training.
         train: Training examples, for their tags.
         validation: Validation examples, for the width of frame features.
+        given: Model and processor to fine-tune, instead of `args.checkpoint`. They are changed.
 
     Raises:
         ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type, or frame
@@ -57,8 +61,9 @@ def build_model(
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     if not counts:
         raise ValueError(f"{args.dataset}: {NO_TAGS}")
-    if args.checkpoint:
-        model, processor = _load_checkpoint(args, counts)
+    if given is not None or args.checkpoint:
+        model, processor = given or _load_checkpoint(args)
+        _set_tags(model, processor, counts, args.keep_vocabulary)
     else:
         model, processor = _build_on_towers(args, train, counts, validation)
     if model.model.vision_tower is not None:
@@ -132,7 +137,7 @@ def _config_overrides(args: OPTSGTrainingArguments) -> dict:
     return json.loads(args.config_overrides) | dict(model_type.config)
 
 
-def _load_checkpoint(args: OPTSGTrainingArguments, counts: Counter) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
+def _load_checkpoint(args: OPTSGTrainingArguments) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
     model_type = MODEL_TYPES[args.model_type]
     if model_type.needs_classes:
         raise ValueError(f"{args.model_type} cannot be fine-tuned: its classes are the tags it was trained on.")
@@ -144,15 +149,26 @@ def _load_checkpoint(args: OPTSGTrainingArguments, counts: Counter) -> tuple[OPT
             f"not {expected!r}."
         )
     model = model_type.model.from_pretrained(args.checkpoint, **_config_overrides(args))
-    processor = OPTSGProcessor.from_pretrained(args.checkpoint)
-    # Tags that the checkpoint was trained on stay known: they are not novel for the fine-tuned model.
-    processor.label_vocabulary = dict(Counter(processor.label_vocabulary) + counts)
+    return model, OPTSGProcessor.from_pretrained(args.checkpoint)
+
+
+def _set_tags(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, counts: Counter, keep_vocabulary: bool) -> None:
+    """Replace the label vocabulary of a model to fine-tune, and reset what was fitted to another dataset.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        counts: The training tags and their numbers of examples.
+        keep_vocabulary: Keep the tags that the model was trained on before: they are not novel. Only the new training
+            tags are classes.
+    """
+    known = Counter(processor.label_vocabulary) if keep_vocabulary else Counter()
+    processor.label_vocabulary = dict(known + counts)
     for name, value in NOT_FITTED.items():
         setattr(model.generation_config, name, value)
     if isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier:
         ids, class_counts = label_vocabulary(processor.tag_tokenizer, counts, processor.max_tag_tokens)
         model.set_label_vocabulary(ids, class_counts)
-    return model, processor
 
 
 def _build_on_towers(

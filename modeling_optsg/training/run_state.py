@@ -30,6 +30,7 @@ class TrainingProgress:
         loss_sums: Sums of the losses since the last row of the log, and the number of steps.
         unreadable: Reasons for the training examples that were left out.
         log_history: Rows of the log that have validation metrics.
+        callbacks: Attributes of callbacks; see [`TrainingCallbacks.saved_states`].
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class TrainingProgress:
     loss_sums: dict[str, float] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     log_history: list[dict] = field(default_factory=list)
+    callbacks: dict[str, dict] = field(default_factory=dict)
 
 
 class RunState:
