@@ -283,15 +283,10 @@ def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGe
         Exception: There is no such model, or it is damaged. The libraries raise exceptions of many types.
     """
     import torch
-    import transformers
 
     from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 
-    _check_name(name)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
-        raise ValueError("the folder has no config.json, so it is not a checkpoint")
+    _prepare_loading(name)
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")
     if model_type != OPTSGConfig.model_type:
         raise ValueError(f"its model_type is {model_type!r}, expected {OPTSGConfig.model_type!r}")
@@ -306,6 +301,25 @@ def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGe
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     return model, processor
+
+
+def load_processor(name: str) -> "OPTSGProcessor":
+    """Load the processor of a model, without the model. See [`load_model`]."""
+    from modeling_optsg import OPTSGProcessor
+
+    _prepare_loading(name)
+    return OPTSGProcessor.from_pretrained(name)
+
+
+def _prepare_loading(name: str) -> None:
+    """Check that a name can be that of a checkpoint, and make `transformers` quiet."""
+    import transformers
+
+    _check_name(name)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError("the folder has no config.json, so it is not a checkpoint")
 
 
 def _check_name(name: str) -> None:
