@@ -48,7 +48,7 @@ def new_card(name: str, dataset: DatasetDict, license: str | None, language: lis
         tags=["tagging"],
     )
     columns = ", ".join(f"`{column}`" for column in features)
-    text = _TEXT.format(name=name, columns=columns, videos=_VIDEOS if "video" in features else "")
+    text = _TEXT.format(name=name, columns=columns, videos=_VIDEOS if isinstance(features.get("video"), Video) else "")
     return DatasetCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
@@ -81,7 +81,7 @@ def fill_card(
 
 def _dataset_info(dataset: DatasetDict, num_bytes: Mapping[str, int]) -> DatasetInfo:
     features = Features(next(iter(dataset.values())).features)
-    if "video" in features:
+    if isinstance(features.get("video"), Video):
         features["video"] = Video()
     splits = SplitDict(
         {

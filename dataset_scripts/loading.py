@@ -8,24 +8,20 @@ from typing import Any
 import datasets
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .archives import ARCHIVE_SUFFIX
 from .benchmarks import BUILDERS, is_benchmark, load_benchmark
-from .media_suffixes import METADATA_NAMES
+from .column_names import ColumnNames
+from .generic_datasets import load_with_datasets
+from .media_suffixes import METADATA_NAMES, media_kind
 from .plain_folder import load_plain_folder
-from .tagging_columns import (
-    TEXT_COLUMNS,
-    Rows,
-    fill_stream_columns,
-    label_column,
-    name_classes,
-    with_tagging_columns,
-)
+from .tagging_columns import TEXT_COLUMNS, Rows
 from .tagging_folder import has_metadata, load_tagging_folder
 
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 
 _ACCEPTED = (
     f"Accepted: {', '.join(BUILDERS)}; a local folder with {', '.join(METADATA_NAMES)}, with captions, with folders "
-    "named after tags, or with Parquet files; or a dataset on the Hub, org/name"
+    "named after tags, with Parquet files, or with WebDataset tar files; or a dataset on the Hub, org/name"
 )
 
 
@@ -36,6 +32,11 @@ def load_tagging_dataset(
     cache_dir: str | os.PathLike | None = None,
     streaming: bool = False,
     texts_only: bool = False,
+    image_column: str | None = None,
+    video_column: str | None = None,
+    title_column: str | None = None,
+    tags_column: str | None = None,
+    tag_separator: str | None = None,
     **kwargs: Any,
 ) -> Splits | Rows:
     """Load a tagging dataset with the columns `id`, `title`, `tags` and `image`, `video` or `frame_features`.
@@ -44,46 +45,68 @@ def load_tagging_dataset(
         name_or_path: The first of these that applies: the name of a benchmark (`"icon_tagging"`; `"create_tagging"`
             and `"pexel_tagging"` need `data_dir`, the folder of their files); a folder of images or videos with a
             metadata file (see [`load_tagging_folder`]); a folder of Parquet files with these columns; a folder of
-            images or videos with captions or class folders (see [`load_plain_folder`]); the name of a dataset on the
-            Hub, `"org/name"` (for this and for Parquet files see [`with_tagging_columns`]).
+            images or videos with captions or class folders (see [`load_plain_folder`]); a folder of tar files in the
+            WebDataset format (see [`with_archive_columns`]); the name of a dataset on the Hub, `"org/name"` (for this
+            and for Parquet files see [`with_tagging_columns`]).
         split: One split, or a part or sum of splits in the notation of `datasets`, such as `"train[:100]"`. All splits
             are returned in a dict if `None`. Streams accept plain split names only.
         cache_dir: Cache folder of `datasets`. Folders of images and videos are not cached.
         streaming: Whether to return `IterableDataset`s.
         texts_only: Whether streams have only the columns `id` (null where it is missing), `title` and `tags`, in the
             same order and shards. No other column of a Parquet file is read.
-        **kwargs: Arguments of a benchmark's builder, or of `datasets.load_dataset` for Parquet and the Hub.
+        image_column: Column with images if it is not `image`. In a metadata file, the column with their paths.
+        video_column: Column with videos or lists of frames if it is not `video`. In a metadata file, the column with
+            their paths.
+        title_column: Column with titles if it is not `title`.
+        tags_column: Column with tags if it is not `tags`: lists of text, text or class labels. Or several one-hot
+            columns: `"red,blue"` names two of them, and `"tag_*"` names all columns that begin with `tag_`. Their
+            names, without the beginning, are the tags of the rows with 1.
+        tag_separator: Separator of tags that are text. By default the first of `|`, `;` and `,` that occurs.
+        **kwargs: Arguments of a benchmark's builder, or of `datasets.load_dataset` for Parquet, tar files and the Hub.
 
     Raises:
         FileNotFoundError: There is no such benchmark, folder or Hub dataset, or files of the dataset are missing.
-        ValueError: The dataset has another layout, the split does not exist, an argument is not accepted, or
-            `texts_only` is given without `streaming`.
+        ValueError: The dataset has another layout, a column or the split does not exist, an argument is not accepted,
+            or `texts_only` is given without `streaming`.
+        ImportError: Tar files need a newer version of `datasets`.
     """
     if texts_only and not streaming:
         raise ValueError("texts_only needs streaming=True; otherwise use select_columns, which reads no other column")
+    names = ColumnNames(image_column, video_column, title_column, tags_column, tag_separator)
     name = os.fspath(name_or_path)
     cache_dir = None if cache_dir is None else os.fspath(cache_dir)
     if is_benchmark(name):
+        if given := names.given():
+            raise ValueError(f"{name} has fixed columns and takes no {', '.join(given)}")
         loaded = load_benchmark(name, split=split, cache_dir=cache_dir, streaming=streaming, **kwargs)
     elif name and (load := _folder_loader(folder := Path(name).expanduser())):
         if kwargs:
             raise ValueError(f"a folder of images or videos takes no further arguments; got {', '.join(kwargs)}")
-        loaded = _select_split(load(folder), split, name)
+        loaded = _select_split(load(folder, names), split, name)
         loaded = _as_streams(loaded) if streaming else loaded
     else:
         options = {"split": split, "cache_dir": cache_dir, "streaming": streaming, **kwargs}
-        return _load_parquet(_parquet_source(name), options, texts_only)
+        source = _source(name)
+        try:
+            return load_with_datasets(source, options, texts_only, names)
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(
+                f"{source!r} is not a local folder, and loading it from the Hub failed: {error}. {_ACCEPTED}"
+            ) from error
     return loaded.select_columns(list(TEXT_COLUMNS)) if texts_only else loaded
 
 
-def _folder_loader(folder: Path) -> Callable[[Path], datasets.DatasetDict] | None:
+def _folder_loader(folder: Path) -> Callable[[Path, ColumnNames], datasets.DatasetDict] | None:
     """Return the function that reads a folder of images or videos, `None` for anything else."""
     if has_metadata(folder):
         return load_tagging_folder
     if not folder.is_dir():
         return None
-    parquet_files = (path.relative_to(folder).parts for path in folder.rglob("*.parquet"))
-    return load_plain_folder if all(map(_is_hidden, parquet_files)) else None
+    files = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder).parts)]
+    if any(path.suffix == ".parquet" for path in files):
+        return None
+    has_archives = any(path.suffix == ARCHIVE_SUFFIX for path in files)
+    return None if has_archives and not any(media_kind(path.name) for path in files) else load_plain_folder
 
 
 def _is_hidden(parts: Sequence[str]) -> bool:
@@ -110,8 +133,8 @@ def _as_streams(dataset: datasets.DatasetDict | datasets.Dataset) -> Splits | Ro
     return datasets.IterableDatasetDict({part: rows.to_iterable_dataset() for part, rows in dataset.items()})
 
 
-def _parquet_source(name: str) -> str:
-    """Return the path of a folder of Parquet files, or the name of a dataset on the Hub, for `datasets`."""
+def _source(name: str) -> str:
+    """Return the path of a folder of Parquet or tar files, or the name of a dataset on the Hub, for `datasets`."""
     if not name:
         raise FileNotFoundError(f"the name is empty. {_ACCEPTED}")
     folder = Path(name).expanduser()
@@ -130,54 +153,3 @@ def _is_hub_name(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name
-
-
-def _load_parquet(source: str, options: dict[str, Any], texts_only: bool) -> Splits | Rows:
-    """Load Parquet files or a Hub dataset with `datasets`, and add the columns that are missing."""
-    options = {"name" if option == "config_name" else option: value for option, value in options.items()}
-    try:
-        loaded = datasets.load_dataset(source, **options)
-    except TypeError as error:
-        raise ValueError(f"{source} does not take the arguments {options}: {error}") from error
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{source}: {error.__cause__ or error}") from error
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(
-            f"{source!r} is not a local folder, and loading it from the Hub failed: {error}. {_ACCEPTED}"
-        ) from error
-    if not isinstance(loaded, dict):
-        return _tagging_columns(loaded, source, source, options, texts_only)
-    return type(loaded)(
-        {
-            part: _tagging_columns(rows, f"{source} ({part})", source, options | {"split": part}, texts_only)
-            for part, rows in loaded.items()
-        }
-    )
-
-
-def _tagging_columns(rows: Rows, origin: str, source: str, options: dict[str, Any], texts_only: bool) -> Rows:
-    if rows.features is None:
-        rows = rows._resolve_features()
-    # Also with `texts_only`, because this checks the columns.
-    filled = with_tagging_columns(rows, origin)
-    return _stream_texts(rows, source, options) if texts_only else filled
-
-
-def _stream_texts(rows: datasets.IterableDataset, source: str, options: dict[str, Any]) -> datasets.IterableDataset:
-    """Return the text columns of a stream, read without the others where the format allows it.
-
-    Args:
-        rows: The stream with all its columns, as `datasets` loads it.
-        source: The dataset that `datasets.load_dataset` made the stream from.
-        options: The arguments that it was made with.
-    """
-    builder_options = {option: options[option] for option in options.keys() - {"split", "streaming"}}
-    builder = datasets.load_dataset_builder(source, **builder_options)
-    wanted = dict.fromkeys([*TEXT_COLUMNS, label_column(rows.features)])
-    columns = [column for column in wanted if column in rows.features]
-    if columns and hasattr(builder.config, "columns"):
-        # `select_columns` of a stream would read every column and then drop most of them.
-        rows = datasets.load_dataset(source, **options, columns=columns)
-    if rows.features is None:
-        rows = rows._resolve_features()
-    return fill_stream_columns(name_classes(rows), number_rows=False).select_columns(list(TEXT_COLUMNS))

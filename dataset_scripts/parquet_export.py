@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Image, Value, Video
+from datasets import Dataset, DatasetDict, Value, Video
 from datasets.packaged_modules.videofolder.videofolder import VideoFolder
 from datasets.table import embed_table_storage
 from datasets.utils.py_utils import convert_file_size_to_int
@@ -15,6 +15,7 @@ from huggingface_hub import DatasetCard
 
 from .export_card import fill_card
 from .tag_counts import TagCounts, size_statistics, tag_statistics
+from .tagging_columns import undecoded, undecoded_feature
 
 # The Hub recommends at most 10,000 files in a folder.
 VIDEOS_PER_FOLDER = 5000
@@ -35,7 +36,7 @@ def write_parquet(
     """Write a dataset and its card to a folder from which `datasets.load_dataset` loads it again.
 
     Every split is written as `<split>-00000-of-00003.parquet` and so on, with images and features inside. If every
-    split has videos, the dataset is written as a `videofolder` instead: unchanged video files, and a
+    split has video files, the dataset is written as a `videofolder` instead: unchanged video files, and a
     `data/<split>/metadata.parquet`. Everything is written next to the folder first and then moved into it. The card is
     written last, so a folder without `README.md` is incomplete.
 
@@ -61,7 +62,7 @@ def write_parquet(
     earlier = _read_manifest(folder)
     card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
     # `datasets` would not take a split without videos for a part of a video folder.
-    as_files = all("video" in rows.features and _has_videos(rows) for rows in dataset.values())
+    as_files = all(isinstance(rows.features.get("video"), Video) and _has_videos(rows) for rows in dataset.values())
 
     partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -202,11 +203,13 @@ def _bytes_of_files(rows: Dataset) -> int:
 
 
 def _media_columns(rows: Dataset) -> list[str]:
-    return [column for column, feature in rows.features.items() if isinstance(feature, (Image, Video))]
+    return [column for column, feature in rows.features.items() if undecoded_feature(feature) is not None]
 
 
 def _undecoded_cells(rows: Dataset, column: str) -> Iterator[dict | None]:
-    """Yield the images or videos of a column as `{"bytes": …, "path": …}`."""
-    undecoded = rows.select_columns(column).cast_column(column, type(rows.features[column])(decode=False))
-    for row in undecoded:
-        yield row[column]
+    """Yield the images, videos or frames of a column as `{"bytes": …, "path": …}`."""
+    for row in undecoded(rows.select_columns(column)):
+        if isinstance(row[column], list):
+            yield from row[column]
+        else:
+            yield row[column]

@@ -8,35 +8,42 @@ from pathlib import Path
 
 import datasets
 
+from .column_names import USUAL_NAMES, ColumnNames
 from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import split_tags
+from .tag_separators import CAPTION_SEPARATOR, split_caption
 from .tagging_columns import distinct_tags
 from .tagging_folder import SPLIT_NAMES, make_splits
 
 logger = logging.getLogger(__name__)
 
-CAPTION_SUFFIX, CAPTION_SEPARATOR = ".txt", ","
+CAPTION_SUFFIX = ".txt"
 MAX_CAPTION_BYTES = 2**20
 # Folders that archive programs of macOS add.
 IGNORED_FOLDERS = ("__MACOSX",)
 USE_METADATA = f"Describe the files in a metadata file ({', '.join(METADATA_NAMES)})."
 
 
-def load_plain_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
+def load_plain_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NAMES) -> datasets.DatasetDict:
     """Read images and videos whose tags are in captions or in the names of folders.
 
     The tags of `1.jpg` are in `1.txt`, separated by commas or line breaks. If no file has a caption, the tag of a file
     is the name of its folder, as in `cat/1.jpg`; a warning says so. Splits are sub-folders, as in `train/1.jpg` or
     `train/cat/1.jpg`.
 
+    Args:
+        folder: The folder.
+        names: `tag_separator` replaces the comma in captions. There are no columns to name.
+
     Returns:
         The splits with the columns `id` (the path), `image` and/or `video` (undecoded), `title` (empty) and `tags`.
 
     Raises:
-        ValueError: There are no images or videos, or their tags or splits are not clear; or a file is a link out of
-            the folder, or cannot be read.
+        ValueError: There are no images or videos, or their tags or splits are not clear; a file is a link out of the
+            folder, or cannot be read; or `names` does not apply.
     """
     root = Path(folder)
+    if unused := [name for name in names.given() if name != "tag_separator"]:
+        raise ValueError(f"{', '.join(unused)}: {root} has no columns. {USE_METADATA}")
     paths = list(_find_media(root))
     if not paths:
         raise ValueError(
@@ -44,7 +51,12 @@ def load_plain_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
         )
     splits = _split_of_files(paths, root)
     captions = {path: text for path in paths if (text := _read_caption(path, root)) is not None}
-    tags = _read_captions(captions, paths, root) if captions else _folder_tags(paths, root)
+    if captions:
+        tags = _read_captions(captions, paths, root, names.tag_separator or CAPTION_SEPARATOR)
+    elif names.tag_separator:
+        raise ValueError(f"tag_separator: {root} has no captions to split")
+    else:
+        tags = _folder_tags(paths, root)
     by_split: dict[str, list[dict]] = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
     for path in paths:
         name = path.relative_to(root).as_posix()
@@ -106,11 +118,11 @@ def _read_caption(path: Path, root: Path) -> str | None:
         raise ValueError(f"{caption}: not readable as UTF-8 text ({error})") from error
 
 
-def _read_captions(captions: dict[Path, str], paths: list[Path], root: Path) -> dict[Path, list[str]]:
+def _read_captions(captions: dict[Path, str], paths: list[Path], root: Path, separator: str) -> dict[Path, list[str]]:
     """Return the tags of each file; none for a file without a caption."""
     tags = {path: [] for path in paths}
     for path, text in captions.items():
-        tags[path] = distinct_tags(tag for line in text.splitlines() for tag in split_tags(line, CAPTION_SEPARATOR))
+        tags[path] = distinct_tags(split_caption(text, separator))
     if not any(tags.values()):
         raise ValueError(
             f"{root}: no caption contains a tag, such as {next(iter(captions)).with_suffix(CAPTION_SUFFIX)}"

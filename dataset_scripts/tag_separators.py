@@ -6,6 +6,7 @@ from collections.abc import Iterable
 SEPARATORS = ("|", ";", ",")
 # The separator that `optsg` writes. Other separators are reported.
 DEFAULT_SEPARATOR = SEPARATORS[0]
+CAPTION_SEPARATOR = ","
 
 
 def find_separator(cells: Iterable[object]) -> str:
@@ -33,6 +34,48 @@ def describe_separator(separator: str) -> str | None:
     if separator == DEFAULT_SEPARATOR:
         return None
     return f"tags are split at {separator!r}; if it is part of a tag, separate the tags with {DEFAULT_SEPARATOR!r}"
+
+
+def choose_separator(cells: Iterable[object], given: str | None = None) -> tuple[str, str | None]:
+    """Return the separator of tags that are text, and a message about it, `None` if there is nothing to report.
+
+    Args:
+        cells: The tags of each row. Values that are not text are ignored.
+        given: The separator that the user gives.
+    """
+    if given is not None:
+        return given, None
+    texts = [cell.strip() for cell in cells if isinstance(cell, str)]
+    separator = find_separator(texts)
+    if any(separator in text for text in texts):
+        message = describe_separator(separator)
+        return separator, message and f"{message}, or give tag_separator"
+    # A text of letters alone can only be one tag.
+    phrase = next((text for text in texts if text and not text.isalnum()), None)
+    if phrase is None:
+        return separator, None
+    return separator, (
+        f"tags that are text contain none of {' '.join(SEPARATORS)}, so each text is one tag, such as {phrase!r}; if "
+        "it is several tags, give tag_separator"
+    )
+
+
+def read_tags(value: list[str | None] | str | None, separator: str) -> list[str | None]:
+    """Return the tags of an example that has a list, or a text that is split at `separator`.
+
+    Raises:
+        ValueError: The text is a printed list.
+    """
+    if isinstance(value, str):
+        if message := find_printed_list(value):
+            raise ValueError(message)
+        return split_tags(value, separator)
+    return [] if value is None else value
+
+
+def split_caption(caption: str, separator: str = CAPTION_SEPARATOR) -> list[str]:
+    """Split a caption into tags, at `separator` and at line breaks."""
+    return [tag for line in caption.splitlines() for tag in split_tags(line, separator)]
 
 
 def split_tags(cell: str, separator: str) -> list[str]:

@@ -1,13 +1,18 @@
 """Gives a dataset from Parquet files or from the Hub the columns that every tagging dataset has."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from .column_names import USUAL_NAMES, ColumnNames
+from .tag_values import TEXT_TYPES, TagColumns, find_tag_columns, is_text_list, label_column, label_like_columns
 
 logger = logging.getLogger(__name__)
 
@@ -21,35 +26,48 @@ TEXT_COLUMNS = datasets.Features(
     }
 )
 MEDIA_COLUMNS = datasets.Features({"image": datasets.Image(), "video": datasets.Video(decode=False)})
-# Columns of image classification datasets.
-LABEL_COLUMNS = ("label", "labels")
+# A video as a list of its frames.
+FRAMES = datasets.List(datasets.Image(decode=False))
+FRAMES_COLUMNS = ("frames", "images")
+VISUAL_COLUMNS = (*MEDIA_COLUMNS, "frame_features")
 STREAM_BATCH = 100
-_STRING_TYPES = ("string", "large_string", "null")
+READ_BATCH = 10_000
 
 
-def with_tagging_columns(rows: Rows, origin: str) -> Rows:
+def with_tagging_columns(
+    rows: Rows, origin: str, names: ColumnNames = USUAL_NAMES, separator: str | None = None
+) -> Rows:
     """Return `rows` with text in `id`, `title` and `tags`, and with `image` and an undecoded `video`.
 
     A missing `id` becomes the row's number. Numbers start at 0 in every part of a split, and they repeat where several
     workers read one stream: datasets whose examples must be recognised later need an `id`. A missing `title` becomes
     `""`, missing `tags` become `[]`. Class labels in `tags` become their names. Without a column `tags`, the class
-    labels in `label` or `labels` become tags. Tags are stripped; empty and repeated ones are left out, and counted in
-    a warning unless `rows` is a stream. Other columns do not change.
+    labels in `label` or `labels` become tags. Text in `tags` is split. Tags are stripped; empty and repeated ones are
+    left out, and counted in a warning unless `rows` is a stream. A list of images in `image` or `video`, or without
+    these in `frames` or `images`, becomes a `video` that is a list of undecoded frames. Other columns do not change.
 
     Args:
         rows: One split.
         origin: The dataset's name in error messages.
+        names: Columns with other names. Columns that they replace are left out with a warning.
+        separator: Separator of tags that are text. Needed if there are such tags.
 
     Raises:
-        ValueError: `title` or `tags` has another type, or there is no title, image, video or frame features.
+        ValueError: A column has another type, a named column does not exist, or there is no title, image, video or
+            frame features.
     """
     if rows.features is None:
         rows = rows._resolve_features()
-    rows = name_classes(rows)
-    if "tags" not in rows.features and (unused := _label_like_columns(rows.features)):
-        logger.warning("%s has no column tags, so its examples have no tags. Not used: %s", origin, ", ".join(unused))
+    names.check(rows.features, origin)
+    if not names.tags_column and "tags" not in rows.features and not label_column(rows.features, names):
+        if unused := label_like_columns(rows.features):
+            logger.warning(
+                "%s has no column tags, so its examples have no tags. Not used: %s", origin, ", ".join(unused)
+            )
+    rows = _with_usual_names(rows, origin, names, separator)
     _check_features(rows.features, origin)
     for column, feature in MEDIA_COLUMNS.items():
+        feature = FRAMES if _is_frames(rows.features.get(column)) else feature
         if column in rows.features and rows.features[column] != feature:
             rows = rows.cast_column(column, feature)
     if isinstance(rows, datasets.IterableDataset):
@@ -57,56 +75,129 @@ def with_tagging_columns(rows: Rows, origin: str) -> Rows:
     return _fill_columns(rows, origin)
 
 
-def label_column(features: datasets.Features) -> str | None:
-    """Return the column whose class labels are the tags, `None` if there is none."""
-    names = ("tags",) if "tags" in features else LABEL_COLUMNS
-    return next((name for name in names if _class_names(features.get(name)) is not None), None)
+def with_text_columns(
+    rows: datasets.IterableDataset, origin: str, names: ColumnNames, separator: str | None
+) -> datasets.IterableDataset:
+    """Return a stream with only `id`, which may be null, `title` and `tags`, as [`with_tagging_columns`] makes them.
+
+    Args:
+        rows: A stream with the columns of [`text_sources`].
+        origin: The dataset's name in error messages.
+        names: Columns with other names.
+        separator: Separator of tags that are text.
+    """
+    names = dataclasses.replace(names, image_column=None, video_column=None)
+    rows = _with_usual_names(rows, origin, names, separator)
+    return fill_stream_columns(rows, number_rows=False).select_columns(list(TEXT_COLUMNS))
 
 
-def name_classes(rows: Rows) -> Rows:
-    """Return `rows` with the names of the class labels in `tags`, instead of the column [`label_column`]."""
-    if (column := label_column(rows.features)) is None:
-        return rows
-    names, tags = _class_names(rows.features[column]), TEXT_COLUMNS["tags"]
-    if isinstance(rows, datasets.Dataset):
-        named = _name_labels(rows[column], names)
-        return rows.remove_columns(column).add_column("tags", named, feature=tags)
-    features = datasets.Features({name: own for name, own in rows.features.items() if name != column} | {"tags": tags})
-    named = rows.with_format("arrow").map(
-        functools.partial(_name_labels_of_table, column=column, names=names),
-        batched=True,
-        batch_size=STREAM_BATCH,
-        features=features,
+def text_sources(features: datasets.Features, names: ColumnNames, origin: str) -> list[str]:
+    """Return the columns that `id`, `title` and `tags` are read from."""
+    tags = find_tag_columns(features, names, None, origin)
+    sources = ["id", names.title_column or "title", *(tags.columns if tags else ["tags"])]
+    return [column for column in sources if column in features]
+
+
+def map_tables(
+    rows: datasets.IterableDataset, function: Callable[..., pa.Table], features: datasets.Features, **kwargs: Any
+) -> datasets.IterableDataset:
+    """Apply a function to the Arrow tables of a stream, so that other columns are neither decoded nor copied.
+
+    Args:
+        rows: A stream.
+        function: Function from a table to a table.
+        features: The columns that it returns.
+        kwargs: Further arguments of `IterableDataset.map`.
+    """
+    mapped = rows.with_format("arrow").map(
+        function, batched=True, batch_size=STREAM_BATCH, features=datasets.Features(features), **kwargs
     )
-    return named.with_format(None)
+    return mapped.with_format(None)
 
 
-def _class_names(feature: object) -> list[str] | None:
+def _with_usual_names(rows: Rows, origin: str, names: ColumnNames, separator: str | None) -> Rows:
+    """Rename the columns for title, images and videos, and read the tags as lists of text."""
+    features = rows.features
+    tags = find_tag_columns(features, names, separator, origin)
+    renamed = _media_names(features, names, origin)
+    if names.title_column:
+        renamed[names.title_column] = "title"
+    used = {*renamed, *(tags.columns if tags else ())}
+    replaced = set(renamed.values()) | ({"tags"} if tags else set())
+    if names.image_column or names.video_column:
+        replaced |= set(VISUAL_COLUMNS)
+    if left_out := [column for column in features if column in replaced and column not in used]:
+        logger.warning("%s: columns not used, because others are named: %s", origin, ", ".join(left_out))
+    renamed = {column: name for column, name in renamed.items() if column != name}
+    removed = [*left_out, *(tags.columns if tags else ())]
+    if not renamed and not removed:
+        return rows
+    if isinstance(rows, datasets.Dataset):
+        values = [] if tags else None
+        if tags:
+            for table in rows.select_columns(list(tags.columns)).with_format("arrow").iter(READ_BATCH):
+                values += tags.read(table)
+        rows = rows.remove_columns(removed).rename_columns(renamed)
+        return rows.add_column("tags", values, feature=TEXT_COLUMNS["tags"]) if tags else rows
+    kept = {renamed.get(name, name): own for name, own in features.items() if name not in removed}
+    kept |= {"tags": TEXT_COLUMNS["tags"]} if tags else {}
+    function = functools.partial(_rename_table, removed=removed, renamed=renamed, tags=tags)
+    return map_tables(rows, function, kept)
+
+
+def _rename_table(
+    table: pa.Table, *, removed: list[str], renamed: dict[str, str], tags: TagColumns | None
+) -> pa.Table:
+    values = tags.read(table.select(tags.columns)) if tags else None
+    table = table.drop_columns(removed)
+    table = table.rename_columns([renamed.get(name, name) for name in table.column_names])
+    return table if values is None else table.append_column("tags", pa.array(values, pa.list_(pa.string())))
+
+
+def _media_names(features: datasets.Features, names: ColumnNames, origin: str) -> dict[str, str]:
+    """Return the columns that become `image` and `video`. Lists of images become `video`."""
+    if named := [column for column in (names.image_column, names.video_column) if column]:
+        renamed = {
+            column: "video" if column == names.video_column or _is_frames(features[column]) else "image"
+            for column in named
+        }
+        if len(set(renamed.values())) < len(renamed):
+            raise ValueError(f"{origin}: {' and '.join(named)} are both videos; name one of them")
+        return renamed
+    if _is_frames(features.get("image")) and "video" not in features:
+        return {"image": "video"}
+    frames = [column for column in FRAMES_COLUMNS if _is_frames(features.get(column))]
+    return {frames[0]: "video"} if frames and not features.keys() & set(VISUAL_COLUMNS) else {}
+
+
+def _is_file(feature: object) -> bool:
+    """Whether a column contains files: their bytes, their paths or both."""
+    if isinstance(feature, dict):
+        return feature.keys() == {"bytes", "path"}
+    is_media = isinstance(feature, (datasets.Image, datasets.Video))
+    return is_media or getattr(feature, "dtype", None) in ("string", "large_string", "binary", "large_binary", "null")
+
+
+def _is_frames(feature: object) -> bool:
+    """Whether a column contains lists of images. Lists of text are not, since they may be anything."""
+    if not isinstance(feature, (datasets.List, datasets.LargeList)):
+        return False
+    return _is_file(feature.feature) and getattr(feature.feature, "dtype", None) not in TEXT_TYPES
+
+
+def undecoded_feature(feature: object) -> object | None:
+    """Return the type of a column whose images or videos stay undecoded, `None` if it has neither."""
     if isinstance(feature, (datasets.List, datasets.LargeList)):
-        feature = feature.feature
-    return feature.names if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _label_like_columns(features: datasets.Features) -> list[str]:
-    return [name for name, own in features.items() if name in LABEL_COLUMNS or _class_names(own) is not None]
-
-
-def _name_labels(values: Iterable[int | list[int] | None], names: list[str]) -> list[list[str]]:
-    """Return the names of each row's labels. -1 is an unknown class and has none."""
-    lists = (value if isinstance(value, list) else [value] for value in values)
-    return [[names[label] for label in labels if label is not None and label >= 0] for labels in lists]
-
-
-def _name_labels_of_table(table: pa.Table, *, column: str, names: list[str]) -> pa.Table:
-    named = pa.array(_name_labels(table[column].to_pylist(), names), pa.list_(pa.string()))
-    return table.drop_columns(column).append_column("tags", named)
+        inner = undecoded_feature(feature.feature)
+        return None if inner is None else type(feature)(inner)
+    return type(feature)(decode=False) if isinstance(feature, (datasets.Image, datasets.Video)) else None
 
 
 def undecoded(rows: Rows) -> Rows:
     """Return the same rows with images and videos as bytes or paths."""
     for column, feature in (rows.features or {}).items():
-        if isinstance(feature, (datasets.Image, datasets.Video)):
-            rows = rows.cast_column(column, type(feature)(decode=False))
+        if (wanted := undecoded_feature(feature)) is not None:
+            rows = rows.cast_column(column, wanted)
     return rows
 
 
@@ -123,15 +214,8 @@ def fill_stream_columns(rows: datasets.IterableDataset, number_rows: bool = True
         number_rows: Whether a missing `id` becomes the row's number. Otherwise it stays null.
     """
     features = datasets.Features({**rows.features, **TEXT_COLUMNS})
-    # Arrow tables, so that images and features in the other columns are neither decoded nor copied.
-    filled = rows.with_format("arrow").map(
-        functools.partial(_fill_table, schema=features.arrow_schema, number_rows=number_rows),
-        with_indices=True,
-        batched=True,
-        batch_size=STREAM_BATCH,
-        features=features,
-    )
-    return filled.with_format(None)
+    function = functools.partial(_fill_table, schema=features.arrow_schema, number_rows=number_rows)
+    return map_tables(rows, function, features, with_indices=True)
 
 
 def _check_features(features: datasets.Features, origin: str) -> None:
@@ -140,12 +224,15 @@ def _check_features(features: datasets.Features, origin: str) -> None:
             f"{origin} has the columns {list(features)}; expected tags and at least one of image, video, "
             "frame_features and title"
         )
-    title, tags = features.get("title"), features.get("tags")
-    if title is not None and getattr(title, "dtype", None) not in _STRING_TYPES:
+    title, tags, video = (features.get(column) for column in ("title", "tags", "video"))
+    if title is not None and getattr(title, "dtype", None) not in TEXT_TYPES:
         raise ValueError(f"{origin}: the column title is {title}; expected text")
-    is_list = isinstance(tags, (datasets.List, datasets.LargeList))
-    if tags is not None and (not is_list or getattr(tags.feature, "dtype", None) not in _STRING_TYPES):
-        raise ValueError(f"{origin}: the column tags is {tags}; expected lists of text or class labels")
+    if tags is not None and not is_text_list(tags):
+        raise ValueError(f"{origin}: the column tags is {tags}; expected lists of text, text or class labels")
+    if "image" in features and not _is_file(features["image"]):
+        raise ValueError(f"{origin}: the column image is {features['image']}; expected images")
+    if video is not None and not _is_file(video) and not _is_frames(video):
+        raise ValueError(f"{origin}: the column video is {video}; expected videos or lists of images")
 
 
 def _fill_columns(rows: datasets.Dataset, origin: str) -> datasets.Dataset:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
+from .column_names import USUAL_NAMES, ColumnNames, is_one
 from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import describe_separator, find_printed_list, find_separator, split_tags
+from .tag_separators import choose_separator, read_tags
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
@@ -27,19 +28,24 @@ def has_metadata(folder: Path) -> bool:
     return bool(_metadata_files(folder)) or bool(_split_folders(folder))
 
 
-def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
+def load_tagging_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NAMES) -> datasets.DatasetDict:
     """Read a folder in the `imagefolder` or `videofolder` convention of `datasets`.
 
     A split is a sub-folder (`train`, `validation`, `test`, or another name that `datasets` knows) with one
     `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
     split, unless all its files are in sub-folders with names of splits. A row has `file_name`, the path of an image or
-    video relative to the metadata file, and optionally `title` (text), `tags` (a list; in csv text with `|`, `;` or
-    `,` between the tags) and `id` (`file_name` by default).
+    video relative to the metadata file, and optionally `title` (text), `tags` (a list, or text with `|`, `;` or `,`
+    between the tags) and `id` (`file_name` by default).
 
     Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
     reported in warnings.
 
     The result is not cached: it always has the present content of the files.
+
+    Args:
+        folder: The folder.
+        names: Columns with other names. `image_column` and `video_column` name the column of paths in place of
+            `file_name`; with both of them, each row has one path.
 
     Returns:
         The splits with the columns `id`, `image` and/or `video` (undecoded), `title` and `tags`. With images and
@@ -47,7 +53,8 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
 
     Raises:
         ValueError: A metadata file is missing, ambiguous or damaged; a `file_name` leads out of the folder or has the
-            suffix of neither an image nor a video; a value has the wrong type; or two rows of a split have one id.
+            suffix of neither an image nor a video; a value has the wrong type; a named column does not exist; or two
+            rows of a split have one id.
         FileNotFoundError: Files that the metadata names are missing.
     """
     root = Path(folder)
@@ -61,9 +68,9 @@ def load_tagging_folder(folder: str | os.PathLike) -> datasets.DatasetDict:
     if not split_folders and not in_root:
         raise ValueError(f"neither {root} nor a split sub-folder of it contains one of {', '.join(METADATA_NAMES)}")
     if split_folders:
-        splits = {split: _read_split(_only_metadata_file(path)) for split, path in split_folders.items()}
+        splits = {split: _read_split(_only_metadata_file(path), names) for split, path in split_folders.items()}
     else:
-        splits = _by_split(_read_split(_only_metadata_file(root)), root)
+        splits = _by_split(_read_split(_only_metadata_file(root), names), root)
     paths = {example["path"] for examples in splits.values() for example in examples}
     _warn_of_unlisted_files(root, paths)
     return make_splits(splits)
@@ -134,11 +141,11 @@ def _by_split(examples: list[dict], root: Path) -> dict[str, list[dict]]:
     return {split: own for split, own in splits.items() if own}
 
 
-def _read_split(metadata: Path) -> list[dict]:
+def _read_split(metadata: Path, names: ColumnNames) -> list[dict]:
     examples, ids = [], set()
     missing, num_left_out, unused_columns = [], 0, set()
     real_folder = os.path.realpath(metadata.parent)
-    for location, row in _read_rows(metadata):
+    for location, row in _with_usual_names(list(_read_rows(metadata)), names, metadata):
         file_name, title, tags, example_id = _check_row(row, location)
         path = _path_inside(real_folder, metadata.parent, file_name, location)
         if example_id in ids:
@@ -196,34 +203,71 @@ def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, 
 
 
 def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, dict]]:
-    reader, rows = csv.DictReader(file, strict=True), []
+    reader = csv.DictReader(file, strict=True)
     try:
         for row in reader:
             location = f"{metadata}, line {reader.line_num}"
             if None in row:
                 raise ValueError(f"{location}: more cells than the header's {len(reader.fieldnames)} columns")
-            if message := find_printed_list(row.get("tags")):
-                raise ValueError(f"{location}: {message}")
-            rows.append((location, row))
+            yield location, row
     except csv.Error as error:
         raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
-    separator = find_separator(row.get("tags") for _, row in rows)
-    if message := describe_separator(separator):
+
+
+def _with_usual_names(rows: list[tuple[str, Any]], names: ColumnNames, metadata: Path) -> Iterator[tuple[str, dict]]:
+    """Yield the rows with the columns `file_name`, `title` and `tags`, and with lists of tags."""
+    for location, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    names.check(columns, str(metadata))
+    one_hot, named = names.one_hot_columns(columns, str(metadata)), names.renamed()
+    tags_column = names.tags_column or "tags"
+    used = {*named.values(), *(one_hot or [tags_column])}
+    replaced = {"title" if name == "title" else "file_name" for name in named} | {"tags"}
+    if left_out := sorted(replaced.intersection(columns) - used):
+        logger.warning("%s: columns not used, because others are named: %s", metadata, ", ".join(left_out))
+    texts = [] if one_hot else [row.get(tags_column) for _, row in rows]
+    if names.tag_separator and (one_hot or {list} == set(map(type, texts)) - {type(None)}):
+        raise ValueError(f"{metadata}: tag_separator is for tags that are text, and no row has such tags")
+    separator, message = choose_separator(texts, names.tag_separator)
+    if message:
         logger.warning("%s: %s", metadata, message)
     for location, row in rows:
-        if isinstance(row.get("tags"), str):
-            row["tags"] = split_tags(row["tags"], separator)
-        yield location, row
+        usual = {column: value for column, value in row.items() if column not in used}
+        usual |= _named_values(row, named, location)
+        try:
+            if one_hot:
+                usual["tags"] = [tag for column, tag in one_hot.items() if is_one(row.get(column), column)]
+            else:
+                usual["tags"] = read_tags(row.get(tags_column), separator)
+        except ValueError as error:
+            raise ValueError(f"{location}: {error}") from error
+        yield location, usual
 
 
-def _check_row(row: Any, location: str) -> tuple[str, str, list[str], str]:
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not row["file_name"]:
+def _named_values(row: dict, named: dict[str, str], location: str) -> dict[str, Any]:
+    """Return the title and the path of a row from the columns that the user names."""
+    values = {name: row.get(column) for name, column in named.items()}
+    paths = [values.pop(kind) for kind in MEDIA_COLUMNS if kind in values]
+    if not paths:
+        return values
+    paths = [path for path in paths if path]
+    if len(paths) > 1:
+        raise ValueError(f"{location}: there are paths of an image and of a video, {paths}; expected one of them")
+    return values | {"file_name": paths[0] if paths else None}
+
+
+def _check_row(row: dict, location: str) -> tuple[str, str, list[str], str]:
+    if not isinstance(row.get("file_name"), str) or not row["file_name"]:
         raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
     file_name, title, tags, example_id = row["file_name"], row.get("title"), row.get("tags"), row.get("id")
     if not isinstance(title, str | None):
         raise ValueError(f"{location}: title must be text, got {title!r}")
     if not isinstance(tags, list | None) or not all(isinstance(tag, str) for tag in tags or []):
-        raise ValueError(f"{location}: tags must be a list of texts, got {tags!r}")
+        raise ValueError(f"{location}: tags must be text or a list of texts, got {tags!r}")
     if not isinstance(example_id, str | int | None):
         raise ValueError(f"{location}: id must be text or an integer, got {example_id!r}")
     if media_kind(file_name) is None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
@@ -29,6 +30,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--checkpoint", type=Path, required=True, help="folder of the checkpoint, whose settings are replaced"
     )
     parser.add_argument("--dataset", default="icon_tagging", help="benchmark, folder or Hub name of the dataset")
+    add_column_arguments(parser)
     parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
     parser.add_argument(
         "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
@@ -48,7 +50,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit the settings of a checkpoint and save them in it."""
     arguments = parse_arguments(argv)
-    dataset = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    options = {"cache_dir": arguments.dataset_dir, **column_arguments(arguments)}
+    dataset = load_tagging_dataset(arguments.dataset, **options)
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
     features = cache_tower_features(dataset["validation"], model.model, processor, arguments.cache_dir / "features")

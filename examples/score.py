@@ -17,6 +17,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.configuration import KNNConfig
 from modeling_optsg.baselines.knn import KNNForTagVote
@@ -36,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--dataset", default="icon_tagging", help="benchmark, folder or Hub name of the dataset")
+    add_column_arguments(parser)
     parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
     parser.add_argument(
         "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
@@ -112,7 +114,8 @@ def score_knn(
 
 def load_splits(arguments: argparse.Namespace) -> DatasetDict:
     """Load the dataset and check that it has all splits."""
-    splits = load_tagging_dataset(arguments.dataset, cache_dir=arguments.dataset_dir)
+    options = {"cache_dir": arguments.dataset_dir, **column_arguments(arguments)}
+    splits = load_tagging_dataset(arguments.dataset, **options)
     if missing := {"train", "validation", "test"} - set(splits):
         raise SystemExit(
             f"{arguments.dataset} has no split {' and no split '.join(sorted(missing))}. The program needs the splits "

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGProcessor
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import write_json
@@ -52,6 +53,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of the model")
     parser.add_argument("--dataset", required=True, help="benchmark, folder or Hub name of the dataset")
+    add_column_arguments(parser)
     parser.add_argument("--dataset_dir", help="cache folder of the datasets library")
     parser.add_argument("--split", default="train", help="split to tag (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
@@ -93,7 +95,8 @@ class ShardTagger:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         self.model = models[model_type].from_pretrained(arguments.checkpoint).to(device).eval()
         self.processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
-        self.dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, cache_dir=arguments.dataset_dir)
+        options = {"cache_dir": arguments.dataset_dir, **column_arguments(arguments)}
+        self.dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, **options)
         self.shards = split_into_shards(len(self.dataset), arguments.shard_size)
 
     def __call__(self, row: dict) -> dict:

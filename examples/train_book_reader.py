@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import (
     ModelTagReader,
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="folder or Hub name of a model with a tag classifier")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to save the checkpoint in")
     parser.add_argument("--dataset", default="icon_tagging", help="benchmark, folder or Hub name of the dataset")
+    add_column_arguments(parser)
     parser.add_argument(
         "--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser(), help="cache folder for tower features"
     )
@@ -64,7 +66,8 @@ def main(args: argparse.Namespace) -> None:
     model = OPTSGForTagGeneration.from_pretrained(args.checkpoint).eval().to(Accelerator().device)
     processor = OPTSGProcessor.from_pretrained(args.checkpoint)
     # Computed first, because it fails for a model that cannot have a book.
-    fingerprint, splits = encoder_fingerprint(model, processor), load_tagging_dataset(args.dataset)
+    fingerprint = encoder_fingerprint(model, processor)
+    splits = load_tagging_dataset(args.dataset, **column_arguments(args))
     if missing := {"train", "validation"} - set(splits):
         raise ValueError(f"{args.dataset} has no {' and no '.join(sorted(missing))} split.")
     train, tagged = splits["train"], [row for row, tags in enumerate(splits["train"]["tags"]) if tags]

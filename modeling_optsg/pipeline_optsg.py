@@ -140,8 +140,11 @@ class TagGenerationPipeline(Pipeline):
         dataset = dataset.select_columns(columns)
         for column in columns:
             feature = (dataset.features or {}).get(column)
-            if isinstance(feature, datasets.Image | datasets.Video):
-                dataset = dataset.cast_column(column, type(feature)(decode=False))
+            inner = getattr(feature, "feature", feature)
+            if isinstance(inner, datasets.Image | datasets.Video):
+                undecoded = type(inner)(decode=False)
+                # A video may be a list of its frames.
+                dataset = dataset.cast_column(column, undecoded if inner is feature else type(feature)(undecoded))
         if isinstance(dataset, datasets.IterableDataset):
             return (example for example in dataset)
         return Subset(dataset, range(len(dataset)))

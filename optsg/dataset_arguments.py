@@ -4,10 +4,13 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from dataset_scripts.column_names import COLUMN_ARGUMENTS, add_column_arguments, column_arguments
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 BUILDER_ARGUMENTS = ("data_dir", "config_name", "title", "visual", "missing")
+DATASET_ARGUMENTS = (*BUILDER_ARGUMENTS, *COLUMN_ARGUMENTS)
 
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +21,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", metavar="NAME", help="kind of title in a benchmark, such as raw")
     parser.add_argument("--visual", metavar="NAME", help="visual input: video, image, frame_features or none")
     parser.add_argument("--missing", metavar="POLICY", help="skip or keep examples whose file cannot be used")
+    add_column_arguments(parser, hyphens=True)
     parser.add_argument("--cache-dir", metavar="DIR", help="cache folder of the datasets library")
 
 
@@ -39,4 +43,4 @@ def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[s
         options.setdefault("visual", "none")
     elif tags_only and benchmark_card(args.dataset) is None:
         options["streaming"] = True
-    return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **options)
+    return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **options, **column_arguments(args))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dataset_scripts.media_suffixes import METADATA_NAMES
 
 from .argument_types import positive
-from .dataset_arguments import BUILDER_ARGUMENTS, add_dataset_arguments, load_dataset
+from .dataset_arguments import DATASET_ARGUMENTS, add_dataset_arguments, load_dataset
 from .media_files import MediaFile, find_media_files
 from .sidecars import SidecarError, SidecarLocator
 from .sidecars.files import check_writable, lock_folder
@@ -111,7 +111,7 @@ def _is_library(name: str) -> bool:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, is_library: bool) -> None:
     if not is_library and not args.output:
         parser.error(f"there is no folder {args.dataset}; a book from a dataset needs --output")
-    for option in BUILDER_ARGUMENTS if is_library else ("title_from_name",):
+    for option in DATASET_ARGUMENTS if is_library else ("title_from_name",):
         if getattr(args, option):
             kind = "dataset" if is_library else "folder of images"
             parser.error(f"--{option.replace('_', '-')} needs a {kind}")

@@ -178,10 +178,10 @@ def test_missing_files_are_named_and_counted(folder):
         ("metadata.jsonl", '{"title": "x"}', 'line 1: expected a row with "file_name"'),
         (
             "metadata.jsonl",
-            '{"file_name": "one.png", "tags": "red"}',
-            "line 1: tags must be a list of texts, got 'red'",
+            '{"file_name": "one.png", "tags": 5}',
+            "line 1: tags must be text or a list of",
         ),
-        ("metadata.jsonl", '{"file_name": "one.png", "tags": [1]}', "line 1: tags must be a list of texts"),
+        ("metadata.jsonl", '{"file_name": "one.png", "tags": [1]}', "line 1: tags must be text or a list of texts"),
         ("metadata.jsonl", '{"file_name": "one.png", "title": 5}', "line 1: title must be text, got 5"),
         (
             "metadata.jsonl",
@@ -297,7 +297,7 @@ def test_a_name_unknown_to_the_hub_lists_what_is_accepted(monkeypatch):
     def nothing_there(*args, **kwargs):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'org/nothing' doesn't exist on the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", nothing_there)
+    monkeypatch.setattr(datasets, "load_dataset_builder", nothing_there)
     with pytest.raises(FileNotFoundError, match=r"(?s)org/nothing.*doesn't exist on the Hub.*Accepted: icon_tagging"):
         load_tagging_dataset("org/nothing")
 
@@ -405,7 +405,10 @@ def test_columns_that_may_be_labels_are_reported(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"title": ["x"], "tags": ["red|blue"]}, "column tags is .*expected lists of text"),
+        ({"title": ["x"], "tags": [1]}, "column tags is .*expected lists of text, text or class labels"),
+        ({"title": ["x"], "tags": ["['red', 'blue']"]}, "tags are a printed list"),
+        ({"image": [3], "tags": [["red"]]}, "column image is .*expected images"),
+        ({"video": [[3]], "tags": [["red"]]}, "column video is .*expected videos or lists of images"),
         ({"title": ["x"], "tags": [[1]]}, "column tags is .*expected lists of text"),
         ({"title": [3], "tags": [["red"]]}, "column title is .*expected text"),
         ({"name": ["x"], "tags": [["red"]]}, r"columns \['name', 'tags'\]; expected"),
@@ -428,8 +431,10 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
         return DatasetDict(train=rows.cast_column("video", Video(decode=True)))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **kwargs: asked.append((name, kwargs)))
     rows = load_tagging_dataset("org/videos", cache_dir="cache", revision="main")["train"]
-    assert asked == [("org/videos", {"split": None, "cache_dir": "cache", "streaming": False, "revision": "main"})]
+    options = {"cache_dir": "cache", "revision": "main"}
+    assert asked == [("org/videos", options), ("org/videos", {"split": None, "streaming": False, **options})]
     assert rows[0] == {"video": {"path": "a.mp4", "bytes": b"1"}, "title": "x", "tags": ["y"], "id": "3"}
 
 

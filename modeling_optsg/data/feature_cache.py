@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from dataset_scripts import undecoded
 from modeling_optsg.base_models import OPTSGTowers
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -106,8 +107,7 @@ def cache_tower_features(
     fingerprint = encoder.fingerprint(dataset._fingerprint)
     if encoder.visual_column is not None:
         # The processor opens the stored bytes itself, and names the file in errors.
-        feature = type(dataset.features[encoder.visual_column])(decode=False)
-        dataset = dataset.cast_column(encoder.visual_column, feature)
+        dataset = undecoded(dataset)
     if not encoder.feature_columns:
         return dataset
     os.makedirs(cache_dir, exist_ok=True)

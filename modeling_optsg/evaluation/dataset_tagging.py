@@ -55,14 +55,20 @@ def dataset_fingerprint(dataset: Dataset, sampled_rows: Sequence[int]) -> str:
         sha256.update(json.dumps(rows.to_pydict(), ensure_ascii=False).encode())
     for row in undecoded(dataset).select(sampled_rows):
         for name, value in row.items():
-            if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
-                try:
-                    with open(value["path"], "rb") as file:
-                        value = file.read(2**20)
-                except OSError as error:
-                    value = type(error).__name__
+            value = list(map(_content, value)) if isinstance(value, list) else _content(value)
             sha256.update(repr((name, value)).encode())
     return sha256.hexdigest()[:32]
+
+
+def _content(value: object) -> object:
+    """Return the beginning of a file that a value names by its path, or any other value itself."""
+    if not isinstance(value, dict) or value.get("bytes") is not None or not value.get("path"):
+        return value
+    try:
+        with open(value["path"], "rb") as file:
+            return file.read(2**20)
+    except OSError as error:
+        return type(error).__name__
 
 
 def split_into_shards(num_examples: int, shard_size: int) -> list[range]:

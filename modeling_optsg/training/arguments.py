@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from transformers import HfArgumentParser
 
+from dataset_scripts.column_names import COLUMN_ARGUMENTS
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import PAD_BIASES
 from modeling_optsg.evaluation.metrics import parse_metric
@@ -32,6 +33,11 @@ RESUMABLE_ARGUMENTS = (
 CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
 # Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours.
 MIN_STEPS = 300
+
+
+def _column_help(name: str) -> str:
+    text = COLUMN_ARGUMENTS[name]
+    return f"{text[0].upper()}{text[1:]}."
 
 
 @dataclass
@@ -64,8 +70,13 @@ class OPTSGTrainingArguments:
     )
     dataset: str = field(
         default="icon_tagging",
-        metadata={"help": "A benchmark, a folder with a metadata file or Parquet files, or a dataset on the Hub."},
+        metadata={"help": "A benchmark, a folder (docs/datasets.md), or a dataset on the Hub."},
     )
+    image_column: str | None = field(default=None, metadata={"help": _column_help("image_column")})
+    video_column: str | None = field(default=None, metadata={"help": _column_help("video_column")})
+    title_column: str | None = field(default=None, metadata={"help": _column_help("title_column")})
+    tags_column: str | None = field(default=None, metadata={"help": _column_help("tags_column")})
+    tag_separator: str | None = field(default=None, metadata={"help": _column_help("tag_separator")})
     dataset_dir: str | None = field(default=None, metadata={"help": "Cache folder of the datasets library."})
     cache_dir: str = field(default="~/.cache/optsg", metadata={"help": "Cache folder for tower features."})
     checkpoint: str | None = field(
@@ -292,6 +303,10 @@ class OPTSGTrainingArguments:
                 check_repo_id(self.push_to_hub)
             except ValueError as error:
                 raise ValueError(f"--push_to_hub: {error}") from error
+
+    def column_arguments(self) -> dict[str, str | None]:
+        """Return the arguments of [`load_tagging_dataset`] that name the columns of the dataset."""
+        return {name: getattr(self, name) for name in COLUMN_ARGUMENTS}
 
     def result_arguments(self) -> dict[str, object]:
         """Return the arguments that the trained weights depend on."""

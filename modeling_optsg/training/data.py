@@ -50,7 +50,7 @@ def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] |
 
 def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
     """Return the training and the validation examples of `args.dataset`. See [`split_examples`]."""
-    dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir)
+    dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir, **args.column_arguments())
     if "train" not in dataset:
         raise ValueError(f"{args.dataset} has no train split; it has {', '.join(dataset)}.")
     return split_examples(dataset, args)
@@ -90,7 +90,8 @@ def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], D
         raise ValueError(
             f"--model_type {args.model_type} searches all training examples; it cannot be combined with --streaming."
         )
-    load = functools.partial(load_tagging_dataset, args.dataset, cache_dir=args.dataset_dir, streaming=True)
+    options = {"cache_dir": args.dataset_dir, "streaming": True, **args.column_arguments()}
+    load = functools.partial(load_tagging_dataset, args.dataset, **options)
     streams = {name: undecoded(rows) for name, rows in load().items()}
     texts = load(texts_only=True)["train"]
     stream_shards, train = open_stream_shards(streams["train"], texts, args.num_stream_shards, args.dataset)
