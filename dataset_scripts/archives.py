@@ -98,7 +98,12 @@ def with_archive_columns(
     media = {kind: columns for kind, columns in _media_columns(head[0], names).items() if _has_any(head, columns)}
     sources = _find_sources(head, media, names, origin)
     if isinstance(next(iter(splits.values())), datasets.Dataset):
-        return {part: _finish_rows(rows, origins[part], sources, names) for part, rows in splits.items()}
+        columns = {part: _used_columns(rows, names) for part, rows in splits.items()}
+        kinds = [kind for kind in _UNDECODED if any(own.get(kind) for own in columns.values())]
+        return {
+            part: _finish_rows(rows, origins[part], {kind: columns[part].get(kind, []) for kind in kinds}, sources)
+            for part, rows in splits.items()
+        }
     finish = functools.partial(_finish_stream, kinds=[] if texts_only else list(media), sources=sources, names=names)
     return {part: finish(rows, origins[part]) for part, rows in splits.items()}
 
@@ -166,17 +171,23 @@ def _find_sources(
     return _Sources(title, tags, separator)
 
 
-def _finish_rows(rows: datasets.Dataset, origin: str, sources: _Sources, names: ColumnNames) -> datasets.Dataset:
+def _used_columns(rows: datasets.Dataset, names: ColumnNames) -> dict[str, list[str]]:
+    """Return the columns with images and those with videos that have a value in any row."""
+    return {
+        kind: [column for column in columns if rows.data.column(column).null_count < len(rows)]
+        for kind, columns in _media_columns(rows.features, names).items()
+    }
+
+
+def _finish_rows(
+    rows: datasets.Dataset, origin: str, media: Mapping[str, list[str]], sources: _Sources
+) -> datasets.Dataset:
     texts: dict[str, list] = {name: [] for name in TEXT_COLUMNS}
     text_columns = [name for name, feature in rows.features.items() if feature not in _UNDECODED.values()]
     for row in rows.select_columns(text_columns):
         for name, value in _read_texts(row, sources, origin).items():
             texts[name].append(value)
-    media = {
-        kind: [column for column in columns if rows.data.column(column).null_count < len(rows)]
-        for kind, columns in _media_columns(rows.features, names).items()
-    }
-    rows = rows.select_columns([column for columns in media.values() for column in columns])
+    rows = rows.select_columns([KEY, *(column for columns in media.values() for column in columns)])
     for kind, columns in media.items():
         if len(columns) > 1:
             features = {name: own for name, own in rows.features.items() if name not in columns}
@@ -186,11 +197,13 @@ def _finish_rows(rows: datasets.Dataset, origin: str, sources: _Sources, names: 
                 function, batched=True, batch_size=HEAD, features=features, remove_columns=columns
             )
             rows = rows.with_format(None)
-        elif columns and columns != [kind]:
+        elif not columns:
+            rows = rows.add_column(kind, [None] * len(rows), feature=_UNDECODED[kind])
+        elif columns != [kind]:
             rows = rows.rename_column(columns[0], kind)
     for name, feature in TEXT_COLUMNS.items():
         rows = rows.add_column(name, texts[name], feature=feature)
-    return with_tagging_columns(rows, origin)
+    return with_tagging_columns(rows.remove_columns(KEY), origin)
 
 
 def _join_columns(table: pa.Table, *, columns: list[str], kind: str) -> pa.Table:
