@@ -1,5 +1,7 @@
 """Videos whose frames are lists of images: loading, tensors, cached features, predictions and export."""
 
+import json
+
 import datasets
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from test_column_names import image_bytes
 from dataset_scripts import load_tagging_dataset, undecoded
 from dataset_scripts.export_card import new_card
 from dataset_scripts.parquet_export import write_parquet
-from modeling_optsg import OPTSGDataCollator
+from modeling_optsg import OPTSGDataCollator, OPTSGProcessor
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.pipeline_optsg import TagGenerationPipeline
 from modeling_optsg.training.streaming import open_stream_shards
@@ -127,3 +129,38 @@ def test_exported_frames_load_again(load, tmp_path):
     assert len(list((tmp_path / "out").glob("*.parquet"))) == 3
     again = load_tagging_dataset(tmp_path / "out", cache_dir=tmp_path / "again")["train"]
     assert again.features["video"] == FRAMES and again[2]["video"] == rows["train"][2]["video"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_training_uses_frames_and_one_hot_columns(load_program, towers, tmp_path, streaming):
+    frames = [[image_bytes(colour) for colour in colours] for colours in COLOURS] * 4
+    columns = {"id": list("abcdefghijkl"), "shots": frames, "is_red": [1, 0, 1] * 4, "is_blue": [0, 1, 1] * 4}
+    integers = dict.fromkeys(("is_red", "is_blue"), Value("int64"))
+    rows = Dataset.from_dict(columns, Features(id=Value("string"), shots=List(Image()), **integers))
+    for split in ("train", "validation"):
+        rows.to_parquet(str(tmp_path / f"data/{split}.parquet"))
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 4}
+    given = {
+        "dataset": tmp_path / "data",
+        "dataset_dir": tmp_path / "datasets",
+        "output_dir": tmp_path / "run",
+        "cache_dir": tmp_path / "cache",
+        "vision_tower": towers / "vision",
+        "text_tower": towers / "text",
+        "tag_vocab_size": 260,
+        "config_overrides": json.dumps(small),
+        "train_batch_size": 4,
+        "num_train_epochs": 1,
+        "num_negatives": 0,
+        "video_column": "shots",
+        "tags_column": "is_*",
+        "streaming": streaming,
+    }
+    program = load_program("train")
+    program.main(
+        program.parse_arguments([str(word) for name, value in given.items() for word in (f"--{name}", value)])
+    )
+    summary = json.loads((tmp_path / "run/training_summary.json").read_text())
+    assert summary["examples"] == {"train": 12, "validation": 12}
+    assert summary["arguments"]["tags_column"] == "is_*"
+    assert set(OPTSGProcessor.from_pretrained(tmp_path / "run").label_vocabulary) == {"red", "blue"}
