@@ -96,6 +96,23 @@ def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_pa
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_images_and_videos_of_one_dataset_are_both_encoded(tiny_model, tiny_processor, images, tmp_path):
+    features = Features({"image": Image(), "video": List(Image(decode=False)), "title": Value("string")})
+    frames = Dataset.from_dict({"video": [images[1:]]}, features=Features({"video": List(Image())}))
+    frames = frames.cast_column("video", features["video"])[0]["video"]
+    columns = {"image": [images[0], None, None], "video": [None, frames, None], "title": ["a", "b", "red"]}
+    examples = cached(Dataset.from_dict(columns, features=features), tiny_model, tiny_processor, tmp_path)
+    batch = tiny_processor(images=[images[0], None], videos=[None, frames])
+    with torch.no_grad():
+        expected = tiny_model.model.encode_frames(batch["pixel_values"], batch["frame_mask"]).frame_features
+    for index, length in enumerate((1, 2)):
+        assert not examples[index].keys() & {"image", "video"}
+        found = torch.from_numpy(examples[index]["frame_features"])
+        torch.testing.assert_close(found, expected[index, :length], atol=2e-2, rtol=2e-2)
+    assert examples[2]["frame_features"] is None
+    assert OPTSGDataCollator(tiny_processor)(list(examples))["frame_mask"].sum(1).tolist() == [1, 2, 0]
+
+
 def change_vision_weights(model, processor):
     torch.nn.init.zeros_(next(model.model.vision_tower.parameters()))
 

@@ -95,7 +95,7 @@ def cache_tower_features(
     Raises:
         ValueError: More than `max_unreadable` examples cannot be read.
     """
-    if frames and titles and "title" in dataset.column_names and _visual_column(dataset) is not None:
+    if frames and titles and "title" in dataset.column_names and _visual_columns(dataset):
         # Separate files, so that models with the same vision tower share its features.
         settings = {"batch_size": batch_size, "block_size": block_size, "processes": processes}
         images = cache_tower_features(
@@ -105,7 +105,7 @@ def cache_tower_features(
         return concatenate_datasets([images, texts.remove_columns("title")], axis=1)
     encoder = _TowerEncoder(dataset, model, processor, frames, titles, max_unreadable)
     fingerprint = encoder.fingerprint(dataset._fingerprint)
-    if encoder.visual_column is not None:
+    if encoder.visual_columns:
         # The processor opens the stored bytes itself, and names the file in errors.
         dataset = undecoded(dataset)
     if not encoder.feature_columns:
@@ -136,7 +136,7 @@ class _Blocks:
     ) -> None:
         self.dataset, self.encoder, self.fingerprint = dataset, encoder, fingerprint
         self.cache_dir, self.batch_size, self.block_size = cache_dir, batch_size, block_size
-        self.removed_columns = [encoder.visual_column] if encoder.encodes_frames else []
+        self.removed_columns = encoder.visual_columns if encoder.encodes_frames else []
         kept = {name: feature for name, feature in dataset.features.items() if name not in self.removed_columns}
         self.features = Features(kept)
         for name in encoder.feature_columns:
@@ -181,9 +181,9 @@ class _TowerEncoder:
         max_unreadable: int,
     ) -> None:
         self.model, self.processor, self.max_unreadable = model, processor, max_unreadable
-        self.visual_column = _visual_column(dataset)
-        self.has_frame_features = self.visual_column is None and "frame_features" in dataset.column_names
-        self.encodes_frames = frames and self.visual_column is not None
+        self.visual_columns = _visual_columns(dataset)
+        self.has_frame_features = not self.visual_columns and "frame_features" in dataset.column_names
+        self.encodes_frames = frames and bool(self.visual_columns)
         self.encodes_titles = titles and "title" in dataset.column_names
         self.feature_columns = ["frame_features"] * (self.encodes_frames or self.has_frame_features)
         self.feature_columns += ["image_features"] * self.encodes_frames
@@ -197,6 +197,7 @@ class _TowerEncoder:
         if self.encodes_frames:
             parts += [model.vision_tower, image_settings(processor), processor.num_frames]
             parts += [model.config.vision_feature_layers]
+            parts += [self.visual_columns] if len(self.visual_columns) > 1 else []
         if self.has_frame_features:
             parts += [processor.num_frames]
         if self.encodes_titles:
@@ -226,18 +227,20 @@ class _TowerEncoder:
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         encoded = {}
         if self.encodes_frames:
-            encoded |= self._encode_frames(rows[self.visual_column])
+            encoded |= self._encode_frames({name: rows[name] for name in self.visual_columns})
         elif self.has_frame_features:
             encoded |= _to_columns("frame_features", self._sample_frames(rows["frame_features"]))
         if self.encodes_titles:
             encoded |= _to_columns("title_features", self._encode_titles(rows["title"]))
         return encoded | {UNREADABLE: [None] * _num_rows(rows)}
 
-    def _encode_frames(self, values: list) -> dict[str, list]:
-        present = [value for value in values if value is not None]
+    def _encode_frames(self, columns: dict[str, list]) -> dict[str, list]:
+        # An image or a video, `None` for a row with neither.
+        values = [next((value for value in row if value is not None), None) for row in zip(*columns.values())]
+        present = [row for row, value in enumerate(values) if value is not None]
         if not present:
             return _to_columns("frame_features", values) | _to_columns("image_features", values)
-        batch = self.processor(**{f"{self.visual_column}s": present})
+        batch = self.processor(**{f"{name}s": [own[row] for row in present] for name, own in columns.items()})
         mask = batch["frame_mask"]
         features = self.model.encode_frames(batch["pixel_values"].to(self._device), mask.to(self._device))
         images = iter(features.image_features.cpu())
@@ -266,8 +269,8 @@ class _TowerEncoder:
         return next(self.model.parameters()).device
 
 
-def _visual_column(dataset: Dataset) -> str | None:
-    return next((name for name in ("image", "video") if name in dataset.column_names), None)
+def _visual_columns(dataset: Dataset) -> list[str]:
+    return [name for name in ("image", "video") if name in dataset.column_names]
 
 
 def _num_rows(rows: dict[str, list]) -> int:
