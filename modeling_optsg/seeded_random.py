@@ -1,5 +1,7 @@
 """Random numbers that depend on each example's own seed, not on the batch or the process that it is in."""
 
+import hashlib
+
 import torch
 
 # Each purpose has its own stream of numbers. The order is part of the stream: append, never reorder.
@@ -12,6 +14,11 @@ PURPOSES = (
     "pad slots",
     "pooled title",
 )
+
+
+def example_seed(seed: int, epoch: int, example: int | str) -> int:
+    """Return the 56-bit random seed of an example in an epoch."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{example}".encode(), digest_size=7).digest(), "big")
 
 
 def seeded_uniform(

@@ -10,8 +10,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Images
 
 from modeling_optsg import OPTSGDataCollator, OPTSGModel
-from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features
-from modeling_optsg.training import without_unreadable
+from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features, without_unreadable
 
 
 @pytest.fixture(scope="module")

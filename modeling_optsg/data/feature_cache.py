@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,8 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .collator import TagTable
+
+logger = get_logger(__name__, log_level="INFO")
 
 FEATURE_DTYPE = np.float16
 FEATURE_COLUMNS = ("frame_features", "image_features", "title_features")
@@ -312,6 +315,51 @@ class CachedFeatures(TorchDataset):
             if shape is not None:
                 row[name] = np.frombuffer(row[name], FEATURE_DTYPE).reshape(shape).astype(np.float32)
         return row
+
+
+def cache_readable_examples(
+    dataset: Dataset, model: OPTSGTowers, processor: OPTSGProcessor, cache_dir: str | os.PathLike, **kwargs: object
+) -> tuple[CachedFeatures, Dataset, dict[str, str]]:
+    """Compute or read tower features, and leave out the examples that cannot be read.
+
+    Args:
+        dataset, model, processor, cache_dir: See [`cache_tower_features`].
+        kwargs: Further arguments of [`cache_tower_features`].
+
+    Returns:
+        The readable examples with their features, the same rows without them, and the reasons for the others.
+
+    Raises:
+        ValueError: More than `max_unreadable` examples cannot be read.
+    """
+    features = cache_tower_features(dataset, model, processor, cache_dir, **kwargs)
+    rows, features, reasons = without_unreadable(dataset, features)
+    return CachedFeatures(features), rows, reasons
+
+
+def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:
+    """Leave out examples that [`cache_tower_features`] could not read, and log how many.
+
+    Args:
+        rows: The examples.
+        features: Their features.
+
+    Returns:
+        The rows and the features that are left, and the reasons for the others by `id` or else by row number.
+    """
+    if UNREADABLE not in features.column_names:
+        return rows, features, {}
+    broken = {index: reason for index, reason in enumerate(features[UNREADABLE]) if reason is not None}
+    features = features.remove_columns(UNREADABLE)
+    if not broken:
+        return rows, features, {}
+    ids = rows["id"] if "id" in rows.column_names else range(len(rows))
+    reasons = {str(ids[index]): reason for index, reason in broken.items()}
+    logger.warning(
+        f"{len(broken)} of {len(rows)} examples cannot be read and are left out, for example: {broken[min(broken)]}"
+    )
+    kept = [index for index in range(len(rows)) if index not in broken]
+    return rows.select(kept), features.select(kept), reasons
 
 
 def build_tag_table(

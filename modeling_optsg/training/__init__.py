@@ -4,6 +4,7 @@ from .arguments import OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
 from .data import (
     cache_examples,
+    divide_examples,
     examples_fingerprint,
     fit_image_standardizer,
     has_evidence,
@@ -12,9 +13,7 @@ from .data import (
     load_splits,
     load_streams,
     make_stream,
-    split_examples,
     title_lengths,
-    without_unreadable,
     without_untrainable_tags,
 )
 from .finishing import finish, finished_summary, fit_best_model
@@ -83,12 +82,11 @@ __all__ = [
     "parse_arguments",
     "prepare_for_device",
     "save_checkpoint",
-    "split_examples",
+    "divide_examples",
     "start_trackers",
     "tie_tokens_to_text",
     "title_lengths",
     "warm_up_image_evidence",
     "weighted_losses",
-    "without_unreadable",
     "without_untrainable_tags",
 ]

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +22,14 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, UNREADABLE, CachedFeatures, cache_tower_features
+from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, CachedFeatures, cache_readable_examples
+from modeling_optsg.data.splits import is_kept, is_set_aside, split_examples
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
 from .image_changes import changed_copies
 from .run_state import STATE_FOLDER
-from .sampling import example_seed
 from .streaming import TaggedStream, open_stream_shards
 
 logger = get_logger(__name__, log_level="INFO")
@@ -49,25 +48,23 @@ def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] |
 
 
 def load_splits(args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
-    """Return the training and the validation examples of `args.dataset`. See [`split_examples`]."""
+    """Return the training and the validation examples of `args.dataset`. See [`divide_examples`]."""
     dataset = load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir, **args.column_arguments())
     if "train" not in dataset:
         raise ValueError(f"{args.dataset} has no train split; it has {', '.join(dataset)}.")
-    return split_examples(dataset, args)
+    return divide_examples(dataset, args)
 
 
-def split_examples(dataset: Mapping[str, Dataset], args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
+def divide_examples(dataset: Mapping[str, Dataset], args: OPTSGTrainingArguments) -> tuple[Dataset, Dataset]:
     """Return the training and the validation examples of a dataset.
 
     Without a validation split, `validation_ratio` of the training examples are set aside.
     """
-    train, validation = dataset["train"], dataset.get("validation")
-    if validation is None:
-        parts = train.train_test_split(test_size=args.validation_ratio, seed=args.seed)
-        train, validation = parts["train"], parts["test"]
+    train, validation = split_examples(
+        dataset, validation_ratio=args.validation_ratio, seed=args.seed, train_ratio=args.train_ratio
+    )
+    if "validation" not in dataset:
         logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
-    if args.train_ratio < 1:
-        train = train.shuffle(seed=0).select(range(math.ceil(args.train_ratio * len(train))))
     return train, validation
 
 
@@ -97,9 +94,8 @@ def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], D
     stream_shards, train = open_stream_shards(streams["train"], texts, args.num_stream_shards, args.dataset)
     validation = streams.get("validation")
     if validation is None:
-        limit = args.validation_ratio * 2**56  # seeds of examples have 56 bits
-        set_aside = functools.partial(_is_set_aside, seed=args.seed, limit=limit)
-        kept = functools.partial(_is_kept, seed=args.seed, limit=limit)
+        set_aside = functools.partial(is_set_aside, seed=args.seed, ratio=args.validation_ratio)
+        kept = functools.partial(is_kept, seed=args.seed, ratio=args.validation_ratio)
         validation = streams["train"].filter(set_aside, input_columns="id")
         stream_shards = [rows.filter(kept, input_columns="id") for rows in stream_shards]
         train = train.filter(kept, input_columns="id")
@@ -110,14 +106,6 @@ def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], D
     if "validation" not in streams:
         logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
     return stream_shards, train, validation
-
-
-def _is_set_aside(example_id: str, seed: int, limit: float) -> bool:
-    return example_seed(seed, 0, example_id) < limit
-
-
-def _is_kept(example_id: str, seed: int, limit: float) -> bool:
-    return not _is_set_aside(example_id, seed, limit)
 
 
 def _write_and_map(rows: IterableDataset, features: Features, path: Path) -> Dataset:
@@ -217,7 +205,7 @@ def cache_examples(
     Returns:
         The readable examples with their features, the same rows without them, and the reasons for the others.
     """
-    features = cache_tower_features(
+    return cache_readable_examples(
         rows,
         model.model,
         processor,
@@ -227,8 +215,6 @@ def cache_examples(
         max_unreadable=args.max_unreadable,
         processes=PartialState(),
     )
-    rows, features, reasons = without_unreadable(rows, features)
-    return CachedFeatures(features), rows, reasons
 
 
 def load_extra_images(
@@ -316,31 +302,6 @@ def _collate_readable(collate: OPTSGDataCollator, rows: list[dict]) -> Iterator[
         if len(rows) > 1:
             for row in rows:
                 yield from _collate_readable(collate, [row])
-
-
-def without_unreadable(rows: Dataset, features: Dataset) -> tuple[Dataset, Dataset, dict[str, str]]:
-    """Leave out examples that [`cache_tower_features`] could not read, and log how many.
-
-    Args:
-        rows: The examples.
-        features: Their features.
-
-    Returns:
-        The rows and the features that are left, and the reasons for the others by `id` or else by row number.
-    """
-    if UNREADABLE not in features.column_names:
-        return rows, features, {}
-    broken = {index: reason for index, reason in enumerate(features[UNREADABLE]) if reason is not None}
-    features = features.remove_columns(UNREADABLE)
-    if not broken:
-        return rows, features, {}
-    ids = rows["id"] if "id" in rows.column_names else range(len(rows))
-    reasons = {str(ids[index]): reason for index, reason in broken.items()}
-    logger.warning(
-        f"{len(broken)} of {len(rows)} examples cannot be read and are left out, for example: {broken[min(broken)]}"
-    )
-    kept = [index for index in range(len(rows)) if index not in broken]
-    return rows.select(kept), features.select(kept), reasons
 
 
 def make_stream(

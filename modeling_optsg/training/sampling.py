@@ -1,6 +1,5 @@
 """Training steps whose examples do not depend on the number of processes."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence, Sized
 
@@ -8,6 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from modeling_optsg.seeded_random import example_seed
 
 
 def num_micro_batches(batch_size: int, num_processes: int, max_examples: int | None) -> int:
@@ -123,11 +124,6 @@ class GlobalBatches(StepPartition, Sampler):
         # The first examples of an epoch complete the last step of the previous epoch. Groups begin after them.
         used = -epoch * self.examples % self.batch_size
         return order[self.examples - used :] + order[: self.examples - used]
-
-
-def example_seed(seed: int, epoch: int, example: int | str) -> int:
-    """Return the 56-bit random seed of an example in an epoch."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}/{example}".encode(), digest_size=7).digest(), "big")
 
 
 class SeededExamples(Dataset):

@@ -16,8 +16,9 @@ from pyarrow import ArrowException
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dataset_scripts import undecoded
+from modeling_optsg.seeded_random import example_seed
 
-from .sampling import StepPartition, example_seed, num_micro_batches
+from .sampling import StepPartition, num_micro_batches
 
 # A stream shard of fewer files would give its examples in nearly the same order in every epoch.
 FILES_PER_SHARD = 16

@@ -24,7 +24,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
-from .data import examples_fingerprint, load_examples, split_examples, title_lengths
+from .data import divide_examples, examples_fingerprint, load_examples, title_lengths
 from .finishing import finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
@@ -213,7 +213,7 @@ class OPTSGTrainer:
             return load_examples(self.args)
         splits = {"train": self.train_dataset, "validation": self.eval_dataset}
         splits = {name: with_tagging_columns(rows, f"the {name} examples") for name, rows in splits.items() if rows}
-        return None, *split_examples(splits, self.args)
+        return None, *divide_examples(splits, self.args)
 
     def _finish(self, prepared: PreparedTraining, results: dict, started: float) -> dict:
         """Fit the generation settings of the best checkpoint, write the summary and push the model to the Hub."""
