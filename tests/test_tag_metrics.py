@@ -194,8 +194,20 @@ def test_invalid_input_is_reported(evaluator, benchmark):
         evaluator.score([[{"tag": "tag1", "score": float("nan")}], *benchmark[1][1:]])
     with pytest.raises(ValueError, match="metric_for_best_model='full' is not a metric.*full_f1"):
         evaluator.best_threshold(benchmark[1], "full")
+    with pytest.raises(ValueError, match="The references have no tags"):
+        TagEvaluator([[], []], {"b": 3})
+
+
+def test_without_evaluated_tags_only_full_f1_is_unknown():
+    evaluator = TagEvaluator([["a", "c"], []], {"b": 3})
+    metrics = evaluator.score([[{"tag": "a", "score": 0.5}], [{"tag": "b", "score": 0.5}]])
+    assert {name for name, value in metrics.items() if value is None} == {"full_f1", "rare_f1", "common_f1"}
+    assert (metrics["micro_f1"], metrics["example_f1"], metrics["novel_ratio"]) == (50.0, 33.33, 50.0)
+    for metric in ("full_f1", "micro_f1"):
+        with pytest.raises(ValueError, match="No reference tag is a training tag"):
+            evaluator.check_metric(metric)
     with pytest.raises(ValueError, match="No reference tag is a training tag"):
-        TagEvaluator([["a"], []], {"b": 3})
+        evaluator.best_threshold([[], []], "full_f1")
 
 
 def test_a_metric_may_have_a_floor():

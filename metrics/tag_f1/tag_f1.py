@@ -70,6 +70,7 @@ class TagF1(evaluate.Metric):
                 merged[normalize_tag(tag)] = merged.get(normalize_tag(tag), 0) + count
             train_counts = merged
         evaluator = TagEvaluator(references, train_counts, common_count)
+        evaluator.check_metric("full_f1")
         scored = [[{"tag": tag, "score": 1.0} for tag in tags] for tags in predictions]
         metrics = evaluator.score(scored) | evaluator.at_k(scored, list(ks))
         return metrics | {"evaluated_tags": len(evaluator.evaluated_tags)}

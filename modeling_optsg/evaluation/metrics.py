@@ -21,6 +21,7 @@ METRICS = (
     "novel_ratio",
     "tags_per_example",
 )
+NO_EVALUATED_TAG = "No reference tag is a training tag: there is nothing to average an F1 over."
 
 
 class TagEvaluator:
@@ -36,7 +37,7 @@ class TagEvaluator:
         common_count: The training count from which a tag is common.
 
     Raises:
-        ValueError: No ground-truth tag is a training tag.
+        ValueError: No example has a ground-truth tag.
 
     Example:
 
@@ -55,12 +56,12 @@ class TagEvaluator:
         self.references = [set(tags) for tags in references]
         self.train_counts, self.common_count = train_counts, common_count
         reference_counts = Counter(tag for tags in self.references for tag in tags)
+        if not reference_counts:
+            raise ValueError("The references have no tags: there is nothing to compare predictions with.")
         self.evaluated_tags = sorted(tag for tag in reference_counts if train_counts.get(tag, 0) > 0)
-        if not self.evaluated_tags:
-            raise ValueError("No reference tag is a training tag: there is nothing to average an F1 over.")
         self._index = {tag: index for index, tag in enumerate(self.evaluated_tags)}
-        self._support = np.array([reference_counts[tag] for tag in self.evaluated_tags])
-        self._common = np.array([train_counts[tag] >= common_count for tag in self.evaluated_tags])
+        self._support = np.array([reference_counts[tag] for tag in self.evaluated_tags], dtype=int)
+        self._common = np.array([train_counts[tag] >= common_count for tag in self.evaluated_tags], dtype=bool)
         self._example_support = np.array([len(tags) for tags in self.references])
 
     def select(self, examples: Sequence[int]) -> "TagEvaluator":
@@ -81,8 +82,8 @@ class TagEvaluator:
         Returns:
             `full_f1`, `rare_f1`, `common_f1`, `micro_precision`, `micro_recall`, `micro_f1`, `example_precision`,
             `example_recall`, `example_f1` and `novel_ratio` (the ratio of predicted tags that are not training tags)
-            in percent, and `tags_per_example`. Without rare tags, `rare_f1` is `None`; without common tags,
-            `common_f1` is `None`.
+            in percent, and `tags_per_example`. The average over no tags is `None`: `rare_f1` without rare tags,
+            `common_f1` without common tags, and `full_f1` if no ground-truth tag is a training tag.
 
         Raises:
             ValueError: The number of predictions is not that of the references, or a tag is listed twice for an
@@ -136,7 +137,7 @@ class TagEvaluator:
         precision = hits.mean() if len(hits) else 0.0
         recall = hits.sum() / self._example_support.sum()
         fractions = {
-            "full_f1": tag_f1.mean(),
+            "full_f1": tag_f1.mean() if len(tag_f1) else None,
             "rare_f1": tag_f1[~self._common].mean() if (~self._common).any() else None,
             "common_f1": tag_f1[self._common].mean() if self._common.any() else None,
             "micro_precision": precision,
@@ -213,8 +214,10 @@ class TagEvaluator:
         """Check that a metric can be computed for these examples.
 
         Raises:
-            ValueError: It is unknown, or an average over no tags.
+            ValueError: It is unknown or an average over no tags, or no ground-truth tag is a training tag.
         """
+        if not self.evaluated_tags:
+            raise ValueError(NO_EVALUATED_TAG)
         metric_value(self.score([[] for _ in self.references]), metric_for_best_model)
 
     def at_k(self, predictions: Sequence[Sequence[Mapping]], ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
@@ -263,6 +266,8 @@ def metric_value(metrics: Mapping[str, float], metric_for_best_model: str) -> fl
     """
     names, floored, floor = parse_metric(metric_for_best_model)
     for name in (*names, floored):
+        if name == "full_f1" and metrics[name] is None:
+            raise ValueError(NO_EVALUATED_TAG)
         if name is not None and metrics[name] is None:
             raise ValueError(
                 f"metric_for_best_model={metric_for_best_model!r} cannot be computed: no evaluated tag is "
