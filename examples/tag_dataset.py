@@ -32,7 +32,7 @@ from transformers import AutoConfig
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGProcessor
-from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.baselines.registry import MODEL_TYPES, find_model_type
 from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.evaluation.dataset_tagging import (
     dataset_fingerprint,
@@ -90,10 +90,9 @@ class ShardTagger:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        model_type = AutoConfig.from_pretrained(arguments.checkpoint).model_type
-        models = {spec.model.config_class.model_type: spec.model for spec in MODEL_TYPES.values()}
+        model_type = find_model_type(AutoConfig.from_pretrained(arguments.checkpoint))
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.model = models[model_type].from_pretrained(arguments.checkpoint).to(device).eval()
+        self.model = MODEL_TYPES[model_type].model.from_pretrained(arguments.checkpoint).to(device).eval()
         self.processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
         options = {"cache_dir": arguments.dataset_dir, **column_arguments(arguments)}
         self.dataset = load_tagging_dataset(arguments.dataset, split=arguments.split, **options)

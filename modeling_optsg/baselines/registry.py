@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.knn import KNNForTagVote
@@ -90,3 +92,20 @@ MODEL_TYPES = {
         fitted={"neighbours": (3, 5, 8, 10, 15), "image_weight": (0.2, 0.4, 0.7, 1.0)},
     ),
 }
+
+
+def find_model_type(config: PreTrainedConfig) -> str:
+    """Return the name in `MODEL_TYPES` of the model that a configuration belongs to.
+
+    Raises:
+        ValueError: It is not the configuration of one of these models.
+    """
+    for name, spec in MODEL_TYPES.items():
+        # "sequence" and "open-book" are one class and differ in these fields.
+        has_fields = all(getattr(config, field, None) == value for field, value in spec.config.items())
+        if spec.model.config_class.model_type == config.model_type and has_fields:
+            return name
+    raise ValueError(
+        f"model_type={config.model_type!r} of config.json is not a model of this package; expected one of "
+        f"{', '.join(sorted({spec.model.config_class.model_type for spec in MODEL_TYPES.values()}))}."
+    )
