@@ -36,7 +36,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--commit-message", metavar="TEXT", help="title of the commit or pull request")
     parser.add_argument("--dry-run", action="store_true", help="check the folder and list its files without uploading")
     card = parser.add_argument_group("model card", "Any of these options creates FOLDER/README.md again.")
-    card.add_argument("--results", type=Path, metavar="FILE", help="output of examples/score.py with test metrics")
+    card.add_argument("--results", type=Path, metavar="FILE", help="output of optsg evaluate, for its metrics")
     card.add_argument("--examples", type=Path, metavar="DIR", help="images for the widget, shown with predicted tags")
     card.add_argument("--license", metavar="ID", help="licence of the weights, as a Hub identifier such as apache-2.0")
     card.add_argument("--language", nargs="+", metavar="CODE", help="languages of titles and tags, such as en")

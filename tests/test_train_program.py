@@ -22,6 +22,7 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
+from modeling_optsg.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from modeling_optsg.hub import write_model_card
 from modeling_optsg.training.checkpoints import is_eight_bit
 
@@ -123,6 +124,16 @@ def test_baselines_train_with_the_same_loop(train, trained, folder, settings, tm
     threshold = MODEL_TYPES[model_type].model.from_pretrained(tmp_path / "run").generation_config.threshold
     assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
     assert (tmp_path / "run/book").is_dir() == (model_type == "open-book")
+    dataset = load_tagging_dataset(folder)
+    result = evaluate_checkpoint(
+        str(tmp_path / "run"), dataset, "mine", split="validation", cache_dir=trained / "cache"
+    )
+    assert result["model_type"] == model_type and (result["knn"] is None) == (model_type == "knn")
+    assert {*result["validation"]} == {*summary["fits"]}
+    for decoding, scored in result["validation"].items():
+        # The fusion weights are rounded.
+        expected = summary["fits"][decoding]["validation"]
+        assert {name: scored[name] for name in expected} == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("fine_tuning", [False, True])
@@ -280,6 +291,13 @@ def test_the_model_card_repeats_the_metrics_of_score(trained, folder):
     # None of the few tags is common.
     assert scores["test"]["parallel"]["common_f1"] is None and "| – |" in card.text and "nan" not in card.text.lower()
     assert metrics == {name: scores["test"]["parallel"][name] for name in ("full_f1", "rare_f1", "micro_f1")}
+    assert "On the test split, the model" in card.text
+    # As `optsg evaluate` writes it without a test split.
+    results.write_text(json.dumps(scores | {"split": "validation", "validation": scores.pop("test")}))
+    write_model_card(trained / "run", results, name="tiny", dataset_name="folder", train_command="train")
+    card = ModelCard.load(trained / "run/README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "On the validation split, the model" in card.text and "expect lower metrics" in card.text
 
 
 def test_without_scores_the_card_has_the_validation_metrics(trained):

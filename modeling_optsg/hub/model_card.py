@@ -55,7 +55,8 @@ def write_model_card(
 
     Args:
         checkpoint: Folder with `training_summary.json`, as `examples/train.py` leaves it.
-        results: Output of `examples/score.py`. Without it, the card shows the validation metrics of the training.
+        results: Output of `optsg evaluate` or `examples/score.py`. Without it, the card shows the validation metrics
+            of the training.
         name: The model's name, or its repository as `org/name`.
         dataset_name: Name of the training data.
         train_command: Command that trained the model; by default it is composed from the training arguments.
@@ -77,7 +78,8 @@ def write_model_card(
     summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
     if scores is not None:
-        split, metrics = "test", scores["test"]
+        split = scores.get("split", "test")
+        metrics = scores[split]
     else:
         split, metrics = "validation", {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
     data = ModelCardData(
@@ -121,7 +123,7 @@ def write_training_card(
     Args:
         folder: The training's output folder.
         repo_id: `org/name`.
-        results: Output of `examples/score.py`, for the metrics of the test split.
+        results: Output of `optsg evaluate` or `examples/score.py`.
         settings: Further arguments of [`write_model_card`].
 
     Raises:
