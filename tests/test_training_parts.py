@@ -285,10 +285,10 @@ def test_failed_is_kept_when_the_other_processes_are_stopped(tmp_path):
     status.set("preparing")
     with pytest.raises(ValueError), status.follow():
         raise ValueError("a broken disk")
-    with status.follow():
+    with pytest.raises(Interrupted), status.follow():
         raise Interrupted(3)
     assert status.read() == {"status": "failed", "error": "ValueError: a broken disk", "process": 0}
     status.set("preparing")
-    with status.follow():
+    with pytest.raises(Interrupted), status.follow():
         raise Interrupted(3)
     assert status.read() == {"status": "interrupted", "step": 3}

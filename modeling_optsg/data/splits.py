@@ -2,8 +2,10 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
 from datasets import Dataset
 
 from modeling_optsg.seeded_random import example_seed
@@ -48,7 +50,19 @@ def _set_aside(train: Dataset, ratio: float, seed: int, by_id: bool) -> tuple[Da
             "split."
         )
     parts = train.train_test_split(test_size=ratio, seed=seed)
-    return parts["train"], parts["test"]
+    if _share_tags(parts["train"], parts["test"]):
+        return parts["train"], parts["test"]
+    # As with a single validation example. Examples are chosen whose tags other examples have too.
+    counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+    rows, tags = np.random.default_rng(seed).permutation(len(train)).tolist(), train["tags"][:]
+    rows.sort(key=lambda row: all(counts[tag] < 2 for tag in tags[row]))
+    number = len(parts["test"])
+    return train.select(sorted(rows[number:])), train.select(sorted(rows[:number]))
+
+
+def _share_tags(train: Dataset, validation: Dataset) -> bool:
+    known = {tag for tags in train["tags"] for tag in tags}
+    return any(tag in known for tags in validation["tags"] for tag in tags)
 
 
 def is_set_aside(example_id: str, seed: int, ratio: float) -> bool:
