@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .book_reader import INITIAL_GENERATE_LOGIT, BookReader
@@ -25,7 +25,8 @@ from .tag_evidence import (
     ImageStandardizer,
     TagEvidence,
 )
-from .towers import HALVES, TowerMixin, measure_image_features, register_shipped_tower
+from .towers import HALVES, TowerMixin, check_text_tower, load_tower
+from .vision_tower import measure_vision_tower
 
 # Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
 INITIAL_CLASS_BIAS = -5.0
@@ -70,26 +71,35 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         """Build a new model on two pretrained towers.
 
         Args:
-            vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ...). For a
-                two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame
+            vision_name_or_path: Folder or Hub name of the vision tower (ViT, CLIP, SigLIP, DINOv2, ConvNeXt, ...). For
+                a two-tower model such as CLIP, its vision tower is used. `None` for a model with precomputed frame
                 features, which needs `frame_feature_size`.
-            text_name_or_path: Folder or Hub name of the text tower. For a two-tower model, its text tower is used.
+            text_name_or_path: Folder or Hub name of the text tower (BERT, T5, GPT-2, ...). For a two-tower model, its
+                text tower is used.
             config_kwargs: Arguments of the model's configuration.
+
+        Raises:
+            ValueError: A tower cannot be used. The message names it and the reason.
         """
         towers = {}
         for half, name in zip(HALVES, (vision_name_or_path, text_name_or_path), strict=True):
             if name is None:
                 continue
-            tower_config = AutoConfig.from_pretrained(name)
-            tower_config = getattr(tower_config, f"{half}_config", tower_config)
-            register_shipped_tower(tower_config)
-            # Otherwise a tower that was saved in half precision would stay in half precision.
-            towers[half] = AutoModel.from_pretrained(name, config=tower_config, dtype=torch.float32)
-            # `config.json` must not contain the local path of the tower.
-            towers[half].config._name_or_path = ""
-        layers = config_kwargs.get("vision_feature_layers")
-        if layers and "vision" in towers:
-            config_kwargs["image_feature_size"] = measure_image_features(towers["vision"], layers)
+            towers[half] = tower = load_tower(half, name)
+            try:
+                if half == "text":
+                    check_text_tower(tower)
+                else:
+                    layers = config_kwargs.get("vision_feature_layers")
+                    frame_width, config_kwargs["image_feature_size"] = measure_vision_tower(tower, layers)
+                    config_kwargs.setdefault("frame_feature_size", frame_width)
+            except ValueError as error:
+                raise ValueError(f"The {half} tower {name} cannot be used: {error}.") from error
+        if "vision" in towers and config_kwargs["frame_feature_size"] != frame_width:
+            raise ValueError(
+                f"frame_feature_size={config_kwargs['frame_feature_size']} must equal the width of the vision tower's "
+                f"features, {frame_width}; leave it out."
+            )
         config = cls.config_class(
             vision_config=towers["vision"].config if "vision" in towers else None,
             text_config=towers["text"].config,

@@ -64,7 +64,7 @@ class OPTSGConfig(PreTrainedConfig):
             reads precomputed frame features only.
         text_config: Configuration of the text tower, which encodes titles and the texts of tags.
         frame_feature_size: Width of the vision tower's tokens and of precomputed frame features. Defaults to
-            `vision_config.hidden_size`.
+            `hidden_size` of `vision_config`, or the last of its `hidden_sizes`.
         vision_feature_layers: Hidden states of the vision tower to pool into image features (mean and maximum of
             each). With `None`, image features are the mean of the last hidden state.
         image_feature_size: Width of image features. Defaults to `frame_feature_size`.
@@ -193,7 +193,8 @@ class OPTSGConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
         if self.frame_feature_size is None and self.vision_config is not None:
-            self.frame_feature_size = self.vision_config.hidden_size
+            widths = getattr(self.vision_config, "hidden_sizes", None) or [None]
+            self.frame_feature_size = getattr(self.vision_config, "hidden_size", widths[-1])
         if self.image_feature_size is None:
             self.image_feature_size = self.frame_feature_size
         self._check()
@@ -204,13 +205,17 @@ class OPTSGConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}."
             )
         if self.frame_feature_size is None:
-            raise ValueError("Set frame_feature_size: without a vision_config it is the width of the frame features.")
+            raise ValueError(
+                "Set frame_feature_size, the width of the frame features or of the vision tower's tokens: "
+                "from_vision_text_pretrained measures it."
+            )
         if self.vision_config is None and self.vision_feature_layers:
             raise ValueError("vision_feature_layers needs a vision_config; with frame features, leave it out.")
-        if self.vision_config is not None and self.vision_config.hidden_size != self.frame_feature_size:
+        width = getattr(self.vision_config, "hidden_size", None)
+        if width is not None and width != self.frame_feature_size:
             raise ValueError(
-                f"frame_feature_size={self.frame_feature_size} must equal vision_config.hidden_size="
-                f"{self.vision_config.hidden_size}: frame features replace the vision tower's tokens."
+                f"frame_feature_size={self.frame_feature_size} must equal vision_config.hidden_size={width}: frame "
+                "features replace the vision tower's tokens."
             )
         if self.tag_pad_token_id == self.tag_sep_token_id:
             raise ValueError(

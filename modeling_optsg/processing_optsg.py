@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
@@ -265,7 +266,9 @@ class OPTSGProcessor(ProcessorMixin):
         if self.image_processor is None:
             raise ValueError(f"example {i} has an image, but this processor takes frame features only")
         images = [read_image(image, f"images[{i}]")] if video is None else self._read_video(video, f"videos[{i}]")
-        pixels = [torch.as_tensor(p) for p in self.image_processor(images=images)["pixel_values"]]
+        pixels = self.image_processor(images=images)["pixel_values"]
+        # Some image processors reverse the channels without copying them, which torch cannot read.
+        pixels = [torch.as_tensor(np.ascontiguousarray(p)) for p in pixels]
         if len({p.shape for p in pixels}) > 1 or pixels[0].ndim != 3:
             shapes = sorted({tuple(p.shape) for p in pixels})
             raise ValueError(

@@ -1,27 +1,115 @@
 """The vision tower and the text tower, and how every model encodes its inputs with them."""
 
-from collections.abc import Sequence
-
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForTextEncoding,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from .configuration_optsg import EfficientNetLiteConfig
 from .efficientnet_lite import EfficientNetLiteForImageClassification, EfficientNetLiteModel
 from .image_words import ImageWords, VisionFeatures
 from .layers import pool_tokens
+from .vision_tower import as_tokens, pool_layers, run_vision_tower
 
 HALVES = ("vision", "text")
 
 
-def register_shipped_tower(config: PreTrainedConfig) -> None:
-    """Register the shipped vision tower for `config`, if it is that tower's configuration.
+def register_tower(config: PreTrainedConfig) -> None:
+    """Register a tower for the auto classes: the shipped vision tower, or a half of a two-tower model such as SigLIP.
 
-    Loaded as remote code, the configuration's class is another object than the one that a registration at import time
-    would name, so the class is taken from the configuration at hand.
+    Loaded as remote code, the configuration of the shipped tower is of another class than the one that a registration
+    at import time would name, so the class is taken from the configuration at hand.
     """
     if config.model_type == EfficientNetLiteConfig.model_type:
         AutoModel.register(type(config), EfficientNetLiteModel, exist_ok=True)
         AutoModelForImageClassification.register(type(config), EfficientNetLiteForImageClassification, exist_ok=True)
+    elif type(config) not in MODEL_MAPPING:
+        # The library registers some halves only as parts of the whole model.
+        tower = getattr(transformers, f"{type(config).__name__.removesuffix('Config')}Model", None)
+        if tower is not None:
+            AutoModel.register(type(config), tower, exist_ok=True)
+
+
+def _auto_class(half: str, config: PreTrainedConfig) -> type:
+    """Return the class that builds a tower. Of a text model with a decoder, such as T5, it is the encoder alone."""
+    is_encoder = half == "text" and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    return AutoModelForTextEncoding if is_encoder else AutoModel
+
+
+def build_tower(half: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the vision or the text tower with random weights.
+
+    Args:
+        half: "vision" or "text".
+        config: Configuration of the tower.
+    """
+    register_tower(config)
+    return _auto_class(half, config).from_config(config)
+
+
+def load_tower(half: str, name_or_path: str) -> PreTrainedModel:
+    """Load a pretrained tower with 32-bit weights, in evaluation mode.
+
+    Args:
+        half: "vision" or "text".
+        name_or_path: Folder or Hub name. Of a two-tower model such as CLIP, the vision or the text tower is loaded.
+
+    Raises:
+        ValueError: The checkpoint does not contain such a tower.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    config = getattr(config, f"{half}_config", config)
+    register_tower(config)
+    try:
+        # Otherwise a tower that was saved in half precision would stay in half precision.
+        tower, report = _auto_class(half, config).from_pretrained(
+            name_or_path, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except ValueError as error:
+        # The other lines list all models of the library.
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"The {half} tower {name_or_path} cannot be used: {reason}") from error
+    # The pooled output of a tower is not needed, and checkpoints of other tasks do not have its weights.
+    parameters = {name for name, _ in tower.named_parameters() if "pooler" not in name}
+    if missing := sorted(parameters & set(report["missing_keys"])):
+        raise ValueError(
+            f"The {half} tower {name_or_path} cannot be used: the checkpoint lacks {len(missing)} of its weights, "
+            f"such as {', '.join(missing[:3])}."
+        )
+    # `config.json` must not contain the local path of the tower.
+    tower.config._name_or_path = ""
+    if getattr(tower.config, "use_cache", False):
+        # Texts are encoded, not generated.
+        tower.config.use_cache = False
+    return tower.eval()
+
+
+@torch.no_grad()
+def check_text_tower(tower: PreTrainedModel) -> None:
+    """Run a text tower on two token sequences, one of them padded.
+
+    Raises:
+        ValueError: It cannot encode them, or the width of its output is not its `hidden_size`. The message says why.
+    """
+    input_ids, mask = torch.tensor([[1, 2, 3], [1, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    try:
+        states = tower(input_ids=input_ids, attention_mask=mask).last_hidden_state
+    except Exception as error:  # A tower of another kind fails in its own way.
+        raise ValueError(
+            f"it cannot encode a text ({type(error).__name__}: {error}). Use a text encoder such as BERT or T5, the "
+            "text tower of CLIP or SigLIP, or a decoder such as GPT-2"
+        ) from error
+    width = getattr(tower.config, "hidden_size", None)
+    if states.shape != (2, 3, width):
+        raise ValueError(f"its output has shape {list(states.shape)}; expected [texts, tokens, hidden_size={width}]")
 
 
 class TowerMixin:
@@ -30,10 +118,7 @@ class TowerMixin:
     def _build_towers(self, config: PreTrainedConfig) -> None:
         for half in HALVES:
             tower_config = getattr(config, f"{half}_config")
-            if tower_config is not None:
-                register_shipped_tower(tower_config)
-            tower = AutoModel.from_config(tower_config) if tower_config is not None else None
-            setattr(self, f"{half}_tower", tower)
+            setattr(self, f"{half}_tower", None if tower_config is None else build_tower(half, tower_config))
         self.image_words = ImageWords(config) if config.image_word_labels else None
 
     def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> VisionFeatures:
@@ -56,16 +141,17 @@ class TowerMixin:
         some_masked = frame_mask is not None and frame_mask.any() and not frame_mask.all()
         is_real = frame_mask.flatten().bool() if some_masked else None
         layers = self.config.vision_feature_layers
-        outputs = self.vision_tower(
-            pixel_values=frames if is_real is None else frames[is_real], output_hidden_states=bool(layers)
-        )
-        tokens = _as_tokens(outputs.last_hidden_state)
+        counts = [pixel_values.shape[1]] * len(pixel_values)
+        if is_real is not None:
+            frames, counts = frames[is_real], [count for count in frame_mask.sum(dim=1).tolist() if count]
+        outputs = run_vision_tower(self.vision_tower, frames, counts, output_hidden_states=bool(layers))
+        tokens = as_tokens(outputs.last_hidden_state)
         pooled = tokens.mean(dim=1) if not layers else pool_layers([outputs.hidden_states[layer] for layer in layers])
         words = None if self.image_words is None else self.image_words(outputs)
 
         def per_frame(values: torch.Tensor) -> torch.Tensor:
             if is_real is not None:
-                padded = values.new_zeros(len(frames), *values.shape[1:])
+                padded = values.new_zeros(len(is_real), *values.shape[1:])
                 padded[is_real] = values
                 values = padded
             return values.unflatten(0, pixel_values.shape[:2])
@@ -172,39 +258,3 @@ class TowerMixin:
                 f"{self.config.image_feature_size}]."
             )
         return VisionFeatures(frame_features, image_features)
-
-
-def _as_tokens(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return a feature map `[images, width, rows, columns]` as tokens `[images, tokens, width]`."""
-    return hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
-
-
-@torch.no_grad()
-def measure_image_features(tower: PreTrainedModel, layers: Sequence[int]) -> int:
-    """Return the width of [`pool_layers`] for some hidden states of a vision tower.
-
-    Raises:
-        ValueError: The tower does not have these hidden states.
-    """
-    size = getattr(tower.config, "image_size", 64)
-    size = size if isinstance(size, int) else 64
-    outputs = tower.eval()(pixel_values=torch.zeros(1, 3, size, size), output_hidden_states=True)
-    count = len(outputs.hidden_states)
-    if any(not -count <= layer < count for layer in layers):
-        raise ValueError(f"vision_feature_layers={list(layers)}: the vision tower has {count} hidden states.")
-    return pool_layers([outputs.hidden_states[layer] for layer in layers]).shape[1]
-
-
-def pool_layers(hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Describe images by several layers of a vision tower, because fine details are lost in its last layer.
-
-    Args:
-        hidden_states: Feature maps `[images, width, rows, columns]` or tokens `[images, tokens, width]`.
-
-    Returns:
-        `[images, twice the sum of the widths]`: the mean and the maximum of each layer over its positions.
-    """
-    pooled = []
-    for layer in map(_as_tokens, hidden_states):
-        pooled += [layer.mean(dim=1), layer.amax(dim=1)]
-    return torch.cat(pooled, dim=-1)

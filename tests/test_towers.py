@@ -23,8 +23,8 @@ from modeling_optsg.efficientnet_lite import (
     EfficientNetLiteForImageClassification,
     EfficientNetLiteModel,
 )
-from modeling_optsg.towers import measure_image_features, pool_layers
 from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
+from modeling_optsg.vision_tower import measure_vision_tower, pool_layers
 
 # EfficientNet-Lite
 
@@ -132,9 +132,9 @@ def test_layers_are_pooled_by_mean_and_maximum():
 @pytest.mark.parametrize(("vision", "layers", "width"), [("vit", [0, -1], 64), ("efficientnet_lite", [1, 2, 4], 88)])
 def test_image_features_are_the_pooled_layers_of_real_frames(make_model, vision, layers, width):
     tower = make_model(vision).model.vision_tower
-    assert measure_image_features(tower, layers) == width
+    assert measure_vision_tower(tower, layers) == (tower.config.hidden_size, width)
     with pytest.raises(ValueError, match=r"vision_feature_layers=\[9\]: the vision tower has [25] hidden states"):
-        measure_image_features(tower, [9])
+        measure_vision_tower(tower, [9])
     model = make_model(vision, vision_feature_layers=layers, image_feature_size=width, num_tag_classes=2).model
     pixels, mask = torch.randn(3, 2, 3, 32, 32), torch.tensor([[1, 1], [1, 0], [0, 0]])
     found = model.encode_frames(pixels, mask)

@@ -1,6 +1,6 @@
 """Training arguments, which are read from the command line of `examples/train.py` and from JSON files."""
 
-import dataclasses
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -33,6 +33,15 @@ RESUMABLE_ARGUMENTS = (
 CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
 # Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours.
 MIN_STEPS = 300
+# A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
+TOWER_DEFAULTS = {
+    "vision_tower": "efficientnet-lite0",
+    "text_tower": "all-minilm-l6-v2",
+    "image_words": "auto",
+    "num_frames": 8,
+    "max_tag_tokens": 16,
+    "tag_vocab_size": 6000,
+}
 
 
 def _column_help(name: str) -> str:
@@ -40,9 +49,15 @@ def _column_help(name: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _default_help(name: str) -> str:
+    return f"Default: that of --checkpoint, else {TOWER_DEFAULTS[name]}."
+
+
 @dataclass
 class OPTSGTrainingArguments:
     """Arguments of [`OPTSGTrainer`] and of `examples/train.py`; names follow `transformers.TrainingArguments`.
+
+    With `checkpoint`, the arguments in `TOWER_DEFAULTS` and `image_size` are `None` unless they are given.
 
     Raises:
         ValueError: A value is out of range, or two arguments exclude each other.
@@ -93,26 +108,34 @@ class OPTSGTrainingArguments:
             "tag classifier are loaded from it, and frozen if --train_text_layers is 0."
         },
     )
-    vision_tower: str = field(
-        default="efficientnet-lite0",
-        metadata={"help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features."},
+    vision_tower: str | None = field(
+        default=None,
+        metadata={
+            "help": "A packaged tower, a folder or a Hub name. Use none for a dataset with frame features. "
+            + _default_help("vision_tower")
+        },
     )
-    text_tower: str = field(default="all-minilm-l6-v2", metadata={"help": "A packaged tower, a folder or a Hub name."})
+    text_tower: str | None = field(
+        default=None, metadata={"help": f"A packaged tower, a folder or a Hub name. {_default_help('text_tower')}"}
+    )
     image_size: int | None = field(
         default=None,
-        metadata={"help": "Height and width of the images in pixels. Default: the size of the vision tower."},
+        metadata={
+            "help": "Height and width in pixels to which images are resized, without cropping. Default: the "
+            "preprocessing of --checkpoint, else that of the vision tower."
+        },
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
     train_text_layers: int = field(
         default=0,
         metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},
     )
-    image_words: str = field(
-        default="auto",
+    image_words: str | None = field(
+        default=None,
         metadata={
             "help": "Words for images without a title. auto: the class names of an image classifier, or the 1,000 "
             "most frequent training tags for a two-tower model such as CLIP. none: no image words. A file: one word "
-            "per line, for two-tower models."
+            f"per line, for two-tower models. {_default_help('image_words')}"
         },
     )
     extra_images: str | None = field(
@@ -141,11 +164,19 @@ class OPTSGTrainingArguments:
         default=0.1,
         metadata={"help": "Probability of a mismatched image, so that the model learns to ignore such images."},
     )
-    num_frames: int = field(default=8, metadata={"help": "Maximum number of frames per video."})
-    max_tag_tokens: int = field(
-        default=16, metadata={"help": "Maximum length of a tag in tokens. Longer training tags are skipped."}
+    num_frames: int | None = field(
+        default=None, metadata={"help": f"Maximum number of frames per video. {_default_help('num_frames')}"}
     )
-    tag_vocab_size: int = field(default=6000, metadata={"help": "Vocabulary size of the tag tokenizer."})
+    max_tag_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum length of a tag in tokens. Longer training tags are skipped. "
+            + _default_help("max_tag_tokens")
+        },
+    )
+    tag_vocab_size: int | None = field(
+        default=None, metadata={"help": f"Vocabulary size of the tag tokenizer. {_default_help('tag_vocab_size')}"}
+    )
     validation_ratio: float = field(
         default=0.1,
         metadata={"help": "Ratio of training examples used for validation if there is no validation split."},
@@ -273,6 +304,10 @@ class OPTSGTrainingArguments:
         """
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        if not self.checkpoint:
+            for name, value in TOWER_DEFAULTS.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
         spec = MODEL_TYPES[self.model_type]
         if spec.needs_book or not spec.is_trained:
             # These find neighbours by the features of frozen towers.
@@ -327,7 +362,9 @@ class OPTSGTrainingArguments:
             batch_size = 2 ** round(math.log2(min(max(number / 10, 8), 64)))
         if epochs is None:
             epochs = max(10.0, float(math.ceil(MIN_STEPS * batch_size / number)))
-        return dataclasses.replace(self, train_batch_size=batch_size, num_train_epochs=epochs)
+        chosen = copy.copy(self)
+        chosen.train_batch_size, chosen.num_train_epochs = batch_size, epochs
+        return chosen
 
     def evaluation_steps(self, total_steps: int) -> set[int]:
         """Return the steps that are followed by a validation, including the last step."""

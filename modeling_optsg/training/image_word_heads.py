@@ -16,7 +16,8 @@ from transformers import (
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.image_words import POOLINGS, ImageWords, pool_for_words
-from modeling_optsg.towers import register_shipped_tower
+from modeling_optsg.towers import register_tower
+from modeling_optsg.vision_tower import image_inputs, pretraining_size
 
 # CLIP's prompt for a class name (Radford et al., 2021, section 3.1.4).
 PROMPT = "a photo of a {}."
@@ -59,7 +60,7 @@ def add_image_words(
             raise ValueError(
                 f"{vision_name_or_path} is an image classifier and uses its own class names; pass no other words."
             )
-        register_shipped_tower(tower_config)
+        register_tower(tower_config)
         weights, settings = _classifier_head(vision_name_or_path, tower_config, towers.vision_tower)
     else:
         raise ValueError(f"{vision_name_or_path} is neither an image classifier nor a two-tower model such as CLIP.")
@@ -101,7 +102,8 @@ def _is_classifier(config: PreTrainedConfig) -> bool:
 
 
 def _is_two_tower(config: PreTrainedConfig) -> bool:
-    return hasattr(config, "text_config") and hasattr(config, "vision_config")
+    # An image classifier that was made from a two-tower model has no text tower.
+    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not _is_classifier(config)
 
 
 def _classifier_head(
@@ -115,13 +117,11 @@ def _classifier_head(
         )
     read = []
     handle = linear.register_forward_pre_hook(lambda module, arguments: read.append(arguments[0]))
-    pixel_values = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    size = getattr(config, "image_size", None)
-    if isinstance(size, int):
-        pixel_values = pixel_values.new_empty(2, 3, size, size).normal_(generator=torch.Generator().manual_seed(0))
+    pixel_values = torch.randn(2, 3, *pretraining_size(tower.config), generator=torch.Generator().manual_seed(0))
+    inputs = image_inputs(tower, pixel_values.to(tower.device))
     with torch.no_grad():
-        model(pixel_values)
-        outputs = tower.eval()(pixel_values=pixel_values.to(tower.device))
+        model.to(tower.device)(**inputs)
+        outputs = tower.eval()(**inputs)
     handle.remove()
     pooling = next((pooling for pooling in POOLINGS if _reads(outputs, pooling, read[0].flatten(1))), None)
     if pooling is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
@@ -16,10 +16,14 @@ from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcesso
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
 from .arguments import OPTSGTrainingArguments
+from .checkpoint_arguments import check_checkpoint_arguments
 from .data import NO_TAGS
+from .image_preprocessing import load_image_processor
 from .image_word_heads import add_image_words, can_name_images, is_two_tower
+from .new_tag_tokenizer import replace_tag_tokenizer, train_better_tag_tokenizer
 from .pretrained_towers import tower_folder
 from .text_tied_embeddings import tie_tokens_to_text
+from .tower_checks import check_towers, load_text_tokenizer
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -46,7 +50,7 @@ def build_model(
     validation: Dataset,
     given: tuple[OPTSGPreTrainedModel, OPTSGProcessor] | None = None,
 ) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
-    """Build a model and its processor, or prepare those to fine-tune.
+    """Build a model and its processor, or prepare those to fine-tune, and run the towers on dummy examples.
 
     Args:
         args: Arguments of the training.
@@ -55,15 +59,15 @@ def build_model(
         given: Model and processor to fine-tune, instead of `args.checkpoint`. They are changed.
 
     Raises:
-        ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type, or frame
-            features are missing.
+        ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type or
+            contradicts an argument, frame features are missing, or a tower cannot work. The message names it.
     """
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     if not counts:
         raise ValueError(f"{args.dataset}: {NO_TAGS}")
     if given is not None or args.checkpoint:
         model, processor = given or _load_checkpoint(args)
-        _set_tags(model, processor, counts, args.keep_vocabulary)
+        _prepare_to_fine_tune(model, processor, args, train, counts)
     else:
         model, processor = _build_on_towers(args, train, counts, validation)
     if model.model.vision_tower is not None:
@@ -152,17 +156,23 @@ def _load_checkpoint(args: OPTSGTrainingArguments) -> tuple[OPTSGPreTrainedModel
     return model, OPTSGProcessor.from_pretrained(args.checkpoint)
 
 
-def _set_tags(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, counts: Counter, keep_vocabulary: bool) -> None:
-    """Replace the label vocabulary of a model to fine-tune, and reset what was fitted to another dataset.
-
-    Args:
-        model: The model.
-        processor: Its processor.
-        counts: The training tags and their numbers of examples.
-        keep_vocabulary: Keep the tags that the model was trained on before: they are not novel. Only the new training
-            tags are classes.
-    """
-    known = Counter(processor.label_vocabulary) if keep_vocabulary else Counter()
+def _prepare_to_fine_tune(
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    args: OPTSGTrainingArguments,
+    train: Dataset,
+    counts: Counter,
+) -> None:
+    """Check a model to fine-tune, replace its label vocabulary, and reset what was fitted to another dataset."""
+    tag_tokenizer = train_better_tag_tokenizer(
+        processor, (tag for tags in train["tags"] for tag in tags), args.tag_vocab_size
+    )
+    name = f"--checkpoint {args.checkpoint}" if args.checkpoint else "the given model"
+    check_checkpoint_arguments(args, model, processor, tag_tokenizer is not None)
+    check_towers(model.model, processor, *[f"of {name}"] * 2)
+    if tag_tokenizer is not None:
+        replace_tag_tokenizer(model, processor, tag_tokenizer, args.embedding_init_std)
+    known = Counter(processor.label_vocabulary) if args.keep_vocabulary else Counter()
     processor.label_vocabulary = dict(known + counts)
     for name, value in NOT_FITTED.items():
         setattr(model.generation_config, name, value)
@@ -191,7 +201,8 @@ def _build_on_towers(
     if model_type.needs_classes or (isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier):
         model.set_label_vocabulary(ids, class_counts)
     max_tags = MAX_TAGS if model_type.tags_per_slot is None else model.config.num_prompts
-    processor = _build_processor(args, vision, text, tag_tokenizer, max_tags, counts)
+    processor = _build_processor(args, vision, text, tag_tokenizer, max_tags, counts, model.model.text_tower)
+    check_towers(model.model, processor, args.vision_tower, args.text_tower, args.image_size)
     can_have_words = vision is not None and can_name_images(vision)
     if args.image_words not in ("auto", "none") and not can_have_words:
         raise ValueError(
@@ -229,6 +240,7 @@ def _build_processor(
     tag_tokenizer: PreTrainedTokenizerBase,
     max_tags: int,
     counts: Counter,
+    text_tower: PreTrainedModel,
 ) -> OPTSGProcessor:
     settings = {
         "num_frames": args.num_frames,
@@ -237,13 +249,10 @@ def _build_processor(
         "max_tag_tokens": args.max_tag_tokens,
         "label_vocabulary": dict(counts),
     }
-    tokenizer = AutoTokenizer.from_pretrained(text)
+    tokenizer = load_text_tokenizer(text, text_tower)
     if vision is None:
         return OPTSGFeatureProcessor(tokenizer, tag_tokenizer, **settings)
-    image_processor = AutoImageProcessor.from_pretrained(vision)
-    if args.image_size:
-        image_processor.size = {"height": args.image_size, "width": args.image_size}
-    return OPTSGProcessor(image_processor, tokenizer, tag_tokenizer, **settings)
+    return OPTSGProcessor(load_image_processor(vision, args.image_size), tokenizer, tag_tokenizer, **settings)
 
 
 def frame_feature_width(rows: Dataset) -> int:

@@ -69,12 +69,17 @@ def tie_tokens_to_text(
     Args:
         model: A model with a `tag_decoder`, in evaluation mode.
         processor: Its processor.
-        init_std: Standard deviation of the embeddings. Special tokens and parts of characters get random ones.
+        init_std: Standard deviation of the embeddings. Special tokens, parts of characters and texts that the text
+            tower does not know get random ones.
         batch_size: Number of texts per forward pass of the text tower.
     """
     embedding = model.tag_decoder.token_embeddings
     texts = token_texts(processor.tag_tokenizer)
-    tokens = [token for token, text in enumerate(texts) if text is not None]
+    tokens = [token for token, text in enumerate(texts) if text is not None and _is_known(text, processor.tokenizer)]
+    offsets = torch.randn_like(embedding.weight) * init_std
+    if len(tokens) < 2:
+        embedding.weight.copy_(offsets)
+        return
     features = []
     for start in range(0, len(tokens), batch_size):
         batch = processor.tokenizer(
@@ -89,10 +94,15 @@ def tie_tokens_to_text(
     projection = text_directions(features, embedding.embedding_dim)
     table = features.new_zeros(embedding.num_embeddings, features.shape[1])
     table[tokens] = features
-    offsets = torch.randn_like(embedding.weight) * init_std
     offsets[tokens] = 0.0
     embedding.weight.copy_(offsets)
     parametrize.register_parametrization(embedding, "weight", TextTiedEmbedding(table, projection * init_std))
+
+
+def _is_known(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a text contains more than unknown tokens. All unknown texts have the same features."""
+    ids = set(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return not ids <= {tokenizer.unk_token_id}
 
 
 def class_embeddings(model: OPTSGPreTrainedModel) -> nn.Embedding | None:

@@ -1,7 +1,7 @@
 """Training from beginning to end: examples, model, steps, generation settings and the Hub."""
 
 import contextlib
-import dataclasses
+import copy
 import logging
 import os
 import threading
@@ -22,7 +22,7 @@ from modeling_optsg.hub.commits import HTTP_LOGGERS
 from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .arguments import OPTSGTrainingArguments, parse_arguments
+from .arguments import TOWER_DEFAULTS, OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
 from .data import divide_examples, examples_fingerprint, load_examples, title_lengths
 from .finishing import finish, finished_summary, fit_best_model
@@ -81,7 +81,7 @@ class OPTSGTrainer:
         processing_class: OPTSGProcessor | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        args = OPTSGTrainingArguments("trainer_output") if args is None else dataclasses.replace(args)
+        args = OPTSGTrainingArguments("trainer_output") if args is None else copy.copy(args)
         if (model is None) != (processing_class is None):
             raise ValueError("Give both a model and its processing_class, or neither.")
         if model is not None and (args.checkpoint or not isinstance(model, MODEL_TYPES[args.model_type].model)):
@@ -89,6 +89,11 @@ class OPTSGTrainer:
                 f"The model is a {type(model).__name__}; that is not possible with "
                 + (f"checkpoint={args.checkpoint!r}." if args.checkpoint else f"model_type={args.model_type!r}.")
             )
+        if model is not None:
+            # The model has its own towers.
+            for name, default in TOWER_DEFAULTS.items():
+                if getattr(args, name) == default:
+                    setattr(args, name, None)
         if train_dataset is None and eval_dataset is not None:
             raise ValueError("An eval_dataset needs a train_dataset.")
         if train_dataset is not None and args.streaming:
