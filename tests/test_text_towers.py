@@ -27,7 +27,7 @@ LLAMA = SHAPE | {"intermediate_size": 32, "vocab_size": 300, "max_position_embed
 TOWERS = {
     "bert": ("BertConfig", HALF, "BertModel"),
     "roberta": ("RobertaConfig", HALF | {"max_position_embeddings": 64}, "RobertaModel"),
-    "clip": ("CLIPConfig", TWO_TOWERS, "CLIPTextModel"),
+    "CLIP": ("CLIPConfig", TWO_TOWERS, "CLIPTextModel"),
     "siglip": ("SiglipConfig", TWO_TOWERS | {"text_config": HALF | IDS | {"projection_size": 16}}, "SiglipTextModel"),
     "siglip2": (
         "Siglip2Config",

@@ -62,7 +62,7 @@ TOWERS = {
         16,
     ),
     "vit": ("ViTConfig", DENSE | {"image_size": 32, "patch_size": 8}, "ViTImageProcessor", {"size": SQUARE}, 16),
-    "clip": (
+    "CLIP": (
         "CLIPConfig",
         VISION_HALF,
         "CLIPImageProcessor",
@@ -118,7 +118,7 @@ TOWERS = {
 }
 WORKING = [name for name, tower in TOWERS.items() if tower[4]]
 # Towers with patches of 8 pixels.
-PATCHES_OF_8 = ("vit", "clip", "siglip", "siglip2", "beit")
+PATCHES_OF_8 = ("vit", "CLIP", "siglip", "siglip2", "beit")
 SMALL = '{"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "num_prompts": 4}'
 
 
@@ -205,12 +205,12 @@ def test_the_border_reaches_the_tower_at_any_size(build, name, size):
     assert (pixels - red).abs().mean() > 0.2
 
 
-@pytest.mark.parametrize("name", ["clip", "dinov2", "convnext", "mobilenet_v1"])
+@pytest.mark.parametrize("name", ["CLIP", "dinov2", "convnext", "mobilenet_v1"])
 def test_a_cropping_image_processor_is_reported(build, name, caplog):
     with caplog.at_level("WARNING"):
         _, processor = build(name)
     # DINOv2: 28 of 48 and of 32 pixels; MobileNet: 224 of 384 and of 256 pixels.
-    kept = {"clip": (67, 100), "dinov2": (58, 87), "convnext": (100, 100), "mobilenet_v1": (59, 88)}[name]
+    kept = {"CLIP": (67, 100), "dinov2": (58, 87), "convnext": (100, 100), "mobilenet_v1": (59, 88)}[name]
     size = processor(images=[photograph()])["pixel_values"].shape[-1]
     message = (
         f"it keeps {kept[0]}% of the width and {kept[1]}% of the height. --image_size {size} shows the whole image"
