@@ -11,7 +11,7 @@ import io
 import os
 import sys
 
-from . import check, evaluate, export, index, push, stats, tag
+from . import check, evaluate, export, index, push, stats, tag, train
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 
@@ -48,7 +48,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction
     )
     parser.add_argument("--version", action="version", version=f"optsg {_installed_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (tag, index, check, evaluate, stats, export, push):
+    for command in (tag, index, check, train, evaluate, stats, export, push):
         command.add_command(commands)
     return parser, commands
 

@@ -10,11 +10,14 @@ from datasets import Dataset
 
 from modeling_optsg.seeded_random import example_seed
 
+# Ratio of the examples that are set aside by default.
+DEFAULT_RATIO = 0.1
+
 
 def split_examples(
     dataset: Mapping[str, Dataset],
     *,
-    validation_ratio: float,
+    validation_ratio: float | None,
     seed: int,
     train_ratio: float = 1.0,
     by_id: bool = False,
@@ -23,7 +26,8 @@ def split_examples(
 
     Args:
         dataset: The splits by name.
-        validation_ratio: Ratio of the training examples that are set aside if there is no validation split.
+        validation_ratio: Ratio of the training examples that are set aside if there is no validation split. `None` for
+            a tenth, or more of fewer than 100 examples: 10, or a third.
         seed: Seed of the choice.
         train_ratio: Ratio of the remaining training examples to keep. This choice does not depend on the seed.
         by_id: Whether the examples are chosen by their `id`, as [`is_set_aside`] does for streams.
@@ -39,7 +43,9 @@ def split_examples(
     return train, validation
 
 
-def _set_aside(train: Dataset, ratio: float, seed: int, by_id: bool) -> tuple[Dataset, Dataset]:
+def _set_aside(train: Dataset, ratio: float | None, seed: int, by_id: bool) -> tuple[Dataset, Dataset]:
+    if ratio is None:
+        ratio = DEFAULT_RATIO if by_id else max(DEFAULT_RATIO, min(1 / 3, 10 / max(len(train), 1)))
     if by_id:
         chosen = functools.partial(is_set_aside, seed=seed, ratio=ratio)
         kept = functools.partial(is_kept, seed=seed, ratio=ratio)

@@ -29,7 +29,7 @@ from .reporting import environment, novel_hits, score_modalities
 FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
 SUMMARY = "training_summary.json"
 # The arguments of a training that choose its examples, with their defaults.
-SPLIT_ARGUMENTS = {"validation_ratio": 0.1, "seed": 0, "train_ratio": 1.0, "streaming": False}
+SPLIT_ARGUMENTS = {"validation_ratio": None, "seed": 0, "train_ratio": 1.0, "streaming": False}
 # The key of the only decoding of a model, as in the training summary.
 ONLY = "only"
 COLUMNS = {
@@ -229,7 +229,7 @@ def _notes(
             source = f"but the checkpoint has no {SUMMARY} and may have been trained on them"
         notes.append(
             f"{dataset_name} has no validation split: {num_set_aside:,} of its {len(dataset['train']):,} training "
-            f"examples are set aside (seed {chosen['seed']}, ratio {chosen['validation_ratio']}), {source}."
+            f"examples are set aside (seed {chosen['seed']}), {source}."
         )
     if chosen["train_ratio"] < 1:
         notes.append(f"{chosen['train_ratio']} of the training examples are used, as in the training.")

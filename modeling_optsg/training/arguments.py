@@ -31,8 +31,10 @@ RESUMABLE_ARGUMENTS = (
 )
 # Without a value, they are chosen for the number of training examples.
 CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
-# Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours.
-MIN_STEPS = 300
+# Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours, and with many more it forgets
+# what the checkpoint knows: `STEPS_PER_ROOT` times the square root of the number of examples, at most `MAX_FEW_STEPS`.
+STEPS_PER_ROOT, MAX_FEW_STEPS = 25, 400
+MIN_EPOCHS = 10.0
 # A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
 TOWER_DEFAULTS = {
     "vision_tower": "efficientnet-lite0",
@@ -177,9 +179,12 @@ class OPTSGTrainingArguments:
     tag_vocab_size: int | None = field(
         default=None, metadata={"help": f"Vocabulary size of the tag tokenizer. {_default_help('tag_vocab_size')}"}
     )
-    validation_ratio: float = field(
-        default=0.1,
-        metadata={"help": "Ratio of training examples used for validation if there is no validation split."},
+    validation_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Ratio of training examples for validation if there is no validation split. Default: a tenth, "
+            "or more of fewer than 100 examples."
+        },
     )
     train_ratio: float = field(
         default=1.0,
@@ -354,14 +359,15 @@ class OPTSGTrainingArguments:
     def for_examples(self, number: int) -> "OPTSGTrainingArguments":
         """Return a copy in which the arguments without a value are chosen for a number of training examples.
 
-        The batch size is the power of two nearest to a tenth of the examples, from 8 to 64. The number of epochs is
-        the one that makes MIN_STEPS steps, but at least 10.
+        The batch size is the power of two nearest to a tenth of the examples, from 8 to 64. There are 10 epochs, or as
+        many as 25 √n steps need for n examples; but not more than 400 steps need.
         """
         batch_size, epochs = self.train_batch_size, self.num_train_epochs
         if batch_size is None:
             batch_size = 2 ** round(math.log2(min(max(number / 10, 8), 64)))
         if epochs is None:
-            epochs = max(10.0, float(math.ceil(MIN_STEPS * batch_size / number)))
+            steps = min(STEPS_PER_ROOT * math.sqrt(number), MAX_FEW_STEPS)
+            epochs = max(MIN_EPOCHS, float(math.ceil(steps * min(batch_size, number) / number)))
         chosen = copy.copy(self)
         chosen.train_batch_size, chosen.num_train_epochs = batch_size, epochs
         return chosen
@@ -372,16 +378,17 @@ class OPTSGTrainingArguments:
         return {*range(interval, total_steps, interval), total_steps}
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> OPTSGTrainingArguments:
+def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) -> OPTSGTrainingArguments:
     """Read training arguments from a command line and from its JSON file, `--config`.
 
     Args:
         argv: Words of the command line. Default: `sys.argv[1:]`.
+        prog: Name of the program in messages. Default: the name of the file that is run.
 
     Returns:
         The arguments. If one is invalid, the program exits with a message and status 2, as with `argparse`.
     """
-    parser = HfArgumentParser(OPTSGTrainingArguments)
+    parser = HfArgumentParser(OPTSGTrainingArguments, prog=prog, usage="%(prog)s --output_dir FOLDER [arguments]")
     config_file = parser.parse_known_args(argv)[0].config
     if config_file:
         values = json.loads(Path(config_file).read_text(encoding="utf-8"))
@@ -390,6 +397,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> OPTSGTrainingArguments
         values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
         parser.set_defaults(**values)
     try:
-        return parser.parse_args_into_dataclasses(argv)[0]
+        arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     except ValueError as error:
         parser.error(str(error))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments

@@ -23,7 +23,7 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, CachedFeatures, cache_readable_examples
-from modeling_optsg.data.splits import is_kept, is_set_aside, split_examples
+from modeling_optsg.data.splits import DEFAULT_RATIO, is_kept, is_set_aside, split_examples
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
 
@@ -94,8 +94,9 @@ def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], D
     stream_shards, train = open_stream_shards(streams["train"], texts, args.num_stream_shards, args.dataset)
     validation = streams.get("validation")
     if validation is None:
-        set_aside = functools.partial(is_set_aside, seed=args.seed, ratio=args.validation_ratio)
-        kept = functools.partial(is_kept, seed=args.seed, ratio=args.validation_ratio)
+        ratio = DEFAULT_RATIO if args.validation_ratio is None else args.validation_ratio
+        set_aside = functools.partial(is_set_aside, seed=args.seed, ratio=ratio)
+        kept = functools.partial(is_kept, seed=args.seed, ratio=ratio)
         validation = streams["train"].filter(set_aside, input_columns="id")
         stream_shards = [rows.filter(kept, input_columns="id") for rows in stream_shards]
         train = train.filter(kept, input_columns="id")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from accelerate.logging import get_logger
 from PIL import Image
-from transformers import AutoImageProcessor, BaseImageProcessor, CLIPImageProcessor, ViTImageProcessor
+from transformers import AutoImageProcessor, BaseImageProcessor
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -43,6 +43,8 @@ def load_image_processor(name_or_path: str, image_size: int | None = None) -> Ba
     if "max_num_patches" in settings:
         return _resize_to_square(image_processor, settings["patch_size"] * math.isqrt(settings["max_num_patches"]))
     if "VideoMAE" in type(image_processor).__name__:
+        from transformers import CLIPImageProcessor  # which warns when it is imported without torchvision
+
         return CLIPImageProcessor(**_chosen(settings, (*PIXEL_SETTINGS, *CROP_SETTINGS)), do_convert_rgb=False)
     return image_processor
 
@@ -57,6 +59,8 @@ def _resize_to_square(image_processor: BaseImageProcessor, image_size: int) -> B
             return changed
     except Exception:  # Image processors reject sizes in many ways.
         pass
+    from transformers import ViTImageProcessor  # which warns when it is imported without torchvision
+
     # Some always keep the aspect ratio, as that of ConvNeXt, or do not return images, as that of NaFlex.
     return ViTImageProcessor(**_chosen(settings, PIXEL_SETTINGS), size=size)
 

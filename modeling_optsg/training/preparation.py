@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.collator import TagTable
+from modeling_optsg.data.data_check import check_data
 from modeling_optsg.data.feature_cache import build_tag_table
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -23,6 +25,8 @@ from .image_warmup import warm_up_image_evidence
 from .model_building import build_model, load_classifier, prepare_for_device
 from .streaming import TaggedStream
 from .text_tied_embeddings import class_embeddings, initialize_classes_from_text
+
+logger = get_logger(__name__, log_level="INFO")
 
 
 @dataclass
@@ -37,6 +41,7 @@ class PreparedTraining:
         train_dataset: Training examples as the training loop reads them.
         eval_dataset: Validation examples as the training loop reads them.
         tag_table: Text features of all training tags.
+        encoded: Training and validation examples, also those that cannot be read. Their features are cached.
         unreadable: Reasons for the examples that cannot be read.
         book: The examples that a model of the type open-book reads.
     """
@@ -48,6 +53,7 @@ class PreparedTraining:
     train_dataset: Sequence[Mapping] | TaggedStream
     eval_dataset: Sequence[Mapping]
     tag_table: TagTable
+    encoded: tuple[Dataset, Dataset]
     unreadable: dict[str, str]
     book: ExampleRetriever | None = None
 
@@ -81,6 +87,11 @@ def prepare_training_run(
     """
     with accelerator.main_process_first():
         model, processor = build_model(args, train, validation, given)
+        if accelerator.is_main_process:
+            splits = {"train": train, "validation": validation}
+            limits = (processor.tag_tokenizer, processor.max_tag_tokens, processor.num_prompts)
+            report = check_data(splits, *limits, text_tokenizer=processor.tokenizer, read_files=False)
+            logger.info("\n".join(report.lines()))
         train = without_untrainable_tags(train, processor)
     _make_evaluator(train, validation).check_metric(args.metric_for_best_model)  # before the towers run
     model.to(accelerator.device)
@@ -92,6 +103,7 @@ def prepare_training_run(
         initialize_classes_from_text(model, tag_table.features, init_title=not (args.checkpoint or given))
     load_classifier(model, args)
 
+    encoded = (train, validation)
     eval_dataset, validation, unreadable = cache_examples(validation, model, processor, args)
     if stream_shards is not None:
         train_dataset = make_stream(stream_shards, train, tags, args.shuffle_buffer_size)
@@ -112,7 +124,7 @@ def prepare_training_run(
             warm_up_image_evidence(model, args, tags, train_dataset, extra_images)
         train_dataset = augment_images(train_dataset, extra_images, model, args)
     return PreparedTraining(
-        model, processor, train, validation, train_dataset, eval_dataset, tag_table, unreadable, book
+        model, processor, train, validation, train_dataset, eval_dataset, tag_table, encoded, unreadable, book
     )
 
 

@@ -28,6 +28,7 @@ from .data import divide_examples, examples_fingerprint, load_examples, title_le
 from .finishing import finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
+from .neighbour_comparison import compare_with_neighbours
 from .preparation import PreparedTraining, prepare_training_run
 from .processes import check_shared_folders, make_accelerator, start_trackers
 from .run_state import STATE_FOLDER
@@ -226,6 +227,7 @@ class OPTSGTrainer:
         model, fits = fit_best_model(args, prepared.processor, prepared.eval_dataset, prepared.evaluator, device)
         if prepared.book is not None:
             prepared.book.save(Path(args.output_dir) / "book")
+        knn = compare_with_neighbours(args, model, prepared.processor, *prepared.encoded, prepared.evaluator, fits)
         unreadable = prepared.unreadable | results.pop("unreadable_examples", {})
         summary = {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -234,6 +236,7 @@ class OPTSGTrainer:
             "seconds": round(time.perf_counter() - started, 1),
             **results,
             "fits": fits,
+            "nearest_neighbours": knn,
         }
         summary = finish(args, self.status, summary)
         if args.push_to_hub:
@@ -241,9 +244,9 @@ class OPTSGTrainer:
         return summary
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the command line says. A run that is asked to stop ends without an error."""
-    args = parse_arguments(argv)
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Train as a command line says. A run that is asked to stop ends without an error. See [`parse_arguments`]."""
+    args = parse_arguments(argv, prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in HTTP_LOGGERS:
         # They log every request, some with signed URLs.

@@ -1,0 +1,76 @@
+"""What the nearest neighbours would give without any training, for the end of a training."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from datasets import Dataset, concatenate_datasets
+
+from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features, without_unreadable
+from modeling_optsg.evaluation.knn_comparison import validate_knn
+from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
+from modeling_optsg.processing_optsg import OPTSGProcessor
+
+from .arguments import OPTSGTrainingArguments
+
+logger = get_logger(__name__, log_level="INFO")
+
+# With more training examples, a random selection of them is compared with, which keeps time and memory limited.
+MAX_EXAMPLES = 20_000
+
+
+def compare_with_neighbours(
+    args: OPTSGTrainingArguments,
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    train: Dataset,
+    validation: Dataset,
+    evaluator: TagEvaluator,
+    fits: Mapping[str, Mapping],
+) -> dict | None:
+    """Log the validation metric of the trained model and of the kNN baseline on its towers.
+
+    Args:
+        args: Arguments of the training.
+        model: The trained model.
+        processor: Its processor.
+        train: Training examples, as the training encoded them.
+        validation: Validation examples, as the training encoded them.
+        evaluator: Evaluator for them.
+        fits: Fit of each decoding; see [`fit_best_model`].
+
+    Returns:
+        The result of [`validate_knn`]. `None` if the comparison is left out: the model is kNN itself, or the features
+        of the training examples are not cached, because they are streamed or the vision tower was trained.
+    """
+    if args.model_type == "knn" or args.streaming or args.train_vision_tower:
+        return None
+    if len(train) > MAX_EXAMPLES:
+        train = train.shuffle(seed=0).select(range(MAX_EXAMPLES))
+    examples = [_encode(rows, model, processor, args) for rows in (train, validation)]
+    metric = args.metric_for_best_model
+    knn = validate_knn(model, processor, *examples, evaluator, metric, progress=False)
+    own = max(metric_value(fit["validation"], metric) for fit in fits.values())
+    logger.info(
+        f"Validation {metric}: your model {own:.1f}, nearest neighbours {metric_value(knn, metric):.1f}. "
+        "Both are fitted on the validation examples."
+    )
+    return knn
+
+
+def _encode(
+    rows: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+) -> CachedFeatures:
+    """Return examples with the features of frozen towers from the cache, and those of a trained text tower."""
+    folder, settings = Path(args.cache_dir) / "features", {"max_unreadable": args.max_unreadable}
+    if args.train_text_layers == 0:
+        features = cache_tower_features(rows, model.model, processor, folder, **settings)
+        return CachedFeatures(without_unreadable(rows, features)[1])
+    images = cache_tower_features(rows, model.model, processor, folder, titles=False, **settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        texts = cache_tower_features(rows.select_columns("title"), model.model, processor, temporary)
+        texts = texts.remove_columns("title").with_format("arrow")[:]
+    features = concatenate_datasets([images, Dataset(texts)], axis=1)
+    return CachedFeatures(without_unreadable(rows, features)[1])
