@@ -72,9 +72,7 @@ def test_the_create_config_learns_chinese_tag_sets_exactly(load_program, exporte
         "num_train_epochs": 250, "train_batch_size": 8, "learning_rate": 3e-3, "eval_steps": 0.99,
         "mixed_precision": "no", "dataloader_num_workers": 0, "tag_vocab_size": 300,
     }  # fmt: skip
-    train.main(
-        train.parse_arguments([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
-    )
+    train.main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
 
     model = OPTSGForTagGeneration.from_pretrained(tmp_path / "run").eval()
     processor = OPTSGProcessor.from_pretrained(tmp_path / "run")

@@ -49,7 +49,7 @@ class Programs:
             words = [*arguments, "--output_dir", output_dir, "--cache_dir", cache_dir]
             # Models differ in precision. Outside the tests, each is trained in a process of its own.
             AcceleratorState._reset_state()
-            self.train.main(self.train.parse_arguments([str(word) for word in words]))
+            self.train.main([str(word) for word in words])
             AcceleratorState._reset_state()
 
         words = [*words, "--config", self.root / "config.json", "--work_dir", self.root / "runs"]

@@ -157,9 +157,7 @@ def test_training_uses_frames_and_one_hot_columns(load_program, towers, tmp_path
         "streaming": streaming,
     }
     program = load_program("train")
-    program.main(
-        program.parse_arguments([str(word) for name, value in given.items() for word in (f"--{name}", value)])
-    )
+    program.main([str(word) for name, value in given.items() for word in (f"--{name}", value)])
     summary = json.loads((tmp_path / "run/training_summary.json").read_text())
     assert summary["examples"] == {"train": 12, "validation": 12}
     assert summary["arguments"]["tags_column"] == "is_*"

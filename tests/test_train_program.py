@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import BertModel, pipeline
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, TagEvaluator
 from modeling_optsg.base_models import OPTSGModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
@@ -56,9 +56,7 @@ def train(program):
 
     def run(dataset, output, cache, **more):
         given = {"dataset": dataset, "output_dir": output, "cache_dir": cache} | more
-        program.main(
-            program.parse_arguments([str(word) for key, value in given.items() for word in (f"--{key}", value)])
-        )
+        program.main([str(word) for key, value in given.items() for word in (f"--{key}", value)])
 
     return run
 
@@ -178,7 +176,8 @@ def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monke
     assert "There are only 15 training examples: a step has 15, not 64" in caplog.text
 
 
-def test_fine_tuning_keeps_the_tokenizer_and_the_known_tags(train, trained, tmp_path):
+@pytest.mark.parametrize("keep_vocabulary", [False, True])
+def test_fine_tuning_keeps_the_tokenizer(train, trained, tmp_path, keep_vocabulary):
     (tmp_path / "mine").mkdir()
     # The text tower learns from titles; tags have the features that it had at first.
     rows = [{"file_name": f"{i}.png", "title": "a red image" * (i % 2), "tags": ["gelb", "黄色"]} for i in range(6)]
@@ -188,10 +187,12 @@ def test_fine_tuning_keeps_the_tokenizer_and_the_known_tags(train, trained, tmp_
     (tmp_path / "mine/metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     more = {"checkpoint": trained / "run", "num_train_epochs": 3, "eval_steps": 100, "train_batch_size": 2}
     more |= {"train_vision_tower": True, "train_text_layers": -1, "validation_ratio": 0.34}
+    more |= {"keep_vocabulary": keep_vocabulary}
     train(tmp_path / "mine", tmp_path / "tuned", tmp_path / "cache", **more)
     before, after = (OPTSGProcessor.from_pretrained(f) for f in (trained / "run", tmp_path / "tuned"))
     assert after.tag_tokenizer.get_vocab() == before.tag_tokenizer.get_vocab()
-    assert {"red", "gelb", "黄色"} <= set(after.label_vocabulary)
+    known = {*before.label_vocabulary} if keep_vocabulary else set()
+    assert set(after.label_vocabulary) == {"gelb", "黄色"} | known
     old, new = (OPTSGForTagGeneration.from_pretrained(f).state_dict() for f in (trained / "run", tmp_path / "tuned"))
     for tower in ("vision_tower", "text_tower"):
         assert any(not torch.equal(old[n], new[n]) for n in old if tower in n and "running" not in n)
@@ -237,8 +238,8 @@ def test_an_unreadable_image_does_not_end_the_training_of_a_vision_tower(train, 
     assert json.loads((tmp_path / "run/training_summary.json").read_text())["history"]
 
 
-def test_a_finished_run_is_not_trained_again(program, train, trained, folder, settings, caplog, monkeypatch):
-    monkeypatch.setattr(program, "run", lambda *a: pytest.fail("it was trained again"))
+def test_a_finished_run_is_not_trained_again(train, trained, folder, settings, caplog, monkeypatch):
+    monkeypatch.setattr(OPTSGTrainer, "_train", lambda *a: pytest.fail("it was trained again"))
     before = (trained / "run/state/status.json").read_text()
     more = first_run(trained, settings)
     with caplog.at_level("INFO"):
