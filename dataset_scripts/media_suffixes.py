@@ -3,7 +3,10 @@
 import os
 
 IMAGE_SUFFIXES = frozenset(
-    ".apng .avif .bmp .dib .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    (
+        ".apng .avif .bmp .dib .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm "
+        ".tga .tif .tiff .webp"
+    ).split()
 )
 VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

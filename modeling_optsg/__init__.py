@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .evaluation.metrics import TagEvaluator
     from .evaluation.prediction import predict_tags
     from .training.arguments import OPTSGTrainingArguments
+    from .training.model_building import prepare_for_fine_tuning
     from .training.trainer import OPTSGTrainer
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "TagGenerationPipeline",
     "fit_generation_config",
     "predict_tags",
+    "prepare_for_fine_tuning",
     "train_tag_tokenizer",
 ]
 
@@ -52,6 +54,7 @@ _LAZY = {
     "TagEvaluator": "evaluation.metrics",
     "fit_generation_config": "evaluation.calibration",
     "predict_tags": "evaluation.prediction",
+    "prepare_for_fine_tuning": "training.model_building",
 }
 
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)

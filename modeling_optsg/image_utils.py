@@ -9,6 +9,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    _CAN_READ_HEIC = False
+else:
+    register_heif_opener()
+    _CAN_READ_HEIC = True
+
+# Brands of HEIC files, the photographs of many phones, after the length of the first box and "ftyp".
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
 
 def is_url(source: str) -> bool:
     """Return whether `source` is a URL and not a local path."""
@@ -64,10 +75,19 @@ def read_image(source: Any, name: str) -> Image.Image:
             return _to_rgb(Image.open(io.BytesIO(source)))
         return _to_rgb(_from_array(source))
     except UnidentifiedImageError as error:
+        if not _CAN_READ_HEIC and _is_heic(source):
+            raise ValueError(f'{name} is a HEIC image; to read it: pip install "optsg[heic]"') from error
         raise ValueError(f"{name} is not an image that can be read") from error
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not an image that can be read: {reason}") from error
+
+
+def _is_heic(source: str | os.PathLike | bytes) -> bool:
+    if not isinstance(source, bytes):
+        with open(source, "rb") as file:
+            source = file.read(12)
+    return source[4:8] == b"ftyp" and source[8:12] in HEIC_BRANDS
 
 
 def _from_array(array: Any) -> Image.Image:

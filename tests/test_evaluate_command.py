@@ -70,7 +70,8 @@ def test_the_default_is_test_then_validation_then_the_set_aside_examples():
         ({"train": 20, "validation": 3, "test": 4}, "test", 4),
         ({"train": 20, "test": 4}, "test", 4),
         ({"train": 20, "validation": 3}, "validation", 3),
-        ({"train": 20}, "validation", 2),
+        ({"train": 20}, "validation", 7),
+        ({"train": 200}, "validation", 20),
         ({"validation": 3}, "validation", 3),
     ):
         chosen = choose_splits(dataset(**sizes), "mine", None, {})
@@ -85,7 +86,7 @@ def test_the_default_is_test_then_validation_then_the_set_aside_examples():
 def test_a_split_is_chosen_by_its_name():
     splits = dataset(train=20, unseen=3)
     assert choose_splits(splits, "mine", "unseen", {}).examples["id"][0] == "unseen0"
-    assert len(choose_splits(splits, "mine", "validation", {}).examples) == 2
+    assert len(choose_splits(splits, "mine", "validation", {}).examples) == 7
     chosen = choose_splits(splits, "mine", "train", {})
     assert len(chosen.examples) == 20 and "the example itself" in chosen.knn_left_out
     with pytest.raises(ValueError, match="mine has no split test; choose one of train, unseen, validation"):
@@ -121,7 +122,7 @@ def test_a_folder_with_a_train_split_is_enough(evaluate, tiny_checkpoint, folder
     assert status == 0
     assert (result["split"], result["examples"], result["seed"]) == ("validation", 8, 3)
     assert set(result["validation"]) == {"parallel", "sequential"}
-    assert "(seed 3, ratio 0.5), as in the training of the checkpoint on mine" in out
+    assert "(seed 3), as in the training of the checkpoint on mine" in out
     # The titles name the colours, and there are four training examples of each kind or fewer.
     knn = result["knn"]
     assert knn["full_f1"] > 50 and "validation" not in knn and knn["neighbours"] <= 8

@@ -9,7 +9,7 @@ from image_helpers import noise_image, png, reference_pixels
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from modeling_optsg import OPTSGProcessor
+from modeling_optsg import OPTSGProcessor, image_utils
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,21 @@ def test_an_unreadable_image_is_named_by_path_or_index(processor, photo, tmp_pat
 def test_an_invalid_image_is_reported_with_the_reason(processor, photo, image, message):
     with pytest.raises(ValueError, match=message):
         processor(images=[photo, image])
+
+
+def test_photographs_of_phones_are_read(processor, photo, tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "photo.heic"
+    heif.from_pillow(photo).save(path, quality=-1)
+    expected = reference_pixels(processor, Image.open(path).convert("RGB"))
+    assert torch.equal(pixels(processor, path), expected)
+    assert torch.equal(pixels(processor, path.read_bytes()), expected)
+    # Without the plugin, the error says what to install.
+    monkeypatch.setattr(image_utils, "_CAN_READ_HEIC", False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ValueError, match=r'is a HEIC image; to read it: pip install "optsg\[heic\]"'):
+            processor(images=[photo, source])
 
 
 def test_a_decompression_bomb_is_reported(processor, tmp_path, monkeypatch):

@@ -172,7 +172,15 @@ def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monke
         return encode_frames(self, pixel_values, frame_mask)
 
     monkeypatch.setattr(OPTSGModel, "encode_frames", encode_dummies)
-    train(folder, tmp_path / "run", trained / "cache", **settings, num_train_epochs=0.1, eval_steps=100)
+    train(
+        folder,
+        tmp_path / "run",
+        trained / "cache",
+        **settings,
+        num_train_epochs=0.1,
+        eval_steps=100,
+        train_batch_size=64,
+    )
     assert "There are only 15 training examples: a step has 15, not 64" in caplog.text
 
 

@@ -9,9 +9,18 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, OPTSGTrainingArguments
+from modeling_optsg import (
+    OPTSGDataCollator,
+    OPTSGForTagGeneration,
+    OPTSGProcessor,
+    OPTSGTrainer,
+    OPTSGTrainingArguments,
+    TagEvaluator,
+    fit_generation_config,
+    prepare_for_fine_tuning,
+)
 from modeling_optsg.training.interruption import Interrupted
 from optsg import main as optsg
 
@@ -165,7 +174,7 @@ def test_contradicting_arguments(loaded, tmp_path):
 
 @pytest.mark.parametrize(
     "number, batch_size, steps",
-    [(3, 8, 44), (9, 8, 76), (45, 8, 169), (180, 16, 338), (900, 64, 408), (19000, 64, 2969)],
+    [(3, 8, 70), (9, 8, 120), (45, 8, 270), (180, 16, 506), (900, 64, 506), (19000, 64, 2969)],
 )
 def test_batch_size_and_epochs_suit_the_number_of_examples(number, batch_size, steps):
     args = OPTSGTrainingArguments("run").for_examples(number)
@@ -191,3 +200,59 @@ def test_the_command_trains_and_says_how_good_the_neighbours_are(tiny_checkpoint
         optsg(["train", "--output_dir", "x", "--epochs", "3"])
     assert exit.value.code == 2
     assert "optsg train: error: unrecognized arguments: --epochs 3" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [4, 12])
+def test_one_tag_on_every_example(tiny_checkpoint, tmp_path, number):
+    """With four examples, one of them is for validation."""
+    rows = Dataset.from_dict({"image": examples(number)["image"], "tags": [["photo"]] * number})
+    args = arguments(tmp_path, checkpoint=str(tiny_checkpoint))
+    trainer = OPTSGTrainer(args=args, train_dataset=rows)
+    summary = trainer.train()
+    assert summary["examples"]["validation"] == {4: 2, 12: 4}[number]
+    json.dumps(summary, allow_nan=False)
+    found = trainer.evaluate(rows)
+    assert found["full_f1"] == 100 and found["common_f1"] is None and found["tags_per_example"] < 3
+
+
+def test_few_examples_without_common_tags_are_refused(tiny_checkpoint, tmp_path):
+    rows = Dataset.from_dict({"image": examples(6)["image"], "tags": [[f"tag {index}"] for index in range(6)]})
+    trainer = OPTSGTrainer(args=arguments(tmp_path, checkpoint=str(tiny_checkpoint)), train_dataset=rows)
+    with pytest.raises(ValueError, match="training tag"):
+        trainer.train()
+
+
+def test_a_broken_file_is_left_out(tiny_checkpoint, tmp_path):
+    for index, row in enumerate(examples(12)):
+        folder = tmp_path / "data" / row["tags"][0]
+        folder.mkdir(parents=True, exist_ok=True)
+        row["image"].save(folder / f"{index}.png")
+    (tmp_path / "data/red/broken.heic").write_bytes(b"not an image")
+    args = arguments(tmp_path, checkpoint=str(tiny_checkpoint), dataset=str(tmp_path / "data"))
+    summary = OPTSGTrainer(args=args).train()
+    assert list(summary["unreadable_examples"]) == ["red/broken.heic"]
+    assert sum(summary["examples"].values()) == 12
+    assert set(OPTSGProcessor.from_pretrained(args.output_dir).label_vocabulary) == set(COLOURS)
+
+
+def test_transformers_trainer_gives_a_good_model(tmp_path, loaded):
+    """With the tag classifier and fitted settings."""
+    model, processor, rows = loaded["model"], loaded["processing_class"], examples(24)
+    tag_table = prepare_for_fine_tuning(model, processor, rows["tags"])
+    assert set(tag_table.tags) == set(processor.label_vocabulary) == {*COLOURS, "place 0", "place 1"}
+    assert model.config.num_tag_classes == 5
+    before = {name: weight.clone() for name, weight in model.model.vision_tower.state_dict().items()}
+    args = TrainingArguments(
+        str(tmp_path), max_steps=60, learning_rate=3e-3, per_device_train_batch_size=8, remove_unused_columns=False,
+        report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    collator = OPTSGDataCollator(processor, tag_table)
+    Trainer(model, args, data_collator=collator, train_dataset=rows).train()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.model.vision_tower.state_dict().items())
+    evaluator = TagEvaluator(rows["tags"], processor.label_vocabulary)
+    for decoding in ("parallel", "sequential"):
+        fit = fit_generation_config(model, processor, rows, evaluator, decoding=decoding, progress=False)
+        # Colours can be seen, places cannot.
+        assert fit["validation"]["full_f1"] > 70
+    with pytest.raises(ValueError, match="No training example has a tag"):
+        prepare_for_fine_tuning(model, processor, [[], []])

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset, Features, Value, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
 from dataset_scripts import undecoded
 from modeling_optsg.base_models import OPTSGTowers
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .collator import TagTable
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 FEATURE_DTYPE = np.float16
 FEATURE_COLUMNS = ("frame_features", "image_features", "title_features")

@@ -33,7 +33,7 @@ RESUMABLE_ARGUMENTS = (
 CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
 # Fewer steps leave a model for a small dataset behind a vote of the nearest neighbours, and with many more it forgets
 # what the checkpoint knows: `STEPS_PER_ROOT` times the square root of the number of examples, at most `MAX_FEW_STEPS`.
-STEPS_PER_ROOT, MAX_FEW_STEPS = 25, 400
+STEPS_PER_ROOT, MAX_FEW_STEPS = 40, 500
 MIN_EPOCHS = 10.0
 # A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
 TOWER_DEFAULTS = {
@@ -360,7 +360,7 @@ class OPTSGTrainingArguments:
         """Return a copy in which the arguments without a value are chosen for a number of training examples.
 
         The batch size is the power of two nearest to a tenth of the examples, from 8 to 64. There are 10 epochs, or as
-        many as 25 √n steps need for n examples; but not more than 400 steps need.
+        many as 40 √n steps need for n examples; but not more than 500 steps need.
         """
         batch_size, epochs = self.train_batch_size, self.num_train_epochs
         if batch_size is None:

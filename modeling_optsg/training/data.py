@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
@@ -23,6 +22,7 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, CachedFeatures, cache_readable_examples
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.data.splits import DEFAULT_RATIO, is_kept, is_set_aside, split_examples
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import NO_MAX_LENGTH, OPTSGProcessor
@@ -32,7 +32,7 @@ from .image_changes import changed_copies
 from .run_state import STATE_FOLDER
 from .streaming import TaggedStream, open_stream_shards
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # Streamed validation examples, kept in the output folder until the run is finished.
 VALIDATION_ROWS = f"{STATE_FOLDER}/validation.arrow"
@@ -155,6 +155,14 @@ def examples_fingerprint(
     return fingerprint
 
 
+def too_long_tags(tags: Sequence[str], processor: OPTSGProcessor) -> set[str]:
+    """Return the tags that are too long for the decoder."""
+    if not tags:
+        return set()
+    ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return {tag for tag, tokens in zip(tags, ids, strict=True) if len(tokens) > processor.max_tag_tokens}
+
+
 def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Dataset:
     """Leave out tags that are too long for the decoder, then examples without tags, and log how many.
 
@@ -162,10 +170,7 @@ def without_untrainable_tags(train: Dataset, processor: OPTSGProcessor) -> Datas
         ValueError: No example is left.
     """
     tags = sorted({tag for example_tags in train["tags"] for tag in example_tags})
-    ids = (
-        processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"] if tags else []
-    )
-    too_long = {tag for tag, tokens in zip(tags, ids, strict=True) if len(tokens) > processor.max_tag_tokens}
+    too_long = too_long_tags(tags, processor)
     if too_long:
         logger.warning(
             f"{len(too_long)} of {len(tags)} training tags are longer than max_tag_tokens={processor.max_tag_tokens} "

@@ -4,10 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from accelerate.logging import get_logger
-
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -17,7 +16,7 @@ from .data import VALIDATION_ROWS
 from .interruption import RunStatus
 from .run_state import STATE_FOLDER, check_same_run, delete_states
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 SUMMARY = "training_summary.json"
 # Below this, the fit follows single examples.

@@ -4,11 +4,12 @@ import math
 from typing import Any
 
 import numpy as np
-from accelerate.logging import get_logger
 from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-logger = get_logger(__name__, log_level="INFO")
+from modeling_optsg.data.process_logging import get_logger
+
+logger = get_logger(__name__)
 
 # Settings of pixel values, which all image processors share.
 PIXEL_SETTINGS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.feature_cache import CachedFeatures, digest
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.tag_classifier import asymmetric_loss
 
 from .arguments import OPTSGTrainingArguments
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # Part of the cache key: increase it when the training below changes.
 VERSION = 1

@@ -13,11 +13,11 @@ from types import FrameType, TracebackType
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.logging import get_logger
 
 from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.process_logging import get_logger
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 # Environment variables set by `accelerate launch` and by `torchrun`.

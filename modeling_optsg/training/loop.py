@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -21,6 +20,7 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.collator import OPTSGDataCollator, TagTable
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -40,7 +40,7 @@ from .training_log import SlotChanges, TrainingLog
 from .unreadable_examples import CollatedBatch, SkippingCollator, UnreadableExamples
 from .validation import sample_predictions, validate
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 
 class TrainingLoop:

@@ -1,31 +1,36 @@
 """The model that a training starts from: new on pretrained towers, or a checkpoint to fine-tune."""
 
 import json
+import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset
+from torch.nn.utils import parametrize
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.data.collator import TagTable
+from modeling_optsg.data.feature_cache import build_tag_table
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
 from .arguments import OPTSGTrainingArguments
 from .checkpoint_arguments import check_checkpoint_arguments
-from .data import NO_TAGS
+from .data import NO_TAGS, too_long_tags
 from .image_preprocessing import load_image_processor
 from .image_word_heads import add_image_words, can_name_images, is_two_tower
 from .new_tag_tokenizer import replace_tag_tokenizer, train_better_tag_tokenizer
 from .pretrained_towers import tower_folder
-from .text_tied_embeddings import tie_tokens_to_text
+from .text_tied_embeddings import class_embeddings, initialize_classes_from_text, tie_tokens_to_text
 from .tower_checks import check_towers, load_text_tokenizer
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # Maximum number of tags per example for models without slots.
 MAX_TAGS = 100
@@ -172,13 +177,67 @@ def _prepare_to_fine_tune(
     check_towers(model.model, processor, *[f"of {name}"] * 2)
     if tag_tokenizer is not None:
         replace_tag_tokenizer(model, processor, tag_tokenizer, args.embedding_init_std)
-    known = Counter(processor.label_vocabulary) if args.keep_vocabulary else Counter()
+    _set_tags(model, processor, counts, args.keep_vocabulary)
+
+
+def _set_tags(
+    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, counts: Counter, keep_vocabulary: bool = False
+) -> None:
+    """Replace the label vocabulary of a model, and reset what was fitted to another dataset."""
+    known = Counter(processor.label_vocabulary) if keep_vocabulary else Counter()
     processor.label_vocabulary = dict(known + counts)
     for name, value in NOT_FITTED.items():
         setattr(model.generation_config, name, value)
     if isinstance(model, OPTSGForTagGeneration) and model.config.use_tag_classifier:
         ids, class_counts = label_vocabulary(processor.tag_tokenizer, counts, processor.max_tag_tokens)
         model.set_label_vocabulary(ids, class_counts)
+
+
+def prepare_for_fine_tuning(
+    model: OPTSGForTagGeneration, processor: OPTSGProcessor, tags: Iterable[Sequence[str]]
+) -> TagTable:
+    """Prepare a model for training on other tags with `transformers.Trainer`. [`OPTSGTrainer`] does this itself.
+
+    The label vocabulary of model and processor is replaced, the class embeddings start from the text features of the
+    tags, both towers are frozen, and settings that were fitted to other tags are reset. If the tags are in another
+    script, the model gets a new tag tokenizer.
+
+    Args:
+        model: The model. It is changed.
+        processor: Its processor. It is changed.
+        tags: Tags of each training example.
+
+    Returns:
+        The tag table, for [`OPTSGDataCollator`].
+
+    Raises:
+        ValueError: There are no tags, or all are longer than `processor.max_tag_tokens`.
+    """
+    own = [list(dict.fromkeys(example_tags)) for example_tags in tags]
+    counts = Counter(tag for example_tags in own for tag in example_tags)
+    if not counts:
+        raise ValueError(NO_TAGS)
+    tag_tokenizer = train_better_tag_tokenizer(processor, (tag for example_tags in own for tag in example_tags))
+    if tag_tokenizer is not None:
+        replace_tag_tokenizer(model, processor, tag_tokenizer, OPTSGTrainingArguments.embedding_init_std)
+        # The parametrization is for the training loop of this package.
+        parametrize.remove_parametrizations(model.tag_decoder.token_embeddings, "weight")
+        model.tie_weights()
+    long = set(too_long_tags(sorted(counts), processor))
+    counts = Counter({tag: count for tag, count in counts.items() if tag not in long})
+    if not counts:
+        raise ValueError(f"All tags are longer than max_tag_tokens={processor.max_tag_tokens} tokens.")
+    _set_tags(model, processor, counts)
+    defaults = OPTSGTrainingArguments
+    MODEL_TYPES["op-tsg"].set_search(model, defaults.num_return_sequences, defaults.num_candidates)
+    for tower in (model.model.vision_tower, model.model.text_tower, model.model.image_words):
+        if tower is not None:
+            tower.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        tag_table = build_tag_table(sorted(counts), model.model, processor, folder)
+    if class_embeddings(model) is not None:
+        initialize_classes_from_text(model, tag_table.features, init_title=False)
+    return tag_table
 
 
 def _build_on_towers(

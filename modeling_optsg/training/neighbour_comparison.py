@@ -4,18 +4,18 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features, without_unreadable
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.evaluation.knn_comparison import validate_knn
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # With more training examples, a random selection of them is compared with, which keeps time and memory limited.
 MAX_EXAMPLES = 20_000

@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 import torch
-from accelerate.logging import get_logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
 from .text_tied_embeddings import tie_tokens_to_text
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # A checkpoint keeps its tag tokenizer if at most this ratio of the tags is too long, ...
 MAX_LONG_RATIO = 0.1

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
@@ -15,6 +14,7 @@ from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBoo
 from modeling_optsg.data.collator import TagTable
 from modeling_optsg.data.data_check import check_data
 from modeling_optsg.data.feature_cache import build_tag_table
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -26,7 +26,7 @@ from .model_building import build_model, load_classifier, prepare_for_device
 from .streaming import TaggedStream
 from .text_tied_embeddings import class_embeddings, initialize_classes_from_text
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 
 @dataclass

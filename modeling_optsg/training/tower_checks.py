@@ -2,17 +2,17 @@
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_optsg.base_models import OPTSGTowers
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .image_preprocessing import PHOTOGRAPH, check_image_processor
 
-logger = get_logger(__name__, log_level="INFO")
+logger = get_logger(__name__)
 
 # More words than most titles have.
 LONG_TITLE = "a " * 600
