@@ -185,7 +185,7 @@ def test_batch_size_and_epochs_suit_the_number_of_examples(number, batch_size, s
 
 
 def test_the_command_trains_and_says_how_good_the_neighbours_are(tiny_checkpoint, tmp_path, capfd, caplog):
-    rows = examples(30)
+    rows = examples(200)
     for index, row in enumerate(rows):
         folder = tmp_path / "data" / row["tags"][0]
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,10 @@ def test_the_command_trains_and_says_how_good_the_neighbours_are(tiny_checkpoint
     with caplog.at_level("INFO"):
         assert optsg(["train", *map(str, words)]) == 0
     assert "your model" in caplog.text and "nearest neighbours" in caplog.text
-    assert "train             20         0     3" in caplog.text
+    assert "train            180         0     3" in caplog.text
+    # Progress bars do not end their lines.
+    printed = capfd.readouterr()
+    assert len(caplog.text.splitlines()) + printed.out.count("\n") + printed.err.count("\n") < 60
     with pytest.raises(SystemExit) as exit:
         optsg(["train", "--output_dir", "x", "--epochs", "3"])
     assert exit.value.code == 2
