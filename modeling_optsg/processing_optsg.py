@@ -265,7 +265,7 @@ class OPTSGProcessor(ProcessorMixin):
             return None
         if self.image_processor is None:
             raise ValueError(f"example {i} has an image, but this processor takes frame features only")
-        images = [read_image(image, f"images[{i}]")] if video is None else self._read_video(video, f"videos[{i}]")
+        images = [read_image(image, f"images[{i}]")] if video is None else self.read_video(video, f"videos[{i}]")
         pixels = self.image_processor(images=images)["pixel_values"]
         # Some image processors reverse the channels without copying them, which torch cannot read.
         pixels = [torch.as_tensor(np.ascontiguousarray(p)) for p in pixels]
@@ -277,8 +277,12 @@ class OPTSGProcessor(ProcessorMixin):
             )
         return torch.stack(pixels)
 
-    def _read_video(self, video: Any, name: str) -> list[Image.Image]:
-        """Read at most `num_frames` frames of a video."""
+    def read_video(self, video: Any, name: str) -> list[Image.Image]:
+        """Read at most `num_frames` frames of a video: a path, bytes, an undecoded file, or a list of frames.
+
+        Raises:
+            ValueError: The video cannot be read, or has no frames. The message contains its path or `name`.
+        """
         video, name = unwrap_file(video, name)
         if isinstance(video, (str, os.PathLike, bytes)):
             frames = read_frames(video, self.num_frames, name=name)

@@ -1,5 +1,6 @@
-"""Training examples with other images: of the same title, of another example, and changed copies."""
+"""Training examples with other images: of the same title, of another example, changed copies, and random changes."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -8,9 +9,17 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 
+from modeling_optsg import OPTSGDataCollator, OPTSGTrainer, OPTSGTrainingArguments
+from modeling_optsg.base_models import OPTSGModel
 from modeling_optsg.data.feature_cache import CachedFeatures
 from modeling_optsg.training import AugmentedImages, image_changes
-from modeling_optsg.training.image_changes import change_image, changed_copies
+from modeling_optsg.training.image_changes import (
+    ImageChangingCollator,
+    change_frames,
+    change_image,
+    changed_copies,
+    is_photograph,
+)
 
 TITLES = ["Home", "star outline", "mic", "mic off", None, ""]
 EXTRA_TITLES = ["home filled", "HOME", "star", "mic off filled", None, "", "other"]
@@ -137,3 +146,117 @@ def test_copies_of_training_examples_differ_and_are_kept(drawing, tmp_path, monk
     assert changed_copies(rows, 1, tmp_path / "cache")[1]["image"].tobytes() == found[3]
     with pytest.raises(ValueError, match="--num_image_copies needs a dataset with images"):
         changed_copies(rows.remove_columns("image"), 0, tmp_path)
+
+
+# Random changes while the vision tower is trained
+
+
+@pytest.fixture
+def photograph():
+    """A grey ramp with noise: no colour is frequent."""
+    noise = np.random.default_rng(0).integers(-20, 20, (40, 60, 3))
+    return Image.fromarray((np.linspace(40, 210, 60)[None, :, None] + noise).astype(np.uint8))
+
+
+def test_drawings_and_photographs_are_told_apart(drawing, photograph):
+    assert is_photograph(photograph) and not is_photograph(drawing)
+    # Compression gives the background of a drawing several similar colours.
+    noise = np.random.default_rng(0).integers(-3, 4, (*drawing.size[::-1], 3))
+    compressed = np.clip(np.asarray(drawing) + noise, 0, 255).astype(np.uint8)
+    assert not is_photograph(Image.fromarray(compressed))
+
+
+def test_colours_of_photographs_change_and_those_of_drawings_stay(drawing, photograph):
+    ratios, centre = [], (slice(10, 30), slice(15, 45))
+    for seed in range(40):
+        (changed,) = change_frames([photograph], seed)
+        assert changed.size == photograph.size
+        ratios.append(np.asarray(changed)[centre].mean() / np.asarray(photograph)[centre].mean())
+        corner = np.asarray(change_frames([drawing], seed)[0])[0, 0]
+        assert corner.tolist() == [255, 255, 255]
+    assert 0.7 < min(ratios) < 0.9 and 1.1 < max(ratios) < 1.3
+
+
+def test_uncovered_parts_of_a_photograph_get_its_mean_colour(photograph, monkeypatch):
+    monkeypatch.setattr(image_changes, "MAX_COLOUR_CHANGE", 0.0)
+    mean = np.asarray(photograph).mean(axis=(0, 1))
+    # Half as large, so that the corners are uncovered.
+    monkeypatch.setattr(image_changes, "SCALES", (0.5, 0.5))
+    (changed,) = change_frames([photograph], 0)
+    for corner in ((0, 0), (0, 39), (59, 0), (59, 39)):
+        assert np.abs(np.array(changed.getpixel(corner)) - mean).max() <= 1
+
+
+def test_frames_of_a_video_are_changed_alike(photograph, drawing):
+    frames = [photograph, drawing, photograph]
+    first, second, third = change_frames(frames, 7)
+    assert first.tobytes() == third.tobytes() != second.tobytes()
+    assert second.tobytes() == change_image(drawing, np.random.default_rng([7, 1]), True).tobytes()
+
+
+def test_large_images_are_reduced_before_they_are_changed(photograph):
+    (changed,) = change_frames([photograph.resize((4000, 2100))], 0)
+    assert changed.size == (2000, 1050)
+
+
+@pytest.fixture
+def collators(tiny_processor):
+    collate = OPTSGDataCollator(tiny_processor)
+    return collate, ImageChangingCollator(collate)
+
+
+def test_the_change_follows_from_the_seed_of_the_example(collators, photograph):
+    plain, changing = collators
+    example = {"image": photograph, "title": "a", "tags": ["bus"]}
+    by_seed = [changing([{**example, "example_seed": seed}])["pixel_values"] for seed in (1, 2, 1)]
+    unchanged = plain([{**example, "example_seed": 1}])["pixel_values"]
+    assert by_seed[0].equal(by_seed[2]) and not by_seed[0].equal(by_seed[1]) and not by_seed[0].equal(unchanged)
+    # In a batch with others, and at another position.
+    batch = [{**example, "example_seed": 2}, {"title": "b", "tags": ["bus"], "example_seed": 3}]
+    batch += [{**example, "example_seed": 1}]
+    found = changing(batch)
+    assert found["pixel_values"][2].equal(by_seed[0][0]) and found["frame_mask"][:, 0].tolist() == [True, False, True]
+    assert found["pixel_values"].shape == plain(batch)["pixel_values"].shape
+
+
+def test_videos_are_changed_and_features_are_not(collators, photograph):
+    plain, changing = collators
+    video = {"video": [photograph] * 3, "tags": ["bus"], "example_seed": 1}
+    frames, unchanged = (collate([video])["pixel_values"][0] for collate in (changing, plain))
+    assert len(frames) == len(unchanged) and all(frame.equal(frames[0]) for frame in frames)
+    assert not frames.equal(unchanged)
+    features = {"frame_features": np.ones((2, 16), np.float32), "tags": ["bus"], "example_seed": 1}
+    assert changing([features])["frame_features"].equal(plain([features])["frame_features"])
+
+
+def test_an_unreadable_image_is_named(collators, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match="broken.png"):
+        collators[1]([{"image": str(tmp_path / "broken.png"), "tags": ["bus"], "example_seed": 1}])
+
+
+@pytest.mark.parametrize("augment_images", [True, False])
+def test_training_images_change_in_each_epoch(augment_images, towers, photograph, tmp_path, monkeypatch):
+    rows = [{"image": photograph, "title": "a", "tags": ["bus", "car"]}] * 2
+    rows = Dataset.from_list(rows).cast_column("image", ImageFeature())
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 4}
+    args = OPTSGTrainingArguments(
+        str(tmp_path / "run"), cache_dir=str(tmp_path / "cache"), vision_tower=str(towers / "vision"),
+        text_tower=str(towers / "text"), tag_vocab_size=260, max_tag_tokens=12, config_overrides=json.dumps(small),
+        num_train_epochs=2, train_batch_size=2, eval_steps=1, image_words="none", train_vision_tower=True,
+        augment_images=augment_images,
+    )  # fmt: skip
+    seen = {True: [], False: []}
+    encode_frames = OPTSGModel.encode_frames
+
+    def record(self, pixel_values, frame_mask=None):
+        seen[self.training] += [pixels.detach().numpy().tobytes() for pixels in pixel_values]
+        return encode_frames(self, pixel_values, frame_mask)
+
+    trainer = OPTSGTrainer(args=args, train_dataset=rows, eval_dataset=rows)
+    monkeypatch.setattr(OPTSGModel, "encode_frames", record)
+    trainer.train()
+    assert len(seen[True]) == 4 and len(set(seen[True])) == (4 if augment_images else 1)
+    (unchanged,) = OPTSGDataCollator(trainer.processing_class)([{"image": photograph}])["pixel_values"].numpy()
+    assert unchanged.tobytes() in seen[False], "validation images are not changed"
+    assert (unchanged.tobytes() in seen[True]) is not augment_images

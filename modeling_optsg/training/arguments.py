@@ -128,6 +128,13 @@ class OPTSGTrainingArguments:
         },
     )
     train_vision_tower: bool = field(default=False, metadata={"help": "Train the vision tower as well."})
+    augment_images: bool = field(
+        default=True,
+        metadata={
+            "help": "If the vision tower is trained, change the training images differently in each epoch: size, "
+            "position and angle, the colours of photographs and the stroke width of drawings."
+        },
+    )
     train_text_layers: int = field(
         default=0,
         metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},

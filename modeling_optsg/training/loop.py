@@ -27,6 +27,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 from .arguments import OPTSGTrainingArguments
 from .callbacks import TrainingCallbacks
 from .checkpoints import save_checkpoint
+from .image_changes import ImageChangingCollator
 from .image_word_heads import embed_image_words
 from .interruption import Interrupted, StopSignal, end_workers, ignore_sigterm
 from .losses import gather_candidates, global_loss_weights, weighted_losses
@@ -263,9 +264,12 @@ class TrainingLoop:
     def _data_loader(self) -> DataLoader:
         """Return a loader of the micro-batches of this process that are left."""
         self.collator = OPTSGDataCollator(self.processing_class, self.tag_table)
+        collate = self.collator
+        if self.args.train_vision_tower and self.args.augment_images:
+            collate = ImageChangingCollator(collate)
         plain_examples = getattr(self.train_dataset, "examples", self.train_dataset)
         settings = {
-            "collate_fn": SkippingCollator(self.collator, plain_examples, self.args.max_unreadable + 1),
+            "collate_fn": SkippingCollator(collate, plain_examples, self.args.max_unreadable + 1),
             # The seeds of the workers must not change the random state of dropout.
             "generator": torch.Generator().manual_seed(self.args.seed),
             "worker_init_fn": ignore_sigterm,
