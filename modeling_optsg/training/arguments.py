@@ -35,6 +35,8 @@ CHOSEN_ARGUMENTS = ("num_train_epochs", "train_batch_size")
 # what the checkpoint knows: `STEPS_PER_ROOT` times the square root of the number of examples, at most `MAX_FEW_STEPS`.
 STEPS_PER_ROOT, MAX_FEW_STEPS = 40, 500
 MIN_EPOCHS = 10.0
+# Adapters are new, so they learn faster than pretrained weights.
+TOWER_LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
 # A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
 TOWER_DEFAULTS = {
     "vision_tower": "efficientnet-lite0",
@@ -139,6 +141,18 @@ class OPTSGTrainingArguments:
         default=0,
         metadata={"help": "Number of upper layers of the text tower to train. 0 freezes it; -1 trains all of it."},
     )
+    lora_rank: int = field(
+        default=0,
+        metadata={
+            "help": "Rank of LoRA adapters, which are trained instead of the weights of towers. They are added to the "
+            "layers that --train_vision_tower and --train_text_layers select, or to both towers if neither is given. "
+            "0: no adapters."
+        },
+    )
+    save_adapter: bool = field(
+        default=False,
+        metadata={"help": "Also save the LoRA adapters, which are merged into the weights of the checkpoint."},
+    )
     image_words: str | None = field(
         default=None,
         metadata={
@@ -214,8 +228,9 @@ class OPTSGTrainingArguments:
         default=False, metadata={"help": "Group examples with titles of similar length to reduce padding."}
     )
     learning_rate: float = field(default=6e-4, metadata={"help": "Peak learning rate of AdamW."})
-    tower_learning_rate: float = field(
-        default=2e-5, metadata={"help": "Peak learning rate of towers that are trained."}
+    tower_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate of towers that are trained. Default: 2e-5, or 2e-4 with --lora_rank."},
     )
     embedding_init_std: float = field(
         default=0.06,
@@ -324,6 +339,7 @@ class OPTSGTrainingArguments:
         if spec.needs_book or not spec.is_trained:
             # These find neighbours by the features of frozen towers.
             self.train_text_layers = 0
+        self._set_lora(has_frozen_towers=spec.needs_book or not spec.is_trained)
         parse_metric(self.metric_for_best_model)
         if self.checkpoint and self.classifier_checkpoint:
             raise ValueError("--checkpoint and --classifier_checkpoint exclude each other")
@@ -350,6 +366,21 @@ class OPTSGTrainingArguments:
                 check_repo_id(self.push_to_hub)
             except ValueError as error:
                 raise ValueError(f"--push_to_hub: {error}") from error
+
+    def _set_lora(self, has_frozen_towers: bool) -> None:
+        """Choose the towers that get adapters, and the learning rate of the towers."""
+        if self.lora_rank < 0:
+            raise ValueError(f"--lora_rank {self.lora_rank} must not be negative")
+        if self.save_adapter and not self.lora_rank:
+            raise ValueError("--save_adapter needs --lora_rank")
+        if self.lora_rank and has_frozen_towers:
+            raise ValueError(
+                f"--model_type {self.model_type} needs frozen towers; it cannot be combined with --lora_rank"
+            )
+        if self.lora_rank and not self.train_vision_tower and self.train_text_layers == 0:
+            self.train_vision_tower, self.train_text_layers = self.vision_tower != "none", -1
+        if self.tower_learning_rate is None:
+            self.tower_learning_rate = LORA_LEARNING_RATE if self.lora_rank else TOWER_LEARNING_RATE
 
     def column_arguments(self) -> dict[str, str | None]:
         """Return the arguments of [`load_tagging_dataset`] that name the columns of the dataset."""

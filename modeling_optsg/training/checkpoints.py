@@ -13,6 +13,8 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
+from .lora import AdapterStates, save_adapters
+
 # Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
 # tolerate a coarser rounding than 16 bits.
 EIGHT_BIT_WEIGHTS = re.compile(
@@ -31,7 +33,11 @@ EIGHT_BIT_WEIGHTS = re.compile(
 
 
 def save_checkpoint(
-    model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, half_precision: bool = False
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    folder: Path,
+    half_precision: bool = False,
+    adapters: AdapterStates | None = None,
 ) -> None:
     """Save a model and its processor so that each file is replaced as a whole.
 
@@ -40,6 +46,7 @@ def save_checkpoint(
         processor: Its processor.
         folder: Folder of the checkpoint.
         half_precision: Save 16-bit weights and 8-bit `EIGHT_BIT_WEIGHTS`. They load as 32-bit.
+        adapters: Adapters to save as well, from [`adapter_states`].
 
     Raises:
         OSError: The folder cannot be written to. The previous checkpoint stays.
@@ -52,15 +59,16 @@ def save_checkpoint(
             model.save_pretrained(partial, state_dict=_half_precision_state(model) if half_precision else None)
             _use_registered_pipeline(Path(partial, "config.json"))
             processor.save_pretrained(partial)
+            save_adapters(adapters or {}, Path(partial))
             # safetensors makes its files readable by their owner alone.
-            for weights in Path(partial).glob("*.safetensors"):
+            for weights in Path(partial).rglob("*.safetensors"):
                 shutil.copymode(Path(partial, "config.json"), weights)
             sync_all(Path(partial))
         except Exception as error:
             raise cannot_be_written("the checkpoint", folder, error) from error
         for path in (path for path in Path(partial).rglob("*") if path.is_file()):
             final = folder / path.relative_to(partial)
-            final.parent.mkdir(exist_ok=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, final)
         sync(folder)
 

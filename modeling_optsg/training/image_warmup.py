@@ -56,8 +56,8 @@ def warm_up_image_evidence(
         return
     if "image_features" not in examples.dataset.column_names:
         raise ValueError(
-            "--image_warmup_epochs needs cached image features. They are not cached with --train_vision_tower or for "
-            "datasets with frame_features; pass --image_warmup_epochs 0."
+            "--image_warmup_epochs needs cached image features. They are not cached with --train_vision_tower, "
+            "with --lora_rank or for datasets with frame_features; pass --image_warmup_epochs 0."
         )
     sources = [examples] if extra_images is None else [examples, extra_images]
     pooler, classifier = model.model.multimodal_encoder.evidence_pooler, model.tag_classifier

@@ -30,6 +30,7 @@ from .checkpoints import save_checkpoint
 from .image_changes import ImageChangingCollator
 from .image_word_heads import embed_image_words
 from .interruption import Interrupted, StopSignal, end_workers, ignore_sigterm
+from .lora import adapter_states
 from .losses import gather_candidates, global_loss_weights, weighted_losses
 from .optimizer import parameter_groups
 from .processes import full_state_dict, prepare_model, prepare_training
@@ -162,8 +163,9 @@ class TrainingLoop:
             model: An unsharded model with plain embeddings. Default: a copy of the model in training.
         """
         model = self._exported_model() if model is None else model
+        adapters = adapter_states(self.model) if self.args.save_adapter else None
         if self.accelerator.is_main_process:
-            save_checkpoint(model, self.processing_class, self.output_dir, self.args.save_half_precision)
+            save_checkpoint(model, self.processing_class, self.output_dir, self.args.save_half_precision, adapters)
 
     def _exported_model(self) -> OPTSGPreTrainedModel:
         model = copy_without_text_tying(self.model, full_state_dict(self.model))

@@ -25,6 +25,7 @@ from .checkpoint_arguments import check_checkpoint_arguments
 from .data import NO_TAGS, too_long_tags
 from .image_preprocessing import load_image_processor
 from .image_word_heads import add_image_words, can_name_images, is_two_tower
+from .lora import add_adapters, check_adapters
 from .new_tag_tokenizer import replace_tag_tokenizer, train_better_tag_tokenizer
 from .pretrained_towers import tower_folder
 from .text_tied_embeddings import class_embeddings, initialize_classes_from_text, tie_tokens_to_text
@@ -66,6 +67,7 @@ def build_model(
     Raises:
         ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type or
             contradicts an argument, frame features are missing, or a tower cannot work. The message names it.
+        ImportError: `peft` is needed and not installed.
     """
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     if not counts:
@@ -80,6 +82,8 @@ def build_model(
     if model.model.image_words is not None:
         model.model.image_words.requires_grad_(False)
     freeze_text_layers(model.model.text_tower, args.train_text_layers)
+    if args.lora_rank:
+        check_adapters(model)
     return model, processor
 
 
@@ -112,7 +116,10 @@ def load_classifier(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments) -
 
 
 def prepare_for_device(model: OPTSGPreTrainedModel, args: OPTSGTrainingArguments, device: torch.device) -> None:
-    """Enable gradient checkpointing if requested, and choose the attention implementation for the device."""
+    """Add adapters and enable gradient checkpointing if requested, and choose the attention implementation."""
+    if args.lora_rank:
+        # Not earlier: their weights have other names, by which features are cached and classifiers loaded.
+        add_adapters(model, args.lora_rank, args.seed)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if device.type == "cpu":

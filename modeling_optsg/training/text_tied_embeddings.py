@@ -18,6 +18,8 @@ from transformers.initialization import no_init_weights
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
+from .lora import copy_adapters, merge_adapters
+
 
 class TextTiedEmbedding(nn.Module):
     """Parametrization of an embedding table as a projection of fixed text features plus an offset per row.
@@ -138,7 +140,7 @@ def initialize_classes_from_text(model: OPTSGPreTrainedModel, features: torch.Te
 def copy_without_text_tying(
     model: OPTSGPreTrainedModel, state_dict: dict[str, torch.Tensor] | None = None
 ) -> OPTSGPreTrainedModel:
-    """Return a copy of a model with plain embedding tables, as it is saved and used for generation.
+    """Return a copy of a model with plain embedding tables and merged adapters, as it is saved and validated.
 
     Args:
         model: The model.
@@ -159,13 +161,16 @@ def copy_without_text_tying(
     # Random initial weights are overwritten, and must not change the random state of the training.
     with torch.random.fork_rng(devices=[]), no_init_weights():
         copied = type(model)(copy.deepcopy(model.config))
+        copy_adapters(model, copied)
     copied.tie_weights()
     shared = copied.all_tied_weights_keys
     copied.load_state_dict({name: tensor for name, tensor in state_dict.items() if name not in shared}, strict=False)
     if missing := copied.state_dict().keys() - state_dict.keys():
         raise ValueError(f"The state lacks {', '.join(sorted(missing)[:5])}.")
     copied.generation_config = copy.deepcopy(model.generation_config)
-    return copied.to(next(iter(state_dict.values())).device).train(model.training)
+    copied.to(next(iter(state_dict.values())).device).train(model.training)
+    merge_adapters(copied)
+    return copied
 
 
 def token_texts(tag_tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
