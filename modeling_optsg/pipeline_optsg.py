@@ -35,15 +35,21 @@ OTHER_COLUMNS = ("id", "tags", "file_name")
 COLUMN_CLASSES = ("Column", "IterableColumn")
 # The limit on Linux; other systems have a lower one.
 MAX_PATH_LENGTH = 4096
+# The task that the Hub shows for a model. The code example on the model's page makes a pipeline with this name.
+HUB_TASK = "image-classification"
 # Entry of `config.json`: the pipeline's file and class, and the auto class that loads the model.
-CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}}
+CUSTOM_PIPELINES = {
+    task: {"impl": "pipeline_optsg.TagGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}
+    for task in (TASK, HUB_TASK)
+}
 
 
 class TagGenerationPipeline(Pipeline):
     """Tags images and videos, with a probability for each tag.
 
     Folders from `save_pretrained` and models from `optsg push` contain the code of this pipeline. They load with
-    `trust_remote_code=True`, with and without `import modeling_optsg`.
+    `trust_remote_code=True`, with and without `import modeling_optsg`. For them, `pipeline("image-classification")`
+    makes this pipeline too.
 
     The `num_workers` processes of the data loader read and prepare one batch at a time. A batch may contain images,
     videos of any length, and titles.

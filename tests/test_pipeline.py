@@ -149,7 +149,8 @@ def test_settings_reach_generate(tagger, expected, images):
 
 
 def test_settings_of_the_pipeline_are_defaults_for_calls(tiny_checkpoint, tagger, images):
-    once = pipeline(model=str(tiny_checkpoint), trust_remote_code=True, top_k=1, decoding="sequential")
+    settings = {"top_k": 1, "decoding": "sequential"}
+    once = pipeline("tag-generation", model=str(tiny_checkpoint), trust_remote_code=True, **settings)
     assert once(images / "red.png") == tagger(images / "red.png", top_k=1, decoding="sequential")
     assert len(once(images / "red.png", top_k=3)) > 1
 
@@ -216,9 +217,11 @@ def test_a_model_object_needs_a_processor(tagger):
 def test_a_saved_pipeline_loads_with_its_code(tagger, tmp_path, images):
     tagger.save_pretrained(tmp_path)
     assert (tmp_path / "pipeline_optsg.py").exists()
-    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]["tag-generation"]["pt"] == [
-        "AutoModel"
-    ]
+    saved = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    assert {task: entry["pt"] for task, entry in saved.items()} == {
+        "tag-generation": ["AutoModel"],
+        "image-classification": ["AutoModel"],
+    }
     again = pipeline("tag-generation", model=str(tmp_path), trust_remote_code=True)
     assert again(images / "red.png") == tagger(images / "red.png")
     with pytest.raises(ValueError, match="trust_remote_code=True"):
