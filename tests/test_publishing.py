@@ -13,14 +13,35 @@ from transformers import pipeline
 from modeling_optsg import hub
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
-from modeling_optsg.hub.model_card import public_dataset_name
+from modeling_optsg.hub.model_card import public_dataset_name, write_model_card
 from modeling_optsg.hub.push_checkpoint import read_checkpoint
 from optsg import main
 
+SHIPPED = Path(__file__).parents[1] / "checkpoints/optsg-icon-small"
 LOAD = """
 import sys
 from transformers import AutoModel
 AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+"""
+# What the Hub shows on a model's page for `transformers` (model-libraries-snippets.ts of huggingface.js).
+SNIPPETS = """
+import json, sys
+from huggingface_hub import ModelCard
+from transformers import AutoModel, AutoProcessor, pipeline
+
+name, image = sys.argv[1:]
+data = ModelCard.load(f"{name}/README.md").data
+assert data.library_name == "transformers"
+remote_code = {"trust_remote_code": True} if "custom_code" in data.tags else {}
+
+pipe = pipeline(data.pipeline_tag, model=name, **remote_code)
+found = [pipe(image)]
+AutoModel.from_pretrained(name, **remote_code, dtype="auto")
+processor = AutoProcessor.from_pretrained(name, **remote_code)
+model = AutoModel.from_pretrained(name, **remote_code)
+tags = processor.batch_decode(model.generate(**processor(images=image)))[0]
+found.append([{"label": tag.pop("tag")} | tag for tag in tags])
+print(json.dumps(found))
 """
 
 
@@ -163,6 +184,20 @@ def test_the_published_code_is_the_package_s_own(folder):
     assert published(folder)["tag_decoder.py"] == complete["tag_decoder.py"]
 
 
+def test_the_code_on_the_hub_page_runs_without_this_package(folder, tmp_path):
+    (folder / "training_summary.json").write_bytes((SHIPPED / "training_summary.json").read_bytes())
+    write_model_card(folder, name="org/mine", dataset_name="mine")
+    for name, content in published(folder).items():
+        (tmp_path / "page" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "page" / name).write_bytes(content)
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
+    arguments = [tmp_path / "page", tmp_path / "red.png"]
+    by_pipeline, by_model = run_without_package(SNIPPETS, arguments, "http://127.0.0.1:9", tmp_path / "home", "")
+    assert by_pipeline and {"label", "score"} <= by_pipeline[0].keys()
+    assert [tag["label"] for tag in by_pipeline] == [tag["label"] for tag in by_model]
+    assert [tag["score"] for tag in by_pipeline] == pytest.approx([tag["score"] for tag in by_model], abs=1e-5)
+
+
 def test_a_baseline_is_published_with_code_that_needs_the_package(make_model, tiny_processor, tmp_path):
     settings = make_model().config.to_dict() | {"num_tag_classes": len(tiny_processor.label_vocabulary)}
     del settings["model_type"]
@@ -174,6 +209,11 @@ def test_a_baseline_is_published_with_code_that_needs_the_package(make_model, ti
     contents = published(tmp_path / "asy")
     assert json.loads(contents["config.json"])["auto_map"]["AutoModel"].startswith("asymmetric_classifier.")
     assert b"from modeling_optsg." in contents["asymmetric_classifier.py"]
+    summary = json.loads((SHIPPED / "training_summary.json").read_text())
+    summary["arguments"]["model_type"] = "asy"
+    (tmp_path / "asy/training_summary.json").write_text(json.dumps(summary))
+    # The Hub shows no code of transformers for a library that it does not know.
+    assert write_model_card(tmp_path / "asy", name="org/asy", dataset_name="mine").data.library_name == "optsg"
     # The package registers the pipeline, so the folder does not name one and loads without `trust_remote_code`.
     assert "custom_pipelines" not in json.loads(contents["config.json"])
     assert isinstance(pipeline("tag-generation", model=tmp_path / "asy")({"title": "red"}), list)
@@ -185,8 +225,7 @@ def test_a_missing_card_is_made_from_the_training_summary(folder, tmp_path, caps
     (folder / "README.md").unlink()
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 2
     assert "has no README.md, and no training_summary.json to make one from" in capsys.readouterr().err
-    shipped = Path(__file__).parents[1] / "checkpoints/optsg-icon-small/training_summary.json"
-    summary = json.loads(shipped.read_text())
+    summary = json.loads((SHIPPED / "training_summary.json").read_text())
     summary["arguments"]["dataset"] = str(tmp_path / "my_images")
     (folder / "training_summary.json").write_text(json.dumps(summary))
     assert main(["push", str(folder), "org/mine", "--dry-run"]) == 0

@@ -10,7 +10,6 @@ from pathlib import Path
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig
-from transformers.utils import cached_file
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, find_model_type
@@ -18,6 +17,7 @@ from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBoo
 from modeling_optsg.data.atomic_files import write_text
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_readable_examples
 from modeling_optsg.data.splits import split_examples
+from modeling_optsg.data.training_summary import SUMMARY, read_training_summary
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .calibration import reliability
@@ -27,7 +27,6 @@ from .prediction import predict_tags
 from .reporting import environment, novel_hits, score_modalities
 
 FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
-SUMMARY = "training_summary.json"
 # The arguments of a training that choose its examples, with their defaults.
 SPLIT_ARGUMENTS = {"validation_ratio": None, "seed": 0, "train_ratio": 1.0, "streaming": False}
 # The key of the only decoding of a model, as in the training summary.
@@ -142,33 +141,6 @@ def write_result(result: Mapping, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
-
-
-def read_training_summary(checkpoint: str) -> dict:
-    """Return the training summary of a checkpoint, empty if it has none.
-
-    Args:
-        checkpoint: Folder or Hub name.
-
-    Raises:
-        ValueError: It is not a JSON object.
-    """
-    path = cached_file(
-        checkpoint,
-        SUMMARY,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    if path is None:
-        return {}
-    try:
-        summary = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(summary, dict):
-        raise ValueError(f"{path} is not a JSON object.")
-    return summary
 
 
 def choose_splits(

@@ -14,6 +14,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .commits import TEXT_SUFFIXES
@@ -30,7 +31,6 @@ REQUIRED = (
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 # Tags and tokens may look like paths.
 WORD_LISTS = frozenset("tokenizer.json label_vocabulary.json vocab.json".split())
-SUMMARY = "training_summary.json"
 MACHINE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
 # A path inside a longer text: it ends at a space, and neither `org/name` nor a web address is one.
 MACHINE_PATH_INSIDE = re.compile(r"(?<![\w./:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"'<>|]+){2,}[/\\]?")

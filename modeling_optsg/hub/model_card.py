@@ -13,9 +13,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import pipeline
 
-from modeling_optsg.pipeline_optsg import TASK, TagGenerationPipeline
-
-from .checkpoint_checks import SUMMARY
+from modeling_optsg.data.training_summary import SUMMARY, summary_base_models, summary_towers
+from modeling_optsg.pipeline_optsg import HUB_TASK, TASK, TagGenerationPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def write_model_card(
     results: str | os.PathLike | None = None,
     *,
     name: str,
-    dataset_name: str,
+    dataset_name: str | None,
     train_command: str | None = None,
     score_command: str | None = None,
     license: str | None = None,
@@ -58,8 +57,9 @@ def write_model_card(
         results: Output of `optsg evaluate` or `examples/score.py`. Without it, the card shows the validation metrics
             of the training.
         name: The model's name, or its repository as `org/name`.
-        dataset_name: Name of the training data.
-        train_command: Command that trained the model; by default it is composed from the training arguments.
+        dataset_name: Name of the training data, `None` if it has none.
+        train_command: Command that trained the model; by default it is composed from the training arguments, if the
+            model was trained by a command.
         score_command: Command that made `results`.
         license: Licence of the weights, by its identifier on the Hub.
         language: Languages of titles and tags, by their codes.
@@ -77,19 +77,17 @@ def write_model_card(
     checkpoint = Path(checkpoint)
     summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
-    if scores is not None:
-        split = scores.get("split", "test")
-        metrics = scores[split]
-    else:
-        split, metrics = "validation", {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
+    split, metrics, knn = _metrics(summary, scores)
     data = ModelCardData(
         model_name=name.rpartition("/")[2],
         license=license,
         language=language,
-        library_name="transformers",
-        pipeline_tag="image-classification",
+        # The Hub shows how to load a model with this library. A baseline needs the package.
+        library_name="transformers" if summary["arguments"]["model_type"] == "op-tsg" else "optsg",
+        pipeline_tag=HUB_TASK,
         tags=[TASK, "optsg", "image-tagging", "video-tagging", "custom_code"],
-        datasets=[dataset_name],
+        base_model=summary_base_models(summary) or None,
+        datasets=[dataset_name] if dataset_name else None,
         metrics=["f1"],
         widget=_widget(checkpoint, examples) or None,
         eval_results=_eval_results(next(iter(metrics.values()), None), dataset_name, split),
@@ -106,7 +104,8 @@ def write_model_card(
         results=metrics,
         scores=scores,
         metrics=METRICS,
-        train_command=train_command or _train_command(summary["arguments"], checkpoint),
+        knn=knn,
+        train_command=train_command or _train_command(summary, checkpoint),
         score_command=score_command,
         use=use,
         license_details=license_details,
@@ -134,7 +133,8 @@ def write_training_card(
         raise ValueError(f"{folder} has no README.md, and no {SUMMARY} to make one from")
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        dataset_name = public_dataset_name(summary["arguments"]["dataset"])
+        dataset = summary["arguments"]["dataset"]
+        dataset_name = public_dataset_name(dataset) if dataset else None
         write_model_card(folder, results, name=repo_id, dataset_name=dataset_name, **settings)
     except (KeyError, TypeError, AttributeError, SafetensorError) as error:
         sources = SUMMARY if results is None else f"{SUMMARY} or {results}"
@@ -153,15 +153,27 @@ def public_dataset_name(dataset: str) -> str:
     return path.name.replace("_", "-") if path.name.endswith("_tagging") else path.name
 
 
-def _eval_results(metrics: Mapping[str, float] | None, dataset_name: str, split: str) -> list[EvalResult] | None:
+def _metrics(summary: Mapping[str, Any], scores: Mapping[str, Any] | None) -> tuple[str, dict, Mapping | None]:
+    """Return the split, the metrics of each decoding, and those of the nearest neighbours if they are known."""
+    if scores is not None:
+        split = scores.get("split", "test")
+        return split, scores[split], scores.get("knn")
+    fits = {way: fit["validation"] for way, fit in summary.get("fits", {}).items()}
+    return "validation", fits, summary.get("nearest_neighbours")
+
+
+def _eval_results(
+    metrics: Mapping[str, float] | None, dataset_name: str | None, split: str
+) -> list[EvalResult] | None:
     if not metrics:
         return None
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=HUB_TASK,
             task_name="Tag generation",
-            dataset_type=dataset_name,
-            dataset_name=dataset_name,
+            # Both are required.
+            dataset_type=dataset_name or "unknown",
+            dataset_name=dataset_name or "unknown",
             dataset_split=split,
             metric_type=metric,
             metric_name=METRICS[metric],
@@ -169,7 +181,7 @@ def _eval_results(metrics: Mapping[str, float] | None, dataset_name: str, split:
         )
         for metric in MODEL_INDEX_METRICS
         # Without rare tags, there is no Rare F1.
-        if metrics[metric] is not None
+        if metrics.get(metric) is not None
     ]
 
 
@@ -177,18 +189,17 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the template's values that come from the training summary."""
     arguments = summary["arguments"]
     roles = {"vision": "images", "text": "titles and, in training, the text of tags"}
-    is_trained = {
-        "vision": arguments.get("train_vision_tower"),
-        # The first phase has trained the text tower.
-        "text": arguments.get("train_text_layers") or arguments.get("classifier_checkpoint"),
-    }
+    checkpoint = summary.get("checkpoint") or arguments.get("checkpoint")
+    history = summary.get("history")
     return {
         "arguments": arguments,
+        "checkpoint": checkpoint and _public(checkpoint),
         "towers": [
-            (tower, _public(arguments[f"{tower}_tower"]), role, bool(is_trained[tower]))
-            for tower, role in roles.items()
-            if arguments.get(f"{tower}_tower") not in (None, "none")
+            tower | {"half": half, "role": roles[half], "name": tower["name"] and _public(tower["name"])}
+            for half, tower in summary_towers(summary).items()
         ],
+        # The last step is always validated. It may come early, and there is none without a training.
+        "epochs": f"{round(history[-1]['epoch'], 1):g}" if history else None,
         "parameters": round(summary["parameters"] / 1e6, 1),
         "trained_parameters": round(summary["trained_parameters"] / 1e6, 1),
         "examples": summary["examples"],
@@ -197,7 +208,13 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _train_command(arguments: Mapping[str, Any], checkpoint: Path) -> str:
+def _train_command(summary: Mapping[str, Any], checkpoint: Path) -> str | None:
+    """Return the command of a training; `None` if a Python program passed the model or the examples."""
+    arguments = summary["arguments"]
+    if not arguments["dataset"] or summary.get("checkpoint", arguments.get("checkpoint")) != arguments.get(
+        "checkpoint"
+    ):
+        return None
     names = ("config", "model_type", "seed")
     if not arguments.get("config"):
         names += ("dataset", "checkpoint")
@@ -219,7 +236,7 @@ def _options(arguments: Mapping[str, Any]) -> str:
 def _public(path: object) -> str:
     """Return the last part of an absolute path; names and relative paths stay."""
     path = str(path).rstrip("/")
-    return os.path.basename(path) if os.path.isabs(path) else path
+    return os.path.basename(path) if os.path.isabs(os.path.expanduser(path)) else path
 
 
 def _widget(checkpoint: Path, examples: Sequence[str | os.PathLike]) -> list[dict]:

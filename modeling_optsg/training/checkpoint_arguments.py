@@ -1,18 +1,14 @@
 """Arguments that contradict the checkpoint to fine-tune."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from modeling_optsg.base_models import OPTSGPreTrainedModel
-from modeling_optsg.hub.checkpoint_checks import SUMMARY
+from modeling_optsg.data.training_summary import read_training_summary, summary_towers
 from modeling_optsg.processing_optsg import OPTSGProcessor
+from modeling_optsg.towers import HALVES
 
 from .arguments import OPTSGTrainingArguments
 
 # Not stored in the model or its processor, but only in the summary of the training.
-RECORDED = ("vision_tower", "text_tower", "image_words", "tag_vocab_size")
+RECORDED = ("image_words", "tag_vocab_size")
 
 
 def check_checkpoint_arguments(
@@ -34,8 +30,10 @@ def check_checkpoint_arguments(
         "max_tag_tokens": processor.max_tag_tokens,
         "image_size": image_size_of(processor),
     }
-    recorded = _recorded_arguments(Path(args.checkpoint, SUMMARY)) if args.checkpoint else {}
-    settings |= {name: recorded.get(name) for name in RECORDED}
+    summary = read_training_summary(args.checkpoint) if args.checkpoint else {}
+    settings |= {name: summary.get("arguments", {}).get(name) for name in RECORDED}
+    towers = summary_towers(summary)
+    settings |= {f"{half}_tower": towers.get(half, {}).get("name") for half in HALVES}
     if settings["vision_tower"] is None and model.model.vision_tower is None:
         settings["vision_tower"] = "none"
     if settings["image_words"] is None and model.model.image_words is None:
@@ -64,7 +62,3 @@ def image_size_of(processor: OPTSGProcessor) -> int | None:
     if not size or settings.get("do_center_crop") or size.get("height") != size.get("width"):
         return None
     return size.get("height")
-
-
-def _recorded_arguments(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))["arguments"] if path.is_file() else {}

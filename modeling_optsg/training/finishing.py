@@ -7,6 +7,7 @@ from pathlib import Path
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.process_logging import get_logger
+from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -18,7 +19,6 @@ from .run_state import STATE_FOLDER, check_same_run, delete_states
 
 logger = get_logger(__name__)
 
-SUMMARY = "training_summary.json"
 # Below this, the fit follows single examples.
 MIN_VALIDATION_EXAMPLES = 50
 
@@ -102,6 +102,9 @@ def finished_summary(args: OPTSGTrainingArguments, status: RunStatus) -> dict | 
     own = args.result_arguments()
     # Those that depend on the examples were chosen for them.
     own = {name: value for name, value in own.items() if name not in CHOSEN_ARGUMENTS or value is not None}
+    if own.get("train_batch_size", 0) > found["examples"]["train"]:
+        # A step had all the examples, and the summary says how many.
+        own["train_batch_size"] = found["arguments"]["train_batch_size"]
     check_same_run({name: found["arguments"].get(name) for name in own}, own, args.output_dir)
     logger.info(f"{args.output_dir} is finished. To train again, give --resume_from_checkpoint never.")
     return found

@@ -97,8 +97,8 @@ class TrainingLoop:
         """Train the model, from the last saved state of the run if there is one.
 
         Returns:
-            `trained_parameters`, `training_seconds`, `history` (the log's rows with validation metrics), and how many
-            examples had too many tags or could not be read.
+            `trained_parameters`, `train_batch_size` as it was used, `training_seconds`, `history` (the log's rows with
+            validation metrics), and how many examples had too many tags or could not be read.
 
         Raises:
             Interrupted: The run was asked to stop, and its state is saved.
@@ -123,6 +123,7 @@ class TrainingLoop:
             self._call("on_train_end", self.progress.step)
         return {
             "trained_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "train_batch_size": self.batch_size,
             "oversized_examples": self.collator.oversized_examples,
             "unreadable_examples": self.unreadable.reasons,
             "training_seconds": round(self.progress.training_seconds, 1),
@@ -151,7 +152,7 @@ class TrainingLoop:
         value = metric_value(metrics, metric)
         named = {f"eval_{name}": figure for name, figure in metrics.items()} | {f"eval_{metric}": value}
         self._call("on_evaluate", self.progress.step, metrics=named)
-        if value > self.progress.best_metric:
+        if self.progress.best_metric is None or value > self.progress.best_metric:
             self.progress.best_metric = value
             self.save(model)
         return {"validation": metrics, "sample_predictions": sample_predictions(self.eval_dataset, predicted)}
@@ -256,7 +257,7 @@ class TrainingLoop:
             logger.info(f"Resuming after step {self.progress.step} of {self.total_steps}.")
             if checkpoint != "auto" and Path(checkpoint).resolve().parent != self.run_state.folder.resolve():
                 # The best checkpoint so far is in the folder of another run.
-                self.progress.best_metric = -math.inf
+                self.progress.best_metric = None
         self.start = self.stop_signal.saved_step = self.progress.step
         log_path, last_row = self.output_dir / "training_log.jsonl", max(self.start, 1) - 1
         self.log = TrainingLog(self.accelerator, log_path, last_row, self.total_steps, self.progress.loss_sums)

@@ -71,7 +71,7 @@ def build_model(
     """
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
     if not counts:
-        raise ValueError(f"{args.dataset}: {NO_TAGS}")
+        raise ValueError(f"{args.dataset or 'train_dataset'}: {NO_TAGS}")
     if given is not None or args.checkpoint:
         model, processor = given or _load_checkpoint(args)
         _prepare_to_fine_tune(model, processor, args, train, counts)

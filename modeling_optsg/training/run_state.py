@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_json
+from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_text
 
 # Folder of the states and of status.json, in the output folder.
 STATE_FOLDER = "state"
@@ -24,7 +24,7 @@ class TrainingProgress:
 
     Args:
         step: Last step that is done.
-        best_metric: Best value of `metric_for_best_model` so far.
+        best_metric: Best value of `metric_for_best_model` so far, `None` before the first validation.
         training_seconds: Time spent in training steps.
         examples_per_second: Current speed.
         loss_sums: Sums of the losses since the last row of the log, and the number of steps.
@@ -34,7 +34,7 @@ class TrainingProgress:
     """
 
     step: int = 0
-    best_metric: float = float("-inf")
+    best_metric: float | None = None
     training_seconds: float = 0.0
     examples_per_second: float = 0.0
     loss_sums: dict[str, float] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class RunState:
 
     def __init__(self, accelerator: Accelerator, folder: str | os.PathLike, arguments: dict, keep: int = 2):
         self.accelerator, self.folder, self.keep = accelerator, Path(folder), keep
-        self.arguments = json.loads(json.dumps(arguments))
+        self.arguments = json.loads(json.dumps(arguments, allow_nan=False))
         kind = accelerator.distributed_type
         # A sharded state cannot be read with another strategy.
         self.strategy = kind.value if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) else None
@@ -84,7 +84,9 @@ class RunState:
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 run = {"step": step, "arguments": self.arguments, "strategy": self.strategy}
-                write_json(partial / PROGRESS, {**progress, **run})
+                # An attribute of a callback may be inf, and only this class reads the file.
+                content = json.dumps({**progress, **run}, indent=1, allow_nan=True)
+                write_text(partial / PROGRESS, content + "\n")
                 # Written before the renaming, so the final name never refers to incomplete files.
                 sync_all(partial)
         except Exception as error:

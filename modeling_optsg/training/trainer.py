@@ -29,6 +29,7 @@ from .finishing import finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
 from .neighbour_comparison import compare_with_neighbours
+from .origin import describe_origin
 from .preparation import PreparedTraining, prepare_training_run
 from .processes import check_shared_folders, make_accelerator, start_trackers
 from .run_state import STATE_FOLDER
@@ -49,6 +50,7 @@ class OPTSGTrainer:
         args: Arguments of the training. Default: those of `OPTSGTrainingArguments("trainer_output")`.
         train_dataset: Training examples with the column `tags` and at least one of `title`, `image`, `video` and
             `frame_features`. By default, `args.dataset` is loaded.
+            With a `train_dataset`, `args.dataset` is only its name in the model card, and there is none by default.
         eval_dataset: Validation examples. By default, one tenth of `train_dataset` is set aside
             (`args.validation_ratio`).
         processing_class: Processor of `model`.
@@ -99,10 +101,14 @@ class OPTSGTrainer:
             raise ValueError("An eval_dataset needs a train_dataset.")
         if train_dataset is not None and args.streaming:
             raise ValueError("A train_dataset cannot be streamed; give the name of the dataset in args.dataset.")
+        if train_dataset is not None and args.dataset == OPTSGTrainingArguments.dataset:
+            args.dataset = None
         args.cache_dir = str(Path(args.cache_dir).expanduser())
         self.accelerator, args.mixed_precision = make_accelerator(
             args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
         )
+        # What is fine-tuned. A model that was not loaded has an empty name.
+        self.checkpoint = args.checkpoint or (model.name_or_path if model is not None else None) or None
         self.model, self.args, self.processing_class = model, args, processing_class
         self.train_dataset, self.eval_dataset, self.callbacks = train_dataset, eval_dataset, list(callbacks)
         self.status = RunStatus(Path(args.output_dir, STATE_FOLDER, "status.json"))
@@ -188,6 +194,8 @@ class OPTSGTrainer:
         set_seed(args.seed)
         prepared = prepare_training_run(args, accelerator, train, validation, stream_shards, given)
 
+        # Before the training, because a checkpoint may be deleted meanwhile.
+        origin = describe_origin(args, prepared.model, self.checkpoint)
         self.status.set("running")
         loop = TrainingLoop(
             prepared.model,
@@ -208,7 +216,7 @@ class OPTSGTrainer:
         summary = {}
         if accelerator.is_main_process:
             self.status.set("fitting")
-            summary = self._finish(prepared, results, started)
+            summary = self._finish(prepared, origin, results, started)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return summary
@@ -221,15 +229,19 @@ class OPTSGTrainer:
         splits = {name: with_tagging_columns(rows, f"the {name} examples") for name, rows in splits.items() if rows}
         return None, *divide_examples(splits, self.args)
 
-    def _finish(self, prepared: PreparedTraining, results: dict, started: float) -> dict:
+    def _finish(self, prepared: PreparedTraining, origin: dict, results: dict, started: float) -> dict:
         """Fit the generation settings of the best checkpoint, write the summary and push the model to the Hub."""
         args, device = self.args, self.accelerator.device
         model, fits = fit_best_model(args, prepared.processor, prepared.eval_dataset, prepared.evaluator, device)
         if prepared.book is not None:
             prepared.book.save(Path(args.output_dir) / "book")
         knn = compare_with_neighbours(args, model, prepared.processor, *prepared.encoded, prepared.evaluator, fits)
+        # A step has all the examples if there are fewer than that.
+        args = copy.copy(args)
+        args.train_batch_size = results.pop("train_batch_size", args.train_batch_size)
         unreadable = prepared.unreadable | results.pop("unreadable_examples", {})
         summary = {
+            **origin,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "examples": {"train": len(prepared.train), "validation": len(prepared.validation)},
             "unreadable_examples": unreadable,
