@@ -172,8 +172,8 @@ def main() -> None:
     result |= {"seconds": {name: round(value, 1) for name, value in seconds.items()}, "seed": 0}
     result |= {"sources": list(VECTOR_SOURCES), "num_neighbours": NUM_NEIGHBOURS} | environment()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    arguments.output.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

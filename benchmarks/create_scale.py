@@ -37,7 +37,7 @@ def make(folder: Path, examples: int) -> int:
                     "raw_title": f"夏日凉面教程 {number}",
                     "tag": [tags[p] for p in set(row)],
                 }
-                file.write(("[" if number == 0 else ",\n") + json.dumps(own, ensure_ascii=False))
+                file.write(("[" if number == 0 else ",\n") + json.dumps(own, ensure_ascii=False, allow_nan=False))
         file.write("]")
     return examples
 
@@ -100,7 +100,9 @@ def main() -> None:
         seconds = time.perf_counter() - started
         # Kilobytes on Linux.
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"examples": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}))
+        print(
+            json.dumps({"examples": done, "seconds": round(seconds, 1), "memory_mib": round(memory)}, allow_nan=False)
+        )
         return
     found = {"examples": arguments.examples, "unique_tags": UNIQUE_TAGS, "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +131,9 @@ def main() -> None:
         from modeling_optsg.evaluation.reporting import environment
 
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(found | environment(), indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(
+            json.dumps(found | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

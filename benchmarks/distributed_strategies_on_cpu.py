@@ -95,7 +95,7 @@ def run(folder: Path, name: str, steps: int) -> tuple[list[dict], int | None]:
     configuration, more, is_interrupted = RUNS[name]
     own, launcher = small_run.environment(), ()
     if more.get("mixed_precision") == "fp16":
-        own |= {"SCALER": json.dumps(TOO_LARGE if "overflowing" in name else SCALER)}
+        own |= {"SCALER": json.dumps(TOO_LARGE if "overflowing" in name else SCALER, allow_nan=False)}
         launcher = (sys.executable, __file__, "--under_accelerate")
     if configuration is not None:
         launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file")
@@ -163,12 +163,12 @@ def main() -> None:
             for name, one in compared.items()
         },
     }
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1, allow_nan=False))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         described = environment()
         described["versions"] |= versions
-        arguments.output.write_text(json.dumps(result | described, indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(json.dumps(result | described, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for name, found in result["largest_relative_difference"].items():
         # A run that overflows skips steps, so only its resumption can be compared.
         if name == "fp16, overflowing":

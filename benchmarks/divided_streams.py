@@ -100,7 +100,7 @@ def main() -> None:
     }
     result |= {"examples_per_second_of_a_process": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -119,10 +119,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 small_run.make(Path(folder))
                 result[name] = compare(Path(folder), kills, arguments.max_seconds, settings)
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1, allow_nan=False))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(
+            json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if not all(equal for case in result.values() for equal in case["equal"].values()):
         raise SystemExit("The killed run and the uninterrupted run have different results.")
 

@@ -119,7 +119,7 @@ def main() -> None:
     }
     result |= {"num_train_epochs": float(arguments.num_train_epochs), "validation": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

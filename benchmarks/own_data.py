@@ -108,10 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if (name := f"{kind}/{size}/{seed}") in runs:
                     continue
                 runs[name] = measure(arguments.checkpoint, kind, size, seed)
-                print(name, json.dumps(runs[name]), flush=True)
+                print(name, json.dumps(runs[name], allow_nan=False), flush=True)
                 result = {"checkpoint": arguments.checkpoint, "means": summarize(runs), "runs": runs, **environment()}
                 output.parent.mkdir(parents=True, exist_ok=True)
-                output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

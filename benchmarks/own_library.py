@@ -350,8 +350,8 @@ def main() -> None:
         result = measure(args.model, Path(folder), NUM_IMAGES, NUM_HELD_OUT)
     result |= {"model": Path(args.model).name} | environment()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    args.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main() -> None:
         "without_tags": sum(not row["tags"] for row in rows),
     }
     print(summary)
-    content = json.dumps(summary | {"rows": rows} | environment(), indent=1, ensure_ascii=False)
+    content = json.dumps(summary | {"rows": rows} | environment(), indent=1, ensure_ascii=False, allow_nan=False)
     arguments.output.write_text(content + "\n", encoding="utf-8")
 
 

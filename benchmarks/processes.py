@@ -133,10 +133,12 @@ def main() -> None:
         "reading_divided": divided,
         "largest_relative_difference": found,
     }
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1, allow_nan=False))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(
+            json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if any(value > TOLERANCE for run in found.values() for value in run.values()):
         raise SystemExit(f"Losses differ by more than {TOLERANCE}.")
 

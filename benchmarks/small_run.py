@@ -80,7 +80,7 @@ def command(
     given = {
         "dataset": folder / "data", "dataset_dir": folder / "hf", "cache_dir": folder / "cache", "output_dir": output,
         "vision_tower": "none", "text_tower": folder / "tower", "tag_vocab_size": 300, "train_batch_size": 16,
-        "num_negatives": 0, "eval_steps": 0.5, "config_overrides": json.dumps(own),
+        "num_negatives": 0, "eval_steps": 0.5, "config_overrides": json.dumps(own, allow_nan=False),
     } | arguments  # fmt: skip
     program = [*(launcher or (sys.executable,)), TRAIN]
     return [*map(str, program), *(str(part) for name, value in given.items() for part in (f"--{name}", value))]

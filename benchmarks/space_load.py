@@ -169,7 +169,7 @@ def main() -> None:
         megabytes_alone = megabytes(process)
         for _ in range(arguments.rounds):
             rounds.append(run_round(requests, alone, address, process))
-            print(json.dumps(rounds[-1]), flush=True)
+            print(json.dumps(rounds[-1], allow_nan=False), flush=True)
     refusals = [result for _, result in alone if isinstance(result, str)]
     result = {
         "concurrent_requests": len(requests),
@@ -183,7 +183,7 @@ def main() -> None:
         "lost": sum(len(requests) - one["same_as_alone"] for one in rounds),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def main() -> None:
                 print(name, workers, found[name][f"{workers} workers"], flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"batch": BATCH, "steps": arguments.steps, "frames": FRAMES, "width": WIDTH, "cases": found}
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def make_folder(*parts: str) -> Path:

@@ -152,10 +152,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = measure(Path(name), arguments.examples, not arguments.without_ray)
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1, allow_nan=False))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(
+            json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
     if not all(result["equal_to_one_process"].values()) or result["examples"] != arguments.examples:
         raise SystemExit("The runs gave different tags.")
 

@@ -164,7 +164,7 @@ def main() -> None:
         print(name, found[name], flush=True)
     result = {"steps": arguments.steps, "matrix_products_gflops": round(matrix_rate(), 1), "cases": found}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

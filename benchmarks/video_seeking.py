@@ -103,14 +103,14 @@ def main() -> None:
             path = Path(folder, f"{distance}.mp4")
             write_video(path, distance)
             found[name] = measure(path, arguments.rounds)
-            print(name, json.dumps(found[name]))
+            print(name, json.dumps(found[name], allow_nan=False))
     result = {
         "video": {"seconds": SECONDS, "frames_per_second": RATE, "size": [WIDTH, HEIGHT], "frames_read": FRAMES},
         "rounds": arguments.rounds,
         "key_frames": found,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,11 +89,11 @@ def main() -> None:
     # The fit of the first decoding.
     found = {name: next(iter(fits.values()))["validation"] for name, fits in found.items()}
     found = {name: {metric: metrics[metric] for metric in METRICS} for name, metrics in found.items()}
-    print(json.dumps(found, indent=1))
+    print(json.dumps(found, indent=1, allow_nan=False))
     result = {"steps": averages.steps, "examples": summary["examples"], "arguments": summary["arguments"]}
     result |= {"validation": found, **environment()}
     own.output.parent.mkdir(parents=True, exist_ok=True)
-    own.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    own.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

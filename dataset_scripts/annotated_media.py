@@ -81,7 +81,7 @@ class AnnotatedMedia(datasets.ArrowBasedBuilder):
         # Kept in the cache, so that loading from it reports the same counts.
         path = Path(self.cache_dir, "left_out.json")
         if self.left_out:
-            path.write_text(json.dumps(self.left_out, indent=1), encoding="utf-8")
+            path.write_text(json.dumps(self.left_out, indent=1, allow_nan=False), encoding="utf-8")
         elif path.is_file():
             self.left_out = json.loads(path.read_text(encoding="utf-8"))
             for split, counts in self.left_out.items():

@@ -131,5 +131,6 @@ class _JSONReader:
 
 
 def _shorten(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    # It is only shown, so a value that is not JSON is not an error here.
+    text = json.dumps(value, ensure_ascii=False, allow_nan=True)
     return text if len(text) <= 40 else f"{text[:40]}…"

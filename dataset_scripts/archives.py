@@ -235,7 +235,7 @@ def _pack(
     `datasets` makes one Arrow table of each row of a stream, and joins only tables whose columns have the same types.
     """
     texts = _read_texts(row, sources, origin)
-    packed = texts | {"tags": json.dumps(distinct_tags(texts["tags"]))}
+    packed = texts | {"tags": json.dumps(distinct_tags(texts["tags"]), allow_nan=False)}
     for kind, columns in media.items():
         files = [row[column] for column in columns if row[column] is not None]
         if kind in kinds:

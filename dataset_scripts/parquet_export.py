@@ -112,7 +112,7 @@ def _replace_files(partial: Path, folder: Path, files: list[str], earlier: list[
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").unlink(missing_ok=True)
-    (folder / MANIFEST).write_text(json.dumps(sorted({*files, *earlier}), indent=0), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(sorted({*files, *earlier}), indent=0, allow_nan=False), encoding="utf-8")
     for name in earlier:
         (folder / name).unlink(missing_ok=True)
     for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
@@ -121,7 +121,7 @@ def _replace_files(partial: Path, folder: Path, files: list[str], earlier: list[
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, folder / name)
-    (folder / MANIFEST).write_text(json.dumps(files, indent=0), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(files, indent=0, allow_nan=False), encoding="utf-8")
 
 
 def _check_media(rows: Dataset, split: str) -> None:

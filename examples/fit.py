@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             grid={"pad_bias": arguments.pad_biases},
             batch_size=arguments.batch_size,
         )
-        print(decoding, json.dumps({name: value for name, value in fits[decoding].items() if name != "tried"}))
+        print(
+            decoding,
+            json.dumps({name: value for name, value in fits[decoding].items() if name != "tried"}, allow_nan=False),
+        )
     model.generation_config.save_pretrained(arguments.checkpoint)
 
     # The model card reads the settings from the summary.
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
     summary["fits"] = fits
     summary["fitted_with"] = {name: getattr(arguments, name) for name in FIT_ARGUMENTS}
-    summary_path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    summary_path.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

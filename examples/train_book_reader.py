@@ -106,7 +106,9 @@ def main(args: argparse.Namespace) -> None:
     processor.save_pretrained(args.output_dir)
     save_book(book, args.output_dir / INDEX_FOLDER)
     summary = {"training": training, "validation": {"without_reader": without, "with_reader": metrics}}
-    (args.output_dir / "book_summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (args.output_dir / "book_summary.json").write_text(
+        json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     if metrics is not None:
         logger.info(f"Validation: Full F1 {metrics['full_f1']:.1f}, micro F1 {metrics['micro_f1']:.1f}.")
 

@@ -49,7 +49,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         print(f"optsg check: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(json.dumps(report.to_dict()) if args.json else "\n".join(report.lines()))
+    print(json.dumps(report.to_dict(), allow_nan=False) if args.json else "\n".join(report.lines()))
     return 0
 
 

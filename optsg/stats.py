@@ -78,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
             name: [{"identity": text, "holds": holds} for text, holds in checks] for name, checks in identities.items()
         }
         found = {"common_count": common_count, "counted": statistics, "published": published, "identities": checks}
-        print(json.dumps(found))
+        print(json.dumps(found, allow_nan=False))
     else:
         _print_statistics(args.dataset, statistics, published, common_count)
         _print_checks(identities, benchmark if published else None)

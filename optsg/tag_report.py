@@ -175,7 +175,7 @@ class TagReport:
     def _print_json(self, **line: Any) -> None:
         if self.as_json:
             # ASCII only: the escapes of a terminal with another encoding would not be valid JSON.
-            print_line(json.dumps(line))
+            print_line(json.dumps(line, allow_nan=False))
 
 
 def _explain(source: str, neighbours: list[dict]) -> str:

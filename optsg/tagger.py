@@ -189,7 +189,7 @@ class Fingerprinter:
         else:
             # Without a book, the fingerprint stays what it was before there were books, so sidecars stay valid.
             del values["book"]
-        self.run = json.dumps([_identify_model(model), values])
+        self.run = json.dumps([_identify_model(model), values], allow_nan=False)
 
     def __call__(self, file: MediaFile) -> str:
         """Return the fingerprint of a file."""

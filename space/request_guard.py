@@ -71,7 +71,10 @@ class RequestGuard:
         if (name := self._find_foreign_file(content)) is not None:
             reason = f"{name[:200]!r} was not uploaded to this Space. Upload the file itself."
             return await _refuse(send, 403, reason)
-        body = json.dumps(content).encode() if content is not None else bytes(body)
+        try:
+            body = json.dumps(content, allow_nan=False).encode() if content is not None else bytes(body)
+        except ValueError:
+            return await _refuse(send, 400, "The request body contains NaN or inf, which JSON does not have.")
         length = (b"content-length", str(len(body)).encode())
         scope = scope | {"headers": [h for h in scope["headers"] if h[0] != b"content-length"] + [length]}
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -107,7 +110,7 @@ class RequestGuard:
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:
-    body = json.dumps({"error": reason, "detail": reason}).encode()
+    body = json.dumps({"error": reason, "detail": reason}, allow_nan=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -113,6 +113,24 @@ def test_old_words_are_gone(path):
     assert [line for line in lines if OLD_WORDS.search(PROPER_NAMES.sub("", line))] == []
 
 
+def json_dumps_without_a_rule_for_nan(path: str) -> list[int]:
+    """The lines of calls of `json.dumps` that do not say whether NaN is allowed, unless the result is only hashed."""
+    tree, hashed, calls = ast.parse((ROOT / path).read_text(encoding="utf-8")), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            if node.func.attr in ("sha256", "update"):
+                hashed |= set(ast.walk(node))
+            if ast.unparse(node.func) in ("json.dump", "json.dumps"):
+                calls.append(node)
+    return [node.lineno for node in calls if node not in hashed and "allow_nan" not in {k.arg for k in node.keywords}]
+
+
+@pytest.mark.parametrize("path", [path for path in tracked("*.py") if not path.startswith("tests/")])
+def test_no_json_contains_nan(path):
+    # NaN is not JSON, and most programs cannot read it. A metric over no tags is null.
+    assert json_dumps_without_a_rule_for_nan(path) == []
+
+
 def test_no_program_patches_the_module_path():
     for path in tracked("examples/*.py", "experiments/*.py", "benchmarks/*.py", "space/*.py"):
         assert "sys.path" not in (ROOT / path).read_text(encoding="utf-8"), path

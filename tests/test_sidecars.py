@@ -126,15 +126,15 @@ def test_json_sidecars_have_probabilities_and_mark_novel_tags(tag, photos):
     assert sidecar["generated"] == ["dog", "novel"] and sidecar["declined"] == []
 
 
-BROKEN = {"xmp": b"<x", "json": b'{"photoTakenTime": {}}', "txt": b"caf\xe9"}
+BROKEN = {"xmp": [b"<x"], "json": [b'{"photoTakenTime": {}}', b'{"optsg": 1, "mine": NaN}'], "txt": [b"caf\xe9"]}
 
 
-@pytest.mark.parametrize("kind", SIDECARS)
-def test_an_unreadable_sidecar_is_unchanged_and_the_others_written(tag, photos, kind):
-    (photos / f"a{SUFFIXES[kind]}").write_bytes(BROKEN[kind])
+@pytest.mark.parametrize("kind, content", [(kind, content) for kind in SIDECARS for content in BROKEN[kind]])
+def test_an_unreadable_sidecar_is_unchanged_and_the_others_written(tag, photos, kind, content):
+    (photos / f"a{SUFFIXES[kind]}").write_bytes(content)
     status, _, err = tag("--write", kind, photos)
     assert status == 1 and f"a{SUFFIXES[kind]} was not changed" in err and "2 tagged, 1 failed" in err
-    assert (photos / f"a{SUFFIXES[kind]}").read_bytes() == BROKEN[kind]
+    assert (photos / f"a{SUFFIXES[kind]}").read_bytes() == content
     assert tag.tagged == ["b.jpg", "c.jpg"], "its image is not tagged"
 
 

@@ -89,8 +89,7 @@ def ask(guard, path="/gradio_api/queue/join", body=None, headers=None, method="P
     """Sends a request in pieces and returns the status and body of the answer."""
     content = json.dumps(body).encode() if body is not None else b""
     headers = [(b"content-length", str(len(content)).encode())] if headers is None else headers
-    pieces = [content[:7], content[7:]]
-    sent = []
+    pieces, sent = [content[:7], content[7:]], []
 
     async def receive():
         piece = pieces.pop(0) if pieces else b""
@@ -165,7 +164,8 @@ def test_routes_that_fetch_addresses_are_refused(guard, path):
     assert guard.app.bodies == []
 
 
-def test_large_requests_are_refused(guard):
+def test_large_requests_and_nan_are_refused(guard):
+    assert ask(guard, body={"data": [float("nan")]})[0] == 400
     assert ask(guard, body={"data": ["x" * 10_000]})[0] == 413
     assert ask(guard, headers=[(b"transfer-encoding", b"chunked")], body={})[0] == 411
     assert ask(guard, "/gradio_api/upload", headers=[(b"content-length", b"1000001")])[0] == 413

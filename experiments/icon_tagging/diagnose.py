@@ -269,7 +269,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         limits = (arguments.batch_size, arguments.num_train_examples)
         diagnosis = diagnose(run, benchmark, arguments.checkpoint.as_posix(), *limits)
         write_result(diagnosis, arguments.output)
-        print(json.dumps({name: diagnosis[name] for name in ("tags", "validation", "losses")}, indent=1))
+        print(
+            json.dumps({name: diagnosis[name] for name in ("tags", "validation", "losses")}, indent=1, allow_nan=False)
+        )
     plot(diagnosis, arguments.output.with_suffix(".png"))
 
 

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             book.add_examples(*added)
             scores["after"] = score(experiment, book, evaluators, with_reader)
             result["scores"].setdefault(metric, {})[name] = scores
-            print(metric, name, json.dumps(scores), flush=True)
+            print(metric, name, json.dumps(scores, allow_nan=False), flush=True)
     write_result(result | environment(), arguments.output)
 
 

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         runs[folder.name] = score_at_operating_point(Run.load(folder), benchmark, arguments.metric_for_best_model)
         metrics = {split: runs[folder.name][split] for split in ("validation", "test")}
-        print(folder.name, json.dumps(metrics), flush=True)
+        print(folder.name, json.dumps(metrics, allow_nan=False), flush=True)
         result = {"metric_for_best_model": arguments.metric_for_best_model, "runs": runs}
         write_result(result | environment(), arguments.output)
 

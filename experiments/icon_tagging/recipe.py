@@ -80,7 +80,7 @@ def training_arguments(row: dict, config: Path, work_dir: Path, seed: int) -> li
         words += [f"--{name}", value]
     if "config_overrides" in row:
         overrides = json.loads(config.read_text(encoding="utf-8"))["config_overrides"] | row["config_overrides"]
-        words += ["--config_overrides", json.dumps(overrides)]
+        words += ["--config_overrides", json.dumps(overrides, allow_nan=False)]
     if "classifier_of" in row:
         words += ["--classifier_checkpoint", run_folder(row["classifier_of"], work_dir, seed)]
     return words

@@ -73,7 +73,7 @@ def mean_metric(scores: Sequence[dict], metric: str) -> float | None:
 def write_result(result: dict, path: Path) -> None:
     """Write a result file, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 class Benchmark:

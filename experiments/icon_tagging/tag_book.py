@@ -257,7 +257,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_result({"runs": runs} | environment(), output)
         for metric in arguments.metrics:
             for name, row in run[metric].items():
-                print(folder.name, metric, name, json.dumps(row["test"] if "test" in row else row["validation"]))
+                print(
+                    folder.name,
+                    metric,
+                    name,
+                    json.dumps(row["test"] if "test" in row else row["validation"], allow_nan=False),
+                )
 
 
 if __name__ == "__main__":

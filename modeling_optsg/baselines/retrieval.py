@@ -179,7 +179,7 @@ class ExampleRetriever:
             self._index()
         settings = {"image_weight": self.image_weight}
         settings |= {f"image_{name}": values.tolist() for name, values in self.image_scaling.state_dict().items()}
-        (Path(folder) / SETTINGS_NAME).write_text(json.dumps(settings), encoding="utf-8")
+        (Path(folder) / SETTINGS_NAME).write_text(json.dumps(settings, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "ExampleRetriever":

@@ -24,8 +24,12 @@ def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON file."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    """Write a JSON file.
+
+    Raises:
+        ValueError: The value contains NaN or inf, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

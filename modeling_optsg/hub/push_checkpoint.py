@@ -13,10 +13,11 @@ from transformers.dynamic_module_utils import custom_object_save
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.book import encoder_fingerprint, load_pretrained_book
 from modeling_optsg.book.book_files import EXAMPLES_NAME, INDEX_FOLDER
+from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.pipeline_optsg import CUSTOM_PIPELINES, TagGenerationPipeline
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .checkpoint_checks import SUMMARY, file_problems, load_checkpoint, shorten_paths
+from .checkpoint_checks import file_problems, load_checkpoint, shorten_paths
 from .commits import LocalFiles, PublishingError, PushResult, check_repo_id, push_files
 from .model_card import PLACEHOLDER_NAME, write_training_card
 
@@ -158,7 +159,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     if SUMMARY in paths:
         summary = shorten_paths(json.loads(paths[SUMMARY].read_text(encoding="utf-8")), shortened)
         if shortened:
-            contents[SUMMARY] = (json.dumps(summary, indent=1) + "\n").encode()
+            contents[SUMMARY] = (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode()
     return Checkpoint(LocalFiles(paths, contents), left_out, sorted(shortened))
 
 
@@ -217,5 +218,7 @@ def _remote_code(
         settings["config.json"]["custom_pipelines"] = CUSTOM_PIPELINES
     for name, values in settings.items():
         if values != saved[name]:
-            contents[name] = (json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+            contents[name] = (
+                json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+            ).encode()
     return contents

@@ -432,7 +432,10 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
         values = json.loads(Path(config_file).read_text(encoding="utf-8"))
         if unknown := set(values) - set(OPTSGTrainingArguments.__dataclass_fields__):
             parser.error(f"{config_file} sets unknown arguments: {', '.join(sorted(unknown))}")
-        values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in values.items()}
+        values = {
+            name: json.dumps(value, allow_nan=False) if isinstance(value, dict) else value
+            for name, value in values.items()
+        }
         parser.set_defaults(**values)
     try:
         arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)

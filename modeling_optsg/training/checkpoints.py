@@ -80,7 +80,7 @@ def _use_registered_pipeline(config: Path) -> None:
     """
     fields = json.loads(config.read_text(encoding="utf-8"))
     fields.pop("custom_pipelines", None)
-    config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config.write_text(json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def is_eight_bit(name: str) -> bool:

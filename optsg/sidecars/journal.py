@@ -90,4 +90,4 @@ class Journal:
 
 def _encode(entry: dict) -> bytes:
     # ASCII escapes, since file names need not be valid Unicode.
-    return json.dumps(entry).encode() + b"\n"
+    return json.dumps(entry, allow_nan=False).encode() + b"\n"

@@ -42,7 +42,7 @@ class JsonSidecarWriter(TagWriter):
             merged, change = self._merge(location.path, sidecar, file, tags)
             change.written = merged != sidecar or before is None
             if change.written and not self.dry_run:
-                text = json.dumps(merged, ensure_ascii=False, indent=1) + "\n"
+                text = json.dumps(merged, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
                 # "backslashreplace": a file name that is not valid Unicode becomes a JSON escape.
                 replace_file(location.path, text.encode("utf-8", "backslashreplace"))
         return change
@@ -88,6 +88,8 @@ def _read(location: SidecarLocation) -> tuple[dict, bytes | None]:
 
 
 def _check(sidecar: Any) -> None:
+    # Python reads NaN, which is not JSON and could not be written again.
+    json.dumps(sidecar, allow_nan=False)
     if not isinstance(sidecar, dict) or sidecar.get("optsg") != VERSION:
         raise ValueError(f'expected an object with "optsg": {VERSION}')
     lists = {name: sidecar.get(name, []) for name in ("tags", "generated", "declined")}
