@@ -467,7 +467,7 @@ def test_training_publishes_at_its_end_and_survives_a_failure(hub, optsg, images
 import sys
 sys.path.insert(0, {str(ROOT / "examples")!r})
 import train
-train.main(train.parse_arguments({list(map(str, arguments))!r}))
+train.main({list(map(str, arguments))!r})
 """
     status, _, error = optsg.python(code, token="hf_stranger")
     assert status == 0, error

@@ -219,6 +219,15 @@ def prepare_for_fine_tuning(
 
     Raises:
         ValueError: There are no tags, or all are longer than `processor.max_tag_tokens`.
+
+    Example:
+
+        >>> from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, prepare_for_fine_tuning
+        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> tag_table = prepare_for_fine_tuning(model, processor, [["bus", "our trip"], ["bus"]])
+        >>> processor.label_vocabulary
+        {'bus': 2, 'our trip': 1}
     """
     own = [list(dict.fromkeys(example_tags)) for example_tags in tags]
     counts = Counter(tag for example_tags in own for tag in example_tags)

@@ -70,9 +70,9 @@ class OPTSGTrainer:
         ...     tempfile.mkdtemp(), checkpoint="checkpoints/optsg-icon-small", num_train_epochs=1
         ... )
         >>> trainer = OPTSGTrainer(args=args, train_dataset=Dataset.from_list(rows))
-        >>> summary = trainer.train()
-        >>> summary["examples"]
-        {'train': 7, 'validation': 1}
+        >>> trainer.train()["examples"]
+        step 1: loss ...
+        {'train': 5, 'validation': 3}
     """
 
     def __init__(
