@@ -7,10 +7,11 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-slow test-docs test-fresh figures lint format build clean
+.PHONY: help demo test test-slow test-docs test-fresh test-lowest figures lint format build clean
 
 help:
 	@echo "make demo        tag the images in examples/images"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-slow   run the slow tests"
 	@echo "make test-docs   run every command of the pages in docs/"
 	@echo "make test-fresh  load a pushed model in an environment without this package"
+	@echo "make test-lowest run the fast tests with the lowest versions that setup.py allows"
 	@echo "make figures     draw the figures of the README"
 	@echo "make lint        run ruff check and ruff format --check"
 	@echo "make format      fix what ruff can fix"
@@ -25,7 +27,7 @@ help:
 	@echo "make clean       remove the environment and everything built"
 
 # These load only files of this repository, so they need no model hub.
-demo test test-slow test-docs test-fresh: export HF_HUB_OFFLINE := 1
+demo test test-slow test-docs test-fresh test-lowest: export HF_HUB_OFFLINE := 1
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/images
@@ -42,6 +44,9 @@ test-docs: $(VENV)/.installed-test
 test-fresh: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow tests/test_fresh_environment.py
 
+test-lowest: $(LOWEST)/.installed-$(TORCH_VERSION)
+	$(LOWEST)/bin/python -m pytest
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,7 +62,7 @@ build: $(VENV)/.installed-test
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(if $(PYTHON),,$(error No Python 3.10 or newer found; name one with `make PYTHON=/path/to/python3`))
@@ -74,4 +79,13 @@ $(VENV)/.installed-demo: setup.py pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 
 $(VENV)/.installed-test: setup.py pyproject.toml $(VENV)/.torch-$(TORCH_VERSION)
 	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@
+
+# torch comes first and without its dependencies: uv keeps what is installed, and would keep their newest versions.
+$(LOWEST)/.installed-$(TORCH_VERSION): setup.py pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install uv
+	$(LOWEST)/bin/python -m pip install --no-deps "torch==$(TORCH_VERSION)"
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[test]"
 	touch $@

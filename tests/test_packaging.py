@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("modeling_optsg", "optsg", "dataset_scripts")
@@ -67,12 +68,24 @@ def test_the_installed_wheel_runs_without_the_source_tree(distributions, tmp_pat
     assert re.fullmatch(r"optsg \d+\.\d+\.\d+\n", done.stdout)
 
 
-def test_the_requirements_allow_a_range_of_versions(distributions):
+@pytest.fixture(scope="module")
+def metadata(distributions):
     with zipfile.ZipFile(distributions[0]) as wheel:
         [path] = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
-        metadata = wheel.read(path).decode()
+        return wheel.read(path).decode()
+
+
+def test_the_requirements_allow_a_range_of_versions(metadata):
     requirements = re.findall(r"^Requires-Dist: ([A-Za-z0-9_.-]+)(.*)$", metadata, flags=re.MULTILINE)
     assert not [name for name, versions in requirements if "==" in versions.partition(";")[0]]
+    assert not [name for name, versions in requirements if ";" not in versions and ">=" not in versions]
     assert dict(requirements)["transformers"].count(",") == 1, "a lower and an upper bound"
     assert "torchvision" not in dict(requirements) and "timm" not in dict(requirements)
     assert "License-Expression: Apache-2.0" in metadata
+
+
+@pytest.mark.parametrize("path", ["modeling_optsg/hub/requirements.txt", "space/requirements.txt"])
+def test_other_requirement_files_have_the_same_bounds(metadata, path):
+    declared = {Requirement(line.partition(";")[0]) for line in re.findall(r"^Requires-Dist: (.*)$", metadata, re.M)}
+    required = set(map(Requirement, (ROOT / path).read_text().splitlines()))
+    assert required <= declared
