@@ -33,7 +33,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/images
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -45,7 +45,7 @@ test-fresh: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow tests/test_fresh_environment.py
 
 test-lowest: $(LOWEST)/.installed-$(TORCH_VERSION)
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -79,14 +79,16 @@ def _select(metrics: dict) -> dict:
     return {name: metrics[name] for name in METRICS}
 
 
-def summarize(runs: dict[str, dict]) -> dict[str, dict]:
-    """Return the means over the seeds for each kind of images and each size."""
+def summarize(runs: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """Return the means over the seeds by kind of images and number of images."""
     means = {}
-    for name in dict.fromkeys(name.rsplit("/", 1)[0] for name in runs):
-        own = [run for other, run in runs.items() if other.rsplit("/", 1)[0] == name]
-        means[name] = {"seeds": len(own), "seconds": round(mean(run["seconds"] for run in own), 1)}
+    for prefix in dict.fromkeys(name.rsplit("/", 1)[0] for name in runs):
+        own = [run for name, run in runs.items() if name.rsplit("/", 1)[0] == prefix]
+        row = {"seeds": len(own), "seconds": round(mean(run["seconds"] for run in own), 1)}
         for method in ("model", "nearest neighbours"):
-            means[name][method] = {key: round(mean(run[method][key] for run in own), 2) for key in METRICS}
+            row[method] = {key: round(mean(run[method][key] for run in own), 2) for key in METRICS}
+        kind, size = prefix.split("/")
+        means.setdefault(kind, {})[size] = row
     return means
 
 
@@ -109,9 +111,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                     continue
                 runs[name] = measure(arguments.checkpoint, kind, size, seed)
                 print(name, json.dumps(runs[name], allow_nan=False), flush=True)
-                result = {"checkpoint": arguments.checkpoint, "means": summarize(runs), "runs": runs, **environment()}
-                output.parent.mkdir(parents=True, exist_ok=True)
-                output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+                _write(arguments.checkpoint, runs, output)
+    _write(arguments.checkpoint, runs, output)
+
+
+def _write(checkpoint: str, runs: dict[str, dict], output: Path) -> None:
+    result = {"checkpoint": checkpoint, "means": summarize(runs), "runs": runs, **environment()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
