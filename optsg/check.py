@@ -68,13 +68,14 @@ def _warnings_on_stderr() -> Iterator[None]:
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Mapping[str, "Dataset"]) -> "DataReport":
-    from modeling_optsg import OPTSGConfig, OPTSGTrainingArguments
+    from modeling_optsg import OPTSGConfig
     from modeling_optsg.data.data_check import check_data
+    from modeling_optsg.training.arguments import TOWER_DEFAULTS
 
     progress = sys.stderr.isatty()
     if not args.model:
-        tag_tokenizer = _train_tag_tokenizer(splits, OPTSGTrainingArguments.tag_vocab_size)
-        max_tag_tokens = OPTSGTrainingArguments.max_tag_tokens
+        tag_tokenizer = _train_tag_tokenizer(splits, TOWER_DEFAULTS["tag_vocab_size"])
+        max_tag_tokens = TOWER_DEFAULTS["max_tag_tokens"]
         return check_data(splits, tag_tokenizer, max_tag_tokens, OPTSGConfig.num_prompts, progress=progress)
     with exit_if_unusable(parser, args.model):
         processor = load_processor(args.model)

@@ -1,6 +1,7 @@
 """`optsg train`: train OP-TSG or a baseline, or fine-tune a checkpoint."""
 
 import argparse
+import sys
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -22,5 +23,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from modeling_optsg.training.trainer import main
 
-    main(args.arguments, prog="optsg train")
-    return 0
+    words = list(args.arguments)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--dataset")
+    try:
+        return main(words, prog="optsg train")
+    except (ImportError, OSError, RuntimeError, ValueError, FloatingPointError) as error:
+        print(f"optsg train: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

@@ -273,7 +273,6 @@ def test_fp16_is_refused_on_a_cpu(train, folder, tmp_path):
     "more, message",
     [
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, not 0"),
-        ({"train_batch_size": 0}, "A batch of 0 examples is too small for 1 processes"),
         ({"report_to": "aim"}, "--report_to aim: not installed"),
         ({"metric_for_best_model": "common_f1"}, "no evaluated tag is common. Use full_f1 or micro_f1"),
         ({"checkpoint": "TOWER"}, "is not a checkpoint of op-tsg: its config.json has model_type='bert', not 'optsg'"),

@@ -106,6 +106,26 @@ def test_a_checkpoint_is_fine_tuned_on_the_examples_of_a_dataset(tiny_checkpoint
     )
 
 
+def test_a_finished_run_on_other_examples_is_refused(tiny_checkpoint, loaded, tmp_path):
+    args = arguments(tmp_path, checkpoint=str(tiny_checkpoint))
+    OPTSGTrainer(args=args, train_dataset=examples(12)).train()
+    with pytest.raises(ValueError, match="belongs to a run with other training or validation examples"):
+        OPTSGTrainer(args=args, train_dataset=examples(15)).train()
+    args = arguments(tmp_path / "given")
+    OPTSGTrainer(args=args, train_dataset=examples(12), **loaded).train()
+    with torch.no_grad():
+        loaded["model"].lm_head.bias += 1
+    with pytest.raises(ValueError, match="belongs to a run with other training or validation examples"):
+        OPTSGTrainer(args=args, train_dataset=examples(12), **loaded).train()
+
+
+def test_a_model_is_needed_before_it_is_evaluated_or_saved(tmp_path):
+    trainer = OPTSGTrainer(args=arguments(tmp_path), train_dataset=examples())
+    for call in (trainer.evaluate, trainer.save_model):
+        with pytest.raises(ValueError, match=r"There is no model yet; call train\(\) first"):
+            call()
+
+
 def test_early_stopping_ends_a_training(loaded, tmp_path):
     # The learning rate is so small that no validation improves on the first one.
     args = arguments(tmp_path, learning_rate=1e-12, num_train_epochs=10, eval_steps=1)
@@ -168,13 +188,19 @@ def test_contradicting_arguments(loaded, tmp_path):
         make(arguments(tmp_path, model_type="asy"), **loaded)
     with pytest.raises(ValueError, match="An eval_dataset needs a train_dataset"):
         make(arguments(tmp_path), eval_dataset=examples())
+    with pytest.raises(ValueError, match="The train_dataset is a list; give a datasets.Dataset"):
+        make(arguments(tmp_path), train_dataset=[{"tags": ["a"]}])
+    with pytest.raises(ValueError, match="The eval_dataset has no examples"):
+        make(arguments(tmp_path), train_dataset=examples(), eval_dataset=examples(6).select([]))
+    with pytest.raises(ValueError, match="--dataset is missing"):
+        make(arguments(tmp_path)).train()
     with pytest.raises(ValueError, match="A train_dataset cannot be streamed"):
         make(arguments(tmp_path, streaming=True), train_dataset=examples())
 
 
 @pytest.mark.parametrize(
     "number, batch_size, steps",
-    [(3, 8, 70), (9, 8, 120), (45, 8, 270), (180, 16, 506), (900, 64, 506), (19000, 64, 2969)],
+    [(3, 3, 70), (9, 8, 120), (45, 8, 270), (180, 16, 506), (900, 64, 506), (19000, 64, 2969)],
 )
 def test_batch_size_and_epochs_suit_the_number_of_examples(number, batch_size, steps):
     args = OPTSGTrainingArguments("run").for_examples(number)
@@ -190,7 +216,7 @@ def test_the_command_trains_and_says_how_good_the_neighbours_are(tiny_checkpoint
         folder = tmp_path / "data" / row["tags"][0]
         folder.mkdir(parents=True, exist_ok=True)
         row["image"].save(folder / f"{index}.png")
-    words = ["--dataset", tmp_path / "data", "--checkpoint", tiny_checkpoint, "--output_dir", tmp_path / "run"]
+    words = [tmp_path / "data", "--checkpoint", tiny_checkpoint, "--output_dir", tmp_path / "run"]
     words += ["--cache_dir", tmp_path / "cache", "--num_train_epochs", 1]
     with caplog.at_level("INFO"):
         assert optsg(["train", *map(str, words)]) == 0
@@ -199,6 +225,8 @@ def test_the_command_trains_and_says_how_good_the_neighbours_are(tiny_checkpoint
     # Progress bars do not end their lines.
     printed = capfd.readouterr()
     assert len(caplog.text.splitlines()) + printed.out.count("\n") + printed.err.count("\n") < 60
+    assert optsg(["train", "no such folder", "--output_dir", str(tmp_path / "other")]) == 2
+    assert "optsg train: 'no such folder' is not a benchmark" in capfd.readouterr().err
     with pytest.raises(SystemExit) as exit:
         optsg(["train", "--output_dir", "x", "--epochs", "3"])
     assert exit.value.code == 2

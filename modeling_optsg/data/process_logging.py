@@ -8,7 +8,17 @@ from accelerate.logging import MultiProcessAdapter
 
 
 class ProcessLogger(MultiProcessAdapter):
-    """The logger of `accelerate`, which names the process in messages only if there are several."""
+    """The logger of `accelerate`, which names the process in messages only if there are several.
+
+    It also works before the state of `accelerate` exists, as in a program that prepares a model without a training.
+    """
+
+    def log(self, level: int, msg: str, *args: object, **kwargs: object) -> None:
+        """Log a message in the first process."""
+        if PartialState._shared_state:
+            super().log(level, msg, *args, **kwargs)
+        else:
+            self.logger.log(level, msg, *args, **kwargs)
 
     def process(self, msg: str, kwargs: MutableMapping) -> tuple[str, MutableMapping]:
         """Return the message as it is logged, and the keyword arguments of the logging call."""

@@ -23,6 +23,7 @@ RESUMABLE_ARGUMENTS = (
     *LOCAL_ARGUMENTS,
     "config",
     "per_device_train_batch_size",
+    "max_unreadable",
     "dataloader_num_workers",
     "save_steps",
     "resume_from_checkpoint",
@@ -37,6 +38,35 @@ STEPS_PER_ROOT, MAX_FEW_STEPS = 40, 500
 MIN_EPOCHS = 10.0
 # Adapters are new, so they learn faster than pretrained weights.
 TOWER_LEARNING_RATE, LORA_LEARNING_RATE = 2e-5, 2e-4
+# Ranges of arguments.
+POSITIVE = (
+    "num_frames",
+    "max_tag_tokens",
+    "tag_vocab_size",
+    "image_size",
+    "num_train_epochs",
+    "train_batch_size",
+    "learning_rate",
+    "tower_learning_rate",
+    "max_grad_norm",
+    "num_return_sequences",
+    "shuffle_buffer_size",
+    "logging_steps",
+)
+NOT_NEGATIVE = (
+    "image_warmup_epochs",
+    "num_image_copies",
+    "embedding_init_std",
+    "embedding_lr_multiplier",
+    "weight_decay",
+    "num_negatives",
+    "num_candidates",
+    "lora_rank",
+    "max_unreadable",
+    "dataloader_num_workers",
+    "save_steps",
+)
+RATIOS = ("extra_image_ratio", "mismatch_ratio", "warmup_ratio")
 # A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
 TOWER_DEFAULTS = {
     "vision_tower": "efficientnet-lite0",
@@ -87,8 +117,8 @@ class OPTSGTrainingArguments:
     model_type: str = field(
         default="op-tsg", metadata={"help": f"OP-TSG or a baseline. One of {', '.join(MODEL_TYPES)}."}
     )
-    dataset: str = field(
-        default="icon_tagging",
+    dataset: str | None = field(
+        default=None,
         metadata={"help": "A benchmark, a folder (docs/datasets.md), or a dataset on the Hub."},
     )
     image_column: str | None = field(default=None, metadata={"help": _column_help("image_column")})
@@ -331,6 +361,7 @@ class OPTSGTrainingArguments:
         """
         if self.model_type not in MODEL_TYPES:
             raise ValueError(f"--model_type {self.model_type} is unknown; expected one of {', '.join(MODEL_TYPES)}")
+        self._check_ranges()
         if not self.checkpoint:
             for name, value in TOWER_DEFAULTS.items():
                 if getattr(self, name) is None:
@@ -345,11 +376,6 @@ class OPTSGTrainingArguments:
             raise ValueError("--checkpoint and --classifier_checkpoint exclude each other")
         if self.train_text_layers < -1:
             raise ValueError(f"--train_text_layers {self.train_text_layers} must be at least -1")
-        if self.num_image_copies < 0:
-            raise ValueError(f"--num_image_copies {self.num_image_copies} must not be negative")
-        for name in ("extra_image_ratio", "mismatch_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
         for name in ("image_warmup_epochs", "num_image_copies"):
             if getattr(self, name) and self.streaming:
                 raise ValueError(f"--{name} needs cached features, so it cannot be combined with --streaming")
@@ -367,10 +393,29 @@ class OPTSGTrainingArguments:
             except ValueError as error:
                 raise ValueError(f"--push_to_hub: {error}") from error
 
+    def _check_ranges(self) -> None:
+        ranges = (
+            (POSITIVE, lambda value: value > 0, "must be positive"),
+            (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
+            (RATIOS, lambda value: 0 <= value <= 1, "must be between 0 and 1"),
+            (("validation_ratio",), lambda value: 0 < value < 1, "must be above 0 and below 1"),
+        )
+        for names, is_valid, rule in ranges:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not is_valid(value):
+                    raise ValueError(f"--{name} {value} {rule}")
+        try:
+            is_object = isinstance(json.loads(self.config_overrides), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise ValueError(f"--config_overrides {self.config_overrides} must be a JSON object")
+        if self.keep_vocabulary and not self.checkpoint:
+            raise ValueError("--keep_vocabulary needs --checkpoint")
+
     def _set_lora(self, has_frozen_towers: bool) -> None:
         """Choose the towers that get adapters, and the learning rate of the towers."""
-        if self.lora_rank < 0:
-            raise ValueError(f"--lora_rank {self.lora_rank} must not be negative")
         if self.save_adapter and not self.lora_rank:
             raise ValueError("--save_adapter needs --lora_rank")
         if self.lora_rank and has_frozen_towers:
@@ -397,12 +442,12 @@ class OPTSGTrainingArguments:
     def for_examples(self, number: int) -> "OPTSGTrainingArguments":
         """Return a copy in which the arguments without a value are chosen for a number of training examples.
 
-        The batch size is the power of two nearest to a tenth of the examples, from 8 to 64. There are 10 epochs, or as
-        many as 40 √n steps need for n examples; but not more than 500 steps need.
+        The batch size is the power of two nearest to a tenth of n examples, from 8 to 64, but at most n. Training
+        takes 40 √n steps, at most 500, but at least 10 epochs.
         """
         batch_size, epochs = self.train_batch_size, self.num_train_epochs
         if batch_size is None:
-            batch_size = 2 ** round(math.log2(min(max(number / 10, 8), 64)))
+            batch_size = min(2 ** round(math.log2(min(max(number / 10, 8), 64))), number)
         if epochs is None:
             steps = min(STEPS_PER_ROOT * math.sqrt(number), MAX_FEW_STEPS)
             epochs = max(MIN_EPOCHS, float(math.ceil(steps * min(batch_size, number) / number)))

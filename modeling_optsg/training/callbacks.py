@@ -33,7 +33,9 @@ class TrainingCallbacks:
         accelerator: Accelerator,
         **arguments: object,
     ):
-        self.callbacks, self.args, self.accelerator, self.arguments = list(callbacks), args, accelerator, arguments
+        # As in `transformers.Trainer`, a class stands for an object that it makes.
+        self.callbacks = [callback() if isinstance(callback, type) else callback for callback in callbacks]
+        self.args, self.accelerator, self.arguments = args, accelerator, arguments
         self.control = TrainerControl()
         self.state = TrainerState(
             is_local_process_zero=accelerator.is_local_main_process, is_world_process_zero=accelerator.is_main_process

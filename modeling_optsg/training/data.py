@@ -43,7 +43,12 @@ def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] |
     """Return stream shards (`None` without streaming), training examples and validation examples.
 
     See [`load_splits`] and [`load_streams`].
+
+    Raises:
+        ValueError: No dataset is given.
     """
+    if not args.dataset:
+        raise ValueError("--dataset is missing; give a folder, a benchmark such as icon_tagging, or a Hub name.")
     return load_streams(args) if args.streaming else (None, *load_splits(args))
 
 

@@ -62,23 +62,26 @@ def fit_best_model(
             grid=model_type.grid(args.pad_biases),
         )
         logger.info(
-            f"{decoding or 'only'}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation Full "
-            f"{fit['validation']['full_f1']:.1f}, micro {fit['validation']['micro_f1']:.1f}"
+            f"{decoding or 'only'}: pad_bias {fit.get('pad_bias')}, threshold {fit['threshold']}, validation "
+            + ", ".join(f"{name} {value:.1f}" for name, value in main_metrics(fit["validation"]).items())
         )
     model.generation_config.save_pretrained(args.output_dir)
     return model, fits
 
 
-def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) -> dict:
+def main_metrics(metrics: Mapping) -> dict[str, float]:
+    """Return Full F1 and micro F1 by their names. Full F1 is left out if no ground-truth tag is a training tag."""
+    found = {"Full F1": metrics["full_f1"], "micro F1": metrics["micro_f1"]}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) -> None:
     """Write the summary, set the status "finished" and delete the saved states.
 
     Args:
         args: Arguments of the training.
         status: Status of the run.
         summary: Content of the summary besides the arguments.
-
-    Returns:
-        The summary.
     """
     output_dir = Path(args.output_dir)
     content = json.dumps({"arguments": args.public_arguments(), **summary}, indent=1, allow_nan=False)
@@ -86,14 +89,18 @@ def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) ->
     status.set("finished")
     delete_states(output_dir / STATE_FOLDER)
     (output_dir / VALIDATION_ROWS).unlink(missing_ok=True)
-    return json.loads(content)
 
 
-def finished_summary(args: OPTSGTrainingArguments, status: RunStatus) -> dict | None:
+def finished_summary(args: OPTSGTrainingArguments, status: RunStatus, data: str | None = None) -> dict | None:
     """Return the summary of this run if it has finished already, and log that.
 
+    Args:
+        args: Arguments of the training.
+        status: Status of the run.
+        data: Fingerprint of the examples and of the given model. `None` to compare only the arguments.
+
     Raises:
-        ValueError: A run with other arguments has finished in this folder.
+        ValueError: A run with other arguments or other examples has finished in this folder.
     """
     summary = Path(args.output_dir, SUMMARY)
     if args.resume_from_checkpoint != "auto" or status.read().get("status") != "finished" or not summary.exists():
@@ -105,6 +112,9 @@ def finished_summary(args: OPTSGTrainingArguments, status: RunStatus) -> dict | 
     if own.get("train_batch_size", 0) > found["examples"]["train"]:
         # A step had all the examples, and the summary says how many.
         own["train_batch_size"] = found["arguments"]["train_batch_size"]
-    check_same_run({name: found["arguments"].get(name) for name in own}, own, args.output_dir)
+    saved = {name: found["arguments"].get(name) for name in own}
+    if data is not None and found.get("data") is not None:
+        own, saved = own | {"data": data}, saved | {"data": found["data"]}
+    check_same_run(saved, own, args.output_dir)
     logger.info(f"{args.output_dir} is finished. To train again, give --resume_from_checkpoint never.")
     return found

@@ -210,7 +210,8 @@ class TrainingLoop:
         details = f", {processes} processes" if processes > 1 else ""
         if self.micro_batches > 1:
             details += f", {self.micro_batches} micro-batches of at most {self.micro_batch_size} examples per process"
-        logger.info(f"{self.total_steps} steps of {self.batch_size} examples{details}.")
+        epochs = f"{self.args.num_train_epochs:g} epochs"
+        logger.info(f"{self.total_steps} steps of {self.batch_size} examples, {epochs}{details}.")
         self.callbacks.plan(self.total_steps, self.batch_size)
 
     def _prepare(self) -> None:

@@ -10,10 +10,11 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features, without_unreadable
 from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.evaluation.knn_comparison import validate_knn
-from modeling_optsg.evaluation.metrics import TagEvaluator, metric_value
+from modeling_optsg.evaluation.metrics import TagEvaluator, metric_rank
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
+from .finishing import main_metrics
 
 logger = get_logger(__name__)
 
@@ -45,18 +46,21 @@ def compare_with_neighbours(
         The result of [`validate_knn`]. `None` if the comparison is left out: the model is kNN itself, or the features
         of the training examples are not cached, because they are streamed or the vision tower was trained.
     """
-    if args.model_type == "knn" or args.streaming or args.train_vision_tower:
+    if args.model_type == "knn":
+        return None
+    if args.streaming or args.train_vision_tower:
+        reason = "the examples are streamed" if args.streaming else "the vision tower was trained"
+        logger.info(f"The comparison with nearest neighbours is left out, because {reason}. See `optsg evaluate`.")
         return None
     if len(train) > MAX_EXAMPLES:
         train = train.shuffle(seed=0).select(range(MAX_EXAMPLES))
     examples = [_encode(rows, model, processor, args) for rows in (train, validation)]
     metric = args.metric_for_best_model
     knn = validate_knn(model, processor, *examples, evaluator, metric, progress=False)
-    own = max(metric_value(fit["validation"], metric) for fit in fits.values())
-    logger.info(
-        f"Validation {metric}: your model {own:.1f}, nearest neighbours {metric_value(knn, metric):.1f}. "
-        "Both are fitted on the validation examples."
-    )
+    best = max(fits.values(), key=lambda fit: metric_rank(fit["validation"], metric))
+    neighbours = main_metrics(knn)
+    for name, value in main_metrics(best["validation"]).items():
+        logger.info(f"Validation {name}: your model {value:.1f}, nearest neighbours {neighbours[name]:.1f}.")
     return knn
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import copy
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -16,6 +17,8 @@ from transformers import TrainerCallback
 from dataset_scripts.tagging_columns import with_tagging_columns
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.data.feature_cache import digest
+from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.evaluation.metrics import TagEvaluator
 from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.hub.commits import HTTP_LOGGERS
@@ -24,7 +27,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import TOWER_DEFAULTS, OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
-from .data import divide_examples, examples_fingerprint, load_examples, title_lengths
+from .data import cache_examples, divide_examples, examples_fingerprint, load_examples, title_lengths
 from .finishing import finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
@@ -34,6 +37,8 @@ from .preparation import PreparedTraining, prepare_training_run
 from .processes import check_shared_folders, make_accelerator, start_trackers
 from .run_state import STATE_FOLDER
 from .sampling import num_micro_batches
+
+TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 
 
 class OPTSGTrainer:
@@ -97,12 +102,17 @@ class OPTSGTrainer:
             for name, default in TOWER_DEFAULTS.items():
                 if getattr(args, name) == default:
                     setattr(args, name, None)
+        for name, rows in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if rows is not None and not isinstance(rows, Dataset):
+                raise ValueError(
+                    f"The {name} is a {type(rows).__name__}; give a datasets.Dataset, such as one of its splits."
+                )
+            if rows is not None and not len(rows):
+                raise ValueError(f"The {name} has no examples.")
         if train_dataset is None and eval_dataset is not None:
             raise ValueError("An eval_dataset needs a train_dataset.")
         if train_dataset is not None and args.streaming:
             raise ValueError("A train_dataset cannot be streamed; give the name of the dataset in args.dataset.")
-        if train_dataset is not None and args.dataset == OPTSGTrainingArguments.dataset:
-            args.dataset = None
         args.cache_dir = str(Path(args.cache_dir).expanduser())
         self.accelerator, args.mixed_precision = make_accelerator(
             args.mixed_precision, log_with=args.report_to or None, project_dir=args.output_dir
@@ -110,6 +120,8 @@ class OPTSGTrainer:
         # What is fine-tuned. A model that was not loaded has an empty name.
         self.checkpoint = args.checkpoint or (model.name_or_path if model is not None else None) or None
         self.model, self.args, self.processing_class = model, args, processing_class
+        # The training changes the given model.
+        self._given = "" if model is None else digest(model)
         self.train_dataset, self.eval_dataset, self.callbacks = train_dataset, eval_dataset, list(callbacks)
         self.status = RunStatus(Path(args.output_dir, STATE_FOLDER, "status.json"))
 
@@ -134,34 +146,53 @@ class OPTSGTrainer:
                 cannot be read.
             OSError: A state or a checkpoint cannot be written.
         """
-        if (summary := finished_summary(self.args, self.status)) is None:
-            self.accelerator.wait_for_everyone()
-            # Python handles signals in the main thread only.
-            is_main = threading.current_thread() is threading.main_thread()
-            with self.status.follow(), StopSignal() if is_main else contextlib.nullcontext() as stop_signal:
-                self.status.set("preparing")
-                check_shared_folders(self.accelerator, self.args.output_dir, self.args.cache_dir)
-                start_trackers(self.accelerator, self.args.report_to, vars(self.args))
-                summary = self._train(stop_signal)
+        with _shown_messages():
+            summary = self.run()
         self._load_best()
         return summary
+
+    def run(self) -> dict:
+        """Train as [`train`] does, without loading the best checkpoint afterwards."""
+        # Python handles signals in the main thread only.
+        is_main = threading.current_thread() is threading.main_thread()
+        with self.status.follow(), StopSignal() if is_main else contextlib.nullcontext() as stop_signal:
+            if self.args.streaming:
+                # The examples are read only for a training.
+                if (summary := finished_summary(self.args, self.status)) is not None:
+                    return summary
+                return self._train(stop_signal)
+            with self.accelerator.main_process_first():
+                _, *examples = self._load_examples()
+            data = examples_fingerprint(*examples) + self._given
+            if (summary := finished_summary(self.args, self.status, data)) is not None:
+                return summary
+            return self._train(stop_signal, data, examples)
 
     def evaluate(self, eval_dataset: Dataset | None = None) -> dict[str, float | None]:
         """Return the metrics of the model with its fitted generation settings.
 
         Args:
             eval_dataset: Examples to evaluate. Default: the validation examples of the training.
+
+        Raises:
+            ValueError: There is no model yet.
         """
+        self._check_model()
         rows = self._load_examples()[2] if eval_dataset is None else with_tagging_columns(eval_dataset, "eval_dataset")
+        examples, rows, _ = cache_examples(rows, self.model, self.processing_class, self.args)
         counts = self.processing_class.label_vocabulary
-        return TagEvaluator(rows["tags"], counts).score(predict_tags(self.model, self.processing_class, rows))
+        return TagEvaluator(rows["tags"], counts).score(predict_tags(self.model, self.processing_class, examples))
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
         """Save the model and its processor.
 
         Args:
             output_dir: Folder to save them in. Default: `args.output_dir`, where [`train`] has saved them already.
+
+        Raises:
+            ValueError: There is no model yet.
         """
+        self._check_model()
         if self.accelerator.is_main_process:
             folder = Path(output_dir or self.args.output_dir)
             save_checkpoint(self.model, self.processing_class, folder, self.args.save_half_precision)
@@ -177,16 +208,28 @@ class OPTSGTrainer:
         if self.accelerator.is_main_process:
             push_trained(self.args.output_dir, repo_id, private=private, revision=revision)
 
+    def _check_model(self) -> None:
+        if self.model is None:
+            raise ValueError("There is no model yet; call train() first, or give a model.")
+
     def _load_best(self) -> None:
         """Load the best checkpoint, with its fitted generation settings."""
         self.model = MODEL_TYPES[self.args.model_type].model.from_pretrained(self.args.output_dir)
         self.model.to(self.accelerator.device)
         self.processing_class = OPTSGProcessor.from_pretrained(self.args.output_dir)
 
-    def _train(self, stop_signal: StopSignal | None) -> dict:
+    def _train(
+        self, stop_signal: StopSignal | None, data: str | None = None, examples: Sequence[Dataset] | None = None
+    ) -> dict:
         accelerator, started = self.accelerator, time.perf_counter()
-        with accelerator.main_process_first():
-            stream_shards, train, validation = self._load_examples()
+        self.status.set("preparing")
+        check_shared_folders(accelerator, self.args.output_dir, self.args.cache_dir)
+        start_trackers(accelerator, self.args.report_to, vars(self.args))
+        stream_shards = None
+        if examples is None:
+            with accelerator.main_process_first():
+                stream_shards, *examples = self._load_examples()
+        train, validation = examples
         given = None if self.model is None else (self.model, self.processing_class)
         self.args = args = self.args.for_examples(len(train))
         # Fail before the towers run if the batch size is invalid.
@@ -207,29 +250,32 @@ class OPTSGTrainer:
             evaluator=prepared.evaluator,
             tag_table=prepared.tag_table,
             lengths=title_lengths(prepared.train, prepared.processor) if args.group_by_length else None,
-            data_fingerprint=examples_fingerprint(prepared.train, prepared.validation, stream_shards),
+            data_fingerprint=examples_fingerprint(prepared.train, prepared.validation, stream_shards) + self._given,
             stop_signal=stop_signal,
             callbacks=self.callbacks,
         )
         results = loop.run()
         accelerator.wait_for_everyone()
-        summary = {}
         if accelerator.is_main_process:
             self.status.set("fitting")
-            summary = self._finish(prepared, origin, results, started)
+            self._finish(prepared, origin | {"data": data}, results, started)
         accelerator.wait_for_everyone()
         accelerator.end_training()
-        return summary
+        return json.loads(Path(args.output_dir, SUMMARY).read_text(encoding="utf-8"))
 
     def _load_examples(self) -> tuple[list[IterableDataset] | None, Dataset, Dataset]:
         """Return stream shards, training examples and validation examples."""
         if self.train_dataset is None:
             return load_examples(self.args)
         splits = {"train": self.train_dataset, "validation": self.eval_dataset}
-        splits = {name: with_tagging_columns(rows, f"the {name} examples") for name, rows in splits.items() if rows}
+        splits = {
+            name: with_tagging_columns(rows, f"the {name} examples")
+            for name, rows in splits.items()
+            if rows is not None
+        }
         return None, *divide_examples(splits, self.args)
 
-    def _finish(self, prepared: PreparedTraining, origin: dict, results: dict, started: float) -> dict:
+    def _finish(self, prepared: PreparedTraining, origin: dict, results: dict, started: float) -> None:
         """Fit the generation settings of the best checkpoint, write the summary and push the model to the Hub."""
         args, device = self.args, self.accelerator.device
         model, fits = fit_best_model(args, prepared.processor, prepared.eval_dataset, prepared.evaluator, device)
@@ -250,14 +296,31 @@ class OPTSGTrainer:
             "fits": fits,
             "nearest_neighbours": knn,
         }
-        summary = finish(args, self.status, summary)
+        finish(args, self.status, summary)
         if args.push_to_hub:
             push_trained(args.output_dir, args.push_to_hub, private=args.hub_private_repo, revision=args.hub_revision)
-        return summary
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
-    """Train as a command line says. A run that is asked to stop ends without an error. See [`parse_arguments`]."""
+@contextlib.contextmanager
+def _shown_messages() -> Iterator[None]:
+    """Print the messages of this package, unless the program has configured logging."""
+    logger, handler = logging.getLogger("modeling_optsg"), logging.StreamHandler()
+    if logger.hasHandlers():
+        yield
+        return
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Train as a command line says. See [`parse_arguments`].
+
+    Returns:
+        0, or `TERMINATED` if the run was asked to stop; the same command resumes it.
+    """
     args = parse_arguments(argv, prog)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in HTTP_LOGGERS:
@@ -265,5 +328,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # accelerate logs every file of every saved state.
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    with contextlib.suppress(Interrupted):
-        OPTSGTrainer(args=args).train()
+    try:
+        OPTSGTrainer(args=args).run()
+    except Interrupted:
+        return TERMINATED
+    return 0
