@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from .column_names import ColumnNames
 from .media_suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from .tag_separators import CAPTION_SEPARATOR, choose_separator, read_tags, split_caption
+from .tag_separators import choose_caption_separator, choose_separator, read_tags, split_caption
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, Rows, distinct_tags, map_tables, with_tagging_columns
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def with_archive_columns(
 
     The `id` is the name of the archive and the key of the example, such as `train-0000/00017`. An image or video is
     recognised by its suffix. The title is `title` or else `caption` in the `json` file. The tags are `tags` in the
-    `json` file; or else the `txt` file, separated by commas or line breaks; or else the number in the `cls` file; or
+    `json` file; or else the `txt` file, which is split as captions are; or else the number in the `cls` file; or
     else `caption` in the `json` file. A warning says which of these are used.
 
     Args:
@@ -161,10 +161,8 @@ def _find_sources(
         raise ValueError(
             f"{origin}: the first examples have no image, video or title; they have {', '.join(existing)}"
         )
-    if tags in CAPTION_COLUMNS and not names.tags_column:
-        separator, message = names.tag_separator or CAPTION_SEPARATOR, None
-    else:
-        separator, message = choose_separator((_value(row, tags) for row in head if tags), names.tag_separator)
+    choose = choose_caption_separator if tags in CAPTION_COLUMNS else choose_separator
+    separator, message = choose((_value(row, tags) for row in head if tags), names.tag_separator)
     logger.warning("%s: titles are read from %s, tags from %s", origin, title or "no file", tags or "no file")
     if message:
         logger.warning("%s: %s", origin, message)

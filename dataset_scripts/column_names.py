@@ -10,7 +10,7 @@ COLUMN_ARGUMENTS = {
     "video_column": "column with the videos or their frames, or with their paths in a metadata file",
     "title_column": "column with the titles",
     "tags_column": "column with the tags; or columns with 0 and 1, separated by commas or as a pattern such as tag_*",
-    "tag_separator": "separator of tags that are text (default: the first of | ; , that occurs)",
+    "tag_separator": "separator of tags that are text (default: the one of | ; , that most texts contain)",
 }
 
 

@@ -61,7 +61,7 @@ def load_tagging_dataset(
         tags_column: Column with tags if it is not `tags`: lists of text, text or class labels. Or several one-hot
             columns: `"red,blue"` names two of them, and `"tag_*"` names all columns that begin with `tag_`. Their
             names, without the beginning, are the tags of the rows with 1.
-        tag_separator: Separator of tags that are text. By default the first of `|`, `;` and `,` that occurs.
+        tag_separator: Separator of tags that are text. By default the one of `|`, `;` and `,` that most texts contain.
         **kwargs: Arguments of a benchmark's builder, or of `datasets.load_dataset` for Parquet, tar files and the Hub.
 
     Raises:

@@ -10,7 +10,7 @@ import datasets
 
 from .column_names import USUAL_NAMES, ColumnNames
 from .media_suffixes import METADATA_NAMES, media_kind
-from .tag_separators import CAPTION_SEPARATOR, split_caption
+from .tag_separators import choose_caption_separator, split_caption
 from .tagging_columns import distinct_tags
 from .tagging_folder import SPLIT_NAMES, make_splits
 
@@ -26,13 +26,13 @@ USE_METADATA = f"Describe the files in a metadata file ({', '.join(METADATA_NAME
 def load_plain_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NAMES) -> datasets.DatasetDict:
     """Read images and videos whose tags are in captions or in the names of folders.
 
-    The tags of `1.jpg` are in `1.txt`, separated by commas or line breaks. If no file has a caption, the tag of a file
-    is the name of its folder, as in `cat/1.jpg`; a warning says so. Splits are sub-folders, as in `train/1.jpg` or
-    `train/cat/1.jpg`.
+    The tags of `1.jpg` are in `1.txt`, separated by line breaks and by commas, or by `|` or `;` if more captions
+    contain it. If no file has a caption, the tag of a file is the name of its folder, as in `cat/1.jpg`. Warnings say
+    so. Splits are sub-folders, as in `train/1.jpg` or `train/cat/1.jpg`.
 
     Args:
         folder: The folder.
-        names: `tag_separator` replaces the comma in captions. There are no columns to name.
+        names: `tag_separator` sets the separator in captions. There are no columns to name.
 
     Returns:
         The splits with the columns `id` (the path), `image` and/or `video` (undecoded), `title` (empty) and `tags`.
@@ -52,7 +52,7 @@ def load_plain_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NAME
     splits = _split_of_files(paths, root)
     captions = {path: text for path in paths if (text := _read_caption(path, root)) is not None}
     if captions:
-        tags = _read_captions(captions, paths, root, names.tag_separator or CAPTION_SEPARATOR)
+        tags = _read_captions(captions, paths, root, names.tag_separator)
     elif names.tag_separator:
         raise ValueError(f"tag_separator: {root} has no captions to split")
     else:
@@ -118,8 +118,13 @@ def _read_caption(path: Path, root: Path) -> str | None:
         raise ValueError(f"{caption}: not readable as UTF-8 text ({error})") from error
 
 
-def _read_captions(captions: dict[Path, str], paths: list[Path], root: Path, separator: str) -> dict[Path, list[str]]:
+def _read_captions(
+    captions: dict[Path, str], paths: list[Path], root: Path, given: str | None
+) -> dict[Path, list[str]]:
     """Return the tags of each file; none for a file without a caption."""
+    separator, message = choose_caption_separator(captions.values(), given)
+    if message:
+        logger.warning("%s: %s", root, message)
     tags = {path: [] for path in paths}
     for path, text in captions.items():
         tags[path] = distinct_tags(split_caption(text, separator))
@@ -128,7 +133,12 @@ def _read_captions(captions: dict[Path, str], paths: list[Path], root: Path, sep
             f"{root}: no caption contains a tag, such as {next(iter(captions)).with_suffix(CAPTION_SUFFIX)}"
         )
     if missing := len(paths) - len(captions):
-        logger.warning("%s: %s files have no caption, so they have no tags", root, f"{missing:,}")
+        logger.warning(
+            "%s: %s no caption and therefore no tags. The names of folders are not used as tags, because other files "
+            "have captions, such as %s",
+            root, "1 file has" if missing == 1 else f"{missing:,} files have",
+            next(iter(captions)).with_suffix(CAPTION_SUFFIX).relative_to(root),
+        )  # fmt: skip
     return tags
 
 

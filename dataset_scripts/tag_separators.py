@@ -1,22 +1,27 @@
 """Splits text into tags."""
 
+from collections import Counter
 from collections.abc import Iterable
 
-# The separator is the first of these that a cell of the file contains.
+# The separator is the one of these that most cells contain.
 SEPARATORS = ("|", ";", ",")
 # The separator that `optsg` writes. Other separators are reported.
 DEFAULT_SEPARATOR = SEPARATORS[0]
 CAPTION_SEPARATOR = ","
+MAX_EXAMPLE_CHARACTERS = 80
 
 
-def find_separator(cells: Iterable[object]) -> str:
-    """Return the separator of the tags in a file. Values that are not text are ignored.
+def find_separator(cells: Iterable[object], default: str = DEFAULT_SEPARATOR) -> str:
+    """Return the separator that most cells contain, or `default` if none contains one.
+
+    Of separators in equally many cells, `default` comes first, and then the order of `SEPARATORS` decides.
 
     Args:
-        cells: The tags of each row.
+        cells: The tags of each row. Values that are not text are ignored.
+        default: One of `SEPARATORS`.
     """
-    texts = [cell for cell in cells if isinstance(cell, str)]
-    return next((mark for mark in SEPARATORS if any(mark in text for text in texts)), DEFAULT_SEPARATOR)
+    counts = Counter(mark for cell in cells if isinstance(cell, str) for mark in SEPARATORS if mark in cell)
+    return max(sorted(SEPARATORS, key=lambda mark: mark != default), key=lambda mark: counts[mark])
 
 
 def find_printed_list(cell: object) -> str | None:
@@ -29,35 +34,73 @@ def find_printed_list(cell: object) -> str | None:
     return None
 
 
-def describe_separator(separator: str) -> str | None:
-    """Return a message about a separator, `None` for the default one."""
-    if separator == DEFAULT_SEPARATOR:
+def describe_separator(separator: str, cells: Iterable[object], default: str = DEFAULT_SEPARATOR) -> str | None:
+    """Return a message if a separator is not the default one, or if cells without it contain another one.
+
+    Args:
+        separator: The separator that [`find_separator`] returns.
+        cells: The tags of each row. Values that are not text are ignored.
+        default: The default separator.
+    """
+    others = [
+        cell
+        for cell in cells
+        if isinstance(cell, str) and separator not in cell and any(mark in cell for mark in SEPARATORS)
+    ]
+    if others:
+        count = "1 text contains" if len(others) == 1 else f"{len(others):,} texts contain"
+        return (
+            f"tags are split at {separator!r}; {count} another separator instead and become one tag each, such as "
+            f"{others[0][:MAX_EXAMPLE_CHARACTERS]!r}; separate all tags in the same way"
+        )
+    if separator == default:
         return None
-    return f"tags are split at {separator!r}; if it is part of a tag, separate the tags with {DEFAULT_SEPARATOR!r}"
+    return f"tags are split at {separator!r}; if it is part of a tag, separate the tags with {default!r}"
 
 
-def choose_separator(cells: Iterable[object], given: str | None = None) -> tuple[str, str | None]:
+def choose_separator(
+    cells: Iterable[object], given: str | None = None, default: str = DEFAULT_SEPARATOR
+) -> tuple[str, str | None]:
     """Return the separator of tags that are text, and a message about it, `None` if there is nothing to report.
 
     Args:
         cells: The tags of each row. Values that are not text are ignored.
         given: The separator that the user gives.
+        default: The separator if no cell contains one.
     """
     if given is not None:
         return given, None
     texts = [cell.strip() for cell in cells if isinstance(cell, str)]
-    separator = find_separator(texts)
+    separator = find_separator(texts, default)
     if any(separator in text for text in texts):
-        message = describe_separator(separator)
+        message = describe_separator(separator, texts, default)
         return separator, message and f"{message}, or give tag_separator"
     # A text of letters alone can only be one tag.
     phrase = next((text for text in texts if text and not text.isalnum()), None)
     if phrase is None:
         return separator, None
     return separator, (
-        f"tags that are text contain none of {' '.join(SEPARATORS)}, so each text is one tag, such as {phrase!r}; if "
+        f"tags that are text contain none of {' '.join(SEPARATORS)}, so each text is one tag, such as "
+        f"{phrase[:MAX_EXAMPLE_CHARACTERS]!r}; if "
         "it is several tags, give tag_separator"
     )
+
+
+def choose_caption_separator(captions: Iterable[object], given: str | None = None) -> tuple[str, str | None]:
+    """Return the separator of the tags in captions, and a message as [`choose_separator`] does.
+
+    Captions are always split at line breaks, and the comma is the default. A line break therefore counts as a comma.
+
+    Args:
+        captions: The captions. Values that are not text are ignored.
+        given: The separator that the user gives.
+    """
+    lines = [
+        [line for line in caption.splitlines() if line.strip()] for caption in captions if isinstance(caption, str)
+    ]
+    separator = find_separator(map(CAPTION_SEPARATOR.join, lines), CAPTION_SEPARATOR)
+    # No caption with several lines is one tag.
+    return choose_separator(map(separator.join, lines), given, CAPTION_SEPARATOR)
 
 
 def read_tags(value: list[str | None] | str | None, separator: str) -> list[str | None]:
@@ -73,7 +116,7 @@ def read_tags(value: list[str | None] | str | None, separator: str) -> list[str 
     return [] if value is None else value
 
 
-def split_caption(caption: str, separator: str = CAPTION_SEPARATOR) -> list[str]:
+def split_caption(caption: str, separator: str) -> list[str]:
     """Split a caption into tags, at `separator` and at line breaks."""
     return [tag for line in caption.splitlines() for tag in split_tags(line, separator)]
 

@@ -173,8 +173,9 @@ def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[st
                 unusable.append(f"row {number}: {error}")
     except (OSError, ValueError, csv.Error) as error:
         unusable.append(f"the rest cannot be read: {error}")
-    separator = find_separator(row.get("tags") for _, row in read)
-    if read_tags and (message := describe_separator(separator)):
+    cells = [row.get("tags") for _, row in read]
+    separator = find_separator(cells)
+    if read_tags and (message := describe_separator(separator, cells)):
         found.messages.append(f"{metadata}: {message}")
     for number, row in read:
         try:

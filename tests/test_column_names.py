@@ -82,7 +82,24 @@ def test_named_class_labels_become_tags(load, mode):
     [
         (["sea, sky", "one", None], None, [["sea", "sky"], ["one"], []], "tags are split at ','"),
         (["sea; salt, pepper", "a;b", ""], None, [["sea", "salt, pepper"], ["a", "b"], []], "tags are split at ';'"),
-        (["sea|salt, pepper", "a; b", "c"], None, [["sea", "salt, pepper"], ["a; b"], ["c"]], None),
+        (
+            ["sea|salt, pepper", "a; b", "c"],
+            None,
+            [["sea", "salt, pepper"], ["a; b"], ["c"]],
+            "1 text contains another separator",
+        ),
+        (
+            ["red, car", "rock | pop", "a, b"],
+            None,
+            [["red", "car"], ["rock | pop"], ["a", "b"]],
+            "such as 'rock | pop'",
+        ),
+        (
+            ["sky, sea", "AT&amp;T, foo", "x"],
+            None,
+            [["sky", "sea"], ["AT&amp;T", "foo"], ["x"]],
+            "split at ','; if it",
+        ),
         (["sea/sky", "one, two", "a/b"], "/", [["sea", "sky"], ["one, two"], ["a", "b"]], None),
         (["sea sky", "one", "a b"], None, [["sea sky"], ["one"], ["a b"]], "each text is one tag, such as 'sea sky'"),
         (["sea", "sky", "boat"], None, [["sea"], ["sky"], ["boat"]], None),

@@ -37,13 +37,29 @@ def test_captions_are_tags(folder, caplog):
     (folder / "one.txt").write_text("\ufeffred, a small square,red, :|\n", encoding="utf-8")
     rows = load_tagging_dataset(folder, split="train")
     assert dict(zip(rows["id"], rows["tags"])) == {"one.png": ["red", "a small square", ":|"], "sub/two.png": []}
-    assert "1 files have no caption, so they have no tags" in caplog.text and rows[0]["image"].size == (8, 8)
+    assert "1 file has no caption and therefore no tags. The names of folders are not used" in caplog.text
+    assert "such as one.txt" in caplog.text and "split at" not in caplog.text and rows[0]["image"].size == (8, 8)
     (folder / "sub/two.txt").write_text("blue\nsquare, ;)\n")
     assert load_tagging_dataset(folder, split="train")["tags"][1] == ["blue", "square", ";)"]
+    assert "split at" not in caplog.text
     for content, message in ((b"\xff", "not readable as UTF-8"), (b"x" * 2**21, "larger than 1,048,576 bytes")):
         (folder / "one.txt").write_bytes(content)
         with pytest.raises(ValueError, match=f"one.txt: {message}"):
             load_tagging_dataset(folder)
+
+
+def test_the_separator_of_captions_is_found_and_reported(folder, caplog):
+    (folder / "one.txt").write_text("red;thing;white, bright\n")
+    (folder / "sub/two.txt").write_text("red; blue;\n")
+    assert load_tagging_dataset(folder, split="train")["tags"] == [
+        ["red", "thing", "white, bright"],
+        ["red", "blue"],
+    ]
+    assert "tags are split at ';'; if it is part of a tag, separate the tags with ','" in caplog.text
+    # One tag in each line: a face is not a separator.
+    (folder / "one.txt").write_text("red\n;)\n")
+    (folder / "sub/two.txt").write_text("red\nblue\n")
+    assert load_tagging_dataset(folder, split="train")["tags"] == [["red", ";)"], ["red", "blue"]]
 
 
 @pytest.mark.parametrize(
