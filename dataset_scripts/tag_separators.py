@@ -48,9 +48,10 @@ def describe_separator(separator: str, cells: Iterable[object], default: str = D
         if isinstance(cell, str) and separator not in cell and any(mark in cell for mark in SEPARATORS)
     ]
     if others:
-        count = "1 text contains" if len(others) == 1 else f"{len(others):,} texts contain"
+        count = f"{len(others):,} texts are one tag each, because they have"
+        count = "1 text is one tag, because it has" if len(others) == 1 else count
         return (
-            f"tags are split at {separator!r}; {count} another separator instead and become one tag each, such as "
+            f"tags are split at {separator!r}; {count} another separator, such as "
             f"{others[0][:MAX_EXAMPLE_CHARACTERS]!r}; separate all tags in the same way"
         )
     if separator == default:

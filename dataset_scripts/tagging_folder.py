@@ -4,7 +4,8 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,29 @@ from datasets.data_files import SPLIT_KEYWORDS
 from .column_names import USUAL_NAMES, ColumnNames, is_one
 from .media_suffixes import METADATA_NAMES, media_kind
 from .tag_separators import choose_separator, read_tags
+from .tag_values import LABEL_COLUMNS
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
 
 logger = logging.getLogger(__name__)
 
 SPLIT_NAMES = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """The rows of a metadata file, and the columns that their tags are read from.
+
+    Args:
+        path: The file.
+        rows: Each row with its location for error messages.
+        tags_column: The column with the tags, which need not exist.
+        one_hot: The tags of the one-hot columns, `None` without them.
+    """
+
+    path: Path
+    rows: list[tuple[str, dict]]
+    tags_column: str
+    one_hot: dict[str, str] | None
 
 
 def has_metadata(folder: Path) -> bool:
@@ -35,7 +54,8 @@ def load_tagging_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NA
     `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. A folder with a metadata file of its own is one `train`
     split, unless all its files are in sub-folders with names of splits. A row has `file_name`, the path of an image or
     video relative to the metadata file, and optionally `title` (text), `tags` (a list, or text with `|`, `;` or `,`
-    between the tags) and `id` (`file_name` by default).
+    between the tags, the same in the whole folder) and `id` (`file_name` by default). Without a column `tags`, tags
+    are read from `label` or `labels`. The names of splits may have capital letters.
 
     Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
     reported in warnings.
@@ -67,10 +87,12 @@ def load_tagging_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NA
         )
     if not split_folders and not in_root:
         raise ValueError(f"neither {root} nor a split sub-folder of it contains one of {', '.join(METADATA_NAMES)}")
-    if split_folders:
-        splits = {split: _read_split(_only_metadata_file(path), names) for split, path in split_folders.items()}
-    else:
-        splits = _by_split(_read_split(_only_metadata_file(root), names), root)
+    folders = split_folders or {"train": root}
+    files = {split: _read_metadata(_only_metadata_file(path), names) for split, path in folders.items()}
+    separator = _choose_separator(list(files.values()), names, root)
+    splits = {split: _read_split(metadata, names, separator) for split, metadata in files.items()}
+    if not split_folders:
+        splits = _by_split(splits["train"], root)
     paths = {example["path"] for examples in splits.values() for example in examples}
     _warn_of_unlisted_files(root, paths)
     return make_splits(splits)
@@ -114,9 +136,9 @@ def _only_metadata_file(folder: Path) -> Path:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the sub-folders with metadata by their split, in the order train, validation, test."""
     found: dict[str, Path] = {}
+    paths = sorted(root.iterdir()) if root.is_dir() else []
     for keyword, split in SPLIT_NAMES.items():
-        path = root / keyword
-        if _metadata_files(path):
+        for path in [path for path in paths if path.name.casefold() == keyword and _metadata_files(path)]:
             if split in found:
                 raise ValueError(f"{root}: {found[split].name}/ and {path.name}/ are both the {split} split")
             found[split] = path
@@ -126,28 +148,30 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _by_split(examples: list[dict], root: Path) -> dict[str, list[dict]]:
     """Return examples by the split that names their sub-folder, or all in `train` if a sub-folder names none."""
     folders = [Path(os.path.relpath(example["path"], root)).parts[0] for example in examples]
-    if not set(folders) <= set(SPLIT_NAMES):
-        if named := set(folders) & set(SPLIT_NAMES):
+    split_of = {name: SPLIT_NAMES.get(name.casefold()) for name in folders}
+    if None in split_of.values():
+        if named := [name for name, split in split_of.items() if split]:
             logger.warning(
                 "%s: all examples are in the train split, because some are not in a folder of a split (%s)",
                 root, ", ".join(sorted(named)),
             )  # fmt: skip
         return {"train": examples}
-    if len({SPLIT_NAMES[folder] for folder in folders}) < len(set(folders)):
-        raise ValueError(f"{root}: several of the folders {', '.join(sorted(set(folders)))} are the same split")
+    if len(set(split_of.values())) < len(split_of):
+        raise ValueError(f"{root}: several of the folders {', '.join(sorted(split_of))} are the same split")
     splits = {split: [] for split in dict.fromkeys(SPLIT_NAMES.values())}
     for folder, example in zip(folders, examples, strict=True):
-        splits[SPLIT_NAMES[folder]].append(example)
+        splits[split_of[folder]].append(example)
     return {split: own for split, own in splits.items() if own}
 
 
-def _read_split(metadata: Path, names: ColumnNames) -> list[dict]:
+def _read_split(metadata: _Metadata, names: ColumnNames, separator: str) -> list[dict]:
     examples, ids = [], set()
     missing, num_left_out, unused_columns = [], 0, set()
-    real_folder = os.path.realpath(metadata.parent)
-    for location, row in _with_usual_names(list(_read_rows(metadata)), names, metadata):
+    folder = metadata.path.parent
+    real_folder = os.path.realpath(folder)
+    for location, row in _with_usual_names(metadata, names, separator):
         file_name, title, tags, example_id = _check_row(row, location)
-        path = _path_inside(real_folder, metadata.parent, file_name, location)
+        path = _path_inside(real_folder, folder, file_name, location)
         if example_id in ids:
             raise ValueError(f"{location}: an earlier row has the id {example_id!r}; every row needs its own")
         ids.add(example_id)
@@ -158,15 +182,61 @@ def _read_split(metadata: Path, names: ColumnNames) -> list[dict]:
         unused_columns |= row.keys() - {"file_name", *TEXT_COLUMNS}
         examples.append({"id": example_id, "path": path, "title": title, "tags": distinct})
     if missing:
-        names = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        raise FileNotFoundError(f"{metadata} names {len(missing):,} files that do not exist: {names}")
-    if not examples:
-        raise ValueError(f"{metadata} has no rows")
+        shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
+        raise FileNotFoundError(f"{metadata.path} names {len(missing):,} files that do not exist: {shown}")
     if num_left_out:
-        logger.warning("%s: left out %s empty or repeated tags", metadata, f"{num_left_out:,}")
+        logger.warning("%s: left out %s empty or repeated tags", metadata.path, f"{num_left_out:,}")
     if unused_columns:
-        logger.warning("%s: columns not used: %s", metadata, ", ".join(sorted(map(str, unused_columns))))
+        has_tags = metadata.one_hot or any(metadata.tags_column in row for _, row in metadata.rows)
+        logger.warning(
+            "%s: columns not used: %s%s", metadata.path, ", ".join(sorted(map(str, unused_columns))),
+            "" if has_tags else ". There is no column tags, so no example has tags; name yours with --tags_column",
+        )  # fmt: skip
     return examples
+
+
+def _read_metadata(path: Path, names: ColumnNames) -> _Metadata:
+    """Read a metadata file, and find the columns with the tags."""
+    rows = list(_read_rows(path))
+    for location, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    names.check(columns, str(path))
+    if "file_name" not in columns and not names.image_column and not names.video_column:
+        raise ValueError(
+            f'{rows[0][0]}: expected a row with "file_name", and {path.name} has only the columns '
+            f"{', '.join(map(str, columns))}. Name the column with the paths with --image_column or --video_column, "
+            "and the column with the tags, if it is not tags, with --tags_column"
+        )
+    tags_column = names.tags_column or "tags"
+    if not names.tags_column and "tags" not in columns:
+        labels = [name for name in LABEL_COLUMNS if name in columns and _are_tags(row.get(name) for _, row in rows)]
+        if labels:
+            tags_column = labels[0]
+            logger.warning("%s has no column tags, so tags are read from the column %s", path, tags_column)
+    return _Metadata(path, rows, tags_column, names.one_hot_columns(columns, str(path)))
+
+
+def _are_tags(values: Iterable[object]) -> bool:
+    """Whether the values of a column are text or lists of text. Class numbers are not."""
+    cells = (cell for value in values for cell in (value if isinstance(value, list) else [value]))
+    return all(isinstance(cell, str | None) for cell in cells)
+
+
+def _choose_separator(files: list[_Metadata], names: ColumnNames, root: Path) -> str:
+    """Return one separator for the tags of all metadata files of a folder."""
+    origin = files[0].path if len(files) == 1 else root
+    own = [metadata for metadata in files if not metadata.one_hot]
+    texts = [row.get(metadata.tags_column) for metadata in own for _, row in metadata.rows]
+    if names.tag_separator and (not own or {list} == set(map(type, texts)) - {type(None)}):
+        raise ValueError(f"{origin}: tag_separator is for tags that are text, and no row has such tags")
+    separator, message = choose_separator(texts, names.tag_separator)
+    if message:
+        logger.warning("%s: %s", origin, message)
+    return separator
 
 
 def _read_rows(metadata: Path) -> Iterator[tuple[str, Any]]:
@@ -214,28 +284,14 @@ def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, d
         raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
 
 
-def _with_usual_names(rows: list[tuple[str, Any]], names: ColumnNames, metadata: Path) -> Iterator[tuple[str, dict]]:
+def _with_usual_names(metadata: _Metadata, names: ColumnNames, separator: str) -> Iterator[tuple[str, dict]]:
     """Yield the rows with the columns `file_name`, `title` and `tags`, and with lists of tags."""
-    for location, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
-    if not rows:
-        return
-    columns = list(dict.fromkeys(column for _, row in rows for column in row))
-    names.check(columns, str(metadata))
-    one_hot, named = names.one_hot_columns(columns, str(metadata)), names.renamed()
-    tags_column = names.tags_column or "tags"
+    one_hot, tags_column, named = metadata.one_hot, metadata.tags_column, names.renamed()
     used = {*named.values(), *(one_hot or [tags_column])}
     replaced = {"title" if name == "title" else "file_name" for name in named} | {"tags"}
-    if left_out := sorted(replaced.intersection(columns) - used):
-        logger.warning("%s: columns not used, because others are named: %s", metadata, ", ".join(left_out))
-    texts = [] if one_hot else [row.get(tags_column) for _, row in rows]
-    if names.tag_separator and (one_hot or {list} == set(map(type, texts)) - {type(None)}):
-        raise ValueError(f"{metadata}: tag_separator is for tags that are text, and no row has such tags")
-    separator, message = choose_separator(texts, names.tag_separator)
-    if message:
-        logger.warning("%s: %s", metadata, message)
-    for location, row in rows:
+    if left_out := sorted(replaced.intersection(column for _, row in metadata.rows for column in row) - used):
+        logger.warning("%s: columns not used, because others are named: %s", metadata.path, ", ".join(left_out))
+    for location, row in metadata.rows:
         usual = {column: value for column, value in row.items() if column not in used}
         usual |= _named_values(row, named, location)
         try:

@@ -86,7 +86,7 @@ def test_named_class_labels_become_tags(load, mode):
             ["sea|salt, pepper", "a; b", "c"],
             None,
             [["sea", "salt, pepper"], ["a; b"], ["c"]],
-            "1 text contains another separator",
+            "1 text is one tag, because it has another separator",
         ),
         (
             ["red, car", "rock | pop", "a, b"],
@@ -225,6 +225,35 @@ def test_text_in_json_metadata_is_split(tmp_path, caplog):
     write_metadata(tmp_path, [{"file_name": "one.png", "tags": ["a"]}])
     with pytest.raises(ValueError, match="tag_separator is for tags that are text"):
         load_tagging_dataset(tmp_path, tag_separator=",")
+
+
+def test_one_separator_is_used_for_all_metadata_files(tmp_path, caplog):
+    for split, texts in (("train", ["a; b", "c;d"]), ("test", ["e, f;g", "h, i"])):
+        for name in ("one.png", "two.png"):
+            draw(tmp_path / split / name)
+        rows = [{"file_name": f"{n}.png", "tags": text} for n, text in zip(("one", "two"), texts)]
+        write_metadata(tmp_path / split, rows)
+    found = load_tagging_dataset(tmp_path)
+    assert found["train"]["tags"] == [["a", "b"], ["c", "d"]] and found["test"]["tags"] == [["e, f", "g"], ["h, i"]]
+    assert caplog.text.count("tags are split at ';'") == 1 and "such as 'h, i'" in caplog.text
+
+
+def test_labels_of_metadata_are_tags(tmp_path, caplog):
+    draw(tmp_path / "one.png")
+    write_metadata(tmp_path, [{"file_name": "one.png", "labels": "red|big"}])
+    assert load_tagging_dataset(tmp_path, split="train")["tags"] == [["red", "big"]]
+    assert "has no column tags, so tags are read from the column labels" in caplog.text
+    caplog.clear()
+    # Numbers of classes are not tags.
+    write_metadata(tmp_path, [{"file_name": "one.png", "label": 3}])
+    assert load_tagging_dataset(tmp_path, split="train")["tags"] == [[]]
+    assert "columns not used: label. There is no column tags" in caplog.text and "--tags_column" in caplog.text
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("image,label\none.png,red\n")
+    with pytest.raises(ValueError, match="only the columns image, label. .*--image_column .*--tags_column"):
+        load_tagging_dataset(tmp_path)
+    rows = load_tagging_dataset(tmp_path, split="train", image_column="image", tags_column="label")
+    assert rows["tags"] == [["red"]] and rows["id"] == ["one.png"]
 
 
 def test_one_hot_columns_of_metadata_become_tags(tmp_path):

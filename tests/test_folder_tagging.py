@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -247,6 +248,16 @@ def test_metadata_in_the_root_gives_the_splits_of_its_sub_folders(tmp_path, capl
     # `imagefolder` finds the same splits.
     other = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
     assert {split: len(rows) for split, rows in other.items()} == {split: len(own) for split, own in expected.items()}
+    # `Train/` is a split too, as in folders without metadata.
+    draw(tmp_path / "other/Train/a.png")
+    draw(tmp_path / "other/Test/b.png")
+    write_metadata(tmp_path / "other", [{"file_name": "Train/a.png"}, {"file_name": "Test/b.png"}])
+    assert load_tagging_dataset(tmp_path / "other").num_rows == {"train": 1, "test": 1}
+    (tmp_path / "other/metadata.jsonl").unlink()
+    write_metadata(tmp_path / "other/Train", [{"file_name": "a.png"}])
+    write_metadata(tmp_path / "other/Test", [{"file_name": "b.png"}])
+    assert load_tagging_dataset(tmp_path / "other").num_rows == {"train": 1, "test": 1}
+    shutil.rmtree(tmp_path / "other")
     # A sub-folder that names no split, such as images of cars next to images of trains.
     draw(tmp_path / "car/e.png")
     write_metadata(tmp_path, [{"file_name": name} for name in [*names, "car/e.png"]])
