@@ -102,7 +102,7 @@ def _with_columns(
     splits = {part: rows._resolve_features() if rows.features is None else rows for part, rows in splits.items()}
     for part, rows in splits.items():
         names.check(rows.features, origins[part])
-    separator = _find_separator(splits, origins, names, reader)
+    separator = find_tag_separator(splits, origins, names, reader)
     filled = {}
     for part, rows in splits.items():
         # Also with `texts_only`, because this checks the columns.
@@ -113,10 +113,23 @@ def _with_columns(
     return filled
 
 
-def _find_separator(
-    splits: Mapping[str | None, Rows], origins: Mapping[str | None, str], names: ColumnNames, reader: _Reader
+def find_tag_separator(
+    splits: Mapping[str | None, Rows],
+    origins: Mapping[str | None, str],
+    names: ColumnNames,
+    reader: _Reader | None = None,
 ) -> str | None:
-    """Return one separator for the tags of all splits, `None` if they are not text."""
+    """Return one separator for the tags of all splits, `None` if they are not text.
+
+    Args:
+        splits: The splits.
+        origins: The name of each split in messages.
+        names: Columns with other names.
+        reader: Reads the streams among the splits.
+
+    Raises:
+        ValueError: `names` has a separator, and no split has tags that are text.
+    """
     columns = {part: text_column(rows.features, names) for part, rows in splits.items()}
     texts = {part: column for part, column in columns.items() if column and column in splits[part].features}
     origin = next(iter(origins.values()))
@@ -131,7 +144,7 @@ def _find_separator(
     return separator
 
 
-def _first_cells(rows: Rows, part: str | None, column: str, reader: _Reader) -> Iterable[str | None]:
+def _first_cells(rows: Rows, part: str | None, column: str, reader: _Reader | None) -> Iterable[str | None]:
     """Return the values of a column: all of them, or the first [`HEAD`] of a stream."""
     if isinstance(rows, datasets.Dataset):
         return rows[column]

@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .column_names import USUAL_NAMES, ColumnNames
-from .tag_values import TEXT_TYPES, TagColumns, find_tag_columns, is_text_list, label_column, label_like_columns
+from .tag_values import (
+    TEXT_TYPES,
+    TagColumns,
+    find_tag_columns,
+    is_text_list,
+    label_column,
+    label_like_columns,
+    text_column,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +61,15 @@ def with_tagging_columns(
         separator: Separator of tags that are text. Needed if there are such tags.
 
     Raises:
-        ValueError: A column has another type, a named column does not exist, or there is no title, image, video or
-            frame features.
+        ValueError: A column has another type, a named column does not exist, tags are text and there is no separator,
+            or there is no title, image, video or frame features.
     """
     if rows.features is None:
         rows = rows._resolve_features()
     names.check(rows.features, origin)
+    column = text_column(rows.features, names)
+    if separator is None and column and rows.features[column].dtype != "null":
+        raise ValueError(f"{origin}: the tags in the column {column} are text; give the separator between two tags")
     if not names.tags_column and "tags" not in rows.features and not label_column(rows.features, names):
         if unused := label_like_columns(rows.features):
             logger.warning(

@@ -11,6 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
+from dataset_scripts.tagging_columns import with_tagging_columns
 from modeling_optsg import (
     OPTSGDataCollator,
     OPTSGForTagGeneration,
@@ -124,6 +125,29 @@ def test_a_model_is_needed_before_it_is_evaluated_or_saved(tmp_path):
     for call in (trainer.evaluate, trainer.save_model):
         with pytest.raises(ValueError, match=r"There is no model yet; call train\(\) first"):
             call()
+
+
+def test_tags_of_datasets_in_memory_may_be_text_in_a_named_column(loaded, tmp_path, caplog):
+    train = Dataset.from_dict({"caption": ["a", "b"], "words": ["red car, bus", "boat|sea"], "tags": [["no"], ["no"]]})
+    validation = Dataset.from_dict({"caption": ["c"], "words": ["green, rock|pop"]})
+    args = arguments(tmp_path, title_column="caption", tags_column="words")
+    trainer = OPTSGTrainer(args=args, train_dataset=train, eval_dataset=validation, **loaded)
+    _, rows, evaluated = trainer._load_examples()
+    # Two texts contain a comma, and two contain |.
+    assert rows["tags"] == [["red car, bus"], ["boat", "sea"]] and evaluated["tags"] == [["green, rock", "pop"]]
+    assert rows["title"] == ["a", "b"] and "such as 'red car, bus'" in caplog.text
+    assert trainer.evaluate(validation).keys() >= {"micro_f1"}
+    trainer.args.tag_separator = ","
+    assert trainer._load_examples()[1]["tags"] == [["red car", "bus"], ["boat|sea"]]
+    usual = Dataset.from_dict({"id": ["1"], "title": ["c"], "tags": [["green"]]})
+    assert trainer.evaluate(usual).keys() >= {"micro_f1"}
+    with pytest.raises(ValueError, match="eval_dataset has no column 'caption', which title_column names"):
+        trainer.evaluate(Dataset.from_dict({"title": ["c"], "words": ["green"]}))
+    trainer.train_dataset = train.select([])
+    with pytest.raises(ValueError, match="train_dataset has no examples"):
+        trainer._load_examples()
+    with pytest.raises(ValueError, match="train_dataset: the tags in the column tags are text; give the separator"):
+        with_tagging_columns(Dataset.from_dict({"title": ["c"], "tags": ["red car"]}), "train_dataset")
 
 
 def test_early_stopping_ends_a_training(loaded, tmp_path):

@@ -48,7 +48,7 @@ def test_untrainable_tags_and_examples_are_left_out(tiny_processor, caplog):
         "more than num_prompts=4",
     ):
         assert message in caplog.text
-    with pytest.raises(ValueError, match="No training example has a tag"):
+    with pytest.raises(ValueError, match="No training example has a tag.*as lists or as text.*--tags_column"):
         without_untrainable_tags(Dataset.from_dict({"tags": [[], []]}), tiny_processor)
 
 

@@ -17,6 +17,10 @@ from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
+from dataset_scripts.column_names import ColumnNames
+from dataset_scripts.generic_datasets import find_tag_separator
+from dataset_scripts.tag_values import text_column
+from dataset_scripts.tagging_columns import TEXT_COLUMNS, with_tagging_columns
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written
@@ -36,7 +40,10 @@ logger = get_logger(__name__)
 
 # Streamed validation examples, kept in the output folder until the run is finished.
 VALIDATION_ROWS = f"{STATE_FOLDER}/validation.arrow"
-NO_TAGS = "No training example has a tag; the column `tags` must hold a list of tags per example."
+NO_TAGS = (
+    "No training example has a tag. Tags are read from the column `tags`, as lists or as text; name another column "
+    "with --tags_column."
+)
 
 
 def load_examples(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset] | None, Dataset, Dataset]:
@@ -71,6 +78,49 @@ def divide_examples(dataset: Mapping[str, Dataset], args: OPTSGTrainingArguments
     if "validation" not in dataset:
         logger.info(f"No validation split: {len(validation)} of the training examples are set aside.")
     return train, validation
+
+
+def read_given_datasets(datasets: Mapping[str, Dataset | None], args: OPTSGTrainingArguments) -> dict[str, Dataset]:
+    """Return datasets in memory with the columns of every tagging dataset. Empty datasets are left out.
+
+    Args:
+        datasets: The training and validation examples, `train_dataset` and `eval_dataset`.
+        args: Names the columns, and the separator of tags that are text. All datasets have one separator.
+
+    Raises:
+        ValueError: There are no training examples, a named column does not exist, or the columns are unsuitable.
+    """
+    names = ColumnNames(**args.column_arguments())
+    datasets = {origin: rows for origin, rows in datasets.items() if rows}
+    if "train_dataset" not in datasets:
+        raise ValueError("train_dataset has no examples.")
+    for origin, rows in datasets.items():
+        names.check(rows.column_names, origin)
+    separator = find_tag_separator(datasets, {origin: origin for origin in datasets}, names)
+    return {origin: with_tagging_columns(rows, origin, names, separator) for origin, rows in datasets.items()}
+
+
+def read_evaluated_dataset(rows: Dataset, train: Dataset | None, args: OPTSGTrainingArguments) -> Dataset:
+    """Return a dataset in memory to evaluate on, with the columns of every tagging dataset.
+
+    Args:
+        rows: The dataset. One from [`load_tagging_dataset`] has the usual columns, so `args` does not apply to it.
+        train: The training examples in memory, whose tags have the same separator if both are text.
+        args: Names the columns, and the separator of tags that are text.
+
+    Raises:
+        ValueError: A named column does not exist, or the columns are unsuitable.
+    """
+    names, origin = ColumnNames(**args.column_arguments()), "eval_dataset"
+    named = {*names.renamed().values(), names.tags_column}
+    if not named & set(rows.column_names) and TEXT_COLUMNS.items() <= rows.features.items():
+        return with_tagging_columns(rows, origin)
+    names.check(rows.column_names, origin)
+    separator = None
+    if text_column(rows.features, names):
+        datasets = {origin: rows} | ({} if train is None else {"train_dataset": train})
+        separator = find_tag_separator(datasets, {own: own for own in datasets}, names)
+    return with_tagging_columns(rows, origin, names, separator)
 
 
 def load_streams(args: OPTSGTrainingArguments) -> tuple[list[IterableDataset], Dataset, Dataset]:

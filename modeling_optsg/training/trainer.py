@@ -14,7 +14,6 @@ from accelerate.utils import set_seed
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
-from dataset_scripts.tagging_columns import with_tagging_columns
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import digest
@@ -27,7 +26,15 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import TOWER_DEFAULTS, OPTSGTrainingArguments, parse_arguments
 from .checkpoints import save_checkpoint
-from .data import cache_examples, divide_examples, examples_fingerprint, load_examples, title_lengths
+from .data import (
+    cache_examples,
+    divide_examples,
+    examples_fingerprint,
+    load_examples,
+    read_evaluated_dataset,
+    read_given_datasets,
+    title_lengths,
+)
 from .finishing import finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
@@ -54,7 +61,8 @@ class OPTSGTrainer:
         model: The model to fine-tune. By default, `args` says what to start from: a checkpoint or pretrained towers.
         args: Arguments of the training. Default: those of `OPTSGTrainingArguments("trainer_output")`.
         train_dataset: Training examples with the column `tags` and at least one of `title`, `image`, `video` and
-            `frame_features`. By default, `args.dataset` is loaded.
+            `frame_features`. `args` can name other columns, such as `tags_column`, and the separator of tags that are
+            text. By default, `args.dataset` is loaded.
             With a `train_dataset`, `args.dataset` is only its name in the model card, and there is none by default.
         eval_dataset: Validation examples. By default, one tenth of `train_dataset` is set aside
             (`args.validation_ratio`).
@@ -172,13 +180,17 @@ class OPTSGTrainer:
         """Return the metrics of the model with its fitted generation settings.
 
         Args:
-            eval_dataset: Examples to evaluate. Default: the validation examples of the training.
+            eval_dataset: Examples to evaluate. Default: the validation examples of the training. The columns are those
+                of the training examples, or those of [`load_tagging_dataset`].
 
         Raises:
             ValueError: There is no model yet.
         """
         self._check_model()
-        rows = self._load_examples()[2] if eval_dataset is None else with_tagging_columns(eval_dataset, "eval_dataset")
+        if eval_dataset is None:
+            rows = self._load_examples()[2]
+        else:
+            rows = read_evaluated_dataset(eval_dataset, self.train_dataset, self.args)
         examples, rows, _ = cache_examples(rows, self.model, self.processing_class, self.args)
         counts = self.processing_class.label_vocabulary
         return TagEvaluator(rows["tags"], counts).score(predict_tags(self.model, self.processing_class, examples))
@@ -267,12 +279,10 @@ class OPTSGTrainer:
         """Return stream shards, training examples and validation examples."""
         if self.train_dataset is None:
             return load_examples(self.args)
-        splits = {"train": self.train_dataset, "validation": self.eval_dataset}
-        splits = {
-            name: with_tagging_columns(rows, f"the {name} examples")
-            for name, rows in splits.items()
-            if rows is not None
-        }
+        given = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        given = {name: rows for name, rows in given.items() if rows is not None}
+        names = {"train_dataset": "train", "eval_dataset": "validation"}
+        splits = {names[origin]: rows for origin, rows in read_given_datasets(given, self.args).items()}
         return None, *divide_examples(splits, self.args)
 
     def _finish(self, prepared: PreparedTraining, origin: dict, results: dict, started: float) -> None:
