@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
 from .column_names import USUAL_NAMES, ColumnNames, is_one
+from .file_states import add_file_states
 from .media_suffixes import METADATA_NAMES, media_kind
 from .tag_separators import choose_separator, read_tags
 from .tag_values import LABEL_COLUMNS
@@ -99,7 +100,7 @@ def load_tagging_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NA
 
 
 def make_splits(splits: dict[str, list[dict]]) -> datasets.DatasetDict:
-    """Return splits of the examples of a folder.
+    """Return splits of the examples of a folder. Their fingerprints depend on the states of the files.
 
     Args:
         splits: The examples of each split, as `{"id", "path", "title", "tags"}`.
@@ -109,7 +110,7 @@ def make_splits(splits: dict[str, list[dict]]) -> datasets.DatasetDict:
     features = datasets.Features({"id": TEXT_COLUMNS["id"], **media, **TEXT_COLUMNS})
     return datasets.DatasetDict(
         {
-            split: datasets.Dataset.from_dict(_columns(examples, features), features)
+            split: add_file_states(datasets.Dataset.from_dict(_columns(examples, features), features))
             for split, examples in splits.items()
         }
     )

@@ -18,6 +18,7 @@ from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
 from dataset_scripts.column_names import ColumnNames
+from dataset_scripts.file_states import add_file_states, hash_file_states
 from dataset_scripts.generic_datasets import find_tag_separator
 from dataset_scripts.tag_values import text_column
 from dataset_scripts.tagging_columns import TEXT_COLUMNS, with_tagging_columns
@@ -183,13 +184,17 @@ def _write_and_map(rows: IterableDataset, features: Features, path: Path) -> Dat
         while block := file.read(2**20):
             content.update(block)
     table = MemoryMappedTable.from_file(str(path))
-    return Dataset(table, info=DatasetInfo(features=features), fingerprint=content.hexdigest()[:16])
+    written = Dataset(table, info=DatasetInfo(features=features), fingerprint=content.hexdigest()[:16])
+    return add_file_states(written)
 
 
 def examples_fingerprint(
     train: Dataset, validation: Dataset, stream_shards: Sequence[IterableDataset] | None = None
 ) -> str:
-    """Return a hash of `id`, `title`, `tags` and `stream_shard` of all examples, the same in all processes.
+    """Return a hash of all examples, the same in all processes.
+
+    It depends on `id`, `title`, `tags` and `stream_shard`, and on size and modification time of local images and
+    videos, except those that are streamed.
 
     Raises:
         ValueError: Processes see different examples.
@@ -202,12 +207,15 @@ def examples_fingerprint(
                 content.update(json.dumps(batch[name]).encode())
     if stream_shards is not None:
         content.update(json.dumps([rows.num_shards for rows in stream_shards]).encode())
-    fingerprint = content.hexdigest()[:32]
-    if len(set(gather_object([fingerprint]))) > 1:
+    own = (content.hexdigest()[:32], "".join(hash_file_states(split) for split in (train, validation)))
+    found = gather_object([own])
+    if len({rows for rows, _ in found}) > 1:
         raise ValueError(
             "The dataset has different examples in different processes; use the same files on all machines."
         )
-    return fingerprint
+    # Of the first process: copies on other machines may have other modification times.
+    rows, states = found[0]
+    return hashlib.sha256(f"{rows}{states}".encode()).hexdigest()[:32] if states else rows
 
 
 def too_long_tags(tags: Sequence[str], processor: OPTSGProcessor) -> set[str]:
