@@ -200,6 +200,47 @@ def test_unreadable_images_are_dropped_up_to_a_limit(tiny_model, tiny_processor,
     np.testing.assert_allclose(CachedFeatures(features)[0]["frame_features"], expected[0]["frame_features"], atol=1e-3)
 
 
+def test_unreadable_images_are_tried_again(tiny_model, tiny_processor, images, tmp_path, calls):
+    """The rows do not change, as when a plugin for their file format is installed."""
+    names = ["a", "b", "c", "d", "e"]
+    features = Features({"id": Value("string"), "image": Image()})
+    dataset = Dataset.from_dict({"id": names, "image": [f"{tmp_path}/{name}.png" for name in names]}, features)
+    files = [tmp_path / f"{name}.png" for name in names]
+
+    def reasons(limit):
+        settings = {"block_size": 4, "batch_size": 2, "max_unreadable": limit}
+        found = cache_tower_features(dataset, tiny_model.model, tiny_processor, tmp_path / "cache", **settings)
+        return [name for name, reason in zip(names, found["unreadable"], strict=True) if reason], found
+
+    for index in (0, 2):
+        images[index].save(files[index])
+    for path in (files[1], files[3], files[4]):
+        path.write_bytes(b"not an image")
+    assert reasons(3)[0] == ["b", "d", "e"]
+    images[1].save(files[1])
+    found, first = reasons(2)
+    assert found == ["d", "e"]
+    calls.update(dict.fromkeys(calls, 0))
+    with pytest.raises(ValueError, match="2 examples cannot be read, more than 1"):
+        reasons(1)
+    images[2].save(files[4])
+    found, second = reasons(1)
+    assert found == ["d"] and second["image_features"][4] == first["image_features"][2]
+    assert calls["encode_frames"] == 1, "readable images are not encoded again"
+    images[0].save(files[3])
+    found, last = reasons(1)
+    assert found == []
+    expected = [0, 1, 2, 0, 2]
+    assert last["image_features"][:] == [last["image_features"][index] for index in expected]
+    np.testing.assert_allclose(
+        CachedFeatures(last.remove_columns("unreadable"))[1]["frame_features"],
+        tiny_model.model.encode_frames(tiny_processor(images=images[1])["pixel_values"]).frame_features[0].detach(),
+        rtol=2e-3,
+        atol=2e-3,
+    )
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "no partial files are left"
+
+
 def test_other_rows_get_a_new_file(tiny_model, tiny_processor, images, tmp_path):
     cached(rows(images), tiny_model, tiny_processor, tmp_path)
     fewer = cached(rows(images).select([0, 2]), tiny_model, tiny_processor, tmp_path)

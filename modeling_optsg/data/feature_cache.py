@@ -77,6 +77,7 @@ def cache_tower_features(
     Features are cached in `cache_dir`, block by block, those of each tower in separate files. The names of the files
     depend on the rows, the weights of the tower and the settings of the processor: a second call reads the files, an
     interrupted call is resumed at the first missing block, and other rows, weights or settings have separate files.
+    Unreadable examples are tried again in each call.
 
     Args:
         dataset: Rows with `title`, and `image`, `video` or `frame_features`.
@@ -120,7 +121,10 @@ def cache_tower_features(
             for index in range(processes.process_index, len(blocks), processes.num_processes):
                 blocks.compute(index)
             processes.wait_for_everyone()
-        rows = concatenate_datasets([blocks.compute(index) for index in range(len(blocks))])
+            rows = [blocks.read(index) for index in range(len(blocks))]
+        else:
+            rows = [blocks.compute(index) for index in range(len(blocks))]
+        rows = concatenate_datasets(rows)
     _check_unreadable([reason for reason in rows[UNREADABLE] if reason is not None], max_unreadable)
     return rows if max_unreadable else rows.remove_columns(UNREADABLE)
 
@@ -150,19 +154,59 @@ class _Blocks:
         return max(-(-len(self.dataset) // self.block_size), 1)
 
     def compute(self, index: int) -> Dataset:
-        """Compute a block, or read it from its file."""
-        start = index * self.block_size
-        name = f"towers-{self.fingerprint}-{self.block_size}-{index:05d}-of-{len(self):05d}.arrow"
-        return self.dataset.select(range(start, min(start + self.block_size, len(self.dataset)))).map(
+        """Compute a block, or read it from its file and try its unreadable rows again."""
+        if self._path(index).exists():
+            self._encode_unreadable(index)
+        return self.read(index)
+
+    def read(self, index: int) -> Dataset:
+        """Read a block from its file, or compute it."""
+        description = f"Tower features, {index + 1} of {len(self)}"
+        return self._encode(self._rows(index), self._path(index), self._fingerprint(index), description)
+
+    def _encode_unreadable(self, index: int) -> None:
+        """Encode the unreadable rows of a block again, and replace its file if that changes anything."""
+        path, rows = self._path(index), self._rows(index)
+        cached = self.read(index)
+        reasons = cached[UNREADABLE][:]
+        unreadable = [row for row, reason in enumerate(reasons) if reason is not None]
+        if not unreadable:
+            return
+        part, whole = (path.with_name(f"{path.name}.{os.getpid()}.{name}") for name in ("part", "whole"))
+        for left_over in (part, whole):
+            left_over.unlink(missing_ok=True)
+        description = f"Unreadable examples, {index + 1} of {len(self)}"
+        again = self._encode(rows.select(unreadable), part, f"{self._fingerprint(index)}-again", description)
+        if again[UNREADABLE][:] != [reasons[row] for row in unreadable]:
+            order = np.arange(len(cached))
+            order[unreadable] = len(cached) + np.arange(len(unreadable))
+            merged = concatenate_datasets([cached, again]).select(order)
+            merged.flatten_indices(cache_file_name=str(whole), new_fingerprint=self._fingerprint(index))
+            os.replace(whole, path)
+        part.unlink()
+
+    def _encode(self, rows: Dataset, path: Path, fingerprint: str, description: str) -> Dataset:
+        return rows.map(
             self.encoder,
             batched=True,
             batch_size=self.batch_size,
             remove_columns=self.removed_columns,
             features=Features(self.features),
-            new_fingerprint=f"{self.fingerprint}-{self.block_size}-{index}",
-            cache_file_name=str(self.cache_dir / name),
-            desc=f"Tower features, {index + 1} of {len(self)}",
+            new_fingerprint=fingerprint,
+            cache_file_name=str(path),
+            desc=description,
         )
+
+    def _rows(self, index: int) -> Dataset:
+        start = index * self.block_size
+        return self.dataset.select(range(start, min(start + self.block_size, len(self.dataset))))
+
+    def _path(self, index: int) -> Path:
+        name = f"towers-{self.fingerprint}-{self.block_size}-{index:05d}-of-{len(self):05d}.arrow"
+        return self.cache_dir / name
+
+    def _fingerprint(self, index: int) -> str:
+        return f"{self.fingerprint}-{self.block_size}-{index}"
 
 
 def _check_unreadable(reasons: list[str], max_unreadable: int) -> None:
