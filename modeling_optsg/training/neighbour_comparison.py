@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
@@ -52,9 +53,10 @@ def compare_with_neighbours(
         reason = "the examples are streamed" if args.streaming else "the vision tower was trained"
         logger.info(f"The comparison with nearest neighbours is left out, because {reason}. See `optsg evaluate`.")
         return None
+    kept = None
     if len(train) > MAX_EXAMPLES:
-        train = train.shuffle(seed=0).select(range(MAX_EXAMPLES))
-    examples = [_encode(rows, model, processor, args) for rows in (train, validation)]
+        kept = np.sort(np.random.default_rng(0).permutation(len(train))[:MAX_EXAMPLES])
+    examples = [_encode(train, model, processor, args, kept), _encode(validation, model, processor, args)]
     metric = args.metric_for_best_model
     knn = validate_knn(model, processor, *examples, evaluator, metric, progress=False)
     best = max(fits.values(), key=lambda fit: metric_rank(fit["validation"], metric))
@@ -65,16 +67,33 @@ def compare_with_neighbours(
 
 
 def _encode(
-    rows: Dataset, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, args: OPTSGTrainingArguments
+    rows: Dataset,
+    model: OPTSGPreTrainedModel,
+    processor: OPTSGProcessor,
+    args: OPTSGTrainingArguments,
+    kept: np.ndarray | None = None,
 ) -> CachedFeatures:
-    """Return examples with the features of frozen towers from the cache, and those of a trained text tower."""
-    folder, settings = Path(args.cache_dir) / "features", {"max_unreadable": args.max_unreadable}
-    if args.train_text_layers == 0:
-        features = cache_tower_features(rows, model.model, processor, folder, **settings)
+    """Return examples with the features of frozen towers from the cache, and those of a trained text tower.
+
+    `kept` are the row numbers of the examples to return, all by default.
+    """
+    folder, titles = Path(args.cache_dir) / "features", args.train_text_layers == 0
+    # All examples, whose features the training has cached. A selection of them would be encoded again.
+    features = cache_tower_features(
+        rows, model.model, processor, folder, titles=titles, max_unreadable=args.max_unreadable
+    )
+    if kept is not None:
+        rows, features = rows.select(kept), features.select(kept)
+    if titles:
         return CachedFeatures(without_unreadable(rows, features)[1])
-    images = cache_tower_features(rows, model.model, processor, folder, titles=False, **settings)
+    if kept is not None:
+        if "image_features" in features.column_names:
+            # Many times larger, and nearest neighbours do not need them.
+            features = features.remove_columns(["frame_features", "frame_features_shape"])
+        # Otherwise `datasets` would write the selection to a file that nobody deletes.
+        features = Dataset(features.with_format("arrow")[:])
     with tempfile.TemporaryDirectory() as temporary:
         texts = cache_tower_features(rows.select_columns("title"), model.model, processor, temporary)
         texts = texts.remove_columns("title").with_format("arrow")[:]
-    features = concatenate_datasets([images, Dataset(texts)], axis=1)
+    features = concatenate_datasets([features, Dataset(texts)], axis=1)
     return CachedFeatures(without_unreadable(rows, features)[1])
