@@ -170,7 +170,8 @@ class TrainingLoop:
 
     def _exported_model(self) -> OPTSGPreTrainedModel:
         model = copy_without_text_tying(self.model, full_state_dict(self.model))
-        embed_image_words(model.model, self.processing_class.tokenizer)
+        if any(parameter.requires_grad for parameter in self.model.model.text_tower.parameters()):
+            embed_image_words(model.model, self.processing_class.tokenizer)
         return model
 
     def _fit_examples(self) -> dict:

@@ -22,6 +22,7 @@ from .arguments import OPTSGTrainingArguments
 from .data import cache_examples, fit_image_standardizer, load_extra_images, make_stream, without_untrainable_tags
 from .image_augmentation import augment_images
 from .image_warmup import warm_up_image_evidence
+from .image_word_heads import embed_image_words
 from .model_building import build_model, load_classifier, prepare_for_device
 from .streaming import TaggedStream
 from .text_tied_embeddings import class_embeddings, initialize_classes_from_text
@@ -102,6 +103,9 @@ def prepare_training_run(
         # A model to fine-tune has learned its title projection already.
         initialize_classes_from_text(model, tag_table.features, init_title=not (args.checkpoint or given))
     load_classifier(model, args)
+    if args.classifier_checkpoint:
+        # Its text tower may be another one. A frozen tower embeds the words only here.
+        embed_image_words(model.model, processor.tokenizer)
 
     encoded = (train, validation)
     eval_dataset, validation, unreadable = cache_examples(validation, model, processor, args)
