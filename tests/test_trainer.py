@@ -150,6 +150,18 @@ def test_tags_of_datasets_in_memory_may_be_text_in_a_named_column(loaded, tmp_pa
         with_tagging_columns(Dataset.from_dict({"title": ["c"], "tags": ["red car"]}), "train_dataset")
 
 
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_new_run_deletes_what_an_earlier_run_left(loaded, tmp_path, resume):
+    for name in ("adapter/text_tower", "book"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    for name in ("adapter/text_tower/weights", "book/rows.json", "training_summary.json", "notes.txt"):
+        (tmp_path / "run" / name).write_text("{}")
+    args = arguments(tmp_path, num_train_epochs=3, save_steps=2, eval_steps=100, resume_from_checkpoint=resume)
+    with pytest.raises(Interrupted):
+        OPTSGTrainer(args=args, train_dataset=examples(), callbacks=[StopSignalAt(3)], **loaded).train()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"notes.txt", "state", "training_log.jsonl"}
+
+
 def test_early_stopping_ends_a_training(loaded, tmp_path):
     # The learning rate is so small that no validation improves on the first one.
     args = arguments(tmp_path, learning_rate=1e-12, num_train_epochs=10, eval_steps=1)

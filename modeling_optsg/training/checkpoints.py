@@ -11,10 +11,13 @@ import torch
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
+from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .lora import AdapterStates, save_adapters
+from .lora import ADAPTER_FOLDER, AdapterStates, save_adapters
 
+# Folder of the examples that an open-book model reads, in that of the checkpoint.
+BOOK_FOLDER = "book"
 # Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
 # tolerate a coarser rounding than 16 bits.
 EIGHT_BIT_WEIGHTS = re.compile(
@@ -71,6 +74,14 @@ def save_checkpoint(
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, final)
         sync(folder)
+
+
+def delete_extra_files(folder: Path) -> None:
+    """Delete what an earlier run left that a checkpoint need not have: its adapters, its book and its summary."""
+    for name in (ADAPTER_FOLDER, BOOK_FOLDER):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    (folder / SUMMARY).unlink(missing_ok=True)
 
 
 def _use_registered_pipeline(config: Path) -> None:

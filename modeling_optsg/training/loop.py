@@ -26,7 +26,7 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import OPTSGTrainingArguments
 from .callbacks import TrainingCallbacks
-from .checkpoints import save_checkpoint
+from .checkpoints import delete_extra_files, save_checkpoint
 from .image_changes import ImageChangingCollator
 from .image_word_heads import embed_image_words
 from .interruption import Interrupted, StopSignal, end_workers, ignore_sigterm
@@ -180,6 +180,7 @@ class TrainingLoop:
             tags = self.train_dataset.dataset["tags"]
             classes = [[self.tag_table.index[tag] for tag in dict.fromkeys(own)] for own in tags]
             self.model.fit(*pool_examples(self.train_dataset, self.model.config), classes)
+            delete_extra_files(self.output_dir)
             save_checkpoint(self.model, self.processing_class, self.output_dir)
         return {"trained_parameters": 0, "training_seconds": 0.0, "history": []}
 
@@ -253,6 +254,8 @@ class TrainingLoop:
         checkpoint = self.args.resume_from_checkpoint
         if (saved := self.run_state.load(checkpoint)) is None:
             self.run_state.clear()
+            if self.accelerator.is_main_process:
+                delete_extra_files(self.output_dir)
         else:
             self.progress = TrainingProgress(**saved)
             self.callbacks.load_states(self.progress.callbacks)

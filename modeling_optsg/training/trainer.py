@@ -25,7 +25,7 @@ from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import TOWER_DEFAULTS, OPTSGTrainingArguments, parse_arguments
-from .checkpoints import save_checkpoint
+from .checkpoints import BOOK_FOLDER, save_checkpoint
 from .data import (
     cache_examples,
     divide_examples,
@@ -290,7 +290,7 @@ class OPTSGTrainer:
         args, device = self.args, self.accelerator.device
         model, fits = fit_best_model(args, prepared.processor, prepared.eval_dataset, prepared.evaluator, device)
         if prepared.book is not None:
-            prepared.book.save(Path(args.output_dir) / "book")
+            prepared.book.save(Path(args.output_dir) / BOOK_FOLDER)
         knn = compare_with_neighbours(args, model, prepared.processor, *prepared.encoded, prepared.evaluator, fits)
         # A step has all the examples if there are fewer than that.
         args = copy.copy(args)
