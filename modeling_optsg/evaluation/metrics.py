@@ -22,8 +22,8 @@ METRICS = (
     "tags_per_example",
 )
 NO_EVALUATED_TAG = (
-    "No reference tag is a training tag: there is nothing to average an F1 over. Add examples that share tags, so that "
-    "the validation examples have tags of the training examples."
+    "No reference tag is a training tag: there is nothing to average an F1 over. Add examples that share tags, so "
+    "that the validation examples have tags of the training examples."
 )
 
 
