@@ -1,4 +1,4 @@
-"""`optsg check`: look for problems in a dataset before a training."""
+"""`optsg check`: look for problems in a dataset before training."""
 
 import argparse
 import contextlib
@@ -24,9 +24,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `check` to the sub-commands of `optsg`."""
     parser = commands.add_parser(
         "check",
-        help="look for problems in a dataset before a training",
+        help="look for problems in a dataset before training",
         description="Counts the examples and tags of a dataset, reads every image and video once, and lists\n"
-        "unreadable files, duplicates, spellings of one tag, and what a training leaves out.",
+        "unreadable files, duplicates, spellings of one tag, and what training leaves out.",
         epilog="exit status: 0 the dataset was checked, whatever was found; 2 the dataset or the model cannot be\n"
         "loaded.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""Looks for problems in the examples of a dataset before a training."""
+"""Looks for problems in the examples of a dataset before training."""
 
 import re
 from collections import Counter
