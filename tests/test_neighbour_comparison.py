@@ -39,7 +39,7 @@ def test_a_selection_of_the_training_examples_is_not_encoded_again(
 
     monkeypatch.setattr(neighbour_comparison, "validate_knn", record)
     evaluator = TagEvaluator(validation["tags"], dict.fromkeys(COLOURS, 4))
-    fits = {"only": {"validation": {"full_f1": 50.0}}}
+    fits = {"only": {"validation": {"full_f1": 50.0, "micro_f1": 40.0}}}
     knn = compare_with_neighbours(args, tiny_model, tiny_processor, train, validation, evaluator, fits)
     assert 0 <= knn["full_f1"] <= 100
     assert len(compared) == 7 and {tag for example in compared for tag in example["tags"]} == set(COLOURS)
