@@ -29,6 +29,9 @@ help:
 # These load only files of this repository, so they need no model hub.
 demo test test-slow test-docs test-fresh test-lowest: export HF_HUB_OFFLINE := 1
 
+# One thread for each of the two processes of the tests.
+test test-lowest: export OMP_NUM_THREADS := 1
+
 demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/images
 
