@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .argument_types import positive
 from .dataset_arguments import add_dataset_arguments, load_dataset
-from .tagger import DEFAULT_MODEL, default_model
+from .model_argument import add_model_argument, chosen_model
 from .terminal import print_line, printable
 
 EPILOG = """\
@@ -30,9 +30,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_dataset_arguments(parser)
-    parser.add_argument(
-        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--split",
         metavar="NAME",
@@ -60,8 +58,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if (model := args.model or default_model()) is None:
-        parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
+    model = chosen_model(parser, args)
     if args.max_unreadable < 0:
         parser.error(f"--max-unreadable {args.max_unreadable} must not be negative")
     if args.output and args.output.is_dir():

@@ -14,11 +14,12 @@ from dataset_scripts.media_suffixes import METADATA_NAMES
 from .argument_types import positive
 from .dataset_arguments import DATASET_ARGUMENTS, add_dataset_arguments, load_dataset
 from .media_files import MediaFile, find_media_files
+from .model_argument import add_model_argument, chosen_model
 from .sidecars import SidecarError, SidecarLocator
 from .sidecars.files import check_writable, lock_folder
 from .sidecars.locations import NAMINGS
 from .sidecars.reconciliation import tag_key
-from .tagger import BOOK_FOLDER, DEFAULT_MODEL, default_model, exit_if_unusable, load_model
+from .tagger import BOOK_FOLDER, exit_if_unusable, load_model
 from .terminal import plural, print_line, printable
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help=f"folder to save the book in (default: {BOOK_FOLDER} in the folder)"
     )
-    parser.add_argument(
-        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
-    )
+    add_model_argument(parser)
     parser.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
     parser.add_argument(
         "--sidecar-names",
@@ -69,8 +68,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if (model_name := args.model or default_model()) is None:
-        parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
+    model_name = chosen_model(parser, args)
     failures: list[tuple[str, str]] = []
     is_library = _is_library(args.dataset)
     _check(parser, args, is_library)

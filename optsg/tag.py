@@ -12,15 +12,14 @@ from typing import NoReturn
 
 from .argument_types import positive, probability
 from .media_files import MediaFile, find_media_files
+from .model_argument import add_model_argument, chosen_model
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
 from .sidecars.locations import NAMINGS
 from .tag_report import TagReport
 from .tagger import (
-    DEFAULT_MODEL,
     Fingerprinter,
     Tagger,
     TagSettings,
-    default_model,
     exit_if_unusable,
     split_into_batches,
 )
@@ -75,9 +74,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
-    )
+    add_model_argument(parser)
     titles = parser.add_mutually_exclusive_group()
     titles.add_argument("--title", metavar="TEXT", help="title of the image or video, if there is only one")
     titles.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
@@ -153,9 +150,7 @@ def _read_tags(name: str) -> frozenset[str]:
 
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _check(parser, args)
-    model = args.model or default_model()
-    if model is None:
-        parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
+    model = chosen_model(parser, args)
     settings = TagSettings(
         threshold=args.threshold,
         max_tags=args.max_tags,

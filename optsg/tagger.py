@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
     from modeling_optsg.book import BookTagger
 
-DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
 # Name of the book's folder inside a folder of images.
 BOOK_FOLDER = f"{OWN_PREFIX}book"
@@ -218,12 +217,6 @@ def _identify_model(name: str) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()
-
-
-def default_model() -> str | None:
-    """Return the folder of the shipped checkpoint, or `None` if it is neither here nor in a clone."""
-    clone = Path(__file__).parents[1]
-    return next((str(path) for path in (DEFAULT_MODEL, clone / DEFAULT_MODEL) if path.is_dir()), None)
 
 
 def find_book(folder: str) -> Path:

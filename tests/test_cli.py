@@ -281,9 +281,9 @@ def test_usage_errors_name_the_expected_value(capsys, arguments, message):
 
 
 def test_without_a_model_the_error_names_the_option(monkeypatch, capsys, tmp_path, images):
-    from optsg import tagger
+    from optsg import model_argument
 
-    monkeypatch.setattr(tagger, "DEFAULT_MODEL", tmp_path / "no-such-checkpoint")
+    monkeypatch.setattr(model_argument, "DEFAULT_MODEL", tmp_path / "no-such-checkpoint")
     with pytest.raises(SystemExit) as end:
         main(["tag", str(images)])
     assert end.value.code == 2

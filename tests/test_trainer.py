@@ -107,6 +107,13 @@ def test_a_checkpoint_is_fine_tuned_on_the_examples_of_a_dataset(tiny_checkpoint
     )
 
 
+def test_a_second_training_starts_from_the_checkpoint_again(tiny_checkpoint, tmp_path):
+    args = arguments(tmp_path, checkpoint=str(tiny_checkpoint), resume_from_checkpoint="never")
+    trainer = OPTSGTrainer(args=args, train_dataset=examples())
+    losses = [trainer.train()["history"][0]["loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+
+
 def test_a_finished_run_on_other_examples_is_refused(tiny_checkpoint, loaded, tmp_path):
     args = arguments(tmp_path, checkpoint=str(tiny_checkpoint))
     OPTSGTrainer(args=args, train_dataset=examples(12)).train()

@@ -128,8 +128,9 @@ class OPTSGTrainer:
         # What is fine-tuned. A model that was not loaded has an empty name.
         self.checkpoint = args.checkpoint or (model.name_or_path if model is not None else None) or None
         self.model, self.args, self.processing_class = model, args, processing_class
-        # The training changes the given model.
-        self._given = "" if model is None else digest(model)
+        # `model` is the best checkpoint later, and the training changes the given model.
+        self._given = None if model is None else (model, processing_class)
+        self._given_digest = "" if model is None else digest(model)
         self.train_dataset, self.eval_dataset, self.callbacks = train_dataset, eval_dataset, list(callbacks)
         self.status = RunStatus(Path(args.output_dir, STATE_FOLDER, "status.json"))
 
@@ -171,7 +172,7 @@ class OPTSGTrainer:
                 return self._train(stop_signal)
             with self.accelerator.main_process_first():
                 _, *examples = self._load_examples()
-            data = examples_fingerprint(*examples) + self._given
+            data = examples_fingerprint(*examples) + self._given_digest
             if (summary := finished_summary(self.args, self.status, data)) is not None:
                 return summary
             return self._train(stop_signal, data, examples)
@@ -242,12 +243,11 @@ class OPTSGTrainer:
             with accelerator.main_process_first():
                 stream_shards, *examples = self._load_examples()
         train, validation = examples
-        given = None if self.model is None else (self.model, self.processing_class)
         self.args = args = self.args.for_examples(len(train))
         # Fail before the towers run if the batch size is invalid.
         num_micro_batches(args.train_batch_size, accelerator.num_processes, args.per_device_train_batch_size)
         set_seed(args.seed)
-        prepared = prepare_training_run(args, accelerator, train, validation, stream_shards, given)
+        prepared = prepare_training_run(args, accelerator, train, validation, stream_shards, self._given)
 
         # Before the training, because a checkpoint may be deleted meanwhile.
         origin = describe_origin(args, prepared.model, self.checkpoint)
@@ -262,7 +262,8 @@ class OPTSGTrainer:
             evaluator=prepared.evaluator,
             tag_table=prepared.tag_table,
             lengths=title_lengths(prepared.train, prepared.processor) if args.group_by_length else None,
-            data_fingerprint=examples_fingerprint(prepared.train, prepared.validation, stream_shards) + self._given,
+            data_fingerprint=examples_fingerprint(prepared.train, prepared.validation, stream_shards)
+            + self._given_digest,
             stop_signal=stop_signal,
             callbacks=self.callbacks,
         )
@@ -280,7 +281,6 @@ class OPTSGTrainer:
         if self.train_dataset is None:
             return load_examples(self.args)
         given = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
-        given = {name: rows for name, rows in given.items() if rows is not None}
         names = {"train_dataset": "train", "eval_dataset": "validation"}
         splits = {names[origin]: rows for origin, rows in read_given_datasets(given, self.args).items()}
         return None, *divide_examples(splits, self.args)
