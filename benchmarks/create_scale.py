@@ -61,7 +61,7 @@ def export(folder: Path, examples: int) -> int:
     """Export the dataset as Parquet files."""
     from optsg import main as optsg
 
-    arguments = ["--config-name", "create_3m", "--data-dir", folder, "--cache-dir", folder / "cache"]
+    arguments = ["--config-name", "create_3m", "--data-dir", folder, "--dataset-dir", folder / "cache"]
     if optsg(["export", "create_tagging", str(folder / "parquet"), *map(str, arguments)]):
         raise SystemExit("export failed")
     return examples
@@ -71,7 +71,7 @@ def stats(folder: Path, examples: int) -> int:
     """Count examples and tags of the Parquet files."""
     from optsg import main as optsg
 
-    if optsg(["stats", str(folder / "parquet"), "--cache-dir", str(folder / "stats_cache")]):
+    if optsg(["stats", str(folder / "parquet"), "--dataset-dir", str(folder / "stats_cache")]):
         raise SystemExit("stats failed")
     return examples
 

@@ -22,7 +22,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--visual", metavar="NAME", help="visual input: video, image, frame_features or none")
     parser.add_argument("--missing", metavar="POLICY", help="skip or keep examples whose file cannot be used")
     add_column_arguments(parser, hyphens=True)
-    parser.add_argument("--cache-dir", metavar="DIR", help="cache folder of the datasets library")
+    parser.add_argument("--dataset-dir", metavar="DIR", help="cache folder of the datasets library")
 
 
 def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[str, "Dataset | IterableDataset"]:
@@ -43,4 +43,4 @@ def load_dataset(args: argparse.Namespace, tags_only: bool = False) -> Mapping[s
         options.setdefault("visual", "none")
     elif tags_only and benchmark_card(args.dataset) is None:
         options["streaming"] = True
-    return load_tagging_dataset(args.dataset, cache_dir=args.cache_dir, **options, **column_arguments(args))
+    return load_tagging_dataset(args.dataset, cache_dir=args.dataset_dir, **options, **column_arguments(args))

@@ -45,7 +45,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="maximum number of unreadable examples per split, which are left out (default: %(default)s)",
     )
     parser.add_argument(
-        "--feature-dir",
+        "--cache-dir",
         type=Path,
         default=Path("~/.cache/optsg").expanduser(),
         metavar="DIR",
@@ -79,7 +79,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
             load_dataset(args),
             args.dataset,
             split=args.split,
-            cache_dir=args.feature_dir,
+            cache_dir=args.cache_dir,
             max_unreadable=args.max_unreadable,
             batch_size=args.batch_size,
         )

@@ -54,7 +54,7 @@ def exported(tmp_path_factory):
         np.save(folder / "features" / f"v{number}.npy", features.astype(np.float16))
     for split in ("train", "val", "test"):
         (folder / f"create_210k_{split}.json").write_text(json.dumps(examples, ensure_ascii=False), encoding="utf-8")
-    arguments = ["--data-dir", folder, "--cache-dir", folder / "cache"]
+    arguments = ["--data-dir", folder, "--dataset-dir", folder / "cache"]
     assert optsg(["export", "create-tagging", str(folder / "parquet"), *map(str, arguments)]) == 0
     return folder / "parquet"
 

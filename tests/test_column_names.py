@@ -305,7 +305,7 @@ def test_the_command_line_reads_the_named_columns(tmp_path, capsys):
     Dataset.from_dict({"caption": ["a", "b"], "tag_x": [1, 0], "tag_y": [1, 1]}).to_parquet(
         str(tmp_path / "data/train.parquet")
     )
-    cache = ["--cache-dir", str(tmp_path / "cache")]
+    cache = ["--dataset-dir", str(tmp_path / "cache")]
     names = ["--title-column", "caption", "--tags-column", "tag_*"]
     assert main(["stats", str(tmp_path / "data"), "--json", *names, *cache]) == 0
     assert '"unique_tags": 2' in capsys.readouterr().out

@@ -281,7 +281,35 @@ def test_the_text_without_files_has_at_most_ten_lines(full_report):
         "tags of test that are not in train: ",
     ]
     assert [label for label, start in zip(labels, expected, strict=True) if not label.startswith(start)] == []
-    assert complete[15].startswith("          not found: unreadable files of 0, files in several splits")
+    assert len(complete) == 15
+
+
+def test_the_text_says_that_there_are_no_problems(folder):
+    report = check_data({"train": load_tagging_dataset(folder)["train"].select([0])}, None, 16, 20)
+    assert report.lines()[2:] == ["No problems found. Files read: 1."]
+    report = check_data({"train": load_tagging_dataset(folder)["train"].select([0])}, None, 16, 20, read_files=False)
+    assert len(report.lines()) == 2
+
+
+def test_copies_are_found_without_reading_all_files(folder):
+    report = check_data(load_tagging_dataset(folder), None, 16, 20, read_files=False)
+    assert report.files.unreadable is None
+    assert "       1  files with copies that have other tags: b.png (train) = b2.png (train)" in report.lines()
+
+
+def test_frames_of_a_video_are_read():
+    frames = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "tags": [datasets.Value("string")],
+            "video": datasets.List(datasets.Image(decode=False)),
+        }
+    )
+    good, bad = png(noise_image()), b"nothing"
+    columns = {"id": ["a", "b", "c"], "tags": [["x"]] * 3, "video": [[good, bad], [good, good], [good, good]]}
+    found = check_files({"train": Dataset.from_dict(columns, frames)})
+    assert [own.reason for own in found.unreadable] == ["a, frame 1 is not an image that can be read"]
+    assert [[example.id for example in own.examples] for own in found.copies] == [["b", "c"]]
 
 
 def test_control_characters_and_unicode_forms_are_escaped():

@@ -33,8 +33,8 @@ def evaluate(tiny_checkpoint, tmp_path, capsys):
     def run(dataset, *more, model=tiny_checkpoint):
         output = tmp_path / "results/scores.json"
         output.unlink(missing_ok=True)
-        arguments = [dataset, "--model", model, "--output", output, "--feature-dir", tmp_path / "features", *more]
-        status = main(["evaluate", *map(str, arguments), "--cache-dir", str(tmp_path / "hf")])
+        arguments = [dataset, "--model", model, "--output", output, "--cache-dir", tmp_path / "features", *more]
+        status = main(["evaluate", *map(str, arguments), "--dataset-dir", str(tmp_path / "hf")])
         out, err = capsys.readouterr()
         return status, out, err, json.loads(output.read_text(), parse_constant=pytest.fail) if output.exists() else {}
 
@@ -123,7 +123,7 @@ def test_a_folder_with_a_train_split_is_enough(evaluate, tiny_checkpoint, folder
     assert (result["split"], result["examples"], result["seed"]) == ("validation", 8, 3)
     assert set(result["validation"]) == {"parallel", "sequential"}
     assert "(seed 3), as in the training of the checkpoint on mine" in out
-    # The titles name the colours, and there are four training examples of each kind or fewer.
+    # Every image is there twice, and both are set aside or none. The titles name the colours.
     knn = result["knn"]
     assert knn["full_f1"] > 50 and "validation" not in knn and knn["neighbours"] <= 8
     assert out.splitlines()[-1] == f"Full F1: your model {result['validation']['parallel']['full_f1']:.1f} " + (

@@ -61,7 +61,7 @@ def examples_here(dataset):
 @pytest.fixture
 def export(capsys, tmp_path):
     def run(*arguments):
-        status = main(["export", *map(str, arguments), "--cache-dir", str(tmp_path / "cache")])
+        status = main(["export", *map(str, arguments), "--dataset-dir", str(tmp_path / "cache")])
         return status, *capsys.readouterr()
 
     return run

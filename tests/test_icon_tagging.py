@@ -334,7 +334,7 @@ def test_the_card_names_every_package_with_its_version():
 
 def test_an_export_gives_the_same_dataset(tmp_path, node_modules, build, capsys):
     output = tmp_path / "parquet"
-    arguments = ["export", "icon-tagging", output, "--data-dir", node_modules, "--cache-dir", tmp_path / "hf"]
+    arguments = ["export", "icon-tagging", output, "--data-dir", node_modules, "--dataset-dir", tmp_path / "hf"]
     assert main(list(map(str, arguments))) == 0
     assert "evaluated tags" in capsys.readouterr().out
     written, built = load_dataset(str(output), cache_dir=str(tmp_path / "other")), build()

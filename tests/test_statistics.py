@@ -55,7 +55,7 @@ def pexel(tmp_path):
     for split, examples in (("train", [["a", "b"], ["a"], ["a", "c"]]), ("test", [["a", "c"], ["d"]])):
         rows = [{"id": f"{split}{n}", "title": "", "tag": tags} for n, tags in enumerate(examples)]
         (tmp_path / f"pexel_{split}.json").write_text(json.dumps(rows))
-    return ["stats", "pexel-tagging", "--data-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    return ["stats", "pexel-tagging", "--data-dir", str(tmp_path), "--dataset-dir", str(tmp_path / "cache")]
 
 
 def test_the_command_prints_counted_and_published_statistics(pexel, capsys, tmp_path):
@@ -91,7 +91,7 @@ def test_invalid_arguments_and_files_are_reported(pexel, capsys, tmp_path):
 def test_an_export_is_counted_as_a_stream_and_compared_by_its_name(pexel, capsys, tmp_path):
     assert main(["export", *pexel[1:2], str(tmp_path / "pexel-tagging"), *pexel[2:]]) == 0
     capsys.readouterr()
-    exported = ["stats", str(tmp_path / "pexel-tagging"), "--cache-dir", str(tmp_path / "empty")]
+    exported = ["stats", str(tmp_path / "pexel-tagging"), "--dataset-dir", str(tmp_path / "empty")]
     assert main([*exported, "--match-published"]) == 0
     out = capsys.readouterr().out
     assert "1,627" in out and "5,660" in out and not list(tmp_path.glob("empty/**/*.arrow"))

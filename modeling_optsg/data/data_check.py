@@ -48,7 +48,8 @@ def check_data(
         max_tag_tokens: Maximum number of tokens of a tag.
         num_prompts: Number of order prompts, which is the maximum number of tags of an example.
         text_tokenizer: Tokenizer of the text tower. Without it, unknown tokens are not looked for.
-        read_files: Whether to read every image and video. Without this, 200,000 examples take a few seconds.
+        read_files: Whether to read every image and video. Otherwise unreadable files are not found, and only files of
+            the same size are compared.
         progress: Whether to show a progress bar while the files are read.
 
     Raises:
@@ -81,8 +82,7 @@ def check_data(
         report.untrainable_examples, report.oversized_examples = found.num_untrainable, found.num_oversized
     if text_tokenizer is not None and text_tokenizer.unk_token_id is not None:
         report.unknown_tags = _find_unknown_tags(all_counts, text_tokenizer)
-    if read_files:
-        report.files = check_files(splits, progress)
+    report.files = check_files(splits, read=read_files, progress=progress)
     return report
 
 

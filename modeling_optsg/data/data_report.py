@@ -1,6 +1,5 @@
 """The report of [`check_data`], as JSON data and as text."""
 
-import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,7 +86,7 @@ class DataReport:
         untrainable_examples: Number of training examples without tags, or with tags of `long_tags` only.
         oversized_examples: Number of training examples with more than `num_prompts` other tags.
         unknown_tags: Tags with unknown tokens in the text tower's tokenizer, with their numbers of examples.
-        files: Unreadable files and copies.
+        files: Copies, and unreadable files if all files were read.
     """
 
     splits: dict[str, SplitSummary]
@@ -114,15 +113,15 @@ class DataReport:
 
         Line breaks and other control characters in titles, tags and names are escaped.
         """
-        findings = list(_findings(self))
-        lines = _table(self.splits) + [finding.line() for finding in findings if finding.count]
-        if self.files is not None and (not_found := [finding.label for finding in findings if not finding.count]):
-            text = f"not found: {', '.join(not_found)}"
-            lines += textwrap.wrap(text, MAX_LINE_LENGTH, initial_indent=" " * 10, subsequent_indent=" " * 10)
-        max_lines = MAX_LINES_WITHOUT_FILES if self.files is None else MAX_LINES
+        were_read = self.files is not None and self.files.unreadable is not None
+        findings = [finding.line() for finding in _findings(self) if finding.count]
+        if were_read and not findings:
+            findings = [f"No problems found. Files read: {self.files.num_files:,}."]
+        lines = _table(self.splits) + findings
+        max_lines = MAX_LINES if were_read else MAX_LINES_WITHOUT_FILES
         if len(lines) > max_lines:
             left_out = len(lines) - max_lines + 1
-            command = "`optsg check`" if self.files is None else "`optsg check --json`"
+            command = "`optsg check --json`" if were_read else "`optsg check`"
             lines[max_lines - 1 :] = [f"{left_out:>8,}  more lines, which {command} shows"]
         return lines
 
@@ -199,11 +198,12 @@ def _findings(report: DataReport) -> Iterator[_Finding]:
 
 
 def _file_findings(files: FileCheck) -> Iterator[_Finding]:
-    yield _Finding(
-        len(files.unreadable),
-        f"unreadable files of {files.num_files:,}",
-        (f"{_escape(own.reason)} ({own.example.split})" for own in files.unreadable),
-    )
+    if files.unreadable is not None:
+        yield _Finding(
+            len(files.unreadable),
+            f"unreadable files of {files.num_files:,}",
+            (f"{_escape(own.reason)} ({own.example.split})" for own in files.unreadable),
+        )
     across = [copies for copies in files.copies if len(copies.splits) > 1]
     pairs = Counter(pair for copies in across for pair in combinations(copies.splits, 2))
     numbers = ", ".join(f"{first} and {second} {count:,}" for (first, second), count in pairs.items())

@@ -161,7 +161,7 @@ class _Blocks:
 
     def read(self, index: int) -> Dataset:
         """Read a block from its file, or compute it."""
-        description = f"Tower features, {index + 1} of {len(self)}"
+        description = "Tower features" + (f", {index + 1} of {len(self)}" if len(self) > 1 else "")
         return self._encode(self._rows(index), self._path(index), self._fingerprint(index), description)
 
     def _encode_unreadable(self, index: int) -> None:

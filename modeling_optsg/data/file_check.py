@@ -1,9 +1,5 @@
-"""Reads every image and video of a dataset once, to find unreadable files and copies."""
+"""Reads every image and video of a dataset, to find unreadable files and copies."""
 
-import functools
-import hashlib
-import io
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,8 +14,9 @@ from dataset_scripts.tagging_columns import MEDIA_COLUMNS
 from modeling_optsg.image_utils import is_url, read_image, unwrap_file
 from modeling_optsg.video_utils import read_frames
 
+from .equal_files import find_equal_files
+
 BATCH_SIZE = 64
-BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -74,86 +71,97 @@ class FileCheck:
 
     Args:
         num_files: Number of images and videos, including unreadable ones.
-        unreadable: The unreadable ones.
-        copies: Readable ones with the same bytes.
+        copies: Examples whose files have the same bytes.
+        unreadable: Files that cannot be read. `None` if they were not looked for.
     """
 
     num_files: int = 0
-    unreadable: list[UnreadableFile] = field(default_factory=list)
     copies: list[Copies] = field(default_factory=list)
+    unreadable: list[UnreadableFile] | None = None
 
 
-def check_files(splits: Mapping[str, Dataset], progress: bool = False) -> FileCheck:
-    """Read every image and video.
+def check_files(splits: Mapping[str, Dataset], *, read: bool = True, progress: bool = False) -> FileCheck:
+    """Find images and videos that are copies of others, and read all of them to find those that cannot be read.
 
-    Images are decoded. Of a video, one frame in the middle is decoded.
+    Images are decoded. Of a video, one frame in the middle is decoded. An unreadable file is no copy.
 
     Args:
         splits: Rows with `id`, `tags`, and `image` or `video` or both. Rows without either are passed over.
+        read: Whether to read all files. Otherwise only files of the same size are compared.
         progress: Whether to show a progress bar.
 
     Raises:
-        ImportError: There are videos, and PyAV is not installed.
+        ImportError: There are videos to read, and PyAV is not installed.
     """
-    found, contents = FileCheck(), defaultdict(list)
+    found, failed = FileCheck(unreadable=[] if read else None), set()
     total = sum(len(rows) for rows in splits.values())
     with ThreadPoolExecutor() as pool, tqdm(total=total, unit="example", disable=not progress, leave=False) as bar:
-        for split, rows in splits.items():
+        for part, (split, rows) in enumerate(splits.items()):
             for batch in _batches(split, rows):
-                files = [(example, tags, file) for example, tags, own in batch for file in own]
-                # Pillow, PyAV and hashlib release the interpreter while they work.
-                read = pool.map(_read_file, [file for *_, file in files], [example.id for example, *_ in files])
-                for (example, tags, (_, source)), (digest, reason) in zip(files, read, strict=True):
-                    found.num_files += 1
-                    if reason is None:
-                        contents[digest].append((example, frozenset(tags)))
-                    else:
-                        found.unreadable.append(UnreadableFile(example, source.get("path"), reason))
+                files = [(row, example, file) for row, example, own in batch for file in own]
+                found.num_files += len(files)
+                if read:
+                    # Pillow and PyAV release the interpreter while they work.
+                    reasons = pool.map(
+                        _read_file, [file for *_, file in files], [example.id for _, example, _ in files]
+                    )
+                    for (row, example, (_, source)), reason in zip(files, reasons, strict=True):
+                        if reason is not None:
+                            failed.add((part, row))
+                            path = source.get("path") if isinstance(source, Mapping) else None
+                            found.unreadable.append(UnreadableFile(example, path, reason))
                 bar.update(len(batch))
-    for owners in contents.values():
-        if len(owners) > 1:
-            found.copies.append(Copies([example for example, _ in owners], len({tags for _, tags in owners}) == 1))
+    groups = (
+        [member for member in group if member not in failed] for group in find_equal_files(list(splits.values()))
+    )
+    found.copies = [_copies(splits, group) for group in groups if len(group) > 1]
     return found
 
 
-def _batches(
-    split: str, rows: Dataset
-) -> Iterator[list[tuple[Example, list[str], list[tuple[str, Mapping[str, Any]]]]]]:
-    """Yield the examples of a split with their tags and their undecoded files by kind."""
+def _copies(splits: Mapping[str, Dataset], group: list[tuple[int, int]]) -> Copies:
+    names = list(splits)
+    rows = [splits[names[part]].select_columns(["id", "tags"])[row] for part, row in group]
+    examples = [_example(names[part], row, own["id"]) for (part, row), own in zip(group, rows, strict=True)]
+    return Copies(examples, len({frozenset(own["tags"] or ()) for own in rows}) == 1)
+
+
+def _example(split: str, row: int, example_id: str | None) -> Example:
+    return Example(split, str(row if example_id is None else example_id))
+
+
+def _batches(split: str, rows: Dataset) -> Iterator[list[tuple[int, Example, list[tuple[str, Any]]]]]:
+    """Yield the rows of a split with their numbers, examples, and undecoded files by kind."""
     kinds = [kind for kind in MEDIA_COLUMNS if kind in rows.column_names]
     if not kinds:
         return
     number = 0
-    for columns in undecoded(rows.select_columns(["id", "tags", *kinds])).iter(BATCH_SIZE):
+    for columns in undecoded(rows.select_columns(["id", *kinds])).iter(BATCH_SIZE):
         batch = []
-        for index, (example_id, tags) in enumerate(zip(columns["id"], columns["tags"])):
+        for index, example_id in enumerate(columns["id"]):
             files = [(kind, columns[kind][index]) for kind in kinds if columns[kind][index] is not None]
-            batch.append((Example(split, str(number if example_id is None else example_id)), tags or [], files))
+            batch.append((number, _example(split, number, example_id), files))
             number += 1
         yield batch
 
 
-def _read_file(file: tuple[str, Mapping[str, Any]], name: str) -> tuple[bytes | None, str | None]:
-    """Return the digest of a file's bytes, or the reason why the file cannot be read."""
+def _read_file(file: tuple[str, Any], name: str) -> str | None:
+    """Return the reason why a file cannot be read, or `None`."""
     kind, source = file
     try:
+        if isinstance(source, list):
+            for number, frame in enumerate(source):
+                read_image(frame, f"{name}, frame {number}")
+            return None
         content, _ = unwrap_file(source, name)
         if kind == "video":
             read_frames(content, 1, name)
         else:
-            # The bytes are read once, for the pixels and the digest.
-            content = Path(content).read_bytes() if isinstance(content, str) and not is_url(content) else content
-            read_image(content, name)
-        return _digest(content), None
+            # Bytes have no path, so a message has the name of the example.
+            read_image(
+                Path(content).read_bytes() if isinstance(content, str) and not is_url(content) else content, name
+            )
     except OSError as error:
-        return None, f"{name}: {error.strerror or error}"
+        return f"{name}: {error.strerror or error}"
     except ValueError as error:
-        return None, str(error)
-
-
-def _digest(content: bytes | str) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
-        for block in iter(functools.partial(file.read, BLOCK_BYTES), b""):
-            digest.update(block)
-    return digest.digest()
+        return str(error)
+    return None

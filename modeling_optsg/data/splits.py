@@ -3,12 +3,14 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
 
 from modeling_optsg.seeded_random import example_seed
+
+from .equal_files import find_equal_files
 
 # Ratio of the examples that are set aside by default.
 DEFAULT_RATIO = 0.1
@@ -23,6 +25,8 @@ def split_examples(
     by_id: bool = False,
 ) -> tuple[Dataset, Dataset]:
     """Return the training and the validation examples of a dataset with a train split.
+
+    Examples whose files have the same bytes are set aside together, except by id.
 
     Args:
         dataset: The splits by name.
@@ -55,20 +59,44 @@ def _set_aside(train: Dataset, ratio: float | None, seed: int, by_id: bool) -> t
             f"The train split has {len(train)} examples: too few to set some aside for validation. Add a validation "
             "split."
         )
+    tags, copies = train["tags"][:], find_equal_files([train])
     parts = train.train_test_split(test_size=ratio, seed=seed)
-    if _share_tags(parts["train"], parts["test"]):
+    if not copies and _share_tags(parts["train"]["tags"], parts["test"]["tags"]):
         return parts["train"], parts["test"]
-    # As with a single validation example. Examples are chosen whose tags other examples have too.
-    counts = Counter(tag for tags in train["tags"] for tag in set(tags))
-    rows, tags = np.random.default_rng(seed).permutation(len(train)).tolist(), train["tags"][:]
-    rows.sort(key=lambda row: all(counts[tag] < 2 for tag in tags[row]))
+    # As with a single validation example. Without common tags, nothing can be validated, which is worse than copies.
     number = len(parts["test"])
-    return train.select(sorted(rows[number:])), train.select(sorted(rows[:number]))
+    for units in (_units(len(train), copies), _units(len(train), [])):
+        chosen = _choose(units, tags, number, seed)
+        rows = [row for row in range(len(train)) if row not in chosen], sorted(chosen)
+        if _share_tags(*([tags[row] for row in own] for own in rows)):
+            break
+    return train.select(rows[0]), train.select(rows[1])
 
 
-def _share_tags(train: Dataset, validation: Dataset) -> bool:
-    known = {tag for tags in train["tags"] for tag in tags}
-    return any(tag in known for tags in validation["tags"] for tag in tags)
+def _units(number: int, copies: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
+    """Return the rows of each file in the order of their first rows."""
+    units = {row: [row] for row in range(number)}
+    for (_, first), *others in copies:
+        units[first] += [row for _, row in others if units.pop(row, None)]
+    return list(units.values())
+
+
+def _choose(units: Sequence[Sequence[int]], tags: Sequence[Sequence[str]], number: int, seed: int) -> set[int]:
+    """Choose at most `number` rows, whole units, and first those whose tags are in other units too."""
+    own_tags = [{tag for row in unit for tag in tags[row]} for unit in units]
+    counts = Counter(tag for own in own_tags for tag in own)
+    order = np.random.default_rng(seed).permutation(len(units)).tolist()
+    order.sort(key=lambda unit: all(counts[tag] < 2 for tag in own_tags[unit]))
+    chosen = set()
+    for unit in order:
+        if len(chosen) + len(units[unit]) <= number:
+            chosen.update(units[unit])
+    return chosen
+
+
+def _share_tags(train: Sequence[Sequence[str]], validation: Sequence[Sequence[str]]) -> bool:
+    known = {tag for tags in train for tag in tags}
+    return any(tag in known for tags in validation for tag in tags)
 
 
 def is_set_aside(example_id: str, seed: int, ratio: float) -> bool:

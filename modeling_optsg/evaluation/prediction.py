@@ -79,7 +79,9 @@ def generate_batches(
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
     columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
     collate = OPTSGDataCollator(processor)
-    for start in tqdm(range(0, len(examples), batch_size), desc="Tagging", disable=not progress, leave=False):
+    # Many calls take less than two seconds: they show no bar.
+    starts = range(0, len(examples), batch_size)
+    for start in tqdm(starts, desc="Tagging", disable=not progress, leave=False, delay=2):
         rows = {}
         for index in range(start, min(start + batch_size, len(examples))):
             example = examples[index]
