@@ -1,4 +1,4 @@
-"""A training of a few seconds on synthetic frame features, for benchmarks and tests that train many times."""
+"""A training run of a few seconds on synthetic frame features, for benchmarks and tests that train many times."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def command(
         output: Output folder of the run.
         launcher: Words before the program, instead of those that start Python.
         config_overrides: Fields of the model's configuration.
-        arguments: Arguments of the training.
+        arguments: Training arguments.
     """
     own = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_prompts": 8}
     own |= {"num_encoder_layers": 1, "num_prompt_layers": 1, "num_decoder_layers": 1} | (config_overrides or {})

@@ -4,7 +4,7 @@ r"""Measure the speed of training steps for several batch sizes and numbers of p
 
 Reported are examples per second, the ratios of time in the forward and backward pass and in the matching, and the
 rate of floating-point operations next to that of plain matrix products. The model has the shape of `optsg-icon-small`
-and reads synthetic tower features of icon-tagging's shape, as in a training with cached towers. A step is that of
+and reads synthetic tower features of icon-tagging's shape, as in a training run with cached towers. A step is that of
 `OPTSGTrainer`: fetching and collating, gathering candidates, forward and backward pass, clipping, the optimizer. The
 first steps are not counted; times are medians.
 """
@@ -88,7 +88,7 @@ class Timer:
 
 
 def make_training(num_prompts: int, tokenizer: PreTrainedTokenizerBase) -> tuple:
-    """Return accelerator, model, optimizer, tag table and collator of a training."""
+    """Return accelerator, model, optimizer, tag table and collator of a training run."""
     config = json.loads((ROOT / "examples/configs/optsg-icon-small.json").read_text())["config_overrides"]
     torch.manual_seed(0)
     model = OPTSGForTagGeneration(

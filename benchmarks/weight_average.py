@@ -1,4 +1,4 @@
-r"""Compare moving averages of the weights with the last weights of one training.
+r"""Compare moving averages of the weights with the last weights of one training run.
 
     python -m benchmarks.weight_average --config examples/configs/optsg-icon-small.json --train_ratio 0.25 \
         --num_train_epochs 10 --output results/training/weight_average.json

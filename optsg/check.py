@@ -35,7 +35,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help="checkpoint to fine-tune, a folder or a name on the Hub (default: a training from pretrained towers with "
+        help="checkpoint to fine-tune, a folder or a name on the Hub (default: training from pretrained towers with "
         "its default arguments)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object with all findings")
@@ -90,7 +90,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, splits: Ma
 
 
 def _train_tag_tokenizer(splits: Mapping[str, "Dataset"], vocab_size: int) -> "PreTrainedTokenizerBase | None":
-    """Return the tag tokenizer that a training from pretrained towers would have, `None` without training tags."""
+    """Return the tag tokenizer that a training run from pretrained towers would have, `None` without training tags."""
     from modeling_optsg import train_tag_tokenizer
 
     tags = [tag for own in splits["train"]["tags"] for tag in own] if "train" in splits else []

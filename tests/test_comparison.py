@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 class Programs:
-    """Runs `recipe.py` with trainings in this process, and counts them."""
+    """Runs `recipe.py` with training runs in this process, and counts them."""
 
     def __init__(self, root, load_program):
         self.root, self.results, self.train, self.trained = root, root / "results", load_program("train"), []

@@ -58,7 +58,7 @@ def clone(tmp_path, monkeypatch):
             rows.append(json.dumps(row))
         (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     shutil.copytree(ROOT / "checkpoints/optsg-icon-small", tmp_path / "runs/mine")
-    # As a training leaves it.
+    # As a training run leaves it.
     (tmp_path / "runs/mine/README.md").unlink()
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Replaced images and videos: their features are computed again, and a training with them is not resumed."""
+"""Replaced images and videos: their features are computed again, and a training run with them is not resumed."""
 
 import os
 

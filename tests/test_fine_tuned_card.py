@@ -121,7 +121,7 @@ def test_a_card_has_the_fitted_metrics_and_those_of_the_neighbours(trained, tmp_
 
 @pytest.fixture
 def describe(tiny_model, monkeypatch):
-    """Describe a training from towers or from a checkpoint with a given summary."""
+    """Describe a training run from towers or from a checkpoint with a given summary."""
 
     def run(summary=None, checkpoint=None, **arguments):
         monkeypatch.setattr(origin, "read_training_summary", lambda name: summary or {})

@@ -153,7 +153,7 @@ def test_contradicting_arguments_are_refused(arguments, message):
 
 @pytest.fixture(scope="module")
 def arguments(towers, tmp_path_factory):
-    """Makes the arguments of a short training with an output folder."""
+    """Makes the arguments of a short training run with an output folder."""
     root = tmp_path_factory.mktemp("lora")
     write_colour_folder(root)
     more = {"vision_tower": str(towers / "vision"), "text_tower": str(towers / "text"), "image_words": "none"}
@@ -165,7 +165,7 @@ def arguments(towers, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(arguments, tmp_path_factory):
-    """The output folder of a finished training with adapters."""
+    """The output folder of a finished training run with adapters."""
     folder = tmp_path_factory.mktemp("run")
     OPTSGTrainer(args=arguments(folder)).train()
     return folder

@@ -1,4 +1,4 @@
-"""The comparison with nearest neighbours at the end of a training."""
+"""The comparison with nearest neighbours at the end of a training run."""
 
 import pytest
 from accelerate import PartialState

@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(towers):
-    """Arguments of all trainings on pretrained towers."""
+    """Arguments of all training runs on pretrained towers."""
     more = {"vision_tower": towers / "vision", "text_tower": towers / "text", "tag_vocab_size": 260}
     return more | {"max_tag_tokens": 12}
 

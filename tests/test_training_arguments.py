@@ -1,4 +1,4 @@
-"""Arguments of a training, the shipped files of them, and the configurations of accelerate."""
+"""Training arguments, the shipped files of them, and the configurations of accelerate."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ that were left out are added to the book; nothing is trained or fitted again. F1
 - `new_tags`: the mean over the new tags;
 - `other_tags`: the mean over all other evaluated tags.
 
-The trainings are shorter than those of the comparison. Checkpoints that are already in `--work_dir` are not trained
+The training is shorter than in the comparison. Checkpoints that are already in `--work_dir` are not trained
 again.
 """
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the model, score it with both books, and write the result file."""
     parser = make_parser(__doc__)
     parser.add_argument("--work_dir", type=Path, default=Path("runs/new_tags"), help="folder of the checkpoints")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the new tags and of the trainings")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new tags and of the training runs")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     splits = load_tagging_dataset(arguments.dataset)

@@ -202,7 +202,7 @@ def result_path(arguments: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the missing trainings of an experiment, and write its result file."""
+    """Run the missing training runs of an experiment, and write its result file."""
     parser = make_parser(__doc__, has_dataset=False)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--config", type=Path, default=CONFIG, help="arguments of examples/train.py for all rows")

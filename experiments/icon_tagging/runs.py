@@ -59,7 +59,7 @@ def read_summary(folder: Path) -> dict:
     """Return the training summary of a run.
 
     Raises:
-        FileNotFoundError: The folder is not that of a finished training.
+        FileNotFoundError: The folder is not that of a finished training run.
     """
     return json.loads((folder / "training_summary.json").read_text(encoding="utf-8"))
 
@@ -147,7 +147,7 @@ class Run:
 
     @property
     def arguments(self) -> dict:
-        """Arguments of the training."""
+        """Training arguments."""
         return self.summary["arguments"]
 
     def rows(self) -> dict[str, dict]:

@@ -38,7 +38,7 @@ def check_data(
 ) -> DataReport:
     """Count examples and tags, and look for problems with them.
 
-    Tags are left out of a training as [`without_untrainable_tags`] does it. An id that occurs in several splits counts
+    Tags are left out of training as [`without_untrainable_tags`] does it. An id that occurs in several splits counts
     as repeated unless it is the name of a file or the number of a row: these repeat in different folders and splits.
 
     Args:

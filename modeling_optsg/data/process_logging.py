@@ -10,7 +10,7 @@ from accelerate.logging import MultiProcessAdapter
 class ProcessLogger(MultiProcessAdapter):
     """The logger of `accelerate`, which names the process in messages only if there are several.
 
-    It also works before the state of `accelerate` exists, as in a program that prepares a model without a training.
+    It also works before the state of `accelerate` exists, as in a program that prepares a model without training it.
     """
 
     def log(self, level: int, msg: str, *args: object, **kwargs: object) -> None:

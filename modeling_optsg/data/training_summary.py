@@ -1,4 +1,4 @@
-"""The summary that a training leaves in its checkpoint, and what it says about where the model comes from."""
+"""The summary that a training run leaves in its checkpoint, and what it says about where the model comes from."""
 
 import json
 from collections.abc import Mapping

@@ -27,7 +27,7 @@ from .prediction import predict_tags
 from .reporting import environment, novel_hits, score_modalities
 
 FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
-# The arguments of a training that choose its examples, with their defaults.
+# The training arguments that choose the examples, with their defaults.
 SPLIT_ARGUMENTS = {"validation_ratio": None, "seed": 0, "train_ratio": 1.0, "streaming": False}
 # The key of the only decoding of a model, as in the training summary.
 ONLY = "only"

@@ -198,7 +198,7 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
             tower | {"half": half, "role": roles[half], "name": tower["name"] and _public(tower["name"])}
             for half, tower in summary_towers(summary).items()
         ],
-        # The last step is always validated. It may come early, and there is none without a training.
+        # The last step is always validated. It may come early, and there is none without a training run.
         "epochs": f"{round(history[-1]['epoch'], 1):g}" if history else None,
         "parameters": round(summary["parameters"] / 1e6, 1),
         "trained_parameters": round(summary["trained_parameters"] / 1e6, 1),
@@ -209,7 +209,7 @@ def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train_command(summary: Mapping[str, Any], checkpoint: Path) -> str | None:
-    """Return the command of a training; `None` if a Python program passed the model or the examples."""
+    """Return the command of a training run; `None` if a Python program passed the model or the examples."""
     arguments = summary["arguments"]
     if not arguments["dataset"] or summary.get("checkpoint", arguments.get("checkpoint")) != arguments.get(
         "checkpoint"

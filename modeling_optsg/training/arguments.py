@@ -67,7 +67,7 @@ NOT_NEGATIVE = (
     "save_steps",
 )
 RATIOS = ("extra_image_ratio", "mismatch_ratio", "warmup_ratio")
-# A checkpoint has its own values of these arguments. These are the defaults of a training from pretrained towers.
+# A checkpoint has its own values of these arguments. These are the defaults of a training run from pretrained towers.
 TOWER_DEFAULTS = {
     "vision_tower": "efficientnet-lite0",
     "text_tower": "all-minilm-l6-v2",

@@ -20,7 +20,7 @@ class TrainingCallbacks:
     Args:
         callbacks: The callbacks. [`~transformers.EarlyStoppingCallback`] and others with a `state` continue where a
             resumed run was stopped.
-        args: Arguments of the training.
+        args: Training arguments.
         accelerator: Its accelerator. All processes call the events in the same step.
         model: The model in training.
         processing_class: Its processor.
@@ -70,7 +70,7 @@ class TrainingCallbacks:
     def take(self, flag: str) -> bool:
         """Return whether a callback of any process has set a flag of the control, and clear it.
 
-        A training that is to stop stays so.
+        A training run that is to stop stays so.
         """
         if not self.callbacks:
             return False

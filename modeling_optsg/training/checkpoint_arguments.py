@@ -17,7 +17,7 @@ def check_checkpoint_arguments(
     """Check that the given arguments agree with the checkpoint to fine-tune, which keeps its own settings.
 
     Args:
-        args: Arguments of the training. An argument that is `None` was not given.
+        args: Training arguments. An argument that is `None` was not given.
         model: The model of the checkpoint.
         processor: Its processor.
         new_tag_tokenizer: Whether a new tag tokenizer is trained, for which `tag_vocab_size` is used.

@@ -268,7 +268,7 @@ def cache_examples(
         rows: Examples.
         model: Model with the towers.
         processor: Its processor.
-        args: Arguments of the training.
+        args: Training arguments.
         titles: Whether titles are needed.
 
     Returns:
@@ -295,7 +295,7 @@ def load_extra_images(
         train: Training examples.
         model: Model with the towers.
         processor: Its processor.
-        args: Arguments of the training.
+        args: Training arguments.
 
     Returns:
         Examples with `title`, `tags` and the features of their images, `None` if there are none.

@@ -1,4 +1,4 @@
-"""The end of a training: generation settings fitted on the validation examples, and the summary."""
+"""The end of a training run: generation settings fitted on the validation examples, and the summary."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ def fit_best_model(
     """Fit the generation settings of the best checkpoint, for each of its decodings, and save them.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         processor: Processor of the model.
         examples: Validation examples.
         evaluator: Evaluator for them.
@@ -79,7 +79,7 @@ def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) ->
     """Write the summary, set the status "finished" and delete the saved states.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         status: Status of the run.
         summary: Content of the summary besides the arguments.
     """
@@ -95,7 +95,7 @@ def finished_summary(args: OPTSGTrainingArguments, status: RunStatus, data: str 
     """Return the summary of this run if it has finished already, and log that.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         status: Status of the run.
         data: Fingerprint of the examples and of the given model. `None` to compare only the arguments.
 

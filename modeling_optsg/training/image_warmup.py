@@ -43,7 +43,7 @@ def warm_up_image_evidence(
 
     Args:
         model: The model, whose image standardiser is fitted. One without a tag classifier is not changed.
-        args: Arguments of the training. Nothing is done if `image_warmup_epochs` is 0 or `classifier_checkpoint` is
+        args: Training arguments. Nothing is done if `image_warmup_epochs` is 0 or `classifier_checkpoint` is
             given.
         tags: The tag of each class.
         examples: Training examples with `tags` and cached `image_features`.

@@ -98,7 +98,7 @@ def _short_message(error: BaseException) -> str:
 class StopSignal:
     """Handler of SIGTERM, as a context manager.
 
-    The signal raises [`Interrupted`] at once, or within [`deferred`] only sets `received`, so that a training can
+    The signal raises [`Interrupted`] at once, or within [`deferred`] only sets `received`, so that a training run can
     finish its step and save its state. On Linux the signal also arrives when a launcher ends without passing it on, as
     `accelerate launch` does with one process.
     """

@@ -46,13 +46,13 @@ logger = get_logger(__name__)
 
 
 class TrainingLoop:
-    """The steps of a training, with any number of processes, which can be resumed after an interruption.
+    """The steps of a training run, with any number of processes, which can be resumed after an interruption.
 
     [`OPTSGTrainer`] prepares model and examples, and runs the loop.
 
     Args:
         model: The model to train. Frozen towers stay in evaluation mode.
-        args: Arguments of the training.
+        args: Training arguments.
         accelerator: From [`make_accelerator`].
         processing_class: Processor of the model.
         train_dataset: Map-style examples such as [`CachedFeatures`], [`AugmentedImages`], or a [`TaggedStream`].

@@ -1,4 +1,4 @@
-"""The model that a training starts from: new on pretrained towers, or a checkpoint to fine-tune."""
+"""The model that a training run starts from: new on pretrained towers, or a checkpoint to fine-tune."""
 
 import json
 import tempfile
@@ -59,7 +59,7 @@ def build_model(
     """Build a model and its processor, or prepare those to fine-tune, and run the towers on dummy examples.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         train: Training examples, for their tags.
         validation: Validation examples, for the width of frame features.
         given: Model and processor to fine-tune, instead of `args.checkpoint`. They are changed.

@@ -1,4 +1,4 @@
-"""What the nearest neighbours would give without any training, for the end of a training."""
+"""What the nearest neighbours would give without any training, for the end of a training run."""
 
 import tempfile
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def compare_with_neighbours(
     """Log the validation metric of the trained model and of the kNN baseline on its towers.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         model: The trained model.
         processor: Its processor.
         train: Training examples, as the training encoded them.

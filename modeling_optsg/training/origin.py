@@ -24,7 +24,7 @@ def describe_origin(args: OPTSGTrainingArguments, model: OPTSGPreTrainedModel, c
     """Describe what a model was trained from.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         model: The trained model.
         checkpoint: Folder or Hub name of the checkpoint that was fine-tuned, `None` for pretrained towers.
 

@@ -1,4 +1,4 @@
-"""What a training needs before its first step: model, tags, and examples with the features of frozen towers."""
+"""What a training run needs before its first step: model, tags, and examples with the features of frozen towers."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 
 @dataclass
 class PreparedTraining:
-    """A training before its first step.
+    """A training run before its first step.
 
     Args:
         model: The model to train.
@@ -75,7 +75,7 @@ def prepare_training_run(
     """Build the model, and compute the features of frozen towers or read them from the cache.
 
     Args:
-        args: Arguments of the training.
+        args: Training arguments.
         accelerator: The accelerator. All processes call this.
         train: Training examples.
         validation: Validation examples.

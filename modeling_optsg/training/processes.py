@@ -64,7 +64,7 @@ def start_trackers(accelerator: Accelerator, report_to: list[str], config: dict)
     Args:
         accelerator: Made with `log_with=report_to`.
         report_to: Names of the trackers.
-        config: Arguments of the training. Numbers and strings among them are reported.
+        config: Training arguments. Numbers and strings among them are reported.
 
     Raises:
         ValueError: A tracker is not installed.

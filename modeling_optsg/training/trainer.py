@@ -59,7 +59,7 @@ class OPTSGTrainer:
 
     Args:
         model: The model to fine-tune. By default, `args` says what to start from: a checkpoint or pretrained towers.
-        args: Arguments of the training. Default: those of `OPTSGTrainingArguments("trainer_output")`.
+        args: Training arguments. Default: those of `OPTSGTrainingArguments("trainer_output")`.
         train_dataset: Training examples with the column `tags` and at least one of `title`, `image`, `video` and
             `frame_features`. `args` can name other columns, such as `tags_column`, and the separator of tags that are
             text. By default, `args.dataset` is loaded.
@@ -166,7 +166,7 @@ class OPTSGTrainer:
         is_main = threading.current_thread() is threading.main_thread()
         with self.status.follow(), StopSignal() if is_main else contextlib.nullcontext() as stop_signal:
             if self.args.streaming:
-                # The examples are read only for a training.
+                # The examples are read only for a training run.
                 if (summary := finished_summary(self.args, self.status)) is not None:
                     return summary
                 return self._train(stop_signal)

@@ -1,4 +1,4 @@
-"""Log of a training: rows of a JSON lines file, trackers and a progress bar."""
+"""Log of a training run: rows of a JSON lines file, trackers and a progress bar."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ from .losses import LOSSES
 
 
 class TrainingLog:
-    """Log of the mean losses, the speed and the validation metrics of a training.
+    """Log of the mean losses, the speed and the validation metrics of a training run.
 
     Args:
         accelerator: The accelerator, whose trackers get the rows too.
