@@ -33,8 +33,10 @@ from modeling_optsg.evaluation.knn_comparison import score_knn
 from modeling_optsg.evaluation.reporting import environment
 
 SIZES, SEEDS, NUM_TEST = (10, 50, 200, 1000), (0, 1, 2), 300
-# Ten random icons have no tag in common, so there is nothing to validate.
-MIN_SIZES = {"scenes": 1, "icons": 50}
+KINDS = ("scenes", "icons")
+# Ten random icons have no tag in common, so there is nothing to validate. They are chosen among the icons with one of
+# the most frequent tags.
+MIN_RANDOM_ICONS, NUM_FREQUENT = 50, 5
 METRICS = ("full_f1", "micro_f1", "tags_per_example")
 FEATURES = Features({"image": Image(), "title": Value("string"), "tags": List(Value("string"))})
 
@@ -51,7 +53,12 @@ def load_rows(kind: str, size: int, seed: int) -> tuple[Dataset, Dataset]:
     if kind == "scenes":
         return draw_scenes(size, f"train {seed}"), draw_scenes(NUM_TEST, "test")
     dataset = load_tagging_dataset("icon_tagging")
-    return dataset["train"].shuffle(seed=seed).select(range(size)), dataset["test"].shuffle(0).select(range(NUM_TEST))
+    train = dataset["train"].shuffle(seed=seed)
+    if size < MIN_RANDOM_ICONS:
+        counts = Counter(tag for tags in train["tags"] for tag in set(tags))
+        frequent = {tag for tag, _ in counts.most_common(NUM_FREQUENT)}
+        train = train.filter(lambda tags: not frequent.isdisjoint(tags), input_columns="tags")
+    return train.select(range(size)), dataset["test"].shuffle(0).select(range(NUM_TEST))
 
 
 def measure(checkpoint: str, kind: str, size: int, seed: int) -> dict:
@@ -99,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing in the output file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
-    parser.add_argument("--kinds", nargs="+", default=list(MIN_SIZES), choices=list(MIN_SIZES))
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of training images")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--output", type=Path, required=True)
@@ -110,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind in arguments.kinds:
         for size in arguments.sizes:
             for seed in arguments.seeds:
-                if (name := f"{kind}/{size}/{seed}") in runs or size < MIN_SIZES[kind]:
+                if (name := f"{kind}/{size}/{seed}") in runs:
                     continue
                 runs[name] = measure(arguments.checkpoint, kind, size, seed)
                 print(name, json.dumps(runs[name], allow_nan=False), flush=True)
