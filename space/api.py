@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import gradio as gr
+from client_budget import client_address
 from folder_table import tag_files, to_csv
 from gradio.data_classes import FileData
-from limits import InputError, Limits
+from limits import InputError, Limits, well_formed
 from tagging import DECODINGS, TaggedFile, Tagger
 
 MAX_NAME_CHARACTERS = 200
@@ -21,7 +22,14 @@ def uploaded_file(file: object) -> tuple[str, str]:
         raise InputError("There is no file. Upload an image or a video.")
     name = file.get("orig_name")
     name = Path(name if isinstance(name, str) and name else file["path"]).name
-    return file["path"], name[:MAX_NAME_CHARACTERS]
+    return file["path"], well_formed(name[:MAX_NAME_CHARACTERS])
+
+
+def client_of(request: gr.Request | None) -> str:
+    """Return the address of the client that sent a request."""
+    if request is None or request.client is None:
+        return ""
+    return client_address(request.client.host, request.headers)
 
 
 def add_endpoints(tagger: Tagger, limits: Limits) -> None:
@@ -32,7 +40,7 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
 
     def tag(
         file: FileData, title: str = "", decoding: str = "parallel", threshold: float | None = None,
-        attention: bool = False,
+        attention: bool = False, request: gr.Request = None,
     ) -> dict:  # fmt: skip
         """Tag one image or video.
 
@@ -46,14 +54,14 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
         """
         try:
             decoding, threshold = tagger.check_settings(decoding, threshold)
-            tagged = tagger.tag(*uploaded_file(file), title, decoding)
+            tagged = tagger.tag(*uploaded_file(file), title, decoding, client_of(request))
             return as_response(tagged, tagged.default_threshold if threshold is None else threshold, attention)
         except InputError as error:
             raise gr.Error(str(error)) from None
 
     def tag_many(
         files: list[FileData], decoding: str = "parallel", threshold: float | None = None,
-        titles_from_names: bool = True,
+        titles_from_names: bool = True, request: gr.Request = None,
     ) -> dict:  # fmt: skip
         """Tag several images and videos.
 
@@ -66,7 +74,8 @@ def add_endpoints(tagger: Tagger, limits: Limits) -> None:
         try:
             decoding, threshold = tagger.check_settings(decoding, threshold)
             uploads = [uploaded_file(file) for file in (files if isinstance(files, list) else [files])]
-            rows = list(tag_files(tagger, uploads, decoding, threshold, titles_from_names, limits))
+            client = client_of(request)
+            rows = list(tag_files(tagger, uploads, decoding, threshold, titles_from_names, limits, client))
         except InputError as error:
             raise gr.Error(str(error)) from None
         return {"decoding": decoding, "threshold": threshold, "rows": rows, "csv": to_csv(rows)}

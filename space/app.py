@@ -27,16 +27,21 @@ def main() -> None:
     limits = Limits()
     # The host stops the process with SIGTERM; the default handler would skip the clean-up below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    model = os.environ.get("OPTSG_MODEL") or (str(SHIPPED) if SHIPPED.is_dir() else PUBLISHED)
-    uploads = UploadFolder(keep_seconds=60 * limits.keep_minutes + 120)
-    tagger = Tagger(model, limits, os.environ.get("OPTSG_BOOK") or None)
+    uploads, tagger = UploadFolder(keep_seconds=60 * limits.keep_minutes + 120), None
     try:
+        model = os.environ.get("OPTSG_MODEL") or (str(SHIPPED) if SHIPPED.is_dir() else PUBLISHED)
+        tagger = Tagger(model, limits, os.environ.get("OPTSG_BOOK") or None)
         tagger.reader.wait_until_ready()
         build(tagger, limits, HERE / "examples").launch(**launch_settings(limits, uploads, HERE))
     finally:
-        tagger.reader.stop()
+        if tagger is not None:
+            tagger.reader.stop()
         uploads.remove()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as stop:
+        # Python would wait for the threads that answer requests, and the host kills a process that does not end soon.
+        os._exit(stop.code if isinstance(stop.code, int) else 1)

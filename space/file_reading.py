@@ -2,22 +2,30 @@
 
 If a crafted file crashes the decoder, hangs it or fills its memory, only that process ends and the Space continues.
 Run as a program, this file is that process: it loads the processor and answers one request after another.
+
+A crafted file may also take over that process, so its answers are parsed as data. An answer is a line of JSON,
+followed by the arrays in the format of `safetensors`. A request is a line of JSON.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+import safetensors
+import safetensors.numpy
+from client_budget import ReadingBudget
 from limits import InputError, Limits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 VIDEO_FORMATS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
 LOAD_SECONDS = 300
+MAX_HEADER_BYTES, MAX_ARRAY_BYTES, MAX_MESSAGE_CHARACTERS = 100_000, 500_000_000, 1000
 
 
 class FileReader:
@@ -30,72 +38,133 @@ class FileReader:
 
     def __init__(self, model: str, limits: Limits):
         self.model, self.limits = model, limits
-        self.lock = threading.Lock()
+        self.lock, self.budget = threading.Lock(), ReadingBudget(limits)
+        self.is_stopped = False
         self._start()
 
     def _start(self) -> None:
         command = [sys.executable, os.path.abspath(__file__), self.model]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.loaded = False
-        pickle.dump(self.limits, self.process.stdin)
+        self._send(self.limits.as_dict())
+
+    def _send(self, request: dict) -> None:
+        # ASCII escapes, since file names need not be valid Unicode.
+        self.process.stdin.write(json.dumps(request, allow_nan=False).encode() + b"\n")
         self.process.stdin.flush()
 
     def stop(self) -> None:
-        """Kill the process."""
+        """Kill the process, and do not start it again."""
+        self.is_stopped = True
+        self._kill()
+
+    def _kill(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+    def _restart(self) -> None:
+        """Start the process again.
+
+        Raises:
+            InputError: The Space is stopping.
+        """
+        self._kill()
+        if self.is_stopped:
+            raise InputError("This Space is stopping.")
+        self._start()
 
     def wait_until_ready(self) -> None:
         """Wait until the process has loaded the processor."""
         with self.lock:
             self._ensure_loaded()
 
-    def read(self, path: str, name: str, title: str = "") -> tuple[str, dict]:
+    def read(self, path: str, name: str, title: str = "", client: str = "") -> tuple[str, dict[str, np.ndarray]]:
         """Read and preprocess one file.
 
         Args:
             path: Path of the file, which must have been uploaded to this Space.
             name: The visitor's name for the file, used in messages.
             title: Title of the image or video.
+            client: Address of the visitor, whose time for reading is limited.
 
         Returns:
             `"image"` or `"video"`, and the processor's arrays for this example.
 
         Raises:
-            InputError: The file cannot be read or exceeds the limits.
+            InputError: The file cannot be read or exceeds the limits, or the visitor has used its time.
         """
+        self.budget.check(client)
         with self.lock:
             self._ensure_loaded()
+            self.budget.check(client)
             try:
-                pickle.dump((path, name, title), self.process.stdin)
-                self.process.stdin.flush()
-                error, answer = self._receive(self.limits.read_seconds)
-            except (EOFError, OSError, pickle.UnpicklingError):
-                self.stop()
-                self._start()
+                with self.budget.measured(client):
+                    self._send({"path": path, "name": name, "title": title})
+                    header, arrays = self._receive(self.limits.read_seconds)
+            except (OSError, ValueError, safetensors.SafetensorError):
+                self._restart()
                 raise InputError(
                     f"{name} could not be read within {self.limits.read_seconds} seconds and "
                     f"{self.limits.read_megabytes} MB of memory."
                 ) from None
-        if error is not None:
-            raise InputError(error)
-        return answer
+        if "error" in header:
+            raise InputError(str(header["error"]))
+        return "video" if header.get("kind") == "video" else "image", arrays
 
     def _ensure_loaded(self) -> None:
         if self.process.poll() is not None:
-            self.stop()
-            self._start()
+            self._restart()
         if not self.loaded:
-            self.loaded = self._receive(LOAD_SECONDS)
+            self._receive(LOAD_SECONDS)
+            self.loaded = True
 
-    def _receive(self, seconds: int) -> Any:
-        """Return the next answer of the process, which is killed after that many seconds."""
+    def _receive(self, seconds: int) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return the next answer of the process, which is killed after that many seconds.
+
+        Raises:
+            ValueError, safetensors.SafetensorError: The process has ended, or its answer has another format.
+        """
         timer = threading.Timer(seconds, self.process.kill)
         timer.start()
         try:
-            return pickle.load(self.process.stdout)
+            return read_answer(self.process.stdout)
         finally:
             timer.cancel()
+
+
+def write_answer(file: BinaryIO, header: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write an answer of the reading process.
+
+    Args:
+        file: The file.
+        header: A JSON object.
+        arrays: Arrays by name.
+    """
+    data = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    file.write(json.dumps({**header, "bytes": len(data)}, allow_nan=False).encode() + b"\n" + data)
+    file.flush()
+
+
+def read_answer(file: BinaryIO) -> tuple[dict, dict[str, np.ndarray]]:
+    """Read what [`write_answer`] wrote, without trusting it.
+
+    Raises:
+        ValueError, safetensors.SafetensorError: The file has ended, or the answer has another format or is too long.
+    """
+    line = file.readline(MAX_HEADER_BYTES)
+    if not line.endswith(b"\n"):
+        raise ValueError("The answer is incomplete or too long.")
+    try:
+        header = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("The answer is nested too deeply.") from error
+    size = header.get("bytes") if isinstance(header, dict) else None
+    if type(size) is not int or not 0 <= size <= MAX_ARRAY_BYTES:
+        raise ValueError(f"The answer has arrays of {size!r} bytes; the limit is {MAX_ARRAY_BYTES} bytes.")
+    data = file.read(size)
+    if len(data) < size:
+        raise ValueError("The answer is incomplete.")
+    return header, safetensors.numpy.load(data)
 
 
 def detect_kind(path: str, name: str, limits: Limits) -> str:
@@ -207,7 +276,7 @@ def main(model: str) -> None:
     # Libraries may print; their output must not mix with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    limits = pickle.load(sys.stdin.buffer)
+    limits = Limits(**json.loads(sys.stdin.buffer.readline()))
     import av  # noqa: F401  Loaded before the limit is set, so that the library itself does not count.
     import torch
     from loading import load_processor
@@ -215,21 +284,19 @@ def main(model: str) -> None:
     torch.set_num_threads(1)
     processor = load_processor(model)
     _limit_memory(limits.read_megabytes)
-    answer = True
-    while True:
-        pickle.dump(answer, answers)
-        answers.flush()
+    write_answer(answers, {}, {})
+    for line in sys.stdin.buffer:
+        request, arrays = json.loads(line), {}
+        name = request["name"]
         try:
-            path, name, title = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            answer = (None, _preprocess(processor, path, name, title, limits))
+            kind, arrays = _preprocess(processor, request["path"], name, request["title"], limits)
+            header = {"kind": kind}
         except InputError as error:
-            answer = (str(error), None)
+            header = {"error": str(error)[:MAX_MESSAGE_CHARACTERS]}
         except Exception as error:
-            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-            answer = (f"{name} cannot be read.", None)
+            print(f"{name!r}: {type(error).__name__}: {error!r}", file=sys.stderr)
+            header = {"error": f"{name} cannot be read."}
+        write_answer(answers, header, arrays)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from limits import InputError, Limits
+from limits import InputError, Limits, well_formed
 from tagging import Tagger
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "title", "tag", "score", "mark", "train_count", "error")
 METADATA_SUFFIXES = (".csv", ".jsonl")
@@ -37,7 +40,7 @@ def split_metadata(files: list[tuple[str, str]]) -> tuple[list[tuple[str, str]],
             continue
         try:
             titles |= _read_titles(path, name)
-        except (ValueError, csv.Error) as error:
+        except (ValueError, OSError, RecursionError, csv.Error) as error:
             problems.append(f"{name} was ignored: {error}")
     return others, titles, problems
 
@@ -49,8 +52,8 @@ def _read_titles(path: str, name: str) -> dict[str, str]:
         if not isinstance(file, str) or not isinstance(title, str | None):
             raise ValueError(f"row {number} needs a file_name and a title, both text.")
         # Browsers upload files without their folders.
-        file = Path(file).name
-        if titles.setdefault(file, title or "") != (title or ""):
+        file, title = well_formed(Path(file).name), well_formed(title or "")
+        if titles.setdefault(file, title) != title:
             raise ValueError(f"it has two titles for files named {file}. Upload one folder at a time.")
     return titles
 
@@ -77,6 +80,7 @@ def tag_files(
     threshold: float | None,
     names_as_titles: bool,
     limits: Limits,
+    client: str = "",
 ) -> Iterator[dict]:
     """Tag files one by one.
 
@@ -87,6 +91,7 @@ def tag_files(
         threshold: Minimum probability of a tag; `None` for the default of each file.
         names_as_titles: Make titles from file names where the metadata has none.
         limits: The limits of this Space.
+        client: Address of the visitor, whose time for reading files is limited.
 
     Yields:
         `{"file", "title", "tags", "error"}` in the order of `files`; `error` is `None` for a file that was tagged.
@@ -106,11 +111,15 @@ def tag_files(
     for path, name in files:
         title = titles.get(name) or (title_from_name(name) if names_as_titles else "")
         try:
-            tagged = tagger.tag(path, name, title, decoding)
+            tagged = tagger.tag(path, name, title, decoding, client)
             tags = tagged.tags_above(tagged.default_threshold if threshold is None else threshold)
             yield {"file": name, "title": title, "tags": tags, "error": None}
         except InputError as error:
             yield {"file": name, "title": title, "tags": [], "error": str(error)}
+        except Exception:
+            # One file must not lose the tags of the others.
+            logger.exception("%r", name)
+            yield {"file": name, "title": title, "tags": [], "error": f"{name} cannot be tagged."}
 
 
 def to_csv(rows: list[dict]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 import markup
-from api import add_endpoints, uploaded_file
+from api import add_endpoints, client_of, uploaded_file
 from folder_table import tag_files
 from limits import InputError, Limits
 from page_text import API_AND_LIMITS, ATTENTION, INTRODUCTION, SCOPE, known_images
@@ -32,7 +32,7 @@ class Handlers:
         self.tagger, self.limits = tagger, limits
         self.known_images = known_images(tagger.name)
 
-    def predict_one(self, file: Any, title: Any, decoding: Any, threshold: Any) -> tuple:
+    def predict_one(self, file: Any, title: Any, decoding: Any, threshold: Any, request: gr.Request) -> tuple:
         """Tag one file.
 
         Returns:
@@ -43,7 +43,7 @@ class Handlers:
         try:
             decoding, threshold = self.tagger.check_settings(decoding, threshold)
             path, name = uploaded_file(file)
-            tagged = self.tagger.tag(path, name, title, decoding)
+            tagged = self.tagger.tag(path, name, title, decoding, client_of(request))
         except InputError as error:
             return None, "", markup.error_message(str(error)), ""
         return tagged, markup.preview(path, name, tagged.kind), *self.render(tagged, threshold)
@@ -65,7 +65,7 @@ class Handlers:
         return markup.tag_list(tagged, threshold, self.known_images), markup.slot_cards(tagged, threshold)
 
     def predict_many(
-        self, files: Any, decoding: Any, threshold: Any, titles_from_names: Any
+        self, files: Any, decoding: Any, threshold: Any, titles_from_names: Any, request: gr.Request
     ) -> Iterator[tuple[str, str]]:
         """Tag many files.
 
@@ -77,7 +77,8 @@ class Handlers:
             threshold = None if self.is_fitted(decoding, threshold) else threshold
             uploads = [uploaded_file(file) for file in files or []]
             rows = []
-            for row in tag_files(self.tagger, uploads, decoding, threshold, bool(titles_from_names), self.limits):
+            options = (decoding, threshold, bool(titles_from_names), self.limits, client_of(request))
+            for row in tag_files(self.tagger, uploads, *options):
                 rows.append(row)
                 yield markup.file_table(rows, max(len(uploads), len(rows))), ""
             yield markup.file_table(rows, len(rows)), markup.csv_link(rows)

@@ -23,9 +23,13 @@ class Limits:
         video_gigapixels: Maximum number of pixels in all frames of a video together, which bounds the decoding time.
         read_seconds: Maximum time to read one file.
         read_megabytes: Maximum additional memory to read one file.
+        client_seconds: Maximum time to read the files of one client within `client_period`.
+        client_period: Seconds after which the time of a client is free again.
         files: Maximum number of files that are tagged in one request.
         title_characters: Maximum length of a title.
         request_kilobytes: Maximum size of a request that is not an upload.
+        request_seconds: Maximum time to receive a request that is not an upload.
+        upload_seconds: Maximum time to receive an upload.
         queued_requests: Maximum number of requests in the queue.
         concurrent_requests: Number of requests that run at the same time.
         keep_minutes: Time after which an uploaded file is deleted.
@@ -37,12 +41,16 @@ class Limits:
     video_seconds: int = 120
     video_frames: int = 7200
     video_gigapixels: int = 8
-    read_seconds: int = 30
+    read_seconds: int = 20
     read_megabytes: int = 1500
+    client_seconds: int = 60
+    client_period: int = 120
     files: int = 100
     title_characters: int = 500
     request_kilobytes: int = 512
-    queued_requests: int = 64
+    request_seconds: int = 30
+    upload_seconds: int = 300
+    queued_requests: int = 256
     concurrent_requests: int = 2
     keep_minutes: int = 30
 
@@ -66,4 +74,9 @@ def clean_title(title: object, limits: Limits) -> str:
         raise InputError(f"The title is of type {type(title).__name__}; expected text.")
     if len(title) > limits.title_characters:
         raise InputError(f"The title has {len(title)} characters; the limit is {limits.title_characters}.")
-    return title.strip()
+    return well_formed(title).strip()
+
+
+def well_formed(text: str) -> str:
+    """Replace halves of surrogate pairs, which JSON can hold, and neither a tokenizer nor UTF-8."""
+    return text.encode("utf-8", "replace").decode()

@@ -40,6 +40,7 @@ client.predict(api_name="/limits")
 | pixels of an image or a frame | {image_megapixels} million |
 | length of a video | {video_seconds} seconds, {video_frames} frames, {video_gigapixels} billion pixels in total |
 | reading a file | {read_seconds} seconds, {read_megabytes} MB of memory |
+| reading all files of one visitor | {client_seconds} seconds within {client_period} seconds |
 | length of a title | {title_characters} characters |
 
 Uploaded files are deleted after {keep_minutes} minutes and used only to predict tags. The Space reads only uploaded

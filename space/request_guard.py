@@ -4,6 +4,7 @@ Gradio refuses files outside its upload folder. It also downloads public address
 file, and forwards others at `/file=http…`. This Space needs neither.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -11,12 +12,67 @@ import shutil
 from pathlib import Path
 
 from limits import Limits
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ADDRESS = re.compile(r"/(?:file|proxy)[=/]\s*[a-z][a-z0-9+.-]*:|/proxy=", re.IGNORECASE)
 # Gradio serves these routes; this Space does not use them.
 UNUSED = ("/process_recording", "/component_server", "/vibe-")
 MIN_FREE_MEGABYTES = 500
+# Headers that say where the body of a request ends.
+FRAMING = (b"content-length", b"transfer-encoding")
+
+
+class _Refusal(Exception):
+    """A request is refused while its body is received.
+
+    Args:
+        status: Status of the answer.
+        reason: Shown to the client.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class _Body:
+    """Receives the body of a request, whose size and time are limited.
+
+    Args:
+        receive: Receives the next message.
+        size: Maximum number of bytes.
+        seconds: Maximum time until the body is complete.
+    """
+
+    def __init__(self, receive: Receive, size: int, seconds: float):
+        self._receive, self.size, self.seconds = receive, size, seconds
+        self.deadline = asyncio.get_running_loop().time() + seconds
+        self.received, self.is_complete = 0, False
+        self.refusal: _Refusal | None = None
+
+    async def receive(self) -> Message:
+        """Receive the next message.
+
+        Raises:
+            _Refusal: The body is too long or takes too long.
+        """
+        if self.is_complete:
+            return await self._receive()
+        try:
+            remaining = self.deadline - asyncio.get_running_loop().time()
+            message = await asyncio.wait_for(self._receive(), max(remaining, 0))
+        except asyncio.TimeoutError:
+            raise self._refuse(408, f"The request was not complete after {self.seconds} seconds.") from None
+        self.received += len(message.get("body", b""))
+        if self.received > self.size:
+            raise self._refuse(413, f"The request has more than {self.size} bytes.")
+        self.is_complete = not message.get("more_body", False)
+        return message
+
+    def _refuse(self, status: int, reason: str) -> _Refusal:
+        # The application may turn the exception into another one.
+        self.refusal = _Refusal(status, reason)
+        return self.refusal
 
 
 class RequestGuard:
@@ -41,18 +97,34 @@ class RequestGuard:
             return await _refuse(send, 403, "This Space does not fetch files from other addresses.")
         if scope["method"] not in ("POST", "PUT", "PATCH"):
             return await self.app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if not length.isdigit():
+        values = {name: [value for key, value in scope["headers"] if key == name] for name in FRAMING}
+        if values[b"transfer-encoding"] and values[b"content-length"]:
+            # RFC 9112, section 6.3: a proxy may have seen another end of this request.
+            return await _refuse(send, 400, "A request has either Content-Length or Transfer-Encoding, not both.")
+        if len(set(values[b"content-length"])) != 1 or not values[b"content-length"][0].isdigit():
             return await _refuse(send, 411, "A request with a body needs a Content-Length header.")
-        upload = path.rstrip("/").endswith("/upload")
-        limit = self.limits.upload_megabytes * 10**6 if upload else self.limits.request_kilobytes * 1000
-        if int(length) > limit:
-            return await _refuse(send, 413, f"The request has {int(length)} bytes; the limit is {limit} bytes.")
-        if not upload:
-            return await self._forward_checked(scope, receive, send)
-        if shutil.disk_usage(self.upload_folder).free < MIN_FREE_MEGABYTES * 10**6 + int(length):
+        length, upload = int(values[b"content-length"][0]), path.rstrip("/").endswith("/upload")
+        limits = self.limits
+        limit = limits.upload_megabytes * 10**6 if upload else limits.request_kilobytes * 1000
+        if length > limit:
+            return await _refuse(send, 413, f"The request has {length} bytes; the limit is {limit} bytes.")
+        if upload and shutil.disk_usage(self.upload_folder).free < MIN_FREE_MEGABYTES * 10**6 + length:
             return await _refuse(send, 507, "The server's disk is full. Try again in a few minutes.")
-        await self.app(scope, receive, send)
+        body = _Body(receive, length, limits.upload_seconds if upload else limits.request_seconds)
+        started = False
+
+        async def send_recorded(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await (self.app if upload else self._forward_checked)(scope, body.receive, send_recorded)
+        except Exception:
+            if body.refusal is None:
+                raise
+            if not started:
+                await _refuse(send, body.refusal.status, body.refusal.reason)
 
     async def _forward_checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request without the addresses in its JSON body, or refuse it."""
@@ -79,7 +151,7 @@ class RequestGuard:
         scope = scope | {"headers": [h for h in scope["headers"] if h[0] != b"content-length"] + [length]}
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
-        async def replay() -> dict:
+        async def replay() -> Message:
             return next(messages, None) or await receive()
 
         await self.app(scope, replay, send)
@@ -112,5 +184,7 @@ class RequestGuard:
 async def _refuse(send: Send, status: int, reason: str) -> None:
     body = json.dumps({"error": reason, "detail": reason}, allow_nan=False).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    # The rest of the request is not read.
+    headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -126,7 +126,9 @@ class Tagger:
             raise InputError(f"threshold is {str(threshold)[:40]!r}; expected a number between 0 and 1.")
         return decoding, float(threshold)
 
-    def tag(self, path: str, name: str, title: object = "", decoding: str = "parallel") -> TaggedFile:
+    def tag(
+        self, path: str, name: str, title: object = "", decoding: str = "parallel", client: str = ""
+    ) -> TaggedFile:
         """Tag one file.
 
         Args:
@@ -134,12 +136,13 @@ class Tagger:
             name: The visitor's name for the file.
             title: Title of the image or video.
             decoding: `"parallel"` or `"sequential"`.
+            client: Address of the visitor, whose time for reading files is limited.
 
         Raises:
             InputError: The file or the title is not accepted.
         """
         title = clean_title(title, self.limits)
-        kind, arrays = self.reader.read(path, name, title)
+        kind, arrays = self.reader.read(path, name, title, client)
         inputs = {key: torch.as_tensor(value) for key, value in arrays.items()}
         options = {"threshold": 0.0} if self.book is None else self.book.generate_options
         outputs = self.model.generate(

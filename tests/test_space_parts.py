@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import safetensors
 import torch
 import yaml
 from PIL import Image
@@ -26,10 +29,12 @@ from modeling_optsg.generation_optsg import OPTSGGenerateOutput
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = ROOT / "space"
-sys.path.insert(0, str(SPACE))
+sys.path[:0] = [str(SPACE), str(ROOT / "benchmarks")]
 
 import markup  # noqa: E402
-from file_reading import FileReader, detect_kind  # noqa: E402
+import space_load  # noqa: E402
+from client_budget import ReadingBudget, client_address  # noqa: E402
+from file_reading import FileReader, detect_kind, read_answer, write_answer  # noqa: E402
 from folder_table import split_metadata, tag_files, to_csv  # noqa: E402
 from limits import InputError, Limits  # noqa: E402
 from loading import load_model, load_processor  # noqa: E402
@@ -85,15 +90,19 @@ def guard(tmp_path):
     return RequestGuard(Recorder(), Limits(request_kilobytes=10, upload_megabytes=1), str(uploads))
 
 
-def ask(guard, path="/gradio_api/queue/join", body=None, headers=None, method="POST") -> tuple[int, str]:
+def ask(guard, path="/gradio_api/queue/join", body=None, headers=None, method="POST", pieces=None) -> tuple[int, str]:
     """Sends a request in pieces and returns the status and body of the answer."""
     content = json.dumps(body).encode() if body is not None else b""
     headers = [(b"content-length", str(len(content)).encode())] if headers is None else headers
-    pieces, sent = [content[:7], content[7:]], []
+    pieces, sent = iter([content[:7], content[7:]] if pieces is None else pieces), []
+    following = [next(pieces, b"")]
 
     async def receive():
-        piece = pieces.pop(0) if pieces else b""
-        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+        piece = following.pop()
+        if piece is None:
+            await asyncio.sleep(60)
+        following.append(next(pieces, b""))
+        return {"type": "http.request", "body": piece, "more_body": bool(following[0]) or following[0] is None}
 
     async def send(message):
         sent.append(message)
@@ -174,6 +183,127 @@ def test_large_requests_and_nan_are_refused(guard):
     deep = b"[" * 9000
     scope = [(b"content-length", str(len(deep)).encode())]
     assert len(deep) < 10_000 and ask(guard, body=None, headers=scope)[0] == 200
+
+
+class Reader(Recorder):
+    """An application that reads whole bodies."""
+
+    async def __call__(self, scope, receive, send):
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        self.bodies.append(body + message["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+CHUNKED, TEN = (b"transfer-encoding", b"chunked"), (b"content-length", b"10")
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/upload/"])
+@pytest.mark.parametrize(
+    "headers, status",
+    [([TEN, CHUNKED], 400), ([CHUNKED, TEN], 400), ([CHUNKED], 411), ([TEN, (b"content-length", b"12")], 411)],
+)
+def test_a_request_without_one_clear_end_is_refused(guard, path, headers, status):
+    assert ask(guard, path, headers=headers, pieces=[b"x"])[0] == status and guard.app.bodies == []
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload"])
+def test_the_bytes_of_a_body_are_counted(guard, path):
+    guard.app, sent = Reader(), []
+    endless = (sent.append(1) or b"12345" for _ in iter(int, 1))
+    assert ask(guard, path, headers=[TEN], pieces=endless)[0] == 413
+    assert len(sent) <= 4 and guard.app.bodies == []
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/upload"])
+def test_a_body_that_never_ends_is_refused(guard, path):
+    guard.app, guard.limits = Reader(), Limits(request_seconds=0.2, upload_seconds=0.2)
+    assert ask(guard, path, headers=[TEN], pieces=[b"1", None])[0] == 408 and guard.app.bodies == []
+
+
+@pytest.mark.parametrize("name", [name for name in space_load.ATTACKS if "byte by byte" not in name])
+def test_a_server_survives_requests_without_end(tmp_path, name):
+    import uvicorn
+
+    server = uvicorn.Server(
+        uvicorn.Config(RequestGuard(Reader(), Limits(), str(tmp_path)), port=0, log_level="critical", http="h11")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        found = space_load.attack(f"http://127.0.0.1:{port}/", name)
+        assert found["status"] in (400, 411, None) and found["sent_bytes"] < 20_000_000 and found["seconds"] < 20
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_one_client_cannot_occupy_the_reader():
+    now = [0.0]
+    budget = ReadingBudget(Limits(client_seconds=10, client_period=60), clock=lambda: now[0])
+    for _ in range(2):
+        budget.check("one")
+        with budget.measured("one"):
+            now[0] += 6
+    with pytest.raises(InputError, match="more than 10 seconds to read within 60 seconds"):
+        budget.check("one")
+    budget.check("another")
+    now[0] += 61
+    budget.check("one")
+    assert budget.used == {}
+
+
+@pytest.mark.parametrize(
+    "host, forwarded, expected",
+    [
+        ("198.51.100.7", None, "198.51.100.7"),
+        ("10.0.0.2", None, "10.0.0.2"),
+        ("10.0.0.2", "8.8.8.8", "8.8.8.8"),
+        ("10.0.0.2", "1.1.1.1, 8.8.8.8, 10.0.0.9", "8.8.8.8"),
+        ("9.9.9.9", "8.8.8.8", "9.9.9.9"),
+        ("10.0.0.2", "nonsense", "10.0.0.2"),
+        ("2606:4700::1", None, "2606:4700::/64"),
+        (None, None, ""),
+    ],
+)
+def test_the_address_of_a_client_is_that_the_nearest_proxy_saw(host, forwarded, expected):
+    assert client_address(host, {} if forwarded is None else {"x-forwarded-for": forwarded}) == expected
+
+
+ABANDON = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from upload_folder import UploadFolder
+print(UploadFolder(keep_seconds=60).path, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_uploads_of_a_killed_process_are_deleted_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/mine.txt").write_text("kept")
+    (tmp_path / "optsg-space-link").symlink_to(tmp_path / "other")
+    (tmp_path / "optsg-space-other").mkdir()
+    command = [sys.executable, "-c", ABANDON, str(SPACE)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        folder = Path(process.stdout.readline().strip())
+        (folder / "upload.png").write_bytes(b"image")
+        UploadFolder(keep_seconds=60).remove()
+        assert (folder / "upload.png").exists(), "its process still runs"
+        process.kill()
+    UploadFolder(keep_seconds=60).remove()
+    assert folder.parent == tmp_path and not folder.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["optsg-space-link", "optsg-space-other", "other"]
+    assert (tmp_path / "other/mine.txt").read_text() == "kept"
 
 
 def test_interrupted_uploads_are_deleted(tmp_path, monkeypatch):
@@ -269,6 +399,37 @@ def test_the_reader_returns_the_arrays_of_the_processor(reader, tiny_checkpoint)
     path = str(ROOT / "examples/images/ship-wheel.mp4")
     kind, arrays = reader.read(path, "c.mp4")
     assert kind == "video" and np.array_equal(arrays["pixel_values"], processor(videos=[path])["pixel_values"])
+
+
+def test_answers_of_the_reader_are_parsed_as_data():
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "mask": np.array([[True, False]])}
+    file = io.BytesIO()
+    write_answer(file, {"kind": "image"}, arrays)
+    header, found = read_answer(io.BytesIO(file.getvalue()))
+    assert header["kind"] == "image" and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert "pickle" not in (SPACE / "file_reading.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"{}",
+        b"{}\n",
+        b"[]\n",
+        b'{"bytes": true}\n',
+        b'{"bytes": -1}\n',
+        b'{"bytes": 1000000000000}\n',
+        b'{"bytes": 100}\nshort',
+        b'{"bytes": 8}\n\xff\xff\xff\xff\xff\xff\xff\xff',
+        b"[" * 90_000 + b"\n",
+        b"x" * 200_000,
+        pickle.dumps(("image", {})) + b"\n",
+    ],
+)
+def test_other_answers_of_the_reader_are_refused(answer):
+    with pytest.raises((ValueError, safetensors.SafetensorError)):
+        read_answer(io.BytesIO(answer))
 
 
 def test_the_reader_restarts_after_a_file_that_ended_it(reader, strange_files):
@@ -367,6 +528,31 @@ def test_metadata_gives_titles_and_opens_no_files(tmp_path):
     assert others == [(str(tmp_path / "passwd"), "passwd")]
     assert titles == {"passwd": "a password", "bird.png": "a bird"}
     assert problems == ["metadata.jsonl was ignored: line 2 is not a JSON object."]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"\xff\xfe", b'{"file_name": "a.png", "title": "' + b"x" * 10, b"1" * 5000, b"\0" * 10, b"[]\n"],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_files_next_to_damaged_metadata_are_tagged(tagger, tmp_path, content, suffix):
+    (tmp_path / f"metadata{suffix}").write_bytes(content)
+    files = [(str(tmp_path / f"metadata{suffix}"), f"metadata{suffix}"), (str(tmp_path / "metadata.csv.gone"), "no")]
+    files.append((str(ROOT / "examples/images/bird.png"), "bird.png"))
+    files.append((str(tmp_path / "gone/metadata.csv"), "metadata.csv"))
+    rows = list(tag_files(tagger, files, "parallel", 0.0, True, Limits()))
+    assert all(row["error"] for row in rows if row["file"] != "bird.png")
+    assert next(row for row in rows if row["file"] == "bird.png")["tags"]
+
+
+def test_half_a_surrogate_pair_in_a_title_is_replaced(tagger, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "bird.png", "title": "a \\ud800 bird"}')
+    files = [
+        (str(tmp_path / "metadata.jsonl"), "metadata.jsonl"),
+        (str(ROOT / "examples/images/bird.png"), "bird.png"),
+    ]
+    [row] = tag_files(tagger, files, "parallel", 0.0, True, Limits())
+    assert row["tags"] and row["title"] == "a ? bird"
 
 
 @pytest.mark.parametrize(
