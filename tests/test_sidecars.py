@@ -116,6 +116,41 @@ def test_a_caption_keeps_the_users_text_byte_for_byte(tag, photos):
     assert "three" in caption.read_text("utf-8") and "two" not in caption.read_text("utf-8") and "with a comma" in err
 
 
+def test_a_caption_that_is_a_link_is_replaced_and_its_target_unchanged(tag, photos, tmp_path):
+    (tmp_path / "victim.txt").write_text("private")
+    (photos / "own.caption").write_text("Rex\nsecond line\n")
+    (photos / "a.txt").symlink_to(tmp_path / "victim.txt")
+    (photos / "b.txt").symlink_to("own.caption")
+    (photos / "sub/c.txt").symlink_to("nowhere")
+    status, _, err = tag("--write", "txt", photos)
+    assert status == 0 and "replaced captions that are links out of the folder, without reading their targets" in err
+    assert (tmp_path / "victim.txt").read_text() == "private"
+    assert (photos / "own.caption").read_text() == "Rex\nsecond line\n"
+    captions = [photos / name for name in ("a.txt", "b.txt", "sub/c.txt")]
+    assert not any(caption.is_symlink() for caption in captions)
+    assert [caption.read_text() for caption in captions] == [
+        "dog, novel\n",
+        "Rex, dog, novel\nsecond line\n",
+        "dog, novel\n",
+    ]
+    assert tag("--write", "txt", photos)[0] == 0 and tag.tagged == []
+
+
+def test_captions_of_another_folder_are_not_read_through_links(tag, photos, tmp_path):
+    (tmp_path / "victim.txt").write_text("private")
+    (photos / "a.txt").symlink_to(tmp_path / "victim.txt")
+    assert tag("--write", "txt", "--output", tmp_path / "out", photos)[0] == 0
+    assert (tmp_path / "out/a.txt").read_text() == "dog, novel\n" and (photos / "a.txt").is_symlink()
+
+
+def test_a_record_of_captions_that_is_a_link_is_refused(tag, photos, tmp_path):
+    (tmp_path / "victim").write_text("one line")
+    (photos / ".optsg-captions.jsonl").symlink_to(tmp_path / "victim")
+    status, _, err = tag("--write", "txt", photos)
+    assert status == 1 and ".optsg-captions.jsonl is a link; remove it" in err
+    assert (tmp_path / "victim").read_text() == "one line" and (photos / "sub/c.txt").exists()
+
+
 def test_json_sidecars_have_probabilities_and_mark_novel_tags(tag, photos):
     tag("--write", "json", photos)
     sidecar = json.loads((photos / "a.jpg.optsg.json").read_text("utf-8"))

@@ -1,14 +1,18 @@
 """Captions (`photo.txt`): the tags of an image on one line, separated by commas, as image generators expect them.
 
 A caption has no place for a record of which tags this program added. Each folder has one, `.optsg-captions.jsonl`.
+
+A caption that is a link may lead to any file. The link is replaced by a file, and its target is never changed.
 """
 
 import codecs
 import hashlib
 import os
+from dataclasses import replace
+from pathlib import Path
 
 from ..media_files import OWN_PREFIX, MediaFile
-from .files import lock_folder, read_file, replace_file
+from .files import check_writable, lock_folder, read_file, replace_file
 from .journal import Journal
 from .locations import SidecarLocation, SidecarLocator
 from .reconciliation import reconcile
@@ -16,6 +20,8 @@ from .writer import Change, Fingerprint, SidecarError, TagWriter
 
 SUFFIX = ".txt"
 RECORD_NAME = f"{OWN_PREFIX}captions.jsonl"
+LINK_REMARK = "replaced captions that are links"
+OUTSIDE_REMARK = f"{LINK_REMARK} out of the folder, without reading their targets"
 SEPARATOR_REMARK = "left out tags with a comma or a line break, which a caption cannot hold"
 
 
@@ -28,16 +34,18 @@ class CaptionWriter(TagWriter):
 
     def is_done(self, file: MediaFile) -> bool:
         """See `TagWriter.is_done`."""
-        location = self.locator.locate(file, SUFFIX, "stem")
+        location = self._locate(file)
         data, entry = self._read(location)
         done = data is not None and entry.get("fingerprint") == self.fingerprint(file)
-        if not done:
+        if not done and os.path.islink(location.path):
+            check_writable(os.path.dirname(location.path))
+        elif not done:
             self.locator.check_writable(location)
         return done
 
     def write(self, file: MediaFile, tags: list[dict]) -> Change:
         """See `TagWriter.write`."""
-        location = self.locator.locate(file, SUFFIX, "stem")
+        location = self._locate(file)
         with lock_folder(os.path.dirname(location.path)):
             before, entry = self._read(location)
             source = read_file(location.template) if before is None and location.template else before
@@ -46,12 +54,28 @@ class CaptionWriter(TagWriter):
             result = reconcile(caption.tags(), entry.get("generated", []), entry.get("declined", []), predicted)
             after = caption.edit(result.added, result.removed)
             change = Change(location.path, result.added, result.removed, written=after != before)
+            if location.remark:
+                change.remarks.append(location.remark)
             if len(predicted) < len(tags):
                 change.remarks.append(SEPARATOR_REMARK)
             record = {"generated": result.ours, "declined": result.declined, "fingerprint": self.fingerprint(file)}
             if not self.dry_run:
                 self._save(location.path, before, after, record, entry)
         return change
+
+    def _locate(self, file: MediaFile) -> SidecarLocation:
+        """Return the location of a caption; the target of a link in the folder is the template of the new file."""
+        location = self.locator.locate(file, SUFFIX, "stem")
+        if os.path.islink(location.path):
+            location = replace(location, template=location.path, remark=LINK_REMARK)
+        if location.template is None:
+            return location
+        target = Path(os.path.realpath(location.template))
+        roots = [folder for folder in (file.root or os.path.dirname(file.path) or ".", self.locator.output) if folder]
+        if not any(target.is_relative_to(os.path.realpath(root)) for root in roots):
+            return replace(location, template=None, remark=OUTSIDE_REMARK)
+        # A broken link has no text.
+        return replace(location, template=str(target) if target.is_file() else None)
 
     def _save(self, path: str, before: bytes | None, after: bytes, record: dict, entry: dict) -> None:
         """Write the caption and its record.
@@ -66,7 +90,7 @@ class CaptionWriter(TagWriter):
         journal = self._journal(folder)
         if written:
             journal.add(name, {**record, "before": _digest(before), "after": _digest(after), "earlier": entry})
-            replace_file(path, after)
+            replace_file(path, after, follow_link=False)
         journal.add(name, record, durable=not written)
 
     def _journal(self, folder: str) -> Journal:
@@ -77,7 +101,7 @@ class CaptionWriter(TagWriter):
     def _read(self, location: SidecarLocation) -> tuple[bytes | None, dict]:
         """Return the bytes of the caption, if it exists, and its record; both are checked."""
         folder, name = os.path.split(location.path)
-        data = read_file(location.path)
+        data = None if os.path.islink(location.path) else read_file(location.path)
         if data is None:
             if location.template:
                 _Caption(read_file(location.template) or b"", location.template)

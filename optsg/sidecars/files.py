@@ -48,16 +48,23 @@ def check_writable(folder: str) -> None:
         raise SidecarError(f"{folder} is not writable: no permission to change {existing}")
 
 
-def replace_file(path: str, data: bytes) -> None:
+def replace_file(path: str, data: bytes, follow_link: bool = True) -> None:
     """Create or replace a file atomically.
 
     The data are first written to a partial file in the same folder, which then replaces the old file. The mode is
-    kept. The owner is kept if permissions allow it. If the path is a link, its target is replaced.
+    kept. The owner is kept if permissions allow it.
+
+    Args:
+        path: Path of the file.
+        data: Its new content.
+        follow_link: If the path is a link, replace its target; otherwise the link itself is replaced by a file.
 
     Raises:
         SidecarError: The file is write-protected or cannot be written (disk full, no permission). It is unchanged.
     """
     target = os.path.realpath(path)
+    if not follow_link and os.path.islink(path):
+        target = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     folder, name = os.path.split(target)
     # The name is fixed, so the next run overwrites the partial file of a killed run. A hash is never too long.
     partial = os.path.join(folder, f"{OWN_PREFIX}{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.partial")
@@ -65,7 +72,8 @@ def replace_file(path: str, data: bytes) -> None:
         os.makedirs(folder, exist_ok=True)
         before = None
         with contextlib.suppress(FileNotFoundError):
-            before = os.stat(target)
+            # The target of a link that is replaced keeps its mode and its owner to itself.
+            before = None if os.path.islink(target) else os.stat(target)
         # Replacing a file requires only permission for the folder, so the protection of the file is checked here.
         if before is not None and not before.st_mode & _ANY_WRITE:
             raise SidecarError(f"{path} is write-protected and was not changed")

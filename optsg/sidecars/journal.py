@@ -14,10 +14,13 @@ class Journal:
         path: Path of a file with one JSON object per line; created when the first entry is added.
 
     Raises:
-        SidecarError: The file cannot be read, or a line before the last is not an entry.
+        SidecarError: The file cannot be read, is a link, or a line before the last is not an entry.
     """
 
     def __init__(self, path: str):
+        # Entries would be appended to the target, which may be any file.
+        if os.path.islink(path):
+            raise SidecarError(f"{path} is a link; remove it")
         self.path = path
         self.entries: dict[str, dict] = {}
         data = read_file(path) or b""
