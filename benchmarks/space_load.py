@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -161,6 +162,9 @@ def run_round(requests: list[dict], alone: list, clients: list[Client], process:
         "seconds": round(seconds, 1),
         "same_as_alone": sum(result == expected for (_, result), (_, expected) in zip(answers, alone)),
         "tagged": sum(isinstance(result, list) for _, result in answers),
+        "other_answers": Counter(
+            str(result)[:200] for (_, result), expected in zip(answers, alone) if result != expected[1]
+        ),
         "latency_median": round(statistics.median(latencies), 2),
         "latency_95": round(latencies[int(0.95 * (len(latencies) - 1))], 2),
         "latency_max": round(latencies[-1], 2),

@@ -1,6 +1,5 @@
 """Exports a tagging dataset as Parquet files and video files that `datasets` loads without this package."""
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import DatasetCard
 
 from .export_card import fill_card
+from .export_manifest import MANIFEST, Manifest
 from .tag_counts import TagCounts, size_statistics, tag_statistics
 from .tagging_columns import undecoded, undecoded_feature
 
@@ -23,8 +23,7 @@ VIDEOS_PER_FOLDER = 5000
 VIDEO_SUFFIXES_OF_DATASETS = frozenset(VideoFolder.EXTENSIONS)
 OTHER_VIDEO_SUFFIX = ".mp4"
 TEXT_ROW_GROUP = 20_000
-# Lists the exported files, so that the next export removes them and no others.
-MANIFEST = ".optsg-export.json"
+CARD = "README.md"
 
 
 def write_parquet(
@@ -50,8 +49,8 @@ def write_parquet(
         The statistics in the card.
 
     Raises:
-        ValueError: `folder` contains files that are not from an export, a Parquet dataset has paths instead of images
-            or videos, or `max_shard_size` is not a size.
+        ValueError: `folder` contains files that are not from an export, or exported files that were changed, a Parquet
+            dataset has paths instead of images or videos, or `max_shard_size` is not a size.
         FileNotFoundError: An image or video of the dataset is missing.
     """
     folder, shard_bytes = Path(folder), convert_file_size_to_int(max_shard_size)
@@ -59,14 +58,12 @@ def write_parquet(
         raise ValueError(f"max_shard_size={max_shard_size!r} must be at least one byte")
     for split, rows in dataset.items():
         _check_media(rows, split)
-    earlier = _read_manifest(folder)
+    earlier = Manifest.of_earlier_export(folder)
     card = card if isinstance(card, DatasetCard) else DatasetCard.load(card)
     # `datasets` would not take a split without videos for a part of a video folder.
     as_files = all(isinstance(rows.features.get("video"), Video) and _has_videos(rows) for rows in dataset.values())
 
-    partial = folder.resolve().with_name(f".{folder.resolve().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = _make_partial_folder(folder)
     try:
         files, num_bytes, data_files = [], {}, {}
         for split, rows in dataset.items():
@@ -80,48 +77,41 @@ def write_parquet(
         counts = {split: TagCounts.from_rows(rows) for split, rows in dataset.items()}
         statistics = tag_statistics(counts) if {"train", "test"} <= counts.keys() else size_statistics(counts)
         fill_card(card, dataset, num_bytes, data_files, statistics)
-        _replace_files(partial, folder, files, earlier)
+        card.save(partial / CARD)
+        _replace_files(partial, folder, [*files, CARD], earlier)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    card.save(folder / "README.md")
     return statistics
 
 
-def exported_files(folder: str | os.PathLike) -> list[str]:
-    """Return the names of the files that [`write_parquet`] wrote to `folder`, with the card."""
-    return [*json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8")), "README.md"]
+def _make_partial_folder(folder: Path) -> Path:
+    """Make the folder next to `folder` in which an export is written, in place of one that a killed export left."""
+    folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial")
+    if (partial / MANIFEST).is_file() and not partial.is_symlink():
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{partial} is not from an export; move it, or give another folder") from None
+    (partial / MANIFEST).touch()
+    return partial
 
 
-def _read_manifest(folder: Path) -> list[str]:
-    """Return the files of an earlier export to `folder`; without one the folder must be empty."""
-    if (folder / MANIFEST).is_file():
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if folder.is_dir() and (others := sorted(folder.iterdir())):
-        raise ValueError(
-            f"{folder} contains files that are not from an export, such as {others[0].name}; give a new folder"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder")
-    return []
-
-
-def _replace_files(partial: Path, folder: Path, files: list[str], earlier: list[str]) -> None:
+def _replace_files(partial: Path, folder: Path, files: list[str], earlier: Manifest) -> None:
     """Move the new files into `folder` in place of earlier ones.
 
     At any time the manifest names every exported file that may be there, and the card is missing until all are.
     """
+    earlier.check_free(folder, files)
+    new = Manifest.of_files(partial, files)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").unlink(missing_ok=True)
-    (folder / MANIFEST).write_text(json.dumps(sorted({*files, *earlier}), indent=0, allow_nan=False), encoding="utf-8")
-    for name in earlier:
-        (folder / name).unlink(missing_ok=True)
-    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-        if not any(path.iterdir()):
-            path.rmdir()
+    (earlier | new).save(folder)
+    earlier.delete_files(folder)
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, folder / name)
-    (folder / MANIFEST).write_text(json.dumps(files, indent=0, allow_nan=False), encoding="utf-8")
+    new.save(folder)
 
 
 def _check_media(rows: Dataset, split: str) -> None:

@@ -24,7 +24,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         help="publish a checkpoint on the Hub",
         description="Publishes a checkpoint: weights, processor, generation settings, model card, and the model\n"
         "code. If README.md is missing, it is first created from the training summary. Before\n"
-        "anything is uploaded, the command checks that the folder is complete and can be loaded.",
+        "anything is uploaded, the command checks that the folder is complete, can be loaded, and\n"
+        "holds no links, tokens or paths of this machine.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -97,8 +98,11 @@ def _write_card(args: argparse.Namespace) -> None:
         given["examples"] = images
     card = args.folder / "README.md"
     if args.folder.is_dir() and (given or not card.is_file()):
-        if card.is_file():
-            shutil.copy(card, card.with_name("README.md.bak"))
+        if card.is_file() and not card.is_symlink():
+            kept = card.with_name("README.md.bak")
+            # A link of that name would lead the copy elsewhere.
+            kept.unlink(missing_ok=True)
+            shutil.copy(card, kept)
         write_training_card(args.folder, args.name, **given)
         _report(f"wrote {card} from the training summary")
 

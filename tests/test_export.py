@@ -13,6 +13,7 @@ from numbered_videos import write_video
 from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
+from dataset_scripts.export_manifest import exported_files
 from dataset_scripts.media_suffixes import VIDEO_SUFFIXES
 from dataset_scripts.parquet_export import write_parquet
 from optsg import main
@@ -178,6 +179,78 @@ def test_a_folder_with_other_files_is_refused(images, export, tmp_path):
         assert status == 2 and "not from an export" in problems
     assert (own / "README.md").read_text() == "PROJECT" and (images / "train/0.png").exists()
     assert not list(tmp_path.glob(".*partial"))
+
+
+def manifest_of(*names, hashes=("0" * 64,)):
+    return json.dumps({"format": 2, "files": {name: list(hashes) for name in names}})
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '["../victim.txt"]',
+        manifest_of("../victim.txt"),
+        manifest_of("{tmp_path}/victim.txt"),
+        manifest_of("data/../../victim.txt"),
+        manifest_of("data/../metadata.parquet"),
+        manifest_of("mine.txt"),
+        manifest_of("link/train-00000-of-00001.parquet"),
+        manifest_of("data/link/metadata.parquet"),
+        manifest_of("linked-00000-of-00001.parquet"),
+        manifest_of("train-00000-of-00001.parquet"),
+        '{"format": 2, "files": ["../victim.txt"]}',
+        '{"format": 2, "files": {"README.md": "' + "0" * 64 + '"}}',
+        "{",
+        "[" * 100_000,
+        "null",
+    ],
+)
+def test_an_export_deletes_only_what_an_export_wrote(images, export, tmp_path, manifest):
+    (tmp_path / "victim.txt").write_text("victim")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("train-00000-of-00001.parquet", "metadata.parquet"):
+        (tmp_path / "elsewhere" / name).write_text("victim")
+    out = tmp_path / "out"
+    (out / "data").mkdir(parents=True)
+    (out / "data/link").symlink_to(tmp_path / "elsewhere")
+    (out / "linked-00000-of-00001.parquet").symlink_to(tmp_path / "victim.txt")
+    for name in ("mine.txt", "train-00000-of-00001.parquet"):
+        (out / name).write_text("mine")
+    (out / ".optsg-export.json").write_text(manifest.replace("{tmp_path}", str(tmp_path)))
+    before = sorted((str(path), path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
+    status, _, problems = export(images, out)
+    assert status == 2 and "give a new folder" in problems
+    after = sorted((str(path), path.is_file() and path.read_bytes()) for path in tmp_path.rglob("*"))
+    assert [entry for entry in after if "/cache" not in entry[0]] == before
+    try:
+        published = exported_files(out)
+    except ValueError:
+        published = []
+    assert set(published) <= {"README.md", "train-00000-of-00001.parquet"}
+
+
+def test_files_of_others_in_the_folder_of_an_export_are_kept(images, export, tmp_path, caplog):
+    out = tmp_path / "out"
+    assert export(images, out, "--max-shard-size", "20KB")[0] == 0
+    (out / "empty").mkdir()
+    (out / "README.md").write_text("my own text")
+    (out / "train-00000-of-00001.parquet").write_text("mine")
+    assert "train-00000-of-00001.parquet is not from an export" in export(images, out)[2]
+    (out / "train-00000-of-00001.parquet").unlink()
+    assert export(images, out)[0] == 0 and (out / "empty").is_dir()
+    assert (out / "README.md.bak").read_text() == "my own text" and "kept as README.md.bak" in caplog.text
+    with (out / "train-00000-of-00001.parquet").open("ab") as file:
+        file.write(b"x")
+    assert "was changed after it was exported" in export(images, out)[2]
+
+
+def test_a_manifest_that_is_a_link_is_refused(images, export, tmp_path):
+    out, victim = tmp_path / "out", tmp_path / "victim.json"
+    out.mkdir()
+    victim.write_text(manifest_of("README.md"))
+    (out / ".optsg-export.json").symlink_to(victim)
+    assert ".optsg-export.json is a link" in export(images, out)[2]
+    assert victim.read_text() == manifest_of("README.md")
 
 
 @pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))

@@ -1,6 +1,7 @@
 """Which files of a checkpoint are published, and what is refused before anything is sent."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from transformers import pipeline
 from modeling_optsg import hub
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
+from modeling_optsg.hub import checkpoint_checks
+from modeling_optsg.hub.checkpoint_checks import file_problems
 from modeling_optsg.hub.model_card import public_dataset_name, write_model_card
 from modeling_optsg.hub.push_checkpoint import read_checkpoint
 from optsg import main
@@ -137,6 +140,61 @@ def test_links_to_other_folders_are_not_followed(folder, tmp_path):
     checkpoint = read_checkpoint(folder)
     assert checkpoint.left_out == {"more/": "link to another folder"}
     assert not [name for name in checkpoint.files.paths if "secret" in name]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.md", "README.md", "model.safetensors", "images/a.png", "LICENSE", "handler.py"]
+)
+def test_links_to_files_are_refused(folder, tmp_path, name):
+    (tmp_path / "secret").write_text("secret")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*secret; replace it with the file itself"):
+        read_checkpoint(folder)
+
+
+def test_a_pipe_is_refused_without_reading_it(folder):
+    os.mkfifo(folder / "notes.md")
+    with pytest.raises(ValueError, match=r"notes\.md is not a regular file"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["README.md", "examples", "README.md.bak"])
+def test_a_card_is_not_written_through_a_link(folder, tmp_path, capsys, name):
+    (tmp_path / "victim.md").write_text("victim")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "victim.md")
+    (folder / "training_summary.json").write_text("{}")
+    assert main(["push", str(folder), "org/name", "--license", "mit"]) == 2
+    assert ("is a link" in capsys.readouterr().err) == (name != "README.md.bak")
+    assert (tmp_path / "victim.md").read_text() == "victim"
+
+
+TOKENS = {
+    "a Hub token": "hf_" + 34 * "a",
+    "a GitHub token": "ghp_" + 36 * "a",
+    "an AWS key": "AKIA" + 16 * "A",
+    "a Google API key": "AIza" + 35 * "a",
+    "an API key": "sk-proj-" + 40 * "a",
+    "a Slack token": "xoxb-" + 20 * "1",
+    "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("name", ["NOTICE", "LICENSE", "merges.txt", "a.svg", "a.jinja", "a.model", "index/a.arrow"])
+def test_tokens_are_found_in_every_file_with_text(folder, name, kind):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(f"key = '{TOKENS[kind]}'\n")
+    assert file_problems({name: folder / name})[-1] == f"{name} contains {kind}"
+    (folder / name).write_bytes(b"\0" * 3 + TOKENS[kind].encode("utf-16"))
+    assert file_problems({name: folder / name})[-1] == f"{name} contains {kind}"
+
+
+def test_tokens_are_found_at_the_border_of_two_pieces(folder):
+    (folder / "NOTICE").write_bytes(b" " * (checkpoint_checks.PIECE - 10) + b"hf_" + 34 * b"a" + b" " * 5000)
+    assert file_problems({"NOTICE": folder / "NOTICE"})[-1] == "NOTICE contains a Hub token"
 
 
 def test_paths_in_the_training_summary_are_shortened(folder):

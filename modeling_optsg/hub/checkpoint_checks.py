@@ -17,8 +17,6 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .commits import TEXT_SUFFIXES
-
 REQUIRED = (
     "config.json",
     "generation_config.json",
@@ -34,7 +32,21 @@ WORD_LISTS = frozenset("tokenizer.json label_vocabulary.json vocab.json".split()
 MACHINE_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\][^/\\\n]+){2,}[/\\]?")
 # A path inside a longer text: it ends at a space, and neither `org/name` nor a web address is one.
 MACHINE_PATH_INSIDE = re.compile(r"(?<![\w./:~-])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"'<>|]+){2,}[/\\]?")
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+# Secrets by their kind.
+_SECRETS = {
+    "a Hub token": rb"(?:hf|api_org)_[A-Za-z0-9]{30,}",
+    "a GitHub token": rb"gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,}",
+    "an AWS key": rb"(?:AKIA|ASIA)[A-Z0-9]{16}",
+    "a Google API key": rb"AIza[A-Za-z0-9_-]{35}",
+    "an API key": rb"sk-(?:proj-|ant-)?[A-Za-z0-9_-]{40,}",
+    "a Slack token": rb"xox[abprs]-[A-Za-z0-9-]{20,}",
+    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+TOKENS = {kind: re.compile(rb"(?<![A-Za-z0-9_])(?:" + pattern + rb")") for kind, pattern in _SECRETS.items()}
+# Formats without text. All other files are searched for tokens.
+WITHOUT_TEXT = frozenset(".safetensors .onnx .gif .jpeg .jpg .png .webp .mp4".split())
+# Files are searched in pieces that overlap by more than the length of a token.
+PIECE, OVERLAP = 1 << 22, 1 << 10
 FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
 
 
@@ -131,21 +143,49 @@ def _json_problems(paths: Mapping[str, Path]) -> list[str]:
     return problems
 
 
+def link_problems(paths: Mapping[str, Path], folder: Path) -> list[str]:
+    """Find files of a folder that are links, which may lead to any file of this machine, or not files at all.
+
+    Args:
+        paths: Local paths by file name in the repository.
+        folder: The folder. Files outside it come from this package.
+
+    Returns:
+        One message per problem.
+    """
+    own = {name: path for name, path in paths.items() if path.is_relative_to(folder)}
+    return [
+        f"{name} is a link to {path.readlink()}; replace it with the file itself"
+        if path.is_symlink()
+        else f"{name} is not a regular file"
+        for name, path in own.items()
+        if path.is_symlink() or not path.is_file()
+    ]
+
+
 def _private_data_problems(paths: Mapping[str, Path]) -> list[str]:
     problems = []
     for name, path in paths.items():
-        if path.suffix not in TEXT_SUFFIXES:
-            continue
-        content = path.read_bytes()
-        if TOKEN.search(content):
-            problems.append(f"{name} contains a Hub token")
+        if path.suffix.lower() not in WITHOUT_TEXT:
+            problems += [f"{name} contains {kind}" for kind in _find_tokens(path)]
         # The paths of the summary are shortened when it is published.
         if path.suffix == ".json" and path.name not in WORD_LISTS and name != SUMMARY:
             found: set[str] = set()
             with contextlib.suppress(ValueError):
-                shorten_paths(json.loads(content), found)
+                shorten_paths(json.loads(path.read_bytes()), found)
             problems += [f"{name} contains {machine_path}, a path of this machine" for machine_path in sorted(found)]
     return problems
+
+
+def _find_tokens(path: Path) -> list[str]:
+    """Return the kinds of tokens in a file, in UTF-8 or UTF-16."""
+    kinds, overlap = set(), b""
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            text = overlap + piece.replace(b"\0", b"")
+            kinds |= {kind for kind, pattern in TOKENS.items() if kind not in kinds and pattern.search(text)}
+            overlap = text[-OVERLAP:]
+    return sorted(kinds)
 
 
 def _card_problems(path: Path, paths: Mapping[str, Path]) -> list[str]:

@@ -126,9 +126,14 @@ def write_training_card(
         settings: Further arguments of [`write_model_card`].
 
     Raises:
-        ValueError: There is no training summary, or a file does not have the expected contents.
+        ValueError: There is no training summary, a file does not have the expected contents, or the card or an
+            example is a link.
     """
     folder = Path(folder)
+    for path in (folder / "README.md", folder / "examples", *map(Path, settings.get("examples", ()))):
+        # Writing would change the target of the link, and copying would publish it.
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link; replace it with the file itself")
     if not (folder / SUMMARY).is_file():
         raise ValueError(f"{folder} has no README.md, and no {SUMMARY} to make one from")
     try:

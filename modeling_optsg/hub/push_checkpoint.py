@@ -17,7 +17,7 @@ from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.pipeline_optsg import CUSTOM_PIPELINES, TagGenerationPipeline
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .checkpoint_checks import file_problems, load_checkpoint, shorten_paths
+from .checkpoint_checks import file_problems, link_problems, load_checkpoint, shorten_paths
 from .commits import LocalFiles, PublishingError, PushResult, check_repo_id, push_files
 from .model_card import PLACEHOLDER_NAME, write_training_card
 
@@ -133,13 +133,15 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         folder: Folder with the files of `save_pretrained` of model and processor, and a model card.
 
     Raises:
-        ValueError: A file is missing or damaged, or contains a token or a local path. The message lists all problems.
+        ValueError: A file is missing or damaged, is a link, or contains a token or a local path. The message lists all
+            problems.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     paths, left_out = _choose_files(folder)
-    problems = file_problems(paths)
+    # Before any file is read: a link may lead to a device that never ends.
+    problems = link_problems(paths, folder) or file_problems(paths)
     try:
         if problems:
             # Loading would report the same problems less clearly.

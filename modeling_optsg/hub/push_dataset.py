@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dataset_scripts.parquet_export import exported_files
+from dataset_scripts.export_manifest import exported_files
 
 from .commits import LocalFiles, PushResult, push_files
 
@@ -17,7 +17,9 @@ def push_dataset(folder: str | os.PathLike, repo_id: str, private: bool = False)
         private: Create the repository as private; an existing one must be private.
 
     Raises:
-        ValueError: The name is malformed, or there are more files than one commit may have.
+        FileNotFoundError: The folder holds no export.
+        ValueError: The name is malformed, the folder names files that are not from an export, or there are more files
+            than one commit may have.
         PublishingError: The Hub cannot be reached or refuses, or a local file changed during the upload.
     """
     return push_files(
