@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from .archives import archive_features, with_archive_columns
 from .column_names import ColumnNames
+from .data_file_checks import check_card, check_resolved_files
 from .tag_separators import choose_separator
 from .tag_values import text_column
 from .tagging_columns import Rows, text_sources, with_tagging_columns, with_text_columns
@@ -35,12 +37,19 @@ def load_with_datasets(source: str, options: dict[str, Any], texts_only: bool, n
 
     Raises:
         DatasetNotFoundError, ConnectionError: Loading the dataset from the Hub failed.
-        ValueError: An argument is not accepted, or the columns are unsuitable.
+        ValueError: An argument is not accepted, the columns are unsuitable, or the dataset's README names files that
+            are not its own.
         ImportError: Tar files need a newer version of `datasets`.
     """
     options = {"name" if option == "config_name" else option: value for option, value in options.items()}
     try:
-        is_archive = isinstance(_builder(source, options), WebDataset)
+        is_local = os.path.isdir(source)
+        if is_local and not options.get("data_files"):
+            check_card(source)
+        builder = _builder(source, options)
+        if not is_local and not options.get("data_files"):
+            check_resolved_files(builder, source)
+        is_archive = isinstance(builder, WebDataset)
         if is_archive:
             # From the first examples alone, `datasets` would not find all columns.
             options["features"] = archive_features(names)
