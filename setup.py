@@ -41,7 +41,7 @@ setup(
     packages=find_packages(include=["modeling_optsg*", "optsg*", "dataset_scripts*"]),
     package_data={
         "modeling_optsg": ["hub/*.md", "hub/requirements.txt"],
-        "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md"],
+        "dataset_scripts": ["**/package.json", "**/package-lock.json", "**/README.md", "**/NOTICE"],
     },
     python_requires=">=3.10",
     install_requires=[

@@ -22,6 +22,7 @@ from typing import TextIO
 import small_run
 
 from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg.training.run_lock import LOCK_NAME
 
 SAVE_STEPS = 5
 
@@ -97,7 +98,9 @@ def compare(folder: Path, kills: int, max_seconds: float, settings: dict) -> dic
         "steps": expected["losses"][-1][0],
         "steps_a_state": SAVE_STEPS,
         "equal": {name: expected[name] == killed[name] for name in expected},
-        "left_in_state_folder": sorted(path.name for path in (folder / "killed/state").iterdir()),
+        "left_in_state_folder": sorted(
+            path.name for path in (folder / "killed/state").iterdir() if path.name != LOCK_NAME
+        ),
     }
 
 

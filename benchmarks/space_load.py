@@ -263,7 +263,9 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as folder, running_space() as (address, process):
         requests = mixed_requests(Path(folder), arguments.requests)
-        clients = [Client(address, verbose=False) for _ in requests]
+        # Patient clients: with fewer cores than clients, uploads wait too.
+        patience = {"timeout": ANSWER_SECONDS}
+        clients = [Client(address, verbose=False, httpx_kwargs=patience) for _ in requests]
         different = {str(request): request for request in requests}
         answers = {name: send(clients[0], request) for name, request in different.items()}
         alone = [answers[str(request)] for request in requests]

@@ -24,6 +24,13 @@ def benchmark_card(name: str) -> Path | None:
     return Path(__file__).with_name(_module_name(name)) / "README.md" if is_benchmark(name) else None
 
 
+def benchmark_notice(name: str) -> Path | None:
+    """Return the path of the notices that the licences of a benchmark ask for, or `None` if there are none."""
+    card = benchmark_card(name)
+    notice = None if card is None else card.with_name("NOTICE")
+    return notice if notice is not None and notice.is_file() else None
+
+
 def load_benchmark(
     name: str, *, split: str | None, cache_dir: str | None, streaming: bool, **kwargs: Any
 ) -> datasets.DatasetDict | datasets.Dataset | datasets.IterableDatasetDict | datasets.IterableDataset:

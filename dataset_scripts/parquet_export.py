@@ -23,7 +23,7 @@ VIDEOS_PER_FOLDER = 5000
 VIDEO_SUFFIXES_OF_DATASETS = frozenset(VideoFolder.EXTENSIONS)
 OTHER_VIDEO_SUFFIX = ".mp4"
 TEXT_ROW_GROUP = 20_000
-CARD = "README.md"
+CARD, NOTICE = "README.md", "NOTICE"
 
 
 def write_parquet(
@@ -31,6 +31,7 @@ def write_parquet(
     folder: str | os.PathLike,
     card: DatasetCard | str | os.PathLike,
     max_shard_size: str | int = "500MB",
+    notice: str | os.PathLike | None = None,
 ) -> dict[str, int | float]:
     """Write a dataset and its card to a folder from which `datasets.load_dataset` loads it again.
 
@@ -44,6 +45,7 @@ def write_parquet(
         folder: A new or empty folder, or one with an earlier export, whose files are replaced.
         card: A dataset card or its path. Its size and statistics are filled in (see [`fill_card`]).
         max_shard_size: Largest size of a Parquet file before compression, in bytes or as `"500MB"`.
+        notice: A file with the notices that the licences ask for, which is kept with the images as `NOTICE`.
 
     Returns:
         The statistics in the card.
@@ -77,6 +79,9 @@ def write_parquet(
         counts = {split: TagCounts.from_rows(rows) for split, rows in dataset.items()}
         statistics = tag_statistics(counts) if {"train", "test"} <= counts.keys() else size_statistics(counts)
         fill_card(card, dataset, num_bytes, data_files, statistics)
+        if notice is not None:
+            shutil.copyfile(notice, partial / NOTICE)
+            files.append(NOTICE)
         card.save(partial / CARD)
         _replace_files(partial, folder, [*files, CARD], earlier)
     finally:

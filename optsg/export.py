@@ -38,6 +38,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dataset_scripts.benchmarks import benchmark_notice
     from dataset_scripts.parquet_export import write_parquet
 
     try:
@@ -46,7 +47,9 @@ def _run(args: argparse.Namespace) -> int:
 
             check_repo_id(args.push_to_hub)
         dataset = load_dataset(args)
-        statistics = write_parquet(dataset, args.output, _card(args, dataset), args.max_shard_size)
+        statistics = write_parquet(
+            dataset, args.output, _card(args, dataset), args.max_shard_size, benchmark_notice(args.dataset)
+        )
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
         print(f"optsg export: {error}", file=sys.stderr)
         return 2

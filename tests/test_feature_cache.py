@@ -95,6 +95,30 @@ def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_pa
             np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.parametrize("change", ["flip a bit", "cut"])
+def test_a_damaged_block_is_reported_and_computed_again(
+    tiny_model, tiny_processor, images, tmp_path, calls, caplog, change
+):
+    first = cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    tags = build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
+    expected = [dict(example) for example in first]
+    damaged = sorted(path for path in tmp_path.iterdir() if path.suffix in (".arrow", ".npy"))
+    del first
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.unlink()
+        path.write_bytes(content if change == "flip a bit" else content[:-100])
+    calls.update(dict.fromkeys(calls, 0))
+    second = cached(rows(images), tiny_model, tiny_processor, tmp_path)
+    again = build_tag_table(["red"], tiny_model.model, tiny_processor, tmp_path)
+    assert all(calls.values()) and torch.equal(again.features, tags.features)
+    assert all(f"{path} is computed again" in caplog.text for path in damaged) and len(damaged) == 3
+    for one, other in zip(expected, second, strict=True):
+        for name in ("frame_features", "image_features", "title_features"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
 def test_images_and_videos_of_one_dataset_are_both_encoded(tiny_model, tiny_processor, images, tmp_path):
     features = Features({"image": Image(), "video": List(Image(decode=False)), "title": Value("string")})
     frames = Dataset.from_dict({"video": [images[1:]]}, features=Features({"video": List(Image())}))
@@ -238,7 +262,8 @@ def test_unreadable_images_are_tried_again(tiny_model, tiny_processor, images, t
         rtol=2e-3,
         atol=2e-3,
     )
-    assert len(list((tmp_path / "cache").iterdir())) == 2, "no partial files are left"
+    names = sorted(path.name.partition(".arrow")[2] for path in (tmp_path / "cache").iterdir())
+    assert names == ["", "", ".sha256", ".sha256"], "no partial files are left"
 
 
 def test_other_rows_get_a_new_file(tiny_model, tiny_processor, images, tmp_path):
@@ -271,7 +296,8 @@ def test_a_tag_table_has_the_text_features_of_every_tag(tiny_model, tiny_process
     change_text_weights(tiny_model, tiny_processor)
     changed = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
     assert calls["encode_text"] > 0 and not torch.equal(changed.features, table.features)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npy", ".npy"], "no partial files are left"
+    suffixes = sorted(path.suffix for path in tmp_path.iterdir())
+    assert suffixes == [".npy", ".npy", ".sha256", ".sha256"], "no partial files are left"
 
 
 def test_encoding_does_not_change_the_mode_of_any_module(tiny_model, tiny_processor, images, tmp_path):

@@ -344,6 +344,7 @@ def test_an_export_gives_the_same_dataset(tmp_path, node_modules, build, capsys)
     }
     image, expected = (by_id(dataset)["lucide/bell"]["image"].tobytes() for dataset in (written, built))
     assert image == expected
+    assert (output / "NOTICE").read_bytes() == Path(npm_packages.__file__).with_name("NOTICE").read_bytes()
     card = DatasetCard.load(output / "README.md")
     assert f"| examples | {len(by_id(built))} |" in card.text
     assert {split["name"]: split["num_examples"] for split in card.data.dataset_info["splits"]} == built.num_rows

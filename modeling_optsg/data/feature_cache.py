@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataset_scripts import undecoded
 from modeling_optsg.base_models import OPTSGTowers
+from modeling_optsg.data.checksums import checksum_path, is_cached, record_checksum
 from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -77,7 +78,8 @@ def cache_tower_features(
     Features are cached in `cache_dir`, block by block, those of each tower in separate files. The names of the files
     depend on the rows, the weights of the tower and the settings of the processor: a second call reads the files, an
     interrupted call is resumed at the first missing block, and other rows, weights or settings have separate files.
-    Unreadable examples are tried again in each call.
+    Unreadable examples are tried again in each call. Each file has its checksum next to it; a damaged file is reported
+    and computed again.
 
     Args:
         dataset: Rows with `title`, and `image`, `video` or `frame_features`.
@@ -155,9 +157,13 @@ class _Blocks:
 
     def compute(self, index: int) -> Dataset:
         """Compute a block, or read it from its file and try its unreadable rows again."""
-        if self._path(index).exists():
+        path = self._path(index)
+        if is_cached(path):
             self._encode_unreadable(index)
-        return self.read(index)
+            return self.read(index)
+        rows = self.read(index)
+        record_checksum(path)
+        return rows
 
     def read(self, index: int) -> Dataset:
         """Read a block from its file, or compute it."""
@@ -182,7 +188,9 @@ class _Blocks:
             order[unreadable] = len(cached) + np.arange(len(unreadable))
             merged = concatenate_datasets([cached, again]).select(order)
             merged.flatten_indices(cache_file_name=str(whole), new_fingerprint=self._fingerprint(index))
+            checksum_path(path).unlink(missing_ok=True)
             os.replace(whole, path)
+            record_checksum(path)
         part.unlink()
 
     def _encode(self, rows: Dataset, path: Path, fingerprint: str, description: str) -> Dataset:
@@ -412,7 +420,7 @@ def build_tag_table(
     """Build the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))
     path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
-    if not os.path.exists(path):
+    if not is_cached(Path(path)):
         device = next(model.parameters()).device
         parts = []
         with torch.no_grad(), evaluation_mode(model):
@@ -424,5 +432,6 @@ def build_tag_table(
         partial = f"{path}.{os.getpid()}.npy"
         np.save(partial, torch.cat(parts).float().numpy().astype(FEATURE_DTYPE))
         os.replace(partial, path)
+        record_checksum(Path(path))
     input_ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return TagTable(tags, input_ids, torch.from_numpy(np.load(path)))

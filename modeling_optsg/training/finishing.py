@@ -1,8 +1,12 @@
 """The end of a training run: generation settings fitted on the validation examples, and the summary."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from transformers.utils import cached_file
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
@@ -21,6 +25,7 @@ logger = get_logger(__name__)
 
 # Below this, the fit follows single examples.
 MIN_VALIDATION_EXAMPLES = 50
+NOTICES = ("LICENSE", "NOTICE")
 
 
 def fit_best_model(
@@ -91,6 +96,25 @@ def finish(args: OPTSGTrainingArguments, status: RunStatus, summary: Mapping) ->
     (output_dir / VALIDATION_ROWS).unlink(missing_ok=True)
 
 
+def copy_notices(checkpoint: str | None, output_dir: str | os.PathLike) -> None:
+    """Copy the licence and the notices of a fine-tuned checkpoint, which its weights must keep.
+
+    Args:
+        checkpoint: Folder or Hub name of the checkpoint; `None` without one.
+        output_dir: Folder of the new checkpoint. Files in it are kept.
+    """
+    for name in NOTICES if checkpoint else ():
+        path = cached_file(
+            checkpoint,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if path is not None and not os.path.lexists(Path(output_dir, name)):
+            shutil.copyfile(path, Path(output_dir, name))
+
+
 def finished_summary(args: OPTSGTrainingArguments, status: RunStatus, data: str | None = None) -> dict | None:
     """Return the summary of this run if it has finished already, and log that.
 
@@ -100,12 +124,25 @@ def finished_summary(args: OPTSGTrainingArguments, status: RunStatus, data: str 
         data: Fingerprint of the examples and of the given model. `None` to compare only the arguments.
 
     Raises:
-        ValueError: A run with other arguments or other examples has finished in this folder.
+        ValueError: A run with other arguments or other examples has finished in this folder, or the summary is
+            damaged.
     """
     summary = Path(args.output_dir, SUMMARY)
-    if args.resume_from_checkpoint != "auto" or status.read().get("status") != "finished" or not summary.exists():
+    if args.resume_from_checkpoint != "auto" or not summary.exists():
         return None
-    found = json.loads(summary.read_text(encoding="utf-8"))
+    found_status = status.read().get("status")
+    # A run deletes the summary of an earlier one, and its own states at its end.
+    is_finished = found_status == "damaged" and not any(Path(args.output_dir, STATE_FOLDER).glob("step-*"))
+    if found_status != "finished" and not is_finished:
+        return None
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        found["arguments"], found["examples"]["train"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{summary} is damaged ({type(error).__name__}: {error}), so it is not known what this finished run was. "
+            "To train again, give --resume_from_checkpoint never."
+        ) from error
     own = args.result_arguments()
     # Those that depend on the examples were chosen for them.
     own = {name: value for name, value in own.items() if name not in CHOSEN_ARGUMENTS or value is not None}

@@ -9,6 +9,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from modeling_optsg.data.checksums import is_cached, record_checksum
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest
 from modeling_optsg.image_utils import read_image
@@ -137,15 +138,20 @@ def changed_copies(rows: Dataset, number: int, cache_dir: Path) -> Dataset:
     rows = rows.cast_column("image", ImageFeature(decode=False))
     fingerprint = digest(rows._fingerprint, VERSION, number)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    return rows.map(
+    path = cache_dir / f"copies-{fingerprint}.arrow"
+    is_complete = is_cached(path)
+    copies = rows.map(
         _change_row,
         with_indices=True,
         fn_kwargs={"number": number},
         features=Features(rows.features | {"image": ImageFeature()}),
         new_fingerprint=fingerprint,
-        cache_file_name=str(cache_dir / f"copies-{fingerprint}.arrow"),
+        cache_file_name=str(path),
         desc=f"Changed images, copy {number + 1}",
     )
+    if not is_complete:
+        record_checksum(path)
+    return copies
 
 
 def _change_row(row: dict, index: int, number: int) -> dict:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.checksums import is_cached, record_checksum
 from modeling_optsg.data.feature_cache import CachedFeatures, digest
 from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.tag_classifier import asymmetric_loss
@@ -76,7 +77,7 @@ def warm_up_image_evidence(
     path = Path(args.cache_dir, "features", f"image-evidence-{digest(*parts)}.safetensors")
     trained = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.named_parameters()}
     trained |= dict(zip(("log_scales", "bias", "class_embeddings"), shared, strict=True))
-    if not path.exists():
+    if not is_cached(path):
         features, classes = _read(sources, tags)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(args.seed)
@@ -93,6 +94,7 @@ def warm_up_image_evidence(
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         save_file({name: value.detach().contiguous() for name, value in trained.items()}, partial)
         os.replace(partial, path)
+        record_checksum(path)
     with torch.no_grad():
         for name, value in load_file(path).items():
             trained[name].copy_(value)

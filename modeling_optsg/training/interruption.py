@@ -39,7 +39,8 @@ class Interrupted(BaseException):
 class RunStatus:
     """Status of a run in a JSON file.
 
-    It is "preparing", "running", "fitting", "interrupted" (the same command resumes it), "failed" or "finished".
+    It is "preparing", "running", "fitting", "interrupted" (the same command resumes it), "failed" or "finished". It is
+    read as "damaged" if the file is damaged.
 
     Args:
         path: The JSON file.
@@ -50,7 +51,17 @@ class RunStatus:
 
     def read(self) -> dict:
         """Return the content of the file; an empty dict if there is no file."""
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        if not self.path.exists():
+            return {}
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            # The states do not depend on it, and the next status replaces it.
+            logger.warning(f"{self.path} is damaged. It will be written again.")
+            return {"status": "damaged"}
+        return content
 
     def set(self, status: str, **details: object) -> None:
         """Write the status, in the main process.

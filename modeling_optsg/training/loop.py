@@ -265,7 +265,8 @@ class TrainingLoop:
                 self.progress.best_metric = None
         self.start = self.stop_signal.saved_step = self.progress.step
         log_path, last_row = self.output_dir / "training_log.jsonl", max(self.start, 1) - 1
-        self.log = TrainingLog(self.accelerator, log_path, last_row, self.total_steps, self.progress.loss_sums)
+        saved = (self.progress.loss_sums, self.progress.log_history)
+        self.log = TrainingLog(self.accelerator, log_path, last_row, self.total_steps, *saved)
         self.slot_changes = SlotChanges()
         self.unreadable = UnreadableExamples(self.args.max_unreadable, self.progress.unreadable)
 

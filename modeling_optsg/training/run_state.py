@@ -9,9 +9,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_text
+from modeling_optsg.data.checksums import find_damage, write_checksums
+from modeling_optsg.data.process_logging import get_logger
+
+logger = get_logger(__name__)
 
 # Folder of the states and of status.json, in the output folder.
 STATE_FOLDER = "state"
@@ -48,7 +52,8 @@ class RunState:
 
     A state is written under a temporary name and then renamed. Only then are older ones deleted. It holds the model,
     the optimizer, the gradient scaler and the random states, as `accelerate` saves them, and a `progress` of the
-    training loop. Frozen parameters are left out.
+    training loop. Frozen parameters are left out. Checksums detect a file that was damaged later: the state before is
+    then loaded.
 
     Args:
         accelerator: After `prepare`.
@@ -87,6 +92,7 @@ class RunState:
                 # An attribute of a callback may be inf, and only this class reads the file.
                 content = json.dumps({**progress, **run}, indent=1, allow_nan=True)
                 write_text(partial / PROGRESS, content + "\n")
+                write_checksums(partial)
                 # Written before the renaming, so the final name never refers to incomplete files.
                 sync_all(partial)
         except Exception as error:
@@ -108,33 +114,38 @@ class RunState:
                 shutil.rmtree(path)
 
     def checkpoints(self) -> list[Path]:
-        """Return the folders of the complete states, oldest first."""
+        """Return the folders of the complete states, oldest first. Files in them may be damaged."""
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
-        return sorted(path for path in found if path.suffix != PARTIAL and (path / PROGRESS).is_file())
+        return sorted(path for path in found if path.suffix != PARTIAL and path.is_dir())
 
     def load(self, resume_from_checkpoint: str) -> dict | None:
         """Load a state.
 
         Args:
-            resume_from_checkpoint: "auto" for the last complete state, "never" for none, or the folder of a state.
+            resume_from_checkpoint: "auto" for the last state that is not damaged, "never" for none, or the folder of a
+                state.
 
         Returns:
             Its progress; `None` if there is no state.
 
         Raises:
             FileNotFoundError: The folder does not contain a state.
-            ValueError: The state belongs to a run with other arguments or another distributed strategy.
+            ValueError: The state is damaged, or belongs to a run with other arguments or another distributed strategy.
+                With "auto": all states are damaged.
         """
         if resume_from_checkpoint == "never":
             return None
         if resume_from_checkpoint == "auto":
-            if not (found := self.checkpoints()):
+            candidates = self.checkpoints()[::-1]
+            if not candidates:
                 return None
-            path = found[-1]
         else:
-            path = Path(resume_from_checkpoint)
-            if not (path / PROGRESS).is_file():
-                raise FileNotFoundError(f"{path} does not contain the state of a training: {PROGRESS} is missing.")
+            candidates = [Path(resume_from_checkpoint)]
+            if not (candidates[0] / PROGRESS).is_file():
+                raise FileNotFoundError(
+                    f"{candidates[0]} does not contain the state of a training: {PROGRESS} is missing."
+                )
+        path = self._first_intact(candidates)
         progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
         saved, strategy = progress.pop("arguments"), progress.pop("strategy")
         if strategy != self.strategy:
@@ -145,6 +156,28 @@ class RunState:
         check_same_run(saved, self.arguments, path)
         self.accelerator.load_state(str(path))
         return progress
+
+    def _first_intact(self, candidates: list[Path]) -> Path:
+        """Return the first state without damage. All processes call this; the main process reads the files.
+
+        Raises:
+            ValueError: All are damaged.
+        """
+        found, damage = None, []
+        for path in candidates if self.accelerator.is_main_process else ():
+            if not (problems := find_damage(path)):
+                found = path
+                break
+            damage.append(f"The state {path.name} is damaged: {', '.join(problems)}.")
+        found, damage = broadcast_object_list([found, damage])
+        if found is None:
+            raise ValueError(
+                f"{' '.join(damage)} There is no other state to resume from. To start over, give "
+                "--resume_from_checkpoint never."
+            )
+        for message in damage:
+            logger.warning(f"{message} The training resumes from {found.name}.")
+        return found
 
     def clear(self) -> None:
         """Delete all states. All processes call this."""

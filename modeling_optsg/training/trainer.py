@@ -35,13 +35,14 @@ from .data import (
     read_given_datasets,
     title_lengths,
 )
-from .finishing import finish, finished_summary, fit_best_model
+from .finishing import copy_notices, finish, finished_summary, fit_best_model
 from .interruption import Interrupted, RunStatus, StopSignal
 from .loop import TrainingLoop
 from .neighbour_comparison import compare_with_neighbours
 from .origin import describe_origin
 from .preparation import PreparedTraining, prepare_training_run
 from .processes import check_shared_folders, make_accelerator, start_trackers
+from .run_lock import lock_run
 from .run_state import STATE_FOLDER
 from .sampling import num_micro_batches
 
@@ -154,6 +155,7 @@ class OPTSGTrainer:
             ValueError: There are no examples or no tags, the saved state belongs to another run, or too many examples
                 cannot be read.
             OSError: A state or a checkpoint cannot be written.
+            RuntimeError: Another training is running in the folder.
         """
         with _shown_messages():
             summary = self.run()
@@ -164,7 +166,9 @@ class OPTSGTrainer:
         """Train as [`train`] does, without loading the best checkpoint afterwards."""
         # Python handles signals in the main thread only.
         is_main = threading.current_thread() is threading.main_thread()
-        with self.status.follow(), StopSignal() if is_main else contextlib.nullcontext() as stop_signal:
+        # First, because a second training must not change the status of the one that is running.
+        lock = lock_run(self.accelerator, self.status.path.parent, self.args.output_dir)
+        with lock, self.status.follow(), StopSignal() if is_main else contextlib.nullcontext() as stop_signal:
             if self.args.streaming:
                 # The examples are read only for a training run.
                 if (summary := finished_summary(self.args, self.status)) is not None:
@@ -306,6 +310,7 @@ class OPTSGTrainer:
             "fits": fits,
             "nearest_neighbours": knn,
         }
+        copy_notices(self.checkpoint, args.output_dir)
         finish(args, self.status, summary)
         if args.push_to_hub:
             push_trained(args.output_dir, args.push_to_hub, private=args.hub_private_repo, revision=args.hub_revision)

@@ -11,8 +11,11 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from modeling_optsg.data.atomic_files import write_text
+from modeling_optsg.data.process_logging import get_logger
 
 from .losses import LOSSES
+
+logger = get_logger(__name__)
 
 
 class TrainingLog:
@@ -24,10 +27,18 @@ class TrainingLog:
         start: Step after which the run is resumed. Rows of later steps are deleted.
         total: Number of steps of the run.
         sums: Sums of losses since the last row, for a resumed run.
+        history: Rows with validation metrics, from the state of a resumed run. Those that the file has lost are
+            written again.
     """
 
     def __init__(
-        self, accelerator: Accelerator, path: Path, start: int, total: int, sums: Mapping[str, float] | None = None
+        self,
+        accelerator: Accelerator,
+        path: Path,
+        start: int,
+        total: int,
+        sums: Mapping[str, float] | None = None,
+        history: Sequence[Mapping] = (),
     ):
         self.accelerator, self.path, self.sums = accelerator, path, Counter(sums or {})
         self.bar = tqdm(
@@ -35,9 +46,10 @@ class TrainingLog:
         )
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = path.read_text(encoding="utf-8").splitlines() if start and path.exists() else []
-            kept = [line + "\n" for line in lines if (step := _step_in(line)) is not None and step <= start]
-            write_text(path, "".join(kept))
+            rows = _read_rows(path) if start and path.exists() else {}
+            lost = {row["step"]: json.dumps(row, ensure_ascii=False, allow_nan=False) for row in history}
+            rows = {step: line for step, line in sorted({**lost, **rows}.items()) if step <= start}
+            write_text(path, "".join(line + "\n" for line in rows.values()))
 
     def record(self, losses: Mapping[str, float]) -> None:
         """Add the losses of a step."""
@@ -126,9 +138,21 @@ class SlotChanges:
         return ratio
 
 
-def _step_in(line: str) -> int | None:
-    """Return the step of a row; `None` for an incomplete last line after a kill."""
+def _read_rows(path: Path) -> dict[int, str]:
+    """Return the rows of a log by their steps. Damaged rows are left out and counted."""
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = {step: line.decode() for line in lines if (step := _step_in(line)) is not None}
+    if damaged := sum(_step_in(line) is None for line in lines):
+        logger.warning(f"{path}: {damaged} damaged rows are left out.")
+    if (step := _step_in(last)) is not None:
+        rows[step] = last.decode()
+    return rows
+
+
+def _step_in(line: bytes) -> int | None:
+    """Return the step of a row; `None` for a damaged one, or an incomplete last line after a kill."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        step = json.loads(line.decode())["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return step if type(step) is int else None
