@@ -7,6 +7,7 @@ A crafted file may also take over that process, so its answers are parsed as dat
 followed by the arrays in the format of `safetensors`. A request is a line of JSON.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -25,6 +26,8 @@ from limits import InputError, Limits
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 VIDEO_FORMATS = {"mp4", "mov", "matroska", "webm", "avi", "gif", "apng", "mpegts", "mpeg", "ogg", "flv"}
 LOAD_SECONDS = 300
+# The reading process has ended, or its answer has another format.
+FAILURES = (OSError, ValueError, safetensors.SafetensorError)
 MAX_HEADER_BYTES, MAX_ARRAY_BYTES, MAX_MESSAGE_CHARACTERS = 100_000, 500_000_000, 1000
 
 
@@ -100,19 +103,25 @@ class FileReader:
         with self.lock:
             self._ensure_loaded()
             self.budget.check(client)
-            try:
-                with self.budget.measured(client):
-                    self._send({"path": path, "name": name, "title": title})
-                    header, arrays = self._receive(self.limits.read_seconds)
-            except (OSError, ValueError, safetensors.SafetensorError):
-                self._restart()
-                raise InputError(
-                    f"{name} could not be read within {self.limits.read_seconds} seconds and "
-                    f"{self.limits.read_megabytes} MB of memory."
-                ) from None
+            # The client also pays for the restart of the process that its file ended.
+            with self.budget.measured(client):
+                header, arrays = self._read(path, name, title)
         if "error" in header:
             raise InputError(str(header["error"]))
         return "video" if header.get("kind") == "video" else "image", arrays
+
+    def _read(self, path: str, name: str, title: str) -> tuple[dict, dict[str, np.ndarray]]:
+        try:
+            self._send({"path": path, "name": name, "title": title})
+            return self._receive(self.limits.read_seconds)
+        except FAILURES:
+            self._restart()
+            with contextlib.suppress(*FAILURES):  # The next file starts the process again.
+                self._ensure_loaded()
+            raise InputError(
+                f"{name} could not be read within {self.limits.read_seconds} seconds and "
+                f"{self.limits.read_megabytes} MB of memory."
+            ) from None
 
     def _ensure_loaded(self) -> None:
         if self.process.poll() is not None:

@@ -441,7 +441,8 @@ def test_the_reader_restarts_after_a_file_that_ended_it(reader, strange_files):
     before = reader.process.pid
     reader.limits = Limits(read_seconds=0)
     with pytest.raises(InputError, match="slow.mp4 could not be read within 0 seconds"):
-        reader.read(str(strange_files / "many.mp4"), "slow.mp4")
+        reader.read(str(strange_files / "many.mp4"), "slow.mp4", client="slow")
+    assert reader.budget.used["slow"][0][1] > 0.5, "the client pays for the restart"
     reader.limits = Limits()
     assert reader.read(str(strange_files / "many.mp4"), "again.mp4")[0] == "video"
     assert reader.process.pid != before
