@@ -18,7 +18,8 @@ from modeling_optsg.book import building, embed_examples, encoder_fingerprint, l
 from optsg import main
 from optsg.media_files import MediaFile
 from optsg.sidecars import SidecarError, SidecarLocator
-from optsg.sidecars.keywords import EXIF_KEYWORDS, read_keywords
+from optsg.sidecars.embedded import EXIF_KEYWORDS
+from optsg.sidecars.keywords import read_keywords
 from optsg.tagger import BOOK_FOLDER
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

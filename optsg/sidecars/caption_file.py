@@ -52,6 +52,8 @@ class CaptionWriter(TagWriter):
             caption = _Caption(source if source is not None else b"\n", location.path)
             predicted = [tag["tag"].strip() for tag in tags if not set(tag["tag"]) & set(",\n\r")]
             result = reconcile(caption.tags(), entry.get("generated", []), entry.get("declined", []), predicted)
+            if not result.ours and not entry:  # no tags, now or earlier
+                return Change(location.path)
             after = caption.edit(result.added, result.removed)
             change = Change(location.path, result.added, result.removed, written=after != before)
             if location.remark:

@@ -39,6 +39,8 @@ class JsonSidecarWriter(TagWriter):
         location = self.locator.locate(file, SUFFIX, "full")
         with lock_folder(os.path.dirname(location.path)):
             sidecar, before = _read(location)
+            if not tags and before is None:
+                return Change(location.path)
             merged, change = self._merge(location.path, sidecar, file, tags)
             change.written = merged != sidecar or before is None
             if change.written and not self.dry_run:

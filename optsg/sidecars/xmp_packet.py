@@ -91,6 +91,14 @@ class XmpPacket:
         properties = self._properties(namespace, name)
         return [_value(entry) for found in properties for entry in _entries(found)] if properties else None
 
+    def has_property(self, namespace: str, name: str) -> bool:
+        """Return whether there is a property that is not empty, in any form."""
+        return any(
+            description.attributes.get((namespace, name))
+            or any(child.name == (namespace, name) and _has_content(child) for child in description.children)
+            for description in self.root.children
+        )
+
     def change(
         self, namespace: str, prefix: str, name: str, add: list[str], remove: list[str], kind: str = "Bag"
     ) -> None:
@@ -250,6 +258,10 @@ def _entries(found: _Element) -> list[_Element]:
     if found.children or found.text.strip() or found.attributes:
         raise ValueError(f"{found.name[1]} is not a list")
     return []
+
+
+def _has_content(found: _Element) -> bool:
+    return bool(found.text.strip()) or any(container.children for container in found.children)
 
 
 def _value(entry: _Element) -> str:

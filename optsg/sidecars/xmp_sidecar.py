@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..media_files import MediaFile
+from .embedded import read_embedded
 from .files import lock_folder, read_file, replace_file
 from .locations import SidecarLocation, SidecarLocator
 from .reconciliation import Reconciliation, reconcile, tag_key
@@ -29,9 +30,19 @@ SUFFIX = ".xmp"
 SUBJECT = ("http://purl.org/dc/elements/1.1/", "dc", "subject")
 TAGS_LIST = ("http://www.digikam.org/ns/1.0/", "digiKam", "TagsList")
 HIERARCHY = ("http://ns.adobe.com/lightroom/1.0/", "lr", "hierarchicalSubject")
+LAST_KEYWORDS = ("http://ns.microsoft.com/photo/1.0/", "MicrosoftPhoto", "LastKeywordXMP")
+# digiKam reads only the first of its lists that is not empty, and these come after TagsList.
+HIDDEN_BY_TAGS_LIST = (
+    HIERARCHY,
+    ("http://ns.iview-multimedia.com/mediapro/1.0/", "mediapro", "CatalogSets"),
+    ("http://ns.acdsee.com/iptc/1.0/", "acdsee", "categories"),
+)
 RECORD = ("urn:x-optsg:1.0/", "optsg")
 RECORD_LISTS = ("Tags", "Probabilities", "Novel", "Listed", "Declined", "Unlisted", "Run")
-HIERARCHY_REMARK = "added no tags to lr:hierarchicalSubject, which some programs read instead of dc:subject"
+HIERARCHY_REMARK = (
+    "added no tags to the keyword hierarchy (lr:hierarchicalSubject, mediapro:CatalogSets or acdsee:categories), which "
+    "some programs read instead of dc:subject"
+)
 NOT_XML_REMARK = "left out tags with control characters, which XML cannot hold"
 
 
@@ -61,13 +72,19 @@ class XmpSidecarWriter(TagWriter):
         location = self._locate(file)
         with lock_folder(os.path.dirname(location.path)):
             source, before = location.path, read_file(location.path)
+            remarks = [location.remark]
             if before is None and location.template:
                 source, before = location.template, read_file(location.template)
+            if before is None:
+                embedded = read_embedded(file)
+                source, before = file.path, embedded.packet
+                remarks.append(embedded.remark)
             packet = _parse(source, before)
             change = self._merge(packet, source, tags, self.fingerprint(file))
+            if change is None:  # no tags, now or earlier
+                return Change(location.path)
             change.path = location.path
-            if location.remark:
-                change.remarks.append(location.remark)
+            change.remarks += filter(None, remarks)
             after = packet.to_bytes()
             change.written = after != before or source != location.path
             if change.written and not self.dry_run:
@@ -78,11 +95,13 @@ class XmpSidecarWriter(TagWriter):
     def _locate(self, file: MediaFile) -> SidecarLocation:
         return self.locator.locate(file, SUFFIX, self.locator.naming, either=True)
 
-    def _merge(self, packet: XmpPacket, path: str, tags: list[dict], fingerprint: str) -> Change:
-        """Edits the packet so that it holds the tags and the record."""
+    def _merge(self, packet: XmpPacket, path: str, tags: list[dict], fingerprint: str) -> Change | None:
+        """Edit the packet so that it holds the tags and the record. Without either, return `None`."""
         fields = _KeywordFields.read(packet, path)
         predicted = {tag["tag"].strip(): tag for tag in tags if is_xml_text(tag["tag"])}
         result = _reconcile_subject(fields, list(predicted))
+        if not result.ours and not any(fields.record.values()):
+            return None
         packet.change(*SUBJECT, result.added, result.removed)
 
         listed = _tags_to_list(fields, result.ours)
@@ -103,7 +122,7 @@ class XmpSidecarWriter(TagWriter):
         if record != fields.record:
             packet.replace(*RECORD, record)
         remarks = [NOT_XML_REMARK] if len(predicted) < len(tags) else []
-        remarks += [HIERARCHY_REMARK] if fields.hierarchy_keys else []
+        remarks += [HIERARCHY_REMARK] if fields.has_hierarchy else []
         return Change(path, result.added, result.removed, remarks=remarks)
 
 
@@ -111,7 +130,7 @@ def read_user_keywords(packet: XmpPacket) -> tuple[list[str], set[str]]:
     """Return the keywords of an XMP document that are not tags of this program, and the keys of those that are.
 
     In hierarchical lists, a path such as `Places|Rome` or `Places/Rome` counts as its last part. A malformed
-    `lr:hierarchicalSubject` is ignored.
+    `lr:hierarchicalSubject` or `MicrosoftPhoto:LastKeywordXMP` is ignored.
 
     Args:
         packet: The document, of a sidecar or an image.
@@ -124,8 +143,8 @@ def read_user_keywords(packet: XmpPacket) -> tuple[list[str], set[str]]:
     except SidecarError as error:
         raise ValueError(str(error.__cause__)) from error
     ours = _keys(fields.our_subject) | _keys(fields.our_list)
-    hierarchy = [path.rpartition("|")[2] for path in _read_hierarchy(packet)]
-    listed = [path.rpartition("/")[2] for path in fields.user_list]
+    hierarchy = [path.rpartition("|")[2] for path in _read_other_list(packet, HIERARCHY)]
+    listed = [path.rpartition("/")[2] for path in (*fields.user_list, *fields.last_keywords)]
     # Other programs copy our tags into their own fields. Such a copy does not make a tag the user's.
     return [*fields.user_subject, *(tag for tag in (*listed, *hierarchy) if tag_key(tag) not in ours)], ours
 
@@ -137,13 +156,17 @@ class _KeywordFields:
     Args:
         subject: `dc:subject`.
         tags_list: `digiKam:TagsList`; `None` if there is none.
+        last_keywords: `MicrosoftPhoto:LastKeywordXMP`.
         hierarchy_keys: Keys of the last parts of the paths in `lr:hierarchicalSubject`.
+        has_hierarchy: Whether there is a list that a new `digiKam:TagsList` would hide.
         record: The lists of the record by name, each empty if there is none.
     """
 
     subject: list[str]
     tags_list: list[str] | None
+    last_keywords: list[str]
     hierarchy_keys: set[str]
+    has_hierarchy: bool
     record: dict[str, list[str]]
 
     @classmethod
@@ -151,7 +174,9 @@ class _KeywordFields:
         return cls(
             subject=_read_list(packet, path, SUBJECT) or [],
             tags_list=_read_list(packet, path, TAGS_LIST),
-            hierarchy_keys=_leaf_keys(_read_hierarchy(packet), "|"),
+            last_keywords=_read_other_list(packet, LAST_KEYWORDS),
+            hierarchy_keys=_leaf_keys(_read_other_list(packet, HIERARCHY), "|"),
+            has_hierarchy=any(packet.has_property(*name[::2]) for name in HIDDEN_BY_TAGS_LIST),
             record={name: _read_list(packet, path, (*RECORD, name)) or [] for name in RECORD_LISTS},
         )
 
@@ -174,20 +199,27 @@ class _KeywordFields:
         return [tag for tag in self.tags_list or [] if tag not in self.our_list]
 
     @property
+    def user_paths(self) -> list[str]:
+        """The user's keywords outside `digiKam:TagsList`, as paths where there are any."""
+        paths = [path for path in self.last_keywords if tag_key(path) not in _keys(self.our_subject)]
+        parts = _keys(part for path in paths for part in path.split("/"))
+        return [*(tag for tag in self.user_subject if tag_key(tag) not in parts), *paths]
+
+    @property
     def deleted_keys(self) -> set[str]:
         """Keys of tags that the user deleted from `digiKam:TagsList` since the last run."""
         return _keys(self.our_list) - _keys(self.tags_list or [])
 
     @property
     def unlisted_keys(self) -> set[str]:
-        """Keys of the user's tags in `dc:subject` that the user does not want in `digiKam:TagsList`."""
-        return _keys(self.user_subject) & (self.deleted_keys | set(self.record["Unlisted"]))
+        """Keys of the user's keywords that the user does not want in `digiKam:TagsList`."""
+        return _keys(self.user_paths) & (self.deleted_keys | set(self.record["Unlisted"]))
 
 
 def _reconcile_subject(fields: _KeywordFields, predicted: list[str]) -> Reconciliation:
     ours = _keys(fields.our_subject)
     # Other programs copy our tags into their own fields. Such a copy does not make a tag the user's.
-    in_other_fields = (fields.hierarchy_keys | _leaf_keys(fields.user_list, "/")) - ours
+    in_other_fields = (fields.hierarchy_keys | _leaf_keys(fields.user_list + fields.last_keywords, "/")) - ours
     return reconcile(
         fields.subject,
         fields.our_subject,
@@ -202,13 +234,13 @@ def _tags_to_list(fields: _KeywordFields, ours: list[str]) -> list[str]:
     """Return the tags that this program should have in `digiKam:TagsList`.
 
     Programs that read this list read no other, so it also needs the user's keywords. If the user or another program
-    writes to the list, completing it is up to them. A new list would hide an existing `lr:hierarchicalSubject`.
+    writes to the list, completing it is up to them. A new list would hide an existing hierarchy.
     """
-    if fields.tags_list is None and (not ours or (fields.hierarchy_keys and not fields.our_list)):
+    if fields.tags_list is None and (not ours or (fields.has_hierarchy and not fields.our_list)):
         return []
     our_list, user_list, unlisted = fields.our_list, fields.user_list, fields.unlisted_keys
     mirrored = [
-        tag for tag in fields.user_subject if tag_key(tag) not in unlisted and (tag in our_list or not user_list)
+        tag for tag in fields.user_paths if tag_key(tag) not in unlisted and (tag in our_list or not user_list)
     ]
     users = _keys(user_list)
     return [tag for tag in dict.fromkeys([*mirrored, *ours]) if tag_key(tag) not in users]
@@ -228,9 +260,9 @@ def _read_list(packet: XmpPacket, path: str, name: tuple[str, str, str]) -> list
         raise SidecarError(f"{path} was not changed: {error}") from error
 
 
-def _read_hierarchy(packet: XmpPacket) -> list[str]:
+def _read_other_list(packet: XmpPacket, name: tuple[str, str, str]) -> list[str]:
     try:
-        return packet.read_list(HIERARCHY[0], HIERARCHY[2]) or []
+        return packet.read_list(name[0], name[2]) or []
     except ValueError:
         return []  # it is only read, so a malformed one does no harm
 

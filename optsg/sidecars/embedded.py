@@ -1,0 +1,290 @@
+"""Reads what a person wrote into an image or a video: keywords, rating, title and description.
+
+Programs such as Immich and digiKam let a sidecar replace the metadata in the file. A new sidecar therefore starts with
+them. Settings of raw converters and properties of the camera are left out: in a sidecar, they would be applied again.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..media_files import MediaFile
+from .reconciliation import tag_key
+from .xmp_packet import RDF, XmpPacket, is_xml_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DC, LR = "http://purl.org/dc/elements/1.1/", "http://ns.adobe.com/lightroom/1.0/"
+XMP, PHOTOSHOP = "http://ns.adobe.com/xap/1.0/", "http://ns.adobe.com/photoshop/1.0/"
+DIGIKAM, MICROSOFT = "http://www.digikam.org/ns/1.0/", "http://ns.microsoft.com/photo/1.0/"
+RECORD = "urn:x-optsg:1.0/"
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
+# Namespaces that people write, with their usual prefixes.
+_COPIED_NAMESPACES = {
+    DC: "dc",
+    LR: "lr",
+    DIGIKAM: "digiKam",
+    MICROSOFT: "MicrosoftPhoto",
+    "http://ns.microsoft.com/photo/1.2/": "MP",
+    "http://www.metadataworkinggroup.com/schemas/regions/": "mwg-rs",
+    "http://www.metadataworkinggroup.com/schemas/keywords/": "mwg-kw",
+    "http://ns.acdsee.com/iptc/1.0/": "acdsee",
+    "http://ns.iview-multimedia.com/mediapro/1.0/": "mediapro",
+    "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/": "Iptc4xmpCore",
+    "http://iptc.org/std/Iptc4xmpExt/2008-02-29/": "Iptc4xmpExt",
+    RECORD: "optsg",  # tags of this program, if another program wrote its sidecar into the image
+}
+# From these namespaces, only what people write.
+_COPIED_PROPERTIES = {
+    XMP: {"Rating", "Label"},
+    PHOTOSHOP: {"Headline", "City", "State", "Country", "Credit", "Source", "Instructions", "CaptionWriter"},
+}
+_PREFIXES = {
+    **_COPIED_NAMESPACES,
+    XMP: "xmp",
+    PHOTOSHOP: "photoshop",
+    RDF: "rdf",
+    "adobe:ns:meta/": "x",
+    "http://ns.microsoft.com/photo/1.2/t/RegionInfo#": "MPRI",
+    "http://ns.microsoft.com/photo/1.2/t/Region#": "MPReg",
+    "http://ns.adobe.com/xmp/sType/Area#": "stArea",
+    "http://ns.adobe.com/xap/1.0/sType/Dimensions#": "stDim",
+}
+# Lists of keywords. Some programs write a single keyword as plain text.
+_LISTS = {(DC, "subject"), (LR, "hierarchicalSubject"), (DIGIKAM, "TagsList"), (MICROSOFT, "LastKeywordXMP")}
+
+# IPTC-IIM 4.2: keywords, character set, title and caption.
+IPTC_KEYWORDS, IPTC_CHARACTER_SET, IPTC_TITLE, IPTC_CAPTION = (2, 25), (1, 90), (2, 5), (2, 120)
+IPTC_UTF8 = b"\x1b%G"
+IPTC_KEYWORD_BYTES = 64  # longer keywords are cut
+# EXIF fields of Windows Explorer. Its keywords are UTF-16, separated by semicolons.
+EXIF_KEYWORDS, EXIF_RATING = 0x9C9E, 0x4746
+EXIFTOOL_SECONDS = 60
+NO_EXIFTOOL = "did not read the keywords inside videos, which needs exiftool (Debian: libimage-exiftool-perl)"
+UNREADABLE = "could not read the metadata inside the file"
+INVALID_XMP = "ignored invalid XMP inside the file"
+
+
+@dataclass
+class EmbeddedMetadata:
+    """What a person wrote into an image or a video.
+
+    Args:
+        packet: An XMP document with it, or `None` if there is nothing.
+        remark: What could not be read, for the report.
+    """
+
+    packet: bytes | None = None
+    remark: str | None = None
+
+
+@dataclass
+class _Fields:
+    """Metadata of a file outside the properties of its XMP.
+
+    Args:
+        xmp: The XMP document, if the file has one.
+        keywords: Keywords of IPTC, EXIF and QuickTime.
+        title: Title of IPTC or QuickTime.
+        description: Caption of IPTC or QuickTime.
+        rating: Rating of EXIF or QuickTime, 1 to 5.
+    """
+
+    xmp: bytes | None = None
+    keywords: list[str] = field(default_factory=list)
+    title: str | None = None
+    description: str | None = None
+    rating: int | None = None
+
+
+def read_embedded(file: MediaFile) -> EmbeddedMetadata:
+    """Read what a person wrote into an image or a video.
+
+    Images are read with Pillow. Videos, and images that Pillow does not know, are read with exiftool if it is
+    installed.
+
+    Args:
+        file: The image or video. It is not changed.
+    """
+    fields = None if file.is_video else _read_with_pillow(file.path)
+    if fields is None:
+        if shutil.which("exiftool") is None:
+            return EmbeddedMetadata(remark=NO_EXIFTOOL if file.is_video else None)
+        try:
+            fields = _read_with_exiftool(file.path)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            return EmbeddedMetadata(remark=UNREADABLE)
+    remark, properties = None, []
+    if fields.xmp:
+        try:
+            properties = _copied_properties(fields.xmp)
+        except (ValueError, ElementTree.ParseError, RecursionError):
+            remark = INVALID_XMP
+    description = ElementTree.Element(f"{{{RDF}}}Description", {f"{{{RDF}}}about": ""})
+    description.extend(properties)
+    _add_fields(description, fields)
+    return EmbeddedMetadata(_to_packet(description) if len(description) else None, remark)
+
+
+def _read_with_pillow(path: str) -> _Fields | None:
+    """Return the metadata of an image, or `None` if Pillow cannot open it."""
+    import modeling_optsg.image_utils  # noqa: F401 (registers the readers of other image formats)
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            fields = _Fields(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"))
+            _read_iptc(image, fields)
+            with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
+                _read_exif(image, fields)
+    except Exception:  # Pillow's plugins raise errors of many types
+        return None
+    if isinstance(fields.xmp, str):
+        fields.xmp = fields.xmp.encode()
+    return fields
+
+
+def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
+    from PIL import IptcImagePlugin
+
+    try:
+        records = IptcImagePlugin.getiptcinfo(image) or {}
+    except (ValueError, SyntaxError, OSError, KeyError, TypeError):
+        return
+    encodings = ("utf-8",) if records.get(IPTC_CHARACTER_SET) == IPTC_UTF8 else ("utf-8", "latin-1")
+    texts = {}
+    for name in (IPTC_KEYWORDS, IPTC_TITLE, IPTC_CAPTION):
+        values = records.get(name, [])
+        values = values if isinstance(values, list) else [values]
+        texts[name] = [_decode(value, encodings) for value in values]
+    fields.keywords += texts[IPTC_KEYWORDS]
+    fields.title = next(iter(texts[IPTC_TITLE]), None)
+    fields.description = next(iter(texts[IPTC_CAPTION]), None)
+
+
+def _read_exif(image: "Image.Image", fields: _Fields) -> None:
+    exif = image.getexif()
+    keywords = exif.get(EXIF_KEYWORDS)
+    if isinstance(keywords, bytes):
+        fields.keywords += keywords.decode("utf-16-le", "ignore").partition("\0")[0].split(";")
+    fields.rating = exif.get(EXIF_RATING)
+
+
+def _read_with_exiftool(path: str) -> _Fields:
+    names = ("XMP", "Keywords", "XPKeywords", "Title", "Description", "Rating")
+    # An absolute path does not start with "-", which exiftool would read as an option.
+    command = ["exiftool", "-j", "-b", *(f"-{name}" for name in names), os.path.abspath(path)]
+    options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": EXIFTOOL_SECONDS}
+    done = subprocess.run(command, check=True, **options)
+    [found] = json.loads(done.stdout)
+    xmp = found.get("XMP")
+    if isinstance(xmp, str):
+        xmp = base64.b64decode(xmp[7:]) if xmp.startswith("base64:") else xmp.encode()
+    keywords = found.get("Keywords", [])
+    keywords = [str(keyword) for keyword in (keywords if isinstance(keywords, list) else [keywords])]
+    keywords += str(found.get("XPKeywords", "")).split(";")
+    title, description = (str(found[name]) if name in found else None for name in ("Title", "Description"))
+    return _Fields(xmp, keywords, title, description, found.get("Rating"))
+
+
+def _copied_properties(xmp: bytes) -> list[ElementTree.Element]:
+    """Return the properties of an XMP document that people write, each as an element.
+
+    Raises:
+        ValueError: The document cannot be read.
+    """
+    packet = XmpPacket(xmp.rstrip(b"\0"))  # refuses document types, so there are no entities to expand
+    root = ElementTree.fromstring(packet.data, ElementTree.XMLParser(encoding="utf-8"))
+    rdf = next(root.iter(f"{{{RDF}}}RDF"))
+    found = []
+    for description in rdf:
+        for name, value in description.attrib.items():
+            if _is_copied(name):
+                element = ElementTree.Element(name)
+                element.text = value
+                found.append(element)
+        found += [child for child in description if _is_copied(child.tag)]
+    for element in found:
+        element.tail = None
+        namespace, _, local = element.tag[1:].rpartition("}")
+        if (namespace, local) in _LISTS and not len(element):
+            text, element.text = (element.text or "").strip(), None
+            _add_entries(element, "Bag", [text] if text else [])
+    return found
+
+
+def _is_copied(name: str) -> bool:
+    namespace, _, local = name[1:].rpartition("}")
+    return namespace in _COPIED_NAMESPACES or local in _COPIED_PROPERTIES.get(namespace, ())
+
+
+def _add_fields(description: ElementTree.Element, fields: _Fields) -> None:
+    """Add the fields outside XMP, unless the XMP has them too."""
+    subject = description.find(f"{{{DC}}}subject")
+    present = _texts(subject) + _texts(description.find(f"{{{RECORD}}}Tags"))
+    keys = {tag_key(text) for text in present}
+    added = []
+    for keyword in map(_clean, fields.keywords):
+        is_cut = len(keyword.encode()) >= IPTC_KEYWORD_BYTES - 3 and any(text.startswith(keyword) for text in present)
+        if keyword and tag_key(keyword) not in keys and not is_cut:
+            added.append(keyword)
+            keys.add(tag_key(keyword))
+    if added:
+        if subject is None:
+            subject = ElementTree.SubElement(description, f"{{{DC}}}subject")
+        if len(subject):
+            _add_items(subject[0], added)
+        else:
+            _add_entries(subject, "Bag", added)
+    for name, text in (("title", fields.title), ("description", fields.description)):
+        if (text := _clean(text or "")) and description.find(f"{{{DC}}}{name}") is None:
+            _add_entries(ElementTree.SubElement(description, f"{{{DC}}}{name}"), "Alt", [text])
+    is_rated = description.find(f"{{{XMP}}}Rating") is not None
+    if isinstance(fields.rating, int) and 1 <= fields.rating <= 5 and not is_rated:
+        ElementTree.SubElement(description, f"{{{XMP}}}Rating").text = str(fields.rating)
+
+
+def _add_entries(element: ElementTree.Element, kind: str, texts: list[str]) -> None:
+    _add_items(ElementTree.SubElement(element, f"{{{RDF}}}{kind}"), texts)
+
+
+def _add_items(container: ElementTree.Element, texts: list[str]) -> None:
+    for text in texts:
+        item = ElementTree.SubElement(container, f"{{{RDF}}}li")
+        item.text = text
+        if container.tag == f"{{{RDF}}}Alt":
+            item.set(_LANGUAGE, "x-default")
+
+
+def _texts(element: ElementTree.Element | None) -> list[str]:
+    return [] if element is None else ["".join(item.itertext()).strip() for item in element.iter(f"{{{RDF}}}li")]
+
+
+def _clean(text: str) -> str:
+    """Return a text without the characters that XML cannot hold."""
+    return "".join(filter(is_xml_text, text)).strip()
+
+
+def _to_packet(description: ElementTree.Element) -> bytes:
+    for namespace, prefix in _PREFIXES.items():
+        ElementTree.register_namespace(prefix, namespace)
+    root = ElementTree.Element("{adobe:ns:meta/}xmpmeta")
+    ElementTree.SubElement(root, f"{{{RDF}}}RDF").append(description)
+    ElementTree.indent(root, " ")
+    start, end = '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n', '\n<?xpacket end="w"?>\n'
+    return (start + ElementTree.tostring(root, encoding="unicode") + end).encode()
+
+
+def _decode(value: bytes, encodings: Iterable[str]) -> str:
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode(encoding)
+    return value.decode("utf-8", "replace")
