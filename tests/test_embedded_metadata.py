@@ -1,0 +1,163 @@
+"""A new XMP sidecar starts with what a person wrote into the image, so that no program loses it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from optsg.media_files import MediaFile
+from optsg.sidecars import SidecarLocator, embedded, make_writer
+from optsg.sidecars.xmp_packet import XmpPacket
+
+ROOT = Path(__file__).parents[1]
+VIDEO = next((ROOT / "examples/images").glob("*.mp4"))
+exiftool = pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed (Debian: exiftool)")
+DC, DIGIKAM = "http://purl.org/dc/elements/1.1/", "http://www.digikam.org/ns/1.0/"
+PACKET = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+ xmlns:lr="http://ns.adobe.com/lightroom/1.0/" xmlns:digiKam="http://www.digikam.org/ns/1.0/"
+ xmlns:MicrosoftPhoto="http://ns.microsoft.com/photo/1.0/" xmlns:optsg="urn:x-optsg:1.0/"
+ xmlns:crs="http://ns.adobe.com/camera-raw-settings/1.0/" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"
+ xmlns:darktable="http://darktable.sf.net/" {attributes}>{properties}</rdf:Description></rdf:RDF></x:xmpmeta>"""
+TITLE = '<dc:title><rdf:Alt><rdf:li xml:lang="x-default">Robin</rdf:li></rdf:Alt></dc:title>'
+
+
+def bag(name: str, *texts: str) -> str:
+    return f"<{name}><rdf:Bag>{''.join(f'<rdf:li>{text}</rdf:li>' for text in texts)}</rdf:Bag></{name}>"
+
+
+def packet(*properties: str, attributes: str = "") -> bytes:
+    return PACKET.format(attributes=attributes, properties="".join(properties)).encode()
+
+
+def save(path, xmp: bytes | None = None, iptc: dict[tuple[int, int], list[str]] | None = None):
+    """Saves an image with metadata."""
+    options = {"xmp": xmp} if xmp else {}
+    if path.suffix == ".png" and xmp:
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    Image.new("RGB", (8, 8), "red").save(path, **options)
+    if iptc:
+        records = b"\x1c\x01\x5a\x00\x03\x1b%G"
+        for (record, dataset), texts in iptc.items():
+            for text in map(str.encode, texts):
+                records += bytes((0x1C, record, dataset)) + len(text).to_bytes(2, "big") + text
+        block = b"8BIM\x04\x04\x00\x00" + len(records).to_bytes(4, "big") + records + b"\0" * (len(records) % 2)
+        segment = b"Photoshop 3.0\0" + block
+        data = path.read_bytes()
+        path.write_bytes(data[:2] + b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big") + segment + data[2:])
+    return path
+
+
+def tag(path, *tags: str):
+    """Writes tags as `optsg tag --write xmp` does."""
+    writer = make_writer("xmp", SidecarLocator(), lambda file: str(tags), "model", dry_run=False)
+    found = [{"tag": tag, "score": 0.5, "novel": False} for tag in tags]
+    return writer.write(MediaFile(str(path), None, path.suffix == ".mp4"), found)
+
+
+def lists(path) -> dict[str, list[str] | None]:
+    """The keyword lists of an image's sidecar."""
+    sidecar = XmpPacket(path.with_name(path.name + ".xmp").read_bytes())
+    return {name: sidecar.read_list(namespace, name) for namespace, name in ((DC, "subject"), (DIGIKAM, "TagsList"))}
+
+
+def exiftool_reads(path) -> dict:
+    [found] = json.loads(subprocess.run(["exiftool", "-j", "-struct", str(path)], capture_output=True).stdout)
+    return found
+
+
+def immich_keywords(path) -> list[str]:
+    """The keywords that Immich shows: keys of the sidecar replace those of the image, and the first list wins."""
+    merged = exiftool_reads(path) | exiftool_reads(f"{path}.xmp")
+    found = next(merged[key] for key in ("TagsList", "HierarchicalSubject", "Keywords") if key in merged)
+    return [str(text) for text in (found if isinstance(found, list) else [found])]
+
+
+@exiftool
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_immich_shows_the_keywords_of_the_image_and_the_tags(tmp_path, suffix):
+    path = save(tmp_path / f"flat.{suffix}", packet(bag("dc:subject", "Grandma's garden", "Easter 2019")))
+    tag(path, "dog", "easter 2019")
+    assert immich_keywords(path) == ["Grandma's garden", "Easter 2019", "dog"]
+    people = bag("digiKam:TagsList", "People/Anna", "Places/Europe")
+    path = save(tmp_path / f"tree.{suffix}", packet(people, bag("dc:subject", "Anna", "Europe")))
+    tag(path, "dog", "anna")
+    assert immich_keywords(path) == ["People/Anna", "Places/Europe", "dog"]
+    path = save(tmp_path / f"lightroom.{suffix}", packet(bag("lr:hierarchicalSubject", "Places|Rome")))
+    assert any("keyword hierarchy" in remark for remark in tag(path, "dog", "rome").remarks)
+    assert immich_keywords(path) == ["Places|Rome"] and lists(path)["subject"] == ["dog"]
+    path = save(tmp_path / f"windows.{suffix}", packet(bag("MicrosoftPhoto:LastKeywordXMP", "Places/Rome", "Sea")))
+    tag(path, "dog", "rome")
+    assert immich_keywords(path) == ["Places/Rome", "Sea", "dog"]
+
+
+@exiftool
+def test_the_sidecar_has_rating_title_and_description_but_no_raw_settings(tmp_path):
+    settings = "<darktable:history><rdf:Seq><rdf:li darktable:num='0'/></rdf:Seq></darktable:history>"
+    attributes = 'xmp:Rating="4" crs:HasCrop="True" crs:CropTop="0.1" tiff:Orientation="6" dc:subject="one keyword"'
+    path = save(tmp_path / "a.jpg", packet(TITLE, settings, attributes=attributes), {(2, 5): ["ignored"]})
+    tag(path, "dog")
+    found = exiftool_reads(f"{path}.xmp")
+    assert (found["Rating"], found["Title"], found["Subject"]) == (4, "Robin", ["one keyword", "dog"])
+    assert not {"HasCrop", "CropTop", "Orientation", "HistoryNum", "History"} & found.keys()
+
+
+def test_iptc_fields_are_added_unless_xmp_has_them(tmp_path):
+    iptc = {(2, 25): ["Überlingen", "cut" * 21 + "c", "MIA"], (2, 5): ["A title"], (2, 120): ["A caption"]}
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "cut" * 30, "Mia")), iptc)
+    tag(path, "dog")
+    assert lists(path)["subject"] == ["cut" * 30, "Mia", "Überlingen", "dog"]
+    text = (tmp_path / "a.jpg.xmp").read_text("utf-8")
+    assert text.count(">A title<") == 1 and text.count(">A caption<") == 1
+    path = save(tmp_path / "b.jpg", iptc={(2, 25): ["only here"]})
+    tag(path, "dog")
+    assert lists(path) == {"subject": ["only here", "dog"], "TagsList": ["only here", "dog"]}
+
+
+def test_keywords_of_the_image_stay_and_tags_that_were_copied_into_it_do_not(tmp_path):
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "Mia")))
+    tag(path, "dog")
+    tag(path, "cat")
+    tag(path)
+    assert lists(path) == {"subject": ["Mia"], "TagsList": ["Mia"]}
+    # Another program wrote the sidecar into the image; then the sidecar was deleted.
+    path = save(tmp_path / "b.jpg", packet(bag("dc:subject", "Mia", "dog"), bag("optsg:Tags", "dog")))
+    tag(path, "cat")
+    assert lists(path)["subject"] == ["Mia", "cat"]
+
+
+def test_no_sidecar_without_tags(tmp_path):
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "Mia")))
+    assert not tag(path).written and not (tmp_path / "a.jpg.xmp").exists()
+    foreign = packet(bag("dc:subject", "Mia"))
+    (tmp_path / "a.jpg.xmp").write_bytes(foreign)
+    assert not tag(path).written and (tmp_path / "a.jpg.xmp").read_bytes() == foreign
+
+
+@pytest.mark.parametrize("xmp", [b"<x:xmpmeta", b"<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", packet("<dc:subject>&a;")])
+def test_invalid_xmp_inside_an_image_is_reported(tmp_path, xmp):
+    path = save(tmp_path / "a.jpg", xmp, {(2, 25): ["Mia"]})
+    assert embedded.INVALID_XMP in tag(path, "dog").remarks
+    assert lists(path)["subject"] == ["Mia", "dog"]
+
+
+def test_metadata_inside_videos_needs_exiftool(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    assert tag(tmp_path / "a.mp4", "dog").remarks == [embedded.NO_EXIFTOOL]
+
+
+@exiftool
+def test_exiftool_reads_the_keywords_inside_videos(tmp_path):
+    path = shutil.copy(VIDEO, tmp_path / "a.mp4")
+    fields = ["-XMP-dc:Subject=Mia", "-XMP-digiKam:TagsList=People/Mia", "-Keys:Title=A film", "-XMP-xmp:Rating=3"]
+    subprocess.run(["exiftool", "-q", "-overwrite_original", *fields, path], check=True)
+    tag(tmp_path / "a.mp4", "dog")
+    assert lists(tmp_path / "a.mp4") == {"subject": ["Mia", "dog"], "TagsList": ["People/Mia", "dog"]}
+    found = exiftool_reads(tmp_path / "a.mp4.xmp")
+    assert found["Title"] == "A film" and found["Rating"] == 3
