@@ -122,7 +122,9 @@ class _FolderSearch:
         self.found.failures.append((str(error.filename), error.strerror))
 
     def _add_file(self, path: str) -> None:
-        if os.path.basename(path) in METADATA_NAMES:
+        if os.path.basename(path) in METADATA_NAMES and os.path.exists(path) and not os.path.isfile(path):
+            self.found.failures.append((path, "not a regular file"))
+        elif os.path.basename(path) in METADATA_NAMES:
             if self.read_tags or not self.title_from_name:
                 self.metadata.update(_read_metadata(path, self.found, self.read_tags))
         elif suffix_of(path) not in MEDIA_SUFFIXES:
@@ -171,7 +173,7 @@ def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[st
                 read.append((number, _check_row(row)))
             except ValueError as error:
                 unusable.append(f"row {number}: {error}")
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, csv.Error) as error:
         unusable.append(f"the rest cannot be read: {error}")
     cells = [row.get("tags") for _, row in read]
     separator = find_separator(cells)
@@ -193,7 +195,9 @@ def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
     if metadata.endswith(".parquet"):
         import pyarrow.parquet
 
-        yield from enumerate(pyarrow.parquet.read_table(metadata).to_pylist(), start=1)
+        # Other columns may hold values that Python cannot, such as dates in nanoseconds.
+        table = pyarrow.parquet.read_table(metadata, columns=["file_name", "title", "tags"])
+        yield from enumerate(table.to_pylist(), start=1)
         return
     with open(metadata, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file) if metadata.endswith(".csv") else (line for line in file if line.strip())

@@ -9,7 +9,10 @@ DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
 def add_model_argument(parser: argparse._ActionsContainer) -> None:
     """Add `--model`."""
     parser.add_argument(
-        "--model", metavar="NAME", help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL})"
+        "--model",
+        metavar="NAME",
+        help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL}, which was trained on icons and simple "
+        "drawings with short English titles, not on photographs)",
     )
 
 

@@ -33,7 +33,9 @@ folder, with the columns file_name and title.
 
 --write never changes an image or a video. Your own tags are kept. Tags from an
 earlier run are removed if the model no longer predicts them. Tags that you
-deleted are not added again. To resume a stopped run, run the same command.
+deleted are not added again. A new XMP sidecar starts with the keywords, rating,
+title and description inside the image. A file without tags gets no sidecar. To
+resume a stopped run, run the same command.
 
 exit status: 0 all files were tagged; 1 some files failed, with the reason on
 standard error; 2 the arguments are invalid, or the model or the book cannot be

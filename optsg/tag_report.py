@@ -10,6 +10,10 @@ from .sidecars import Change, SidecarError, TagWriter
 from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
+NO_TAGS_ADVICE = (
+    "the model may not know this kind of image (its model card says what it was trained on); give titles "
+    "(--title-from-name), lower --threshold, use --book, or train a model on your own images (optsg train)"
+)
 # Maximum number of examples of the book printed per tag.
 MAX_NEIGHBOURS = 3
 
@@ -38,7 +42,7 @@ class TagReport:
         self.show_image_words, self.explain = show_image_words, explain
         self.files, self.as_json, self.writers, self.dry_run = files, as_json, writers, dry_run
         self.table = None if as_json or writers else TagTable(files)
-        self.num_tagged = self.num_done = self.num_written = self.num_unchanged = 0
+        self.num_tagged = self.num_without_tags = self.num_done = self.num_written = self.num_unchanged = 0
         self.failures: set[str] = set()
         self.remarks = Counter()
 
@@ -93,7 +97,7 @@ class TagReport:
             tags = [tag | source for tag, source in zip(tags, result.sources, strict=True)]
         self._print_json(file=file.path, title=file.title, tags=tags, **words)
         if self.table is not None:
-            if self.num_tagged == 0:
+            if self.num_tagged + self.num_without_tags == 0:
                 print_line(self.table.header())
             print_line(self.table.rows(file.path, result.tags))
         if self.show_image_words and not self.as_json:
@@ -104,7 +108,8 @@ class TagReport:
                 print_line(printable(file.path))
             for tag, source in zip(result.tags, result.sources, strict=True):
                 print_line(f"  {printable(tag['tag'])}: {_explain(**source)}")
-        self.num_tagged += 1
+        self.num_tagged += bool(tags)
+        self.num_without_tags += not tags
         for writer in writers:
             try:
                 self._add_change(file, writer.write(file, result.tags))
@@ -131,7 +136,8 @@ class TagReport:
     def report_stop(self) -> None:
         """Report that the run was interrupted."""
         if self.writers and not self.dry_run:
-            self.add_message(f"stopped after {plural(self.num_tagged, 'file')}; run the same command to continue")
+            read = plural(self.num_tagged + self.num_without_tags, "file")
+            self.add_message(f"stopped after {read}; run the same command to continue")
 
     def finish(self) -> int:
         """Write the tables, print the summary and return the exit status."""
@@ -150,6 +156,9 @@ class TagReport:
         if self.writers:
             would = "would be " if self.dry_run else ""
             self.add_message(f"{self.num_written} {would}written, {self.num_unchanged} {would}unchanged")
+        if self.num_without_tags:
+            read = plural(self.num_tagged + self.num_without_tags, "file")
+            self.add_message(f"{self.num_without_tags:,} of {read} got no tags: {NO_TAGS_ADVICE}")
         if self.failures:
             self.add_message(f"{self.num_tagged} tagged, {len(self.failures)} failed")
         return 1 if self.failures else 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .media_files import OWN_PREFIX, MediaFile
+from .model_check import check_model
 from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
@@ -108,6 +109,17 @@ class Tagger:
             self.generate_options["tag_vocabulary"] = TagVocabularyLogitsProcessor.from_tags(
                 sorted(settings.vocabulary), self.processor, self.model.config
             )
+        self._tag_blank_image()
+
+    def _tag_blank_image(self) -> None:
+        """Raise any error that the model and the settings cause, before a file is tagged."""
+        import numpy as np
+
+        image = np.full((32, 32, 3), 255, dtype=np.uint8)
+        inputs = self.processor(images=[image], titles=["title"], return_tensors="pt")
+        outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
+        if self.book is None:
+            self.processor.batch_decode(outputs)
 
     def __call__(self, batch: list[MediaFile]) -> list[FileTags | Exception]:
         """Tag a batch of files.
@@ -287,6 +299,7 @@ def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGe
     model, loading = OPTSGForTagGeneration.from_pretrained(name, output_loading_info=True)
     if missing := loading["missing_keys"]:
         raise ValueError(f"{len(missing)} weights are missing, such as {sorted(missing)[0]}")
+    check_model(name, model, processor)
     if num_frames is not None:
         if num_frames > model.config.max_frames:
             raise ValueError(f"--frames {num_frames} is more than the {model.config.max_frames} that the model takes")

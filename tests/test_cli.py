@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from sidecar_tools import snapshot
 
 from optsg import main
 from optsg.terminal import printable
@@ -317,7 +318,32 @@ def remove_config(checkpoint):
     (checkpoint / "config.json").unlink()
 
 
-DAMAGES = [damage_weights, change_shape, change_model_type, remove_weights, remove_config, shutil.rmtree]
+def write_nan(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    next(values for values in weights.values() if values.is_floating_point())[..., 0] = float("nan")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+def remove_tokenizer(checkpoint):
+    (checkpoint / "tokenizer.json").unlink()
+
+
+def raise_threshold(checkpoint):
+    (checkpoint / "generation_config.json").write_text('{"threshold": 1.6}')
+
+
+def empty_generation_config(checkpoint):
+    (checkpoint / "generation_config.json").write_text("{}")
+
+
+def truncate_generation_config(checkpoint):
+    (checkpoint / "generation_config.json").write_bytes(b"")
+
+
+DAMAGES = [damage_weights, change_shape, change_model_type, remove_weights, remove_config, shutil.rmtree, write_nan]
+DAMAGES += [remove_tokenizer, raise_threshold, empty_generation_config, truncate_generation_config]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -325,8 +351,10 @@ def test_a_model_that_cannot_be_loaded_gives_one_line(tiny_checkpoint, tmp_path,
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
     damage(broken)
+    before = snapshot(images)
     with pytest.raises(SystemExit) as end:
-        main(["tag", "--model", str(broken), str(images)])
+        main(["tag", "--model", str(broken), "--write", "xmp", "--write", "json", str(images)])
+    assert snapshot(images) == before
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == ""
     assert err.startswith(f"optsg tag: model {broken} cannot be loaded: ") and err.count("\n") == 1

@@ -151,6 +151,26 @@ def test_a_record_of_captions_that_is_a_link_is_refused(tag, photos, tmp_path):
     assert (tmp_path / "victim").read_text() == "one line" and (photos / "sub/c.txt").exists()
 
 
+def test_a_file_without_tags_gets_no_sidecar_and_is_counted(tag, photos):
+    tag.predicted = {"*": [], "a.jpg": ["dog"]}
+    before = snapshot(photos)
+    options = [part for kind in SIDECARS for part in ("--write", kind)]
+    status, _, err = tag(*options, photos)
+    assert status == 0 and "2 of 3 files got no tags: the model may not know this kind of image" in err
+    written = {".optsg-captions.jsonl", "a.jpg.xmp", "a.jpg.optsg.json", "a.txt"}
+    assert snapshot(photos).keys() - before.keys() == written
+    # Another program's sidecar does not change either, and the files are not counted as done.
+    (photos / "b.txt").write_text("mine\n")
+    _, _, err = tag(*options, photos)
+    assert tag.tagged == ["b.jpg", "c.jpg"] and "1 file already tagged" in err and "2 of 2 files" in err
+    assert snapshot(photos).keys() - before.keys() == written | {"b.txt"}
+    assert (photos / "b.txt").read_text() == "mine\n"
+    # Tags of an earlier run are removed.
+    tag.predicted = {"*": []}
+    tag(*options, "--redo", photos)
+    assert [User(photos, kind).read() for kind in SIDECARS] == [[], [], []]
+
+
 def test_json_sidecars_have_probabilities_and_mark_novel_tags(tag, photos):
     tag("--write", "json", photos)
     sidecar = json.loads((photos / "a.jpg.optsg.json").read_text("utf-8"))

@@ -1,5 +1,6 @@
 """`optsg tag --write csv` and `parquet`: rows, errors, and what is left of earlier runs."""
 
+import codecs
 import csv
 import json
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from sidecar_tools import TagCommand, make_photos
+
+from optsg.sidecars.table_file import escape_formula
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def test_a_table_has_a_row_for_every_file(tag, photos, kind, tmp_path):
     assert tag(*options, photos)[0] == 1
     table = tmp_path / f"tags.{kind}"
     if kind == "csv":
-        with table.open(encoding="utf-8", newline="") as file:
+        with table.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         assert rows[0]["tags"].split("|") == ["dog", "novel"] and rows[0]["novel"] == "0|1"
     else:
@@ -41,7 +44,7 @@ def test_a_table_has_a_row_for_every_file(tag, photos, kind, tmp_path):
 
 
 def rows_of(table: Path) -> dict[str, str]:
-    with table.open(encoding="utf-8", newline="") as file:
+    with table.open(encoding="utf-8-sig", newline="") as file:
         return {Path(row["file"]).name: row["error"] or row["tags"] for row in csv.DictReader(file)}
 
 
@@ -67,9 +70,46 @@ def test_each_file_is_one_line_of_json_even_if_a_format_refuses_it(tag, photos, 
     assert lines["b.jpg"]["done"] and lines["c.jpg"]["done"] and "not all files of --write" in lines["a.jpg"]["error"]
 
 
-def test_dropped_rows_of_an_earlier_run_are_reported(tag, photos, tmp_path):
-    options = ["--write", "csv", "--output", tmp_path]
-    tag(*options, photos / "a.jpg", photos / "b.jpg")
-    _, _, error = tag(*options, photos / "sub")
-    assert "dropped 2 rows of an earlier run with other files" in error
-    assert list(rows_of(tmp_path / "tags.csv")) == ["c.jpg"]
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_of_an_earlier_run_with_other_files_stay(tag, photos, tmp_path, kind):
+    options = ["--write", kind, "--output", tmp_path]
+    (photos / "b.jpg").rename(photos / "sub/b.jpg")
+    (photos / "gone.png").symlink_to("nowhere")
+    tag(*options, photos)
+    table = tmp_path / f"tags.{kind}"
+    before = table.read_bytes()
+    tag.predicted = {"*": ["cat"]}
+    _, _, error = tag(*options, "--redo", photos / "sub")
+    assert f"{table}: 4 rows, 2 of them of earlier runs with other files" in error
+    if kind == "csv":
+        found = rows_of(table)
+    else:
+        found = {
+            Path(r["file"]).name: r["error"] or r["tags"][0] for r in pyarrow.parquet.read_table(table).to_pylist()
+        }
+        found["a.jpg"] += "|novel"
+    assert list(found) == ["a.jpg", "gone.png", "b.jpg", "c.jpg"]
+    assert (found.pop("gone.png") != "", found) == (True, {"a.jpg": "dog|novel", "b.jpg": "cat", "c.jpg": "cat"})
+    tag.predicted = {"*": ["dog", "novel"]}
+    assert tag(*options, "--redo", photos)[0] == 1 and table.read_bytes() == before
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(1)", "\tx", "\rx", "a=1", "'=1", ""]
+
+
+def test_spreadsheets_run_no_cell_as_a_formula(tag, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "space")
+    import folder_table
+
+    assert [escape_formula(text) for text in FORMULAS] == [folder_table._escape_formula(text) for text in FORMULAS]
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    Path("=cmd.jpg").write_bytes(b"")
+    tag.predicted = {"*": ["@SUM(1)", "=1"]}
+    tag("--write", "csv", "--title", "+1", "=cmd.jpg")
+    data = Path("tags.csv").read_bytes()
+    assert data.startswith(codecs.BOM_UTF8)
+    [row] = csv.DictReader(data.decode("utf-8-sig").splitlines())
+    assert (row["file"], row["title"], row["tags"]) == ("'=cmd.jpg", "'+1", "'@SUM(1)|=1")
+    tag("--write", "csv", "--title", "+1", "=cmd.jpg")
+    assert Path("tags.csv").read_bytes() == data

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..media_files import OWN_PREFIX, MediaFile
 from .files import check_writable, lock_folder, read_file, replace_file
-from .journal import Journal
+from .journal import Journal, is_list_of
 from .locations import SidecarLocation, SidecarLocator
 from .reconciliation import reconcile
 from .writer import Change, Fingerprint, SidecarError, TagWriter
@@ -97,7 +97,7 @@ class CaptionWriter(TagWriter):
 
     def _journal(self, folder: str) -> Journal:
         if folder not in self.journals or self.journals[folder].is_outdated():
-            self.journals[folder] = Journal(os.path.join(folder, RECORD_NAME))
+            self.journals[folder] = Journal(os.path.join(folder, RECORD_NAME), _is_valid)
         return self.journals[folder]
 
     def _read(self, location: SidecarLocation) -> tuple[bytes | None, dict]:
@@ -110,6 +110,14 @@ class CaptionWriter(TagWriter):
             return None, {}
         caption = _Caption(data, location.path)
         return data, _resolve(self._journal(folder).get(name), data, caption)
+
+
+def _is_valid(entry: dict) -> bool:
+    """Return whether an entry of the record has the form that `CaptionWriter._save` gives it."""
+    lists = all(is_list_of(str, entry[name]) for name in ("generated", "declined"))
+    if "after" not in entry:
+        return lists
+    return lists and "before" in entry and (not entry["earlier"] or _is_valid(entry["earlier"]))
 
 
 def _resolve(entry: dict, data: bytes, caption: "_Caption") -> dict:

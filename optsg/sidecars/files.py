@@ -11,8 +11,12 @@ from ..media_files import OWN_PREFIX
 from .writer import SidecarError
 
 LOCK_SECONDS = 60
+# Opening a named pipe without this flag would wait for the other end.
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 # O_NOFOLLOW: an attacker could create a link with the name of the partial file.
-_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_WRITE_FLAGS = (
+    os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _NO_WAIT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -20,10 +24,12 @@ def read_file(path: str) -> bytes | None:
     """Read a file, or return `None` if it does not exist.
 
     Raises:
-        SidecarError: The file cannot be read, or is a broken link.
+        SidecarError: The file cannot be read, is a broken link, or is not a regular file but a named pipe or a device.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SidecarError(f"{path} is not a regular file; move it")
             return file.read()
     except FileNotFoundError:
         if os.path.islink(path):

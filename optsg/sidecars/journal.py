@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 
 from .files import read_file, replace_file
 from .writer import SidecarError
@@ -12,12 +13,13 @@ class Journal:
 
     Args:
         path: Path of a file with one JSON object per line; created when the first entry is added.
+        is_valid: Whether an entry has the content that the caller needs.
 
     Raises:
-        SidecarError: The file cannot be read, is a link, or a line before the last is not an entry.
+        SidecarError: The file cannot be read, is a link, or a line before the last is not a valid entry.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, is_valid: Callable[[dict], bool]):
         # Entries would be appended to the target, which may be any file.
         if os.path.islink(path):
             raise SidecarError(f"{path} is a link; remove it")
@@ -30,8 +32,10 @@ class Journal:
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
+                if not isinstance(entry["name"], str) or not is_valid(entry):
+                    raise ValueError("it has another content")
                 self.entries[entry["name"]] = entry
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise SidecarError(f"{path}: line {number} is not a valid entry; repair or remove it") from error
         self.superseded = len(lines) - len(self.entries)
 
@@ -94,3 +98,8 @@ class Journal:
 def _encode(entry: dict) -> bytes:
     # ASCII escapes, since file names need not be valid Unicode.
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
+
+
+def is_list_of(kind: type, value: object) -> bool:
+    """Return whether a JSON value is a list whose entries all have a type."""
+    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)

@@ -98,10 +98,10 @@ def _check(sidecar: Any) -> None:
     for name, entries in lists.items():
         if not isinstance(entries, list):
             raise ValueError(f'"{name}" is not a list')
-    for entries in lists.values():
+    for name, entries in lists.items():
         for entry in entries:
-            if not isinstance(_tag_text(entry), str):
-                raise ValueError(f"{entry!r} is not a tag")
+            if not isinstance(_tag_text(entry) if name == "tags" else entry, str):
+                raise ValueError(f'"{name}" contains {entry!r}, which is not a tag')
 
 
 def _tag_text(entry: Any) -> Any:

@@ -51,7 +51,7 @@ class SidecarLocator:
             either: Use an existing sidecar under the other name, unless it may belong to another file.
 
         Raises:
-            SidecarError: Another file would have the same sidecar.
+            SidecarError: Another file would have the same sidecar, or the folder cannot be listed.
         """
         location = neighbour = self._choose(file.path, file.path, suffix, naming, either)
         if self.output is not None:
@@ -113,8 +113,13 @@ class SidecarLocator:
         """Names of other images and videos in the same folder that differ from `path` only in their suffix."""
         folder, name = os.path.split(path)
         if folder not in self._names_by_stem:
+            try:
+                names = sorted(os.listdir(folder or "."))
+            except OSError as error:
+                # Another file may have the same sidecar.
+                raise SidecarError(f"{path}: {folder or '.'} cannot be listed: {error.strerror}") from error
             stems = self._names_by_stem[folder] = {}
-            for other in sorted(os.listdir(folder or ".")):
+            for other in names:
                 if suffix_of(other) in MEDIA_SUFFIXES | RAW_SUFFIXES:
                     stems.setdefault(os.path.splitext(other)[0].casefold(), []).append(other)
         same = self._names_by_stem[folder].get(os.path.splitext(name)[0].casefold(), ())

@@ -1,4 +1,4 @@
-"""Tables (`tags.csv` and `tags.parquet`): one file per run, with one row per image or video.
+"""Tables (`tags.csv` and `tags.parquet`): one row per image or video. Rows of earlier runs with other files stay.
 
 Tags are first appended to a journal next to the table. The table is written from it at the end of the run, so that it
 is always complete and a stopped run can continue.
@@ -12,13 +12,27 @@ from pathlib import Path
 from ..media_files import OWN_PREFIX, MediaFile
 from ..terminal import plural
 from .files import check_writable, lock_folder, read_file, replace_file
-from .journal import Journal
+from .journal import Journal, is_list_of
 from .writer import Change, Fingerprint, SidecarError, TagWriter
 
 COLUMNS = ("file", "title", "tags", "scores", "novel", "error")
 SEPARATOR = "|"  # the same as in the metadata.csv of a tagging dataset
 SCORE_DIGITS = 4
 _TABLE = "\0table"  # no file can have this name
+# Spreadsheets run a cell that starts with one of these as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def escape_formula(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula.
+
+    Example:
+
+        >>> from optsg.sidecars.table_file import escape_formula
+        >>> escape_formula("=1+1")
+        "'=1+1"
+    """
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 class TableWriter(TagWriter):
@@ -30,7 +44,7 @@ class TableWriter(TagWriter):
         dry_run: Write nothing.
 
     Raises:
-        SidecarError: The table exists and is not as this program wrote it.
+        SidecarError: The table exists and is not as this program wrote it, or cannot be read.
     """
 
     def __init__(self, path: Path, fingerprint: Fingerprint, dry_run: bool):
@@ -38,7 +52,7 @@ class TableWriter(TagWriter):
         self.is_csv = path.suffix == ".csv"
         self.rows: dict[str, dict] = {}
         check_writable(str(path.parent))
-        self.journal = Journal(str(path.with_name(f"{OWN_PREFIX}{path.name}.jsonl")))
+        self.journal = Journal(str(path.with_name(f"{OWN_PREFIX}{path.name}.jsonl")), _is_valid)
         table = read_file(str(path))
         if table is not None and _digest(table) not in self.journal.get(_TABLE).get("digests", []):
             raise SidecarError(f"{path} was changed or written by another program; move it, or use another --output")
@@ -71,40 +85,73 @@ class TableWriter(TagWriter):
         self.rows[path] = dict(zip(COLUMNS, (path, title, [], [], [], reason)))
 
     def finish(self, files: list[str]) -> list[str]:
-        """Write the table if it has changed, with rows in the order of `files`."""
+        """Write the table if it has changed: rows of earlier runs, then those of `files` in this order."""
         rows = [self.rows[path] for path in dict.fromkeys([*files, *self.rows]) if path in self.rows]
-        data = _to_csv(rows) if self.is_csv else _to_parquet(rows)
-        if self.dry_run or data == read_file(str(self.path)):
+        rows = _to_csv_rows(rows) if self.is_csv else _to_parquet_rows(rows)
+        before = read_file(str(self.path))
+        names = {row["file"] for row in rows}
+        earlier_rows = [row for row in self._read_rows(before) if row["file"] not in names]
+        data = (_to_csv if self.is_csv else _to_parquet)(earlier_rows + rows)
+        if self.dry_run or data == before:
             return []
         with lock_folder(str(self.path.parent)):
-            earlier = self.journal.get(_TABLE)
-            digests = [*earlier.get("digests", []), _digest(data)]
+            digests = [*self.journal.get(_TABLE).get("digests", []), _digest(data)]
             # Before the table: a run that is killed in between must still recognise its own table.
-            self.journal.add(_TABLE, {"digests": digests[-2:], "files": list(self.rows)})
+            self.journal.add(_TABLE, {"digests": digests[-2:]})
             replace_file(str(self.path), data)
-        messages = [f"{self.path}: {plural(len(self.rows), 'row')}"]
-        if dropped := len(set(earlier.get("files", [])) - self.rows.keys()):
-            messages.append(
-                f"{self.path}: dropped {plural(dropped, 'row')} of an earlier run with other files; to keep all rows, "
-                "name all folders in one command"
-            )
-        return messages
+        kept = ""
+        if earlier_rows:
+            kept = f", {len(earlier_rows):,} of them of earlier runs with other files; to drop these, delete the table"
+        return [f"{self.path}: {plural(len(earlier_rows) + len(rows), 'row')}{kept}"]
+
+    def _read_rows(self, table: bytes | None) -> list[dict]:
+        """Return the rows of a table of this program; cells of CSV are text."""
+        if table is None:
+            return []
+        if self.is_csv:
+            return list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
 
     def _add_row(self, file: MediaFile, tags: list[dict]) -> None:
         lists = ([tag[part] for tag in tags] for part in ("tag", "score", "novel"))
         self.rows[file.path] = dict(zip(COLUMNS, (file.path, file.title, *lists, None)))
 
 
-def _to_csv(rows: list[dict]) -> bytes:
-    text = io.StringIO(newline="")
-    table = csv.writer(text)
-    table.writerow(COLUMNS)
+def _is_valid(entry: dict) -> bool:
+    """Return whether an entry of the journal has the form that this program gives it."""
+    if entry["name"] == _TABLE:
+        return is_list_of(str, entry["digests"])
+    types = {"tag": str, "score": (int, float), "novel": bool}
+    return is_list_of(dict, entry["tags"]) and all(
+        isinstance(tag[name], kind) for tag in entry["tags"] for name, kind in types.items()
+    )
+
+
+def _to_csv_rows(rows: list[dict]) -> list[dict]:
+    """Return rows with text in all cells."""
+    texts = []
     for row in rows:
         scores = [f"{score:.6g}" for score in row["scores"]]
         novel = [str(int(mark)) for mark in row["novel"]]
-        lists = [SEPARATOR.join(values) for values in (row["tags"], scores, novel)]
-        table.writerow([row["file"], row["title"], *lists, row["error"]])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+        lists = (SEPARATOR.join(values) for values in (row["tags"], scores, novel))
+        cells = (row["file"], row["title"] or "", *lists, row["error"] or "")
+        texts.append(dict(zip(COLUMNS, map(escape_formula, map(_to_unicode, cells)))))
+    return texts
+
+
+def _to_csv(rows: list[dict]) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    # Tables of earlier versions of this program have no apostrophes.
+    table.writerows({name: escape_formula(cell) for name, cell in row.items()} for row in rows)
+    return text.getvalue().encode("utf-8-sig")  # Excel recognises UTF-8 by the byte-order mark
+
+
+def _to_parquet_rows(rows: list[dict]) -> list[dict]:
+    return [row | {column: _to_unicode(row[column]) for column in ("file", "title", "error")} for row in rows]
 
 
 def _to_parquet(rows: list[dict]) -> bytes:
@@ -113,7 +160,6 @@ def _to_parquet(rows: list[dict]) -> bytes:
 
     text, lists = pyarrow.string(), pyarrow.list_
     types = (text, text, lists(text), lists(pyarrow.float64()), lists(pyarrow.bool_()), text)
-    rows = [row | {column: _to_unicode(row[column]) for column in ("file", "title", "error")} for row in rows]
     table = pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(list(zip(COLUMNS, types))))
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer)
@@ -121,7 +167,7 @@ def _to_parquet(rows: list[dict]) -> bytes:
 
 
 def _to_unicode(text: str | None) -> str | None:
-    """Escapes bytes of a file name that are not valid Unicode, which Parquet cannot hold."""
+    """Escape bytes of a file name that are not valid Unicode."""
     return None if text is None else text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -23,6 +23,8 @@ NEW_PACKET = f"""\
 """.encode()
 _TAG = re.compile(rb"""<(?:"[^"]*"|'[^']*'|[^"'>])*>""")
 _ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+# Codecs of Python that are not encodings of files. Some need hours for a long text.
+_NOT_ENCODINGS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined"}
 # XML 1.0, section 2.2: these characters cannot occur in a document, not even as references.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -70,12 +72,12 @@ class XmpPacket:
     """
 
     def __init__(self, data: bytes = NEW_PACKET):
-        self.encoding, self.byte_order_mark = _detect_encoding(data)
         try:
+            self.encoding, self.byte_order_mark = _detect_encoding(data)
             # `expat` supports four encodings and counts bytes. UTF-8 settles both.
             self.data = data[len(self.byte_order_mark) :].decode(self.encoding).encode()
-        except (LookupError, UnicodeDecodeError) as error:
-            raise ValueError(f"it is not text in {self.encoding}: {error}") from error
+        except (LookupError, UnicodeError) as error:
+            raise ValueError(f"it cannot be decoded: {error}") from error
         self.root = next((element for element in _parse(self.data) if element.name == (RDF, "RDF")), None)
         if self.root is None:
             raise ValueError("it contains no rdf:RDF element")
@@ -284,15 +286,20 @@ def _prefix(tag_name: bytes) -> bytes:
 
 def _detect_encoding(data: bytes) -> tuple[str, bytes]:
     """Return the encoding of an XML document and its byte-order mark."""
-    marks = [(codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]
+    # The mark of UTF-16 is the start of that of UTF-32.
+    wide = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+    marks = [(codecs.BOM_UTF8, "utf-8"), *(("\ufeff".encode(encoding), encoding) for encoding in wide)]
     for mark, encoding in marks:
         if data.startswith(mark):
             return encoding, mark
-    for start, encoding in ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")):
-        if data.startswith(start):
+    for encoding in wide:
+        if data.startswith("<".encode(encoding)):
             return encoding, b""
     declared = _ENCODING.match(data)
-    return (declared[1].decode() if declared else "utf-8"), b""
+    encoding = declared[1].decode() if declared else "utf-8"
+    if codecs.lookup(encoding).name in _NOT_ENCODINGS:
+        raise ValueError(f"{encoding} is not an encoding of XML files")
+    return encoding, b""
 
 
 def _parse(data: bytes) -> list[_Element]:

@@ -1,0 +1,62 @@
+"""Finds damage in a loaded model before it tags any file.
+
+The libraries load many damaged folders without an error. The tags of such a model would replace those of earlier runs.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+
+def check_model(name: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:
+    """Check weights, tokenizers, label vocabulary and generation config of a loaded model.
+
+    Args:
+        name: The folder or the name on the Hub that it was loaded from.
+        model: The model.
+        processor: Its processor.
+
+    Raises:
+        ValueError: The model is damaged. The message names the file and what is wrong with it.
+    """
+    _check_weights(model)
+    _check_tokenizers(model, processor)
+    _check_generation_config(name)
+
+
+def _check_weights(model: "OPTSGForTagGeneration") -> None:
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ValueError(f"the weight {name} contains NaN or inf; restore model.safetensors")
+
+
+def _check_tokenizers(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:
+    text_config = model.config.text_config
+    sizes = {"tag_tokenizer": model.config.tag_vocab_size}
+    if text_config is not None:
+        sizes["tokenizer"] = text_config.vocab_size
+    for name, size in sizes.items():
+        ids = getattr(processor, name).get_vocab()
+        # Without its file, transformers makes a tokenizer that knows only its special tokens.
+        if set(ids) <= set(getattr(processor, name).all_special_tokens):
+            raise ValueError(f"the {name} has no vocabulary; restore its tokenizer.json")
+        if max(ids.values()) >= size:
+            raise ValueError(
+                f"the {name} has the token id {max(ids.values())}, but the model knows {size} tokens; restore the "
+                "tokenizer.json of this model"
+            )
+    labels, classes = len(processor.label_vocabulary), model.config.num_tag_classes
+    if model.tag_classifier is not None and labels != classes:
+        raise ValueError(
+            f"label_vocabulary.json has {labels} tags, but the tag classifier has {classes}; restore the file"
+        )
+
+
+def _check_generation_config(name: str) -> None:
+    from transformers import GenerationConfig
+
+    # `from_pretrained` of a model replaces a file that it cannot read by a config without thresholds.
+    config = GenerationConfig.from_pretrained(name)
+    if getattr(config, "threshold", None) is None:
+        raise ValueError("generation_config.json has no threshold; restore the file")
