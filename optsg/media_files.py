@@ -196,8 +196,9 @@ def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
         import pyarrow.parquet
 
         # Other columns may hold values that Python cannot, such as dates in nanoseconds.
-        table = pyarrow.parquet.read_table(metadata, columns=["file_name", "title", "tags"])
-        yield from enumerate(table.to_pylist(), start=1)
+        with pyarrow.parquet.ParquetFile(metadata) as file:
+            columns = [name for name in ("file_name", "title", "tags") if name in file.schema_arrow.names]
+            yield from enumerate(file.read(columns).to_pylist(), start=1)
         return
     with open(metadata, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file) if metadata.endswith(".csv") else (line for line in file if line.strip())

@@ -390,7 +390,8 @@ def test_warnings_of_the_library_go_to_standard_error(tag, images, monkeypatch):
 
     monkeypatch.setattr(OPTSGProcessor, "__call__", warn_and_call)
     status, _, err = tag("--json", images / "red.png")
-    assert (status, err) == (0, "optsg tag: red\\x1b[31m.mp4: truncated\n")
+    # The model is also tried with a blank image.
+    assert status == 0 and set(err.splitlines()) == {"optsg tag: red\\x1b[31m.mp4: truncated"}
 
 
 @pytest.mark.parametrize("output", ["--json", None])
@@ -421,7 +422,7 @@ def test_ctrl_c_keeps_the_printed_results(tag, monkeypatch, images):
     generate, calls = OPTSGForTagGeneration.generate, []
 
     def generate_once(*args, **kwargs):
-        if calls:
+        if len(calls) == 2:  # a blank image and the first batch
             raise KeyboardInterrupt
         calls.append(1)
         return generate(*args, **kwargs)

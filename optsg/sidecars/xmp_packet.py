@@ -24,7 +24,7 @@ NEW_PACKET = f"""\
 _TAG = re.compile(rb"""<(?:"[^"]*"|'[^']*'|[^"'>])*>""")
 _ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 # Codecs of Python that are not encodings of files. Some need hours for a long text.
-_NOT_ENCODINGS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "utf-7", "undefined"}
+_NOT_ENCODINGS = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined"}
 # XML 1.0, section 2.2: these characters cannot occur in a document, not even as references.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -297,7 +297,7 @@ def _detect_encoding(data: bytes) -> tuple[str, bytes]:
             return encoding, b""
     declared = _ENCODING.match(data)
     encoding = declared[1].decode() if declared else "utf-8"
-    if codecs.lookup(encoding).name in _NOT_ENCODINGS:
+    if codecs.lookup(encoding).name.replace("_", "-") in _NOT_ENCODINGS:
         raise ValueError(f"{encoding} is not an encoding of XML files")
     return encoding, b""
 
