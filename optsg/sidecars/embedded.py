@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..media_files import MediaFile
+from ..media_files import MediaFile, suffix_of
 from .reconciliation import tag_key
 from .xmp_packet import RDF, XmpPacket, is_xml_text
 
@@ -68,7 +68,10 @@ IPTC_KEYWORD_BYTES = 64  # longer keywords are cut
 # EXIF fields of Windows Explorer. Its keywords are UTF-16, separated by semicolons.
 EXIF_KEYWORDS, EXIF_RATING = 0x9C9E, 0x4746
 EXIFTOOL_SECONDS = 60
-NO_EXIFTOOL = "did not read the keywords inside videos, which needs exiftool (Debian: libimage-exiftool-perl)"
+NO_EXIFTOOL = (
+    "did not look for keywords inside videos and other files that Pillow does not read, which needs exiftool (Debian: "
+    "libimage-exiftool-perl)"
+)
 UNREADABLE = "could not read the metadata inside the file"
 INVALID_XMP = "ignored invalid XMP inside the file"
 
@@ -108,20 +111,21 @@ class _Fields:
 def read_embedded(file: MediaFile) -> EmbeddedMetadata:
     """Read what a person wrote into an image or a video.
 
-    Images are read with Pillow. Videos, and images that Pillow does not know, are read with exiftool if it is
-    installed.
+    Images are read with Pillow. Videos, and images in formats that Pillow does not know, are read with exiftool if it
+    is installed.
 
     Args:
         file: The image or video. It is not changed.
     """
-    fields = None if file.is_video else _read_with_pillow(file.path)
-    if fields is None:
-        if shutil.which("exiftool") is None:
-            return EmbeddedMetadata(remark=NO_EXIFTOOL if file.is_video else None)
-        try:
+    try:
+        if not file.is_video and _is_known_to_pillow(file.path):
+            fields = _read_with_pillow(file.path)
+        elif shutil.which("exiftool"):
             fields = _read_with_exiftool(file.path)
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return EmbeddedMetadata(remark=UNREADABLE)
+        else:
+            return EmbeddedMetadata(remark=NO_EXIFTOOL)
+    except Exception:  # Pillow's plugins raise errors of many types
+        return EmbeddedMetadata(remark=UNREADABLE)
     remark, properties = None, []
     if fields.xmp:
         try:
@@ -134,19 +138,20 @@ def read_embedded(file: MediaFile) -> EmbeddedMetadata:
     return EmbeddedMetadata(_to_packet(description) if len(description) else None, remark)
 
 
-def _read_with_pillow(path: str) -> _Fields | None:
-    """Return the metadata of an image, or `None` if Pillow cannot open it."""
-    import modeling_optsg.image_utils  # noqa: F401 (registers the readers of other image formats)
+def _is_known_to_pillow(path: str) -> bool:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            fields = _Fields(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"))
-            _read_iptc(image, fields)
-            with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
-                _read_exif(image, fields)
-    except Exception:  # Pillow's plugins raise errors of many types
-        return None
+    return suffix_of(path) in Image.registered_extensions()
+
+
+def _read_with_pillow(path: str) -> _Fields:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        fields = _Fields(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"))
+        _read_iptc(image, fields)
+        with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
+            _read_exif(image, fields)
     if isinstance(fields.xmp, str):
         fields.xmp = fields.xmp.encode()
     return fields
