@@ -1,13 +1,16 @@
-"""Reads images from files, bytes and arrays."""
+"""Reads images from files, bytes and arrays, in bounded memory."""
 
+import contextlib
 import io
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 try:
     from pillow_heif import register_heif_opener
@@ -19,6 +22,32 @@ else:
 
 # Brands of HEIC files, the photographs of many phones, after the length of the first box and "ftyp".
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# Ancillary chunks that change the pixels.
+PNG_PIXEL_CHUNKS = (b"tRNS",)
+# Pillow starts Ghostscript for EPS, and recognises the others without reading their pixels.
+UNREAD_FORMATS = ("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5")
+# Limit of the memory for decoding an image. Larger images are rejected before they are decoded.
+MAX_DECODED_BYTES = 800_000_000
+# Larger images are decoded one at a time, whatever the number of threads.
+LARGE_BYTES = 100_000_000
+# Limit of the time for decoding a JPEG, whose memory is bounded by reading it at reduced size.
+MAX_JPEG_PIXELS = 500_000_000
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+# These decoders need several copies of the image.
+DECODER_BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "JPEG2000": 20, "JXL": 12}
+ROWS_PER_STRIP = 256
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_large_image = threading.Lock()
 
 
 def is_url(source: str) -> bool:
@@ -47,14 +76,19 @@ def unwrap_file(source: Any, name: str) -> tuple[Any, str]:
     return source, os.fspath(source) if isinstance(source, (str, os.PathLike)) else name
 
 
-def read_image(source: Any, name: str) -> Image.Image:
+def read_image(source: Any, name: str, min_side: int | None = None) -> Image.Image:
     """Read and decode an image.
+
+    Memory is bounded: an image that needs too much of it is rejected before it is decoded. Like image viewers, this
+    reads a JPEG without its end marker, and a PNG with damaged or very long texts.
 
     Args:
         source: A path, the bytes of a file, `{"bytes": …, "path": …}`, a PIL image, or a `uint8` array
             `[height, width, channels]`, `[channels, height, width]` or `[height, width]` with 1, 3 or 4 channels. If
             an array fits both layouts, the last axis is used as channels.
         name: Name of the image in error messages, if it has no path.
+        min_side: Minimum length of the shorter side in pixels. A larger image is read at a fraction of its size, which
+            is faster and needs less memory. Smaller images keep their size, as do all images by default.
 
     Returns:
         The image in RGB, turned upright according to its EXIF data, with transparent pixels blended with white.
@@ -67,13 +101,13 @@ def read_image(source: Any, name: str) -> Image.Image:
         raise ValueError(f"{name} is a remote address, which is not downloaded; give a file or its bytes")
     try:
         if isinstance(source, Image.Image):
-            return _to_rgb(source)
+            return _to_rgb(source, min_side)
         if isinstance(source, (str, os.PathLike)):
             with open(source, "rb") as file:
-                return _to_rgb(Image.open(file))
+                return _read_file(file, min_side)
         if isinstance(source, bytes):
-            return _to_rgb(Image.open(io.BytesIO(source)))
-        return _to_rgb(_from_array(source))
+            return _read_file(io.BytesIO(source), min_side)
+        return _to_rgb(_from_array(source), min_side)
     except UnidentifiedImageError as error:
         if not _CAN_READ_HEIC and _is_heic(source):
             raise ValueError(f'{name} is a HEIC image; to read it: pip install "optsg[heic]"') from error
@@ -81,6 +115,79 @@ def read_image(source: Any, name: str) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not an image that can be read: {reason}") from error
+
+
+def _read_file(file: BinaryIO, min_side: int | None) -> Image.Image:
+    """Decode a file; if that fails, decode what image viewers show of it."""
+    try:
+        return _decode(file, min_side)
+    except (OSError, SyntaxError, ValueError):
+        file.seek(0)
+        data = file.read()
+        if data.startswith(PNG_START):
+            return _decode(io.BytesIO(b"".join(_needed_png_chunks(data))), min_side)
+        if data.startswith(JPEG_START):
+            # If only the end marker is missing, the pixels do not depend on what follows the end of the file.
+            padding = np.random.default_rng(0).integers(0, 255, 4096, dtype=np.uint8).tobytes()
+            image, padded = (_decode(io.BytesIO(data + more + JPEG_END), min_side) for more in (b"", padding))
+            if image == padded:
+                return image
+        raise
+
+
+def _needed_png_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the parts of a PNG file without its texts and other chunks that do not change the pixels."""
+    yield PNG_START
+    start = len(PNG_START)
+    while start < len(data):
+        kind = data[start + 4 : start + 8]
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        # The first letter of an ancillary chunk is in lower case.
+        if kind[:1].isupper() or (kind in PNG_PIXEL_CHUNKS and _has_right_checksum(data[start:end])):
+            yield data[start:end]
+        start = end
+
+
+def _has_right_checksum(chunk: bytes) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+
+
+def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
+    is_jpeg = file.read(len(JPEG_START)) == JPEG_START
+    file.seek(0)
+    if is_jpeg:
+        # `Image.open` checks the size of the whole image, although a JPEG can be decoded at reduced size.
+        image = JpegImagePlugin.JpegImageFile(file)
+        whole_bytes = _progressive_bytes(image)
+        if image.width * image.height > MAX_JPEG_PIXELS:
+            raise ValueError(f"it has {_pixels(image)}, more than {MAX_JPEG_PIXELS:,}, the limit for JPEG images")
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+    else:
+        Image.init()
+        image = Image.open(file, formats=[name for name in Image.ID if name not in UNREAD_FORMATS])
+        whole_bytes = 0
+    per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, BYTES_PER_PIXEL.get(image.mode, 4))
+    needed = image.width * image.height * per_pixel + whole_bytes
+    if needed > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"it has {_pixels(image)} and needs {needed / 1e6:,.0f} MB of memory, more than the limit of "
+            f"{MAX_DECODED_BYTES / 1e6:,.0f} MB; save it at a smaller size"
+        )
+    with _large_image if needed > LARGE_BYTES else contextlib.nullcontext():
+        return _to_rgb(image, min_side)
+
+
+def _pixels(image: Image.Image) -> str:
+    return f"{image.width:,} × {image.height:,} pixels"
+
+
+def _progressive_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
+    """Return the memory for the coefficients of a progressive JPEG, which is needed at any reduced size."""
+    if not image.info.get("progressive"):
+        return 0
+    samples = [horizontal * vertical for _, horizontal, vertical, _ in image.layer]
+    return 2 * image.width * image.height * sum(samples) // max(samples)
 
 
 def _is_heic(source: str | os.PathLike | bytes) -> bool:
@@ -108,12 +215,41 @@ def _from_array(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, min_side: int | None) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"its size is {image.width} × {image.height}, no pixels")
-    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
+    factor = 1 if min_side is None else max(1, min(image.size) // min_side)
+    transposition = TRANSPOSITIONS.get(_orientation(image))
+    if factor == 1:
+        image = _flatten(image)
+    else:
+        image = _reduce(image, factor)
+    # Only now, when the image is small.
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Damaged metadata: viewers show the image as it is stored.
+        return None
+
+
+def _reduce(image: Image.Image, factor: int) -> Image.Image:
+    """Return an image at a fraction of its size, in RGB; only strips of it exist in RGB at its own size."""
+    image.load()
+    rows = factor * max(1, ROWS_PER_STRIP // factor)
+    reduced = Image.new("RGB", tuple(-(-length // factor) for length in image.size))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        reduced.paste(_flatten(strip).reduce(factor), (0, top // factor))
+    return reduced
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, with transparent pixels blended with white."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow saturates values above 255 instead of scaling them.
         values = np.asarray(image)

@@ -13,11 +13,14 @@ from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBa
 from transformers.utils import ModelOutput, cached_file
 
 from .image_utils import read_image, unwrap_file
+from .processor_inputs import PIXEL_INPUTS, ProcessorInputs, check_unicode
 from .video_utils import evenly_spaced, read_frames
 
 LABEL_VOCABULARY_NAME = "label_vocabulary.json"
 # A tokenizer without a length limit has a larger `model_max_length`.
 NO_MAX_LENGTH = 1_000_000
+# Large files are decoded at a fraction of their size, but not smaller than this many times the result.
+SIZE_BEFORE_RESIZE = 4
 
 
 class OPTSGProcessor(ProcessorMixin):
@@ -80,6 +83,7 @@ class OPTSGProcessor(ProcessorMixin):
         titles: str | list[str | None] | None = None,
         tags: list[str] | list[list[str]] | None = None,
         frame_features: Any = None,
+        pixel_values: Any = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Convert one example or a batch of examples to the inputs of the model.
@@ -97,6 +101,7 @@ class OPTSGProcessor(ProcessorMixin):
             tags: Lists of ground-truth tags, for training. Repeated tags of an example are merged.
             frame_features: Precomputed features `[frames, width]` or `[frames, tokens, width]`. All visual inputs of a
                 batch must be features, or none.
+            pixel_values: Images and videos from [`~OPTSGProcessor.read_pixels`], `[frames, 3, height, width]`.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -117,12 +122,12 @@ class OPTSGProcessor(ProcessorMixin):
         """
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt' or 'np'")
-        batch = _Batch(images, videos, titles, tags, frame_features)
+        batch = ProcessorInputs(images, videos, titles, tags, frame_features, pixel_values)
         data = {}
         if batch.has("frame_features"):
             data |= _pad_frames("frame_features", self._sample_features(batch.frame_features))
-        elif batch.has("images") or batch.has("videos"):
-            data |= _pad_frames("pixel_values", [self._read_pixels(batch, i) for i in range(batch.size)])
+        elif any(batch.has(name) for name in PIXEL_INPUTS):
+            data |= _pad_frames("pixel_values", [self._get_pixels(batch, i) for i in range(batch.size)])
         if batch.has("titles"):
             data |= self._encode_titles(batch.titles)
         if tags is not None:
@@ -165,7 +170,7 @@ class OPTSGProcessor(ProcessorMixin):
                 raise ValueError(f"tag {tag!r} is of type {type(tag).__name__}; expected str")
             if not tag.strip():
                 raise ValueError(f"tag {tag!r} is blank; leave it out")
-            _check_unicode(tag, f"tag {tag!r}")
+            check_unicode(tag, f"tag {tag!r}")
         if not tags:
             raise ValueError("there are no tags to encode")
         encoded = self.tag_tokenizer(list(tags), add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -255,37 +260,66 @@ class OPTSGProcessor(ProcessorMixin):
             tensors.append(value)
         return tensors
 
-    def _read_pixels(self, batch: "_Batch", i: int) -> torch.Tensor | None:
-        """Read the frames of an example as `[frames, 3, height, width]`.
+    def _get_pixels(self, batch: ProcessorInputs, i: int) -> torch.Tensor | None:
+        if batch.pixel_values[i] is not None:
+            return torch.as_tensor(batch.pixel_values[i])
+        if batch.videos[i] is not None:
+            return self.read_pixels(video=batch.videos[i], name=f"videos[{i}]")
+        return None if batch.images[i] is None else self.read_pixels(batch.images[i], name=f"images[{i}]")
 
-        Examples are read one by one, because the frames of a whole batch need much memory before they are resized.
+    def read_pixels(self, image: Any = None, video: Any = None, name: str = "the example") -> torch.Tensor:
+        """Read an image or a video, for the argument `pixel_values` of a call.
+
+        Several threads may read at once. A large file is decoded at a fraction of its size, still about
+        `SIZE_BEFORE_RESIZE` times as large as the result, so that the result is almost the same.
+
+        Args:
+            image: An image, in any form that [`~OPTSGProcessor.__call__`] takes.
+            video: A video instead, in any form that [`~OPTSGProcessor.__call__`] takes.
+            name: Name of the file in error messages, if it has no path.
+
+        Returns:
+            Its frames `[frames, 3, height, width]`; an image has one.
+
+        Raises:
+            ValueError: The file cannot be read, this processor has no image processor, or its frames have different
+                sizes.
+            ImportError: PyAV, which videos need, is not installed.
         """
-        image, video = batch.images[i], batch.videos[i]
-        if image is None and video is None:
-            return None
         if self.image_processor is None:
-            raise ValueError(f"example {i} has an image, but this processor takes frame features only")
-        images = [read_image(image, f"images[{i}]")] if video is None else self.read_video(video, f"videos[{i}]")
+            raise ValueError(f"{name} is an image or a video, but this processor takes frame features only")
+        min_side = self._min_side()
+        images = [read_image(image, name, min_side)] if video is None else self.read_video(video, name, min_side)
         pixels = self.image_processor(images=images)["pixel_values"]
         # Some image processors reverse the channels without copying them, which torch cannot read.
         pixels = [torch.as_tensor(np.ascontiguousarray(p)) for p in pixels]
         if len({p.shape for p in pixels}) > 1 or pixels[0].ndim != 3:
             shapes = sorted({tuple(p.shape) for p in pixels})
             raise ValueError(
-                f"{type(self.image_processor).__name__} gave the frames of example {i} the shapes {shapes}; expected "
+                f"{type(self.image_processor).__name__} gave the frames of {name} the shapes {shapes}; expected "
                 "[3, height, width] of one size. Set a fixed size or a centre crop"
             )
         return torch.stack(pixels)
 
-    def read_video(self, video: Any, name: str) -> list[Image.Image]:
+    def _min_side(self) -> int | None:
+        """Return the minimum side of images before the image processor resizes them; `None` if it does not."""
+        size = getattr(self.image_processor, "size", None)
+        lengths = [length for length in dict(size or {}).values() if isinstance(length, int)]
+        if not getattr(self.image_processor, "do_resize", False) or not lengths:
+            return None
+        return SIZE_BEFORE_RESIZE * max(lengths)
+
+    def read_video(self, video: Any, name: str, min_side: int | None = None) -> list[Image.Image]:
         """Read at most `num_frames` frames of a video: a path, bytes, an undecoded file, or a list of frames.
+
+        `min_side` is that of `read_image`.
 
         Raises:
             ValueError: The video cannot be read, or has no frames. The message contains its path or `name`.
         """
         video, name = unwrap_file(video, name)
         if isinstance(video, (str, os.PathLike, bytes)):
-            frames = read_frames(video, self.num_frames, name=name)
+            frames = read_frames(video, self.num_frames, name, min_side)
         elif isinstance(video, Image.Image) or getattr(video, "ndim", 4) != 4 or not isinstance(video, Iterable):
             raise ValueError(
                 f"{name} is one {type(video).__name__}; expected a path, the bytes of a file, or the list of the "
@@ -295,7 +329,7 @@ class OPTSGProcessor(ProcessorMixin):
             frames = list(video)
         if not frames:
             raise ValueError(f"{name} has no frames")
-        return [read_image(frames[j], f"{name}[{j}]") for j in evenly_spaced(len(frames), self.num_frames)]
+        return [read_image(frames[j], f"{name}[{j}]", min_side) for j in evenly_spaced(len(frames), self.num_frames)]
 
     def _encode_text(self, texts: list[str]) -> BatchFeature:
         return self.tokenizer(
@@ -406,79 +440,6 @@ class OPTSGFeatureProcessor(OPTSGProcessor):
         label_vocabulary: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(None, tokenizer, tag_tokenizer, num_frames, num_prompts, max_tag_tokens, label_vocabulary)
-
-
-class _Batch:
-    """The arguments of a call, as lists with one entry per example."""
-
-    def __init__(self, images: Any, videos: Any, titles: Any, tags: Any, frame_features: Any) -> None:
-        is_file = isinstance(images, (str, os.PathLike, bytes, Mapping, Image.Image))
-        self.images = _to_list("images", images, single=is_file or getattr(images, "ndim", 4) < 4)
-        is_file = isinstance(videos, (str, os.PathLike, bytes, Mapping))
-        self.videos = _to_list("videos", videos, single=is_file or getattr(videos, "ndim", 5) < 5)
-        self.titles = _to_list("titles", titles, single=isinstance(titles, str))
-        is_tag_set = isinstance(tags, (list, tuple, set)) and isinstance(next(iter(tags), ""), str)
-        self.tags = _to_list("tags", tags, single=is_tag_set)
-        is_video = getattr(frame_features, "ndim", 3) < 3
-        self.frame_features = _to_list("frame_features", frame_features, single=is_video)
-
-        columns = {name: values for name, values in vars(self).items() if values is not None}
-        if len({len(values) for values in columns.values()}) > 1:
-            counts = ", ".join(f"{len(values)} {name}" for name, values in columns.items())
-            raise ValueError(f"got {counts}; expected one entry per example, None for a missing input")
-        self.size = len(next(iter(columns.values()), []))
-        if self.size == 0:
-            raise ValueError("there are no examples; give images, videos, frame_features or titles")
-        for name in ("images", "videos", "titles", "tags", "frame_features"):
-            setattr(self, name, columns.get(name, [None] * self.size))
-        self.titles = [_check_title(title, i) for i, title in enumerate(self.titles)]
-        self._check_examples()
-
-    def has(self, name: str) -> bool:
-        """Return whether any example has this input."""
-        return any(value is not None for value in getattr(self, name))
-
-    def _check_examples(self) -> None:
-        visual = ("images", "videos", "frame_features")
-        for i in range(self.size):
-            given = [f"{name}[{i}]" for name in visual if getattr(self, name)[i] is not None]
-            if len(given) > 1:
-                raise ValueError(f"example {i} has {' and '.join(given)}; expected one of them")
-            if not given and self.titles[i] is None:
-                raise ValueError(
-                    f"example {i} has neither an image nor a title: images[{i}], videos[{i}], frame_features[{i}] and "
-                    f"titles[{i}] are all missing or empty"
-                )
-        if self.has("frame_features") and (self.has("images") or self.has("videos")):
-            raise ValueError("some examples have frame features and others pixels; a batch must not have both")
-
-
-def _to_list(name: str, values: Any, single: bool) -> list | None:
-    """Convert an argument to a list. `single` means that it is one example and not a batch."""
-    if values is None:
-        return None
-    if single:
-        return [values]
-    if not isinstance(values, Iterable):
-        raise ValueError(f"{name} is of type {type(values).__name__}; expected one entry per example")
-    return list(values)
-
-
-def _check_title(title: Any, i: int) -> str | None:
-    """Check a title; a blank one becomes `None`."""
-    if title is None:
-        return None
-    if not isinstance(title, str):
-        raise ValueError(f"titles[{i}] is {title!r} of type {type(title).__name__}; expected str or None")
-    _check_unicode(title, f"titles[{i}], {title!r},")
-    return title if title.strip() else None
-
-
-def _check_unicode(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is not valid Unicode text ({error.reason})") from error
 
 
 def _pad_frames(name: str, examples: list[torch.Tensor | None]) -> dict[str, torch.Tensor]:

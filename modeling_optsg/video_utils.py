@@ -52,7 +52,9 @@ def is_video_file(path: str | os.PathLike) -> bool:
     return container_format != "image2" and not container_format.endswith("_pipe")
 
 
-def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | None = None) -> list[Image.Image]:
+def read_frames(
+    source: str | os.PathLike | bytes, num_frames: int, name: str | None = None, min_side: int | None = None
+) -> list[Image.Image]:
     """Read the frames at the centres of `num_frames` equal segments of a video.
 
     All packets are listed first, without decoding them; then only the selected frames, and the frames they depend on,
@@ -62,6 +64,8 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
         source: Path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
         num_frames: Number of frames. A shorter video gives all its frames.
         name: Name of the video in error messages; its path by default.
+        min_side: Minimum length of the shorter side of the frames in pixels. Larger frames are returned at a fraction
+            of their size. By default, all frames keep their size.
 
     Returns:
         The frames in time order, turned upright, as RGB images, or RGBA images if the video has transparency.
@@ -80,7 +84,7 @@ def read_frames(source: str | os.PathLike | bytes, num_frames: int, name: str | 
     try:
         # FFmpeg must not see the path: it would interpret "concat:…" or "frame%03d.png".
         with open(source, "rb") if is_path else io.BytesIO(source) as file:
-            return _Video(av, file, name).read(num_frames)
+            return _Video(av, file, name, min_side).read(num_frames)
     except Exception as error:  # On damaged files PyAV raises more than its own errors.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not a video that can be read: {reason}") from error
@@ -115,8 +119,8 @@ def _import_av() -> ModuleType:
 class _Video:
     """A video file that is open for reading. PyAV objects have the type `Any`, because PyAV is optional."""
 
-    def __init__(self, av: ModuleType, file: BinaryIO, name: str) -> None:
-        self.av, self.file, self.name = av, file, name
+    def __init__(self, av: ModuleType, file: BinaryIO, name: str, min_side: int | None = None) -> None:
+        self.av, self.file, self.name, self.min_side = av, file, name, min_side
 
     def read(self, num_frames: int) -> list[Image.Image]:
         """Read frames as [`read_frames`] does."""
@@ -187,7 +191,7 @@ class _Video:
                 frame = next((f for f in decoded if f.pts is None or f.pts >= timestamp), None)
                 if frame is None or frame.pts != timestamp or frame.is_corrupt:
                     return []
-                images.append(_to_image(frame))
+                images.append(self._to_image(frame))
                 position = timestamp
         except self.av.FFmpegError:
             return []
@@ -206,7 +210,7 @@ class _Video:
         if count == 0:
             raise ValueError("it has no frames that can be decoded; it is empty, truncated or damaged")
         wanted = set(evenly_spaced(count, num_frames))
-        return [_to_image(frame) for i, frame in enumerate(islice(self._decoded(), count)) if i in wanted]
+        return [self._to_image(frame) for i, frame in enumerate(islice(self._decoded(), count)) if i in wanted]
 
     def _decoded(self) -> Iterator:
         broken = 0
@@ -222,8 +226,10 @@ class _Video:
         if broken:
             logger.warning("%s: %d damaged packets were skipped", self.name, broken)
 
-
-def _to_image(frame: Any) -> Image.Image:
-    has_alpha = any(component.is_alpha for component in frame.format.components)
-    image = Image.fromarray(frame.to_ndarray(format="rgba")) if has_alpha else frame.to_image()
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    def _to_image(self, frame: Any) -> Image.Image:
+        mode = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
+        factor = max(1, min(frame.width, frame.height) // self.min_side) if self.min_side else 1
+        width, height = (-(-length // factor) for length in (frame.width, frame.height))
+        frame_size = {"width": width, "height": height, "interpolation": "AREA"} if factor > 1 else {}
+        image = Image.fromarray(frame.reformat(format=mode, **frame_size).to_ndarray())
+        return image.rotate(frame.rotation, expand=True) if frame.rotation else image

@@ -21,7 +21,6 @@ from .tagger import (
     Tagger,
     TagSettings,
     exit_if_unusable,
-    split_into_batches,
 )
 from .terminal import StderrHandler, printable
 
@@ -220,14 +219,13 @@ def _tag_files(
 ) -> None:
     from tqdm import tqdm
 
+    writers = {file.path: own for file, own in pending}
     # None: the bar is shown if standard error is a terminal.
     hide_bar = None if len(pending) > batch_size else True
     with tqdm(total=len(pending), unit="file", disable=hide_bar) as progress:
-        remaining = iter(pending)
-        for batch in split_into_batches([file for file, _ in pending], batch_size):
-            for result, (file, writers) in zip(tagger(batch), remaining):
-                report.add_result(file, result, writers)
-            progress.update(len(batch))
+        for file, result in tagger([file for file, _ in pending], batch_size):
+            report.add_result(file, result, writers[file.path])
+            progress.update()
 
 
 @contextlib.contextmanager

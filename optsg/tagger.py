@@ -5,9 +5,11 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
 if TYPE_CHECKING:
+    import torch
+
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
     from modeling_optsg.book import BookTagger
 
@@ -26,6 +30,11 @@ BOOK_FOLDER = f"{OWN_PREFIX}book"
 # Name of the book's folder inside a checkpoint, as in `modeling_optsg.book`, which is too slow to import here.
 INDEX_FOLDER = "index"
 NO_LIMIT = 2**31
+# Batches that are read while the model tags another one.
+BATCHES_AHEAD = 2
+# Batches whose images and videos are tagged in separate batches.
+MIXED_BATCHES = 16
+MAX_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class FileTags:
 
 
 class Tagger:
-    """Loads a model and tags batches of files with it.
+    """Loads a model and tags files with it.
 
     Args:
         name: A folder or a name on the Hub.
@@ -121,28 +130,53 @@ class Tagger:
         if self.book is None:
             self.processor.batch_decode(outputs)
 
-    def __call__(self, batch: list[MediaFile]) -> list[FileTags | Exception]:
-        """Tag a batch of files.
+    def __call__(self, files: list[MediaFile], batch_size: int) -> Iterator[tuple[MediaFile, FileTags | Exception]]:
+        """Tag files in batches. Threads read the next files while the model tags a batch.
 
-        Returns:
-            For each file its tags, or the error from reading the file.
+        Args:
+            files: The files to tag.
+            batch_size: Maximum number of files in a batch.
+
+        Yields:
+            Each file with its tags, or with the error from reading it. Of `MIXED_BATCHES` batches of files, images
+            come before videos. The results do not depend on the number of threads.
         """
+        batches = split_into_batches(files, batch_size)
+        with ThreadPoolExecutor(num_readers()) as pool:
+            reading: deque[tuple[list[MediaFile], list[Future]]] = deque()
+            try:
+                for batch in chain(batches, [None] * BATCHES_AHEAD):
+                    if batch is not None:
+                        reading.append((batch, [pool.submit(self._read, file) for file in batch]))
+                    if reading and (batch is None or len(reading) > BATCHES_AHEAD):
+                        batch, pixels = reading.popleft()
+                        yield from zip(batch, self._tag(batch, [future.result() for future in pixels]), strict=True)
+            finally:
+                # After an interruption, files that nobody waits for are not read.
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, file: MediaFile) -> "torch.Tensor | Exception":
+        try:
+            return self.processor.read_pixels(**{"video" if file.is_video else "image": file.path})
+        except (ValueError, OSError, ImportError) as error:
+            return error
+
+    def _tag(self, batch: list[MediaFile], pixels: "list[torch.Tensor | Exception]") -> list[FileTags | Exception]:
+        """Return the tags of each file that was read, and the errors of the others."""
+        readable = [index for index, read in enumerate(pixels) if not isinstance(read, Exception)]
+        results: list[FileTags | Exception] = list(pixels)
+        if readable:
+            tags = self._generate([batch[index] for index in readable], [pixels[index] for index in readable])
+            for index, file_tags in zip(readable, tags, strict=True):
+                results[index] = file_tags
+        return results
+
+    def _generate(self, batch: list[MediaFile], pixels: "list[torch.Tensor]") -> list[FileTags]:
         from modeling_optsg.generation_settings import IMAGE_WORDS
         from modeling_optsg.image_words import decode_image_words
 
-        try:
-            inputs = self.processor(
-                images=[None if file.is_video else file.path for file in batch],
-                videos=[file.path if file.is_video else None for file in batch],
-                titles=[file.title for file in batch],
-                return_tensors="pt",
-            )
-        except (ValueError, OSError, ImportError) as error:
-            if len(batch) == 1:
-                return [error]
-            # Halving the batch finds the unreadable files and still tags the others in large batches.
-            half = len(batch) // 2
-            return self(batch[:half]) + self(batch[half:])
+        titles = [file.title for file in batch]
+        inputs = self.processor(pixel_values=pixels, titles=titles, return_tensors="pt")
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
@@ -151,7 +185,7 @@ class Tagger:
             decoded = self.processor.batch_decode(outputs, return_sources=True)
         else:
             own_ids = [self._id_in_book(file) for file in batch]
-            decoded = self.book(outputs, [file.title for file in batch], own_ids, self.threshold)
+            decoded = self.book(outputs, titles, own_ids, self.threshold)
         results = []
         for tags, words, limit in zip(decoded, image_words, limits, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
@@ -166,17 +200,27 @@ class Tagger:
 
 
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
-    """Yield the files in order, in batches of images only or videos only.
+    """Yield the files in batches of images only or videos only.
 
-    In a batch with videos, images would be padded to the same number of frames and take as long as a video.
+    In a batch with videos, images would be padded to the same number of frames and take as long as a video. Batches
+    are full also in a folder where images and videos alternate, such as Live Photos: of `MIXED_BATCHES` batches, the
+    images come before the videos.
 
     Args:
         files: The files to tag.
         size: Maximum number of files in a batch.
     """
-    for _, group in groupby(files, key=lambda file: file.is_video):
-        group = list(group)
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+    for start in range(0, len(files), MIXED_BATCHES * size):
+        window = files[start : start + MIXED_BATCHES * size]
+        for is_video in (False, True):
+            group = [file for file in window if file.is_video == is_video]
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def num_readers() -> int:
+    """Return the number of threads that read files."""
+    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(MAX_READERS, len(available))
 
 
 class Fingerprinter:

@@ -46,13 +46,15 @@ class TagCommand:
         self.tagged = []
         monkeypatch.setattr(command, "Tagger", lambda name, settings: self.predict)
 
-    def predict(self, batch):
-        self.tagged += [Path(file.path).name for file in batch]
-        lists = [self.predicted.get(Path(file.path).name, self.predicted["*"]) for file in batch]
-        return [
-            FileTags([{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in enumerate(tags)], [])
-            for tags in lists
-        ]
+    def predict(self, files, batch_size):
+        for file in files:
+            name = Path(file.path).name
+            self.tagged.append(name)
+            tags = enumerate(self.predicted.get(name, self.predicted["*"]))
+            yield (
+                file,
+                FileTags([{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in tags], []),
+            )
 
     def __call__(self, *args):
         """Returns exit status, standard output and standard error."""

@@ -185,5 +185,5 @@ def test_images_of_different_sizes_are_reported(text_tokenizer, tag_tokenizer, p
     uneven = OPTSGProcessor(ViTImageProcessor(size={"shortest_edge": 16}), text_tokenizer, tag_tokenizer)
     with pytest.raises(ValueError, match="expected one size"):
         uneven(images=[photo, photo.rotate(90, expand=True)])
-    with pytest.raises(ValueError, match="example 0.*one size"):
+    with pytest.raises(ValueError, match=r"videos\[0\].*one size"):
         uneven(videos=[[photo, photo.rotate(90, expand=True)]])

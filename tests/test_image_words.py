@@ -440,7 +440,8 @@ def test_excluded_tags_do_not_count_among_the_tags_of_image_words(make_with_word
         tagger = Tagger(str(word_folder), TagSettings(**settings))
         set_familiarity(tagger.model, UNFAMILIAR)
         tagger.model.generation_config.threshold = {"parallel": {"image+title": 1.0}}
-        return [tag["tag"] for tag in tagger(files)[0].tags]
+        [(_, result)] = tagger(files, batch_size=1)
+        return [tag["tag"] for tag in result.tags]
 
     every = tags(threshold=0.0)
     assert len(every) > 2

@@ -121,10 +121,11 @@ from optsg import main, tag, tagger
 
 class StandIn:
     def __init__(self, name, settings): pass
-    def __call__(self, batch):
-        print("next", flush=True)
-        lists = [[{"tag": t, "score": 0.5, "novel": False} for t in file.path[-7:-4]] for file in batch]
-        return [tagger.FileTags(tags, []) for tags in lists]
+    def __call__(self, files, batch_size):
+        for file in files:
+            print("next", flush=True)
+            tags = [{"tag": t, "score": 0.5, "novel": False} for t in file.path[-7:-4]]
+            yield file, tagger.FileTags(tags, [])
 
 tag.Tagger = StandIn
 sys.exit(main(sys.argv[1:]))

@@ -147,7 +147,7 @@ def test_frame_features_replace_pixels(feature_processor):
         ({"frame_features": [np.ones((2, 5)), np.ones((2, 6))]}, r"different shapes \[\(5,\), \(6,\)\]"),
         ({"frame_features": [np.ones(5)]}, r"frame_features\[0\] has shape \[5\]"),
         ({"frame_features": [np.ones((0, 5))]}, r"frame_features\[0\] has shape \[0, 5\]"),
-        ({"images": [Image.new("RGB", (8, 8))]}, "example 0 has an image.*frame features only"),
+        ({"images": [Image.new("RGB", (8, 8))]}, r"images\[0\] is an image.*frame features only"),
         ({"images": ["a.png", None], "frame_features": [None, np.ones((2, 5))]}, "must not have both"),
         ({"images": ["a.png"], "frame_features": [np.ones((2, 5))]}, r"images\[0\] and frame_features\[0\]"),
     ],
