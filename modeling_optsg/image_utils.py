@@ -161,12 +161,12 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
         whole_bytes = _progressive_bytes(image)
         if image.width * image.height > MAX_JPEG_PIXELS:
             raise ValueError(f"it has {_pixels(image)}, more than {MAX_JPEG_PIXELS:,}, the limit for JPEG images")
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))
+        drafted = None if min_side is None else image.draft(None, (min_side, min_side))
+        box = drafted and drafted[1]
     else:
         Image.init()
         image = Image.open(file, formats=[name for name in Image.ID if name not in UNREAD_FORMATS])
-        whole_bytes = 0
+        box, whole_bytes = None, 0
     per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, BYTES_PER_PIXEL.get(image.mode, 4))
     needed = image.width * image.height * per_pixel + whole_bytes
     if needed > MAX_DECODED_BYTES:
@@ -175,7 +175,7 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
             f"{MAX_DECODED_BYTES / 1e6:,.0f} MB; save it at a smaller size"
         )
     with _large_image if needed > LARGE_BYTES else contextlib.nullcontext():
-        return _to_rgb(image, min_side)
+        return _to_rgb(image, min_side, box)
 
 
 def _pixels(image: Image.Image) -> str:
@@ -215,17 +215,22 @@ def _from_array(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image, min_side: int | None) -> Image.Image:
+def _to_rgb(
+    image: Image.Image, min_side: int | None, box: tuple[int, int, float, float] | None = None
+) -> Image.Image:
+    """Return an image in RGB, upright and reduced; `box` is the part of it that is not padding."""
     if 0 in image.size:
         raise ValueError(f"its size is {image.width} × {image.height}, no pixels")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
     factor = 1 if min_side is None else max(1, min(image.size) // min_side)
     transposition = TRANSPOSITIONS.get(_orientation(image))
-    if factor == 1:
-        image = _flatten(image)
-    else:
-        image = _reduce(image, factor)
+    width, height = image.size if box is None else box[2:]
+    image = _flatten(image) if factor == 1 else _reduce(image, factor)
+    box = (0, 0, width / factor, height / factor)
+    if box[2:] != image.size:
+        # The last column or row stands for fewer pixels than the others.
+        image = image.resize(image.size, Image.Resampling.BILINEAR, box)
     # Only now, when the image is small.
     return image if transposition is None else image.transpose(transposition)
 
