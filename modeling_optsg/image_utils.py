@@ -215,9 +215,7 @@ def _from_array(array: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(
-    image: Image.Image, min_side: int | None, box: tuple[int, int, float, float] | None = None
-) -> Image.Image:
+def _to_rgb(image: Image.Image, min_side: int | None, box: tuple[int, int, float, float] | None = None) -> Image.Image:
     """Return an image in RGB, upright and reduced; `box` is the part of it that is not padding."""
     if 0 in image.size:
         raise ValueError(f"its size is {image.width} × {image.height}, no pixels")

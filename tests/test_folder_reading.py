@@ -1,0 +1,83 @@
+"""`optsg tag` reads each file once, while the model runs, and tags images and videos in separate batches."""
+
+import threading
+from collections import Counter
+
+import av
+import numpy as np
+import pytest
+from image_helpers import noise_image
+
+from optsg import tagger as tagger_module
+from optsg.media_files import MediaFile
+from optsg.tagger import Tagger, TagSettings, split_into_batches
+
+
+def media(names):
+    return [MediaFile(name, None, name.endswith(".mp4")) for name in names]
+
+
+def test_live_photos_fill_their_batches():
+    files = media(f"{number:03}.{suffix}" for number in range(128) for suffix in ("jpg", "mp4"))
+    batches = list(split_into_batches(files, 16))
+    assert [len(batch) for batch in batches] == [16] * 16
+    assert all(len({file.is_video for file in batch}) == 1 for batch in batches)
+    assert sorted(file.path for batch in batches for file in batch) == [file.path for file in files]
+    # A video does not wait for the end of the folder.
+    files = media(["000.mp4", *(f"{number:03}.jpg" for number in range(1, 1000))])
+    assert [file.path for file in list(split_into_batches(files, 16))[16]] == ["000.mp4"]
+
+
+@pytest.fixture
+def library(tmp_path):
+    for number in range(5):
+        noise_image(20 + number, 30).save(tmp_path / f"{number}.png")
+    for number in range(2):
+        with av.open(str(tmp_path / f"{number}.mp4"), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width = stream.height = 32
+            for level in range(3):
+                frame = np.full((32, 32, 3), 80 * level + number, dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            container.mux(stream.encode())
+    (tmp_path / "1bad.png").write_bytes(b"no image")
+    return media(str(path) for path in sorted(tmp_path.iterdir()))
+
+
+@pytest.fixture
+def tagger(tiny_checkpoint):
+    return Tagger(str(tiny_checkpoint), TagSettings(threshold=0.0))
+
+
+def test_every_file_is_read_once_and_in_threads(tagger, library, monkeypatch):
+    reads, threads, read = Counter(), set(), tagger.processor.read_pixels
+
+    def count(**file):
+        reads[next(iter(file.values()))] += 1
+        threads.add(threading.current_thread())
+        return read(**file)
+
+    monkeypatch.setattr(tagger.processor, "read_pixels", count)
+    results = dict((file.path, result) for file, result in tagger(library, 4))
+    assert reads == Counter(file.path for file in library)
+    assert threading.main_thread() not in threads
+    errors = [path for path, result in results.items() if isinstance(result, Exception)]
+    assert [path[-8:] for path in errors] == ["1bad.png"] and len(results) == len(library)
+
+
+def test_the_number_of_threads_does_not_change_the_tags(tagger, library, monkeypatch):
+    def tags(number):
+        monkeypatch.setattr(tagger_module, "num_readers", lambda: number)
+        return [(file.path, getattr(result, "tags", str(result))) for file, result in tagger(library, 2)]
+
+    assert tags(1) == tags(7)
+
+
+def test_unread_files_are_not_read_after_an_interruption(tagger, library, monkeypatch):
+    monkeypatch.setattr(tagger_module, "num_readers", lambda: 1)
+    reads, read = [], tagger.processor.read_pixels
+    monkeypatch.setattr(tagger.processor, "read_pixels", lambda **file: reads.append(file) or read(**file))
+    results = tagger(library * 10, 1)
+    next(results)
+    results.close()
+    assert len(reads) < len(library)
