@@ -1,5 +1,6 @@
 """Reads frames from videos with PyAV."""
 
+import contextlib
 import io
 import logging
 import mimetypes
@@ -7,6 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import islice
+from operator import itemgetter
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -15,6 +17,12 @@ from PIL import Image, UnidentifiedImageError
 from .image_utils import is_url
 
 logger = logging.getLogger(__name__)
+
+# More than 8K. Frames are held in memory several at a time, as references of each other.
+MAX_FRAME_PIXELS = 40_000_000
+MAX_REPEATED_RATIO = 0.01
+# These decoders choose the frames to skip when they start, not for each packet.
+DECODERS_WITHOUT_SKIPPING = ("libdav1d", "libaom-av1", "av1")
 
 
 def evenly_spaced(count: int, num: int) -> list[int]:
@@ -128,7 +136,9 @@ class _Video:
             stream = self.video_stream(container)
             timestamps, keyframes = self._timestamps(container, stream)
             wanted = [timestamps[i] for i in evenly_spaced(len(timestamps), num_frames)]
-            frames = self._seek_frames(container, stream, wanted, keyframes)
+            # Only the first packet has the palette, so after a seek the frames would be black.
+            has_palette = stream.codec_context.pix_fmt == "pal8"
+            frames = [] if has_palette else self._seek_frames(container, stream, wanted, keyframes)
         return frames or self._decode_through(num_frames)
 
     def open(self) -> Any:
@@ -149,12 +159,19 @@ class _Video:
             raise ValueError("it has no video stream")
         if stream.codec_context is None:
             raise ValueError("FFmpeg has no decoder for its video stream")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_FRAME_PIXELS:
+            raise ValueError(
+                f"its frames have {width:,} × {height:,} pixels, more than the limit {MAX_FRAME_PIXELS:,}"
+            )
+        # The size may change between frames.
+        stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         return stream
 
-    def _timestamps(self, container: Any, stream: Any) -> tuple[list[int], list[int]]:
-        """Return the sorted timestamps of all frames and of the key frames.
+    def _timestamps(self, container: Any, stream: Any) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the sorted timestamps of all frames, and those of the key frames with their decoding timestamps.
 
-        Both lists are empty if a timestamp is missing or occurs twice.
+        Both lists are empty if a timestamp is missing, or if many occur twice.
         """
         timestamps, keyframes, packets = [], [], 0
         try:
@@ -168,41 +185,65 @@ class _Video:
                     return [], []
                 timestamps.append(packet.pts)
                 if packet.is_keyframe:
-                    keyframes.append(packet.pts)
+                    keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
         except self.av.FFmpegError as error:
             logger.warning("%s ends early, after %d frames (%s)", self.name, packets, error.strerror)
         if packets < stream.frames:
             logger.warning("%s has %d of the %d frames that its header announces", self.name, packets, stream.frames)
-        if len(set(timestamps)) < len(timestamps):
+        # In MPEG program streams, FFmpeg guesses the timestamps between the few that are stored.
+        if len(timestamps) - len(set(timestamps)) > MAX_REPEATED_RATIO * len(timestamps):
             return [], []
         return sorted(timestamps), sorted(keyframes)
 
-    def _seek_frames(self, container: Any, stream: Any, wanted: list[int], keyframes: list[int]) -> list[Image.Image]:
+    def _seek_frames(
+        self, container: Any, stream: Any, wanted: list[int], keyframes: list[tuple[int, int]]
+    ) -> list[Image.Image]:
         """Read the frames at the timestamps `wanted`; returns no frames if one of them is not found exactly."""
         images, decoded, position = [], None, None
-        try:
-            for timestamp in wanted:
-                keyframe = bisect_right(keyframes, timestamp) - 1
-                if keyframe < 0:
-                    return []
-                if position is None or keyframes[keyframe] > position:
-                    container.seek(timestamp, stream=stream)
-                    decoded = self._needed(container, stream, set(wanted))
-                frame = next((f for f in decoded if f.pts is None or f.pts >= timestamp), None)
-                if frame is None or frame.pts != timestamp or frame.is_corrupt:
-                    return []
-                images.append(self._to_image(frame))
-                position = timestamp
-        except self.av.FFmpegError:
-            return []
+        # Container formats seek by the timestamp of a frame, by that of decoding, or not before the frames that a
+        # frame depends on. What worked for a frame is tried first for the next one.
+        attempt, from_start = 0, 2
+        for timestamp in wanted:
+            index = bisect_right(keyframes, timestamp, key=itemgetter(0)) - 1
+            if index < 0:
+                return []
+            frame = None
+            if decoded is not None and (attempt == from_start or keyframes[index][0] <= position):
+                frame = self._find(decoded, timestamp)
+            else:
+                targets = (timestamp, keyframes[index][1], keyframes[0][1])
+                while frame is None and attempt <= from_start:
+                    with contextlib.suppress(self.av.FFmpegError):
+                        container.seek(targets[attempt], stream=stream)
+                        decoded = self._needed(container, stream, set(wanted))
+                        frame = self._find(decoded, timestamp, after=keyframes[index][0])
+                    attempt += frame is None
+            if frame is None:
+                return []
+            images.append(self._to_image(frame))
+            position = timestamp
         return images
+
+    def _find(self, decoded: Iterator, timestamp: int, after: int | None = None) -> Any:
+        """Return the frame at a timestamp, `None` without one; `after` is the key frame that it depends on."""
+        try:
+            for frame in decoded:
+                if frame.pts is None or (after is not None and frame.pts > after):
+                    return None
+                after = None
+                if frame.pts >= timestamp:
+                    return frame if frame.pts == timestamp and not frame.is_corrupt else None
+        except self.av.FFmpegError:
+            pass
+        return None
 
     @staticmethod
     def _needed(container: Any, stream: Any, wanted: set[int]) -> Iterator:
         """Decode frames from the container's position on; frames that are not needed may be missing."""
+        can_skip = stream.codec_context.name not in DECODERS_WITHOUT_SKIPPING
         for packet in container.demux(stream):
             # The codec knows which frames no other frame depends on: half of them with x264's defaults.
-            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            stream.codec_context.skip_frame = "NONREF" if can_skip and packet.pts not in wanted else "DEFAULT"
             yield from packet.decode()
 
     def _decode_through(self, num_frames: int) -> list[Image.Image]:

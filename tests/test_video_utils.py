@@ -60,12 +60,61 @@ def test_frames_are_exact_in_every_container(tmp_path, suffix, codec, options):
     assert [number_of(frame) for frame in read_frames(path.read_bytes(), 5)] == [5, 15, 25, 35, 45]
 
 
-def test_far_apart_frames_are_reached_by_seeking(video, monkeypatch):
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mp4", "libx264", {"g": "12", "bf": "2"}),
+        ("mp4", "libsvtav1", {"g": "12", "svtav1-params": "lp=1"}),
+        ("mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+        ("avi", "mpeg4", {"g": "12", "bf": "2"}),
+        ("ts", "libx264", {"g": "12", "bf": "2"}),
+        ("ts", "libx264", {"g": "1000", "bf": "2"}),
+    ],
+)
+def test_far_apart_frames_are_reached_by_seeking(tmp_path, monkeypatch, suffix, codec, options):
     def decode_through(self, num_frames):
         raise AssertionError("decoded from end to end")
 
+    path = write_video(tmp_path / f"video.{suffix}", 50, codec, **options)
     monkeypatch.setattr("modeling_optsg.video_utils._Video._decode_through", decode_through)
-    assert len(read_frames(video, 4)) == 4
+    assert [number_of(frame) for frame in read_frames(path, 5)] == [5, 15, 25, 35, 45]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("avi", "rawvideo"), ("mov", "rawvideo"), ("mov", "qtrle")])
+def test_videos_with_a_palette_keep_their_colours(tmp_path, suffix, codec):
+    path = tmp_path / f"palette.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 112, 64, "pal8" if codec == "rawvideo" else "rgb24"
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            if codec == "rawvideo":
+                palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
+                frame = av.VideoFrame.from_ndarray((numbered_frame(number)[..., 0], palette), format="pal8")
+                frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert [number_of(frame) for frame in read_frames(path, 5)] == [5, 15, 25, 35, 45]
+
+
+def test_large_frames_are_reduced(video):
+    for whole, reduced in zip(read_frames(video, 4), read_frames(video, 4, min_side=16), strict=True):
+        assert (whole.size, reduced.size) == ((112, 64), (28, 16))
+        expected = np.asarray(whole.resize(reduced.size, Image.Resampling.BOX), dtype=float)
+        assert np.abs(np.asarray(reduced) - expected).mean() < 2
+    assert read_frames(video, 1, min_side=33)[0].size == (112, 64)
+
+
+def test_frames_over_the_pixel_limit_are_rejected_before_decoding(video, tmp_path, monkeypatch):
+    path = tmp_path / "huge.gif"
+    Image.new("P", (16, 16)).save(path)
+    data = bytearray(path.read_bytes())
+    data[6:10] = (16000).to_bytes(2, "little") * 2
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"huge.gif .*16,000 × 16,000 pixels, more than the limit"):
+        read_frames(path, 8)
+    monkeypatch.setattr("modeling_optsg.video_utils.MAX_FRAME_PIXELS", 300 * 300)
+    assert len(read_frames(video, 8)) == 8
 
 
 def test_a_short_video_gives_all_its_frames(tmp_path):
