@@ -13,7 +13,7 @@ import torch
 from numbered_videos import number_of, write_video
 from PIL import Image
 
-from dataset_scripts import load_tagging_dataset
+from dataset_scripts import frame_features, load_tagging_dataset
 from dataset_scripts.create_tagging import CreateTagging
 from dataset_scripts.frame_features import read_frame_features
 from modeling_optsg.video_utils import read_frames
@@ -249,3 +249,27 @@ def test_feature_files_of_every_format_give_the_same_array(tmp_path):
     np.save(tmp_path / "flat.npy", expected[0])
     with pytest.raises(ValueError, match=r"\[frames, width\]"):
         read_frame_features(tmp_path / "flat.npy")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt", "zip.pt", "h5", "chunks.h5"])
+def test_feature_files_with_too_many_values_are_rejected_by_their_header(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(frame_features, "MAX_VALUES", 1000)
+    monkeypatch.setattr(frame_features, "MAX_TENSOR_BYTES", 20_000)
+    path, array = tmp_path / f"a.{kind}", np.ones((40, 100), dtype=np.float32)
+    if kind == "npy":
+        np.save(path, array)
+        # Only the header says that there are so many values.
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "npz":
+        np.savez_compressed(path, features=array)
+    elif kind == "pt":
+        torch.save(torch.ones(1, 1).expand(40, 100), path)
+    elif kind == "zip.pt":
+        torch.save(torch.ones(400, 100), path)
+    else:
+        with h5py.File(path, "w") as archive:
+            settings = {"chunks": (40, 100), "maxshape": (None, None)} if kind == "chunks.h5" else {}
+            shape = (2, 3) if kind == "chunks.h5" else array.shape
+            archive.create_dataset("features", shape, "f4", fillvalue=1, **settings)
+    with pytest.raises(ValueError, match="more than 1,000 values|more than the limit 20,000"):
+        read_frame_features(path)
