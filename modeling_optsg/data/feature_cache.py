@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ FEATURE_DTYPE = np.float16
 FEATURE_COLUMNS = ("frame_features", "image_features", "title_features")
 # The column with the reason why an example cannot be read.
 UNREADABLE = "unreadable"
+# The pixels of a batch, which are not kept.
+PIXELS = "pixels"
 
 
 def digest(*parts: object) -> str:
@@ -261,6 +264,10 @@ class _TowerEncoder:
 
     @torch.no_grad()
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        if self.encodes_frames:
+            # Pillow and PyAV release the interpreter while they decode.
+            with ThreadPoolExecutor() as pool:
+                rows = rows | {PIXELS: list(pool.map(self._read, *(rows[name] for name in self.visual_columns)))}
         try:
             return self._encode(rows)
         except (ValueError, OSError):
@@ -269,6 +276,14 @@ class _TowerEncoder:
                 for index in range(_num_rows(rows))
             ]
             return {name: [row[name][0] for row in encoded] for name in encoded[0]}
+
+    def _read(self, *values: object) -> torch.Tensor | Exception | None:
+        """Read the image or the video of a row; `None` for a row with neither."""
+        files = {name: value for name, value in zip(self.visual_columns, values, strict=True) if value is not None}
+        try:
+            return self.processor.read_pixels(**files) if files else None
+        except (ValueError, OSError) as error:
+            return error
 
     def _encode_one(self, row: dict[str, list]) -> dict[str, list]:
         try:
@@ -282,20 +297,20 @@ class _TowerEncoder:
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         encoded = {}
         if self.encodes_frames:
-            encoded |= self._encode_frames({name: rows[name] for name in self.visual_columns})
+            encoded |= self._encode_frames(rows[PIXELS])
         elif self.has_frame_features:
             encoded |= _to_columns("frame_features", self._sample_frames(rows["frame_features"]))
         if self.encodes_titles:
             encoded |= _to_columns("title_features", self._encode_titles(rows["title"]))
         return encoded | {UNREADABLE: [None] * _num_rows(rows)}
 
-    def _encode_frames(self, columns: dict[str, list]) -> dict[str, list]:
-        # An image or a video, `None` for a row with neither.
-        values = [next((value for value in row if value is not None), None) for row in zip(*columns.values())]
-        present = [row for row, value in enumerate(values) if value is not None]
+    def _encode_frames(self, values: list[torch.Tensor | Exception | None]) -> dict[str, list]:
+        if error := next((value for value in values if isinstance(value, Exception)), None):
+            raise error
+        present = [value for value in values if value is not None]
         if not present:
             return _to_columns("frame_features", values) | _to_columns("image_features", values)
-        batch = self.processor(**{f"{name}s": [own[row] for row in present] for name, own in columns.items()})
+        batch = self.processor(pixel_values=present)
         mask = batch["frame_mask"]
         features = self.model.encode_frames(batch["pixel_values"].to(self._device), mask.to(self._device))
         images = iter(features.image_features.cpu())

@@ -17,6 +17,8 @@ from modeling_optsg.video_utils import read_frames
 from .equal_files import find_equal_files
 
 BATCH_SIZE = 64
+# Large files are decoded at a fraction of their size.
+MIN_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,15 @@ def _read_file(file: tuple[str, Any], name: str) -> str | None:
     try:
         if isinstance(source, list):
             for number, frame in enumerate(source):
-                read_image(frame, f"{name}, frame {number}")
+                read_image(frame, f"{name}, frame {number}", MIN_SIDE)
             return None
         content, _ = unwrap_file(source, name)
         if kind == "video":
-            read_frames(content, 1, name)
+            read_frames(content, 1, name, MIN_SIDE)
         else:
             # Bytes have no path, so a message has the name of the example.
-            read_image(
-                Path(content).read_bytes() if isinstance(content, str) and not is_url(content) else content, name
-            )
+            content = Path(content).read_bytes() if isinstance(content, str) and not is_url(content) else content
+            read_image(content, name, MIN_SIDE)
     except OSError as error:
         return f"{name}: {error.strerror or error}"
     except ValueError as error:

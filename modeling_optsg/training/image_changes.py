@@ -114,10 +114,10 @@ class ImageChangingCollator:
         if example.get("frame_features") is not None:
             return example
         if (image := example.get("image")) is not None:
-            (changed,) = change_frames([read_image(image, f"images[{row}]")], example["example_seed"])
+            (changed,) = change_frames([read_image(image, f"images[{row}]", MAX_SIDE)], example["example_seed"])
             return {**example, "image": changed}
         if (video := example.get("video")) is not None:
-            frames = self.collator.processor.read_video(video, f"videos[{row}]")
+            frames = self.collator.processor.read_video(video, f"videos[{row}]", MAX_SIDE)
             return {**example, "video": change_frames(frames, example["example_seed"])}
         return example
 
