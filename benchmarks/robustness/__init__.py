@@ -1,0 +1,1 @@
+"""Damaged inputs of every kind that optsg reads, made from seeds, and what happens to them."""

@@ -1,0 +1,96 @@
+r"""Tag, load and train with damaged inputs, and count what happens.
+
+    python -m benchmarks.robustness --output results/robustness.json
+    python -m benchmarks.robustness --kinds images --seeds 17
+
+Each input is made from its seed. Right outcomes are: it is read, or an error of one line names it. A Python traceback,
+more than 10 s, more than 1.5 GB, a crash, or a lost neighbour are failures. The program runs on Linux.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+# The processes that this program forks have the imported libraries, but no accelerator and no threads of them.
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch  # noqa: E402
+
+from modeling_optsg.evaluation.reporting import environment  # noqa: E402
+
+from . import media  # noqa: E402
+from .results import FAILURES, Result, Workplace  # noqa: E402
+
+PACKAGES = ("pillow", "av", "pillow-heif", "h5py", "pyarrow", "safetensors")
+# The check of each kind, and its number of inputs.
+KINDS: dict[str, tuple[Callable[[Workplace, int], Result], int]] = {
+    "images": (media.check_image, 700),
+    "videos": (media.check_video, 300),
+    "folders": (media.check_folder, 40),
+}
+
+
+def check(workplace: Workplace, kind: str, seeds: Sequence[int]) -> list[Result]:
+    """Run the check of a kind for each seed, and print the failures."""
+    results = []
+    for seed in seeds:
+        results.append(KINDS[kind][0](workplace, seed))
+        if results[-1].outcome in FAILURES:
+            print(f"{kind} {seed} ({results[-1].damage}): {results[-1].outcome}: {results[-1].error}", flush=True)
+    return results
+
+
+def summarize(results: Sequence[Result]) -> dict:
+    """Count outcomes by kind and by damage, and list all failures."""
+    kinds = {}
+    for kind in dict.fromkeys(result.kind for result in results):
+        own = [result for result in results if result.kind == kind]
+        damages = {damage: Counter(r.outcome for r in own if r.damage == damage) for damage in {r.damage for r in own}}
+        kinds[kind] = {
+            "inputs": len(own),
+            "outcomes": dict(Counter(result.outcome for result in own).most_common()),
+            "failures": sum(result.outcome in FAILURES for result in own),
+            "max_seconds": round(max(result.seconds for result in own), 1),
+            "max_megabytes": round(max(result.peak_bytes for result in own) / 1e6),
+            "by_damage": {damage: dict(counts.most_common()) for damage, counts in sorted(damages.items())},
+        }
+    failures = [asdict(result) for result in results if result.outcome in FAILURES]
+    return {"kinds": kinds, "failures": failures}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the kinds and return the exit status, 1 if there are failures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of each kind (default: 0, 1, 2 and so on)")
+    parser.add_argument("--output", type=Path, help="result file")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    results, start = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        workplace = Workplace(Path(folder))
+        for kind in args.kinds:
+            seeds = args.seeds if args.seeds is not None else range(KINDS[kind][1])
+            results += check(workplace, kind, seeds)
+            print(f"{kind}: {Counter(r.outcome for r in results if r.kind == kind).most_common()}", flush=True)
+    found = summarize(results) | {"seconds": round(time.monotonic() - start)} | environment()
+    found["versions"] |= {name: version(name) for name in PACKAGES}
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(
+            json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+    return 1 if found["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

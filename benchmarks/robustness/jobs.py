@@ -1,0 +1,147 @@
+"""Runs a function in a process of its own, and measures its time and memory."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+MAX_SECONDS = 10.0
+MAX_BYTES = 1_500_000_000
+# A process that needs so much memory is ended before it fills the machine.
+KILL_BYTES = 2 * MAX_BYTES
+POLL_SECONDS = 0.01
+TRACEBACKS = ("Traceback (most recent call last)", "Exception ignored in")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A process that has ended.
+
+    Args:
+        status: Its exit status; `None` if it was killed.
+        output: Its standard output.
+        errors: Its standard error.
+        seconds: Wall time.
+        peak_bytes: Largest resident memory, including that of the imported libraries.
+        ended_by: "exit", "hang", "memory" or the name of a signal.
+    """
+
+    status: int | None
+    output: str
+    errors: str
+    seconds: float
+    peak_bytes: int
+    ended_by: str
+
+    @property
+    def failure(self) -> str | None:
+        """A failure that needs no knowledge of the input: "hang", "memory", "crash" or "traceback"."""
+        if self.ended_by in ("hang", "memory"):
+            return self.ended_by
+        if self.ended_by != "exit":
+            return "crash"
+        if self.peak_bytes > MAX_BYTES:
+            return "memory"
+        return "traceback" if any(text in self.output + self.errors for text in TRACEBACKS) else None
+
+    @property
+    def error(self) -> str:
+        """The last line of a traceback, or the first line of other errors, or how the process ended."""
+        lines = self.errors.strip().splitlines()
+        if self.ended_by != "exit" or not lines:
+            return f"ended by {self.ended_by} after {self.seconds:.1f} s"
+        return lines[-1] if self.failure == "traceback" else lines[0]
+
+
+def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) -> Job:
+    """Run a function in a forked process, which has the imported libraries already.
+
+    A process that hangs is run a second time, because the machine may have been busy.
+
+    Args:
+        function: Returns the exit status; `None` stands for 0.
+        max_seconds: A process that runs longer hangs.
+    """
+    job = _run_once(function, max_seconds)
+    return _run_once(function, max_seconds) if job.ended_by == "hang" else job
+
+
+def _run_once(function: Callable[[], int | None], max_seconds: float) -> Job:
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        start = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _run_and_exit(function, output, errors)
+        status, usage, ended_by = _wait(child, start + max_seconds)
+        seconds = time.monotonic() - start
+        # What the process itself has started and left ends, too.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child, signal.SIGKILL)
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in (output, errors) if path.exists()]
+        return Job(
+            os.WEXITSTATUS(status) if ended_by == "exit" else None,
+            *(texts if len(texts) == 2 else ("", "")),
+            seconds,
+            usage.ru_maxrss * 1024,
+            ended_by,
+        )
+
+
+def _run_and_exit(function: Callable[[], int | None], output: Path, errors: Path) -> NoReturn:
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        for descriptor, path in ((1, output), (2, errors)):
+            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(opened, descriptor)
+            os.close(opened)
+        sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        status = function() or 0
+    except SystemExit as error:
+        # As Python's own exit: a text is printed, and the status is 1.
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def _wait(child: int, deadline: float) -> tuple[int, "os.struct_rusage", str]:
+    """Wait for a process; returns its raw status, its use of resources, and how it ended."""
+    ended_by = None
+    while True:
+        found, status, usage = os.wait4(child, os.WNOHANG)
+        if found:
+            if ended_by is None:
+                ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
+            return status, usage, ended_by
+        if ended_by is None and time.monotonic() > deadline:
+            ended_by = "hang"
+        elif ended_by is None and _resident_bytes(child) > KILL_BYTES:
+            ended_by = "memory"
+        if ended_by is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _resident_bytes(process: int) -> int:
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
