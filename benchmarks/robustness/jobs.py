@@ -1,6 +1,7 @@
 """Runs a function in a process of its own, and measures its time and memory."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -10,13 +11,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MAX_SECONDS = 10.0
 MAX_BYTES = 1_500_000_000
 # A process that needs so much memory is ended before it fills the machine.
 KILL_BYTES = 2 * MAX_BYTES
 POLL_SECONDS = 0.01
+MAKING_SECONDS = 120.0
 TRACEBACKS = ("Traceback (most recent call last)", "Exception ignored in")
 
 
@@ -71,6 +73,18 @@ def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) ->
     """
     job = _run_once(function, max_seconds)
     return _run_once(function, max_seconds) if job.ended_by == "hang" else job
+
+
+def make(function: Callable[[], Any]) -> Any:
+    """Return what a function returns in a forked process, as JSON, so that its memory is not that of later jobs.
+
+    Raises:
+        RuntimeError: The function has failed.
+    """
+    job = run(lambda: print(json.dumps(function(), allow_nan=False)), MAKING_SECONDS)
+    if job.status != 0:
+        raise RuntimeError(f"An input cannot be made: {job.errors}")
+    return json.loads(job.output)
 
 
 def _run_once(function: Callable[[], int | None], max_seconds: float) -> Job:

@@ -10,7 +10,7 @@ import numpy as np
 from modeling_optsg.video_utils import read_frames
 
 from . import images, videos
-from .jobs import run
+from .jobs import make, run
 from .results import Result, Workplace, choose, read_tags, result
 
 KINDS = {"images": images, "videos": videos}
@@ -20,12 +20,17 @@ FOLDER_SECONDS = 60.0
 
 def make_file(kind: str, seed: int, folder: Path) -> tuple[str, Path]:
     """Write the damaged file of a seed; returns its damage and its path."""
+    damage, name = make(lambda: _write_file(kind, seed, folder))
+    return damage, folder / name
+
+
+def _write_file(kind: str, seed: int, folder: Path) -> tuple[str, str]:
     module = KINDS[kind]
     damage = choose(module.DAMAGES, seed, module.WEIGHTS)
     suffix, content = module.DAMAGES[damage](random.Random(f"{kind} {seed}"))
-    path = folder / f"{kind}-{seed}{suffix}"
-    path.write_bytes(content)
-    return damage, path
+    name = f"{kind}-{seed}{suffix}"
+    (folder / name).write_bytes(content)
+    return damage, name
 
 
 def check_image(workplace: Workplace, seed: int) -> Result:
