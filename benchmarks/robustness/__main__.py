@@ -27,7 +27,7 @@ import torch  # noqa: E402
 
 from modeling_optsg.evaluation.reporting import environment  # noqa: E402
 
-from . import features, media, metadata  # noqa: E402
+from . import features, media, metadata, models, sidecars  # noqa: E402
 from .results import FAILURES, Result, Workplace  # noqa: E402
 
 PACKAGES = ("pillow", "av", "pillow-heif", "h5py", "pyarrow", "safetensors")
@@ -37,6 +37,8 @@ KINDS: dict[str, tuple[Callable[[Workplace, int], Result], int]] = {
     "videos": (media.check_video, 300),
     "folders": (media.check_folder, 40),
     "metadata": (metadata.check_metadata, 160),
+    "sidecars": (sidecars.check_sidecars, 108),
+    "models": (models.check_model, 240),
     "features": (features.check_features, 108),
 }
 

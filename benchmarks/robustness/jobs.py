@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -30,7 +31,7 @@ class Job:
         status: Its exit status; `None` if it was killed.
         output: Its standard output.
         errors: Its standard error.
-        seconds: Wall time.
+        seconds: Wall time, without the time that it waited for a processor on a busy machine.
         peak_bytes: Largest resident memory, including that of the imported libraries.
         ended_by: "exit", "hang", "memory" or the name of a signal.
     """
@@ -55,24 +56,42 @@ class Job:
 
     @property
     def error(self) -> str:
-        """The last line of a traceback, or the first line of other errors, or how the process ended."""
+        """The last line and place of a traceback, or the first line of other errors, or how the process ended."""
         lines = self.errors.strip().splitlines()
         if self.ended_by != "exit" or not lines:
             return f"ended by {self.ended_by} after {self.seconds:.1f} s"
-        return lines[-1] if self.failure == "traceback" else lines[0]
+        if self.failure != "traceback":
+            return lines[0]
+        places = re.findall(r"""/((?:optsg|modeling_optsg|dataset_scripts)/\S+)", line (\d+)""", self.errors)
+        return lines[-1] + "".join(f" ({path}:{line})" for path, line in places[-1:])
 
 
 def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) -> Job:
     """Run a function in a forked process, which has the imported libraries already.
 
-    A process that hangs is run a second time, because the machine may have been busy.
-
     Args:
         function: Returns the exit status; `None` stands for 0.
         max_seconds: A process that runs longer hangs.
     """
-    job = _run_once(function, max_seconds)
-    return _run_once(function, max_seconds) if job.ended_by == "hang" else job
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _run_and_exit(function, output, errors)
+        status, usage, seconds, ended_by = _wait(child, max_seconds)
+        # What the process itself has started and left ends, too.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child, signal.SIGKILL)
+        texts = [path.read_text(encoding="utf-8", errors="replace") for path in (output, errors) if path.exists()]
+        return Job(
+            os.WEXITSTATUS(status) if ended_by == "exit" else None,
+            *(texts if len(texts) == 2 else ("", "")),
+            seconds,
+            usage.ru_maxrss * 1024,
+            ended_by,
+        )
 
 
 def make(function: Callable[[], Any]) -> Any:
@@ -85,30 +104,6 @@ def make(function: Callable[[], Any]) -> Any:
     if job.status != 0:
         raise RuntimeError(f"An input cannot be made: {job.errors}")
     return json.loads(job.output)
-
-
-def _run_once(function: Callable[[], int | None], max_seconds: float) -> Job:
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        start = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            _run_and_exit(function, output, errors)
-        status, usage, ended_by = _wait(child, start + max_seconds)
-        seconds = time.monotonic() - start
-        # What the process itself has started and left ends, too.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child, signal.SIGKILL)
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in (output, errors) if path.exists()]
-        return Job(
-            os.WEXITSTATUS(status) if ended_by == "exit" else None,
-            *(texts if len(texts) == 2 else ("", "")),
-            seconds,
-            usage.ru_maxrss * 1024,
-            ended_by,
-        )
 
 
 def _run_and_exit(function: Callable[[], int | None], output: Path, errors: Path) -> NoReturn:
@@ -135,16 +130,18 @@ def _run_and_exit(function: Callable[[], int | None], output: Path, errors: Path
         os._exit(status & 0xFF)
 
 
-def _wait(child: int, deadline: float) -> tuple[int, "os.struct_rusage", str]:
-    """Wait for a process; returns its raw status, its use of resources, and how it ended."""
-    ended_by = None
+def _wait(child: int, max_seconds: float) -> tuple[int, "os.struct_rusage", float, str]:
+    """Wait for a process; returns its raw status, its use of resources, its time, and how it ended."""
+    start, waited, ended_by = time.monotonic(), 0.0, None
     while True:
+        waited = _seconds_without_processor(child) or waited
         found, status, usage = os.wait4(child, os.WNOHANG)
+        seconds = time.monotonic() - start - waited
         if found:
             if ended_by is None:
                 ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
-            return status, usage, ended_by
-        if ended_by is None and time.monotonic() > deadline:
+            return status, usage, seconds, ended_by
+        if ended_by is None and seconds > max_seconds:
             ended_by = "hang"
         elif ended_by is None and _resident_bytes(child) > KILL_BYTES:
             ended_by = "memory"
@@ -152,6 +149,14 @@ def _wait(child: int, deadline: float) -> tuple[int, "os.struct_rusage", str]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
+
+
+def _seconds_without_processor(process: int) -> float:
+    """Return how long a process was ready and waited for a processor, 0 if the system does not say."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _resident_bytes(process: int) -> int:

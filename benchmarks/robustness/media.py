@@ -24,10 +24,14 @@ def make_file(kind: str, seed: int, folder: Path) -> tuple[str, Path]:
     return damage, folder / name
 
 
+def _random(kind: str, seed: int) -> random.Random:
+    return random.Random(f"{kind} {seed}")
+
+
 def _write_file(kind: str, seed: int, folder: Path) -> tuple[str, str]:
     module = KINDS[kind]
     damage = choose(module.DAMAGES, seed, module.WEIGHTS)
-    suffix, content = module.DAMAGES[damage](random.Random(f"{kind} {seed}"))
+    suffix, content = module.DAMAGES[damage](_random(kind, seed))
     name = f"{kind}-{seed}{suffix}"
     (folder / name).write_bytes(content)
     return damage, name
@@ -54,16 +58,16 @@ def _check_file(workplace: Workplace, kind: str, module: ModuleType, seed: int) 
         outcome = "not named"
     jobs = [job]
     if damage == videos.PALETTE and outcome == "tagged":
-        jobs.append(run(lambda: _compare_palette_frames(path)))
+        jobs.append(run(lambda: _compare_palette_frames(path, seed)))
         outcome = "wrong pixels" if jobs[1].status else outcome
     path.unlink()
     return result(kind, seed, damage, outcome, *jobs)
 
 
-def _compare_palette_frames(path: Path) -> int:
-    frames = read_frames(path, len(videos.PALETTE_LEVELS))
-    levels = [np.asarray(frame.convert("L")).mean() for frame in frames]
-    return 0 if np.allclose(levels, videos.PALETTE_LEVELS, atol=2) else 1
+def _compare_palette_frames(path: Path, seed: int) -> int:
+    _, expected = videos.palette_levels(_random("videos", seed))
+    levels = [np.asarray(frame.convert("L")).mean() for frame in read_frames(path, len(expected))]
+    return 0 if np.allclose(levels, expected, atol=2) else 1
 
 
 def check_folder(workplace: Workplace, seed: int) -> Result:

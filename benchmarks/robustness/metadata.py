@@ -170,8 +170,9 @@ def parquet_rows(folder: Path, rng: random.Random) -> Titles:
     if rng.random() < 0.5:
         table = pa.table({"file_name": pa.nulls(MANY_ROWS, pa.string()), "title": pa.nulls(MANY_ROWS, pa.string())})
     else:
-        table = pa.table({"file_name": [GOOD_NAMES[0]], "title": [" " * 600_000_000]})
-    pq.write_table(table, folder / "metadata.parquet", compression="zstd")
+        table = pa.table({"file_name": [GOOD_NAMES[0]], "title": [" " * 300_000_000]})
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(table, folder / "metadata.parquet", **options)
     return {}
 
 

@@ -27,6 +27,7 @@ FAILURES = {
     "written outside": "a file outside the folder was changed",
     "not repeatable": "a second run did not leave the files as they were",
     "changed files": "a model that cannot be used changed the folder",
+    "not refused": "a model that cannot be used was loaded",
     "other tags": "a damaged model or training gave another result",
     "long error": "an error message is longer than 1,000 characters",
 }
@@ -44,7 +45,7 @@ class Result:
         damage: Its damage.
         outcome: A key of `FAILURES`, or what was right.
         error: The last line of the error output, if there is any.
-        seconds: Wall time of the slowest command.
+        seconds: Time of the slowest command, as in [`Job`].
         peak_bytes: Largest memory of a command.
     """
 
@@ -75,6 +76,9 @@ class Workplace:
         if job.status:
             raise SystemExit(f"The undamaged files cannot be tagged: {job.errors}")
         self.tags = {Path(name).name: tags for name, tags in read_tags(job).items()}
+        self.tagged = folder / "tagged"
+        self.add_good_files(self.tagged)
+        self.tag("--write", "json", self.tagged)
 
     def tag(self, *args: object, model: Path | None = None, max_seconds: float | None = None) -> Job:
         """Run `optsg tag`."""

@@ -57,3 +57,6 @@ def make_model(folder: Path) -> None:
         max_tag_tokens=MAX_TAG_TOKENS,
         label_vocabulary=TAGS,
     ).save_pretrained(folder)
+    # As in the shipped checkpoint, there is no code.
+    for path in folder.glob("*.py"):
+        path.unlink()

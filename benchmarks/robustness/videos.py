@@ -30,8 +30,6 @@ ENCODINGS = (
 # The only sizes that H.263 knows are these and larger ones.
 WIDTH, HEIGHT = 176, 144
 PALETTE = "colours from a palette"
-# Grey levels of the frames of [`palette_video`].
-PALETTE_LEVELS = (11, 41, 72, 102, 132, 163, 193, 223)
 
 
 @functools.cache
@@ -127,14 +125,19 @@ def long_duration(rng: random.Random) -> File:
     return ".mp4", bytes(data)
 
 
-@functools.cache
-def palette_video(suffix: str) -> bytes:
+def palette_levels(rng: random.Random) -> tuple[str, list[int]]:
+    """Choose the suffix and the grey levels of the frames of [`palette`]."""
+    return rng.choice((".avi", ".mov")), sorted(rng.sample(range(8, 248), 8))
+
+
+def palette(rng: random.Random) -> File:
     """Encode frames of one grey level each, with 8-bit colours from a palette."""
+    suffix, levels = palette_levels(rng)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=suffix[1:]) as output:
         stream = output.add_stream("rawvideo" if suffix == ".avi" else "smc", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "pal8"
-        for level in PALETTE_LEVELS:
+        for level in levels:
             frame = av.VideoFrame(64, 64, "pal8")
             palette = np.zeros((256, 4), np.uint8)
             palette[:, :3], palette[:, 3] = np.arange(256)[:, None], 255
@@ -142,13 +145,7 @@ def palette_video(suffix: str) -> bytes:
             frame.planes[1].update(palette.tobytes())
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def palette(rng: random.Random) -> File:
-    """Encode valid frames with colours from a palette."""
-    suffix = rng.choice((".avi", ".mov"))
-    return suffix, palette_video(suffix)
+    return suffix, buffer.getvalue()
 
 
 DAMAGES: dict[str, Callable[[random.Random], File]] = {
