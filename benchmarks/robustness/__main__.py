@@ -27,7 +27,7 @@ import torch  # noqa: E402
 
 from modeling_optsg.evaluation.reporting import environment  # noqa: E402
 
-from . import features, media, metadata, models, sidecars  # noqa: E402
+from . import features, media, metadata, models, sidecars, states  # noqa: E402
 from .results import FAILURES, Result, Workplace  # noqa: E402
 
 PACKAGES = ("pillow", "av", "pillow-heif", "h5py", "pyarrow", "safetensors")
@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[Callable[[Workplace, int], Result], int]] = {
     "sidecars": (sidecars.check_sidecars, 108),
     "models": (models.check_model, 240),
     "features": (features.check_features, 108),
+    "states": (states.check_state, 20),
 }
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pickle
 import random
 import shutil
@@ -147,6 +148,8 @@ def check_features(workplace: Workplace, seed: int) -> Result:
     make(lambda: _write_damaged(folder / "features", damage, seed))
 
     def load() -> None:
+        # Warnings are printed, as the command line does.
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
         rows = load_tagging_dataset("create_tagging", data_dir=str(folder), cache_dir=str(folder / "cache"))
         print(json.dumps([row["id"] for row in rows["train"]], allow_nan=False))
 

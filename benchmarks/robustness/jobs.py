@@ -132,11 +132,12 @@ def _run_and_exit(function: Callable[[], int | None], output: Path, errors: Path
 
 def _wait(child: int, max_seconds: float) -> tuple[int, "os.struct_rusage", float, str]:
     """Wait for a process; returns its raw status, its use of resources, its time, and how it ended."""
-    start, waited, ended_by = time.monotonic(), 0.0, None
+    start, waited, seconds, ended_by = time.monotonic(), 0.0, 0.0, None
     while True:
         waited = _seconds_without_processor(child) or waited
         found, status, usage = os.wait4(child, os.WNOHANG)
-        seconds = time.monotonic() - start - waited
+        if ended_by is None:
+            seconds = max(time.monotonic() - start - waited, usage.ru_utime + usage.ru_stime)
         if found:
             if ended_by is None:
                 ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"

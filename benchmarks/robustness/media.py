@@ -24,14 +24,15 @@ def make_file(kind: str, seed: int, folder: Path) -> tuple[str, Path]:
     return damage, folder / name
 
 
-def _random(kind: str, seed: int) -> random.Random:
+def seeded(kind: str, seed: int) -> random.Random:
+    """Return the random generator of a seed."""
     return random.Random(f"{kind} {seed}")
 
 
 def _write_file(kind: str, seed: int, folder: Path) -> tuple[str, str]:
     module = KINDS[kind]
     damage = choose(module.DAMAGES, seed, module.WEIGHTS)
-    suffix, content = module.DAMAGES[damage](_random(kind, seed))
+    suffix, content = module.DAMAGES[damage](seeded(kind, seed))
     name = f"{kind}-{seed}{suffix}"
     (folder / name).write_bytes(content)
     return damage, name
@@ -65,7 +66,7 @@ def _check_file(workplace: Workplace, kind: str, module: ModuleType, seed: int) 
 
 
 def _compare_palette_frames(path: Path, seed: int) -> int:
-    _, expected = videos.palette_levels(_random("videos", seed))
+    _, expected = videos.palette_levels(seeded("videos", seed))
     levels = [np.asarray(frame.convert("L")).mean() for frame in read_frames(path, len(expected))]
     return 0 if np.allclose(levels, expected, atol=2) else 1
 

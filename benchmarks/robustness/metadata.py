@@ -223,7 +223,8 @@ def check_metadata(workplace: Workplace, seed: int) -> Result:
         outcome = "lost titles"
     command = ["check", str(folder), "--cache-dir", str(workplace.folder / "hf")]
     checked = run(lambda: main(command))
-    if outcome not in ("lost neighbour", "lost titles") and checked.status and folder.name not in checked.errors:
+    is_silent = checked.status and folder.name not in checked.errors
+    if is_silent and outcome not in ("lost neighbour", "lost titles"):
         outcome = "not named"
     shutil.rmtree(folder)
-    return result("metadata", seed, damage, outcome, job, checked)
+    return result("metadata", seed, damage, outcome, job, checked, shown=checked if outcome == "not named" else job)

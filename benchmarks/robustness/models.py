@@ -17,13 +17,13 @@ from .results import Result, Workplace, choose, read_tags, result
 
 WEIGHTS_FILE = "model.safetensors"
 ODD_VALUES = (
-    None, -1, 0, 2**31, 10**30, 1.5, "text", [], {}, [[]], True, float("nan"), float("inf"), "", [-1], {"a": 1}, "\0",
+    None, -1, 2**31, 10**30, "text", [], {}, [[]], float("nan"), float("inf"), "", [-1], {"a": 1}, "\0",
 )  # fmt: skip
 # Values of generation settings that are out of range.
 GENERATION_VALUES = {
-    "threshold": (1.6, -0.1, "high", float("nan"), [], {"image": 2}, {"x": 0.1}, True),
+    "threshold": (1.6, -0.1, "high", float("nan"), [], {"image": 2}, {"x": 0.1}),
     "fusion_weights": ([1.0], [float("nan")] * 5, "text", {"image": [0.0] * 5}, [None] * 5, {}, 5, [1e999] * 5),
-    "num_candidates": (-1, 1.5, "many", 10**9, [], True),
+    "num_candidates": (-1, 1.5, "many", 10**9, []),
     "pad_bias": ("text", float("inf"), float("nan"), [], {"x": 1}),
     "num_beams": (0, -1, 10**9, "five", 1.5, []),
     "max_tags": (0, -5, "all", 0.5, []),
@@ -50,10 +50,16 @@ def missing_file(folder: Path, rng: random.Random) -> str:
 
 
 def damaged_bytes(folder: Path, rng: random.Random) -> str:
-    """Damage the bytes of a file other than the weights."""
-    path = rng.choice([path for path in _files(folder) if path.name != WEIGHTS_FILE])
-    path.write_bytes(rng.choice(list(BYTE_DAMAGES.values()))(path.read_bytes(), rng))
-    return path.name
+    """Damage the bytes of a file other than the weights. Other valid JSON would be another valid model."""
+    path = rng.choice(_json_files(folder))
+    data = path.read_bytes()
+    while True:
+        damaged = rng.choice(list(BYTE_DAMAGES.values()))(data, rng)
+        try:
+            json.loads(damaged)
+        except (ValueError, RecursionError):
+            path.write_bytes(damaged)
+            return path.name
 
 
 def other_json(folder: Path, rng: random.Random) -> str:
@@ -202,7 +208,7 @@ def check_model(workplace: Workplace, seed: int) -> Result:
     elif job.status == 0:
         # Files that are tagged by this model already are not tagged again.
         is_done = not any(tags.values()) and job.output.count('"done": true') == len(tags)
-        outcome = "same tags" if is_done or tags == workplace.tags else "other tags"
+        outcome = "same tags" if is_done or tags == workplace.tags else "other result"
     else:
         outcome = "not refused"
     for path in (model, folder):

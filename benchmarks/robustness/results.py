@@ -28,7 +28,8 @@ FAILURES = {
     "not repeatable": "a second run did not leave the files as they were",
     "changed files": "a model that cannot be used changed the folder",
     "not refused": "a model that cannot be used was loaded",
-    "other tags": "a damaged model or training gave another result",
+    "other result": "a damaged model gave other tags, or a damaged training other weights",
+    "lost log": "rows of the log are gone, and no line says so",
     "long error": "an error message is longer than 1,000 characters",
 }
 MAX_ERROR_CHARACTERS = 1000
@@ -124,7 +125,7 @@ def choose(damages: Mapping[str, Callable], seed: int, weights: Mapping[str, int
     return names[seed % len(names)]
 
 
-def result(kind: str, seed: int, damage: str, outcome: str, *jobs: Job) -> Result:
+def result(kind: str, seed: int, damage: str, outcome: str, *jobs: Job, shown: Job | None = None) -> Result:
     """Return the result of a damaged input; failures of the jobs come before `outcome`.
 
     Args:
@@ -133,6 +134,7 @@ def result(kind: str, seed: int, damage: str, outcome: str, *jobs: Job) -> Resul
         damage: Its damage.
         outcome: The outcome if no job has failed by itself.
         jobs: All commands that were run on it.
+        shown: The command whose error belongs to `outcome`; the first one if omitted.
     """
     failed = next((job for job in jobs if job.failure), None)
     long = next((job for job in jobs if has_long_error(job)), None)
@@ -140,8 +142,6 @@ def result(kind: str, seed: int, damage: str, outcome: str, *jobs: Job) -> Resul
         outcome = failed.failure
     elif outcome not in FAILURES and long is not None:
         outcome = "long error"
-    shown = failed or long or max(jobs, key=lambda job: len(job.errors), default=None)
-    return Result(
-        kind, seed, damage, outcome, shown.error[:500] if shown else "",
-        max((job.seconds for job in jobs), default=0.0), max((job.peak_bytes for job in jobs), default=0),
-    )  # fmt: skip
+    error = (failed or long or shown or jobs[0]).error[:500]
+    seconds, peak_bytes = max(job.seconds for job in jobs), max(job.peak_bytes for job in jobs)
+    return Result(kind, seed, damage, outcome, error, seconds, peak_bytes)

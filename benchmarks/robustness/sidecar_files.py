@@ -24,7 +24,7 @@ class Sidecar:
 
     Args:
         name: Name of the sidecar, or of the image if that has the keyword.
-        has_keyword: Whether a person's keyword must be in the sidecar afterwards.
+        has_keyword: Whether the new sidecar must have a person's keyword, which is in the image.
         is_valid: Whether the sidecar must be accepted.
         kept: Name of a file outside the folder that must not change.
     """
@@ -74,7 +74,7 @@ def _write(folder: Path, name: str, content: str | bytes) -> str:
 
 def xmp_style(folder: Path, image: str, rng: random.Random) -> Sidecar:
     """Write XMP as other programs do."""
-    return Sidecar(_write(folder, f"{image}.xmp", rng.choice(XMP_STYLES)), has_keyword=True, is_valid=True)
+    return Sidecar(_write(folder, f"{image}.xmp", rng.choice(XMP_STYLES)), is_valid=True)
 
 
 def xmp_encoding(folder: Path, image: str, rng: random.Random) -> Sidecar:
@@ -83,7 +83,7 @@ def xmp_encoding(folder: Path, image: str, rng: random.Random) -> Sidecar:
     declared = ("", "UTF-8", "UTF-16", "utf-32", "idna", "cp1252", "x-unknown", "rot13", "unicode_escape", "base64")
     name = rng.choice(declared)
     text = xmp(before=f'<?xml version="1.0" encoding="{name}"?>' if name else "")
-    return Sidecar(_write(folder, f"{image}.xmp", text.encode(rng.choice(encodings))), has_keyword=True)
+    return Sidecar(_write(folder, f"{image}.xmp", text.encode(rng.choice(encodings))))
 
 
 def xmp_structure(folder: Path, image: str, rng: random.Random) -> Sidecar:
@@ -136,7 +136,7 @@ def json_of_a_person(folder: Path, image: str, rng: random.Random) -> Sidecar:
     tag = rng.choice((KEYWORD, {"tag": KEYWORD}, {"tag": KEYWORD, "note": {"by": "me"}}))
     text = json.dumps({"optsg": 1, "tags": [tag], "more": [1]}, allow_nan=False)
     name = _write(folder, f"{image}.optsg.json", rng.choice(("", "\ufeff")) + text)
-    return Sidecar(name, has_keyword=True, is_valid=True)
+    return Sidecar(name, is_valid=True)
 
 
 def caption(folder: Path, image: str, rng: random.Random) -> Sidecar:
@@ -145,7 +145,7 @@ def caption(folder: Path, image: str, rng: random.Random) -> Sidecar:
         KEYWORD, f"{KEYWORD}\n", f"{KEYWORD}, red,\r\nsecond line\r\n", f",, {KEYWORD} ,,", f"\ufeff{KEYWORD}, é",
         f"{KEYWORD}\n" * 1000, f"{'x' * 10**6}, {KEYWORD}",
     ))  # fmt: skip
-    return Sidecar(_write(folder, f"{Path(image).stem}.txt", text), has_keyword=True, is_valid=True)
+    return Sidecar(_write(folder, f"{Path(image).stem}.txt", text), is_valid=True)
 
 
 def caption_encoding(folder: Path, image: str, rng: random.Random) -> Sidecar:

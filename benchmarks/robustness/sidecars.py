@@ -31,14 +31,15 @@ def check_sidecars(workplace: Workplace, seed: int) -> Result:
     after = _snapshot(folder)
     second = workplace.tag(*arguments)
     is_named = any(name in first.errors for name in (sidecar.name, IMAGE))
-    # The image itself never changes; its sidecar must have its keyword.
+    # The image itself never changes; its new sidecar must have its keyword.
     name = f"{IMAGE}.xmp" if sidecar.name == IMAGE else sidecar.name
     is_changed = before.get(name) != after.get(name)
+    keyword_files = [path for path, data in before.items() if _has_keyword(data)] + [name] * sidecar.has_keyword
     if _lost_neighbours(read_tags(first), after, sidecar.name):
         outcome = "lost neighbour"
     elif outside != (sidecar.kept and (folder.parent / sidecar.kept).read_bytes()):
         outcome = "written outside"
-    elif sidecar.has_keyword and KEYWORD.encode() not in (after.get(name) or b"").replace(b"\0", b""):
+    elif not all(_has_keyword(after.get(path)) for path in keyword_files):
         outcome = "lost keywords"
     elif _snapshot(folder) != after:
         outcome = "not repeatable"
@@ -50,6 +51,11 @@ def check_sidecars(workplace: Workplace, seed: int) -> Result:
         outcome = "refused" if is_named else "not named"
     shutil.rmtree(folder)
     return result("sidecars", seed, damage, outcome, first, second)
+
+
+def _has_keyword(data: bytes | None) -> bool:
+    """Return whether the keyword is in a file of any encoding whose ASCII characters are the usual bytes and zeros."""
+    return KEYWORD.encode() in (data or b"").replace(b"\0", b"")
 
 
 def _lost_neighbours(tags: dict[str, list[str] | None], files: dict[str, bytes | None], sidecar: str) -> list[str]:

@@ -29,6 +29,8 @@ ENCODINGS = (
 )
 # The only sizes that H.263 knows are these and larger ones.
 WIDTH, HEIGHT = 176, 144
+# Without random identifiers and times.
+REPEATABLE = {"fflags": "+bitexact"}
 PALETTE = "colours from a palette"
 
 
@@ -36,7 +38,7 @@ PALETTE = "colours from a palette"
 def video(container: str, codec: str, pixel_format: str, num_frames: int = 8) -> bytes:
     """Encode a short video."""
     buffer, rng = io.BytesIO(), random.Random(0)
-    with av.open(buffer, "w", format=container) as output:
+    with av.open(buffer, "w", format=container, options=REPEATABLE) as output:
         stream = output.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pixel_format
         for _ in range(num_frames):
@@ -134,7 +136,7 @@ def palette(rng: random.Random) -> File:
     """Encode frames of one grey level each, with 8-bit colours from a palette."""
     suffix, levels = palette_levels(rng)
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=suffix[1:]) as output:
+    with av.open(buffer, "w", format=suffix[1:], options=REPEATABLE) as output:
         stream = output.add_stream("rawvideo" if suffix == ".avi" else "smc", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "pal8"
         for level in levels:
