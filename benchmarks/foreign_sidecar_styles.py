@@ -91,8 +91,8 @@ DIGIKAM = f"""{BEGIN}
    digiKam:PickLabel="0"
    MicrosoftPhoto:Rating="75"
    acdsee:rating="4"
-   acdsee:categories="&lt;Categories&gt;&lt;Category Assigned=&quot;0&quot;&gt;People&lt;Category Assigned=&quot;1&quot;&gt;\
-Anna&lt;/Category&gt;&lt;/Category&gt;&lt;/Categories&gt;"
+   acdsee:categories="&lt;Categories&gt;&lt;Category Assigned=&quot;0&quot;&gt;People\
+&lt;Category Assigned=&quot;1&quot;&gt;Anna&lt;/Category&gt;&lt;/Category&gt;&lt;/Categories&gt;"
    xmp:Rating="4"
    exif:GPSLatitude="47,39.90000000N"
    exif:GPSLongitude="9,10.50000000E">
@@ -143,7 +143,8 @@ Anna&lt;/Category&gt;&lt;/Category&gt;&lt;/Categories&gt;"
 </x:xmpmeta>{PADDING}
 <?xpacket end="w"?>"""
 
-LIGHTROOM = f"""<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Adobe XMP Core 7.0-c000 1.000000, 0000/00/00-00:00:00        ">
+LIGHTROOM = f"""\
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Adobe XMP Core 7.0-c000 1.000000, 0000/00/00-00:00:00        ">
  <rdf:RDF xmlns:rdf="{RDF}">
   <rdf:Description rdf:about=""
     xmlns:xmp="http://ns.adobe.com/xap/1.0/"

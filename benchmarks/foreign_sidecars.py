@@ -69,7 +69,12 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         kept[kind] += len(values)
         if len(now) > len(values):
             added.append(name)
-    return {"kept": dict(kept), "num_changed": len(changed), "changed": changed, "added": added + sorted(after.keys() - before.keys())}
+    return {
+        "kept": dict(kept),
+        "num_changed": len(changed),
+        "changed": changed,
+        "added": added + sorted(after.keys() - before.keys()),
+    }
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:

@@ -107,19 +107,25 @@ def test_the_sidecar_has_rating_title_and_description_but_no_raw_settings(tmp_pa
     assert not {"HasCrop", "CropTop", "Orientation", "HistoryNum", "History"} & found.keys()
 
 
-def test_iptc_fields_are_added_unless_xmp_has_them(tmp_path):
+def test_iptc_and_exif_fields_are_added_unless_xmp_has_them(tmp_path):
     iptc = {(2, 25): ["Überlingen", "cut" * 21 + "c", "MIA"], (2, 5): ["A title"], (2, 120): ["A caption"]}
     path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "cut" * 30, "Mia")), iptc)
     tag(path, "dog")
     assert lists(path)["subject"] == ["cut" * 30, "Mia", "Überlingen", "dog"]
     text = (tmp_path / "a.jpg.xmp").read_text("utf-8")
     assert text.count(">A title<") == 1 and text.count(">A caption<") == 1
+    exif = Image.Exif()
+    exif[0x010E], exif[0x013B], exif[0x4746] = "By the lake", "A. Person", 3
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg", exif=exif)
+    tag(tmp_path / "c.jpg", "dog")
+    text = (tmp_path / "c.jpg.xmp").read_text("utf-8")
+    assert all(part in text for part in (">By the lake<", ">A. Person<", "<xmp:Rating>3<"))
     path = save(tmp_path / "b.jpg", iptc={(2, 25): ["only here"]})
     tag(path, "dog")
     assert lists(path) == {"subject": ["only here", "dog"], "TagsList": ["only here", "dog"]}
 
 
-def test_keywords_of_the_image_stay_and_tags_that_were_copied_into_it_do_not(tmp_path):
+def test_keywords_of_the_image_stay_but_tags_copied_into_it_do_not(tmp_path):
     path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "Mia")))
     tag(path, "dog")
     tag(path, "cat")

@@ -61,8 +61,11 @@ _PREFIXES = {
 # Lists of keywords. Some programs write a single keyword as plain text.
 _LISTS = {(DC, "subject"), (LR, "hierarchicalSubject"), (DIGIKAM, "TagsList"), (MICROSOFT, "LastKeywordXMP")}
 
-# IPTC-IIM 4.2: keywords, character set, title and caption.
-IPTC_KEYWORDS, IPTC_CHARACTER_SET, IPTC_TITLE, IPTC_CAPTION = (2, 25), (1, 90), (2, 5), (2, 120)
+# Fields of IPTC-IIM 4.2 and EXIF for the texts of Dublin Core. digiKam does not read them next to a sidecar.
+IPTC_TEXTS = {"title": (2, 5), "description": (2, 120), "creator": (2, 80), "rights": (2, 116)}
+EXIF_TEXTS = {"description": 0x010E, "creator": 0x013B, "rights": 0x8298}
+EXIFTOOL_TEXTS = {"title": "Title", "description": "Description", "creator": "Artist", "rights": "Copyright"}
+IPTC_KEYWORDS, IPTC_CHARACTER_SET = (2, 25), (1, 90)
 IPTC_UTF8 = b"\x1b%G"
 IPTC_KEYWORD_BYTES = 64  # longer keywords are cut
 # EXIF fields of Windows Explorer. Its keywords are UTF-16, separated by semicolons.
@@ -96,15 +99,13 @@ class _Fields:
     Args:
         xmp: The XMP document, if the file has one.
         keywords: Keywords of IPTC, EXIF and QuickTime.
-        title: Title of IPTC or QuickTime.
-        description: Caption of IPTC or QuickTime.
+        texts: Title, description, creator and rights of IPTC, EXIF or QuickTime.
         rating: Rating of EXIF or QuickTime, 1 to 5.
     """
 
     xmp: bytes | None = None
     keywords: list[str] = field(default_factory=list)
-    title: str | None = None
-    description: str | None = None
+    texts: dict[str, str] = field(default_factory=dict)
     rating: int | None = None
 
 
@@ -165,14 +166,13 @@ def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
     except (ValueError, SyntaxError, OSError, KeyError, TypeError):
         return
     encodings = ("utf-8",) if records.get(IPTC_CHARACTER_SET) == IPTC_UTF8 else ("utf-8", "latin-1")
-    texts = {}
-    for name in (IPTC_KEYWORDS, IPTC_TITLE, IPTC_CAPTION):
-        values = records.get(name, [])
-        values = values if isinstance(values, list) else [values]
-        texts[name] = [_decode(value, encodings) for value in values]
-    fields.keywords += texts[IPTC_KEYWORDS]
-    fields.title = next(iter(texts[IPTC_TITLE]), None)
-    fields.description = next(iter(texts[IPTC_CAPTION]), None)
+
+    def read(field: tuple[int, int]) -> list[str]:
+        values = records.get(field, [])
+        return [_decode(value, encodings) for value in (values if isinstance(values, list) else [values])]
+
+    fields.keywords += read(IPTC_KEYWORDS)
+    fields.texts = {name: values[0] for name, field in IPTC_TEXTS.items() if (values := read(field))}
 
 
 def _read_exif(image: "Image.Image", fields: _Fields) -> None:
@@ -181,10 +181,12 @@ def _read_exif(image: "Image.Image", fields: _Fields) -> None:
     if isinstance(keywords, bytes):
         fields.keywords += keywords.decode("utf-16-le", "ignore").partition("\0")[0].split(";")
     fields.rating = exif.get(EXIF_RATING)
+    found = {name: exif.get(number) for name, number in EXIF_TEXTS.items()}
+    fields.texts = {name: text for name, text in found.items() if isinstance(text, str)} | fields.texts
 
 
 def _read_with_exiftool(path: str) -> _Fields:
-    names = ("XMP", "Keywords", "XPKeywords", "Title", "Description", "Rating")
+    names = ("XMP", "Keywords", "XPKeywords", "Rating", *EXIFTOOL_TEXTS.values())
     # An absolute path does not start with "-", which exiftool would read as an option.
     command = ["exiftool", "-j", "-b", *(f"-{name}" for name in names), os.path.abspath(path)]
     options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": EXIFTOOL_SECONDS}
@@ -196,8 +198,8 @@ def _read_with_exiftool(path: str) -> _Fields:
     keywords = found.get("Keywords", [])
     keywords = [str(keyword) for keyword in (keywords if isinstance(keywords, list) else [keywords])]
     keywords += str(found.get("XPKeywords", "")).split(";")
-    title, description = (str(found[name]) if name in found else None for name in ("Title", "Description"))
-    return _Fields(xmp, keywords, title, description, found.get("Rating"))
+    texts = {name: str(found[key]) for name, key in EXIFTOOL_TEXTS.items() if key in found}
+    return _Fields(xmp, keywords, texts, found.get("Rating"))
 
 
 def _copied_properties(xmp: bytes) -> list[ElementTree.Element]:
@@ -249,9 +251,10 @@ def _add_fields(description: ElementTree.Element, fields: _Fields) -> None:
             _add_items(subject[0], added)
         else:
             _add_entries(subject, "Bag", added)
-    for name, text in (("title", fields.title), ("description", fields.description)):
-        if (text := _clean(text or "")) and description.find(f"{{{DC}}}{name}") is None:
-            _add_entries(ElementTree.SubElement(description, f"{{{DC}}}{name}"), "Alt", [text])
+    for name, text in fields.texts.items():
+        if (text := _clean(text)) and description.find(f"{{{DC}}}{name}") is None:
+            kind = "Seq" if name == "creator" else "Alt"
+            _add_entries(ElementTree.SubElement(description, f"{{{DC}}}{name}"), kind, [text])
     is_rated = description.find(f"{{{XMP}}}Rating") is not None
     if isinstance(fields.rating, int) and 1 <= fields.rating <= 5 and not is_rated:
         ElementTree.SubElement(description, f"{{{XMP}}}Rating").text = str(fields.rating)

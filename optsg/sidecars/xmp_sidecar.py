@@ -40,8 +40,8 @@ HIDDEN_BY_TAGS_LIST = (
 RECORD = ("urn:x-optsg:1.0/", "optsg")
 RECORD_LISTS = ("Tags", "Probabilities", "Novel", "Listed", "Declined", "Unlisted", "Run")
 HIERARCHY_REMARK = (
-    "added no tags to the keyword hierarchy (lr:hierarchicalSubject, mediapro:CatalogSets or acdsee:categories), which "
-    "some programs read instead of dc:subject"
+    "added no tags to the keyword hierarchy (lr:hierarchicalSubject, mediapro:CatalogSets or acdsee:categories), "
+    "which some programs read instead of dc:subject"
 )
 NOT_XML_REMARK = "left out tags with control characters, which XML cannot hold"
 
