@@ -32,10 +32,7 @@ def _check_weights(model: "OPTSGForTagGeneration") -> None:
 
 
 def _check_tokenizers(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:
-    text_config = model.config.text_config
-    sizes = {"tag_tokenizer": model.config.tag_vocab_size}
-    if text_config is not None:
-        sizes["tokenizer"] = text_config.vocab_size
+    sizes = {"tokenizer": model.config.text_config.vocab_size, "tag_tokenizer": model.config.tag_vocab_size}
     for name, size in sizes.items():
         ids = getattr(processor, name).get_vocab()
         # Without its file, transformers makes a tokenizer that knows only its special tokens.

@@ -145,6 +145,25 @@ def test_no_sidecar_without_tags(tmp_path):
     assert not tag(path).written and (tmp_path / "a.jpg.xmp").read_bytes() == foreign
 
 
+def test_text_after_the_pixels_of_a_png_is_read(tmp_path):
+    path = save(tmp_path / "a.png", packet(bag("dc:subject", "Mia")))
+    data = path.read_bytes()
+    start = data.index(b"iTXt") - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    end = data.index(b"IEND") - 4
+    path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
+    tag(path, "dog")
+    assert lists(path)["subject"] == ["Mia", "dog"]
+
+
+@exiftool
+def test_images_with_too_many_pixels_for_pillow_are_read(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "Mia")), {(2, 25): ["Anna"]})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    tag(path, "dog")
+    assert lists(path)["subject"] == ["Mia", "Anna", "dog"]
+
+
 @pytest.mark.parametrize("xmp", [b"<x:xmpmeta", b"<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", packet("<dc:subject>&a;")])
 def test_invalid_xmp_inside_an_image_is_reported(tmp_path, xmp):
     path = save(tmp_path / "a.jpg", xmp, {(2, 25): ["Mia"]})

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -112,19 +113,17 @@ class _Fields:
 def read_embedded(file: MediaFile) -> EmbeddedMetadata:
     """Read what a person wrote into an image or a video.
 
-    Images are read with Pillow. Videos, and images in formats that Pillow does not know, are read with exiftool if it
-    is installed.
+    Images are read with Pillow. Videos, and images that are too large for Pillow or in other formats, are read with
+    exiftool if it is installed.
 
     Args:
         file: The image or video. It is not changed.
     """
     try:
-        if not file.is_video and _is_known_to_pillow(file.path):
-            fields = _read_with_pillow(file.path)
-        elif shutil.which("exiftool"):
-            fields = _read_with_exiftool(file.path)
-        else:
+        fields = None if file.is_video else _read_with_pillow(file.path)
+        if fields is None and shutil.which("exiftool") is None:
             return EmbeddedMetadata(remark=NO_EXIFTOOL)
+        fields = fields or _read_with_exiftool(file.path)
     except Exception:  # Pillow's plugins raise errors of many types
         return EmbeddedMetadata(remark=UNREADABLE)
     remark, properties = None, []
@@ -139,23 +138,24 @@ def read_embedded(file: MediaFile) -> EmbeddedMetadata:
     return EmbeddedMetadata(_to_packet(description) if len(description) else None, remark)
 
 
-def _is_known_to_pillow(path: str) -> bool:
+def _read_with_pillow(path: str) -> _Fields | None:
+    """Return the metadata of an image, or `None` if Pillow does not know the format or refuses so many pixels."""
     from PIL import Image
 
-    return suffix_of(path) in Image.registered_extensions()
-
-
-def _read_with_pillow(path: str) -> _Fields:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        fields = _Fields(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"))
-        _read_iptc(image, fields)
-        with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
-            _read_exif(image, fields)
-    if isinstance(fields.xmp, str):
-        fields.xmp = fields.xmp.encode()
-    return fields
+    if suffix_of(path) not in Image.registered_extensions():
+        return None
+    with contextlib.suppress(Image.DecompressionBombError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of many pixels
+        with Image.open(path) as image:
+            if image.format == "PNG" and "xmp" not in image.info:
+                image.load()  # a PNG file may have text after the pixels
+            xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+            fields = _Fields(xmp.encode() if isinstance(xmp, str) else xmp)
+            _read_iptc(image, fields)
+            with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
+                _read_exif(image, fields)
+        return fields
+    return None
 
 
 def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
