@@ -1,6 +1,7 @@
 """XMP sidecars in the form in which ten programs write them: namespaces, structure, quotes, comments and padding.
 
-All contents are synthetic. The forms follow public examples and the source code of the programs.
+All contents are synthetic. They imitate the formats of the programs; none was written by
+the program itself.
 """
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
