@@ -94,6 +94,11 @@ def running_space(folder: Path = ROOT / "space", **variables: str) -> Iterator[t
                 process.wait()
 
 
+def patient_client(address: str) -> Client:
+    """Make a client that waits as long as it must: with fewer cores than clients, uploads wait too."""
+    return Client(address, verbose=False, httpx_kwargs={"timeout": ANSWER_SECONDS})
+
+
 def megabytes(process: subprocess.Popen) -> float:
     """Measure the memory of a process and its children."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -214,7 +219,7 @@ def run_attacks(address: str, process: subprocess.Popen, connections: int = 8) -
         connections: Number of connections of each attack.
     """
     results = {}
-    client = Client(address, verbose=False)
+    client = patient_client(address)
     image = {"file": IMAGES / "bus.png", "title": "bus", "decoding": "parallel"}
     for name in ATTACKS:
         before, peak = megabytes(process), 0.0
@@ -263,9 +268,7 @@ def main() -> None:
     rounds = []
     with tempfile.TemporaryDirectory() as folder, running_space() as (address, process):
         requests = mixed_requests(Path(folder), arguments.requests)
-        # Patient clients: with fewer cores than clients, uploads wait too.
-        patience = {"timeout": ANSWER_SECONDS}
-        clients = [Client(address, verbose=False, httpx_kwargs=patience) for _ in requests]
+        clients = [patient_client(address) for _ in requests]
         different = {str(request): request for request in requests}
         answers = {name: send(clients[0], request) for name, request in different.items()}
         alone = [answers[str(request)] for request in requests]

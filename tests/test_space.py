@@ -25,25 +25,39 @@ missing = [name for name in ("gradio", "gradio_client", "playwright") if importl
 if missing:
     pytest.skip(f"Not installed: {', '.join(missing)}.", allow_module_level=True)
 
-from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client import handle_file  # noqa: E402
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from space_load import running_space  # noqa: E402
+from space_load import (  # noqa: E402
+    attack,
+    megabytes,
+    mixed_requests,
+    patient_client,
+    run_round,
+    running_space,
+    send,
+    stop,
+)
 
 WAIT_SECONDS = 60
 expect.set_options(timeout=1000 * WAIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
-def address():
-    with running_space(OMP_NUM_THREADS="1") as (address, _):
-        yield address
+def space():
+    with running_space(OMP_NUM_THREADS="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(space):
+    return space[0]
 
 
 @pytest.fixture(scope="module")
 def client(address):
-    return Client(address, verbose=False)
+    return patient_client(address)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +133,32 @@ def test_the_api_reads_only_uploaded_files(address, file):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}gradio_api/file={name}", timeout=20)
         assert refused.value.code in (403, 404)
+
+
+def test_concurrent_requests_are_answered_like_single_ones(space, tmp_path):
+    address, process = space
+    clients = [patient_client(address) for _ in range(12)]
+    requests = mixed_requests(tmp_path, len(clients))
+    alone = [send(clients[0], request) for request in requests]
+    found = run_round(requests, alone, clients, process)
+    assert found["same_as_alone"] == len(requests) and found["tagged"] == 10
+
+
+@pytest.mark.parametrize("name", ["both headers, JSON", "both headers, upload", "chunks without end", "two lengths"])
+def test_requests_without_end_do_not_fill_the_memory(space, client, name):
+    address, process = space
+    before = megabytes(process)
+    found = attack(address, name)
+    assert found["status"] in (400, 411, None) and found["seconds"] < WAIT_SECONDS
+    assert megabytes(process) < before + 30
+    assert client.predict(handle_file(IMAGES / "bus.png"), title="bus", api_name="/tag")["tags"]
+
+
+def test_sigterm_ends_the_space_while_it_answers(tmp_path):
+    with running_space(OMP_NUM_THREADS="1", TMPDIR=str(tmp_path)) as (address, process):
+        requests = mixed_requests(tmp_path, 2)
+        assert stop([patient_client(address) for _ in requests], requests, process) < 5
+        assert process.returncode == 0 and not list(tmp_path.glob("optsg-space-*"))
 
 
 @pytest.fixture(scope="module")
