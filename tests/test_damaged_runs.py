@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from modeling_optsg.data.checksums import CHECKSUMS, is_cached, record_checksum
 from modeling_optsg.training import OPTSGTrainer, OPTSGTrainingArguments, RunState
+from modeling_optsg.training.checkpoints import delete_extra_files
 from modeling_optsg.training.finishing import finished_summary
 from modeling_optsg.training.interruption import RunStatus
 from modeling_optsg.training.run_lock import lock_run
@@ -144,6 +145,16 @@ def test_a_damaged_cached_file_is_reported_and_deleted(tmp_path, caplog, change)
     change(path)
     assert not is_cached(path) and "was changed after it was written" in caplog.text and not path.exists()
     assert not is_cached(path)
+
+
+def test_a_new_run_deletes_only_what_a_run_left(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/chapter.txt").write_text("mine")
+    delete_extra_files(tmp_path)
+    assert (tmp_path / "book/chapter.txt").exists(), "there is no checkpoint"
+    (tmp_path / "config.json").write_text("{}")
+    delete_extra_files(tmp_path)
+    assert not (tmp_path / "book").exists()
 
 
 HOLD = """
