@@ -99,9 +99,9 @@ def test_a_run_killed_between_record_and_caption_is_repaired(tag, photos, monkey
     tag("--write", "txt", photos)
     write = caption_file.replace_file
 
-    def kill(path, data):
+    def kill(path, data, **options):
         if when == "after":
-            write(path, data)
+            write(path, data, **options)
         raise KeyboardInterrupt
 
     tag.predicted = {"*": ["cat", "dog"]}

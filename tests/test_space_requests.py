@@ -275,3 +275,13 @@ def test_interrupted_uploads_are_deleted(tmp_path, monkeypatch):
     finally:
         uploads.remove()
     assert not Path(uploads.path).exists()
+
+
+def test_the_measured_space_lost_no_request_and_kept_its_memory():
+    found = json.loads((SPACE.parent / "results/space_load.json").read_text())
+    assert found["concurrent_requests"] == 250 and found["lost"] == 0 and len(found["rounds"]) == 3
+    assert all(1700 < one["megabytes"] < 1850 and 150 < one["seconds"] < 300 for one in found["rounds"])
+    assert found["attacks"].keys() == space_load.ATTACKS.keys() and found["seconds_from_sigterm_to_end"] < 2
+    for attack in found["attacks"].values():
+        assert attack["more_megabytes"] < 20 and attack["tagged_meanwhile"]
+        assert set(attack["statuses"]) <= {"400", "408", "411", "None"}
