@@ -142,7 +142,7 @@ def parquet_values(folder: Path, rng: random.Random) -> Titles:
     """Write Parquet with odd types next to the titles."""
     far = pa.array([2**62] * len(ROWS), pa.int64())
     extra = rng.choice((
-        far.cast(pa.timestamp("us")), far.cast(pa.timestamp("s")), far.cast(pa.timestamp("ns")),
+        far.cast(pa.timestamp("us")), pa.array([2**52] * len(ROWS), pa.timestamp("s")), far.cast(pa.timestamp("ns")),
         pa.array([2**30] * len(ROWS), pa.int32()).cast(pa.date32()),
         far.cast(pa.timestamp("us", tz="Nowhere/Unknown")), far.cast(pa.duration("ms")),
         pa.array([b"\xff\0"] * len(ROWS)), pa.array([[{"a": [1]}]] * len(ROWS)), pa.nulls(len(ROWS)),
