@@ -8,9 +8,9 @@ import pytest
 from benchmarks.robustness import __main__ as program
 from benchmarks.robustness import jobs, media, results
 
-# Inputs whose failure is known are not here.
+# Without AVIF, which the lowest version of Pillow does not have, and without inputs whose failure is known.
 SEEDS = {
-    "images": (0, 1, 8, 14, 22),
+    "images": (1, 2, 8, 14, 22),
     "videos": (0, 3, 8),
     "metadata": (4, 8),
     "sidecars": (0, 9),
@@ -32,7 +32,7 @@ def test_damaged_inputs_are_read_or_named(workplace, kind):
 
 @pytest.mark.parametrize("kind", ["images", "videos"])
 def test_a_seed_makes_the_same_file(tmp_path, kind):
-    for seed in (0, 1, 8):
+    for seed in (1, 3, 8):
         damage, path = media.make_file(kind, seed, tmp_path)
         before = path.read_bytes()
         assert media.make_file(kind, seed, tmp_path) == (damage, path)

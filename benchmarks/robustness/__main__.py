@@ -16,12 +16,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# The processes that this program forks have the imported libraries, but no accelerator and no threads of them.
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if __name__ == "__main__":
+    # A forked process can use neither an accelerator nor the threads of its parent.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch  # noqa: E402
 
@@ -72,6 +73,13 @@ def summarize(results: Sequence[Result]) -> dict:
     return {"kinds": kinds, "failures": failures}
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the kinds and return the exit status, 1 if there are failures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,16 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         workplace = Workplace(Path(folder))
         for kind in args.kinds:
-            seeds = args.seeds if args.seeds is not None else range(KINDS[kind][1])
-            results += check(workplace, kind, seeds)
-            print(f"{kind}: {Counter(r.outcome for r in results if r.kind == kind).most_common()}", flush=True)
-    found = summarize(results) | {"seconds": round(time.monotonic() - start)} | environment()
-    found["versions"] |= {name: version(name) for name in PACKAGES}
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(
-            json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+            results += check(workplace, kind, args.seeds or range(KINDS[kind][1]))
+            found = summarize(results) | {"seeds": args.seeds or "0, 1, 2 and so on"}
+            found |= {"seconds": round(time.monotonic() - start)} | environment()
+            found["versions"] |= {name: _version(name) for name in PACKAGES}
+            print(f"{kind}: {found['kinds'][kind]['outcomes']}", flush=True)
+            if args.output:
+                # After each kind, so that a stopped run has a result.
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
+                args.output.write_text(text + "\n", encoding="utf-8")
     return 1 if found["failures"] else 0
 
 
