@@ -24,7 +24,8 @@ from .results import Result, Workplace, choose, result
 
 GOOD, DAMAGED, WIDTH = ("good-1", "good-2", "good-3"), "damaged", 4
 SUFFIXES = (".npy", ".npz", ".pt", ".h5")
-HUGE = 2**31
+# 4 GB as 32-bit numbers: more than the limit, less than the memory of most machines.
+HUGE = 2**28
 # (suffix, content)
 File = tuple[str, bytes]
 
