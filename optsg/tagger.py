@@ -13,8 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .media_files import OWN_PREFIX, MediaFile
+from dataset_scripts.media_suffixes import RAW_SUFFIXES
+
+from .media_files import OWN_PREFIX, MediaFile, suffix_of
 from .model_check import check_model
+from .raw_files import read_preview
 from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
@@ -35,6 +38,7 @@ BATCHES_AHEAD = 2
 # Batches whose images and videos are tagged in separate batches.
 MIXED_BATCHES = 16
 MAX_READERS = 16
+ANIMATED_SUFFIXES = (".apng", ".avif", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,28 @@ class Tagger:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, file: MediaFile) -> "torch.Tensor | Exception":
+        from modeling_optsg.image_formats import is_animated
+
+        suffix = suffix_of(file.path)
         try:
-            return self.processor.read_pixels(**{"video" if file.is_video else "image": file.path})
+            if suffix in RAW_SUFFIXES:
+                return self.processor.read_pixels(read_preview(file.path), name=file.path)
+            is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
+            return self.processor.read_pixels(**{"video" if is_video else "image": file.path})
         except (ValueError, OSError, ImportError) as error:
             return error
 
     def _tag(self, batch: list[MediaFile], pixels: "list[torch.Tensor | Exception]") -> list[FileTags | Exception]:
         """Return the tags of each file that was read, and the errors of the others."""
-        readable = [index for index, read in enumerate(pixels) if not isinstance(read, Exception)]
         results: list[FileTags | Exception] = list(pixels)
-        if readable:
-            tags = self._generate([batch[index] for index in readable], [pixels[index] for index in readable])
-            for index, file_tags in zip(readable, tags, strict=True):
-                results[index] = file_tags
+        readable = [index for index, read in enumerate(pixels) if not isinstance(read, Exception)]
+        # An animated image has several frames, like a video.
+        for has_one_frame in (True, False):
+            chosen = [index for index in readable if (len(pixels[index]) == 1) == has_one_frame]
+            if chosen:
+                tags = self._generate([batch[index] for index in chosen], [pixels[index] for index in chosen])
+                for index, file_tags in zip(chosen, tags, strict=True):
+                    results[index] = file_tags
         return results
 
     def _generate(self, batch: list[MediaFile], pixels: "list[torch.Tensor]") -> list[FileTags]:

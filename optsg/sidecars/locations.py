@@ -1,10 +1,12 @@
 """Chooses the path of a file's sidecar: next to the file or in a tree like its own, under either of two names."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..media_files import MEDIA_SUFFIXES, RAW_SUFFIXES, MediaFile, suffix_of
+from dataset_scripts.media_suffixes import RAW_SUFFIXES
+
+from ..media_files import MEDIA_SUFFIXES, MediaFile, suffix_of
 from .files import check_writable
 from .writer import SidecarError
 
@@ -53,6 +55,11 @@ class SidecarLocator:
         Raises:
             SidecarError: Another file would have the same sidecar, or the folder cannot be listed.
         """
+        remark = None
+        if naming == "stem" and self._twins(file.path, include_raw=False):
+            # Such as the photograph and the video of a Live Photo.
+            naming, either = "full", False
+            remark = f"used the full names for {suffix} files of images and videos that share a stem"
         location = neighbour = self._choose(file.path, file.path, suffix, naming, either)
         if self.output is not None:
             base = os.path.join(self.output, os.path.relpath(file.path, file.root or os.path.dirname(file.path)))
@@ -60,7 +67,7 @@ class SidecarLocator:
             if not os.path.lexists(location.path) and os.path.lexists(neighbour.path):
                 location = SidecarLocation(location.path, template=neighbour.path, remark=location.remark)
         self._check_unshared(file, location)
-        return location
+        return replace(location, remark=location.remark or remark)
 
     def find(self, path: str, suffix: str) -> str | None:
         """Return the sidecar of a file to read from, under either name, or `None` if there is none.

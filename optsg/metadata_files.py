@@ -1,0 +1,156 @@
+"""Reads titles and tags of files from a `metadata.jsonl`, `metadata.csv` or `metadata.parquet`."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset_scripts.tag_separators import describe_separator, find_printed_list, find_separator, split_tags
+
+# The first column with text is used.
+TITLE_COLUMNS = ("title", "caption", "text", "description")
+USED_COLUMNS = ("file_name", *TITLE_COLUMNS, "tags")
+DELIMITERS = (",", ";", "\t")
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+
+@dataclass(frozen=True)
+class FileMetadata:
+    """What a metadata file says about an image or a video.
+
+    Args:
+        title: Its title.
+        tags: Its tags, if they were read.
+    """
+
+    title: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def read_metadata(path: str, read_tags: bool = False) -> tuple[dict[str, FileMetadata], list[str], str | None]:
+    """Read a metadata file with the column `file_name` and a title in one of `TITLE_COLUMNS`.
+
+    Spaces around column names and after delimiters are ignored. A CSV file may have `;` or tabs as delimiters. Text in
+    another encoding than UTF-8 is detected.
+
+    Args:
+        path: Path of the metadata file.
+        read_tags: Also read the column `tags`.
+
+    Returns:
+        The rows by `file_name`, messages about how the file was read, and one failure for all rows that cannot be
+        used, which shows one of them; `None` without such rows.
+    """
+    read, rows, unusable, messages = [], {}, [], []
+    try:
+        for number, row in _rows(path, messages):
+            try:
+                read.append((number, _check_row(row)))
+            except ValueError as error:
+                unusable.append(f"row {number}: {error}")
+    except (OSError, ValueError, OverflowError, RecursionError, csv.Error) as error:
+        unusable.append(f"the rest cannot be read: {error}")
+    cells = [row.get("tags") for _, row in read]
+    separator = find_separator(cells)
+    if read_tags and (message := describe_separator(separator, cells)):
+        messages.append(message)
+    for number, row in read:
+        try:
+            tags = _read_tags(row.get("tags"), separator) if read_tags else ()
+            rows[row["file_name"]] = FileMetadata(_title(row), tags)
+        except ValueError as error:
+            unusable.append(f"row {number}: {error}")
+    used = {name for _, row in read for name in TITLE_COLUMNS if row.get(name)}
+    if used and "title" not in used:
+        messages.append(f"titles are read from the column {next(name for name in TITLE_COLUMNS if name in used)}")
+    more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
+    return rows, messages, unusable[0] + more if unusable else None
+
+
+def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
+    if path.endswith(".parquet"):
+        import pyarrow.parquet
+
+        # Other columns may hold values that Python cannot, such as dates in nanoseconds.
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name.strip() in USED_COLUMNS]
+            yield from enumerate(file.read(columns).to_pylist(), start=1)
+        return
+    text = _decode(Path(path).read_bytes(), messages)
+    if path.endswith(".csv"):
+        yield from _csv_rows(text, messages)
+    else:
+        yield from enumerate((line for line in text.split("\n") if line.strip()), start=1)
+
+
+def _decode(data: bytes, messages: list[str]) -> str:
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        from charset_normalizer import from_bytes
+
+        detected = from_bytes(data).best()
+        if detected is None:
+            raise ValueError(
+                f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+            ) from error
+        messages.append(f"it is not UTF-8 and was read as {detected.encoding}; if titles look wrong, save it as UTF-8")
+        return str(detected)
+
+
+def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
+    header = text.split("\n", 1)[0]
+    delimiter = next((own for own in DELIMITERS if "file_name" in map(_column_name, header.split(own))), ",")
+    if delimiter != ",":
+        messages.append(f"its columns are separated by {'tabs' if delimiter == chr(9) else delimiter}")
+    # In strict mode, a quote that is never closed is an error; otherwise all other rows would become one title.
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    names = [_column_name(name) for name in next(rows, [])]
+    number = 0
+    try:
+        for cells in rows:
+            if not cells:
+                continue
+            number += 1
+            row = dict(zip(names, cells))
+            # Too many cells: a title with a comma and without quotes would lose its end.
+            yield number, row if len(cells) <= len(names) else {"cells": len(cells), "columns": len(names)}
+    except csv.Error as error:
+        raise ValueError(f"row {number + 1}: {error}; is a quotation mark missing?") from error
+
+
+def _column_name(name: str) -> str:
+    return name.strip().strip('"\ufeff').strip()
+
+
+def _check_row(row: dict | str) -> dict:
+    if isinstance(row, str):
+        row = json.loads(row)
+    if isinstance(row, dict):
+        row = {str(name).strip(): value for name, value in row.items()}
+    if isinstance(row, dict) and "cells" in row and "file_name" not in row:
+        raise ValueError(
+            f"it has {row['cells']} cells and the header {row['columns']}; put texts with commas in quotes"
+        )
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        raise ValueError('expected "file_name" and "title"')
+    for name in TITLE_COLUMNS:
+        if not isinstance(row.get(name), str | None):
+            raise ValueError(f'"{name}" must be text, got {row[name]!r}')
+    return row
+
+
+def _title(row: dict) -> str | None:
+    return next((title for name in TITLE_COLUMNS if (title := (row.get(name) or "").strip())), None)
+
+
+def _read_tags(tags: list[str] | str | None, separator: str) -> tuple[str, ...]:
+    if message := find_printed_list(tags):
+        raise ValueError(message)
+    tags = split_tags(tags or "", separator) if isinstance(tags, str | None) else tags
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f'"tags" must be a list of strings or text separated by | or ; or a comma, got {tags!r}')
+    return tuple(stripped for tag in tags if (stripped := tag.strip()))
