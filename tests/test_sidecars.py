@@ -201,23 +201,25 @@ def test_existing_sidecars_are_used_under_either_name(tag, photos):
     assert not (photos / "a.jpg.xmp").exists() and (photos / "b.jpg.xmp").exists()
 
 
-def test_one_sidecar_for_two_images_is_refused(tag, photos):
-    shutil.copy(photos / "a.jpg", photos / "a.png")
+@pytest.mark.parametrize("twin", ["a.png", "a.MOV"])
+def test_files_that_share_a_stem_have_a_sidecar_each(tag, photos, twin):
+    shutil.copy(photos / "a.jpg", photos / twin)
     status, _, err = tag("--write", "xmp", "--sidecar-names", "stem", photos)
-    assert status == 1 and "a.jpg: a.xmp would also be the sidecar of a.png" in err and "a.png: a.xmp would" in err
+    assert status == 0 and "used the full names for .xmp files" in err and "(2 files)" in err
     assert not (photos / "a.xmp").exists() and (photos / "b.xmp").exists()
-    assert tag("--write", "xmp", photos)[0] == 0
-    assert (photos / "a.jpg.xmp").exists() and (photos / "a.png.xmp").exists()
+    assert (photos / "a.jpg.xmp").exists() and (photos / f"{twin}.xmp").exists()
+    assert "4 files already tagged" in tag("--write", "xmp", "--sidecar-names", "stem", photos)[2]
 
 
-def test_raw_files_and_their_sidecars_are_skipped(tag, photos):
+def test_raw_files_and_their_sidecars_are_skipped(tag, photos, monkeypatch):
     (photos / "a.CR2").write_bytes(b"raw")
     (photos / "a.xmp").write_bytes(b"of the raw file")
     status, _, err = tag("--write", "xmp", photos)
     assert status == 0 and "skipped 1 raw file" in err and "may belong to another file" in err
     assert (photos / "a.xmp").read_bytes() == b"of the raw file" and (photos / "a.jpg.xmp").exists()
+    monkeypatch.setattr("optsg.media_files.can_read_raw", lambda: False)
     status, _, err = tag("--write", "xmp", photos / "a.CR2")
-    assert status == 1 and "raw files are not supported" in err
+    assert status == 1 and 'it is a raw file; to read raw files: pip install "optsg[raw]"' in err
 
 
 def test_sidecars_in_an_output_tree_start_as_copies(tag, photos, tmp_path):
