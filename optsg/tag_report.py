@@ -95,7 +95,7 @@ class TagReport:
         tags = result.tags
         if self.explain:
             tags = [tag | source for tag, source in zip(tags, result.sources, strict=True)]
-        self._print_json(file=file.path, title=file.title, tags=tags, **words)
+        self._print_json(file=file.path, title=file.title or result.title, tags=tags, **words)
         if self.table is not None:
             if self.num_tagged + self.num_without_tags == 0:
                 print_line(self.table.header())

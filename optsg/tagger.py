@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_scripts.media_suffixes import RAW_SUFFIXES
 
+from .embedded_titles import read_title
 from .media_files import OWN_PREFIX, MediaFile, suffix_of
 from .model_check import check_model
 from .raw_files import read_preview
@@ -76,11 +77,22 @@ class FileTags:
         sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "classified" or "book".
             The neighbours are the examples of the book that have the tag, as
             `{"id": str, "title": str, "score": float}`.
+        title: The title that was used: that of the file, or else the title or caption in the image.
     """
 
     tags: list[dict]
     image_words: list[dict]
     sources: list[dict] = field(default_factory=list)
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class _ReadFile:
+    """A file with its frames `[frames, 3, height, width]` and its title."""
+
+    file: MediaFile
+    pixels: "torch.Tensor"
+    title: str | None
 
 
 class Tagger:
@@ -153,43 +165,44 @@ class Tagger:
                     if batch is not None:
                         reading.append((batch, [pool.submit(self._read, file) for file in batch]))
                     if reading and (batch is None or len(reading) > BATCHES_AHEAD):
-                        batch, pixels = reading.popleft()
-                        yield from zip(batch, self._tag(batch, [future.result() for future in pixels]), strict=True)
+                        batch, files_read = reading.popleft()
+                        yield from zip(batch, self._tag([future.result() for future in files_read]), strict=True)
             finally:
                 # After an interruption, files that nobody waits for are not read.
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, file: MediaFile) -> "torch.Tensor | Exception":
+    def _read(self, file: MediaFile) -> "_ReadFile | Exception":
         from modeling_optsg.image_formats import is_animated
 
         suffix = suffix_of(file.path)
         try:
             if suffix in RAW_SUFFIXES:
-                return self.processor.read_pixels(read_preview(file.path), name=file.path)
+                pixels = self.processor.read_pixels(read_preview(file.path), name=file.path)
+                return _ReadFile(file, pixels, file.title)
             is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
-            return self.processor.read_pixels(**{"video" if is_video else "image": file.path})
+            pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
+            return _ReadFile(file, pixels, file.title or (None if file.is_video else read_title(file.path)))
         except (ValueError, OSError, ImportError) as error:
             return error
 
-    def _tag(self, batch: list[MediaFile], pixels: "list[torch.Tensor | Exception]") -> list[FileTags | Exception]:
+    def _tag(self, read: "list[_ReadFile | Exception]") -> list[FileTags | Exception]:
         """Return the tags of each file that was read, and the errors of the others."""
-        results: list[FileTags | Exception] = list(pixels)
-        readable = [index for index, read in enumerate(pixels) if not isinstance(read, Exception)]
+        results: list = list(read)
+        readable = [index for index, file in enumerate(read) if not isinstance(file, Exception)]
         # An animated image has several frames, like a video.
         for has_one_frame in (True, False):
-            chosen = [index for index in readable if (len(pixels[index]) == 1) == has_one_frame]
+            chosen = [index for index in readable if (len(read[index].pixels) == 1) == has_one_frame]
             if chosen:
-                tags = self._generate([batch[index] for index in chosen], [pixels[index] for index in chosen])
-                for index, file_tags in zip(chosen, tags, strict=True):
-                    results[index] = file_tags
+                for index, tags in zip(chosen, self._generate([read[index] for index in chosen]), strict=True):
+                    results[index] = tags
         return results
 
-    def _generate(self, batch: list[MediaFile], pixels: "list[torch.Tensor]") -> list[FileTags]:
+    def _generate(self, batch: "list[_ReadFile]") -> list[FileTags]:
         from modeling_optsg.generation_settings import IMAGE_WORDS
         from modeling_optsg.image_words import decode_image_words
 
-        titles = [file.title for file in batch]
-        inputs = self.processor(pixel_values=pixels, titles=titles, return_tensors="pt")
+        titles = [read.title for read in batch]
+        inputs = self.processor(pixel_values=[read.pixels for read in batch], titles=titles, return_tensors="pt")
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
@@ -197,14 +210,14 @@ class Tagger:
         if self.book is None:
             decoded = self.processor.batch_decode(outputs, return_sources=True)
         else:
-            own_ids = [self._id_in_book(file) for file in batch]
+            own_ids = [self._id_in_book(read.file) for read in batch]
             decoded = self.book(outputs, titles, own_ids, self.threshold)
         results = []
-        for tags, words, limit in zip(decoded, image_words, limits, strict=True):
+        for tags, words, limit, title in zip(decoded, image_words, limits, titles, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
             sources = [{"source": tag["source"], "neighbours": tag.get("neighbours", [])} for tag in kept]
             kept = [{name: tag[name] for name in ("tag", "score", "novel")} for tag in kept]
-            results.append(FileTags(kept, words, sources))
+            results.append(FileTags(kept, words, sources, title))
         return results
 
     def _id_in_book(self, file: MediaFile) -> str | None:

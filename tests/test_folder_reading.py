@@ -1,5 +1,6 @@
 """`optsg tag` reads each file once, while the model runs, and tags images and videos in separate batches."""
 
+import struct
 import threading
 from collections import Counter
 
@@ -81,3 +82,41 @@ def test_unread_files_are_not_read_after_an_interruption(tagger, library, monkey
     next(results)
     results.close()
     assert len(reads) < len(library)
+
+
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:{name}><rdf:Alt>
+<rdf:li xml:lang="x-default">{text}</rdf:li></rdf:Alt></dc:{name}></rdf:Description></rdf:RDF></x:xmpmeta>"""
+
+
+def iptc(record, text):
+    """Returns the segment of a JPEG with an IPTC field."""
+    field = struct.pack(">BBBH", 0x1C, *record, len(text)) + text
+    resource = b"8BIM" + struct.pack(">HHI", 0x0404, 0, len(field)) + field + bytes(len(field) % 2)
+    content = b"Photoshop 3.0\0" + resource
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
+
+
+@pytest.mark.parametrize(
+    ("xmp", "segment", "title"),
+    [
+        ({"name": "title", "text": "Käse am See"}, b"", "Käse am See"),
+        ({"name": "description", "text": "a caption"}, b"", "a caption"),
+        ({"name": "description", "text": "OLYMPUS DIGITAL CAMERA"}, b"", None),
+        ({"name": "description", "text": "a caption"}, iptc((2, 5), b"a title"), "a title"),
+        (None, iptc((2, 120), "Käse".encode()), "Käse"),
+        (None, iptc((2, 120), "Käse".encode("latin-1")), "Käse"),
+        (None, b"", None),
+    ],
+)
+def test_titles_inside_images_are_used(tagger, tmp_path, xmp, segment, title):
+    path = tmp_path / "a.jpg"
+    noise_image().save(path, xmp=XMP.format(**xmp).encode() if xmp else b"")
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + segment + data[2:])
+    [(_, found)] = tagger([MediaFile(str(path), None, False)], 1)
+    assert found.title == title
+    [(_, found)] = tagger([MediaFile(str(path), "mine", False)], 1)
+    assert found.title == "mine"
+    [(_, expected)] = tagger([MediaFile(str(path), title, False)], 1)
+    assert found.title == "mine" and expected.title == title
