@@ -181,7 +181,7 @@ class Tagger:
                 return _ReadFile(file, pixels, file.title)
             is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
             pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
-            return _ReadFile(file, pixels, file.title or (None if file.is_video else read_title(file.path)))
+            return _ReadFile(file, pixels, file.title or (None if file.is_video else read_title(file)))
         except (ValueError, OSError, ImportError) as error:
             return error
 

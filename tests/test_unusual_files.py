@@ -37,7 +37,24 @@ def check_only_a_failed(tag, photos, kind: str, name: str) -> None:
 def test_a_pipe_device_or_folder_in_place_of_a_sidecar_is_named(tag, photos, kind, special):
     path = photos / f"a{SUFFIXES[kind]}"
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[special](path)
-    check_only_a_failed(tag, photos, kind, path.name)
+    if (kind, special) == ("txt", "device"):
+        # A caption that is a link is replaced.
+        assert tag("--write", kind, photos)[0] == 0 and path.read_text() == "dog, novel\n"
+    else:
+        check_only_a_failed(tag, photos, kind, path.name)
+
+
+@pytest.mark.parametrize("kind", ["xmp", "json"])
+def test_a_sidecar_that_is_a_link_out_of_the_folder_is_named(tag, photos, tmp_path, kind):
+    victim = tmp_path / "victim"
+    victim.write_text(PACKET if kind == "xmp" else "{}")
+    before = victim.read_bytes()
+    (photos / f"a{SUFFIXES[kind]}").symlink_to(victim)
+    check_only_a_failed(tag, photos, kind, "is a link out of the folder")
+    assert victim.read_bytes() == before
+    # Nor is it copied to another folder.
+    status, _, err = tag("--write", kind, "--output", tmp_path / "out", photos)
+    assert status == 1 and "is a link out of the folder" in err and not (tmp_path / f"out/a{SUFFIXES[kind]}").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

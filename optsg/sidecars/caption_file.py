@@ -9,7 +9,6 @@ import codecs
 import hashlib
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from ..media_files import OWN_PREFIX, MediaFile
 from .files import check_writable, lock_folder, read_file, replace_file
@@ -67,17 +66,16 @@ class CaptionWriter(TagWriter):
 
     def _locate(self, file: MediaFile) -> SidecarLocation:
         """Return the location of a caption; the target of a link in the folder is the template of the new file."""
-        location = self.locator.locate(file, SUFFIX, "stem")
+        location = self.locator.locate(file, SUFFIX, "stem", replaces_links=True)
         if os.path.islink(location.path):
             location = replace(location, template=location.path, remark=LINK_REMARK)
         if location.template is None:
             return location
-        target = Path(os.path.realpath(location.template))
-        roots = [folder for folder in (file.root or os.path.dirname(file.path) or ".", self.locator.output) if folder]
-        if not any(target.is_relative_to(os.path.realpath(root)) for root in roots):
+        if not self.locator.is_inside(file, location.template):
             return replace(location, template=None, remark=OUTSIDE_REMARK)
         # A broken link has no text.
-        return replace(location, template=str(target) if target.is_file() else None)
+        target = os.path.realpath(location.template)
+        return replace(location, template=target if os.path.isfile(target) else None)
 
     def _save(self, path: str, before: bytes | None, after: bytes, record: dict, entry: dict) -> None:
         """Write the caption and its record.

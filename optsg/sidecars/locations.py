@@ -43,7 +43,9 @@ class SidecarLocator:
     _writable: set[str] = field(default_factory=set)
     _names_by_stem: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
-    def locate(self, file: MediaFile, suffix: str, naming: str, either: bool = False) -> SidecarLocation:
+    def locate(
+        self, file: MediaFile, suffix: str, naming: str, either: bool = False, replaces_links: bool = False
+    ) -> SidecarLocation:
         """Return the location of a file's sidecar.
 
         Args:
@@ -51,9 +53,11 @@ class SidecarLocator:
             suffix: Suffix of the sidecar, with its dot.
             naming: "full" or "stem".
             either: Use an existing sidecar under the other name, unless it may belong to another file.
+            replaces_links: The caller does not read or change what a link leads to.
 
         Raises:
-            SidecarError: Another file would have the same sidecar, or the folder cannot be listed.
+            SidecarError: Another file would have the same sidecar, the sidecar is a link out of the folder, or the
+                folder cannot be listed.
         """
         remark = None
         if naming == "stem" and self._twins(file.path, include_raw=False):
@@ -67,6 +71,9 @@ class SidecarLocator:
             if not os.path.lexists(location.path) and os.path.lexists(neighbour.path):
                 location = SidecarLocation(location.path, template=neighbour.path, remark=location.remark)
         self._check_unshared(file, location)
+        for path in () if replaces_links else (location.path, location.template):
+            if path is not None and os.path.islink(path) and not self.is_inside(file, path):
+                raise SidecarError(f"{path} is a link out of the folder; replace it by a copy")
         return replace(location, remark=location.remark or remark)
 
     def find(self, path: str, suffix: str) -> str | None:
@@ -80,6 +87,11 @@ class SidecarLocator:
             del names["stem"]
         found = {naming: existing for naming, name in names.items() if (existing := _existing(name, suffix))}
         return found.get(self.naming) or next(iter(found.values()), None)
+
+    def is_inside(self, file: MediaFile, path: str) -> bool:
+        """Whether a path, or what a link leads to, is inside the folder of the run or inside `output`."""
+        roots = (file.root or os.path.dirname(file.path) or ".", self.output)
+        return any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for root in roots if root)
 
     def check_writable(self, location: SidecarLocation) -> None:
         """Check that a sidecar may be written.
