@@ -13,8 +13,8 @@ from .byte_damage import BYTE_DAMAGES
 
 # Suffix and Pillow's format of the valid images that are damaged.
 FORMATS = {
-    ".jpg": "JPEG", ".png": "PNG", ".gif": "GIF", ".webp": "WEBP", ".tif": "TIFF", ".bmp": "BMP", ".ppm": "PPM",
-    ".tga": "TGA", ".ico": "ICO", ".jp2": "JPEG2000", ".avif": "AVIF",
+    "jpg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP", "tif": "TIFF", "bmp": "BMP", "ppm": "PPM",
+    "tga": "TGA", "ico": "ICO", "jp2": "JPEG2000", "avif": "AVIF",
 }  # fmt: skip
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # (suffix, content)
@@ -69,7 +69,7 @@ def damaged_bytes(rng: random.Random) -> File:
     """Damage a valid image of any format."""
     suffix = rng.choice(list(FORMATS))
     damage = rng.choice(list(BYTE_DAMAGES.values()))
-    return suffix, damage(encode(draw(rng), FORMATS[suffix]), rng)
+    return f".{suffix}", damage(encode(draw(rng), FORMATS[suffix]), rng)
 
 
 def wrong_suffix(rng: random.Random) -> File:

@@ -32,7 +32,7 @@ class Job:
         output: Its standard output.
         errors: Its standard error.
         seconds: Wall time, without the time that it waited for a processor on a busy machine.
-        peak_bytes: Largest resident memory, including that of the imported libraries.
+        peak_bytes: Largest resident memory of the process or of a child, including that of the imported libraries.
         ended_by: "exit", "hang", "memory" or the name of a signal.
     """
 
@@ -80,7 +80,7 @@ def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) ->
         child = os.fork()
         if child == 0:
             _run_and_exit(function, output, errors)
-        status, usage, seconds, ended_by = _wait(child, max_seconds)
+        status, seconds, peak_bytes, ended_by = _wait(child, max_seconds)
         # What the process itself has started and left ends, too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
@@ -89,7 +89,7 @@ def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) ->
             os.WEXITSTATUS(status) if ended_by == "exit" else None,
             *(texts if len(texts) == 2 else ("", "")),
             seconds,
-            usage.ru_maxrss * 1024,
+            peak_bytes,
             ended_by,
         )
 
@@ -130,10 +130,11 @@ def _run_and_exit(function: Callable[[], int | None], output: Path, errors: Path
         os._exit(status & 0xFF)
 
 
-def _wait(child: int, max_seconds: float) -> tuple[int, "os.struct_rusage", float, str]:
-    """Wait for a process; returns its raw status, its use of resources, its time, and how it ended."""
-    start, waited, seconds, ended_by = time.monotonic(), 0.0, 0.0, None
+def _wait(child: int, max_seconds: float) -> tuple[int, float, int, str]:
+    """Wait for a process; returns its raw status, its time, its largest memory, and how it ended."""
+    start, waited, seconds, peak_bytes, ended_by = time.monotonic(), 0.0, 0.0, 0, None
     while True:
+        peak_bytes = max(peak_bytes, _resident_bytes(child))
         waited = _seconds_without_processor(child) or waited
         found, status, usage = os.wait4(child, os.WNOHANG)
         if ended_by is None:
@@ -141,10 +142,10 @@ def _wait(child: int, max_seconds: float) -> tuple[int, "os.struct_rusage", floa
         if found:
             if ended_by is None:
                 ended_by = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "exit"
-            return status, usage, seconds, ended_by
+            return status, seconds, max(peak_bytes, usage.ru_maxrss * 1024), ended_by
         if ended_by is None and seconds > max_seconds:
             ended_by = "hang"
-        elif ended_by is None and _resident_bytes(child) > KILL_BYTES:
+        elif ended_by is None and peak_bytes > KILL_BYTES:
             ended_by = "memory"
         if ended_by is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -161,7 +162,10 @@ def _seconds_without_processor(process: int) -> float:
 
 
 def _resident_bytes(process: int) -> int:
+    """Return the resident memory of a process, or that of its largest child."""
     try:
-        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     except (OSError, IndexError):
         return 0
+    return max(pages * os.sysconf("SC_PAGE_SIZE"), *map(_resident_bytes, map(int, children)), 0)

@@ -14,18 +14,18 @@ from .images import File, draw, encode, gif_bomb
 
 # Suffix, container, codec and pixel format of the valid videos that are damaged.
 ENCODINGS = (
-    (".mp4", "mp4", "libx264", "yuv420p"),
-    (".mp4", "mp4", "mpeg4", "yuv420p"),
-    (".mov", "mov", "qtrle", "rgb24"),
-    (".mkv", "matroska", "libx264", "yuv420p"),
-    (".webm", "webm", "libvpx", "yuv420p"),
-    (".avi", "avi", "mpeg4", "yuv420p"),
-    (".avi", "avi", "mjpeg", "yuvj420p"),
-    (".mpg", "mpeg", "mpeg1video", "yuv420p"),
-    (".mpg", "mpegts", "mpeg2video", "yuv420p"),
-    (".flv", "flv", "flv", "yuv420p"),
-    (".wmv", "asf", "wmv2", "yuv420p"),
-    (".3gp", "3gp", "h263", "yuv420p"),
+    ("mp4", "mp4", "libx264", "yuv420p"),
+    ("mp4", "mp4", "mpeg4", "yuv420p"),
+    ("mov", "mov", "qtrle", "rgb24"),
+    ("mkv", "matroska", "libx264", "yuv420p"),
+    ("webm", "webm", "libvpx", "yuv420p"),
+    ("avi", "avi", "mpeg4", "yuv420p"),
+    ("avi", "avi", "mjpeg", "yuvj420p"),
+    ("mpg", "mpeg", "mpeg1video", "yuv420p"),
+    ("mpg", "mpegts", "mpeg2video", "yuv420p"),
+    ("flv", "flv", "flv", "yuv420p"),
+    ("wmv", "asf", "wmv2", "yuv420p"),
+    ("3gp", "3gp", "h263", "yuv420p"),
 )
 # The only sizes that H.263 knows are these and larger ones.
 WIDTH, HEIGHT = 176, 144
@@ -50,12 +50,12 @@ def video(container: str, codec: str, pixel_format: str, num_frames: int = 8) ->
 def damaged_bytes(rng: random.Random) -> File:
     """Damage a valid video of any container."""
     suffix, *encoding = rng.choice(ENCODINGS)
-    return suffix, rng.choice(list(BYTE_DAMAGES.values()))(video(*encoding), rng)
+    return f".{suffix}", rng.choice(list(BYTE_DAMAGES.values()))(video(*encoding), rng)
 
 
 def wrong_suffix(rng: random.Random) -> File:
     """Give a valid video the suffix of another container."""
-    return rng.choice((".mp4", ".avi", ".mkv", ".webm")), video(*rng.choice(ENCODINGS)[1:])
+    return "." + rng.choice(("mp4", "avi", "mkv", "webm")), video(*rng.choice(ENCODINGS)[1:])
 
 
 def other_content(rng: random.Random) -> File:
@@ -76,7 +76,7 @@ def other_content(rng: random.Random) -> File:
         b"\x1aE\xdf\xa3" + rng.randbytes(60),
         b"FLV\x01\x05\0\0\0\x09" + rng.randbytes(60),
     ]
-    return rng.choice((".mp4", ".avi", ".mkv", ".mov", ".mpg", ".gif")), rng.choice(contents)
+    return "." + rng.choice(("mp4", "avi", "mkv", "mov", "mpg", "gif")), rng.choice(contents)
 
 
 def mp4_boxes(rng: random.Random) -> File:
