@@ -56,12 +56,13 @@ class Job:
 
     @property
     def error(self) -> str:
-        """The last line and place of a traceback, or the first line of other errors, or how the process ended."""
+        """The last line and place of a traceback, or the first error of optsg, or how the process ended."""
         lines = self.errors.strip().splitlines()
         if self.ended_by != "exit" or not lines:
             return f"ended by {self.ended_by} after {self.seconds:.1f} s"
         if self.failure != "traceback":
-            return lines[0]
+            # Before it, there may be warnings of libraries.
+            return next((line for line in lines if line.startswith("optsg")), lines[0])
         places = re.findall(r"""/((?:optsg|modeling_optsg|dataset_scripts)/\S+)", line (\d+)""", self.errors)
         return lines[-1] + "".join(f" ({path}:{line})" for path, line in places[-1:])
 
