@@ -100,7 +100,7 @@ def test_a_run_leaves_a_fitted_checkpoint_a_log_and_a_summary(trained):
     fit = summary["fits"]["parallel"]
     assert fit["pad_bias"] == fitted.pad_bias["parallel"]
     assert fit["validation"]["full_f1"] == max(row["validation"]["full_f1"] for row in fit["tried"])
-    assert [path.name for path in (trained / "run/state").iterdir()] == ["status.json"]
+    assert sorted(path.name for path in (trained / "run/state").iterdir()) == ["run.lock", "status.json"]
 
 
 @pytest.mark.parametrize("model_type", ["asy", "model-f", "model-g", "sequence", "open-book", "knn"])

@@ -79,9 +79,9 @@ def save_checkpoint(
 def delete_extra_files(folder: Path) -> None:
     """Delete what an earlier run left that a checkpoint need not have: its adapters, its book and its summary.
 
-    A folder without a checkpoint is left as it is: folders of these names are not from a training.
+    A folder without a checkpoint or a summary is left as it is: folders of these names are not from a training.
     """
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", SUMMARY)):
         return
     for name in (ADAPTER_FOLDER, BOOK_FOLDER):
         if (folder / name).is_dir():
