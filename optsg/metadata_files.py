@@ -12,6 +12,8 @@ from dataset_scripts.tag_separators import describe_separator, find_printed_list
 # The first column with text is used.
 TITLE_COLUMNS = ("title", "caption", "text", "description")
 USED_COLUMNS = ("file_name", *TITLE_COLUMNS, "tags")
+# A small file may hold very many rows.
+PARQUET_ROWS = 10_000
 DELIMITERS = (",", ";", "\t")
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -43,15 +45,15 @@ def read_metadata(path: str, read_tags: bool = False) -> tuple[dict[str, FileMet
         The rows by `file_name`, messages about how the file was read, and one failure for all rows that cannot be
         used, which shows one of them; `None` without such rows.
     """
-    read, rows, unusable, messages = [], {}, [], []
+    read, rows, unusable, messages = [], {}, _Unusable(), []
     try:
         for number, row in _rows(path, messages):
             try:
                 read.append((number, _check_row(row)))
             except ValueError as error:
-                unusable.append(f"row {number}: {error}")
+                unusable.add(f"row {number}: {error}")
     except (OSError, ValueError, OverflowError, RecursionError, csv.Error) as error:
-        unusable.append(f"the rest cannot be read: {error}")
+        unusable.add(f"the rest cannot be read: {error}")
     cells = [row.get("tags") for _, row in read]
     separator = find_separator(cells)
     if read_tags and (message := describe_separator(separator, cells)):
@@ -61,12 +63,26 @@ def read_metadata(path: str, read_tags: bool = False) -> tuple[dict[str, FileMet
             tags = _read_tags(row.get("tags"), separator) if read_tags else ()
             rows[row["file_name"]] = FileMetadata(_title(row), tags)
         except ValueError as error:
-            unusable.append(f"row {number}: {error}")
+            unusable.add(f"row {number}: {error}")
     used = {name for _, row in read for name in TITLE_COLUMNS if row.get(name)}
     if used and "title" not in used:
         messages.append(f"titles are read from the column {next(name for name in TITLE_COLUMNS if name in used)}")
-    more = f" (and {len(unusable) - 1} more)" if len(unusable) > 1 else ""
-    return rows, messages, unusable[0] + more if unusable else None
+    return rows, messages, unusable.text()
+
+
+@dataclass
+class _Unusable:
+    """The rows that cannot be used: their number, and why the first one cannot."""
+
+    number: int = 0
+    first: str = ""
+
+    def add(self, reason: str) -> None:
+        self.first = self.first or reason
+        self.number += 1
+
+    def text(self) -> str | None:
+        return f"{self.first} (and {self.number - 1} more)" if self.number > 1 else self.first or None
 
 
 def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
@@ -76,7 +92,8 @@ def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
         # Other columns may hold values that Python cannot, such as dates in nanoseconds.
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name.strip() in USED_COLUMNS]
-            yield from enumerate(file.read(columns).to_pylist(), start=1)
+            batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=columns)
+            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
         return
     text = _decode(Path(path).read_bytes(), messages)
     if path.endswith(".csv"):
@@ -137,9 +154,13 @@ def _check_row(row: dict | str) -> dict:
         )
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
         raise ValueError('expected "file_name" and "title"')
-    for name in TITLE_COLUMNS:
-        if not isinstance(row.get(name), str | None):
-            raise ValueError(f'"{name}" must be text, got {row[name]!r}')
+    for name in ("file_name", *TITLE_COLUMNS):
+        if not isinstance(text := row.get(name), str | None):
+            raise ValueError(f'"{name}" must be text, got {text!r}')
+        try:
+            (text or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f'"{name}" is {text!r}, which is not valid Unicode text ({error.reason})') from error
     return row
 
 

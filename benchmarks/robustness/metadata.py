@@ -221,7 +221,7 @@ def check_metadata(workplace: Workplace, seed: int) -> Result:
         outcome = "titles used" if expected else "tagged"
     else:
         outcome = "lost titles"
-    command = ["check", str(folder), "--cache-dir", str(workplace.folder / "hf")]
+    command = ["check", str(folder), "--dataset-dir", str(workplace.folder / "hf")]
     checked = run(lambda: main(command))
     is_silent = checked.status and folder.name not in checked.errors
     if is_silent and outcome not in ("lost neighbour", "lost titles"):
