@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.data_files import SPLIT_KEYWORDS
 
 from .column_names import USUAL_NAMES, ColumnNames, is_one
 from .file_states import add_file_states
 from .media_suffixes import METADATA_NAMES, media_kind
+from .parquet_rows import read_parquet_rows
 from .tag_separators import choose_separator, read_tags
 from .tag_values import LABEL_COLUMNS
 from .tagging_columns import MEDIA_COLUMNS, TEXT_COLUMNS, distinct_tags
@@ -124,7 +123,10 @@ def _columns(examples: list[dict], features: datasets.Features) -> dict[str, lis
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    return [path for path in (folder / name for name in METADATA_NAMES) if path.is_file()]
+    found = [path for path in (folder / name for name in METADATA_NAMES) if os.path.lexists(path)]
+    if unusual := [path for path in found if not path.is_file()]:
+        raise ValueError(f"{unusual[0]} is not a regular file; remove it")
+    return found
 
 
 def _only_metadata_file(folder: Path) -> Path:
@@ -198,10 +200,13 @@ def _read_split(metadata: _Metadata, names: ColumnNames, separator: str) -> list
 
 def _read_metadata(path: Path, names: ColumnNames) -> _Metadata:
     """Read a metadata file, and find the columns with the tags."""
-    rows = list(_read_rows(path))
-    for location, row in rows:
-        if not isinstance(row, dict):
+    rows = []
+    for location, row in _read_rows(path):
+        # The first unusable row ends the reading: there may be millions of them.
+        named = bool(names.image_column or names.video_column)
+        if not isinstance(row, dict) or ("file_name" in row and not row["file_name"] and not named):
             raise ValueError(f'{location}: expected a row with "file_name", got {row!r}')
+        rows.append((location, row))
     if not rows:
         raise ValueError(f"{path} has no rows")
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
@@ -254,11 +259,10 @@ def _read_rows(metadata: Path) -> Iterator[tuple[str, Any]]:
 
 def _read_parquet_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
     try:
-        rows = pq.read_table(metadata).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{metadata}: not a Parquet file ({error})") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"{metadata}, row {number}", row
+        for number, row in enumerate(read_parquet_rows(metadata), start=1):
+            yield f"{metadata}, row {number}", row
+    except ValueError as error:
+        raise ValueError(f"{metadata}: {error}") from error
 
 
 def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, Any]]:
@@ -268,7 +272,7 @@ def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, 
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{location}: not JSON ({error})") from error
         yield location, row
 
@@ -327,6 +331,11 @@ def _check_row(row: dict, location: str) -> tuple[str, str, list[str], str]:
         raise ValueError(f"{location}: tags must be text or a list of texts, got {tags!r}")
     if not isinstance(example_id, str | int | None):
         raise ValueError(f"{location}: id must be text or an integer, got {example_id!r}")
+    for text in (file_name, title or "", *(tags or []), str(example_id)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{location}: {text!r} is not valid Unicode text ({error.reason})") from error
     if media_kind(file_name) is None:
         raise ValueError(f"{location}: {file_name!r} has the suffix of neither an image nor a video")
     return file_name, title or "", tags or [], file_name if example_id is None else str(example_id)

@@ -12,8 +12,8 @@ from dataset_scripts.tag_separators import describe_separator, find_printed_list
 # The first column with text is used.
 TITLE_COLUMNS = ("title", "caption", "text", "description")
 USED_COLUMNS = ("file_name", *TITLE_COLUMNS, "tags")
-# A small file may hold very many rows.
-PARQUET_ROWS = 10_000
+# A small Parquet file may hold many millions of empty rows.
+MAX_UNUSABLE_ROWS = 10_000
 DELIMITERS = (",", ";", "\t")
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -52,7 +52,10 @@ def read_metadata(path: str, read_tags: bool = False) -> tuple[dict[str, FileMet
                 read.append((number, _check_row(row)))
             except ValueError as error:
                 unusable.add(f"row {number}: {error}")
-    except (OSError, ValueError, OverflowError, RecursionError, csv.Error) as error:
+                if not read and unusable.number == MAX_UNUSABLE_ROWS:
+                    unusable.first += f"; after {MAX_UNUSABLE_ROWS:,} such rows, the rest is not read"
+                    break
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         unusable.add(f"the rest cannot be read: {error}")
     cells = [row.get("tags") for _, row in read]
     separator = find_separator(cells)
@@ -87,13 +90,9 @@ class _Unusable:
 
 def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
     if path.endswith(".parquet"):
-        import pyarrow.parquet
+        from dataset_scripts.parquet_rows import read_parquet_rows
 
-        # Other columns may hold values that Python cannot, such as dates in nanoseconds.
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name.strip() in USED_COLUMNS]
-            batches = file.iter_batches(batch_size=PARQUET_ROWS, columns=columns)
-            yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        yield from enumerate(read_parquet_rows(path, lambda name: name.strip() in USED_COLUMNS), start=1)
         return
     text = _decode(Path(path).read_bytes(), messages)
     if path.endswith(".csv"):
