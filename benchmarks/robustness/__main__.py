@@ -60,7 +60,10 @@ def summarize(results: Sequence[Result]) -> dict:
     kinds = {}
     for kind in dict.fromkeys(result.kind for result in results):
         own = [result for result in results if result.kind == kind]
-        damages = {damage: Counter(r.outcome for r in own if r.damage == damage) for damage in {r.damage for r in own}}
+        damages: dict[str, Counter] = {}
+        for result in own:
+            # After the colon there is the damaged file or value.
+            damages.setdefault(result.damage.split(":")[0], Counter())[result.outcome] += 1
         kinds[kind] = {
             "inputs": len(own),
             "outcomes": dict(Counter(result.outcome for result in own).most_common()),
