@@ -29,7 +29,10 @@ def read_parquet_rows(path: str | os.PathLike, is_used: Callable[[str], bool] = 
             _check_sizes(file.metadata, set(columns))
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        # Damaged metadata are an OSError of no number.
+        if getattr(error, "errno", None) is not None:
+            raise
         raise ValueError(f"it is not a Parquet file ({error})") from error
     except (pa.ArrowException, OverflowError, RecursionError) as error:
         raise ValueError(f"a value cannot be read ({error})") from error
