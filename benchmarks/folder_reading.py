@@ -166,12 +166,19 @@ def main() -> None:
             "loading_cpu_seconds": {name: round(seconds, 2) for name, seconds in loading.items()},
             "photographs": {"files": ROUNDS * FILES_PER_ROUND, "rounds": ROUNDS, "size": [WIDTH, HEIGHT]}
             | summarize(compare(trees, photographs, ROUNDS), loading, FILES_PER_ROUND),
-            "live_photos": {"pairs": PAIRS} | summarize(compare(trees, live, 1), loading, 2 * PAIRS),
-            "rerun": {"files": RERUN_FILES} | measure_rerun(trees, Path(folder), 3),
         }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        save(result, arguments.output)
+        result["live_photos"] = {"pairs": PAIRS} | summarize(compare(trees, live, 1), loading, 2 * PAIRS)
+        save(result, arguments.output)
+        result["rerun"] = {"files": RERUN_FILES} | measure_rerun(trees, Path(folder), 3)
+        save(result, arguments.output)
     print(json.dumps(result, indent=1, allow_nan=False))
+
+
+def save(result: dict, output: Path) -> None:
+    """Write the result, after each part because the benchmark takes long."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

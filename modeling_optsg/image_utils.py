@@ -28,7 +28,7 @@ LARGE_BYTES = 100_000_000
 MAX_JPEG_PIXELS = 500_000_000
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 # These decoders need several copies of the image.
-DECODER_BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "JPEG2000": 20, "JXL": 12}
+DECODER_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 20, "JXL": 12}
 ROWS_PER_STRIP = 256
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
