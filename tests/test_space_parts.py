@@ -73,7 +73,7 @@ def strange_files(tmp_path_factory):
     (folder / "list.txt").write_text("ffconcat version 1.0\nfile /etc/passwd\n")
     write_video(folder / "long.mp4", 130)
     write_video(folder / "many.mp4", 120, rate=60)
-    Image.new("LA", (6000, 6000)).save(folder / "wide.png")
+    Image.new("LA", (10500, 10500)).save(folder / "wide.png")
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
     frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
     return folder
