@@ -39,6 +39,8 @@ BATCHES_AHEAD = 2
 # Batches whose images and videos are tagged in separate batches.
 MIXED_BATCHES = 16
 MAX_READERS = 16
+# Videos that the model tags at once, whose frames need much memory.
+MAX_VIDEOS = 4
 ANIMATED_SUFFIXES = (".apng", ".avif", ".png", ".webp")
 
 
@@ -190,10 +192,11 @@ class Tagger:
         results: list = list(read)
         readable = [index for index, file in enumerate(read) if not isinstance(file, Exception)]
         # An animated image has several frames, like a video.
-        for has_one_frame in (True, False):
+        for has_one_frame, size in ((True, len(read)), (False, MAX_VIDEOS)):
             chosen = [index for index in readable if (len(read[index].pixels) == 1) == has_one_frame]
-            if chosen:
-                for index, tags in zip(chosen, self._generate([read[index] for index in chosen]), strict=True):
+            for start in range(0, len(chosen), size):
+                part = chosen[start : start + size]
+                for index, tags in zip(part, self._generate([read[index] for index in part]), strict=True):
                     results[index] = tags
         return results
 
