@@ -125,17 +125,21 @@ def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
     # In strict mode, a quote that is never closed is an error; otherwise all other rows would become one title.
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     names = [_column_name(name) for name in next(rows, [])]
-    number = 0
+    number, short = 0, []
     try:
         for cells in rows:
             if not cells:
                 continue
             number += 1
+            if len(cells) < len(names):
+                short.append(number)
             row = dict(zip(names, cells))
             # Too many cells: a title with a comma and without quotes would lose its end.
             yield number, row if len(cells) <= len(names) else {"cells": len(cells), "columns": len(names)}
     except csv.Error as error:
         raise ValueError(f"row {number + 1}: {error}; is a quotation mark missing?") from error
+    if short:
+        messages.append(f"{len(short)} rows have fewer cells than the header, such as row {short[0]}")
 
 
 def _column_name(name: str) -> str:

@@ -149,6 +149,13 @@ def test_an_unbalanced_quotation_mark_is_reported(images, content, reason):
     assert set(read) <= {"green"}
 
 
+def test_rows_with_too_few_cells_are_reported(images):
+    (images / "metadata.csv").write_text("file_name,title\nred.png\nblue.png,blau\ngreen.png\n")
+    read, found = titles(images)
+    assert read["blue"] == "blau" and found.failures == []
+    assert found.messages[0].endswith("2 rows have fewer cells than the header, such as row 1")
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_names_with_decomposed_letters_match(images, kind):
     (images / unicodedata.normalize("NFD", "Käse.png")).write_bytes(b"")
