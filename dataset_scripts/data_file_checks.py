@@ -1,7 +1,7 @@
 """Checks that the metadata of a dataset names only files of that dataset.
 
-The README of a dataset may name its data files: other folders of this computer, or addresses on the net, which
-`datasets` would read. A downloaded folder is not trusted with that.
+The README of a dataset may name its data files. These may be in other folders of this computer or on the web, and
+`datasets` would read them. A downloaded folder is not trusted to choose such files.
 """
 
 import os
@@ -45,7 +45,7 @@ def check_card(folder: str | os.PathLike) -> None:
             if _leads_outside(pattern):
                 raise ValueError(
                     f"{path} names the data files {pattern!r}, which are outside the folder. Remove them from "
-                    "its configs, or load them by their own name"
+                    "its configs, or load these files directly"
                 )
 
 

@@ -30,7 +30,7 @@ def read_parquet_rows(path: str | os.PathLike, is_used: Callable[[str], bool] = 
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        # Damaged metadata are an OSError of no number.
+        # For damaged metadata, PyArrow raises an OSError without an error number.
         if getattr(error, "errno", None) is not None:
             raise
         raise ValueError(f"it is not a Parquet file ({error})") from error

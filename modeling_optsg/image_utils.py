@@ -110,7 +110,7 @@ def read_image(source: Any, name: str, min_side: int | None = None) -> Image.Ima
 
 
 def _read_file(file: BinaryIO, min_side: int | None) -> Image.Image:
-    """Decode a file; if that fails, decode what image viewers show of it."""
+    """Decode a file; if that fails, decode the part of it that image viewers show."""
     try:
         return _decode(file, min_side)
     except (OSError, SyntaxError, ValueError):

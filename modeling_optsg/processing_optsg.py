@@ -289,7 +289,8 @@ class OPTSGProcessor(ProcessorMixin):
         if self.image_processor is None:
             raise ValueError(f"{name} is an image or a video, but this processor takes frame features only")
         if (image is None) == (video is None):
-            raise ValueError(f"{name} has {'no' if image is None else 'both'} image and video; give one of them")
+            given = "neither an image nor a video" if image is None else "both an image and a video"
+            raise ValueError(f"{name} has {given}; give one of them")
         min_side = self._min_side()
         images = [read_image(image, name, min_side)] if video is None else self.read_video(video, name, min_side)
         pixels = self.image_processor(images=images)["pixel_values"]

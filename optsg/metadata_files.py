@@ -20,7 +20,7 @@ BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\
 
 @dataclass(frozen=True)
 class FileMetadata:
-    """What a metadata file says about an image or a video.
+    """The title and the tags of an image or a video in a metadata file.
 
     Args:
         title: Its title.

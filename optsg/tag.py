@@ -29,7 +29,7 @@ TERMINATED = 143  # 128 + SIGTERM, as a shell reports it
 EPILOG = """\
 Titles are read from a metadata.jsonl, metadata.csv or metadata.parquet in the
 folder, with the columns file_name and title (or caption, text, description).
-Thumbnails and deleted files of NAS boxes and photo programs are left out.
+Thumbnails and deleted files of NAS boxes and photo programs are skipped.
 
 --write never changes an image or a video. Your own tags are kept. Tags from an
 earlier run are removed if the model no longer predicts them. Tags that you
@@ -63,7 +63,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave files and folders with this name out of folders, such as '*_edited.jpg' or Scans (repeatable)",
+        help="skip files and folders whose name or path matches, such as '*_edited.jpg' or Scans (repeatable)",
     )
     _add_generation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file instead of a table")

@@ -156,7 +156,7 @@ class Tagger:
             batch_size: Maximum number of files in a batch.
 
         Yields:
-            Each file with its tags, or with the error from reading it. Of `MIXED_BATCHES` batches of files, images
+            Each file with its tags, or with the error from reading it. Within `MIXED_BATCHES` batches of files, images
             come before videos. The results do not depend on the number of threads.
         """
         batches = split_into_batches(files, batch_size)

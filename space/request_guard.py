@@ -100,7 +100,7 @@ class RequestGuard:
         values = {name: [value for key, value in scope["headers"] if key == name] for name in FRAMING}
         if values[b"transfer-encoding"] and values[b"content-length"]:
             # RFC 9112, section 6.3: a proxy may have seen another end of this request.
-            return await _refuse(send, 400, "A request has either Content-Length or Transfer-Encoding, not both.")
+            return await _refuse(send, 400, "A request must not have both Content-Length and Transfer-Encoding.")
         if len(set(values[b"content-length"])) != 1 or not values[b"content-length"][0].isdigit():
             return await _refuse(send, 411, "A request with a body needs a Content-Length header.")
         length, upload = int(values[b"content-length"][0]), path.rstrip("/").endswith("/upload")

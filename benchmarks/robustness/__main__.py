@@ -3,8 +3,9 @@ r"""Tag, load and train with damaged inputs, and count what happens.
     python -m benchmarks.robustness --output results/robustness.json
     python -m benchmarks.robustness --kinds images --seeds 17
 
-Each input is made from its seed. Right outcomes are: it is read, or an error of one line names it. A Python traceback,
-more than 10 s, more than 1.5 GB, a crash, or a lost neighbour are failures. The program runs on Linux.
+Each input is made from its seed. It passes if it is read, or if an error of one line names it. It fails if there is a
+Python traceback or a crash, if a command takes more than 10 s or 1.5 GB, or if an undamaged file next to it is not
+tagged. `FAILURES` in results.py lists all failures. The program runs on Linux.
 """
 
 import argparse

@@ -275,5 +275,5 @@ READABLE = {
     "wrong suffix", "odd EXIF entries", "odd orientation", "damaged EXIF, ICC or XMP", "much text", "no end marker",
     "wrong checksum of an optional chunk", "rare mode or animation", "one row or column",
 }  # fmt: skip
-# Of these there are more, because random bytes find what nobody thought of.
+# These damages occur more often, because random bytes find errors that nobody expected.
 WEIGHTS = {"damaged bytes": 8, "damaged bytes of an animation": 3, "huge size in the header": 3, "odd EXIF entries": 2}

@@ -82,7 +82,7 @@ def run(function: Callable[[], int | None], max_seconds: float = MAX_SECONDS) ->
         if child == 0:
             _run_and_exit(function, output, errors)
         status, seconds, peak_bytes, ended_by = _wait(child, max_seconds)
-        # What the process itself has started and left ends, too.
+        # Processes that the process started and left running are ended too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)
         texts = [path.read_text(encoding="utf-8", errors="replace") for path in (output, errors) if path.exists()]

@@ -1,4 +1,4 @@
-"""What happened to a damaged input, and what all inputs of a kind share."""
+"""Results of damaged inputs, and the parts that the checks of all kinds have in common."""
 
 import json
 import random

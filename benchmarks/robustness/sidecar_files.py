@@ -20,7 +20,7 @@ SUBJECT = f"<dc:subject><rdf:Bag><rdf:li>{KEYWORD}</rdf:li><rdf:li>Ort/München<
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a function has written.
+    """A file that one of these functions wrote.
 
     Args:
         name: Name of the sidecar, or of the image if that has the keyword.

@@ -77,9 +77,9 @@ def save_checkpoint(
 
 
 def delete_extra_files(folder: Path) -> None:
-    """Delete what an earlier run left that a checkpoint need not have: its adapters, its book and its summary.
+    """Delete the adapters, the book and the summary of an earlier run, which the new checkpoint may not have.
 
-    A folder without a checkpoint or a summary is left as it is: folders of these names are not from a training.
+    A folder without a checkpoint or a summary is not changed: folders of these names are not from a training run.
     """
     if not any((folder / name).is_file() for name in ("config.json", SUMMARY)):
         return

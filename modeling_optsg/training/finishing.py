@@ -140,8 +140,8 @@ def finished_summary(args: OPTSGTrainingArguments, status: RunStatus, data: str 
         found["arguments"], found["examples"]["train"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{summary} is damaged ({type(error).__name__}: {error}), so it is not known what this finished run was. "
-            "To train again, give --resume_from_checkpoint never."
+            f"{summary} is damaged ({type(error).__name__}: {error}), so its arguments are unknown. "
+            "To train again, pass --resume_from_checkpoint never."
         ) from error
     own = args.result_arguments()
     # Those that depend on the examples were chosen for them.

@@ -73,7 +73,7 @@ IPTC_KEYWORD_BYTES = 64  # longer keywords are cut
 EXIF_KEYWORDS, EXIF_RATING = 0x9C9E, 0x4746
 EXIFTOOL_SECONDS = 60
 NO_EXIFTOOL = (
-    "did not look for keywords inside videos and other files that Pillow does not read, which needs exiftool (Debian: "
+    "did not read keywords inside videos and other files that Pillow cannot read; install exiftool (Debian: "
     "libimage-exiftool-perl)"
 )
 UNREADABLE = "could not read the metadata inside the file"
@@ -82,11 +82,11 @@ INVALID_XMP = "ignored invalid XMP inside the file"
 
 @dataclass
 class EmbeddedMetadata:
-    """What a person wrote into an image or a video.
+    """Metadata that a person wrote into an image or a video.
 
     Args:
-        packet: An XMP document with it, or `None` if there is nothing.
-        remark: What could not be read, for the report.
+        packet: An XMP document with this metadata, or `None` if there is none.
+        remark: A sentence about metadata that could not be read, for the report.
     """
 
     packet: bytes | None = None
