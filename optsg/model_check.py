@@ -44,7 +44,8 @@ def _check_tokenizers(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor
                 "tokenizer.json of this model"
             )
     labels, classes = len(processor.label_vocabulary), model.config.num_tag_classes
-    if model.tag_classifier is not None and labels != classes:
+    # A fine-tuned model may keep tags that its classifier does not have (`--keep_vocabulary`).
+    if model.tag_classifier is not None and labels < classes:
         raise ValueError(
             f"label_vocabulary.json has {labels} tags, but the tag classifier has {classes}; restore the file"
         )

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -442,7 +443,12 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
         return DatasetDict(train=rows.cast_column("video", Video(decode=True)))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **kwargs: asked.append((name, kwargs)))
+
+    def load_builder(name, **kwargs):
+        asked.append((name, kwargs))
+        return SimpleNamespace(config=SimpleNamespace(data_files={"train": ["hf://datasets/org/videos/a.mp4"]}))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     rows = load_tagging_dataset("org/videos", cache_dir="cache", revision="main")["train"]
     options = {"cache_dir": "cache", "revision": "main"}
     assert asked == [("org/videos", options), ("org/videos", {"split": None, "streaming": False, **options})]

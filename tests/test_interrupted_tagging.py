@@ -52,7 +52,7 @@ def test_unwritable_folders_are_reported_before_tagging(tag, photos, tmp_path, k
 
 
 def test_modes_and_links_stay_and_protected_files_are_unchanged(tag, photos, tmp_path):
-    real = tmp_path / "real.xmp"
+    real = photos / "real.xmp"
     shutil.move(photos / "a.jpg", photos / "z.jpg")
     tag("--write", "xmp", photos)
     shutil.move(photos / "z.jpg.xmp", real)

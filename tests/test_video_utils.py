@@ -293,11 +293,11 @@ def test_an_image_is_recognised_whatever_its_name(tmp_path, suffix):
     assert not is_video_file(path.rename(tmp_path / "misnamed.mp4"))
 
 
-def test_a_gif_is_a_video_and_an_animated_webp_an_image(tmp_path):
+def test_an_animated_gif_or_webp_is_a_video(tmp_path):
     frames = [Image.new("RGB", (8, 8), (50 * i, 0, 0)) for i in range(3)]
     for name in ("moving.gif", "moving.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    assert is_video_file(tmp_path / "moving.gif") and not is_video_file(tmp_path / "moving.webp")
+    assert is_video_file(tmp_path / "moving.gif") and is_video_file(tmp_path / "moving.webp")
 
 
 def test_missing_files_folders_and_addresses_are_not_videos(tmp_path):
