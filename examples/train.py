@@ -7,7 +7,9 @@ The best checkpoint, its fitted generation settings, the log and the summary are
 stopped run, run the same command again. On SIGTERM, the program saves the state of the run and exits.
 """
 
-from modeling_optsg.training.trainer import main
+import sys
+
+from modeling_optsg.training.trainer import run_command
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command())

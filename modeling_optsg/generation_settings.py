@@ -104,10 +104,10 @@ def read_generation_settings(
         setattr(config, name, value if value is not None else getattr(config, name, None))
     config.update(**search)
     # Read before the library's default of 1 is filled in: tags are short, and beams need no penalty.
-    length_penalty = config.length_penalty or 0.0
+    length_penalty = _finite("length_penalty", _given(config.length_penalty, 0.0))
     config.update(**config._get_default_generation_params(), defaults_only=True)
-    decoding = config.decoding or "parallel"
-    if decoding not in DECODINGS:
+    decoding = _given(config.decoding, "parallel")
+    if not isinstance(decoding, str) or decoding not in DECODINGS:
         raise ValueError(f"decoding={decoding!r} must be one of {DECODINGS}.")
     settings = GenerationSettings(
         config=config,
@@ -116,11 +116,11 @@ def read_generation_settings(
         by_modality=isinstance(_of_decoding(config, "threshold", decoding), Mapping),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
-        num_candidates=config.num_candidates or 0,
+        num_candidates=_given(config.num_candidates, 0),
         fusion_weights=_read_fusion_weights(config, decoding),
         logit_adjustment=_finite("logit_adjustment", _for_decoding(config, "logit_adjustment", decoding, 0.0)),
         length_penalty=length_penalty,
-        min_log_probability=_log_of_probability("min_beam_probability", config.min_beam_probability or 0.0),
+        min_log_probability=_log_of_probability("min_beam_probability", _given(config.min_beam_probability, 0.0)),
     )
     _check_ranking(settings, has_classifier=model.tag_classifier is not None)
     _check_search(config, model.config.tag_vocab_size)
@@ -230,6 +230,11 @@ def check_positive_integer(name: str, value: Any) -> None:
     """Raise a `ValueError` unless a setting is `None` or an integer of at least 1."""
     if value is not None and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+
+
+def _given(value: Any, default: Any) -> Any:
+    """Return a setting, or its default if it is `None`. Other empty values are errors, not defaults."""
+    return default if value is None else value
 
 
 def _finite(name: str, value: Any) -> float:

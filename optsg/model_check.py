@@ -3,10 +3,15 @@
 The libraries load many damaged folders without an error. The tags of such a model would replace those of earlier runs.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+
+FLOATING_TYPES = ("F", "BF")
+# Towers normalise pixels to a few units.
+MAX_PIXEL_VALUE, MIN_CONTRAST = 1000, 0.01
 
 
 def check_model(name: str, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:
@@ -21,6 +26,8 @@ def check_model(name: str, model: "OPTSGForTagGeneration", processor: "OPTSGProc
         ValueError: The model is damaged. The message names the file and what is wrong with it.
     """
     _check_weights(model)
+    _check_stored_types(name, model)
+    _check_pixels(processor)
     _check_tokenizers(model, processor)
     _check_generation_config(name)
 
@@ -29,6 +36,35 @@ def _check_weights(model: "OPTSGForTagGeneration") -> None:
     for name, values in model.state_dict().items():
         if values.is_floating_point() and not values.isfinite().all():
             raise ValueError(f"the weight {name} contains NaN or inf; restore model.safetensors")
+
+
+def _check_stored_types(name: str, model: "OPTSGForTagGeneration") -> None:
+    from safetensors import safe_open
+
+    # `from_pretrained` converts integers to the type of the weight.
+    floating = {key for key, values in model.state_dict().items() if values.is_floating_point()}
+    for path in sorted(Path(name).glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in floating.intersection(file.keys()):
+                stored = file.get_slice(key).get_dtype()
+                if not stored.startswith(FLOATING_TYPES):
+                    raise ValueError(f"the weight {key} is stored as {stored}, not as float; restore {path.name}")
+
+
+def _check_pixels(processor: "OPTSGProcessor") -> None:
+    from PIL import Image
+
+    if processor.image_processor is None:
+        return
+    black, white = (processor.read_pixels(Image.new("RGB", (32, 32), colour)) for colour in ("black", "white"))
+    for pixels in (black, white):
+        if not pixels.isfinite().all() or pixels.abs().max() > MAX_PIXEL_VALUE:
+            raise ValueError(
+                f"processor_config.json turns pixels into values from {pixels.min():.3g} to {pixels.max():.3g}; "
+                "restore the file"
+            )
+    if (black - white).abs().amin() < MIN_CONTRAST:
+        raise ValueError("processor_config.json gives black and white pixels nearly the same value; restore the file")
 
 
 def _check_tokenizers(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:

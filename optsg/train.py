@@ -1,7 +1,6 @@
 """`optsg train`: train OP-TSG or a baseline, or fine-tune a checkpoint."""
 
 import argparse
-import sys
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -21,13 +20,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from modeling_optsg.training.trainer import main
+    from modeling_optsg.training.trainer import run_command
 
     words = list(args.arguments)
     if words and not words[0].startswith("-"):
         words.insert(0, "--dataset")
-    try:
-        return main(words, prog="optsg train")
-    except (ImportError, OSError, RuntimeError, ValueError, FloatingPointError) as error:
-        print(f"optsg train: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(words, prog="optsg train")

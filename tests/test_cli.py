@@ -326,6 +326,24 @@ def write_nan(checkpoint):
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
 
 
+def store_integers(checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name, values in weights.items() if values.is_floating_point())
+    save_file(weights | {name: weights[name].long()}, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+def change_image_processor(**values):
+    def change(checkpoint):
+        path = checkpoint / "processor_config.json"
+        content = json.loads(path.read_text())
+        content["image_processor"] |= values
+        path.write_text(json.dumps(content))
+
+    return change
+
+
 def remove_tokenizer(checkpoint):
     (checkpoint / "tokenizer.json").unlink()
 
@@ -343,6 +361,8 @@ def truncate_generation_config(checkpoint):
 
 
 DAMAGES = [damage_weights, change_shape, change_model_type, remove_weights, remove_config, shutil.rmtree, write_nan]
+DAMAGES += [store_integers, change_image_processor(image_std=[0.5, 0.5, 1e9])]
+DAMAGES += [change_image_processor(image_mean=[1e30, 0.5, 0.5])]
 DAMAGES += [remove_tokenizer, raise_threshold, empty_generation_config, truncate_generation_config]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import small_run
 from modeling_optsg.training import RunState
-from modeling_optsg.training.trainer import main as train
+from modeling_optsg.training.trainer import run_command as train
 
 from .byte_damage import BYTE_DAMAGES
 from .jobs import Job, run

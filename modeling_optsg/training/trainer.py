@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -348,3 +349,16 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     except Interrupted:
         return TERMINATED
     return 0
+
+
+def run_command(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Train as [`main`] does. An error is printed as one line.
+
+    Returns:
+        The exit status: that of [`main`], or 2 after an error.
+    """
+    try:
+        return main(argv, prog)
+    except (ImportError, OSError, RuntimeError, ValueError, FloatingPointError) as error:
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

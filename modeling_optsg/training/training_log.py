@@ -47,6 +47,8 @@ class TrainingLog:
         if accelerator.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = _read_rows(path) if start and path.exists() else {}
+            if start and not path.exists():
+                logger.warning(f"{path} is missing. Only its rows with validation metrics are written again.")
             lost = {row["step"]: json.dumps(row, ensure_ascii=False, allow_nan=False) for row in history}
             rows = {step: line for step, line in sorted({**lost, **rows}.items()) if step <= start}
             write_text(path, "".join(line + "\n" for line in rows.values()))
