@@ -9,7 +9,9 @@ stopped run, run the same command again. On SIGTERM, the program saves the state
 
 import sys
 
-from modeling_optsg.training.trainer import run_command
+from modeling_optsg.training.trainer import TERMINATED, run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command())
+    status = run_command()
+    # `accelerate launch` reports any other status than 0 as a crash, but a stopped run has saved its state.
+    sys.exit(0 if status == TERMINATED else status)

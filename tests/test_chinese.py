@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGFeatureProcessor, OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg.training import trainer
 from optsg import main as optsg
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +60,8 @@ def exported(tmp_path_factory):
     return folder / "parquet"
 
 
-def test_the_create_config_learns_chinese_tag_sets_exactly(load_program, exported, text_tower, tmp_path):
-    train = load_program("train")
+def test_the_create_config_learns_chinese_tag_sets_exactly(exported, text_tower, tmp_path):
+    train = trainer
     path = ROOT / "examples/configs/optsg-create.json"
     # Only the size of the model and the length of the training differ from the config.
     config = json.loads(path.read_text())["config_overrides"] | {"hidden_size": 48, "intermediate_size": 96}

@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from experiments.icon_tagging import compare, diagnose, operating_point, recipe, tag_book, timing  # noqa: E402
 from modeling_optsg.baselines.registry import MODEL_TYPES  # noqa: E402
+from modeling_optsg.training import trainer
 
 RESULTS = Path(__file__).parents[1] / "experiments/icon_tagging/results"
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "white": (250, 250, 250)}
@@ -40,8 +41,8 @@ def folder(tmp_path_factory):
 class Programs:
     """Runs `recipe.py` with training runs in this process, and counts them."""
 
-    def __init__(self, root, load_program):
-        self.root, self.results, self.train, self.trained = root, root / "results", load_program("train"), []
+    def __init__(self, root):
+        self.root, self.results, self.train, self.trained = root, root / "results", trainer, []
 
     def recipe(self, *words):
         def train(arguments, output_dir, cache_dir):
@@ -66,7 +67,7 @@ class Programs:
 
 
 @pytest.fixture(scope="module")
-def programs(load_program, folder, towers, tmp_path_factory):
+def programs(folder, towers, tmp_path_factory):
     """Checkpoints of all model types, trained by `recipe.py`."""
     root = tmp_path_factory.mktemp("recipe")
     config = {
@@ -83,7 +84,7 @@ def programs(load_program, folder, towers, tmp_path_factory):
         "pad_biases": [-1.0],
     }
     (root / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    programs = Programs(root, load_program)
+    programs = Programs(root)
     programs.recipe("models")
     return programs
 

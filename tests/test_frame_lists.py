@@ -15,6 +15,7 @@ from dataset_scripts.parquet_export import write_parquet
 from modeling_optsg import OPTSGDataCollator, OPTSGProcessor
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.pipeline_optsg import TagGenerationPipeline
+from modeling_optsg.training import trainer
 from modeling_optsg.training.streaming import open_stream_shards
 
 datasets.disable_progress_bars()
@@ -132,7 +133,7 @@ def test_exported_frames_load_again(load, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_training_uses_frames_and_one_hot_columns(load_program, towers, tmp_path, streaming):
+def test_training_uses_frames_and_one_hot_columns(towers, tmp_path, streaming):
     frames = [[image_bytes(colour) for colour in colours] for colours in COLOURS] * 4
     columns = {"id": list("abcdefghijkl"), "shots": frames, "is_red": [1, 0, 1] * 4, "is_blue": [0, 1, 1] * 4}
     integers = dict.fromkeys(("is_red", "is_blue"), Value("int64"))
@@ -156,8 +157,8 @@ def test_training_uses_frames_and_one_hot_columns(load_program, towers, tmp_path
         "tags_column": "is_*",
         "streaming": streaming,
     }
-    program = load_program("train")
-    program.main([str(word) for name, value in given.items() for word in (f"--{name}", value)])
+
+    trainer.main([str(word) for name, value in given.items() for word in (f"--{name}", value)])
     summary = json.loads((tmp_path / "run/training_summary.json").read_text())
     assert summary["examples"] == {"train": 12, "validation": 12}
     assert summary["arguments"]["tags_column"] == "is_*"

@@ -25,6 +25,7 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from modeling_optsg.hub import write_model_card
+from modeling_optsg.training import trainer
 from modeling_optsg.training.checkpoints import is_eight_bit
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +33,8 @@ SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "
 
 
 @pytest.fixture(scope="module")
-def program(load_program):
-    return load_program("train")
+def program():
+    return trainer
 
 
 @pytest.fixture(scope="module")
