@@ -75,9 +75,9 @@ class TagReport:
             try:
                 if not writer.is_done(file) or redo:
                     pending.append(writer)
-            except SidecarError as error:
+            except Exception as error:  # one file must not end the run for the others
                 refused = True
-                self._add_refusal(file, str(error), writer)
+                self._add_refusal(file, _reason(error), writer)
         return pending, refused
 
     def add_result(self, file: MediaFile, result: FileTags | Exception, writers: list[TagWriter]) -> None:
@@ -89,7 +89,7 @@ class TagReport:
             writers: Writers that need the tags.
         """
         if isinstance(result, Exception):
-            self.add_failure(file.path, file.title, str(result))
+            self.add_failure(file.path, file.title, str(result) or type(result).__name__)
             return
         words = {"image_words": result.image_words} if self.show_image_words else {}
         tags = result.tags
@@ -112,9 +112,9 @@ class TagReport:
         self.num_without_tags += not tags
         for writer in writers:
             try:
-                self._add_change(file, writer.write(file, result.tags))
-            except SidecarError as error:
-                self._add_refusal(file, str(error), writer)
+                self._add_change(file, writer.write(file, result.tags, result.title, result.embedded))
+            except Exception as error:  # one file must not end the run for the others
+                self._add_refusal(file, _reason(error), writer)
 
     def add_failure(self, path: str, title: str | None, reason: str) -> None:
         """Report a file that has no tags.
@@ -185,6 +185,10 @@ class TagReport:
         if self.as_json:
             # ASCII only: the escapes of a terminal with another encoding would not be valid JSON.
             print_line(json.dumps(line, allow_nan=False))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}"
 
 
 def _explain(source: str, neighbours: list[dict]) -> str:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_scripts.media_suffixes import RAW_SUFFIXES
 
-from .embedded_titles import read_title
+from .embedded_titles import find_title
 from .media_files import OWN_PREFIX, MediaFile, suffix_of
 from .model_check import check_model
 from .raw_files import read_preview
+from .sidecars.embedded import EmbeddedMetadata, read_embedded
 from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
@@ -80,21 +81,24 @@ class FileTags:
             The neighbours are the examples of the book that have the tag, as
             `{"id": str, "title": str, "score": float}`.
         title: The title that was used: that of the file, or else the title or caption in the image.
+        embedded: The metadata in the image, if it was read.
     """
 
     tags: list[dict]
     image_words: list[dict]
     sources: list[dict] = field(default_factory=list)
     title: str | None = None
+    embedded: EmbeddedMetadata | None = None
 
 
 @dataclass(frozen=True)
 class _ReadFile:
-    """A file with its frames `[frames, 3, height, width]` and its title."""
+    """A file with its frames `[frames, 3, height, width]`, its title and its metadata."""
 
     file: MediaFile
     pixels: "torch.Tensor"
     title: str | None
+    embedded: EmbeddedMetadata | None
 
 
 class Tagger:
@@ -180,11 +184,14 @@ class Tagger:
         try:
             if suffix in RAW_SUFFIXES:
                 pixels = self.processor.read_pixels(read_preview(file.path), name=file.path)
-                return _ReadFile(file, pixels, file.title)
-            is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
-            pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
-            return _ReadFile(file, pixels, file.title or (None if file.is_video else read_title(file)))
-        except (ValueError, OSError, ImportError) as error:
+            else:
+                is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
+                pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
+            if file.title or file.is_video:
+                return _ReadFile(file, pixels, file.title, None)
+            embedded = read_embedded(file)
+            return _ReadFile(file, pixels, find_title(embedded), embedded)
+        except Exception as error:  # one file must not end the run for the others
             return error
 
     def _tag(self, read: "list[_ReadFile | Exception]") -> list[FileTags | Exception]:
@@ -216,11 +223,11 @@ class Tagger:
             own_ids = [self._id_in_book(read.file) for read in batch]
             decoded = self.book(outputs, titles, own_ids, self.threshold)
         results = []
-        for tags, words, limit, title in zip(decoded, image_words, limits, titles, strict=True):
+        for tags, words, limit, read in zip(decoded, image_words, limits, batch, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
             sources = [{"source": tag["source"], "neighbours": tag.get("neighbours", [])} for tag in kept]
             kept = [{name: tag[name] for name in ("tag", "score", "novel")} for tag in kept]
-            results.append(FileTags(kept, words, sources, title))
+            results.append(FileTags(kept, words, sources, read.title, read.embedded))
         return results
 
     def _id_in_book(self, file: MediaFile) -> str | None:

@@ -42,6 +42,8 @@ class TagCommand:
         (self.model / "config.json").write_text("{}")
         # Tags by file name; "*" stands for all other files.
         self.predicted = {"*": ["dog", "novel"]}
+        # Title in all images.
+        self.title = None
         # Names of the files that the last run tagged.
         self.tagged = []
         monkeypatch.setattr(command, "Tagger", lambda name, settings: self.predict)
@@ -51,10 +53,8 @@ class TagCommand:
             name = Path(file.path).name
             self.tagged.append(name)
             tags = enumerate(self.predicted.get(name, self.predicted["*"]))
-            yield (
-                file,
-                FileTags([{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in tags], []),
-            )
+            tags = [{"tag": tag, "score": 0.9 - 0.1 * i, "novel": tag == "novel"} for i, tag in tags]
+            yield file, FileTags(tags, [], title=file.title or self.title)
 
     def __call__(self, *args):
         """Returns exit status, standard output and standard error."""

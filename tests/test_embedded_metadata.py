@@ -3,14 +3,16 @@
 import json
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from optsg.embedded_titles import find_title
 from optsg.media_files import MediaFile
-from optsg.sidecars import SidecarLocator, embedded, make_writer
+from optsg.sidecars import SidecarError, SidecarLocator, embedded, make_writer, xmp_sidecar
 from optsg.sidecars.xmp_packet import XmpPacket
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +60,10 @@ def tag(path, *tags: str):
     writer = make_writer("xmp", SidecarLocator(), lambda file: str(tags), "model", dry_run=False)
     found = [{"tag": tag, "score": 0.5, "novel": False} for tag in tags]
     return writer.write(MediaFile(str(path), None, path.suffix == ".mp4"), found)
+
+
+def read(path) -> embedded.EmbeddedMetadata:
+    return embedded.read_embedded(MediaFile(str(path), None, False))
 
 
 def lists(path) -> dict[str, list[str] | None]:
@@ -164,10 +170,78 @@ def test_images_with_too_many_pixels_for_pillow_are_read(tmp_path, monkeypatch):
     assert lists(path)["subject"] == ["Mia", "Anna", "dog"]
 
 
-@pytest.mark.parametrize("xmp", [b"<x:xmpmeta", b"<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", packet("<dc:subject>&a;")])
-def test_invalid_xmp_inside_an_image_is_reported(tmp_path, xmp):
-    path = save(tmp_path / "a.jpg", xmp, {(2, 25): ["Mia"]})
-    assert embedded.INVALID_XMP in tag(path, "dog").remarks
+NESTED = "<dc:relation>" + "<dc:a>" * 3000 + "</dc:a>" * 3000 + "</dc:relation>"
+INVALID = [b"<x:xmpmeta", b"<!DOCTYPE x [<!ENTITY a 'b'>]><x/>", packet("<dc:subject>&a;"), packet(NESTED)]
+
+
+@pytest.mark.parametrize("xmp", INVALID, ids=["unclosed", "entity", "half", "nested"])
+def test_no_sidecar_hides_metadata_that_cannot_be_read(tmp_path, monkeypatch, xmp):
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    path = save(tmp_path / "a.webp", xmp, None)
+    with pytest.raises(SidecarError, match="a.webp.xmp was not written.*invalid XMP; install exiftool"):
+        tag(path, "dog")
+    assert not tag(path).written
+    (tmp_path / "a.webp.xmp").write_bytes(packet(bag("dc:subject", "Mia")))
+    tag(path, "dog")
+    assert lists(path)["subject"] == ["Mia", "dog"]
+
+
+@exiftool
+def test_exiftool_repairs_invalid_xmp(tmp_path):
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "R&D", "Mia"), TITLE), {(2, 25): ["Anna"]})
+    assert tag(path, "dog").remarks == [embedded.REPAIRED_XMP]
+    assert lists(path)["subject"] == ["R&D", "Mia", "Anna", "dog"]
+    assert find_title(read(path)) == "Robin"
+    with pytest.raises(SidecarError, match="invalid XMP"):
+        tag(save(tmp_path / "b.jpg", b"<x:xmpmeta"), "dog")
+
+
+def test_the_title_may_have_any_form(tmp_path):
+    def title(*properties: str, attributes: str = "") -> str | None:
+        return find_title(read(save(tmp_path / "a.jpg", packet(*properties, attributes=attributes))))
+
+    assert title(TITLE) == "Robin"
+    assert title("<dc:title>A robin</dc:title>") == title(attributes='dc:title="A robin"') == "A robin"
+    structure = '<dc:title rdf:parseType="Resource"><rdf:value>A robin</rdf:value></dc:title>'
+    assert title(structure) == "A robin"
+    assert title("<dc:title><dc:other>A</dc:other></dc:title><dc:description>B</dc:description>") == "B"
+    assert title("<dc:title/>") is None
+
+
+def test_threads_read_the_same_metadata(tmp_path):
+    path = save(tmp_path / "a.jpg", packet(bag("lr:hierarchicalSubject", "Places|Rome"), TITLE))
+    with ThreadPoolExecutor(8) as pool:
+        packets = {found.packet for found in pool.map(read, [path] * 200)}
+    assert len(packets) == 1 and b"<lr:hierarchicalSubject>" in packets.pop()
+
+
+def test_metadata_is_read_without_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    exif = Image.Exif()
+    exif[0x010E] = "By the lake"
+    xmp = packet(bag("dc:subject", "Mia"))
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "a.png", pnginfo=info, exif=exif)
+    image.save(tmp_path / "b.jpg", xmp=xmp, exif=exif)
+    boxes = {b"JXL ": b"\r\n\x87\n", b"jxlc": b"pixels", b"Exif": bytes(4) + exif.tobytes(), b"xml ": xmp}
+    jxl = b"".join((len(data) + 8).to_bytes(4, "big") + kind + data for kind, data in boxes.items())
+    (tmp_path / "c.jpg").write_bytes(jxl)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("pixels were decoded"))
+    for name in ("a.png", "b.jpg", "c.jpg"):
+        assert tag(tmp_path / name, "dog").remarks == []
+        assert lists(tmp_path / name)["subject"] == ["Mia", "dog"]
+        assert find_title(read(tmp_path / name)) == "By the lake"
+
+
+def test_metadata_that_was_already_read_is_not_read_again(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.jpg", packet(bag("dc:subject", "Mia")))
+    found = read(path)
+    monkeypatch.setattr(xmp_sidecar, "read_embedded", None)
+    writer = make_writer("xmp", SidecarLocator(), lambda file: "", "model", dry_run=False)
+    writer.write(MediaFile(str(path), None, False), [{"tag": "dog", "score": 0.5, "novel": False}], embedded=found)
     assert lists(path)["subject"] == ["Mia", "dog"]
 
 

@@ -256,6 +256,16 @@ def test_files_with_tags_are_skipped_until_something_changes(tag, photos):
     assert tag.tagged == ["b.jpg"] and (photos / "b.txt").read_text() == "dog, novel\n"
 
 
+def test_the_title_inside_an_image_is_recorded(tag, photos, tmp_path):
+    tag.title = "inside"
+    for _ in range(2):  # the second time, the titles come from the record
+        tag("--write", "json", "--write", "csv", "--output", tmp_path, photos / "a.jpg")
+        assert json.loads((tmp_path / "a.jpg.optsg.json").read_text())["title"] == "inside"
+        assert ",inside," in (tmp_path / "tags.csv").read_text("utf-8-sig")
+    tag("--write", "json", "--title", "mine", "--output", tmp_path, photos / "a.jpg")
+    assert json.loads((tmp_path / "a.jpg.optsg.json").read_text())["title"] == "mine"
+
+
 def test_sidecars_in_a_folder_are_not_counted_as_skipped(tag, photos):
     tag("--write", "xmp", "--write", "json", "--write", "txt", photos)
     _, _, err = tag(photos)

@@ -6,6 +6,7 @@ import os
 import pytest
 from sidecar_tools import SIDECARS, SUFFIXES, TagCommand, make_photos
 
+from optsg.sidecars import table_file
 from optsg.sidecars.xmp_packet import XmpPacket
 
 PACKET = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -65,8 +66,16 @@ def test_a_pipe_in_place_of_titles_is_named(tag, photos, name):
     assert status == 1 and f"{name}: not a regular file" in err and len(tag.tagged) == 3
 
 
+EARLIER = [
+    b'{"name": "a.txt", "generated": [], "declined": [], "before": "x", "after": "x", "earlier": %s}\n' % earlier
+    for earlier in (b"[]", b"null", b"0", b'{"generated": 1}')
+]
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("content", [None, b"garbage\n", b'{"name": "a.txt", "written": ["x"]}\n', DEEP + b"\n"])
+@pytest.mark.parametrize(
+    "content", [None, b"garbage\n", b'{"name": "a.txt", "written": ["x"]}\n', DEEP + b"\n", *EARLIER]
+)
 def test_another_record_of_captions_stops_only_captions(tag, photos, content):
     record = photos / ".optsg-captions.jsonl"
     os.mkfifo(record) if content is None else record.write_bytes(content)
@@ -155,3 +164,26 @@ def test_odd_dates_in_parquet_do_not_matter(tag, photos):
     pyarrow.parquet.write_table(table, photos / "metadata.parquet")
     status, out, _ = tag("--json", photos)
     assert status == 0 and json.loads(out.splitlines()[0])["title"] == "A title"
+
+
+@pytest.mark.parametrize("kind", ["xmp", "json", "csv"])
+def test_an_unexpected_error_concerns_one_file(tag, photos, kind):
+    """The tags of one file cannot be written."""
+    tag.predicted["a.jpg"] = [7]
+    status, _, err = tag("--write", kind, "--output", photos, photos)
+    assert status == 1 and "a.jpg: " in err and "1 failed" in err and len(tag.tagged) == 3
+
+
+def test_a_table_with_a_very_long_title_is_extended(tag, photos, tmp_path):
+    (photos / "metadata.jsonl").write_text(json.dumps({"file_name": "a.jpg", "title": "x" * 200_000}) + "\n")
+    assert tag("--write", "csv", "--output", tmp_path, photos / "a.jpg", photos)[0] == 0
+    status, _, err = tag("--write", "csv", "--output", tmp_path, photos / "b.jpg")
+    assert status == 0 and "Traceback" not in err and len((tmp_path / "tags.csv").read_text("utf-8-sig")) > 200_000
+
+
+def test_a_table_that_cannot_be_read_ends_the_run_before_it_starts(tag, photos, tmp_path, monkeypatch, capsys):
+    assert tag("--write", "csv", "--output", tmp_path, photos)[0] == 0
+    monkeypatch.setattr(table_file, "MAX_CELL", 1)
+    with pytest.raises(SystemExit) as end:
+        tag("--write", "csv", "--output", tmp_path, photos)
+    assert end.value.code == 2 and "tags.csv cannot be read" in capsys.readouterr().err and tag.tagged == []

@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 
 from ..media_files import OWN_PREFIX, MediaFile
+from .embedded import EmbeddedMetadata
 from .files import check_writable, lock_folder, read_file, replace_file
 from .journal import Journal, is_list_of
 from .locations import SidecarLocation, SidecarLocator
@@ -42,7 +43,9 @@ class CaptionWriter(TagWriter):
             self.locator.check_writable(location)
         return done
 
-    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+    def write(
+        self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
+    ) -> Change:
         """See `TagWriter.write`."""
         location = self._locate(file)
         with lock_folder(os.path.dirname(location.path)):
@@ -113,9 +116,13 @@ class CaptionWriter(TagWriter):
 def _is_valid(entry: dict) -> bool:
     """Return whether an entry of the record has the form that `CaptionWriter._save` gives it."""
     lists = all(is_list_of(str, entry[name]) for name in ("generated", "declined"))
+    if not lists or not isinstance(entry.get("fingerprint", ""), str):
+        return False
     if "after" not in entry:
-        return lists
-    return lists and "before" in entry and (not entry["earlier"] or _is_valid(entry["earlier"]))
+        return True
+    earlier = entry["earlier"]
+    digests = isinstance(entry["after"], str) and isinstance(entry["before"], str | None)
+    return digests and isinstance(earlier, dict) and (not earlier or _is_valid(earlier))
 
 
 def _resolve(entry: dict, data: bytes, caption: "_Caption") -> dict:

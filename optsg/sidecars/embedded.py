@@ -10,13 +10,15 @@ import json
 import os
 import shutil
 import subprocess
-import warnings
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..media_files import MediaFile, suffix_of
+from .image_chunks import JXL_START, PNG_START, png_without_pixels, read_jxl_boxes
 from .reconciliation import tag_key
 from .xmp_packet import RDF, XmpPacket, is_xml_text
 
@@ -59,6 +61,9 @@ _PREFIXES = {
     "http://ns.adobe.com/xmp/sType/Area#": "stArea",
     "http://ns.adobe.com/xap/1.0/sType/Dimensions#": "stDim",
 }
+for _namespace, _prefix in _PREFIXES.items():
+    # Once: other threads read this table of the library.
+    ElementTree.register_namespace(_prefix, _namespace)
 # Lists of keywords. Some programs write a single keyword as plain text.
 _LISTS = {(DC, "subject"), (LR, "hierarchicalSubject"), (DIGIKAM, "TagsList"), (MICROSOFT, "LastKeywordXMP")}
 
@@ -71,13 +76,15 @@ IPTC_UTF8 = b"\x1b%G"
 IPTC_KEYWORD_BYTES = 64  # longer keywords are cut
 # EXIF fields of Windows Explorer. Its keywords are UTF-16, separated by semicolons.
 EXIF_KEYWORDS, EXIF_RATING = 0x9C9E, 0x4746
-EXIFTOOL_SECONDS = 60
-NO_EXIFTOOL = (
-    "did not read keywords inside videos and other files that Pillow cannot read; install exiftool (Debian: "
-    "libimage-exiftool-perl)"
-)
+EXIFTOOL_SECONDS = 10
+JPEG_START = b"\xff\xd8\xff"
+# Elements inside each other; the functions of ElementTree call themselves for each.
+MAX_DEPTH = 200
+INSTALL = "install exiftool (Debian: libimage-exiftool-perl)"
+NO_EXIFTOOL = f"did not read keywords inside videos and other files that Pillow cannot read; {INSTALL}"
 UNREADABLE = "could not read the metadata inside the file"
-INVALID_XMP = "ignored invalid XMP inside the file"
+INVALID_XMP = "the file contains invalid XMP"
+REPAIRED_XMP = "read invalid XMP inside the file with exiftool"
 
 
 @dataclass
@@ -86,11 +93,15 @@ class EmbeddedMetadata:
 
     Args:
         packet: An XMP document with this metadata, or `None` if there is none.
+        texts: Titles, then descriptions.
         remark: A sentence about metadata that could not be read, for the report.
+        error: Why the metadata cannot be read, although the file may have some. A new sidecar would hide it.
     """
 
     packet: bytes | None = None
+    texts: list[str] = field(default_factory=list)
     remark: str | None = None
+    error: str | None = None
 
 
 @dataclass
@@ -113,49 +124,103 @@ class _Fields:
 def read_embedded(file: MediaFile) -> EmbeddedMetadata:
     """Read what a person wrote into an image or a video.
 
-    Images are read with Pillow. Videos, and images that are too large for Pillow or in other formats, are read with
-    exiftool if it is installed.
+    Images are read with Pillow. Videos, and images that are too large for Pillow, in other formats or with damaged
+    metadata, are read with exiftool if it is installed.
 
     Args:
         file: The image or video. It is not changed.
     """
-    try:
-        fields = None if file.is_video else _read_with_pillow(file.path)
-        if fields is None and shutil.which("exiftool") is None:
-            return EmbeddedMetadata(remark=NO_EXIFTOOL)
-        fields = fields or _read_with_exiftool(file.path)
-    except Exception:  # Pillow's plugins raise errors of many types
-        return EmbeddedMetadata(remark=UNREADABLE)
-    remark, properties = None, []
-    if fields.xmp:
+    from PIL import UnidentifiedImageError
+
+    error = None
+    if not file.is_video:
         try:
-            properties = _copied_properties(fields.xmp)
-        except (ValueError, ElementTree.ParseError, RecursionError):
-            remark = INVALID_XMP
+            if fields := _read_with_pillow(file.path):
+                return _combine(fields)
+        except UnidentifiedImageError:  # not an image
+            return EmbeddedMetadata(remark=UNREADABLE)
+        except _InvalidXmp:
+            error = INVALID_XMP
+        except Exception:  # Pillow's plugins raise errors of many types
+            error = UNREADABLE
+    if shutil.which("exiftool") is None:
+        return EmbeddedMetadata(error=f"{error}; {INSTALL}") if error else EmbeddedMetadata(remark=NO_EXIFTOOL)
+    try:
+        fields = _read_with_exiftool(file.path)
+        try:
+            return _combine(fields)
+        except _InvalidXmp:
+            error = INVALID_XMP
+            fields.xmp = _repair_xmp(file.path)
+            return _combine(fields, REPAIRED_XMP)
+    except Exception:  # exiftool fails or takes too long, or its output is not as expected
+        return EmbeddedMetadata(error=error or UNREADABLE)
+
+
+class _InvalidXmp(Exception):
+    """The XMP in a file cannot be read."""
+
+
+def _combine(fields: _Fields, remark: str | None = None) -> EmbeddedMetadata:
+    """Return all fields of a file as one XMP document.
+
+    Raises:
+        _InvalidXmp: The XMP cannot be read.
+    """
+    try:
+        properties = _copied_properties(fields.xmp) if fields.xmp else []
+    except (ValueError, ElementTree.ParseError) as error:
+        raise _InvalidXmp from error
     description = ElementTree.Element(f"{{{RDF}}}Description", {f"{{{RDF}}}about": ""})
     description.extend(properties)
     _add_fields(description, fields)
-    return EmbeddedMetadata(_to_packet(description) if len(description) else None, remark)
+    texts = [
+        text
+        for name in ("title", "description")
+        for element in description.findall(f"{{{DC}}}{name}")
+        for text in _plain_texts(element)
+    ]
+    return EmbeddedMetadata(_to_packet(description) if len(description) else None, texts, remark)
 
 
 def _read_with_pillow(path: str) -> _Fields | None:
     """Return the metadata of an image, or `None` if Pillow does not know the format or refuses so many pixels."""
-    from PIL import Image
+    from PIL import Image, JpegImagePlugin, PngImagePlugin
 
     if suffix_of(path) not in Image.registered_extensions():
         return None
-    with contextlib.suppress(Image.DecompressionBombError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of many pixels
-        with Image.open(path) as image:
-            if image.format == "PNG" and "xmp" not in image.info:
-                image.load()  # a PNG file may have text after the pixels
-            xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-            fields = _Fields(xmp.encode() if isinstance(xmp, str) else xmp)
-            _read_iptc(image, fields)
-            with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
-                _read_exif(image, fields)
+    with open(path, "rb") as file, contextlib.suppress(Image.DecompressionBombError):
+        start = file.read(len(JXL_START))
+        file.seek(0)
+        if start.startswith((JXL_START, b"\xff\x0a")):
+            return _read_jxl(read_jxl_boxes(file))
+        # These need no pixels, so that their number does not matter.
+        if start.startswith(JPEG_START):
+            image = JpegImagePlugin.JpegImageFile(file)
+        elif start.startswith(PNG_START):
+            image = PngImagePlugin.PngImageFile(png_without_pixels(file))
+        else:
+            image = Image.open(file)
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+        fields = _Fields(xmp.encode() if isinstance(xmp, str) else xmp)
+        _read_iptc(image, fields)
+        with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
+            _read_exif(image.getexif(), fields)
         return fields
     return None
+
+
+def _read_jxl(boxes: dict[bytes, bytes]) -> _Fields | None:
+    from PIL import Image
+
+    if b"brob" in boxes:
+        return None
+    fields = _Fields(boxes.get(b"xml "))
+    with contextlib.suppress(Exception):  # damaged EXIF data
+        exif = Image.Exif()
+        exif.load(boxes.get(b"Exif", b"")[4:])
+        _read_exif(exif, fields)
+    return fields
 
 
 def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
@@ -175,8 +240,7 @@ def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
     fields.texts = {name: values[0] for name, field in IPTC_TEXTS.items() if (values := read(field))}
 
 
-def _read_exif(image: "Image.Image", fields: _Fields) -> None:
-    exif = image.getexif()
+def _read_exif(exif: "Image.Exif", fields: _Fields) -> None:
     keywords = exif.get(EXIF_KEYWORDS)
     if isinstance(keywords, bytes):
         fields.keywords += keywords.decode("utf-16-le", "ignore").partition("\0")[0].split(";")
@@ -202,11 +266,21 @@ def _read_with_exiftool(path: str) -> _Fields:
     return _Fields(xmp, keywords, texts, found.get("Rating"))
 
 
+def _repair_xmp(path: str) -> bytes:
+    """Return what exiftool can read of invalid XMP, as a valid document."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = os.path.join(folder, "copy.xmp")
+        command = ["exiftool", "-tagsFromFile", os.path.abspath(path), "-xmp:all", "-o", copy]
+        options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": EXIFTOOL_SECONDS}
+        subprocess.run(command, check=True, **options)
+        return Path(copy).read_bytes()
+
+
 def _copied_properties(xmp: bytes) -> list[ElementTree.Element]:
     """Return the properties of an XMP document that people write, each as an element.
 
     Raises:
-        ValueError: The document cannot be read.
+        ValueError: The document cannot be read, or a property is nested too deeply.
     """
     packet = XmpPacket(xmp.rstrip(b"\0"))  # refuses document types, so there are no entities to expand
     root = ElementTree.fromstring(packet.data, ElementTree.XMLParser(encoding="utf-8"))
@@ -220,12 +294,20 @@ def _copied_properties(xmp: bytes) -> list[ElementTree.Element]:
                 found.append(element)
         found += [child for child in description if _is_copied(child.tag)]
     for element in found:
+        _check_depth(element, MAX_DEPTH)
         element.tail = None
         namespace, _, local = element.tag[1:].rpartition("}")
         if (namespace, local) in _LISTS and not len(element):
             text, element.text = (element.text or "").strip(), None
             _add_entries(element, "Bag", [text] if text else [])
     return found
+
+
+def _check_depth(element: ElementTree.Element, depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"elements are nested more than {MAX_DEPTH} deep")
+    for child in element:
+        _check_depth(child, depth - 1)
 
 
 def _is_copied(name: str) -> bool:
@@ -276,14 +358,19 @@ def _texts(element: ElementTree.Element | None) -> list[str]:
     return [] if element is None else ["".join(item.itertext()).strip() for item in element.iter(f"{{{RDF}}}li")]
 
 
+def _plain_texts(element: ElementTree.Element) -> list[str]:
+    """Return the texts of a property, which should be a list but may be plain text."""
+    items = list(element.iter(f"{{{RDF}}}li")) or [element]
+    values = (item.find(f"{{{RDF}}}value") for item in items)
+    return [(item if value is None else value).text or "" for item, value in zip(items, values, strict=True)]
+
+
 def _clean(text: str) -> str:
     """Return a text without the characters that XML cannot hold."""
     return "".join(filter(is_xml_text, text)).strip()
 
 
 def _to_packet(description: ElementTree.Element) -> bytes:
-    for namespace, prefix in _PREFIXES.items():
-        ElementTree.register_namespace(prefix, namespace)
     root = ElementTree.Element("{adobe:ns:meta/}xmpmeta")
     ElementTree.SubElement(root, f"{{{RDF}}}RDF").append(description)
     ElementTree.indent(root, " ")

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from ..media_files import MediaFile
+from .embedded import EmbeddedMetadata
 from .files import lock_folder, read_file, replace_file
 from .locations import SidecarLocation, SidecarLocator
 from .reconciliation import reconcile
@@ -34,14 +35,16 @@ class JsonSidecarWriter(TagWriter):
             self.locator.check_writable(location)
         return done
 
-    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+    def write(
+        self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
+    ) -> Change:
         """See `TagWriter.write`."""
         location = self.locator.locate(file, SUFFIX, "full")
         with lock_folder(os.path.dirname(location.path)):
             sidecar, before = _read(location)
             if not tags and before is None:
                 return Change(location.path)
-            merged, change = self._merge(location.path, sidecar, file, tags)
+            merged, change = self._merge(location.path, sidecar, file, tags, title or file.title)
             change.written = merged != sidecar or before is None
             if change.written and not self.dry_run:
                 text = json.dumps(merged, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
@@ -49,7 +52,9 @@ class JsonSidecarWriter(TagWriter):
                 replace_file(location.path, text.encode("utf-8", "backslashreplace"))
         return change
 
-    def _merge(self, path: str, sidecar: dict, file: MediaFile, tags: list[dict]) -> tuple[dict, Change]:
+    def _merge(
+        self, path: str, sidecar: dict, file: MediaFile, tags: list[dict], title: str | None
+    ) -> tuple[dict, Change]:
         entries = {_tag_text(entry): entry for entry in sidecar.get("tags", [])}
         recorded = sidecar.get("generated", [])
         predicted = {tag["tag"]: tag for tag in tags}
@@ -60,7 +65,7 @@ class JsonSidecarWriter(TagWriter):
             **sidecar,
             "optsg": VERSION,
             "model": self.model,
-            "title": file.title,
+            "title": title,
             "tags": users + ours,
             "generated": result.ours,
             "declined": result.declined,

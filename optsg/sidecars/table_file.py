@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..media_files import OWN_PREFIX, MediaFile
 from ..terminal import plural
+from .embedded import EmbeddedMetadata
 from .files import check_writable, lock_folder, read_file, replace_file
 from .journal import Journal, is_list_of
 from .writer import Change, Fingerprint, SidecarError, TagWriter
@@ -18,6 +19,7 @@ from .writer import Change, Fingerprint, SidecarError, TagWriter
 COLUMNS = ("file", "title", "tags", "scores", "novel", "error")
 SEPARATOR = "|"  # the same as in the metadata.csv of a tagging dataset
 SCORE_DIGITS = 4
+MAX_CELL = 2**31 - 1  # characters; the limit of the library is 131,072
 _TABLE = "\0table"  # no file can have this name
 # Spreadsheets run a cell that starts with one of these as a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -56,16 +58,19 @@ class TableWriter(TagWriter):
         table = read_file(str(path))
         if table is not None and _digest(table) not in self.journal.get(_TABLE).get("digests", []):
             raise SidecarError(f"{path} was changed or written by another program; move it, or use another --output")
+        self._read_rows(table)  # raises any error before files are tagged
 
     def is_done(self, file: MediaFile) -> bool:
         """See `TagWriter.is_done`; the row of a file that is done comes from the journal."""
         entry = self.journal.get(file.path)
         done = entry.get("fingerprint") == self.fingerprint(file)
         if done:
-            self._add_row(file, entry["tags"])
+            self._add_row(file, entry["tags"], entry.get("title"))
         return done
 
-    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+    def write(
+        self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
+    ) -> Change:
         """See `TagWriter.write`; the tags go into the journal until the table is written."""
         if self.is_csv and (invalid := [tag["tag"] for tag in tags if SEPARATOR in tag["tag"]]):
             raise SidecarError(f"{file.path}: {self.path} cannot hold the tag {invalid[0]!r}; use --write parquet")
@@ -74,8 +79,9 @@ class TableWriter(TagWriter):
         tags = [{**tag, "score": round(tag["score"], SCORE_DIGITS)} for tag in tags]
         if not self.dry_run:
             with lock_folder(str(self.path.parent)):
-                self.journal.add(file.path, {"fingerprint": self.fingerprint(file), "tags": tags})
-        self._add_row(file, tags)
+                entry = {"fingerprint": self.fingerprint(file), "tags": tags, "title": title}
+                self.journal.add(file.path, entry)
+        self._add_row(file, tags, title)
         added = [tag for tag in after if tag not in before]
         removed = [tag for tag in before if tag not in after]
         return Change(str(self.path), added, removed, written=True)
@@ -108,21 +114,22 @@ class TableWriter(TagWriter):
         """Return the rows of a table of this program; cells of CSV are text."""
         if table is None:
             return []
-        if self.is_csv:
-            return list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
-        import pyarrow.parquet
+        try:
+            return _from_csv(table) if self.is_csv else _from_parquet(table)
+        except Exception as error:  # pyarrow raises errors of many types
+            raise SidecarError(f"{self.path} cannot be read: {error}; move it, or use another --output") from error
 
-        return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
-
-    def _add_row(self, file: MediaFile, tags: list[dict]) -> None:
+    def _add_row(self, file: MediaFile, tags: list[dict], title: str | None) -> None:
         lists = ([tag[part] for tag in tags] for part in ("tag", "score", "novel"))
-        self.rows[file.path] = dict(zip(COLUMNS, (file.path, file.title, *lists, None)))
+        self.rows[file.path] = dict(zip(COLUMNS, (file.path, title or file.title, *lists, None)))
 
 
 def _is_valid(entry: dict) -> bool:
     """Return whether an entry of the journal has the form that this program gives it."""
     if entry["name"] == _TABLE:
         return is_list_of(str, entry["digests"])
+    if not isinstance(entry.get("title"), str | None):
+        return False
     types = {"tag": str, "score": (int, float), "novel": bool}
     return is_list_of(dict, entry["tags"]) and all(
         isinstance(tag[name], kind) for tag in entry["tags"] for name, kind in types.items()
@@ -148,6 +155,17 @@ def _to_csv(rows: list[dict]) -> bytes:
     # Tables of earlier versions of this program have no apostrophes.
     table.writerows({name: escape_formula(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue().encode("utf-8-sig")  # Excel recognises UTF-8 by the byte-order mark
+
+
+def _from_csv(table: bytes) -> list[dict]:
+    csv.field_size_limit(MAX_CELL)
+    return list(csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline="")))
+
+
+def _from_parquet(table: bytes) -> list[dict]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
 
 
 def _to_parquet_rows(rows: list[dict]) -> list[dict]:

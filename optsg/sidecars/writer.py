@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..media_files import MediaFile
+from .embedded import EmbeddedMetadata
 
 # Returns a text that changes whenever the tags of a file may change (see `Fingerprinter`).
 Fingerprint = Callable[[MediaFile], str]
@@ -45,12 +46,16 @@ class TagWriter(ABC):
         """
 
     @abstractmethod
-    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+    def write(
+        self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
+    ) -> Change:
         """Write the tags of a file.
 
         Args:
             file: The image or video.
             tags: `{"tag": str, "score": float, "novel": bool}`, the most probable first.
+            title: The title that the tags were generated with. Default: that of `file`.
+            embedded: The metadata inside the file, if it was already read.
 
         Raises:
             SidecarError: The sidecar cannot be read or must not be written; it is unchanged.

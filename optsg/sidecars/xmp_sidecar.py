@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..media_files import MediaFile
-from .embedded import read_embedded
+from .embedded import EmbeddedMetadata, read_embedded
 from .files import lock_folder, read_file, replace_file
 from .locations import SidecarLocation, SidecarLocator
 from .reconciliation import Reconciliation, reconcile, tag_key
@@ -67,22 +67,31 @@ class XmpSidecarWriter(TagWriter):
             self.locator.check_writable(location)
         return done
 
-    def write(self, file: MediaFile, tags: list[dict]) -> Change:
+    def write(
+        self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
+    ) -> Change:
         """See `TagWriter.write`."""
         location = self._locate(file)
+        if embedded is None and not os.path.lexists(location.path) and location.template is None:
+            embedded = read_embedded(file)  # before the folder is locked, because it may take seconds
         with lock_folder(os.path.dirname(location.path)):
             source, before = location.path, read_file(location.path)
             remarks = [location.remark]
             if before is None and location.template:
                 source, before = location.template, read_file(location.template)
             if before is None:
-                embedded = read_embedded(file)
+                embedded = embedded or read_embedded(file)
                 source, before = file.path, embedded.packet
                 remarks.append(embedded.remark)
             packet = _parse(source, before)
             change = self._merge(packet, source, tags, self.fingerprint(file))
             if change is None:  # no tags, now or earlier
                 return Change(location.path)
+            if source == file.path and embedded.error:
+                raise SidecarError(
+                    f"{location.path} was not written, because it would hide the metadata inside the file from other "
+                    f"programs: {embedded.error}; repair the file, or use another format of --write"
+                )
             change.path = location.path
             change.remarks += filter(None, remarks)
             after = packet.to_bytes()
