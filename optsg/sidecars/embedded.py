@@ -204,8 +204,7 @@ def _read_with_pillow(path: str) -> _Fields | None:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
         fields = _Fields(xmp.encode() if isinstance(xmp, str) else xmp)
         _read_iptc(image, fields)
-        with contextlib.suppress(Exception):  # damaged EXIF data; Pillow raises errors of many types
-            _read_exif(image.getexif(), fields)
+        _read_exif(image.getexif(), fields)
         return fields
     return None
 
@@ -216,20 +215,16 @@ def _read_jxl(boxes: dict[bytes, bytes]) -> _Fields | None:
     if b"brob" in boxes:
         return None
     fields = _Fields(boxes.get(b"xml "))
-    with contextlib.suppress(Exception):  # damaged EXIF data
-        exif = Image.Exif()
-        exif.load(boxes.get(b"Exif", b"")[4:])
-        _read_exif(exif, fields)
+    exif = Image.Exif()
+    exif.load(boxes.get(b"Exif", b"")[4:])
+    _read_exif(exif, fields)
     return fields
 
 
 def _read_iptc(image: "Image.Image", fields: _Fields) -> None:
     from PIL import IptcImagePlugin
 
-    try:
-        records = IptcImagePlugin.getiptcinfo(image) or {}
-    except (ValueError, SyntaxError, OSError, KeyError, TypeError):
-        return
+    records = IptcImagePlugin.getiptcinfo(image) or {}
     encodings = ("utf-8",) if records.get(IPTC_CHARACTER_SET) == IPTC_UTF8 else ("utf-8", "latin-1")
 
     def read(field: tuple[int, int]) -> list[str]:

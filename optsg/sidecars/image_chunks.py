@@ -6,13 +6,15 @@ import zlib
 from typing import BinaryIO
 
 PNG_START, JXL_START = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x0cJXL "
-PNG_METADATA = (b"iTXt", b"tEXt", b"zTXt", b"eXIf")
+PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
+# The texts with XMP and EXIF data, as Pillow finds them.
+PNG_KEYWORDS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 JXL_METADATA = (b"xml ", b"Exif", b"brob")
 MAX_METADATA_BYTES = 64_000_000
 
 
 def png_without_pixels(file: BinaryIO) -> io.BytesIO:
-    """Return a PNG of one pixel with the texts and the EXIF data of another, which may come after its pixels.
+    """Return a PNG of one pixel with the XMP and the EXIF data of another, which may come after its pixels.
 
     Args:
         file: The PNG, at its start.
@@ -23,13 +25,15 @@ def png_without_pixels(file: BinaryIO) -> io.BytesIO:
     chunks, size = [], 0
     file.seek(len(PNG_START))
     while len(header := file.read(8)) == 8 and header[4:] != b"IEND":
-        length = int.from_bytes(header[:4], "big")
-        if header[4:] not in PNG_METADATA:
-            file.seek(length + 4, io.SEEK_CUR)
-            continue
-        size += length
-        _check_size(size)
-        chunks.append(header + file.read(length + 4))
+        length, kind = int.from_bytes(header[:4], "big"), header[4:]
+        start = file.read(min(length, max(map(len, PNG_KEYWORDS)))) if kind in PNG_TEXTS else b""
+        remaining = length - len(start) + 4  # with the checksum
+        if kind == b"eXIf" or start.startswith(PNG_KEYWORDS):
+            size += length
+            _check_size(size)
+            chunks.append(header + start + file.read(remaining))
+        else:
+            file.seek(remaining, io.SEEK_CUR)
     pixel = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
     end = _png_chunk(b"IDAT", zlib.compress(bytes(2))) + _png_chunk(b"IEND", b"")
     return io.BytesIO(PNG_START + pixel + b"".join(chunks) + end)
