@@ -228,10 +228,11 @@ def _tag_files(
     from tqdm import tqdm
 
     writers = {file.path: own for file, own in pending}
+    with_metadata = {file.path for file, own in pending if any(writer.needs_metadata(file) for writer in own)}
     # None: the bar is shown if standard error is a terminal.
     hide_bar = None if len(pending) > batch_size else True
     with tqdm(total=len(pending), unit="file", disable=hide_bar) as progress:
-        for file, result in tagger([file for file, _ in pending], batch_size):
+        for file, result in tagger([file for file, _ in pending], batch_size, with_metadata):
             report.add_result(file, result, writers[file.path])
             progress.update()
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -152,12 +152,15 @@ class Tagger:
         if self.book is None:
             self.processor.batch_decode(outputs)
 
-    def __call__(self, files: list[MediaFile], batch_size: int) -> Iterator[tuple[MediaFile, FileTags | Exception]]:
+    def __call__(
+        self, files: list[MediaFile], batch_size: int, with_metadata: Set[str] = frozenset()
+    ) -> Iterator[tuple[MediaFile, FileTags | Exception]]:
         """Tag files in batches. Threads read the next files while the model tags a batch.
 
         Args:
             files: The files to tag.
             batch_size: Maximum number of files in a batch.
+            with_metadata: Paths of files whose metadata the caller needs.
 
         Yields:
             Each file with its tags, or with the error from reading it. Within `MIXED_BATCHES` batches of files, images
@@ -169,7 +172,9 @@ class Tagger:
             try:
                 for batch in chain(batches, [None] * BATCHES_AHEAD):
                     if batch is not None:
-                        reading.append((batch, [pool.submit(self._read, file) for file in batch]))
+                        reading.append(
+                            (batch, [pool.submit(self._read, file, file.path in with_metadata) for file in batch])
+                        )
                     if reading and (batch is None or len(reading) > BATCHES_AHEAD):
                         batch, files_read = reading.popleft()
                         yield from zip(batch, self._tag([future.result() for future in files_read]), strict=True)
@@ -177,7 +182,7 @@ class Tagger:
                 # After an interruption, files that nobody waits for are not read.
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, file: MediaFile) -> "_ReadFile | Exception":
+    def _read(self, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
         from modeling_optsg.image_formats import is_animated
 
         suffix = suffix_of(file.path)
@@ -187,10 +192,9 @@ class Tagger:
             else:
                 is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
                 pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
-            if file.title or file.is_video:
-                return _ReadFile(file, pixels, file.title, None)
-            embedded = read_embedded(file)
-            return _ReadFile(file, pixels, find_title(embedded), embedded)
+            needs_title = not (file.title or file.is_video)
+            embedded = read_embedded(file) if needs_title or with_metadata else None
+            return _ReadFile(file, pixels, find_title(embedded) if needs_title else file.title, embedded)
         except Exception as error:  # one file must not end the run for the others
             return error
 

@@ -48,7 +48,7 @@ class TagCommand:
         self.tagged = []
         monkeypatch.setattr(command, "Tagger", lambda name, settings: self.predict)
 
-    def predict(self, files, batch_size):
+    def predict(self, files, batch_size, with_metadata):
         for file in files:
             name = Path(file.path).name
             self.tagged.append(name)

@@ -66,6 +66,34 @@ def test_every_file_is_read_once_and_in_threads(tagger, library, monkeypatch):
     assert [path[-8:] for path in errors] == ["1bad.png"] and len(results) == len(library)
 
 
+def test_metadata_is_read_in_threads_and_once(tagger, library, monkeypatch):
+    reads, read = [], tagger_module.read_embedded
+    monkeypatch.setattr(
+        tagger_module,
+        "read_embedded",
+        lambda file: reads.append((file.path, threading.current_thread())) or read(file),
+    )
+    library = [file for file in library if not file.path.endswith("bad.png")]
+    results = list(tagger(library, 4, {file.path for file in library}))
+    assert sorted(path for path, _ in reads) == sorted(file.path for file in library)
+    assert threading.main_thread() not in {thread for _, thread in reads}
+    assert all(result.embedded is not None for _, result in results)
+    assert all((result.embedded is None) == file.is_video for file, result in tagger(library, 4))
+
+
+def test_any_error_of_a_reader_concerns_one_file(tagger, library, monkeypatch):
+    read = tagger_module.read_embedded
+
+    def fail(file):
+        if file.path.endswith("2.png"):
+            raise RecursionError
+        return read(file)
+
+    monkeypatch.setattr(tagger_module, "read_embedded", fail)
+    results = {file.path[-5:]: result for file, result in tagger(library, 4)}
+    assert isinstance(results.pop("2.png"), RecursionError) and len(results) == len(library) - 1
+
+
 def test_the_number_of_threads_does_not_change_the_tags(tagger, library, monkeypatch):
     def tags(number):
         monkeypatch.setattr(tagger_module, "num_readers", lambda: number)

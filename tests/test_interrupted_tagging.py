@@ -121,7 +121,7 @@ from optsg import main, tag, tagger
 
 class StandIn:
     def __init__(self, name, settings): pass
-    def __call__(self, files, batch_size):
+    def __call__(self, files, batch_size, with_metadata):
         for file in files:
             print("next", flush=True)
             tags = [{"tag": t, "score": 0.5, "novel": False} for t in file.path[-7:-4]]

@@ -45,6 +45,10 @@ class TagWriter(ABC):
             SidecarError: The sidecar cannot be read or must not be written.
         """
 
+    def needs_metadata(self, file: MediaFile) -> bool:
+        """Return whether the file of tags starts with the metadata inside an image or a video."""
+        return False
+
     @abstractmethod
     def write(
         self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None

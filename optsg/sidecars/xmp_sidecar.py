@@ -67,13 +67,16 @@ class XmpSidecarWriter(TagWriter):
             self.locator.check_writable(location)
         return done
 
+    def needs_metadata(self, file: MediaFile) -> bool:
+        """See `TagWriter.needs_metadata`."""
+        location = self._locate(file)
+        return location.template is None and not os.path.lexists(location.path)
+
     def write(
         self, file: MediaFile, tags: list[dict], title: str | None = None, embedded: EmbeddedMetadata | None = None
     ) -> Change:
         """See `TagWriter.write`."""
         location = self._locate(file)
-        if embedded is None and not os.path.lexists(location.path) and location.template is None:
-            embedded = read_embedded(file)  # before the folder is locked, because it may take seconds
         with lock_folder(os.path.dirname(location.path)):
             source, before = location.path, read_file(location.path)
             remarks = [location.remark]
