@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest.mock import Mock
 
 import pytest
 from sidecar_tools import SIDECARS, SUFFIXES, TagCommand, make_photos
@@ -183,7 +184,7 @@ def test_a_table_with_a_very_long_title_is_extended(tag, photos, tmp_path):
 
 def test_a_table_that_cannot_be_read_ends_the_run_before_it_starts(tag, photos, tmp_path, monkeypatch, capsys):
     assert tag("--write", "csv", "--output", tmp_path, photos)[0] == 0
-    monkeypatch.setattr(table_file, "MAX_CELL", 1)
+    monkeypatch.setattr(table_file.csv, "DictReader", Mock(side_effect=table_file.csv.Error("a reason")))
     with pytest.raises(SystemExit) as end:
         tag("--write", "csv", "--output", tmp_path, photos)
-    assert end.value.code == 2 and "tags.csv cannot be read" in capsys.readouterr().err and tag.tagged == []
+    assert end.value.code == 2 and "tags.csv cannot be read: a reason" in capsys.readouterr().err and tag.tagged == []
