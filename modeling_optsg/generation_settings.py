@@ -13,6 +13,8 @@ DECODINGS = ("parallel", "sequential")
 # Possible modalities of an example. Each has its own threshold and fusion weights, because an image alone is less
 # informative than a title.
 MODALITIES = ("image+title", "image", "title")
+# Settings that are fitted for each decoding, and some of them for each modality.
+FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
 # What an unfamiliar image without a title is tagged by. It has no threshold of its own.
 IMAGE_WORDS = "image words"
 

@@ -3,6 +3,7 @@
 The libraries load many damaged folders without an error. The tags of such a model would replace those of earlier runs.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,29 @@ def _check_tokenizers(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor
 def _check_generation_config(name: str) -> None:
     from transformers import GenerationConfig
 
+    from modeling_optsg.generation_settings import DECODINGS, FITTED_SETTINGS
+
     # `from_pretrained` of a model replaces a file that it cannot read by a config without thresholds.
     config = GenerationConfig.from_pretrained(name)
     if getattr(config, "threshold", None) is None:
         raise ValueError("generation_config.json has no threshold; restore the file")
+    # `generate` has defaults for what is missing. These do not fit the model: every candidate would become a tag.
+    for setting in FITTED_SETTINGS:
+        if missing := _missing_entries(getattr(config, setting, None), DECODINGS):
+            raise ValueError(
+                f"generation_config.json has no {setting} for {', '.join(missing)}; restore the file, or give one "
+                f"{setting} for everything"
+            )
+
+
+def _missing_entries(value: object, expected: tuple[str, ...]) -> list[str]:
+    """Return the decodings and modalities that a setting lacks, if it does not have one value for all of them."""
+    from modeling_optsg.generation_settings import MODALITIES
+
+    if not isinstance(value, Mapping):
+        return []
+    if set(value) & set(MODALITIES):
+        expected = MODALITIES
+    missing = [name for name in expected if value.get(name) is None]
+    parts = value.items() if expected != MODALITIES else ()
+    return missing + [f"{name}, {entry}" for name, part in parts for entry in _missing_entries(part, MODALITIES)]

@@ -140,14 +140,14 @@ class Tagger:
             self.generate_options["tag_vocabulary"] = TagVocabularyLogitsProcessor.from_tags(
                 sorted(settings.vocabulary), self.processor, self.model.config
             )
-        self._tag_blank_image()
+        self._tag_blank_images()
 
-    def _tag_blank_image(self) -> None:
-        """Raise any error that the model and the settings cause, before a file is tagged."""
+    def _tag_blank_images(self) -> None:
+        """Raise any error that the model and the settings cause, with and without a title, before a file is tagged."""
         import numpy as np
 
         image = np.full((32, 32, 3), 255, dtype=np.uint8)
-        inputs = self.processor(images=[image], titles=["title"], return_tensors="pt")
+        inputs = self.processor(images=[image, image], titles=["title", None], return_tensors="pt")
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         if self.book is None:
             self.processor.batch_decode(outputs)

@@ -348,12 +348,11 @@ def remove_tokenizer(checkpoint):
     (checkpoint / "tokenizer.json").unlink()
 
 
-def raise_threshold(checkpoint):
-    (checkpoint / "generation_config.json").write_text('{"threshold": 1.6}')
+def write_generation_config(**settings):
+    def write(checkpoint):
+        (checkpoint / "generation_config.json").write_text(json.dumps(settings, allow_nan=False))
 
-
-def empty_generation_config(checkpoint):
-    (checkpoint / "generation_config.json").write_text("{}")
+    return write
 
 
 def truncate_generation_config(checkpoint):
@@ -363,7 +362,13 @@ def truncate_generation_config(checkpoint):
 DAMAGES = [damage_weights, change_shape, change_model_type, remove_weights, remove_config, shutil.rmtree, write_nan]
 DAMAGES += [store_integers, change_image_processor(image_std=[0.5, 0.5, 1e9])]
 DAMAGES += [change_image_processor(image_mean=[1e30, 0.5, 0.5])]
-DAMAGES += [remove_tokenizer, raise_threshold, empty_generation_config, truncate_generation_config]
+DAMAGES += [remove_tokenizer, truncate_generation_config, write_generation_config()]
+ALL_MODALITIES = {"image+title": 0.1, "image": 0.1, "title": 0.1}
+DAMAGED_THRESHOLDS = [1.6, {}, {"sequential": 0.1}, {"parallel": ALL_MODALITIES, "sequential": None}]
+DAMAGED_THRESHOLDS += [{"image+title": 0.1, "title": 0.1}, {"parallel": {}, "sequential": ALL_MODALITIES}]
+DAMAGED_THRESHOLDS += [{"parallel": {"image+title": 0.1, "title": 0.1}, "sequential": ALL_MODALITIES}]
+DAMAGES += [write_generation_config(threshold=threshold) for threshold in DAMAGED_THRESHOLDS]
+DAMAGES += [write_generation_config(threshold=0.1, pad_bias={"sequential": -4})]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

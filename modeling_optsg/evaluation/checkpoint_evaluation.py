@@ -18,6 +18,7 @@ from modeling_optsg.data.atomic_files import write_text
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_readable_examples
 from modeling_optsg.data.splits import split_examples
 from modeling_optsg.data.training_summary import SUMMARY, read_training_summary
+from modeling_optsg.generation_settings import FITTED_SETTINGS
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .calibration import reliability
@@ -26,7 +27,6 @@ from .metrics import TagEvaluator
 from .prediction import predict_tags
 from .reporting import environment, novel_hits, score_modalities
 
-FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
 # The training arguments that choose the examples, with their defaults.
 SPLIT_ARGUMENTS = {"validation_ratio": None, "seed": 0, "train_ratio": 1.0, "streaming": False}
 # The key of the only decoding of a model, as in the training summary.
