@@ -1,6 +1,7 @@
 """The cache of tower features and the tag table."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Images
 
 from modeling_optsg import OPTSGDataCollator, OPTSGModel
+from modeling_optsg.data import feature_cache
+from modeling_optsg.data.checksums import record_checksum
 from modeling_optsg.data.feature_cache import CachedFeatures, build_tag_table, cache_tower_features, without_unreadable
 
 
@@ -82,6 +85,35 @@ def test_the_loss_is_the_same_with_cached_features(tiny_model, tiny_processor, i
                 examples = cached(rows(images), tiny_model, tiny_processor, tmp_path, frames=frames, titles=titles)
                 actual = tiny_model(**collate([examples[index] for index in range(len(examples))]))
                 torch.testing.assert_close(actual.loss, expected.loss, rtol=1e-2, atol=1e-2)
+
+
+def tag_table(dataset, model, processor, folder):
+    return build_tag_table(["red", "blue"], model.model, processor, folder)
+
+
+@pytest.mark.parametrize("compute", [cached, tag_table])
+def test_two_trainings_share_a_cache(tiny_model, tiny_processor, images, tmp_path, monkeypatch, compute):
+    """While one process has a file without a checksum, another waits instead of deleting the file."""
+    results, errors, others, recorded = [], [], [], []
+
+    def run():
+        try:
+            results.append(compute(rows(images), tiny_model, tiny_processor, tmp_path))
+        except Exception as error:
+            errors.append(error)
+
+    def record(path):
+        recorded.append(path)
+        if not others:
+            others.append(threading.Thread(target=run))
+            others[0].start()
+            others[0].join(0.3)
+        record_checksum(path)
+
+    monkeypatch.setattr(feature_cache, "record_checksum", record)
+    run()
+    others[0].join()
+    assert not errors and len(results) == 2 and len(recorded) == len(set(recorded)), "each file is computed once"
 
 
 def test_a_second_call_reads_the_file(tiny_model, tiny_processor, images, tmp_path, calls):
@@ -263,6 +295,7 @@ def test_unreadable_images_are_tried_again(tiny_model, tiny_processor, images, t
         atol=2e-3,
     )
     names = sorted(path.name.partition(".arrow")[2] for path in (tmp_path / "cache").iterdir())
+    names = [name for name in names if name != ".lock"]
     assert names == ["", "", ".sha256", ".sha256"], "no partial files are left"
 
 
@@ -296,7 +329,7 @@ def test_a_tag_table_has_the_text_features_of_every_tag(tiny_model, tiny_process
     change_text_weights(tiny_model, tiny_processor)
     changed = build_tag_table(tags, tiny_model.model, tiny_processor, tmp_path)
     assert calls["encode_text"] > 0 and not torch.equal(changed.features, table.features)
-    suffixes = sorted(path.suffix for path in tmp_path.iterdir())
+    suffixes = sorted(path.suffix for path in tmp_path.iterdir() if path.suffix != ".lock")
     assert suffixes == [".npy", ".npy", ".sha256", ".sha256"], "no partial files are left"
 
 

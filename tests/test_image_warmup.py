@@ -90,7 +90,7 @@ def changed(before, model):
 
 
 def cached_files(args):
-    return [path for path in Path(args.cache_dir, "features").glob("*") if path.suffix != ".sha256"]
+    return [path for path in Path(args.cache_dir, "features").glob("*") if path.suffix == ".safetensors"]
 
 
 @torch.no_grad()

@@ -1,8 +1,12 @@
 """Checksums of files, to detect those that were damaged after they were written."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .atomic_files import write_text
 from .process_logging import get_logger
@@ -54,6 +58,27 @@ def find_damage(folder: Path) -> list[str]:
     return problems
 
 
+@contextlib.contextmanager
+def lock_cached(path: Path) -> Iterator[None]:
+    """Lock a cached file or folder while it is checked and computed.
+
+    Another process that needs it waits, and then finds it complete. The system releases the lock when the process
+    ends, however it ends.
+    """
+    lock = FileLock(f"{path}.lock")
+    # A read-only folder, or a file system without locks, is used without them.
+    with contextlib.suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info(f"Waiting for another process to compute {path}.")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def checksum_path(path: Path) -> Path:
     """Return the path of the checksum of a cached file."""
     return path.with_name(f"{path.name}.sha256")
@@ -67,7 +92,7 @@ def record_checksum(path: Path) -> None:
 def is_cached(path: Path) -> bool:
     """Return whether a cached file exists and has its checksum. A damaged file is reported and deleted.
 
-    A file without a checksum is deleted, too: it may be incomplete.
+    A file without a checksum is deleted, too: it may be incomplete. Call this within [`lock_cached`].
     """
     if not path.exists():
         return False

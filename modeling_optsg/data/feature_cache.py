@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dataset_scripts import undecoded
 from modeling_optsg.base_models import OPTSGTowers
-from modeling_optsg.data.checksums import checksum_path, is_cached, record_checksum
+from modeling_optsg.data.checksums import checksum_path, is_cached, lock_cached, record_checksum
 from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -161,12 +161,13 @@ class _Blocks:
     def compute(self, index: int) -> Dataset:
         """Compute a block, or read it from its file and try its unreadable rows again."""
         path = self._path(index)
-        if is_cached(path):
-            self._encode_unreadable(index)
-            return self.read(index)
-        rows = self.read(index)
-        record_checksum(path)
-        return rows
+        with lock_cached(path):
+            if is_cached(path):
+                self._encode_unreadable(index)
+                return self.read(index)
+            rows = self.read(index)
+            record_checksum(path)
+            return rows
 
     def read(self, index: int) -> Dataset:
         """Read a block from its file, or compute it."""
@@ -434,19 +435,20 @@ def build_tag_table(
 ) -> TagTable:
     """Build the [`TagTable`] of training tags with a frozen text tower; its features are cached in `cache_dir`."""
     fingerprint = digest(tags, model.text_tower, tokenizer_settings(processor.tokenizer))
-    path = os.path.join(cache_dir, f"tags-{fingerprint}.npy")
-    if not is_cached(Path(path)):
-        device = next(model.parameters()).device
-        parts = []
-        with torch.no_grad(), evaluation_mode(model):
-            for start in range(0, len(tags), batch_size):
-                batch = processor.encode_tags(tags[start : start + batch_size])
-                names = ("tag_text_input_ids", "tag_text_attention_mask")
-                parts.append(model.embed_tags(*(batch[name].to(device) for name in names)).cpu())
-        os.makedirs(cache_dir, exist_ok=True)
-        partial = f"{path}.{os.getpid()}.npy"
-        np.save(partial, torch.cat(parts).float().numpy().astype(FEATURE_DTYPE))
-        os.replace(partial, path)
-        record_checksum(Path(path))
+    path = Path(cache_dir, f"tags-{fingerprint}.npy")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_cached(path):
+        if not is_cached(path):
+            device = next(model.parameters()).device
+            parts = []
+            with torch.no_grad(), evaluation_mode(model):
+                for start in range(0, len(tags), batch_size):
+                    batch = processor.encode_tags(tags[start : start + batch_size])
+                    names = ("tag_text_input_ids", "tag_text_attention_mask")
+                    parts.append(model.embed_tags(*(batch[name].to(device) for name in names)).cpu())
+            partial = f"{path}.{os.getpid()}.npy"
+            np.save(partial, torch.cat(parts).float().numpy().astype(FEATURE_DTYPE))
+            os.replace(partial, path)
+            record_checksum(path)
     input_ids = processor.tag_tokenizer(tags, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return TagTable(tags, input_ids, torch.from_numpy(np.load(path)))

@@ -9,7 +9,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from modeling_optsg.data.checksums import is_cached, record_checksum
+from modeling_optsg.data.checksums import is_cached, lock_cached, record_checksum
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest
 from modeling_optsg.image_utils import read_image
@@ -139,18 +139,19 @@ def changed_copies(rows: Dataset, number: int, cache_dir: Path) -> Dataset:
     fingerprint = digest(rows._fingerprint, VERSION, number)
     cache_dir.mkdir(parents=True, exist_ok=True)
     path = cache_dir / f"copies-{fingerprint}.arrow"
-    is_complete = is_cached(path)
-    copies = rows.map(
-        _change_row,
-        with_indices=True,
-        fn_kwargs={"number": number},
-        features=Features(rows.features | {"image": ImageFeature()}),
-        new_fingerprint=fingerprint,
-        cache_file_name=str(path),
-        desc=f"Changed images, copy {number + 1}",
-    )
-    if not is_complete:
-        record_checksum(path)
+    with lock_cached(path):
+        is_complete = is_cached(path)
+        copies = rows.map(
+            _change_row,
+            with_indices=True,
+            fn_kwargs={"number": number},
+            features=Features(rows.features | {"image": ImageFeature()}),
+            new_fingerprint=fingerprint,
+            cache_file_name=str(path),
+            desc=f"Changed images, copy {number + 1}",
+        )
+        if not is_complete:
+            record_checksum(path)
     return copies
 
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
-from modeling_optsg.data.checksums import is_cached, record_checksum
+from modeling_optsg.data.checksums import is_cached, lock_cached, record_checksum
 from modeling_optsg.data.feature_cache import CachedFeatures, digest
 from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.tag_classifier import asymmetric_loss
@@ -77,24 +77,25 @@ def warm_up_image_evidence(
     path = Path(args.cache_dir, "features", f"image-evidence-{digest(*parts)}.safetensors")
     trained = {f"{name}.{key}": value for name, part in modules.items() for key, value in part.named_parameters()}
     trained |= dict(zip(("log_scales", "bias", "class_embeddings"), shared, strict=True))
-    if not is_cached(path):
-        features, classes = _read(sources, tags)
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(args.seed)
-            if not args.checkpoint:
-                for module in modules.values():
-                    model._init_weights(module)
-            groups = [
-                {"params": [p for part in modules.values() for p in part.parameters()], "lr": rates[0]},
-                {"params": [pooler.log_scales, classifier.bias], "lr": rates[0], "weight_decay": 0.0},
-                {"params": shared[-1:], "lr": rates[1], "weight_decay": 0.0},
-            ]
-            _train(model, features, classes, groups, args.image_warmup_epochs, args.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        save_file({name: value.detach().contiguous() for name, value in trained.items()}, partial)
-        os.replace(partial, path)
-        record_checksum(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_cached(path):
+        if not is_cached(path):
+            features, classes = _read(sources, tags)
+            with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+                torch.manual_seed(args.seed)
+                if not args.checkpoint:
+                    for module in modules.values():
+                        model._init_weights(module)
+                groups = [
+                    {"params": [p for part in modules.values() for p in part.parameters()], "lr": rates[0]},
+                    {"params": [pooler.log_scales, classifier.bias], "lr": rates[0], "weight_decay": 0.0},
+                    {"params": shared[-1:], "lr": rates[1], "weight_decay": 0.0},
+                ]
+                _train(model, features, classes, groups, args.image_warmup_epochs, args.seed)
+            partial = path.with_name(f"{path.name}.{os.getpid()}")
+            save_file({name: value.detach().contiguous() for name, value in trained.items()}, partial)
+            os.replace(partial, path)
+            record_checksum(path)
     with torch.no_grad():
         for name, value in load_file(path).items():
             trained[name].copy_(value)

