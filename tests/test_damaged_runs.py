@@ -70,7 +70,7 @@ DAMAGE = [
     *((name, change) for name in ("pytorch_model.bin", "optimizer.bin") for change in (flip_bit, cut, empty, remove)),
     *(("random_states_0.pkl", change) for change in (flip_bit, remove)),
     *(("progress.json", change) for change in (flip_bit, empty, remove, replace_by_folder)),
-    *((CHECKSUMS, change) for change in (flip_bit, cut, remove, replace_by_folder)),
+    *((CHECKSUMS, change) for change in (flip_bit, cut, empty, replace_by_folder)),
 ]
 
 
@@ -80,9 +80,18 @@ def test_the_state_before_a_damaged_one_is_loaded(make_run, saved, caplog, name,
     run, model = make_run()
     assert run.load("auto") == {"step": 1, "best_metric": 0.5}
     assert (model.weight == 1).all()
-    damaged = name if name != CHECKSUMS or change in (remove, replace_by_folder, cut) else ""
+    damaged = name if name != CHECKSUMS or change in (empty, replace_by_folder, cut) else ""
     assert "The state step-00000002 is damaged" in caplog.text and damaged in caplog.text
     assert "resumes from step-00000001" in caplog.text
+
+
+def test_a_state_of_an_earlier_version_is_loaded_with_a_warning(make_run, saved, caplog):
+    remove(saved / "step-00000002" / CHECKSUMS)
+    run, model = make_run()
+    assert run.load("auto")["step"] == 2 and (model.weight == 2).all()
+    assert "step-00000002 has no checksums.json" in caplog.text
+    remove(saved / "step-00000002/progress.json")
+    assert run.load("auto")["step"] == 1
 
 
 def test_a_run_with_damaged_states_alone_does_not_start_over(make_run, saved):

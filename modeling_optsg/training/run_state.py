@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all, write_text
-from modeling_optsg.data.checksums import find_damage, write_checksums
+from modeling_optsg.data.checksums import CHECKSUMS, find_damage, write_checksums
 from modeling_optsg.data.process_logging import get_logger
 
 logger = get_logger(__name__)
@@ -165,6 +165,11 @@ class RunState:
         """
         found, damage = None, []
         for path in candidates if self.accelerator.is_main_process else ():
+            if not os.path.lexists(path / CHECKSUMS) and (path / PROGRESS).is_file():
+                # Earlier versions wrote none.
+                logger.warning(f"The state {path.name} has no {CHECKSUMS}, so damage in it is not detected.")
+                found = path
+                break
             if not (problems := find_damage(path)):
                 found = path
                 break
