@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Manifest:
         for name in (*TEXTS, *(name for name in self.files if name not in TEXTS)):
             path = folder / name
             if name in TEXTS and os.path.lexists(path) and _sha256(path) not in self.files.get(name, ()):
-                kept = path.with_name(f"{path.name}.bak")
+                kept = backup_path(path)
                 logger.warning("%s was edited after it was exported; it is kept as %s", path, kept.name)
                 os.replace(path, kept)
             path.unlink(missing_ok=True)
@@ -133,6 +134,13 @@ class Manifest:
         for parent in sorted(parents, key=lambda path: -len(path.parts)):
             if (folder / parent).is_dir() and not any((folder / parent).iterdir()):
                 (folder / parent).rmdir()
+
+
+def backup_path(path: Path) -> Path:
+    """Return a name that is free for the edited version of a file: `.bak`, or else `.bak.1` and so on."""
+    suffixes = chain([".bak"], (f".bak.{number}" for number in count(1)))
+    paths = (path.with_name(path.name + suffix) for suffix in suffixes)
+    return next(path for path in paths if not os.path.lexists(path))
 
 
 def exported_files(folder: str | os.PathLike) -> list[str]:

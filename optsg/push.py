@@ -86,6 +86,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _write_card(args: argparse.Namespace) -> None:
     """Write the model card if it is missing or if options require it; keep the old one as `README.md.bak`."""
+    from dataset_scripts.export_manifest import backup_path
     from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
     from modeling_optsg.hub.model_card import write_training_card
 
@@ -99,10 +100,7 @@ def _write_card(args: argparse.Namespace) -> None:
     card = args.folder / "README.md"
     if args.folder.is_dir() and (given or not card.is_file()):
         if card.is_file() and not card.is_symlink():
-            kept = card.with_name("README.md.bak")
-            # A link of that name would lead the copy elsewhere.
-            kept.unlink(missing_ok=True)
-            shutil.copy(card, kept)
+            shutil.copy(card, backup_path(card))
         write_training_card(args.folder, args.name, **given)
         _report(f"wrote {card} from the training summary")
 

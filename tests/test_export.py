@@ -239,6 +239,9 @@ def test_files_of_others_in_the_folder_of_an_export_are_kept(images, export, tmp
     (out / "train-00000-of-00001.parquet").unlink()
     assert export(images, out)[0] == 0 and (out / "empty").is_dir()
     assert (out / "README.md.bak").read_text() == "my own text" and "kept as README.md.bak" in caplog.text
+    (out / "README.md").write_text("edited again")
+    assert export(images, out)[0] == 0 and (out / "README.md.bak").read_text() == "my own text"
+    assert (out / "README.md.bak.1").read_text() == "edited again"
     with (out / "train-00000-of-00001.parquet").open("ab") as file:
         file.write(b"x")
     assert "was changed after it was exported" in export(images, out)[2]
