@@ -15,6 +15,8 @@ except ImportError:  # Windows, where a killed process keeps its folder.
 PREFIX = "optsg-space-"
 # The process that owns a folder holds a lock on this file. The system releases it when the process ends.
 LOCK_NAME = ".lock"
+# A process that was killed before it locked its folder leaves one without a lock.
+UNLOCKED_SECONDS = 3600
 
 
 class UploadFolder:
@@ -30,8 +32,7 @@ class UploadFolder:
 
     def __init__(self, keep_seconds: float, sweep_seconds: float = 60):
         remove_abandoned_folders()
-        self.path = tempfile.mkdtemp(prefix=PREFIX)
-        self.lock = _lock(Path(self.path, LOCK_NAME))
+        self.path, self.lock = _locked_folder()
         self.keep_seconds = keep_seconds
         self.sweep_seconds = sweep_seconds
         self.stopped = threading.Event()
@@ -69,13 +70,28 @@ def remove_abandoned_folders() -> None:
         lock = folder / LOCK_NAME
         try:
             # Another user could put a link or a folder of the same name there.
-            if folder.is_symlink() or folder.lstat().st_uid != os.getuid() or not lock.is_file():
+            if folder.is_symlink() or folder.lstat().st_uid != os.getuid():
+                continue
+            if not lock.is_file() and time.time() - folder.lstat().st_mtime < UNLOCKED_SECONDS:
                 continue
             descriptor = _lock(lock)
         except OSError:
             continue
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
+
+
+def _locked_folder() -> tuple[str, int | None]:
+    """Make a folder and lock it. Another process may take a folder for abandoned before it is locked."""
+    while True:
+        path = tempfile.mkdtemp(prefix=PREFIX)
+        try:
+            lock = _lock(Path(path, LOCK_NAME))
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        if lock is None or os.fstat(lock).st_nlink:
+            return path, lock
+        os.close(lock)
 
 
 def _lock(path: Path) -> int | None:
