@@ -1,6 +1,7 @@
 """Shares the process that reads files among clients, so that one client cannot occupy it for minutes."""
 
 import ipaddress
+import re
 import threading
 import time
 from collections import deque
@@ -67,20 +68,28 @@ class ReadingBudget:
 def client_address(host: str | None, headers: Mapping[str, str]) -> str:
     """Return the address of a client, also behind the proxies of a host.
 
-    A proxy appends the address of its client to `X-Forwarded-For`. A client can add entries only to the left of it, so
-    the rightmost public address is that of the client.
+    A proxy appends the address of its client to `X-Forwarded-For`, some proxies with the port. A client can add
+    entries only to the left of it, so the rightmost public address is that of the client. Entries to the left of one
+    that is not an address are not used.
 
     Args:
         host: Address of the connection's other end.
         headers: Headers of the request.
     """
-    chain = [*headers.get("x-forwarded-for", "").split(","), host or ""]
-    for address in reversed(chain):
+    for hop, address in enumerate([host or "", *reversed(headers.get("x-forwarded-for", "").split(","))]):
         try:
-            parsed = ipaddress.ip_address(address.strip())
+            parsed = ipaddress.ip_address(_without_port(address.strip()))
         except ValueError:
-            continue
+            if hop == 0:  # A connection through a Unix socket has no address.
+                continue
+            break
         if parsed.is_global:
             # One customer has a whole /64 of IPv6.
             return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))
     return host or ""
+
+
+def _without_port(address: str) -> str:
+    """Return the address in `1.2.3.4:5678`, `[2001:db8::1]:5678` or `[2001:db8::1]`; other text is unchanged."""
+    match = re.fullmatch(r"\[(.+)\](?::\d+)?|([\d.]+):\d+", address)
+    return match[1] or match[2] if match else address

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ SPACE = Path(__file__).resolve().parent.parent / "space"
 sys.path[:0] = [str(SPACE), str(SPACE.parent / "benchmarks")]
 
 import space_load  # noqa: E402
+import upload_folder  # noqa: E402
 from client_budget import ReadingBudget, client_address  # noqa: E402
 from limits import InputError, Limits  # noqa: E402
 from request_guard import RequestGuard  # noqa: E402
@@ -222,8 +224,14 @@ def test_one_client_cannot_occupy_the_reader():
         ("10.0.0.2", "1.1.1.1, 8.8.8.8, 10.0.0.9", "8.8.8.8"),
         ("9.9.9.9", "8.8.8.8", "9.9.9.9"),
         ("10.0.0.2", "nonsense", "10.0.0.2"),
+        ("10.0.0.2", "1.1.1.1, 8.8.8.8:5678", "8.8.8.8"),
+        ("10.0.0.2", "1.1.1.1, [2606:4700::1]:5678", "2606:4700::/64"),
+        ("10.0.0.2", "1.1.1.1, [2606:4700::1]", "2606:4700::/64"),
+        ("10.0.0.2", "1.1.1.1, unknown", "10.0.0.2"),
+        ("10.0.0.2", "1.1.1.1, unknown, 10.0.0.9", "10.0.0.2"),
         ("2606:4700::1", None, "2606:4700::/64"),
         (None, None, ""),
+        (None, "1.1.1.1, 8.8.8.8", "8.8.8.8"),
     ],
 )
 def test_the_address_of_a_client_is_that_the_nearest_proxy_saw(host, forwarded, expected):
@@ -259,6 +267,39 @@ def test_uploads_of_a_killed_process_are_deleted_at_the_next_start(tmp_path, mon
     assert folder.parent == tmp_path and not folder.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["optsg-space-link", "optsg-space-other", "other"]
     assert (tmp_path / "other/mine.txt").read_text() == "kept"
+
+
+def test_folders_of_processes_killed_before_the_lock_are_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name, age in (("old", 3700), ("new", 60)):
+        (tmp_path / f"optsg-space-{name}").mkdir()
+        os.utime(tmp_path / f"optsg-space-{name}", (time.time() - age,) * 2)
+    upload_folder.remove_abandoned_folders()
+    assert [path.name for path in tmp_path.iterdir()] == ["optsg-space-new"]
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_start_survives_another_one_that_takes_its_folder_for_abandoned(tmp_path, monkeypatch, when):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    lock, taken = upload_folder._lock, []
+
+    def take(path):
+        if taken:
+            return lock(path)
+        taken.append(path)
+        if when == "before":
+            shutil.rmtree(path.parent)
+        elif when == "during":
+            taken.append(lock(path))
+        descriptor = lock(path)
+        shutil.rmtree(path.parent)
+        return descriptor
+
+    monkeypatch.setattr(upload_folder, "_lock", take)
+    uploads = UploadFolder(keep_seconds=60)
+    assert Path(uploads.path) != taken[0].parent and Path(uploads.path, ".lock").exists()
+    uploads.remove()
 
 
 def test_interrupted_uploads_are_deleted(tmp_path, monkeypatch):
