@@ -11,7 +11,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from .archives import archive_features, with_archive_columns
 from .column_names import ColumnNames
-from .data_file_checks import check_card, check_resolved_files
+from .data_file_checks import check_card, check_hub_card, check_resolved_files
 from .tag_separators import choose_separator
 from .tag_values import text_column
 from .tagging_columns import Rows, text_sources, with_tagging_columns, with_text_columns
@@ -44,10 +44,13 @@ def load_with_datasets(source: str, options: dict[str, Any], texts_only: bool, n
     options = {"name" if option == "config_name" else option: value for option, value in options.items()}
     try:
         is_local = os.path.isdir(source)
-        if is_local and not options.get("data_files"):
+        names_files = bool(options.get("data_files"))
+        if is_local and not names_files:
             check_card(source)
+        elif not names_files:
+            check_hub_card(source, options.get("revision"), options.get("token"))
         builder = _builder(source, options)
-        if not is_local and not options.get("data_files"):
+        if not names_files:
             check_resolved_files(builder, source)
         is_archive = isinstance(builder, WebDataset)
         if is_archive:

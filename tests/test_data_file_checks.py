@@ -1,11 +1,13 @@
 """The README of a dataset names only files of that dataset."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
-from dataset_scripts import load_tagging_dataset
+from dataset_scripts import data_file_checks, generic_datasets, load_tagging_dataset
 
 ROWS = {"id": ["a"], "title": ["own"], "tags": [["x"]]}
 
@@ -58,6 +60,61 @@ def test_data_files_outside_the_folder_are_refused(folder, name, config, streami
 def test_data_files_of_the_folder_are_loaded(folder, config):
     write_card(folder, **config)
     assert load_tagging_dataset(folder, cache_dir=folder.parent / "cache")["train"]["title"][:] == ["own"]
+
+
+def test_links_that_lead_outside_the_folder_are_refused(folder):
+    (folder / "train-00001-of-00002.parquet").symlink_to("../private/train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet', which .* is a link that leads outside"):
+        load_tagging_dataset(folder, cache_dir=folder.parent / "cache")
+
+
+def test_links_in_the_cache_of_the_hub_are_loaded(folder):
+    snapshot = folder.parent / "datasets--org--name/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").mkdir()
+    (folder / "train-00000-of-00001.parquet").rename(snapshot.parent.parent / "blobs/123")
+    (snapshot / "train-00000-of-00001.parquet").symlink_to("../../blobs/123")
+    assert load_tagging_dataset(snapshot, cache_dir=folder.parent / "cache")["train"]["title"][:] == ["own"]
+
+
+REPOSITORY = "hf://datasets/org/name"
+
+
+@pytest.mark.parametrize(
+    "path, is_own",
+    [
+        ("data/*.parquet", True),
+        (f"{REPOSITORY}/data/*.parquet", True),
+        ("http://169.254.169.254/x.parquet", False),
+        ("hf://datasets/org/name2/x.parquet", False),
+        (f"{REPOSITORY}/../other/x.parquet", False),
+        ("zip://x.parquet::http://localhost:9/x.zip", False),
+        ("/etc/x.parquet", False),
+    ],
+)
+def test_a_dataset_on_the_hub_names_only_its_own_files(folder, monkeypatch, path, is_own):
+    write_card(folder, data_files=path)
+    monkeypatch.setattr(data_file_checks, "snapshot_download", lambda *args, **kwargs: str(folder))
+    built = []
+    monkeypatch.setattr(generic_datasets, "_builder", lambda *args: built.append(args) or 1 / 0)
+    with pytest.raises((ValueError, ZeroDivisionError), match="by zero" if is_own else "outside the dataset"):
+        load_tagging_dataset("org/name")
+    assert bool(built) == is_own, "no address is opened before the check"
+
+
+@pytest.mark.parametrize(
+    "file, is_own",
+    [
+        (f"{REPOSITORY}@0123/x.parquet", True),
+        ("hf://datasets/org/other@0123/x.parquet", False),
+        ("https://localhost/x.parquet", False),
+        ("/etc/x.parquet", False),
+    ],
+)
+def test_resolved_files_belong_to_the_dataset(file, is_own):
+    builder = SimpleNamespace(repo_id="org/name", config=SimpleNamespace(data_files={"train": [file]}))
+    with nullcontext() if is_own else pytest.raises(ValueError, match="not inside it"):
+        data_file_checks.check_resolved_files(builder, "org/earlier-name")
 
 
 @pytest.mark.parametrize("text", ["---\nconfigs: [\n---\n", "---\nconfigs: 3\n---\n", "---\nconfigs:\n- a\n---\n"])
