@@ -16,14 +16,17 @@ from .image_formats import HEADER_BYTES, JXL_STARTS, jxl_size, missing_plugin
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START = b"\x89PNG\r\n\x1a\n"
-# Ancillary chunks that change the pixels.
-PNG_PIXEL_CHUNKS = (b"tRNS",)
+# Ancillary chunks that change what is shown: transparency, and the orientation in EXIF or XMP data. The last is not
+# compressed, so it cannot be too large.
+PNG_SHOWN_CHUNKS = (b"tRNS", b"eXIf", b"iTXtXML:com.adobe.xmp\0\0")
 # Pillow starts Ghostscript for EPS, and recognises the others without reading their pixels.
 UNREAD_FORMATS = ("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5")
 # Limit of the memory for decoding an image. Larger images are rejected before they are decoded.
 MAX_DECODED_BYTES = 800_000_000
 # Larger images are decoded one at a time, whatever the number of threads.
 LARGE_BYTES = 100_000_000
+# Larger files are not repaired, because a repair holds the whole file in memory.
+MAX_REPAIRED_BYTES = 100_000_000
 # Limit of the time for decoding a JPEG, whose memory is bounded by reading it at reduced size.
 MAX_JPEG_PIXELS = 500_000_000
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
@@ -40,6 +43,10 @@ TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 _large_image = threading.Lock()
+
+
+class _TooLargeError(ValueError):
+    """An image exceeds a limit."""
 
 
 def is_url(source: str) -> bool:
@@ -113,7 +120,13 @@ def _read_file(file: BinaryIO, min_side: int | None) -> Image.Image:
     """Decode a file; if that fails, decode the part of it that image viewers show."""
     try:
         return _decode(file, min_side)
+    except _TooLargeError:
+        raise
     except (OSError, SyntaxError, ValueError):
+        file.seek(0)
+        can_repair = file.read(len(PNG_START)).startswith((PNG_START, JPEG_START))
+        if not can_repair or file.seek(0, os.SEEK_END) > MAX_REPAIRED_BYTES:
+            raise
         file.seek(0)
         data = file.read()
         if data.startswith(PNG_START):
@@ -128,14 +141,17 @@ def _read_file(file: BinaryIO, min_side: int | None) -> Image.Image:
 
 
 def _needed_png_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield the parts of a PNG file without its texts and other chunks that do not change the pixels."""
+    """Yield the parts of a PNG file without its texts and other chunks that do not change what is shown."""
     yield PNG_START
     start = len(PNG_START)
     while start < len(data):
-        kind = data[start + 4 : start + 8]
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        is_shown = data.startswith(PNG_SHOWN_CHUNKS, start + 4) and _has_right_checksum(data[start:end])
+        kind = data[start + 4 : start + 8]
+        if not kind.isalpha():  # The rest is not PNG.
+            return
         # The first letter of an ancillary chunk is in lower case.
-        if kind[:1].isupper() or (kind in PNG_PIXEL_CHUNKS and _has_right_checksum(data[start:end])):
+        if is_shown or kind[:1].isupper():
             yield data[start:end]
         start = end
 
@@ -154,7 +170,7 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
         image = JpegImagePlugin.JpegImageFile(file)
         whole_bytes = _progressive_bytes(image)
         if image.width * image.height > MAX_JPEG_PIXELS:
-            raise ValueError(
+            raise _TooLargeError(
                 f"it has {image.width:,} × {image.height:,} pixels, more than {MAX_JPEG_PIXELS:,}, the limit for JPEG "
                 "images"
             )
@@ -174,7 +190,7 @@ def _check_memory(width: int, height: int, bytes_per_pixel: int, more_bytes: int
     """Return the bytes that decoding needs."""
     needed = width * height * bytes_per_pixel + more_bytes
     if needed > MAX_DECODED_BYTES:
-        raise ValueError(
+        raise _TooLargeError(
             f"it has {width:,} × {height:,} pixels and needs {needed / 1e6:,.0f} MB of memory, more than the limit of "
             f"{MAX_DECODED_BYTES / 1e6:,.0f} MB; save it at a smaller size"
         )
@@ -221,6 +237,8 @@ def _to_rgb(image: Image.Image, min_side: int | None, box: tuple[int, int, float
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
     factor = 1 if min_side is None else max(1, min(image.size) // min_side)
+    # Pillow turns a TIFF upright when it loads the pixels, and removes the orientation.
+    image.load()
     transposition = TRANSPOSITIONS.get(_orientation(image))
     width, height = image.size if box is None else box[2:]
     image = _flatten(image) if factor == 1 else _reduce(image, factor)
@@ -229,7 +247,10 @@ def _to_rgb(image: Image.Image, min_side: int | None, box: tuple[int, int, float
         # The last column or row stands for fewer pixels than the others.
         image = image.resize(image.size, Image.Resampling.BILINEAR, box)
     # Only now, when the image is small.
-    return image if transposition is None else image.transpose(transposition)
+    upright = image if transposition is None else image.transpose(transposition)
+    # Otherwise, the orientation in the metadata would be applied again when the result is read.
+    upright.info = {}
+    return upright
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -241,7 +262,6 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _reduce(image: Image.Image, factor: int) -> Image.Image:
     """Return an image at a fraction of its size, in RGB; only strips of it exist in RGB at its own size."""
-    image.load()
     rows = factor * max(1, ROWS_PER_STRIP // factor)
     reduced = Image.new("RGB", tuple(-(-length // factor) for length in image.size))
     for top in range(0, image.height, rows):

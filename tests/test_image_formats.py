@@ -64,6 +64,17 @@ def test_animated_images_are_read_as_videos(tmp_path, suffix):
     assert not is_animated(tmp_path / "missing.webp")
 
 
+@pytest.mark.parametrize("suffix", ["webp", "avif"])
+def test_animations_are_turned_only_once(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames = [noise_image(32, 16), noise_image(32, 16).transpose(Image.Transpose.ROTATE_180)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], exif=exif)
+    read = read_frames(tmp_path / f"a.{suffix}", 2)
+    assert [frame.size for frame in read] == [(16, 32)] * 2
+    assert [read_image(frame, "a") for frame in read] == read
+
+
 def test_large_animations_are_rejected_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_optsg.video_utils.MAX_FRAME_PIXELS", 100)
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]

@@ -2,12 +2,13 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 from image_helpers import noise_image, png
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from modeling_optsg import image_utils
 from modeling_optsg.image_utils import read_image
@@ -131,6 +132,50 @@ def test_damaged_texts_of_a_png_are_passed_over(extra):
         read_image(data[:header] + extra + data[header:-200], "a")
 
 
+@pytest.mark.parametrize("place", ["exif", "xmp"])
+def test_a_png_with_a_damaged_text_keeps_its_rotation(place):
+    exif, xmp = Image.Exif(), PngImagePlugin.PngInfo()
+    if place == "exif":
+        exif[0x0112] = 6
+    else:
+        xmp.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    data = png(noise_image(30, 20), exif=exif, pnginfo=xmp)
+    header = 8 + 25
+    damaged = data[:header] + chunk(b"tEXt", b"Comment\0damaged", checksum=7) + data[header:]
+    assert read_image(damaged, "a").size == (20, 30)
+    assert read_image(damaged, "a") == read_image(data, "a")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+def test_an_image_is_turned_only_once(suffix, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise_image(30, 20).save(tmp_path / f"a.{suffix}", exif=exif)
+    for min_side in (None, 8):
+        once = read_image(tmp_path / f"a.{suffix}", "a", min_side)
+        assert once.width < once.height and read_image(once, "a") == once
+    given = Image.open(tmp_path / f"a.{suffix}")
+    assert read_image(given, "a") == read_image(given, "a") == read_image(tmp_path / f"a.{suffix}", "a")
+
+
+def test_large_unreadable_files_are_not_read_whole(monkeypatch, tmp_path):
+    path = tmp_path / "big.jpg"
+    with open(path, "wb") as file:
+        file.truncate(1 << 28)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="big.jpg is not an image that can be read"):
+            read_image(path, "a")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    data = encoded(noise_image(), "JPEG")[:-2]
+    assert read_image(data, "a")
+    monkeypatch.setattr(image_utils, "MAX_REPAIRED_BYTES", len(data) - 1)
+    with pytest.raises(ValueError, match="truncated"):
+        read_image(data, "a")
+
+
 def test_postscript_is_not_run(monkeypatch, tmp_path):
     from PIL import EpsImagePlugin
 
@@ -155,6 +200,17 @@ def test_large_photographs_are_read_at_reduced_size(monkeypatch):
     assert read_image(data, "a", min_side=70).size == (100, 75)
     with pytest.raises(ValueError, match="800 × 600 pixels and needs 2 MB of memory, more than the limit"):
         read_image(data, "a")
+
+
+def test_too_large_images_are_opened_once(monkeypatch):
+    opened, decode = [], image_utils._decode
+    monkeypatch.setattr(image_utils, "_decode", lambda *given: opened.append(given) or decode(*given))
+    monkeypatch.setattr(image_utils, "MAX_DECODED_BYTES", 100)
+    for kind in ("PNG", "JPEG"):
+        opened.clear()
+        with pytest.raises(ValueError, match="more than the limit"):
+            read_image(encoded(noise_image(), kind), "a")
+        assert len(opened) == 1
 
 
 def test_too_large_images_are_rejected_before_decoding(monkeypatch):
