@@ -19,9 +19,11 @@ SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
 OWN_PREFIX = ".optsg-"  # for records and partial files of this program
 MAX_MISSING_SHOWN = 3
 # Folders in which NAS boxes, desktops and photo programs keep thumbnails, deleted files and their own copies.
+# Hidden ones are left out anyway.
 LEFT_OUT_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary", ".thumbnails")
+LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary")
 TRANSPORT_STREAM_START = b"\x47"
+TYPESCRIPT_SUFFIXES = (".ts", ".mts")
 
 
 @dataclass(frozen=True)
@@ -231,8 +233,8 @@ def _stem(name: str) -> str:
 
 
 def _is_source_code(path: str) -> bool:
-    """Return whether a `.ts` file is TypeScript instead of a video."""
-    if suffix_of(path) != ".ts" or not os.path.isfile(path):
+    """Return whether a `.ts` or `.mts` file is TypeScript instead of a video."""
+    if suffix_of(path) not in TYPESCRIPT_SUFFIXES or not os.path.isfile(path):
         return False
     try:
         with open(path, "rb") as file:

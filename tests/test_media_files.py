@@ -213,8 +213,9 @@ def test_raw_files_without_an_image_are_found(images, monkeypatch):
 
 def test_source_code_is_not_a_transport_stream(images):
     (images / "index.ts").write_text("export const x = 1;")
+    (images / "module.mts").write_text("export const x = 1;")
     (images / "video.ts").write_bytes(b"\x47" + bytes(187))
     (images / "00001.m2ts").write_bytes(bytes(4) + b"\x47")
     found = find_media_files([str(images)])
     assert [Path(file.path).name for file in found.files if file.is_video] == ["00001.m2ts", "video.ts"]
-    assert "1 .ts" in found.messages[0]
+    assert "1 .ts" in found.messages[0] and "1 .mts" in found.messages[0]
