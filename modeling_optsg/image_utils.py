@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ MAX_JPEG_PIXELS = 500_000_000
 BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 # These decoders need several copies of the image.
 DECODER_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 12, "HEIF": 12, "JPEG2000": 20, "JXL": 12}
-ROWS_PER_STRIP = 256
+PIXELS_PER_STRIP = 1 << 20
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -177,13 +178,33 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
         drafted = None if min_side is None else image.draft(None, (min_side, min_side))
         box = drafted and drafted[1]
     else:
-        Image.init()
-        image = Image.open(file, formats=[name for name in Image.ID if name not in UNREAD_FORMATS])
+        image = _open(file)
         box, whole_bytes = None, 0
-    per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, BYTES_PER_PIXEL.get(image.mode, 4))
+    # A reduced image exists in RGB only in parts.
+    grey = BYTES_PER_PIXEL.get(image.mode, 4) if _factor(image, min_side) > 1 else 4
+    per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, grey)
     needed = _check_memory(*image.size, per_pixel, whole_bytes)
     with _large_image if needed > LARGE_BYTES else contextlib.nullcontext():
         return _to_rgb(image, min_side, box)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open an image as `Image.open` does, but with no limit for its pixels: the limit is that of the memory."""
+    Image.init()
+    prefix = file.read(16)
+    for name in Image.ID:
+        opener, accepts = Image.OPEN[name]
+        # The answer is a text if something is missing that the format needs.
+        if name in UNREAD_FORMATS or (accepts and (not (answer := accepts(prefix)) or isinstance(answer, str))):
+            continue
+        file.seek(0)
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            return opener(file, "")
+    raise UnidentifiedImageError("no format fits")
+
+
+def _factor(image: Image.Image, min_side: int | None) -> int:
+    return 1 if min_side is None else max(1, min(image.size) // min_side)
 
 
 def _check_memory(width: int, height: int, bytes_per_pixel: int, more_bytes: int = 0) -> int:
@@ -236,7 +257,7 @@ def _to_rgb(image: Image.Image, min_side: int | None, box: tuple[int, int, float
         raise ValueError(f"its size is {image.width} × {image.height}, no pixels")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert it to 8 bits")
-    factor = 1 if min_side is None else max(1, min(image.size) // min_side)
+    factor = _factor(image, min_side)
     # Pillow turns a TIFF upright when it loads the pixels, and removes the orientation.
     image.load()
     transposition = TRANSPOSITIONS.get(_orientation(image))
@@ -262,7 +283,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _reduce(image: Image.Image, factor: int) -> Image.Image:
     """Return an image at a fraction of its size, in RGB; only strips of it exist in RGB at its own size."""
-    rows = factor * max(1, ROWS_PER_STRIP // factor)
+    rows = factor * max(1, PIXELS_PER_STRIP // (factor * image.width))
     reduced = Image.new("RGB", tuple(-(-length // factor) for length in image.size))
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))

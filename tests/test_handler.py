@@ -2,8 +2,10 @@
 
 import base64
 import importlib.util
+import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from transformers import pipeline
 
 from modeling_optsg.hub import handler as packaged
+from modeling_optsg.image_formats import AVIF_BRANDS, HEIC_BRANDS
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +122,21 @@ def test_a_video_may_be_the_body(endpoint, tagger, tmp_path):
         assert endpoint({"inputs": video.read_bytes()}) == tagger(video)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_an_image_with_too_many_pixels_is_refused(endpoint, monkeypatch, image):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
-    with pytest.raises(ValueError, match="exceeds the limit"):
-        endpoint({"inputs": image.read_bytes()})
+def test_large_photographs_are_read_and_larger_images_refused(endpoint, monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 480), (250, 20, 20)).save(buffer, "JPEG")
+    photograph = buffer.getvalue()
+    # The limit of the reader counts, not that of Pillow.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    expected = endpoint({"inputs": photograph})
+    reader = sys.modules[type(endpoint.pipeline.processor).__module__].read_image.__globals__
+    monkeypatch.setitem(reader, "MAX_DECODED_BYTES", 4 * 640 * 480 - 1)
+    assert endpoint({"inputs": photograph}) == expected
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 480)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match="more than the limit"):
+        endpoint({"inputs": buffer.getvalue()})
+
+
+def test_the_handler_knows_all_still_images():
+    assert packaged.STILL_IMAGE_BRANDS == (*HEIC_BRANDS, *AVIF_BRANDS)

@@ -30,7 +30,7 @@ def test_jpeg_xl_is_read_and_its_size_known_before_decoding(size, container, mon
     assert jxl_size(buffer.getvalue()[:4096]) == size
     assert np.array_equal(read_image(buffer.getvalue(), "a"), image)
     monkeypatch.setattr("modeling_optsg.image_utils.MAX_DECODED_BYTES", 100)
-    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("the plugin decodes when it opens"))
+    monkeypatch.setattr("modeling_optsg.image_utils._open", lambda _: pytest.fail("the plugin decodes when it opens"))
     with pytest.raises(ValueError, match="a is not an image .* MB of memory, more than the limit"):
         read_image(buffer.getvalue(), "a")
 
@@ -64,13 +64,12 @@ def test_animated_images_are_read_as_videos(tmp_path, suffix):
     assert not is_animated(tmp_path / "missing.webp")
 
 
-@pytest.mark.parametrize("suffix", ["webp", "avif"])
-def test_animations_are_turned_only_once(tmp_path, suffix):
+def test_animations_are_turned_only_once(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [noise_image(32, 16), noise_image(32, 16).transpose(Image.Transpose.ROTATE_180)]
-    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], exif=exif)
-    read = read_frames(tmp_path / f"a.{suffix}", 2)
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], exif=exif)
+    read = read_frames(tmp_path / "a.webp", 2)
     assert [frame.size for frame in read] == [(16, 32)] * 2
     assert [read_image(frame, "a") for frame in read] == read
 

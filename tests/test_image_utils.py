@@ -173,10 +173,14 @@ def test_photographs_of_phones_are_read(processor, photo, tmp_path, monkeypatch)
             processor(images=[photo, source])
 
 
-def test_a_decompression_bomb_is_reported(processor, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_decompression_bomb_is_reported(processor, tmp_path, monkeypatch, mode):
+    Image.new(mode, (30, 30)).save(tmp_path / "bomb.png")
+    # The limit of Pillow does not count.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    Image.new("RGB", (30, 30)).save(tmp_path / "bomb.png")
-    with pytest.raises(ValueError, match="bomb.png.*decompression bomb"):
+    processor(images=tmp_path / "bomb.png")
+    monkeypatch.setattr("modeling_optsg.image_utils.MAX_DECODED_BYTES", 4 * 30 * 30 - 1)
+    with pytest.raises(ValueError, match="bomb.png.*more than the limit"):
         processor(images=tmp_path / "bomb.png")
 
 
