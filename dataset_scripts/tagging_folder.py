@@ -1,11 +1,13 @@
 """Reads a folder of images or videos with a metadata file as a tagging dataset."""
 
 import csv
+import io
 import json
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from .column_names import USUAL_NAMES, ColumnNames, is_one
 from .file_states import add_file_states
 from .media_suffixes import METADATA_NAMES, media_kind
+from .metadata_text import TITLE_COLUMNS, decode_text, open_csv
 from .parquet_rows import read_parquet_rows
 from .tag_separators import choose_separator, read_tags
 from .tag_values import LABEL_COLUMNS
@@ -55,7 +58,9 @@ def load_tagging_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NA
     split, unless all its files are in sub-folders with names of splits. A row has `file_name`, the path of an image or
     video relative to the metadata file, and optionally `title` (text), `tags` (a list, or text with `|`, `;` or `,`
     between the tags, the same in the whole folder) and `id` (`file_name` by default). Without a column `tags`, tags
-    are read from `label` or `labels`. The names of splits may have capital letters.
+    are read from `label` or `labels`. Without text in a column `title`, titles are read from `caption`, `text` or
+    `description`. A CSV file may have `;` or tabs between the columns; an encoding other than UTF-8 is detected. The
+    names of splits may have capital letters.
 
     Tags are stripped. Empty and repeated tags, other columns, and images and videos without a row are left out and
     reported in warnings.
@@ -201,7 +206,7 @@ def _read_split(metadata: _Metadata, names: ColumnNames, separator: str) -> list
 def _read_metadata(path: Path, names: ColumnNames) -> _Metadata:
     """Read a metadata file, and find the columns with the tags."""
     rows = []
-    for location, row in _read_rows(path):
+    for location, row in _read_rows(path, names):
         # The first unusable row ends the reading: there may be millions of them.
         named = bool(names.image_column or names.video_column)
         if not isinstance(row, dict) or ("file_name" in row and not row["file_name"] and not named):
@@ -245,16 +250,22 @@ def _choose_separator(files: list[_Metadata], names: ColumnNames, root: Path) ->
     return separator
 
 
-def _read_rows(metadata: Path) -> Iterator[tuple[str, Any]]:
+def _read_rows(metadata: Path, names: ColumnNames) -> Iterator[tuple[str, Any]]:
     """Yield each row of a metadata file, which need not be a dict, with its location for error messages."""
     if metadata.suffix == ".parquet":
         yield from _read_parquet_rows(metadata)
         return
+    messages = []
     try:
-        with open(metadata, encoding="utf-8-sig", newline="") as file:
-            yield from (_read_csv_rows if metadata.suffix == ".csv" else _read_json_rows)(file, metadata)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{metadata}: not UTF-8 text ({error})") from error
+        text = decode_text(metadata.read_bytes(), messages)
+    except ValueError as error:
+        raise ValueError(f"{metadata}: {error}") from error
+    if metadata.suffix == ".csv":
+        yield from _read_csv_rows(text, metadata, names, messages)
+    else:
+        yield from _read_json_rows(io.StringIO(text, newline=""), metadata)
+    for message in messages:
+        logger.warning("%s: %s", metadata, message)
 
 
 def _read_parquet_rows(metadata: Path) -> Iterator[tuple[str, dict]]:
@@ -277,16 +288,18 @@ def _read_json_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, 
         yield location, row
 
 
-def _read_csv_rows(file: Iterator[str], metadata: Path) -> Iterator[tuple[str, dict]]:
-    reader = csv.DictReader(file, strict=True)
+def _read_csv_rows(text: str, metadata: Path, names: ColumnNames, messages: list[str]) -> Iterator[tuple[str, dict]]:
+    columns, rows = [], None
     try:
-        for row in reader:
-            location = f"{metadata}, line {reader.line_num}"
-            if None in row:
-                raise ValueError(f"{location}: more cells than the header's {len(reader.fieldnames)} columns")
-            yield location, row
+        columns, rows = open_csv(text, ("file_name", *names.renamed().values()), messages)
+        for cells in rows:
+            location = f"{metadata}, line {rows.line_num}"
+            if len(cells) > len(columns):
+                raise ValueError(f"{location}: more cells than the header's {len(columns)} columns")
+            if cells:
+                yield location, dict(zip_longest(columns, cells))
     except csv.Error as error:
-        raise ValueError(f"{metadata}, line {reader.line_num}: not csv ({error})") from error
+        raise ValueError(f"{metadata}, line {rows.line_num if rows else 1}: not csv ({error})") from error
 
 
 def _with_usual_names(metadata: _Metadata, names: ColumnNames, separator: str) -> Iterator[tuple[str, dict]]:
@@ -296,8 +309,14 @@ def _with_usual_names(metadata: _Metadata, names: ColumnNames, separator: str) -
     replaced = {"title" if name == "title" else "file_name" for name in named} | {"tags"}
     if left_out := sorted(replaced.intersection(column for _, row in metadata.rows for column in row) - used):
         logger.warning("%s: columns not used, because others are named: %s", metadata.path, ", ".join(left_out))
+    titles = [] if "title" in named else [name for name in TITLE_COLUMNS if name not in used]
+    title_columns = {_title_column(row, titles) for _, row in metadata.rows} - {None}
+    if other := sorted(title_columns - {"title"}):
+        logger.warning("%s: titles are read from the column %s", metadata.path, ", ".join(other))
     for location, row in metadata.rows:
-        usual = {column: value for column, value in row.items() if column not in used}
+        usual = {column: value for column, value in row.items() if column not in used and column not in title_columns}
+        if title_column := _title_column(row, titles):
+            usual["title"] = row[title_column]
         usual |= _named_values(row, named, location)
         try:
             if one_hot:
@@ -307,6 +326,15 @@ def _with_usual_names(metadata: _Metadata, names: ColumnNames, separator: str) -
         except ValueError as error:
             raise ValueError(f"{location}: {error}") from error
         yield location, usual
+
+
+def _title_column(row: dict, names: list[str]) -> str | None:
+    """Return the first of some columns with text. A title that is not text is returned too, to be reported."""
+    for name in names:
+        value = row.get(name)
+        if value.strip() if isinstance(value, str) else name == "title" and value is not None:
+            return name
+    return None
 
 
 def _named_values(row: dict, named: dict[str, str], location: str) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Reads titles and tags of files from a `metadata.jsonl`, `metadata.csv` or `metadata.parquet`."""
 
 import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset_scripts.metadata_text import TITLE_COLUMNS, decode_text, open_csv
 from dataset_scripts.tag_separators import describe_separator, find_printed_list, find_separator, split_tags
 
-# The first column with text is used.
-TITLE_COLUMNS = ("title", "caption", "text", "description")
 USED_COLUMNS = ("file_name", *TITLE_COLUMNS, "tags")
 # A small Parquet file may hold many millions of empty rows.
 MAX_UNUSABLE_ROWS = 10_000
-DELIMITERS = (",", ";", "\t")
-BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 @dataclass(frozen=True)
@@ -94,37 +90,15 @@ def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
 
         yield from enumerate(read_parquet_rows(path, lambda name: name.strip() in USED_COLUMNS), start=1)
         return
-    text = _decode(Path(path).read_bytes(), messages)
+    text = decode_text(Path(path).read_bytes(), messages)
     if path.endswith(".csv"):
         yield from _csv_rows(text, messages)
     else:
         yield from enumerate((line for line in text.split("\n") if line.strip()), start=1)
 
 
-def _decode(data: bytes, messages: list[str]) -> str:
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        from charset_normalizer import from_bytes
-
-        detected = from_bytes(data).best()
-        if detected is None:
-            raise ValueError(
-                f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-            ) from error
-        messages.append(f"it is not UTF-8 and was read as {detected.encoding}; if titles look wrong, save it as UTF-8")
-        return str(detected)
-
-
 def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
-    header = text.split("\n", 1)[0]
-    delimiter = next((own for own in DELIMITERS if "file_name" in map(_column_name, header.split(own))), ",")
-    if delimiter != ",":
-        messages.append(f"its columns are separated by {'tabs' if delimiter == chr(9) else delimiter}")
-    # In strict mode, a quote that is never closed is an error; otherwise all other rows would become one title.
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    names = [_column_name(name) for name in next(rows, [])]
+    names, rows = open_csv(text, ("file_name",), messages)
     number, short = 0, []
     try:
         for cells in rows:
@@ -140,10 +114,6 @@ def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
         raise ValueError(f"row {number + 1}: {error}; is a quotation mark missing?") from error
     if short:
         messages.append(f"{len(short)} rows have fewer cells than the header, such as row {short[0]}")
-
-
-def _column_name(name: str) -> str:
-    return name.strip().strip('"\ufeff').strip()
 
 
 def _check_row(row: dict | str) -> dict:

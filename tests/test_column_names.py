@@ -10,9 +10,11 @@ from test_folder_tagging import draw, write_metadata
 
 from dataset_scripts import load_tagging_dataset
 from dataset_scripts.column_names import ColumnNames, is_one
+from dataset_scripts.tagging_folder import load_tagging_folder
 from modeling_optsg.training import OPTSGTrainingArguments
 from modeling_optsg.training.data import load_splits, load_streams
 from optsg import main
+from optsg.metadata_files import FileMetadata, read_metadata
 
 datasets.disable_progress_bars()
 
@@ -315,3 +317,36 @@ def test_the_command_line_reads_the_named_columns(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["index", str(tmp_path / "images"), "--tags-column", "words"])
     assert "--tags-column needs a dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "title"),
+    [
+        ("utf-8", ",", "title"),
+        ("cp1252", ";", "caption"),
+        ("utf-16", "\t", "text"),
+        ("utf-8-sig", ";", "description"),
+    ],
+)
+def test_spreadsheets_are_read_as_for_tagging(tmp_path, caplog, encoding, delimiter, title):
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    expected = "Die Brücke über den Fluß führt für müde Wanderer, die später kommen, zurück in das alte Städtchen"
+    cells = [
+        ["file_name ", f" {title}", "tags"],
+        ["one.png", expected, "red|big"],
+    ]
+    text = "".join(delimiter.join(f'"{c}"' if delimiter in c else c for c in row) + "\r\n" for row in cells)
+    (tmp_path / "metadata.csv").write_bytes(text.encode(encoding))
+    [row] = load_tagging_folder(tmp_path)["train"]
+    assert (row["title"], row["tags"]) == (expected, ["red", "big"])
+    rows, _, failure = read_metadata(str(tmp_path / "metadata.csv"), read_tags=True)
+    assert failure is None and rows["one.png"] == FileMetadata(row["title"], ("red", "big"))
+    assert ("titles are read from the column" in caplog.text) == (title != "title")
+    assert "columns not used" not in caplog.text
+
+
+def test_a_column_with_another_use_is_not_the_title(tmp_path):
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    (tmp_path / "metadata.csv").write_text("file_name;text\none.png;red\n")
+    [row] = load_tagging_folder(tmp_path, ColumnNames(tags_column="text"))["train"]
+    assert (row["title"], row["tags"]) == ("", ["red"])

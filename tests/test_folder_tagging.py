@@ -196,7 +196,7 @@ def test_missing_files_are_named_and_counted(folder):
         ("metadata.csv", "file_name,tags\none.png,\"['red', 'blue']\"\n", "line 2: tags are a printed list"),
         ("metadata.csv", "file_name,title\none.png,a,b\n", "line 2: more cells than the header's 2 columns"),
         ("metadata.csv", 'file_name,title\none.png,"open\n', "not csv"),
-        ("metadata.csv", b"file_name\n\xff.png\n", "not UTF-8"),
+        ("metadata.csv", b"file_name\n\xff\x00.png\n", "not UTF-8"),
         ("metadata.parquet", "no parquet", "not a Parquet file"),
     ],
 )
