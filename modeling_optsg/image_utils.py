@@ -24,7 +24,7 @@ PNG_SHOWN_CHUNKS = (b"tRNS", b"eXIf", b"iTXtXML:com.adobe.xmp\0\0")
 UNREAD_FORMATS = ("EPS", "MPEG", "WMF", "BUFR", "GRIB", "HDF5")
 # Limit of the memory for decoding an image. Larger images are rejected before they are decoded.
 MAX_DECODED_BYTES = 800_000_000
-# Larger images are decoded one at a time, whatever the number of threads.
+# Images that need more are large.
 LARGE_BYTES = 100_000_000
 # Larger files are not repaired, because a repair holds the whole file in memory.
 MAX_REPAIRED_BYTES = 100_000_000
@@ -43,7 +43,8 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_large_image = threading.Lock()
+# Large images and videos are decoded one at a time, whatever the number of threads.
+large_file_lock = threading.Lock()
 
 
 class _TooLargeError(ValueError):
@@ -184,7 +185,7 @@ def _decode(file: BinaryIO, min_side: int | None) -> Image.Image:
     grey = BYTES_PER_PIXEL.get(image.mode, 4) if _factor(image, min_side) > 1 else 4
     per_pixel = DECODER_BYTES_PER_PIXEL.get(image.format, grey)
     needed = _check_memory(*image.size, per_pixel, whole_bytes)
-    with _large_image if needed > LARGE_BYTES else contextlib.nullcontext():
+    with large_file_lock if needed > LARGE_BYTES else contextlib.nullcontext():
         return _to_rgb(image, min_side, box)
 
 

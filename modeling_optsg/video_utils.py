@@ -15,12 +15,14 @@ from typing import Any, BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from .image_formats import HEADER_BYTES, is_animated
-from .image_utils import is_url, read_image
+from .image_utils import is_url, large_file_lock, read_image
 
 logger = logging.getLogger(__name__)
 
 # More than 8K. Frames are held in memory several at a time, as references of each other.
 MAX_FRAME_PIXELS = 40_000_000
+# More than 4K.
+LARGE_FRAME_PIXELS = 9_000_000
 MAX_REPEATED_RATIO = 0.01
 # These decoders choose the frames to skip when they start, not for each packet.
 DECODERS_WITHOUT_SKIPPING = ("libdav1d", "libaom-av1", "av1")
@@ -110,10 +112,16 @@ def _read_animation(file: BinaryIO, num_frames: int, min_side: int | None) -> li
     with Image.open(file, formats=("WEBP", "AVIF")) as image:
         _check_frame_size(*image.size)
         frames = []
-        for index in evenly_spaced(getattr(image, "n_frames", 1), num_frames):
-            image.seek(index)
-            frames.append(read_image(image, f"frame {index}", min_side))
+        with _one_if_large(*image.size):
+            for index in evenly_spaced(getattr(image, "n_frames", 1), num_frames):
+                image.seek(index)
+                frames.append(read_image(image, f"frame {index}", min_side))
     return frames
+
+
+def _one_if_large(width: int, height: int) -> contextlib.AbstractContextManager:
+    """Return a context in which there is only one large video or image at a time."""
+    return large_file_lock if width * height > LARGE_FRAME_PIXELS else contextlib.nullcontext()
 
 
 def _check_frame_size(width: int, height: int) -> None:
@@ -155,14 +163,16 @@ class _Video:
 
     def read(self, num_frames: int) -> list[Image.Image]:
         """Read frames as [`read_frames`] does."""
-        with self.open() as container:
-            stream = self.video_stream(container)
-            timestamps, keyframes = self._timestamps(container, stream)
-            wanted = [timestamps[i] for i in evenly_spaced(len(timestamps), num_frames)]
-            # Only the first packet has the palette, so after a seek the frames would be black.
-            has_palette = stream.codec_context.pix_fmt == "pal8"
-            frames = [] if has_palette else self._seek_frames(container, stream, wanted, keyframes)
-        return frames or self._decode_through(num_frames)
+        with contextlib.ExitStack() as stack:
+            with self.open() as container:
+                stream = self.video_stream(container)
+                stack.enter_context(_one_if_large(stream.codec_context.width, stream.codec_context.height))
+                timestamps, keyframes = self._timestamps(container, stream)
+                wanted = [timestamps[i] for i in evenly_spaced(len(timestamps), num_frames)]
+                # Only the first packet has the palette, so after a seek the frames would be black.
+                has_palette = stream.codec_context.pix_fmt == "pal8"
+                frames = [] if has_palette else self._seek_frames(container, stream, wanted, keyframes)
+            return frames or self._decode_through(num_frames)
 
     def open(self) -> Any:
         """Open the container."""
@@ -185,6 +195,9 @@ class _Video:
         _check_frame_size(stream.codec_context.width, stream.codec_context.height)
         # The size may change between frames.
         stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+        if stream.codec_context.width * stream.codec_context.height > LARGE_FRAME_PIXELS:
+            # Some decoders hold more frames for each thread.
+            stream.codec_context.thread_count = 1
         return stream
 
     def _timestamps(self, container: Any, stream: Any) -> tuple[list[int], list[tuple[int, int]]]:

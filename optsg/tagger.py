@@ -2,9 +2,12 @@
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +45,9 @@ MIXED_BATCHES = 16
 MAX_READERS = 16
 # Videos that the model tags at once, whose frames need much memory.
 MAX_VIDEOS = 4
+# Time to read a file. A large file gets more, because a video on a slow disk may have to be read from start to end.
+READ_SECONDS = 60
+MIN_BYTES_PER_SECOND = 4_000_000
 ANIMATED_SUFFIXES = (".apng", ".avif", ".png", ".webp")
 
 
@@ -167,20 +173,35 @@ class Tagger:
             come before videos. The results do not depend on the number of threads.
         """
         batches = split_into_batches(files, batch_size)
+        stopped = threading.Event()
         with ThreadPoolExecutor(num_readers()) as pool:
+            read = functools.partial(pool.submit, self._read_in_time, stopped)
             reading: deque[tuple[list[MediaFile], list[Future]]] = deque()
             try:
                 for batch in chain(batches, [None] * BATCHES_AHEAD):
                     if batch is not None:
-                        reading.append(
-                            (batch, [pool.submit(self._read, file, file.path in with_metadata) for file in batch])
-                        )
+                        needed = [file.path in with_metadata for file in batch]
+                        reading.append((batch, list(map(read, batch, needed))))
                     if reading and (batch is None or len(reading) > BATCHES_AHEAD):
                         batch, files_read = reading.popleft()
                         yield from zip(batch, self._tag([future.result() for future in files_read]), strict=True)
             finally:
                 # After an interruption, files that nobody waits for are not read.
+                stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
+        """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
+        results = []
+        size = os.path.getsize(file.path) if os.path.isfile(file.path) else 0
+        seconds = READ_SECONDS + size / MIN_BYTES_PER_SECOND
+        end = time.monotonic() + seconds
+        # Python does not wait for a daemon at its exit.
+        thread = threading.Thread(target=lambda: results.append(self._read(file, with_metadata)), daemon=True)
+        thread.start()
+        while thread.is_alive() and not stopped.is_set() and time.monotonic() < end:
+            thread.join(0.1)
+        return results[0] if results else TimeoutError(f"{file.path} could not be read in {seconds:.0f} seconds")
 
     def _read(self, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
         from modeling_optsg.image_formats import is_animated

@@ -2,6 +2,7 @@
 
 import struct
 import threading
+import time
 from collections import Counter
 
 import av
@@ -110,6 +111,31 @@ def test_unread_files_are_not_read_after_an_interruption(tagger, library, monkey
     next(results)
     results.close()
     assert len(reads) < len(library)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_decoder_that_hangs_stops_neither_the_others_nor_the_end(tagger, library, monkeypatch, interrupted):
+    read, forever, hanging = tagger.processor.read_pixels, threading.Event(), threading.Event()
+
+    def hang(**file):
+        if next(iter(file.values())).endswith("1.png"):
+            hanging.set()
+            forever.wait()
+        return read(**file)
+
+    monkeypatch.setattr(tagger.processor, "read_pixels", hang)
+    monkeypatch.setattr(tagger_module, "READ_SECONDS", 30 if interrupted else 2)
+    start, tagged = time.monotonic(), tagger(library, 1)
+    if interrupted:
+        next(tagged)
+        assert hanging.wait(10)
+        tagged.close()
+        assert time.monotonic() - start < 20
+    else:
+        errors = {file.path: result for file, result in tagged if isinstance(result, Exception)}
+        assert [path[-5:] for path in errors] == ["1.png", "d.png"]
+        assert "1.png could not be read in 2 seconds" in str([*errors.values()][0])
+    forever.set()
 
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

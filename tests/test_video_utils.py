@@ -12,6 +12,8 @@ from image_helpers import noise_image, png, reference_pixels
 from numbered_videos import number_of, numbered_frame, write_video
 from PIL import Image
 
+from modeling_optsg import video_utils
+from modeling_optsg.image_utils import large_file_lock
 from modeling_optsg.video_utils import is_video_file, read_frames
 
 
@@ -330,3 +332,23 @@ def test_without_pyav_the_name_decides(video, tmp_path, monkeypatch):
     unnamed = tmp_path / "video"
     unnamed.write_bytes(video.read_bytes())
     assert is_video_file(video) and not is_video_file(unnamed)
+
+
+def test_large_videos_are_decoded_one_at_a_time(video, tmp_path, monkeypatch):
+    expected, to_image, locked = read_frames(video, 4), video_utils._Video._to_image, []
+
+    def convert(self, frame):
+        locked.append(large_file_lock.locked())
+        return to_image(self, frame)
+
+    monkeypatch.setattr(video_utils._Video, "_to_image", convert)
+    assert read_frames(video, 4) == expected and not any(locked)
+    locked.clear()
+    monkeypatch.setattr(video_utils, "LARGE_FRAME_PIXELS", 100)
+    assert read_frames(video, 4) == expected and locked == [True] * 4
+    # A video without timestamps is decoded twice, and an animation by Pillow.
+    stream = write_video(tmp_path / "video.h264", 20, g="12", codec="libx264")
+    assert len(read_frames(stream, 4)) == 4 and locked == [True] * 8
+    frames = [noise_image(), noise_image().transpose(Image.Transpose.ROTATE_180)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    assert len(read_frames(tmp_path / "a.webp", 2)) == 2 and not large_file_lock.locked()
