@@ -446,7 +446,9 @@ def test_a_hub_dataset_is_loaded_by_datasets(monkeypatch):
 
     def load_builder(name, **kwargs):
         asked.append((name, kwargs))
-        return SimpleNamespace(config=SimpleNamespace(data_files={"train": ["hf://datasets/org/videos/a.mp4"]}))
+        return SimpleNamespace(
+            repo_id="org/videos", config=SimpleNamespace(data_files={"train": ["hf://datasets/org/videos/a.mp4"]})
+        )
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_builder)
     rows = load_tagging_dataset("org/videos", cache_dir="cache", revision="main")["train"]

@@ -464,10 +464,8 @@ def test_training_publishes_at_its_end_and_survives_a_failure(hub, optsg, images
     arguments += ["--eval_steps", 0.99, "--validation_ratio", 0.4, "--train_batch_size", 2, "--num_negatives", 1]
     arguments += ["--push_to_hub", "org/trained", "--hub_private_repo", True]
     code = f"""
-import sys
-sys.path.insert(0, {str(ROOT / "examples")!r})
-import train
-train.main({list(map(str, arguments))!r})
+from modeling_optsg.training.trainer import main
+main({list(map(str, arguments))!r})
 """
     status, _, error = optsg.python(code, token="hf_stranger")
     assert status == 0, error
