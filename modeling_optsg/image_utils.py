@@ -134,6 +134,8 @@ def _read_file(file: BinaryIO, min_side: int | None) -> Image.Image:
         if data.startswith(PNG_START):
             return _decode(io.BytesIO(b"".join(_needed_png_chunks(data))), min_side)
         if data.startswith(JPEG_START):
+            # Half of the end marker may be left.
+            data = data.removesuffix(JPEG_END[:1])
             # If only the end marker is missing, the pixels do not depend on what follows the end of the file.
             padding = np.random.default_rng(0).integers(0, 255, 4096, dtype=np.uint8).tobytes()
             image, padded = (_decode(io.BytesIO(data + more + JPEG_END), min_side) for more in (b"", padding))

@@ -102,7 +102,8 @@ def test_odd_exif_entries_do_not_hide_the_orientation(entry, min_side):
 @pytest.mark.parametrize("min_side", [None, 16])
 def test_a_jpeg_without_its_end_marker_is_read(settings, min_side):
     data = encoded(noise_image(64, 48), "JPEG", **settings)
-    assert read_image(data[:-2], "a", min_side) == read_image(data, "a", min_side)
+    for shorter in (data[:-1], data[:-2]):
+        assert read_image(shorter, "a", min_side) == read_image(data, "a", min_side)
     with pytest.raises(ValueError, match="truncated"):
         read_image(data[: -len(data) // 4], "a", min_side)
 

@@ -371,6 +371,7 @@ for load in (load_model, load_processor):
 """
 
 
+@pytest.mark.slow
 def test_a_pushed_model_loads_without_the_package(tiny_checkpoint, tmp_path):
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", LOAD, str(SPACE), str(tiny_checkpoint)]
