@@ -58,8 +58,8 @@ setup(
         # Older clients send the token along with signed addresses on the host of the Hub, which may refuse both.
         "huggingface-hub>=2.2",
         "numpy>=2",
-        # Older releases do not find the keywords in the XMP of every kind of image.
-        "pillow>=11",
+        # Older releases do not read AVIF.
+        "pillow>=11.3",
         "safetensors>=0.8",
         "scipy>=1.13",
         "tokenizers>=0.23.1",
