@@ -18,9 +18,7 @@ from optsg.media_files import MediaFile
 from optsg.tagger import Tagger, TagSettings
 
 
-@pytest.mark.parametrize(
-    "size", [(8, 8), (16, 24), (256, 256), (31, 57), (640, 480), (512, 9), (3, 1000)]
-)
+@pytest.mark.parametrize("size", [(8, 8), (16, 24), (256, 256), (31, 57), (640, 480), (512, 9), (3, 1000)])
 @pytest.mark.parametrize("container", [False, True])
 def test_jpeg_xl_is_read_and_its_size_known_before_decoding(size, container, monkeypatch):
     pytest.importorskip("pillow_jxl")
