@@ -3,7 +3,6 @@
 A folder with a manifest may come from anywhere. Names in it are therefore checked like any other input.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -12,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
+
+from .file_hash import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -159,10 +160,4 @@ def _is_list_of_text(value: object) -> bool:
 
 def _sha256(path: Path) -> str | None:
     """Return the SHA-256 of a file, `None` for anything else."""
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return file_sha256(path) if path.is_file() else None

@@ -57,5 +57,17 @@ def open_csv(text: str, path_columns: Collection[str], messages: list[str]) -> t
     return [_column_name(name) for name in next(rows, [])], rows
 
 
+def check_unicode(text: str) -> None:
+    """Check that a text can be encoded: JSON may contain one half of a surrogate pair.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{text!r} is not valid Unicode text ({error.reason})") from error
+
+
 def _column_name(name: str) -> str:
     return name.strip().strip('"\ufeff').strip()

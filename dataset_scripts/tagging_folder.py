@@ -17,7 +17,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from .column_names import USUAL_NAMES, ColumnNames, is_one
 from .file_states import add_file_states
 from .media_suffixes import METADATA_NAMES, media_kind
-from .metadata_text import TITLE_COLUMNS, decode_text, open_csv
+from .metadata_text import TITLE_COLUMNS, check_unicode, decode_text, open_csv
 from .parquet_rows import read_parquet_rows
 from .tag_separators import choose_separator, read_tags
 from .tag_values import LABEL_COLUMNS
@@ -359,11 +359,11 @@ def _check_row(row: dict, location: str) -> tuple[str, str, list[str], str]:
         raise ValueError(f"{location}: tags must be text or a list of texts, got {tags!r}")
     if not isinstance(example_id, str | int | None):
         raise ValueError(f"{location}: id must be text or an integer, got {example_id!r}")
-    for text in (file_name, title or "", *(tags or []), str(example_id)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{location}: {text!r} is not valid Unicode text ({error.reason})") from error
+    try:
+        for text in (file_name, title or "", *(tags or []), str(example_id)):
+            check_unicode(text)
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from error
     if media_kind(file_name) is None:
         raise ValueError(f"{location}: {file_name!r} has the suffix of neither an image nor a video")
     return file_name, title or "", tags or [], file_name if example_id is None else str(example_id)

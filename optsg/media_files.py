@@ -149,7 +149,7 @@ class _FolderSearch:
 
     def _is_kept(self, parent: str, name: str) -> bool:
         if any(_matches(name, pattern) for pattern in LEFT_OUT_FOLDERS):
-            self.skipped["left-out folder"] += 1
+            self.skipped["folders of thumbnails or deleted files"] += 1
             return False
         return self._is_skipped(parent, name) is None
 

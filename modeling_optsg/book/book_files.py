@@ -1,7 +1,6 @@
 """Saves books in folders, and loads them."""
 
 import contextlib
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors.numpy import load_file, save_file
 
+from dataset_scripts.file_hash import file_sha256
 from modeling_optsg.data.atomic_files import write_json
 
 from .example_rows import COLUMNS, STATE_COLUMN
@@ -57,7 +57,7 @@ def save_book(book: TagBook, folder: str | os.PathLike) -> None:
     settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}
     settings |= {"threshold": book.threshold, "score": book.score.to_dict()}
     # With the digests, files of two books are not mistaken for one.
-    settings["sha256"] = {name: _digest(path) for name, path in partial.items()}
+    settings["sha256"] = {name: file_sha256(path) for name, path in partial.items()}
     for name, path in partial.items():
         os.replace(path, folder / name)
     write_json(folder / SETTINGS_NAME, settings)
@@ -83,7 +83,7 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
     try:
         settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
         if settings["version"] == VERSION:
-            changed = [name for name, digest in settings["sha256"].items() if _digest(folder / name) != digest]
+            changed = [name for name, digest in settings["sha256"].items() if file_sha256(folder / name) != digest]
             if changed:
                 raise ValueError(f"{', '.join(changed)} changed after the book was saved")
             book = _read(folder, settings)
@@ -168,11 +168,3 @@ def _read(folder: Path, settings: dict) -> TagBook:
     if len(lengths) > 1:
         raise ValueError(f"the files disagree on the number of examples: {sorted(lengths)}")
     return book
-
-
-def _digest(path: Path) -> str:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return sha256.hexdigest()

@@ -1,12 +1,13 @@
 """Checksums of files, to detect those that were damaged after they were written."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from dataset_scripts.file_hash import file_sha256
 
 from .atomic_files import write_text
 from .process_logging import get_logger
@@ -16,19 +17,10 @@ logger = get_logger(__name__)
 CHECKSUMS = "checksums.json"
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files in a folder, at any depth, to `CHECKSUMS` in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    found = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    found = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     write_text(folder / CHECKSUMS, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
@@ -49,7 +41,7 @@ def find_damage(folder: Path) -> list[str]:
     problems = []
     for path, digest in named:
         try:
-            if sha256(path) != digest:
+            if file_sha256(path) != digest:
                 problems.append(f"{path} was changed")
         except FileNotFoundError:
             problems.append(f"{path} is missing")
@@ -86,7 +78,7 @@ def checksum_path(path: Path) -> Path:
 
 def record_checksum(path: Path) -> None:
     """Write the checksum of a cached file that is complete."""
-    write_text(checksum_path(path), sha256(path) + "\n")
+    write_text(checksum_path(path), file_sha256(path) + "\n")
 
 
 def is_cached(path: Path) -> bool:
@@ -98,7 +90,7 @@ def is_cached(path: Path) -> bool:
         return False
     recorded = checksum_path(path)
     expected = recorded.read_bytes().strip() if recorded.exists() else None
-    if expected == sha256(path).encode():
+    if expected == file_sha256(path).encode():
         return True
     reason = "it has no checksum" if expected is None else "it was changed after it was written"
     logger.warning(f"{path} is computed again: {reason}.")

@@ -18,6 +18,7 @@ from datasets.table import MemoryMappedTable
 
 from dataset_scripts import load_tagging_dataset, undecoded
 from dataset_scripts.column_names import ColumnNames
+from dataset_scripts.file_hash import file_sha256
 from dataset_scripts.file_states import add_file_states, hash_file_states
 from dataset_scripts.generic_datasets import find_tag_separator
 from dataset_scripts.tag_values import text_column
@@ -179,12 +180,9 @@ def _write_and_map(rows: IterableDataset, features: Features, path: Path) -> Dat
             writer.finalize()
         os.replace(partial, path)
     # A hash of the content, so that a resumed run finds its cached tower features.
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            content.update(block)
+    fingerprint = file_sha256(path)[:16]
     table = MemoryMappedTable.from_file(str(path))
-    written = Dataset(table, info=DatasetInfo(features=features), fingerprint=content.hexdigest()[:16])
+    written = Dataset(table, info=DatasetInfo(features=features), fingerprint=fingerprint)
     return add_file_states(written)
 
 

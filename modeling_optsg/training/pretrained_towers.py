@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from modeling_optsg.data.checksums import find_damage, lock_cached, sha256, write_checksums
+from dataset_scripts.file_hash import file_sha256
+from modeling_optsg.data.checksums import find_damage, lock_cached, write_checksums
 from modeling_optsg.data.process_logging import get_logger
 
 logger = get_logger(__name__)
@@ -98,9 +99,10 @@ def _export_efficientnet_lite0(folder: Path) -> None:
 
 def _checked(path: Path) -> Path:
     """Return a file of a package if it has the expected content."""
-    if sha256(path) != EXPECTED.get(path.name):
+    found = file_sha256(path)
+    if found != EXPECTED.get(path.name):
         raise ValueError(
-            f"{path} has the SHA-256 {sha256(path)}, expected {EXPECTED.get(path.name)}: the package was changed. "
+            f"{path} has the SHA-256 {found}, expected {EXPECTED.get(path.name)}: the package was changed. "
             "Install it again: `pip install --force-reinstall --no-deps --require-hashes -r requirements-towers.txt`."
         )
     return path
