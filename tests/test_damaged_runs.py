@@ -1,4 +1,4 @@
-"""Trainings whose files were damaged after they were written, and two trainings in one folder."""
+"""Training runs whose files were damaged after they were written, and two training runs in one folder."""
 
 import json
 import shutil
@@ -184,7 +184,7 @@ def test_a_second_training_in_one_folder_is_refused(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
         (folder / "status.json").write_text('{"status": "running"}')
-        with pytest.raises(RuntimeError, match=f"Another training is running in {tmp_path}"):
+        with pytest.raises(RuntimeError, match=f"Another process is training in {tmp_path}"):
             OPTSGTrainer(args=OPTSGTrainingArguments(str(tmp_path))).run()
         assert json.loads((folder / "status.json").read_text()) == {"status": "running"}
         process.send_signal(signal.SIGKILL)

@@ -61,6 +61,18 @@ def test_without_copies_the_examples_are_those_of_datasets():
     assert train["id"][:] == expected["train"]["id"][:] and validation["id"][:] == expected["test"]["id"][:]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_by_image_and_by_video_are_one_group(seed):
+    # Rows 0, 1 and 2: the image of the second is that of the first, its video that of the third.
+    others = [str(number).encode() * 3 for number in range(20)]
+    columns = {"image": [b"a", b"a", b"b", *others], "video": [b"c", b"d", b"d", *others]}
+    columns = {"id": list(map(str, range(23))), "title": [""] * 23, "tags": [["x"]] * 23, **columns}
+    columns["image"] = [{"bytes": value, "path": None} for value in columns["image"]]
+    rows = Dataset.from_dict(columns, Features(TEXT | {"image": Image(decode=False), "video": Video(decode=False)}))
+    parts = split_examples({"train": rows}, validation_ratio=0.5, seed=seed)
+    assert sorted(len({"0", "1", "2"}.intersection(part["id"])) for part in parts) == [0, 3]
+
+
 def test_copies_of_one_file_are_divided():
     train, validation = split_examples({"train": image_rows([5] * 20)}, validation_ratio=None, seed=0)
     assert len(train) == 13 and len(validation) == 7

@@ -115,7 +115,7 @@ def test_merged_weights_compute_what_the_adapters_compute(make_model, vision):
     assert set(lora.adapter_states(model)) == {"vision_tower", "text_tower"}, "the model in training is not changed"
 
 
-# Trainings
+# Training
 
 
 class StopAfterStep(TrainerCallback):

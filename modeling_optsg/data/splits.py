@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from datasets import Dataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from modeling_optsg.seeded_random import example_seed
 
@@ -74,10 +76,16 @@ def _set_aside(train: Dataset, ratio: float | None, seed: int, by_id: bool) -> t
 
 
 def _units(number: int, copies: Sequence[Sequence[tuple[int, int]]]) -> list[list[int]]:
-    """Return the rows of each file in the order of their first rows."""
-    units = {row: [row] for row in range(number)}
-    for (_, first), *others in copies:
-        units[first] += [row for _, row in others if units.pop(row, None)]
+    """Return the rows that must stay together, in the order of their first rows.
+
+    A row with an image and a video may be a copy of one row by the first and of another row by the second.
+    """
+    pairs = [(group[0][1], row) for group in copies for _, row in group[1:]]
+    rows, columns = np.array(pairs, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(number, number))
+    units: dict[int, list[int]] = {}
+    for row, label in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        units.setdefault(label, []).append(row)
     return list(units.values())
 
 

@@ -1,4 +1,4 @@
-"""A lock that keeps two trainings out of one folder."""
+"""A lock that keeps a second training run out of a folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def lock_run(accelerator: Accelerator, folder: Path, output_dir: str) -> Iterato
         output_dir: Name of the training in the error message.
 
     Raises:
-        RuntimeError: Another training holds the lock.
+        RuntimeError: Another process holds the lock.
     """
     lock, refusal = FileLock(folder / LOCK_NAME, timeout=0), None
     if accelerator.is_main_process:
@@ -36,10 +36,10 @@ def lock_run(accelerator: Accelerator, folder: Path, output_dir: str) -> Iterato
             lock.acquire()
         except Timeout:
             refusal = (
-                f"Another training is running in {output_dir}. Wait until it has ended, or give another output_dir."
+                f"Another process is training in {output_dir}. Wait until it has ended, or give another output_dir."
             )
         except (OSError, NotImplementedError) as error:
-            logger.warning(f"{folder} cannot be locked ({error}): do not start a second training there.")
+            logger.warning(f"{folder} cannot be locked ({error}): do not start a second run there.")
     [refusal] = broadcast_object_list([refusal])
     if refusal is not None:
         raise RuntimeError(refusal)

@@ -156,7 +156,7 @@ class OPTSGTrainer:
             ValueError: There are no examples or no tags, the saved state belongs to another run, or too many examples
                 cannot be read.
             OSError: A state or a checkpoint cannot be written.
-            RuntimeError: Another training is running in the folder.
+            RuntimeError: Another process is training in the folder.
         """
         with _shown_messages():
             summary = self.run()
