@@ -138,6 +138,7 @@ def test_two_processes_learn_like_one(tmp_path):
     assert all(value < 1e-4 for run in found.values() for value in run.values())
 
 
+@pytest.mark.slow
 def test_machines_without_a_shared_folder_are_refused(small, tmp_path, start):
     port, running = processes.free_port(), []
     for machine in range(2):
@@ -208,6 +209,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_partial_state(small, tmp_path):
     assert not list((output / "state").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_a_run_with_other_examples_is_not_resumed(tmp_path, start):
     small_run.make(tmp_path, examples=64)
     output = tmp_path / "run"
@@ -221,6 +223,7 @@ def test_a_run_with_other_examples_is_not_resumed(tmp_path, start):
     assert "belongs to a run with other training or validation examples" in failed_run(command)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_in_another_folder_saves_a_checkpoint(small, tmp_path, start):
     settings = {"num_train_epochs": 2, "save_steps": 6, "eval_steps": 100}
     process = start(small_run.command(small, tmp_path / "run", **settings))

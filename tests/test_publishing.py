@@ -242,6 +242,7 @@ def test_the_published_code_is_the_package_s_own(folder):
     assert published(folder)["tag_decoder.py"] == complete["tag_decoder.py"]
 
 
+@pytest.mark.slow
 def test_the_code_on_the_hub_page_runs_without_this_package(folder, tmp_path):
     (folder / "training_summary.json").write_bytes((SHIPPED / "training_summary.json").read_bytes())
     write_model_card(folder, name="org/mine", dataset_name="mine")

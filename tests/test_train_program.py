@@ -164,6 +164,7 @@ def test_a_trained_folder_loads_in_a_pipeline_without_remote_code(trained):
     assert isinstance(tagger({"title": "a red image"}), list)
 
 
+@pytest.mark.slow
 def test_frozen_towers_are_not_run_twice(train, trained, folder, settings, monkeypatch, caplog, tmp_path):
     encode_frames = OPTSGModel.encode_frames
 
