@@ -1,4 +1,4 @@
-"""Types of command line arguments that several commands have."""
+"""Command line arguments, and their types, that several commands have."""
 
 import argparse
 
@@ -20,3 +20,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return value
+
+
+def add_skip_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--skip`."""
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="skip files and folders whose name or path matches, such as '*_edited.jpg' or Scans (repeatable)",
+    )

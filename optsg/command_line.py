@@ -10,6 +10,7 @@ import importlib.metadata
 import io
 import os
 import sys
+import warnings
 
 from . import check, evaluate, export, index, push, stats, tag, train
 
@@ -29,6 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         commands.choices[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Of damaged metadata and many pixels; files that cannot be read are reported.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         status = args.run(args)
         sys.stdout.flush()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from dataset_scripts.media_suffixes import METADATA_NAMES
 
-from .argument_types import positive
+from .argument_types import add_skip_argument, positive
 from .dataset_arguments import DATASET_ARGUMENTS, add_dataset_arguments, load_dataset
+from .embedded_titles import find_title
+from .file_inputs import image_input, is_seen_as_video
 from .media_files import MediaFile, find_media_files
 from .model_argument import add_model_argument, chosen_model
 from .sidecars import SidecarError, SidecarLocator
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 EPILOG = """\
-Keywords are read from the XMP, IPTC and EXIF data of images, from XMP sidecars,
-and from the tags column of a metadata.jsonl, metadata.csv (separated by |) or
-metadata.parquet in the folder. Tags that optsg wrote to a sidecar are left out.
+Keywords are read from images and videos (XMP, IPTC and EXIF data; videos and
+raw files need exiftool), from XMP sidecars, and from the tags column of a
+metadata.jsonl, metadata.csv (separated by |) or metadata.parquet in the folder.
+Tags that optsg wrote to a sidecar are left out. The title or the caption in an
+image is used if the metadata of the folder has no title.
 Images and videos are never changed. To resume a stopped run, run the same
 command again.
 
@@ -53,6 +57,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--output", metavar="DIR", help=f"folder to save the book in (default: {BOOK_FOLDER} in the folder)"
     )
+    add_skip_argument(parser)
     add_model_argument(parser)
     parser.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
     parser.add_argument(
@@ -109,7 +114,7 @@ def _is_library(name: str) -> bool:
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, is_library: bool) -> None:
     if not is_library and not args.output:
         parser.error(f"there is no folder {args.dataset}; a book from a dataset needs --output")
-    for option in DATASET_ARGUMENTS if is_library else ("title_from_name",):
+    for option in DATASET_ARGUMENTS if is_library else ("title_from_name", "skip"):
         if getattr(args, option):
             kind = "dataset" if is_library else "folder of images"
             parser.error(f"--{option.replace('_', '-')} needs a {kind}")
@@ -129,13 +134,16 @@ def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> 
     """Return the images and videos of a folder that have keywords, or `None` if there are none."""
     from datasets import Dataset, Features, List, Value
 
-    found = find_media_files([args.dataset], title_from_name=args.title_from_name, read_tags=True)
+    found = find_media_files([args.dataset], None, args.title_from_name, read_tags=True, read_raw=True, skip=args.skip)
     failures += found.failures
     for message in found.messages:
         _report(message)
     unreadable: list[tuple[str, str]] = []
-    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), unreadable))
+    remarks: Counter[str] = Counter()
+    examples = list(_with_keywords(found.files, SidecarLocator(naming=args.sidecar_names), unreadable, remarks))
     failures += unreadable
+    for remark, count in remarks.items():
+        _report(f"{plural(count, 'file')}: {remark}")
     _merge_spellings(examples)
     if skipped := len(found.files) - len(examples) - len(unreadable):
         _report(f"skipped {plural(skipped, 'file')} without keywords")
@@ -162,34 +170,49 @@ def _build(
     from modeling_optsg.book import build_book
 
     book, unreadable = build_book(
-        model, processor, examples, output, batch_size=batch_size, progress=sys.stderr.isatty()
+        model,
+        processor,
+        examples,
+        output,
+        batch_size=batch_size,
+        progress=sys.stderr.isatty(),
+        open_image=image_input,
     )
     failures += unreadable.items()
     return len(book), len(book.tags)
 
 
 def _with_keywords(
-    files: Iterable[MediaFile], locator: SidecarLocator, failures: list[tuple[str, str]]
+    files: Sequence[MediaFile], locator: SidecarLocator, failures: list[tuple[str, str]], remarks: Counter[str]
 ) -> Iterable[dict]:
-    """Yield an example for each file with keywords, and add files whose sidecar cannot be read to `failures`."""
+    """Yield an example for each file with keywords; add unreadable files to `failures`, and count remarks."""
+    from tqdm import tqdm
+
+    from .sidecars.embedded import read_embedded
     from .sidecars.keywords import read_keywords, unique_keywords
 
-    for file in files:
+    # `delay`: reading the metadata of a small folder takes no time.
+    for file in tqdm(files, "metadata", unit="file", disable=None, leave=False, delay=2):
+        embedded = read_embedded(file)
+        if embedded.remark:
+            remarks[embedded.remark] += 1
         try:
-            tags = unique_keywords([*file.tags, *read_keywords(file, locator)])
-            "".join((file.path, file.title or "", *tags)).encode()
+            tags = unique_keywords([*file.tags, *read_keywords(file, locator, embedded)])
+            title = file.title or ("" if file.is_video else find_title(embedded) or "")
+            "".join((file.path, title, *tags)).encode()
         except SidecarError as error:
             failures.append((file.path, str(error)))
         except UnicodeEncodeError:
             failures.append((file.path, "its name, title or keywords are not valid Unicode text"))
         else:
             if tags:
+                is_video = is_seen_as_video(file)
                 yield {
                     "id": os.path.relpath(file.path, file.root),
-                    "title": file.title or "",
+                    "title": title,
                     "tags": tags,
-                    "image": None if file.is_video else file.path,
-                    "video": file.path if file.is_video else None,
+                    "image": None if is_video else file.path,
+                    "video": file.path if is_video else None,
                 }
 
 

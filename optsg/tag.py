@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from .argument_types import positive, probability
+from .argument_types import add_skip_argument, positive, probability
 from .media_files import MediaFile, find_media_files
 from .model_argument import add_model_argument, chosen_model
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
@@ -58,13 +58,7 @@ def add_command(commands: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="image, video, or folder to search recursively")
-    parser.add_argument(
-        "--skip",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="skip files and folders whose name or path matches, such as '*_edited.jpg' or Scans (repeatable)",
-    )
+    add_skip_argument(parser)
     _add_generation_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per file instead of a table")
     parser.add_argument(

@@ -16,12 +16,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_scripts.media_suffixes import RAW_SUFFIXES
-
 from .embedded_titles import find_title
-from .media_files import OWN_PREFIX, MediaFile, suffix_of
+from .file_inputs import image_input, is_seen_as_video
+from .media_files import OWN_PREFIX, MediaFile
 from .model_check import check_model
-from .raw_files import read_preview
 from .sidecars.embedded import EmbeddedMetadata, read_embedded
 from .sidecars.reconciliation import tag_key
 from .terminal import printable
@@ -48,7 +46,6 @@ MAX_VIDEOS = 4
 # Time to read a file. A large file gets more, because a video on a slow disk may have to be read from start to end.
 READ_SECONDS = 60
 MIN_BYTES_PER_SECOND = 4_000_000
-ANIMATED_SUFFIXES = (".apng", ".avif", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -204,15 +201,9 @@ class Tagger:
         return results[0] if results else TimeoutError(f"{file.path} could not be read in {seconds:.0f} seconds")
 
     def _read(self, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
-        from modeling_optsg.image_formats import is_animated
-
-        suffix = suffix_of(file.path)
         try:
-            if suffix in RAW_SUFFIXES:
-                pixels = self.processor.read_pixels(read_preview(file.path), name=file.path)
-            else:
-                is_video = file.is_video or (suffix in ANIMATED_SUFFIXES and is_animated(file.path))
-                pixels = self.processor.read_pixels(**{"video" if is_video else "image": file.path})
+            files = {"video": file.path} if is_seen_as_video(file) else {"image": image_input(file.path)}
+            pixels = self.processor.read_pixels(**files)
             needs_title = not (file.title or file.is_video)
             embedded = read_embedded(file) if needs_title or with_metadata else None
             return _ReadFile(file, pixels, find_title(embedded) if needs_title else file.title, embedded)

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.ExifTags import Base
+from raw_photographs import raw_file
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import building, embed_examples, encoder_fingerprint, load_book
 from optsg import main
 from optsg.media_files import MediaFile
-from optsg.sidecars import SidecarError, SidecarLocator
-from optsg.sidecars.embedded import EXIF_KEYWORDS
+from optsg.sidecars import SidecarError, SidecarLocator, embedded
+from optsg.sidecars.embedded import EXIF_KEYWORDS, read_embedded
 from optsg.sidecars.keywords import read_keywords
 from optsg.tagger import BOOK_FOLDER
 
@@ -40,7 +41,8 @@ def xmp(**lists):
 
 
 def keywords_of(path):
-    return read_keywords(MediaFile(str(path), None, path.suffix == ".mp4"), SidecarLocator())
+    file = MediaFile(str(path), None, path.suffix == ".mp4")
+    return read_keywords(file, SidecarLocator(), read_embedded(file))
 
 
 def save_image(path, **options):
@@ -94,8 +96,11 @@ def test_keywords_in_exif_and_iptc(tmp_path):
     assert keywords_of(path) == ["Bruno", "Überlingen"]
 
 
-def test_damaged_metadata_in_an_image_is_no_keyword(tmp_path):
-    assert keywords_of(save_image(tmp_path / "a.jpg", xmp=b"<x:xmpmeta")) == []
+def test_damaged_metadata_in_an_image_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    path = save_image(tmp_path / "a.jpg", xmp=b"<x:xmpmeta")
+    with pytest.raises(SidecarError, match="keywords inside the file cannot be read: .*invalid XMP; install exiftool"):
+        keywords_of(path)
     (tmp_path / "b.jpg").write_bytes(b"not an image")
     assert keywords_of(tmp_path / "b.jpg") == []
 
@@ -388,8 +393,8 @@ def test_sidecars_of_raw_files_and_of_several_files(tmp_path):
     assert keywords_of(tmp_path / "a.jpg") == ["Mia"] and keywords_of(tmp_path / "b.jpg") == []
     (tmp_path / "a.jpg.xmp").write_text(xmp(dc_subject=["Bruno"]), encoding="utf-8")
     file = MediaFile(str(tmp_path / "a.jpg"), None, False)
-    assert read_keywords(file, SidecarLocator()) == ["Bruno"]
-    assert read_keywords(file, SidecarLocator(naming="stem")) == ["Mia"]
+    assert read_keywords(file, SidecarLocator(), read_embedded(file)) == ["Bruno"]
+    assert read_keywords(file, SidecarLocator(naming="stem"), read_embedded(file)) == ["Mia"]
     (tmp_path / "a.jpg.xmp").write_text(XMP.format("<dc:subject>Bruno</dc:subject>"), encoding="utf-8")
     with pytest.raises(SidecarError, match="a.jpg.xmp cannot be read: subject is not a list"):
         keywords_of(tmp_path / "a.jpg")
@@ -465,3 +470,40 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
         assert end.value.code == 2 and message in capsys.readouterr().err
     assert main(["index", str(tmp_path / "words.txt"), "--output", str(tmp_path / "book")]) == 2
     assert "words.txt" in capsys.readouterr().err
+
+
+def test_raw_files_and_animated_images_are_in_a_book(checkpoint, tmp_path, capsys):
+    pytest.importorskip("rawpy")
+    folder = tmp_path / "photos"
+    (folder / "scans").mkdir(parents=True)
+    colours = [Image.new("RGB", (320, 240), colour) for colour in COLOURS]
+    (folder / "a.dng").write_bytes(raw_file(colours[0], 1))
+    colours[1].save(folder / "b.webp", save_all=True, append_images=[colours[2]], lossless=True)
+    # The title and the caption of a person, and the text that a camera writes into every photograph.
+    for name, text in (("c.jpg", "By the lake"), ("d.jpg", "OLYMPUS DIGITAL CAMERA")):
+        exif = Image.Exif()
+        exif[Base.ImageDescription] = text
+        save_image(folder / name, exif=exif)
+    save_image(folder / "scans" / "e.jpg")
+    (folder / "f.nef").write_bytes(b"damaged")
+    for path in [path for path in folder.rglob("*.*")]:
+        path.with_name(path.name + ".xmp").write_text(xmp(dc_subject=["Mia"]), encoding="utf-8")
+    words = [str(folder), "--skip", "scans", "--model", str(checkpoint)]
+    assert main(["index", *words]) == 1
+    out, err = capsys.readouterr()
+    assert "a book of 4 files and 1 keyword" in out and "f.nef" in err and "1 that match scans" in err
+    book = load_book(folder / BOOK_FOLDER)
+    titles = dict(zip(book.examples["id"], book.examples["title"], strict=True))
+    assert titles == {"a.dng": "", "b.webp": "", "c.jpg": "By the lake", "d.jpg": ""}
+    model, processor = OPTSGForTagGeneration.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
+    rows = [{"image": colours[0]}, {"video": [colours[1], colours[2]]}]
+    vectors = book.normalize(embed_examples(model, processor, rows))["image"]
+    found = book.vectors["image"][[book.examples["id"][:].index(name) for name in ("a.dng", "b.webp")]]
+    assert np.abs((found - vectors).numpy()).max() < 0.02
+
+
+def test_keywords_inside_an_image_that_cannot_be_read_are_reported(index, library, monkeypatch):
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    save_image(library / "broken.jpg", xmp=b"<x:xmpmeta")
+    status, out, err = index()
+    assert status == 1 and "40 files" in out and "broken.jpg: the keywords inside the file cannot be read" in err

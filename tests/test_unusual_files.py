@@ -5,6 +5,7 @@ import os
 from unittest.mock import Mock
 
 import pytest
+from PIL import Image
 from sidecar_tools import SIDECARS, SUFFIXES, TagCommand, make_photos
 
 from optsg.sidecars import table_file
@@ -188,3 +189,13 @@ def test_a_table_that_cannot_be_read_ends_the_run_before_it_starts(tag, photos, 
     with pytest.raises(SystemExit) as end:
         tag("--write", "csv", "--output", tmp_path, photos)
     assert end.value.code == 2 and "tags.csv cannot be read: a reason" in capsys.readouterr().err and tag.tagged == []
+
+
+def test_warnings_of_pillow_do_not_reach_the_terminal(tag, photos, recwarn):
+    # An entry of EXIF data that lies behind its end.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0e\x01\x02\0\xff\0\0\0\xf0\xff\0\0"
+    Image.new("RGB", (8, 8)).save(photos / "a.jpg", exif=exif)
+    with pytest.warns(UserWarning), Image.open(photos / "a.jpg") as image:
+        image.getexif().get(0x10E)
+    recwarn.clear()
+    assert tag("--write", "xmp", photos)[0] == 0 and not recwarn.list

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,7 @@ def build_book(
     *,
     batch_size: int = 16,
     progress: bool = True,
+    open_image: Callable[[Any], Any] | None = None,
 ) -> tuple[TagBook, dict[str, str]]:
     """Make a book, fit it to its own examples and save it. It predicts only tags of these examples.
 
@@ -115,6 +116,8 @@ def build_book(
         folder: Folder of the book.
         batch_size: Number of examples per forward pass.
         progress: Whether to show a progress bar.
+        open_image: Applied to the `image` of an example before the processor reads it, such as a function that returns
+            the preview of a raw file. Its `ValueError`, `OSError` or `ImportError` makes the example unreadable.
 
     Returns:
         The book, and a dict from the `id` of each unreadable example to the reason.
@@ -124,7 +127,7 @@ def build_book(
         ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
     check_faiss(len(examples))
-    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size)
+    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
     columns = _columns(examples)
 
     def read_rows(rows: Sequence[int]) -> list[dict]:
@@ -203,7 +206,15 @@ class _ExampleReader:
         unreadable: By `id`, the reason for each unreadable example.
     """
 
-    def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, folder: Path, batch_size: int):
+    def __init__(
+        self,
+        model: OPTSGPreTrainedModel,
+        processor: OPTSGProcessor,
+        folder: Path,
+        batch_size: int,
+        open_image: Callable[[Any], Any] | None,
+    ):
+        self.open_image = open_image
         self.model, self.processor, self.folder, self.batch_size = model, processor, folder, batch_size
         self.fingerprint = encoder_fingerprint(model, processor)
         self.collate, self.read_outputs = OPTSGDataCollator(processor), ModelTagReader(model, processor)
@@ -251,7 +262,7 @@ class _ExampleReader:
         self, rows: Sequence[Mapping], unreadable: dict[str, str]
     ) -> Iterator[tuple[dict[str, torch.Tensor], list[str], list[str]]]:
         try:
-            batch = self.collate([{name: row.get(name) for name in INPUTS} for row in rows])
+            batch = self.collate([self._open(row) for row in rows])
         except (ValueError, OSError, ImportError) as error:
             if len(rows) == 1:
                 unreadable[rows[0]["id"]] = str(error)
@@ -262,6 +273,13 @@ class _ExampleReader:
             yield from self._readable(rows[half:], unreadable)
             return
         yield batch, [row["title"] for row in rows], [row["id"] for row in rows]
+
+
+    def _open(self, row: Mapping) -> dict[str, Any]:
+        inputs = {name: row.get(name) for name in INPUTS}
+        if self.open_image is not None and inputs["image"] is not None:
+            inputs["image"] = self.open_image(inputs["image"])
+        return inputs
 
 
 def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor], dict] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ..media_files import MediaFile
-from .embedded import read_embedded
+from .embedded import EmbeddedMetadata
 from .files import read_file
 from .locations import SidecarLocator
 from .reconciliation import tag_key
@@ -12,25 +12,24 @@ from .xmp_packet import NEW_PACKET, XmpPacket
 from .xmp_sidecar import SUFFIX, read_user_keywords
 
 
-def read_keywords(file: MediaFile, locator: SidecarLocator) -> list[str]:
-    """Return the user's keywords for an image or a video.
+def read_keywords(file: MediaFile, locator: SidecarLocator, embedded: EmbeddedMetadata) -> list[str]:
+    """Return the user's keywords for an image or a video, from its XMP sidecar and from the file itself.
 
-    They are read from the XMP sidecar, and for an image also from the XMP, IPTC and EXIF data in the file. Tags that
-    `optsg tag --write` added are left out, also where another program copied them into the image.
+    Tags that `optsg tag --write` added are left out, also where another program copied them into the file.
 
     Args:
         file: The image or video.
         locator: Finds the sidecar.
+        embedded: The metadata in the file.
 
     Returns:
         The keywords in order of occurrence, without duplicates.
 
     Raises:
-        SidecarError: A sidecar cannot be read.
+        SidecarError: The sidecar or the metadata in the file cannot be read.
     """
     keywords, ours = _read_sidecar(file, locator)
-    if not file.is_video:
-        keywords += [keyword for keyword in _read_image(file) if tag_key(keyword) not in ours]
+    keywords += [keyword for keyword in _read_embedded(file, embedded) if tag_key(keyword) not in ours]
     return unique_keywords(keywords)
 
 
@@ -44,12 +43,14 @@ def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> tuple[list[str], 
         raise SidecarError(f"{path} cannot be read: {error}") from error
 
 
-def _read_image(file: MediaFile) -> list[str]:
-    packet = read_embedded(file).packet
+def _read_embedded(file: MediaFile, embedded: EmbeddedMetadata) -> list[str]:
+    reason = embedded.error
     try:
-        return read_user_keywords(XmpPacket(packet))[0] if packet else []
-    except ValueError:
-        return []  # a list of keywords with a structure of its own
+        if reason is None:
+            return read_user_keywords(XmpPacket(embedded.packet))[0] if embedded.packet else []
+    except ValueError as error:  # a list of keywords with a structure of its own
+        reason = str(error)
+    raise SidecarError(f"{file.path}: the keywords inside the file cannot be read: {reason}")
 
 
 def unique_keywords(keywords: Iterable[str]) -> list[str]:
