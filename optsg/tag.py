@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -213,6 +214,8 @@ def _make_writers(
 
 def _load_tagger(model: str, settings: TagSettings) -> Tagger:
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
+    # Before torch is loaded. Its threads would otherwise wait for work in a loop, on the cores that read files.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return Tagger(model, settings)
 
 

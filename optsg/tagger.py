@@ -41,8 +41,8 @@ BATCHES_AHEAD = 2
 # Batches whose images and videos are tagged in separate batches.
 MIXED_BATCHES = 16
 MAX_READERS = 16
-# Videos that the model tags at once, whose frames need much memory.
-MAX_VIDEOS = 4
+# Videos in a batch. Their frames need much memory.
+MAX_VIDEOS = 2
 # Time to read a file. A large file gets more, because a video on a slow disk may have to be read from start to end.
 READ_SECONDS = 60
 MIN_BYTES_PER_SECOND = 4_000_000
@@ -254,9 +254,9 @@ class Tagger:
 def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
     """Yield the files in batches of images only or videos only.
 
-    In a batch with videos, images would be padded to the same number of frames and take as long as a video. Batches
-    are full also in a folder where images and videos alternate, such as Live Photos: of `MIXED_BATCHES` batches, the
-    images come before the videos.
+    A batch has at most `MAX_VIDEOS` videos. In a batch with videos, images would be padded to the same number of
+    frames and take as long as a video. Batches are full also in a folder where images and videos alternate, such as
+    Live Photos: of `MIXED_BATCHES` batches, the images come before the videos.
 
     Args:
         files: The files to tag.
@@ -266,7 +266,8 @@ def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[Media
         window = files[start : start + MIXED_BATCHES * size]
         for is_video in (False, True):
             group = [file for file in window if file.is_video == is_video]
-            yield from (group[start : start + size] for start in range(0, len(group), size))
+            step = min(size, MAX_VIDEOS) if is_video else size
+            yield from (group[start : start + step] for start in range(0, len(group), step))
 
 
 def num_readers() -> int:

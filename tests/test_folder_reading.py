@@ -12,7 +12,7 @@ from image_helpers import noise_image
 
 from optsg import tagger as tagger_module
 from optsg.media_files import MediaFile
-from optsg.tagger import Tagger, TagSettings, split_into_batches
+from optsg.tagger import MAX_VIDEOS, Tagger, TagSettings, split_into_batches
 
 
 def media(names):
@@ -22,7 +22,8 @@ def media(names):
 def test_live_photos_fill_their_batches():
     files = media(f"{number:03}.{suffix}" for number in range(128) for suffix in ("jpg", "mp4"))
     batches = list(split_into_batches(files, 16))
-    assert [len(batch) for batch in batches] == [16] * 16
+    images, videos = ([batch for batch in batches if batch[0].is_video == is_video] for is_video in (False, True))
+    assert [len(batch) for batch in images] == [16] * 8 and [len(batch) for batch in videos] == [MAX_VIDEOS] * 64
     assert all(len({file.is_video for file in batch}) == 1 for batch in batches)
     assert sorted(file.path for batch in batches for file in batch) == [file.path for file in files]
     # A video does not wait for the end of the folder.
