@@ -1,5 +1,6 @@
-"""Which files of a folder are images, videos and metadata, by their names."""
+"""Which files of a folder are images, videos and metadata, by their names, and which folders are left out."""
 
+import fnmatch
 import os
 
 IMAGE_SUFFIXES = frozenset(
@@ -18,6 +19,10 @@ RAW_SUFFIXES = frozenset(
         ".sr2 .srf .srw .x3f"
     ).split()
 )
+# Folders in which NAS boxes, desktops, photo programs and archive programs keep thumbnails, deleted files and their own
+# copies. Hidden ones are left out anyway.
+LEFT_OUT_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary", "__MACOSX")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -25,3 +30,8 @@ def media_kind(path: str) -> str | None:
     """Return "image" or "video" by the suffix of a path, `None` for other files."""
     suffix = os.path.splitext(path)[1].lower()
     return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def is_left_out(folder: str) -> bool:
+    """Return whether a folder with this name has no images of its own, but thumbnails or deleted files."""
+    return any(fnmatch.fnmatchcase(folder.casefold(), pattern.casefold()) for pattern in LEFT_OUT_FOLDERS)

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 
 from .column_names import USUAL_NAMES, ColumnNames
-from .media_suffixes import METADATA_NAMES, media_kind
+from .media_suffixes import METADATA_NAMES, RAW_SUFFIXES, is_left_out, media_kind
 from .tag_separators import choose_caption_separator, split_caption
 from .tagging_columns import distinct_tags
 from .tagging_folder import SPLIT_NAMES, make_splits
@@ -18,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 CAPTION_SUFFIX = ".txt"
 MAX_CAPTION_BYTES = 2**20
-# Folders that archive programs of macOS add.
-IGNORED_FOLDERS = ("__MACOSX",)
 USE_METADATA = f"Describe the files in a metadata file ({', '.join(METADATA_NAMES)})."
 
 
@@ -69,8 +67,9 @@ def _find_media(root: Path) -> Iterator[Path]:
     def report(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be read: {error.strerror}") from error
 
+    raw = 0
     for folder, folders, names in os.walk(root, onerror=report):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in IGNORED_FOLDERS)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_left_out(name))
         for name in sorted(names):
             path = Path(folder, name)
             if name in METADATA_NAMES:
@@ -78,6 +77,9 @@ def _find_media(root: Path) -> Iterator[Path]:
             if not name.startswith(".") and media_kind(name):
                 _check_inside(path, root)
                 yield path
+            raw += path.suffix.lower() in RAW_SUFFIXES
+    if raw:
+        logger.warning("%s: raw files are not read (%d); export them as JPEG", root, raw)
 
 
 def _check_inside(path: Path, root: Path) -> None:

@@ -8,7 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset_scripts.media_suffixes import IMAGE_SUFFIXES, METADATA_NAMES, RAW_SUFFIXES, VIDEO_SUFFIXES
+from dataset_scripts.media_suffixes import (
+    IMAGE_SUFFIXES,
+    METADATA_NAMES,
+    RAW_SUFFIXES,
+    VIDEO_SUFFIXES,
+    is_left_out,
+)
 
 from .metadata_files import FileMetadata, read_metadata
 from .raw_files import INSTALL, can_read_raw
@@ -18,10 +24,6 @@ MEDIA_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 SIDECAR_SUFFIXES = (".optsg.json", ".xmp", ".txt")
 OWN_PREFIX = ".optsg-"  # for records and partial files of this program
 MAX_MISSING_SHOWN = 3
-# Folders in which NAS boxes, desktops and photo programs keep thumbnails, deleted files and their own copies.
-# Hidden ones are left out anyway.
-LEFT_OUT_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary")
 TRANSPORT_STREAM_START = b"\x47"
 TYPESCRIPT_SUFFIXES = (".ts", ".mts")
 
@@ -72,8 +74,8 @@ def find_media_files(
     """Find images and videos among files, and recursively in folders.
 
     A file with a video suffix is a video, and any other file is an image. In a folder, files without an image or video
-    suffix are skipped, and so are raw files with an image of the same name, and `LEFT_OUT_FOLDERS`. Titles are read
-    from a `metadata.jsonl`, `.csv` or `.parquet` in the folder, see [`read_metadata`].
+    suffix are skipped, and so are raw files with an image of the same name, and folders of thumbnails and deleted
+    files. Titles are read from a `metadata.jsonl`, `.csv` or `.parquet` in the folder, see [`read_metadata`].
 
     Args:
         names: Paths of files and folders.
@@ -148,7 +150,7 @@ class _FolderSearch:
         self._report_missing()
 
     def _is_kept(self, parent: str, name: str) -> bool:
-        if any(_matches(name, pattern) for pattern in LEFT_OUT_FOLDERS):
+        if is_left_out(name):
             self.skipped["folders of thumbnails or deleted files"] += 1
             return False
         return self._is_skipped(parent, name) is None

@@ -20,8 +20,10 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_names_of_folders_are_tags(tmp_path, caplog, streaming):
-    for name in ("Train/cat/1.png", "Train/big dog /2.png", "val/cat/3.png", "val/.hidden/4.png", "__MACOSX/x/5.png"):
+    left_out = ("val/.hidden/4.png", "__MACOSX/x/5.png", "Train/cat/@eaDir/1.png/THUMB.png")
+    for name in ("Train/cat/1.png", "Train/big dog /2.png", "val/cat/3.png", *left_out):
         draw(tmp_path / name)
+    (tmp_path / "Train/cat/6.NEF").write_bytes(b"raw")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/x.parquet").write_text("hidden")
     found = load_tagging_dataset(tmp_path, streaming=streaming)
@@ -31,6 +33,7 @@ def test_the_names_of_folders_are_tags(tmp_path, caplog, streaming):
         "validation": [("val/cat/3.png", ["cat"], "")],
     }
     assert "the names of the folders are the tags: big dog, cat" in caplog.text
+    assert "raw files are not read (1); export them as JPEG" in caplog.text
 
 
 def test_captions_are_tags(folder, caplog):
