@@ -19,8 +19,8 @@ RAW_SUFFIXES = frozenset(
         ".sr2 .srf .srw .x3f"
     ).split()
 )
-# Folders in which NAS boxes, desktops, photo programs and archive programs keep thumbnails, deleted files and their own
-# copies. Hidden ones are left out anyway.
+# Folders in which NAS boxes, desktops, photo and archive programs keep thumbnails, deleted files and their own copies.
+# Hidden ones are left out anyway.
 LEFT_OUT_FOLDERS = ("@eaDir", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 LEFT_OUT_FOLDERS += ("*.photoslibrary", "*.lrdata", "*.lrlibrary", "__MACOSX")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

@@ -274,7 +274,6 @@ class _ExampleReader:
             return
         yield batch, [row["title"] for row in rows], [row["id"] for row in rows]
 
-
     def _open(self, row: Mapping) -> dict[str, Any]:
         inputs = {name: row.get(name) for name in INPUTS}
         if self.open_image is not None and inputs["image"] is not None:
