@@ -50,9 +50,9 @@ class OPTSGOutput(ModelOutput):
             prompt order. In training with `num_sampled_tokens`, only the columns of `logit_tokens` are returned.
         generation_loss: Scalar, mean cross-entropy of the tokens, including [PAD] and [SEP].
         alignment_loss: Scalar, cross-entropy of the prompts over the candidate tags and [PAD].
-        classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned with `tag_ids` by models with a
-            tag classifier.
-        assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
+        classifier_loss: Scalar, asymmetric loss over the label vocabulary. Returned by models with a tag classifier
+            that is not frozen.
+        assignment: `[batch, num_prompts]`, which of the example's own tags is matched to each prompt, -1 for [PAD].
         targets: `[positions]`, the tokens that `logits` should predict.
         logit_tokens: `[columns]`, the tokens of the columns of `logits`. Returned if `logits` lacks some tokens.
         order_prompts: `[batch, num_prompts, hidden_size]`.

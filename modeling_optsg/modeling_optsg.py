@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig
 
 from .base_models import OPTSGModel, OPTSGPreTrainedModel
+from .batch_tags import BatchTags, check_labels
 from .book_reader import BookReader, CandidateTags
 from .configuration_optsg import OPTSGConfig
 from .generation_optsg import OrderPromptGenerationMixin
@@ -76,13 +77,12 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         input_ids: torch.Tensor | None = None,
         title_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        tag_input_ids: torch.Tensor | None = None,
-        tag_lengths: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         tag_text_input_ids: torch.Tensor | None = None,
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
-        tag_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        negative_labels: torch.Tensor | None = None,
+        negative_features: torch.Tensor | None = None,
         is_mismatched: torch.Tensor | None = None,
         decoding: str | None = None,
         example_seeds: torch.Tensor | None = None,
@@ -92,17 +92,20 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
     ) -> OPTSGOutput:
         """Compute the training losses. To generate tags, call `generate`.
 
+        Every tensor has the examples in its first dimension, so that a batch can be divided among devices. Tags that
+        several examples have are made unique here.
+
         Args:
             pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
                 [`OPTSGModel.forward`].
-            tag_input_ids: `[tags, max length]`, tokens of the candidate tags without [SEP], each tag once. Tags
-                that no example has are negatives of the alignment.
-            tag_lengths: `[tags]`, number of tokens of each tag.
-            tag_text_input_ids, tag_text_attention_mask: `[tags, length]`, the same tags for the text tower.
-            tag_features: `[tags, text width]`, precomputed instead of the text tower's.
-            tag_ids: `[tags]`, the class of each tag of the batch, for the tag classifier.
-            labels: `[batch, max tags per example]`, indices of each example's tags among the candidates, -100 for
-                padding.
+            labels: `[batch, max tags per example, max length]`, tokens of each example's tags without [SEP], -100 for
+                padding. The tag classifier learns those that are in its label vocabulary.
+            tag_text_input_ids, tag_text_attention_mask: `[batch, max tags per example, length]`, the same tags for
+                the text tower.
+            tag_features: `[batch, max tags per example, text width]`, precomputed instead of the text tower's.
+            negative_labels: `[batch, negatives, max length]`, tokens of other tags, which are negatives of the
+                alignment, -100 for padding. Those that an example of the batch has are not negatives.
+            negative_features: `[batch, negatives, text width]`, their text features.
             is_mismatched: `[batch]`, see [`TagClassifier.forward`].
             decoding: Attention mask of the decoder, "parallel" or "sequential". By default it is chosen per example by
                 `parallel_ratio` in training, and is parallel in evaluation.
@@ -111,34 +114,36 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
                 sampled other tokens, if they were chosen for all micro-batches of the step.
 
         Raises:
-            ValueError: An example cannot be encoded, `labels` are given without their tags, a label is out of range, a
-                tag is too long, or an example has more tags than there are prompts.
+            ValueError: An example cannot be encoded, `labels` have another shape or are given without the texts of
+                their tags, a tag is too long, or an example has more tags than there are prompts.
         """
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
         inputs |= {"image_features": image_features}
         outputs = self.model(**inputs, example_seeds=example_seeds)
-        if labels is None:
+        if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return OPTSGOutput(order_prompts=outputs.order_prompts)
-        if tag_features is None:
-            tag_features = self._embed_candidates(tag_text_input_ids, tag_text_attention_mask)
-        alignment = self._align(outputs.order_prompts, tag_features, labels)
+        tags = BatchTags.from_labels(labels, negative_labels)
+        features = self.model.embed_batch_tags(
+            tags, tag_text_input_ids, tag_text_attention_mask, tag_features, negative_features
+        )
+        alignment = self._align(outputs.order_prompts, features, tags.labels)
         parallel = self._choose_masks(decoding, len(labels), example_seeds)
-        sequence, pad_weights = self._lay_out(alignment.assignment, tag_input_ids, tag_lengths, example_seeds)
+        sequence, pad_weights = self._lay_out(alignment.assignment, tags, example_seeds)
         sampled = None if step_tokens is None else (step_tokens, sampled_tokens)
         generation = self._generation_loss(outputs, alignment, sequence, pad_weights, parallel, sampled)
         loss = generation["generation_loss"] + self.config.alignment_loss_weight * alignment.loss
         classifier_loss = None
         # A frozen classifier needs no loss.
         is_frozen = self.training and self.tag_classifier is not None and not self.tag_classifier.bias.requires_grad
-        if self.tag_classifier is not None and tag_ids is not None and not is_frozen:
-            classifier_loss = self.tag_classifier(outputs.evidence, labels, tag_ids, is_mismatched)
+        if self.tag_classifier is not None and not is_frozen:
+            classifier_loss = self.tag_classifier(outputs.evidence, labels, is_mismatched)
             loss = loss + self.config.classifier_loss_weight * classifier_loss
         return OPTSGOutput(
             loss=loss,
             alignment_loss=alignment.loss,
             classifier_loss=classifier_loss,
-            assignment=alignment.assignment,
+            assignment=tags.own_index(alignment.assignment),
             order_prompts=outputs.order_prompts,
             **generation,
         )
@@ -213,11 +218,6 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             extended.load_state_dict(encoder.state_dict(), strict=False)
             self.model.multimodal_encoder = extended.to(self.lm_head.weight).train(self.training)
 
-    def _embed_candidates(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        if input_ids is None:
-            raise ValueError("labels need tag_text_input_ids or tag_features; `processor(tags=...)` makes the former.")
-        return self.model.embed_tags(input_ids, attention_mask)
-
     def _align(
         self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor
     ) -> TagAlignmentOutput:
@@ -226,24 +226,20 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
     def _lay_out(
         self,
         assignment: torch.Tensor,
-        tag_input_ids: torch.Tensor | None,
-        tag_lengths: torch.Tensor | None,
+        tags: BatchTags,
         example_seeds: torch.Tensor | None,
         pad_slots: bool = True,
     ) -> tuple[SlotSequence, torch.Tensor]:
         """Lays out the slots, and returns the number of [PAD] slots that each decoded one represents, `[batch]`."""
-        config = self.config
-        if tag_input_ids is None or tag_lengths is None:
-            raise ValueError("labels need tag_input_ids and tag_lengths; `processor(tags=...)` makes them.")
-        if tag_input_ids.shape[1] > config.max_tag_tokens:
+        config, max_length = self.config, int(tags.lengths[: tags.num_own].max())
+        if max_length > config.max_tag_tokens:
             raise ValueError(
-                f"A tag has {tag_input_ids.shape[1]} tokens; this model generates at most max_tag_tokens="
-                f"{config.max_tag_tokens}."
+                f"A tag has {max_length} tokens; this model generates at most max_tag_tokens={config.max_tag_tokens}."
             )
         is_pad, ratio = (assignment < 0) & pad_slots, config.pad_slot_ratio if self.training else 1.0
         chosen, pad_weights = choose_pad_slots(is_pad, ratio, example_seeds)
         pad, sep = config.tag_pad_token_id, config.tag_sep_token_id
-        return lay_out_slots(assignment, tag_input_ids, tag_lengths, pad, sep, chosen), pad_weights
+        return lay_out_slots(assignment, tags.input_ids, tags.lengths, pad, sep, chosen), pad_weights
 
     def _choose_masks(self, decoding: str | None, batch: int, example_seeds: torch.Tensor | None) -> torch.Tensor:
         """Choose which examples use the parallel attention mask, boolean `[batch]`."""

@@ -105,15 +105,14 @@ class OPTSGProcessor(ProcessorMixin):
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            A `BatchFeature` for B examples with up to T frames and M tags each, and N different tags in all:
+            A `BatchFeature` for B examples with up to T frames and M tags each:
 
             - `pixel_values` `[B, T, 3, height, width]` or `frame_features` `[B, T, …]`, zero for padding. Absent if no
               example has a visual input.
             - `frame_mask` `[B, T]`, 1 for frames, 0 for padding. Absent if no example has a visual input.
             - `input_ids` and `attention_mask` `[B, length]`, the titles. The mask of a missing title is 0 everywhere.
               Absent if no example has a title.
-            - with `tags`: the output of [`~OPTSGProcessor.encode_tags`] for the N different tags, and `labels`
-              `[B, M]`, the indices of each example's tags among them, padded with -100.
+            - with `tags`: the output of [`~OPTSGProcessor.encode_tag_sets`].
 
         Raises:
             ValueError: An example has no input; a file, video or array cannot be read; its tags are missing, blank,
@@ -131,7 +130,7 @@ class OPTSGProcessor(ProcessorMixin):
         if batch.has("titles"):
             data |= self._encode_titles(batch.titles)
         if tags is not None:
-            data |= self._encode_tag_sets(batch.tags)
+            data |= self.encode_tag_sets(batch.tags)
         return BatchFeature({name: value.numpy() for name, value in data.items()} if return_tensors == "np" else data)
 
     def match_vocabulary_case(self, tags: Iterable[str]) -> list[str]:
@@ -188,6 +187,11 @@ class OPTSGProcessor(ProcessorMixin):
             "tag_text_attention_mask": text["attention_mask"],
         }
 
+    def decode(self, token_ids: torch.Tensor | list[int], **kwargs: Any) -> str:
+        """Decode the tokens `[length]` of one tag, padded with 0 or -100."""
+        tokens = torch.as_tensor(token_ids).clamp(min=0)
+        return self.tag_tokenizer.decode(tokens, **{"skip_special_tokens": True} | kwargs)
+
     def batch_decode(
         self, outputs: ModelOutput | torch.Tensor, return_sources: bool = False
     ) -> list[list[dict[str, Any]]]:
@@ -195,7 +199,8 @@ class OPTSGProcessor(ProcessorMixin):
 
         Args:
             outputs: Output of `generate`, with `sequences` `[batch, tags, length]` (token ids of the tag tokenizer,
-                padded with 0) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without scores.
+                padded with 0 or -100) and `tag_scores` `[batch, tags]`; or the sequences alone, for tags without
+                scores, for example `labels`.
             return_sources: Whether to say where each tag comes from. Needs `slots` in the output.
 
         Returns:
@@ -208,7 +213,7 @@ class OPTSGProcessor(ProcessorMixin):
         Raises:
             ValueError: The sequences or the scores have a wrong shape.
         """
-        sequences = torch.as_tensor(getattr(outputs, "sequences", outputs))
+        sequences = torch.as_tensor(getattr(outputs, "sequences", outputs)).clamp(min=0)
         scores = getattr(outputs, "tag_scores", None)
         if sequences.ndim != 3:
             raise ValueError(f"sequences have shape {tuple(sequences.shape)}; expected [batch, tags, length]")
@@ -354,7 +359,19 @@ class OPTSGProcessor(ProcessorMixin):
             "attention_mask": encoded["attention_mask"].masked_fill(missing, 0),
         }
 
-    def _encode_tag_sets(self, tag_sets: list) -> dict[str, torch.Tensor]:
+    def encode_tag_sets(self, tag_sets: list[list[str]]) -> dict[str, torch.Tensor]:
+        """Encode the tags of each example. Repeated tags of an example are merged.
+
+        Args:
+            tag_sets: B lists of up to M tags.
+
+        Returns:
+            `labels` `[B, M, max_tag_tokens]`, token ids of the tag tokenizer without [SEP], padded with -100;
+            `tag_text_input_ids` and `tag_text_attention_mask` `[B, M, length]`, the same tags for the text tower.
+
+        Raises:
+            ValueError: An example has no tags or too many, or an error of [`~OPTSGProcessor.encode_tags`].
+        """
         index, labels = {}, []
         for i, tag_set in enumerate(tag_sets):
             if isinstance(tag_set, (str, bytes)) or not isinstance(tag_set, Iterable):
@@ -372,8 +389,17 @@ class OPTSGProcessor(ProcessorMixin):
                     "give a sample of them, as the training collator does"
                 )
             labels.append(torch.tensor([index.setdefault(tag, len(index)) for tag in unique]))
-        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        return {**self.encode_tags(list(index)), "labels": padded}
+        rows = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=len(index))
+        encoded = self.encode_tags(list(index))
+        tokens = torch.full((len(index) + 1, self.max_tag_tokens), -100)
+        length = encoded["tag_input_ids"].shape[1]
+        is_token = torch.arange(length) < encoded["tag_lengths"][:, None]
+        tokens[:-1, :length] = encoded["tag_input_ids"].masked_fill(~is_token, -100)
+        # The last row is padding.
+        padded = {"tag_text_input_ids": self.tokenizer.pad_token_id, "tag_text_attention_mask": 0}
+        text = {name: torch.cat([encoded[name], encoded[name].new_full((1, encoded[name].shape[1]), value)])[rows]
+                for name, value in padded.items()}
+        return {"labels": tokens[rows], **text}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings without the label vocabulary, which has a separate file."""

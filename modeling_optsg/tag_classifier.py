@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from .batch_tags import NO_LABEL
 from .tag_evidence import TagEvidence
 
 # Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
@@ -55,31 +56,6 @@ def asymmetric_loss(
     # Without a margin, log(1 - p) is computed from the logit, because p may be rounded to 1.
     log_absent = F.logsigmoid(-absent_logits) if margin == 0 else torch.log1p(-shifted)
     return -(loss.sum() + (shifted**gamma_negative * log_absent).sum()) / len(logits)
-
-
-def present_classes(labels: torch.Tensor, tag_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and columns of the classes that are present.
-
-    Args:
-        labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
-        tag_ids: `[tags]`, the class of each tag of the batch.
-    """
-    examples, columns = (labels >= 0).nonzero(as_tuple=True)
-    return examples, tag_ids[labels[examples, columns]]
-
-
-def check_tag_ids(tag_ids: torch.Tensor | None, num_classes: int) -> None:
-    """Check the classes of a batch's tags.
-
-    Raises:
-        ValueError: `tag_ids` is missing, or a class is out of range.
-    """
-    if tag_ids is None:
-        raise ValueError(
-            "labels need tag_ids, the class of every tag of the batch. OPTSGDataCollator with a tag_table adds them."
-        )
-    if tag_ids.numel() and (tag_ids.min() < 0 or tag_ids.max() >= num_classes):
-        raise ValueError(f"tag_ids contains class {int(tag_ids.max())}; this model has {num_classes} classes.")
 
 
 class LabelVocabulary(nn.Module):
@@ -137,6 +113,36 @@ class LabelVocabulary(nn.Module):
             classes = {tuple(t for t in row if t != self.pad_token_id): index for index, row in enumerate(rows)}
             self._class_index = (version, classes)
         return self._class_index[1]
+
+    def classes_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the classes of tags.
+
+        Args:
+            labels: `[batch, max tags per example, max length]`, tokens of each example's tags, -100 for padding.
+
+        Returns:
+            `[batch, max tags per example]`, -100 for padding and for a tag that is not in the label vocabulary.
+        """
+        index = self.class_index()
+        rows = [tuple(token for token in row if token >= 0) for row in labels.flatten(0, 1).tolist()]
+        classes = [index.get(row, NO_LABEL) if row else NO_LABEL for row in rows]
+        return torch.tensor(classes, dtype=torch.long, device=labels.device).view(labels.shape[:2])
+
+    def known_classes_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the classes of tags as [`classes_of`] does, for a model that knows no other tags.
+
+        Raises:
+            ValueError: A tag is not in the label vocabulary.
+        """
+        classes = self.classes_of(labels)
+        unknown = (classes < 0) & (labels >= 0).any(dim=-1)
+        if unknown.any():
+            tokens = [token for token in labels[unknown][0].tolist() if token >= 0]
+            raise ValueError(
+                f"The tag with the tokens {tokens} is not one of the {len(self)} classes; set the classes with "
+                "set_label_vocabulary, or leave the tag out."
+            )
+        return classes
 
     def adjust_logits(self, logits: torch.Tensor, logit_adjustment: float) -> torch.Tensor:
         """Favours rare tags by subtracting `logit_adjustment` times the logarithm of each tag's training count.
@@ -260,26 +266,23 @@ class TagClassifier(nn.Module):
         self,
         evidence: TagEvidence,
         labels: torch.Tensor,
-        tag_ids: torch.Tensor,
         is_mismatched: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Compute the asymmetric loss over the label vocabulary.
 
         An example with a title and an image also has a title-only and an image-only loss, because either may be
-        missing at inference.
+        missing at inference. Tags that are not in the label vocabulary are ignored. If no tag of the batch is, the loss
+        is 0.
 
         Args:
             evidence: The encoder's evidence.
-            labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
-            tag_ids: `[tags]`, the class of each tag of the batch.
+            labels: `[batch, max tags per example, max length]`, tokens of each example's tags, -100 for padding.
             is_mismatched: `[batch]`, true for an example whose image belongs to another example. It has no
                 image-only loss. The gate is trained to detect such examples.
-
-        Raises:
-            ValueError: A class is out of range.
         """
-        check_tag_ids(tag_ids, len(self.label_vocabulary))
-        config, present = self.config, present_classes(labels, tag_ids)
+        config, classes = self.config, self.label_vocabulary.classes_of(labels)
+        is_known = classes >= 0
+        present = (is_known.nonzero(as_tuple=True)[0], classes[is_known])
         exponents = (config.asl_gamma_negative, config.asl_gamma_positive, config.asl_margin)
         loss = asymmetric_loss(self.project(evidence.vectors), present, *exponents)
         has_both = evidence.has_title & evidence.has_image
@@ -300,4 +303,5 @@ class TagClassifier(nn.Module):
                 evidence.match_logits.float(), (~is_mismatched).float(), reduction="none"
             )
             loss = loss + GATE_LOSS_WEIGHT * (losses * has_both).mean()
-        return loss
+        # Every parameter still gets a gradient, which processes with other tags wait for.
+        return loss if is_known.any() else 0.0 * loss

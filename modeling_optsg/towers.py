@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .batch_tags import BatchTags
 from .configuration_optsg import EfficientNetLiteConfig
 from .efficientnet_lite import EfficientNetLiteForImageClassification, EfficientNetLiteModel
 from .image_words import ImageWords, VisionFeatures
@@ -192,6 +193,38 @@ class TowerMixin:
         tokens = self.encode_text(input_ids, attention_mask)
         weights = attention_mask[..., None].to(tokens.dtype)
         return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+    def embed_batch_tags(
+        self,
+        tags: BatchTags,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        negative_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the text features `[tags, text width]` of the different tags of a batch.
+
+        Args:
+            tags: The tags.
+            input_ids, attention_mask: `[batch, max tags per example, length]`, the tags for the text tower.
+            features: `[batch, max tags per example, text width]`, precomputed instead.
+            negative_features: `[batch, negatives, text width]`, those of the negatives.
+
+        Raises:
+            ValueError: The features of the tags or of the negatives are missing.
+        """
+        if len(tags.first) > tags.num_own and negative_features is None:
+            raise ValueError("negative_labels need negative_features; OPTSGDataCollator with a tag_table adds them.")
+        if features is not None:
+            return tags.select(features, negative_features)
+        if input_ids is None:
+            raise ValueError("labels need tag_text_input_ids or tag_features; `processor(tags=...)` makes the former.")
+        mask = None if attention_mask is None else tags.select(attention_mask)
+        own = self.embed_tags(tags.select(input_ids), mask)
+        if len(tags.first) == tags.num_own:
+            return own
+        negatives = tags.first[tags.num_own :] - tags.labels.numel()
+        return torch.cat([own, negative_features.flatten(0, -2)[negatives].to(own)])
 
     def encode_inputs(
         self,

@@ -89,11 +89,8 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_tokens(model, tiny_processor, 
     titles = ["a red square", "dog"]
     with torch.no_grad():
         both = model(**tiny_processor(images=list(images[:2]), titles=titles, tags=tags))
-        # The same candidates in the same order, so that the alignment's softmax is the same.
-        encoded = tiny_processor.encode_tags(["red", "square", "blue"])
         singles = [
-            model(**tiny_processor(images=images[i], titles=titles[i]), **encoded, labels=labels)
-            for i, labels in enumerate([torch.tensor([[0, 1]]), torch.tensor([[2]])])
+            model(**tiny_processor(images=images[i], titles=titles[i], tags=[own])) for i, own in enumerate(tags)
         ]
     counts = torch.tensor([float(len(single.targets)) for single in singles])
     expected = (torch.stack([single.generation_loss for single in singles]) * counts).sum() / counts.sum()
@@ -110,15 +107,14 @@ def test_the_loss_with_seeds_equals_that_of_single_examples(make_model, batch):
     for tower in (model.model.vision_tower, model.model.text_tower):
         tower.eval()
     special_tokens = torch.tensor([model.config.tag_pad_token_id, model.config.tag_sep_token_id])
-    step_tokens = torch.cat([batch["tag_input_ids"].flatten(), special_tokens]).unique()
+    step_tokens = torch.cat([batch["labels"][batch["labels"] >= 0], special_tokens]).unique()
     others = torch.arange(0, 200, 2)
     step = {"step_tokens": step_tokens, "sampled_tokens": others[~torch.isin(others, step_tokens)]}
     seeds = torch.arange(len(batch["labels"])) + 11
     whole = model(**batch, **step, example_seeds=seeds)
-    per_example = ("pixel_values", "frame_mask", "input_ids", "attention_mask", "labels")
     total, count = 0.0, 0.0
     for index in range(len(seeds)):
-        alone = batch | {name: batch[name][index : index + 1] for name in per_example}
+        alone = {name: value[index : index + 1] for name, value in batch.items()}
         outputs = model(**alone, **step, example_seeds=seeds[index : index + 1])
         # The tokens of tags, and all [PAD]-aligned slots.
         positions = (outputs.targets != model.config.tag_pad_token_id).sum() + (outputs.assignment < 0).sum()
@@ -136,9 +132,9 @@ def test_the_content_of_padding_has_no_effect(model, batch):
     padded["attention_mask"] = nn.functional.pad(batch["attention_mask"], (0, 3))
     padded["input_ids"][padded["attention_mask"] == 0] = 7
     padded["tag_text_input_ids"][padded["tag_text_attention_mask"] == 0] = 7
-    max_length = batch["tag_input_ids"].shape[1]
-    padded["tag_input_ids"][torch.arange(max_length) >= batch["tag_lengths"][:, None]] = 7
-    padded["labels"] = nn.functional.pad(batch["labels"], (1, 1), value=-100)
+    padded["labels"] = nn.functional.pad(batch["labels"], (0, 2, 1, 1), value=-100)
+    for name in ("tag_text_input_ids", "tag_text_attention_mask"):
+        padded[name] = nn.functional.pad(padded[name], (0, 0, 1, 1))
     for decoding in DECODINGS:
         with torch.no_grad():
             assert_close(losses(model(**padded, decoding=decoding)), losses(model(**batch, decoding=decoding)))
@@ -309,11 +305,13 @@ def test_eager_and_sdpa_attention_agree(make_model, batch, inputs):
         ({"frame_mask": torch.zeros(5, 3)}, r"Examples \[2, 4\] .* neither a frame nor a title"),
         ({"pixel_values": None, "input_ids": None}, "Nothing to encode"),
         ({"decoding": "serial"}, "decoding='serial'"),
-        ({"tag_input_ids": torch.full((6, 9), 2)}, "9 tokens.*max_tag_tokens=8"),
+        ({"labels": torch.full((5, 4, 9), 2)}, "9 tokens.*max_tag_tokens=8"),
+        ({"labels": torch.zeros(5, 4)}, r"labels has shape \(5, 4\); expected \[batch, max tags"),
+        ({"labels": torch.full((5, 4, 8), -100)}, "No example of the batch has a tag"),
+        ({"labels": None}, "tag_text_input_ids come without labels.*label_smoothing_factor"),
+        ({"negative_labels": torch.full((5, 1, 8), 9)}, "negative_labels need negative_features"),
         ({"tag_text_input_ids": None}, "labels.*tag_text_input_ids"),
-        ({"tag_input_ids": None}, "labels.*tag_input_ids"),
-        ({"tag_lengths": None}, "labels.*tag_lengths"),
-        ({"labels": torch.tensor([[0, 1, 2, 3, 4]] * 5)}, "5 tags.*num_prompts=4"),
+        ({"labels": torch.arange(2, 7).view(1, 5, 1).expand(5, -1, -1)}, "5 tags.*num_prompts=4"),
     ],
 )
 def test_invalid_input_is_reported(model, batch, change, message):

@@ -100,16 +100,18 @@ def test_training_logits_equal_those_of_generation(model, inputs, decoding):
     torch.manual_seed(2)
     lengths = torch.tensor([1, 4, 2, 3, 1, 2])
     tokens = torch.randint(2, TAG_VOCAB_SIZE, (6, MAX_TAG_TOKENS))
-    labels = torch.tensor([[0, 1, 2], [3, 4, -100], [-100, 5, -100], [0, 4, 1]])
-    tags = {"tag_input_ids": tokens, "tag_lengths": lengths, "tag_features": torch.randn(6, 16)}
+    tokens[torch.arange(MAX_TAG_TOKENS) >= lengths[:, None]] = -100
+    tags = torch.tensor([[0, 1, 2], [3, 4, -100], [-100, 5, -100], [0, 4, 1]])
+    labels = torch.where((tags >= 0)[..., None], tokens[tags.clamp(min=0)], -100)
     with torch.no_grad():
-        outputs = model(**inputs, **tags, labels=labels, decoding=decoding)
+        features = torch.randn(6, 16)[tags.clamp(min=0)]
+        outputs = model(**inputs, tag_features=features, labels=labels, decoding=decoding)
     log_probs, targets = outputs.logits.log_softmax(-1), outputs.targets.tolist()
     position = 0
     for index in range(BATCH_SIZE):
         decoder, context = ReferenceDecoder(model, select_example(inputs, index)), []
         for slot, label in enumerate(outputs.assignment[index].tolist()):
-            tag = () if label < 0 else tuple(tokens[label, : lengths[label]].tolist())
+            tag = () if label < 0 else tuple(tokens[tags[index, label], : lengths[tags[index, label]]].tolist())
             for length, target in enumerate([*tag, SEP] if tag else [PAD]):
                 assert targets[position] == target
                 seen = context if decoding == "sequential" else []

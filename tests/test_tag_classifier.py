@@ -11,6 +11,7 @@ from modeling_optsg.tag_classifier import LabelVocabulary, asymmetric_loss
 
 PAD = 0
 TAGS = [[5], [6, 7], [8, 5, 9], [7], [10, 4]]
+TAGS_PADDED = [tag + [-100] * (3 - len(tag)) for tag in TAGS]
 FUSION_WEIGHTS = (1.0, 1.0, 0.0, 1.0, 0.0)
 
 
@@ -99,20 +100,22 @@ def test_the_asymmetric_loss_of_extreme_logits_is_finite():
 @torch.no_grad()
 def test_the_classifier_loss_covers_the_label_vocabulary(model, inputs):
     batch = inputs | {
-        "tag_input_ids": torch.tensor([[7, 11], [10, 4]]),
-        "tag_lengths": torch.tensor([1, 2]),
-        "tag_features": torch.randn(2, 16),
-        "labels": torch.tensor([[1, -100], [1, 0]]),
+        "labels": torch.tensor([[TAGS_PADDED[4], [-100] * 3], [TAGS_PADDED[4], TAGS_PADDED[3]]]),
+        "tag_features": torch.randn(2, 2, 16),
     }
-    outputs = model(**batch, tag_ids=torch.tensor([3, 4]))
+    outputs = model(**batch)
     present = torch.tensor([[0, 0, 0, 0, 1.0], [0, 0, 0, 1, 1]]).nonzero(as_tuple=True)
     expected = asymmetric_loss(reference_logits(model, inputs), present, 4.0, 1.0, 0.05)
     torch.testing.assert_close(outputs.classifier_loss, expected)
     weighted = model.config.classifier_loss_weight * outputs.classifier_loss
     torch.testing.assert_close(outputs.loss, outputs.generation_loss + outputs.alignment_loss + weighted)
-    assert model(**batch).classifier_loss is None, "without tag_ids there are no targets"
-    with pytest.raises(ValueError, match="class 9; this model has 5"):
-        model(**batch, tag_ids=torch.tensor([9, 1]))
+    one_unknown = batch["labels"].clone()
+    one_unknown[1, 1] = torch.tensor([11, 11, 11])
+    present = torch.tensor([[0, 0, 0, 0, 1.0], [0, 0, 0, 0, 1]]).nonzero(as_tuple=True)
+    expected = asymmetric_loss(reference_logits(model, inputs), present, 4.0, 1.0, 0.05)
+    torch.testing.assert_close(model(**batch | {"labels": one_unknown}).classifier_loss, expected)
+    unknown = torch.full((2, 2, 3), 11)
+    assert model(**batch | {"labels": unknown}).classifier_loss == 0, "nothing is known of these tags"
 
 
 @torch.no_grad()
@@ -124,8 +127,9 @@ def test_title_and_image_alone_have_losses_of_their_own(model):
     inputs["frame_mask"] = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0]])
     inputs["attention_mask"] = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]])
     evidence = model.model(**inputs).evidence
-    labels, tag_ids = torch.tensor([[0, 1], [1, -100], [2, 0], [2, 1]]), torch.tensor([4, 0, 3])
     classes = [[4, 0], [0], [3, 4], [3, 0]]
+    labels = torch.tensor([[TAGS_PADDED[own[0]], TAGS_PADDED[own[-1]]] for own in classes])
+    labels[1, 1] = -100
 
     def loss(vectors, examples):
         targets = torch.zeros(len(examples), 5)
@@ -138,15 +142,15 @@ def test_title_and_image_alone_have_losses_of_their_own(model):
     whole = loss(evidence.vectors, [0, 1, 2, 3])
     titles, images = loss(evidence.title_vectors, [0, 1]), loss(evidence.image_vectors, [0, 1])
     config.title_loss_weight, config.image_loss_weight = 2.0, 0.25
-    found = classifier(evidence, labels, tag_ids)
+    found = classifier(evidence, labels)
     torch.testing.assert_close(found, whole + 2.0 * titles + 0.25 * images)
-    found = classifier(evidence, labels, tag_ids, mismatched)
+    found = classifier(evidence, labels, mismatched)
     # The gate learns from the two examples with an image and a title.
     gate = torch.nn.functional.binary_cross_entropy_with_logits(evidence.match_logits[:2], torch.tensor([1.0, 0.0]))
     gate = gate * 2 / 4
     torch.testing.assert_close(found, whole + 2.0 * titles + 0.25 * loss(evidence.image_vectors, [0]) + gate)
     config.title_loss_weight = config.image_loss_weight = 0.0
-    torch.testing.assert_close(classifier(evidence, labels, tag_ids, mismatched), whole + gate)
+    torch.testing.assert_close(classifier(evidence, labels, mismatched), whole + gate)
 
 
 # Label vocabulary

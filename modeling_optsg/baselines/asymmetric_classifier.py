@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGEvidenceModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ASYConfig
+from modeling_optsg.batch_tags import check_labels
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.tag_classifier import LabelVocabulary, TagClassifier
@@ -58,7 +59,6 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        tag_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         is_mismatched: torch.Tensor | None = None,
         **inputs: Any,
@@ -66,18 +66,18 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         """Compute logits, or with `labels` the loss.
 
         Args:
-            tag_ids: `[tags]`, the class of each tag of the batch.
-            labels: `[batch, max tags per example]`, indices into `tag_ids`, -100 for padding.
+            labels: `[batch, max tags per example, max length]`, see [`OPTSGForTagGeneration.forward`].
             is_mismatched: `[batch]`, see [`TagClassifier.forward`].
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, or `labels` come without the classes of their tags.
+            ValueError: An example cannot be encoded, or a tag of `labels` is not a class.
         """
-        evidence = self.model(**inputs)
-        if labels is None:
-            return ASYOutput(logits=self.tag_classifier.logits(evidence))
-        return ASYOutput(loss=self.tag_classifier(evidence, labels, tag_ids, is_mismatched))
+        tag_inputs = {name: inputs.get(name) for name in ("tag_text_input_ids", "tag_features")}
+        if not check_labels(labels, **tag_inputs):
+            return ASYOutput(logits=self.tag_classifier.logits(self.model(**inputs)))
+        self.label_vocabulary.known_classes_of(labels)
+        return ASYOutput(loss=self.tag_classifier(self.model(**inputs), labels, is_mismatched))
 
     @torch.no_grad()
     def generate(

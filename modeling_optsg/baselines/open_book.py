@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import OpenBookConfig
+from modeling_optsg.batch_tags import check_labels
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import TransformerLayer
@@ -159,8 +160,6 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         self,
         book_input_ids: torch.Tensor | None = None,
         book_mask: torch.Tensor | None = None,
-        tag_input_ids: torch.Tensor | None = None,
-        tag_lengths: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **inputs: Any,
     ) -> OpenBookOutput:
@@ -169,21 +168,18 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         Args:
             book_input_ids: `[batch, book length]`, tokens of the retrieved tags. An example may have none.
             book_mask: `[batch, book length]`, true for real tokens.
-            tag_input_ids, tag_lengths, labels: See [`OPTSGForTagGeneration.forward`].
+            labels: See [`OPTSGForTagGeneration.forward`].
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, labels or their tags are missing, or a model without a book gets
-                one.
+            ValueError: An example cannot be encoded, labels are missing, or a model without a book gets one.
         """
-        if labels is None or tag_input_ids is None or tag_lengths is None:
-            raise ValueError(
-                "forward() needs labels, tag_input_ids and tag_lengths. To generate tags, call generate()."
-            )
+        if not check_labels(labels):
+            raise ValueError("forward() needs labels. To generate tags, call generate().")
         outputs = self.model(**inputs)
         book = self._read_book(book_input_ids, book_mask)
         memory, memory_mask = _append_book(outputs, book)
-        sequence = self._lay_out_sequence(tag_input_ids, tag_lengths, labels)
+        sequence = self._lay_out_sequence(labels)
         prompt = outputs.order_prompts.mean(dim=1, keepdim=True)
         one_slot = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         hidden_states = self.tag_decoder(prompt, sequence, one_slot, memory, memory_mask)
@@ -247,9 +243,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             return logits.float().log_softmax(dim=-1), None
         return self.copier(hidden_states, logits, book)
 
-    def _lay_out_sequence(
-        self, tag_input_ids: torch.Tensor, tag_lengths: torch.Tensor, labels: torch.Tensor
-    ) -> SlotSequence:
+    def _lay_out_sequence(self, labels: torch.Tensor) -> SlotSequence:
         """Lays out all tags of an example in one slot, each ended by [SEP], the whole by [PAD].
 
         Tags that would make it longer than `max_sequence_tokens` are dropped.
@@ -257,12 +251,13 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         sep, end = self.config.tag_sep_token_id, self.config.tag_pad_token_id
         rows = []
         for example_labels in labels.tolist():
-            tags = [label for label in example_labels if label >= 0]
+            tags = [[token for token in tag if token >= 0] for tag in example_labels]
+            tags = [tag for tag in tags if tag]
             if self.training and self.config.tag_order == "shuffled":
                 tags = [tags[index] for index in torch.randperm(len(tags)).tolist()]
             tokens = []
             for tag in tags:
-                tag_tokens = tag_input_ids[tag, : tag_lengths[tag]].tolist() + [sep]
+                tag_tokens = [*tag, sep]
                 if len(tokens) + len(tag_tokens) < self.config.max_sequence_tokens:
                     tokens += tag_tokens
             rows.append(tokens + [end])

@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ModelFConfig, ModelGConfig
+from modeling_optsg.batch_tags import BatchTags, check_labels
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.model_outputs import OPTSGModelOutput
@@ -19,7 +20,7 @@ from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.sampled_softmax import sample_classes
 from modeling_optsg.slot_search import SlotCandidates, SlotContext, SlotSearch
 from modeling_optsg.tag_alignment import TagAlignment, TagAlignmentOutput
-from modeling_optsg.tag_classifier import CosineClassifier, LabelVocabulary, check_tag_ids
+from modeling_optsg.tag_classifier import CosineClassifier, LabelVocabulary
 from modeling_optsg.tag_decoder import SlotSequence, choose_pad_slots
 from modeling_optsg.tag_ranking import rank_tags
 
@@ -98,7 +99,7 @@ class ModelGOutput(ModelOutput):
             `labels`, because only a sample of the classes is computed.
         generation_loss: Scalar, cross-entropy of the prompts over the classes. It replaces the decoder's loss.
         alignment_loss: Scalar, see [`TagAlignment`].
-        assignment: `[batch, num_prompts]`, the index of the tag matched to each prompt, -1 for [PAD].
+        assignment: `[batch, num_prompts]`, which of the example's own tags is matched to each prompt, -1 for [PAD].
     """
 
     loss: torch.Tensor | None = None
@@ -135,37 +136,39 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        tag_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         tag_text_input_ids: torch.Tensor | None = None,
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        negative_labels: torch.Tensor | None = None,
+        negative_features: torch.Tensor | None = None,
         example_seeds: torch.Tensor | None = None,
         **inputs: Any,
     ) -> ModelGOutput:
         """Compute the logits, or the losses if `labels` are given.
 
         Args:
-            tag_ids: `[tags]`, the class of each tag of the batch.
-            tag_text_input_ids, tag_text_attention_mask, tag_features, labels, example_seeds: See
-                [`OPTSGForTagGeneration.forward`].
+            labels, tag_text_input_ids, tag_text_attention_mask, tag_features: See [`OPTSGForTagGeneration.forward`].
+            negative_labels, negative_features, example_seeds: See [`OPTSGForTagGeneration.forward`].
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, or `labels` are given without the classes or texts of the tags.
+            ValueError: An example cannot be encoded, a tag of `labels` is not a class, or the texts of the tags are missing.
         """
         prompts = self.model(**inputs, example_seeds=example_seeds).order_prompts
         hidden_states = self.dropout(prompts)
-        if labels is None:
+        if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return ModelGOutput(logits=self.classifier(hidden_states))
-        check_tag_ids(tag_ids, len(self.label_vocabulary))
-        if tag_features is None:
-            if tag_text_input_ids is None:
-                raise ValueError("labels need tag_text_input_ids or tag_features; OPTSGDataCollator adds them.")
-            tag_features = self.model.embed_tags(tag_text_input_ids, tag_text_attention_mask)
-        alignment = self.tag_alignment(prompts, tag_features, labels)
-        assignment = alignment.assignment
-        targets = torch.where(assignment >= 0, tag_ids[assignment.clamp(min=0)], len(self.label_vocabulary))
+        classes = self.label_vocabulary.known_classes_of(labels)
+        tags = BatchTags.from_labels(labels, negative_labels)
+        features = self.model.embed_batch_tags(
+            tags, tag_text_input_ids, tag_text_attention_mask, tag_features, negative_features
+        )
+        alignment = self.tag_alignment(prompts, features, tags.labels)
+        assignment = tags.own_index(alignment.assignment)
+        targets = torch.where(
+            assignment >= 0, classes.gather(1, assignment.clamp(min=0)), len(self.label_vocabulary)
+        )
         logits = None
         if self.training:
             loss = self._sampled_loss(hidden_states, targets, example_seeds)

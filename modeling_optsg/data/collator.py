@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
+from modeling_optsg.batch_tags import NO_LABEL
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 logger = logging.get_logger(__name__)
@@ -37,12 +38,35 @@ class TagTable:
 
     def __post_init__(self) -> None:
         self.index = {tag: index for index, tag in enumerate(self.tags)}
+        # Also a row of padding.
+        width = max(map(len, self.input_ids), default=1)
+        self.labels = pad_rows([*self.input_ids, [NO_LABEL] * width], NO_LABEL)
+        self._rows = {tuple(ids): row for row, ids in enumerate(self.input_ids)}
+
+    def rows_of(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return the rows `[batch, max tags]` of tags by their tokens `[batch, max tags, length]`, -100 for padding."""
+        tags = [tuple(token for token in tag if token >= 0) for tag in labels.flatten(0, 1).tolist()]
+        return torch.tensor([self._rows[tag] if tag else NO_LABEL for tag in tags]).view(labels.shape[:2])
+
+    def encode(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the labels and the features of tags.
+
+        Args:
+            rows: `[batch, max tags]`, -1 for padding.
+
+        Returns:
+            `labels` `[batch, max tags, max length]`, -100 for padding, and `features`
+            `[batch, max tags, text width]`, 0 for padding.
+        """
+        features = self.features[rows.clamp(min=0)].float() * (rows >= 0)[..., None]
+        return {"labels": self.labels[rows], "features": features}
 
 
 class OPTSGDataCollator:
     """Collates examples into a batch for `OPTSGForTagGeneration.forward` or `generate`.
 
-    It works in a training loop and in `transformers.Trainer` (with `remove_unused_columns=False`).
+    It works in a training loop and in `transformers.Trainer` (with `remove_unused_columns=False`). Every tensor has the
+    examples in its first dimension, so that launchers can divide a batch among processes or devices.
 
     An example is a mapping with any of these columns. `None` or a blank title stands for a missing value:
 
@@ -60,7 +84,7 @@ class OPTSGDataCollator:
         processor: The model's processor.
         tag_table: All training tags. Without it, the tags of each batch are tokenised.
         num_negatives: Number of random training tags from the table that are added to the tags of the batch as
-            negatives of the alignment.
+            negatives of the alignment. They are divided among its examples.
         seed: Seed for sampling tags and negatives of examples without an `example_seed`.
 
     Attributes:
@@ -76,8 +100,10 @@ class OPTSGDataCollator:
         >>> from modeling_optsg import OPTSGDataCollator, OPTSGProcessor
         >>> collate = OPTSGDataCollator(OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small"))
         >>> batch = collate([{"title": "tent tree", "tags": ["tent", "camping"]}, {"title": "bus", "tags": ["bus"]}])
-        >>> batch["labels"].tolist(), batch["tag_lengths"].tolist()
-        ([[0, 1], [2, -100]], [1, 1, 1])
+        >>> batch["labels"].shape
+        torch.Size([2, 2, 16])
+        >>> [[tag["tag"] for tag in tags] for tags in collate.processor.batch_decode(batch["labels"])]
+        [['tent', 'camping'], ['bus']]
     """
 
     def __init__(
@@ -184,28 +210,30 @@ class OPTSGDataCollator:
         return padded
 
     def _encode_tags(self, tags: list[list[str]]) -> dict[str, torch.Tensor]:
-        index = {}
-        labels = [[index.setdefault(tag, len(index)) for tag in example_tags] for example_tags in tags]
-        encode = self.processor.encode_tags if self.tag_table is None else self._look_up_tags
-        return encode(list(index)) | {"labels": pad_rows(labels, -100)}
-
-    def _look_up_tags(self, tags: list[str]) -> dict[str, torch.Tensor]:
         table = self.tag_table
-        if unknown := [tag for tag in tags if tag not in table.index]:
+        if table is None:
+            return self.processor.encode_tag_sets(tags)
+        different = dict.fromkeys(tag for example_tags in tags for tag in example_tags)
+        if unknown := [tag for tag in different if tag not in table.index]:
             raise ValueError(f"The tag table lacks {unknown[:5]}; build it from all tags of the training examples.")
-        rows = [table.index[tag] for tag in tags]
-        candidates = rows
+        encoded = table.encode(pad_rows([[table.index[tag] for tag in example_tags] for example_tags in tags], -1))
+        batch = {"labels": self._pad_labels(encoded["labels"]), "tag_features": encoded["features"]}
         if self.num_negatives:
-            negatives = self.random.choice(len(table.tags), min(self.num_negatives, len(table.tags)), replace=False)
-            used = set(rows)
-            candidates = rows + [row for row in negatives.tolist() if row not in used]
-        input_ids = [table.input_ids[row] for row in rows]
-        return {
-            "tag_input_ids": pad_rows(input_ids, 0),
-            "tag_lengths": torch.tensor([len(ids) for ids in input_ids]),
-            "tag_features": table.features[candidates].float(),
-            "tag_ids": torch.tensor(rows),
-        }
+            drawn = self.random.choice(len(table.tags), min(self.num_negatives, len(table.tags)), replace=False)
+            used = {table.index[tag] for tag in different}
+            drawn = [row for row in drawn.tolist() if row not in used]
+            length = -(-len(drawn) // len(tags))
+            negatives = table.encode(
+                pad_rows([drawn[start * length : (start + 1) * length] for start in range(len(tags))], -1)
+            )
+            batch["negative_labels"] = self._pad_labels(negatives["labels"])
+            batch["negative_features"] = negatives["features"]
+        return batch
+
+    def _pad_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        # Processes gather labels, so they have one length in all batches.
+        missing = self.processor.max_tag_tokens - labels.shape[-1]
+        return torch.nn.functional.pad(labels, (0, max(missing, 0)), value=NO_LABEL)
 
 
 def _pad_features(examples: Sequence[Mapping]) -> dict[str, torch.Tensor]:

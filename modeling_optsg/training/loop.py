@@ -384,8 +384,8 @@ class TrainingLoop:
             # Gradients are averaged over processes, but these losses must be added.
             self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
         if self.accelerator.is_main_process and batch.weight:
-            if outputs.get("assignment") is not None and "tag_ids" in batch.inputs:
-                self.slot_changes.record(batch.example_indices, outputs.assignment, batch.inputs["tag_ids"])
+            if outputs.get("assignment") is not None:
+                self.slot_changes.record(batch.example_indices, outputs.assignment, batch.inputs["labels"])
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _reduce(self, losses: Mapping[str, torch.Tensor], batches: Sequence[CollatedBatch]) -> dict[str, float]:

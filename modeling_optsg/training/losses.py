@@ -24,7 +24,7 @@ def gather_candidates(
 ) -> None:
     """Make every tag of a global batch a candidate in the tag alignment of all its micro-batches.
 
-    Extends `tag_features` of the batches in place. With `config.num_sampled_tokens`, the output layers of all
+    Adds `negative_labels` and `negative_features` to the batches in place. With `config.num_sampled_tokens`, the output layers of all
     micro-batches share their tokens too, as `step_tokens` and `sampled_tokens`. Without a table each micro-batch
     keeps its own tags.
 
@@ -37,11 +37,11 @@ def gather_candidates(
         seed: Seed of the random tags and tokens, the same in all processes.
         weights: Weight of each micro-batch. Tags of a micro-batch of weight 0 are no candidates.
     """
-    if tag_table is None or not all("tag_ids" in batch for batch in batches):
+    if tag_table is None or not all("labels" in batch for batch in batches):
         return
     counted = [batch for batch, weight in zip(batches, weights or [1.0] * len(batches)) if weight]
     # A process without any tags takes part in the gathering with padding.
-    ids = [batch["tag_ids"] for batch in counted] or [torch.full_like(batches[0]["tag_ids"], -1)]
+    ids = [tag_table.rows_of(batch["labels"]).flatten() for batch in counted] or [torch.tensor([-1])]
     candidates = torch.cat(ids).unique().to(accelerator.device)
     if accelerator.num_processes > 1:
         candidates = gather(pad_across_processes(candidates, dim=0, pad_index=-1))
@@ -57,9 +57,9 @@ def gather_candidates(
         drawn = random.choice(tags, min(num_negatives, tags), replace=False)
         candidates = torch.cat([candidates, torch.from_numpy(drawn)]).unique()
     for batch in batches:
-        others = candidates[~torch.isin(candidates, batch["tag_ids"].cpu())]
-        features = tag_table.features[others].to(batch["tag_features"])
-        batch["tag_features"] = torch.cat([batch["tag_features"], features])
+        # The model leaves out those that an example of the batch has.
+        negatives = tag_table.encode(candidates[None])
+        batch |= {f"negative_{name}": tensor.to(batch["labels"].device) for name, tensor in negatives.items()}
 
 
 def _sample_tokens(
@@ -122,9 +122,8 @@ def weighted_losses(config: OPTSGConfig, outputs: Mapping, weights: Mapping[str,
 def _loss_counts(config: OPTSGConfig, batch: Mapping) -> tuple[float, float, float]:
     """Return what the mean losses of a batch are means over: tokens, weighted prompts and examples."""
     labels = batch["labels"]
-    given = labels >= 0
-    examples, tags = labels.shape[0], int(given.sum())
+    examples, tags = labels.shape[0], int((labels >= 0).any(dim=-1).sum())
     empty = examples * config.num_prompts - tags
     # A tag consists of its tokens and [SEP]; an empty slot holds one [PAD].
-    lengths = int(batch["tag_lengths"][labels[given]].sum()) if "tag_lengths" in batch else 0
+    lengths = int((labels >= 0).sum())
     return lengths + tags + empty, tags + config.no_object_weight * empty, float(examples)

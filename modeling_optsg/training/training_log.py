@@ -113,20 +113,20 @@ class SlotChanges:
         self.slots: dict[int, dict[int, int]] = {}
         self.changed = self.seen = 0
 
-    def record(self, examples: Sequence[int], assignment: torch.Tensor, tag_ids: torch.Tensor) -> None:
+    def record(self, examples: Sequence[int], assignment: torch.Tensor, labels: torch.Tensor) -> None:
         """Record the assignment of a batch.
 
         Args:
             examples: Index of each example of the batch.
-            assignment: `[batch, prompts]`, the candidate matched to each prompt; -1 for [PAD].
-            tag_ids: `[candidates]`, an id of each candidate that is the same in all batches.
+            assignment: `[batch, prompts]`, which of the example's tags is matched to each prompt; -1 for [PAD].
+            labels: `[batch, max tags, max length]`, the tokens of the tags, -100 for padding.
         """
-        assignment, tag_ids = assignment.cpu().numpy(), tag_ids.cpu().numpy()
-        for example, row in zip(examples, assignment, strict=True):
+        for example, row, tags in zip(examples, assignment.cpu().numpy(), labels.tolist(), strict=True):
             if example not in self.slots and len(self.slots) >= self.max_examples:
                 continue
             slots = np.flatnonzero(row >= 0)
-            now = dict(zip(tag_ids[row[slots]].tolist(), slots.tolist()))
+            # Hashes take less memory than tokens. Two tags of an example hardly have the same one.
+            now = {hash(tuple(token for token in tags[row[slot]] if token >= 0)): int(slot) for slot in slots}
             before = self.slots.get(example, {})
             again = now.keys() & before.keys()
             self.seen += len(again)
