@@ -10,7 +10,7 @@ from transformers import initialization as init
 from .book_reader import INITIAL_GENERATE_LOGIT, BookReader
 from .configuration_optsg import OPTSGConfig
 from .image_words import VisionFeatures
-from .layers import Standardizer
+from .layers import Standardizer, dtype_of
 from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
 from .prompt_encoder import PromptEncoder
@@ -42,6 +42,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer"]
+    # Statistics of the training examples, see [`Float32Buffers`].
+    _keep_in_fp32_modules_strict = ["standardizer", "image_scaling", "log_counts"]
     # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
     # accumulated batches, and does not divide it.
     accepts_loss_kwargs = False
@@ -197,8 +199,14 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
             pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
         )
         words, word_features, word_probabilities = self._look_up_words(vision)
+        # Precomputed features may have another type than the weights. Image features are standardised in 32 bits.
+        dtype = dtype_of(self.multimodal_encoder)
+        frame_features, title_features, word_features = (
+            None if features is None else features.to(dtype)
+            for features in (None if vision is None else vision.frame_features, title_features, word_features)
+        )
         inputs = EncoderInputs(
-            frame_features=None if vision is None else vision.frame_features,
+            frame_features=frame_features,
             frame_mask=frame_mask,
             image_features=None if vision is None else vision.image_features,
             title_features=title_features,

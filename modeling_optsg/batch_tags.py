@@ -68,9 +68,7 @@ class BatchTags:
         if negatives is not None:
             negatives = negatives.flatten(0, -2).to(rows.device)
             width = max(rows.shape[1], negatives.shape[1])
-            rows = torch.cat(
-                [F.pad(r, (0, width - r.shape[1]), value=NO_LABEL) for r in (rows, negatives)]
-            )
+            rows = torch.cat([F.pad(r, (0, width - r.shape[1]), value=NO_LABEL) for r in (rows, negatives)])
         places = (rows >= 0).any(dim=1).nonzero().flatten()
         if not len(places) or places[0] >= num_rows:
             raise ValueError("No example of the batch has a tag; leave examples without tags out.")

@@ -10,6 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
 
 from .configuration_optsg import EfficientNetLiteConfig
+from .layers import Float32Buffers
 
 
 class SameConv2d(nn.Conv2d):
@@ -31,6 +32,26 @@ class SameConv2d(nn.Conv2d):
         return F.conv2d(hidden_states, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
+class Float32BatchNorm(Float32Buffers, nn.BatchNorm2d):
+    """Batch normalisation whose statistics keep 32 bits, computed in 32 bits."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise `[batch, channels, height, width]`."""
+        if hidden_states.dtype == self.running_var.dtype == self.weight.dtype:
+            return super().forward(hidden_states)
+        normed = F.batch_norm(
+            hidden_states.float(),
+            self.running_mean,
+            self.running_var,
+            self.weight.float(),
+            self.bias.float(),
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return normed.to(hidden_states.dtype)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, batch normalisation, and ReLU6 (optional).
 
@@ -50,7 +71,7 @@ class ConvNormAct(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps)
+        self.norm = Float32BatchNorm(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -61,8 +82,9 @@ class ConvNormAct(nn.Module):
             return self.activation(norm(self.conv(hidden_states)))
         # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.conv.weight * scale[:, None, None, None]
-        return self.activation(self.conv(hidden_states, weight, norm.bias - norm.running_mean * scale))
+        weight, bias = self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        dtype = hidden_states.dtype
+        return self.activation(self.conv(hidden_states, weight.to(dtype), bias.to(dtype)))
 
 
 class InvertedResidual(nn.Module):
@@ -99,6 +121,7 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     # The tower has no attention, but a model with SDPA attention accepts only towers that have this flag.
     _supports_sdpa = True
     _no_split_modules = ["InvertedResidual"]
+    _keep_in_fp32_modules_strict = ["running_mean", "running_var"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The transformer layer shared by multimodal encoder, prompt encoder and tag decoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,8 +64,30 @@ def pool_tokens(tokens: torch.Tensor | None, mask: torch.Tensor | None = None) -
     return (tokens.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-class Standardizer(nn.Module):
-    """Standardises features with the mean and standard deviation of the training examples."""
+class Float32Buffers(nn.Module):
+    """A module whose own buffers keep 32 bits when a model is cast to half precision.
+
+    16 bits are not enough for statistics. Loading in half precision does not cast a module, so models also list such
+    buffers in `_keep_in_fp32_modules_strict`.
+    """
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        own = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in own.items():
+            cast = self._buffers[name]
+            if cast is not None and cast.is_floating_point() and cast.dtype != before.dtype:
+                self._buffers[name] = before.to(cast.device)
+        return self
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the type of the weights of a module that does not hold 8-bit weights alone."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+class Standardizer(Float32Buffers):
+    """Standardises features with the mean and standard deviation of the training examples, in 32 bits."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -79,7 +102,7 @@ class Standardizer(nn.Module):
 
     def standardize(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise `[batch, width]`."""
-        return (features.to(self.mean.dtype) - self.mean) / self.scale
+        return (features.float() - self.mean.float()) / self.scale.float()
 
 
 class MultiHeadAttention(nn.Module):

@@ -81,7 +81,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         tag_text_input_ids: torch.Tensor | None = None,
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
-        negative_labels: torch.Tensor | None = None,
+        negative_input_ids: torch.Tensor | None = None,
         negative_features: torch.Tensor | None = None,
         is_mismatched: torch.Tensor | None = None,
         decoding: str | None = None,
@@ -103,7 +103,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             tag_text_input_ids, tag_text_attention_mask: `[batch, max tags per example, length]`, the same tags for
                 the text tower.
             tag_features: `[batch, max tags per example, text width]`, precomputed instead of the text tower's.
-            negative_labels: `[batch, negatives, max length]`, tokens of other tags, which are negatives of the
+            negative_input_ids: `[batch, negatives, max length]`, tokens of other tags, which are negatives of the
                 alignment, -100 for padding. Those that an example of the batch has are not negatives.
             negative_features: `[batch, negatives, text width]`, their text features.
             is_mismatched: `[batch]`, see [`TagClassifier.forward`].
@@ -123,7 +123,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         outputs = self.model(**inputs, example_seeds=example_seeds)
         if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return OPTSGOutput(order_prompts=outputs.order_prompts)
-        tags = BatchTags.from_labels(labels, negative_labels)
+        tags = BatchTags.from_labels(labels, negative_input_ids)
         features = self.model.embed_batch_tags(
             tags, tag_text_input_ids, tag_text_attention_mask, tag_features, negative_features
         )

@@ -397,8 +397,10 @@ class OPTSGProcessor(ProcessorMixin):
         tokens[:-1, :length] = encoded["tag_input_ids"].masked_fill(~is_token, -100)
         # The last row is padding.
         padded = {"tag_text_input_ids": self.tokenizer.pad_token_id, "tag_text_attention_mask": 0}
-        text = {name: torch.cat([encoded[name], encoded[name].new_full((1, encoded[name].shape[1]), value)])[rows]
-                for name, value in padded.items()}
+        text = {
+            name: torch.cat([encoded[name], encoded[name].new_full((1, encoded[name].shape[1]), value)])[rows]
+            for name, value in padded.items()
+        }
         return {"labels": tokens[rows], **text}
 
     def to_dict(self) -> dict[str, Any]:

@@ -90,10 +90,15 @@ class TagAlignment(nn.Module):
         Returns:
             `[batch, num_prompts, tags + 1]`. The last column is [PAD].
         """
-        tags = torch.cat([self.tag_projection(tag_features), self.pad_embedding[None]])
-        prompts = F.normalize(self.prompt_projection(order_prompts), dim=-1)
+        # Other types than those of the weights, for example from a cache.
+        tag_features, order_prompts = (
+            values.to(layer.weight.dtype)
+            for values, layer in ((tag_features, self.tag_projection), (order_prompts, self.prompt_projection))
+        )
+        tags = torch.cat([self.tag_projection(tag_features), self.pad_embedding[None]]).float()
+        prompts = F.normalize(self.prompt_projection(order_prompts).float(), dim=-1)
         # The upper bound of CLIP. Above 100, the softmax is nearly a hard maximum.
-        scale = self.logit_scale.clamp(max=math.log(100)).exp()
+        scale = self.logit_scale.float().clamp(max=math.log(100)).exp()
         return scale * prompts @ F.normalize(tags, dim=-1).T
 
     def forward(

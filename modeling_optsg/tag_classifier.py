@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from .batch_tags import NO_LABEL
+from .layers import Float32Buffers
 from .tag_evidence import TagEvidence
 
 # Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
@@ -58,7 +59,7 @@ def asymmetric_loss(
     return -(loss.sum() + (shifted**gamma_negative * log_absent).sum()) / len(logits)
 
 
-class LabelVocabulary(nn.Module):
+class LabelVocabulary(Float32Buffers):
     """The tag of each class, as token ids, and its training count.
 
     Both are buffers, so a checkpoint contains its classes without a separate list. The processor decodes a class in
@@ -271,8 +272,8 @@ class TagClassifier(nn.Module):
         """Compute the asymmetric loss over the label vocabulary.
 
         An example with a title and an image also has a title-only and an image-only loss, because either may be
-        missing at inference. Tags that are not in the label vocabulary are ignored. If no tag of the batch is, the loss
-        is 0.
+        missing at inference. Tags that are not in the label vocabulary are ignored. If a batch has only such tags, the
+        loss is 0.
 
         Args:
             evidence: The encoder's evidence.

@@ -122,7 +122,7 @@ class ImageStandardizer(Standardizer):
         """Return the mean squared residual of each standardised image outside the components, `[batch]`."""
         # Differences of large numbers need 32 bits.
         with torch.autocast(standardized.device.type, enabled=False):
-            standardized, components = standardized.float(), self.components.float()
+            components = self.components.float()
             residual = standardized - (standardized @ components.T) @ components
         return residual.square().mean(dim=-1)
 
@@ -133,7 +133,7 @@ class ImageStandardizer(Standardizer):
         if not self.half_familiar_distance:
             return standardized.new_ones(len(standardized))
         ratio = self.distances(standardized) / self.half_familiar_distance
-        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log()).to(standardized.dtype)
+        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
 
 
 class AttentionPooler(nn.Module):
@@ -258,9 +258,9 @@ class EvidencePooler(nn.Module):
         pooled_titles = pool_tokens(tokens[1], masks[1])
         if pooled_titles is None:
             pooled_titles = like.new_zeros(batch, self.title_norm.weight.shape[0])
-        standardized = self.standardizer(image_features)
+        standardized = self.standardizer(image_features).to(like.dtype)
         title, image = self.title_vectors(pooled_titles), self.image_vectors(standardized)
-        familiarity = self.standardizer.familiarity(image_features)
+        familiarity = self.standardizer.familiarity(image_features).to(like.dtype)
         unit_title, unit_image = F.normalize(title, dim=-1), F.normalize(image, dim=-1)
         agreement = unit_title * unit_image
         # The products of unit vectors are small, so they are scaled. Their sum is the cosine.

@@ -190,9 +190,7 @@ class TowerMixin:
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        tokens = self.encode_text(input_ids, attention_mask)
-        weights = attention_mask[..., None].to(tokens.dtype)
-        return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return pool_tokens(self.encode_text(input_ids, attention_mask), attention_mask)
 
     def embed_batch_tags(
         self,
@@ -214,7 +212,9 @@ class TowerMixin:
             ValueError: The features of the tags or of the negatives are missing.
         """
         if len(tags.first) > tags.num_own and negative_features is None:
-            raise ValueError("negative_labels need negative_features; OPTSGDataCollator with a tag_table adds them.")
+            raise ValueError(
+                "negative_input_ids need negative_features; OPTSGDataCollator with a tag_table adds them."
+            )
         if features is not None:
             return tags.select(features, negative_features)
         if input_ids is None:

@@ -25,7 +25,8 @@ def run_vision_tower(
 
     Args:
         tower: The vision tower.
-        frames: `[frames, 3, height, width]`, the frames of all examples, example after example.
+        frames: `[frames, 3, height, width]`, the frames of all examples, example after example, of any floating-point
+            type.
         counts: Number of frames of each example, at least 1. Their sum is the number of frames.
         output_hidden_states: Whether to return `hidden_states`.
 
@@ -34,6 +35,7 @@ def run_vision_tower(
         `[frames, width, rows, columns]` or tokens `[frames, tokens, width]`.
     """
     more = {"output_hidden_states": True} if output_hidden_states else {}
+    frames = frames.to(tower.dtype)
     if tower.config.model_type == VIDEO_TOWER:
         return _run_on_videos(tower, frames, counts, more)
     return tower(**image_inputs(tower, frames), **more)

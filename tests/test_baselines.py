@@ -156,7 +156,7 @@ def test_model_f_has_no_pad_in_its_targets(make_baseline, batch):
 
 def test_asy_needs_the_classes_of_the_tags(make_baseline, batch, inputs, table):
     model = make_baseline("asy")
-    with pytest.raises(ValueError, match=r"tokens \[5, 7\] is not one of the 5 classes; set the classes"):
+    with pytest.raises(ValueError, match=r"tokens \[5, 7\] is not one of the 6 classes; set the classes"):
         model(**inputs, labels=torch.tensor([[[5, 7]]] * 4))
     with pytest.raises(ValueError, match="num_tag_classes=3"):
         model.set_label_vocabulary(table.input_ids[:3])

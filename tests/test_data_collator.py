@@ -151,7 +151,7 @@ def test_negatives_follow_the_tags_of_the_examples(tiny_processor, tag_table, nu
     seen = Counter()
     for _ in range(30):
         batch = collate([{"title": "red", "tags": ["blue", "e-mail"]}])
-        names = [tag["tag"] for tag in tiny_processor.batch_decode(batch["negative_labels"])[0]]
+        names = [tag["tag"] for tag in tiny_processor.batch_decode(batch["negative_input_ids"])[0]]
         assert torch.equal(batch["negative_features"][0], tag_table.features[[TAGS.index(n) for n in names]].float())
         assert batch["labels"].shape == (1, 2, 8) and not {"blue", "e-mail"} & set(names)
         assert min(num_negatives, 7) - 2 <= len(names) <= num_negatives

@@ -309,7 +309,7 @@ def test_eager_and_sdpa_attention_agree(make_model, batch, inputs):
         ({"labels": torch.zeros(5, 4)}, r"labels has shape \(5, 4\); expected \[batch, max tags"),
         ({"labels": torch.full((5, 4, 8), -100)}, "No example of the batch has a tag"),
         ({"labels": None}, "tag_text_input_ids come without labels.*label_smoothing_factor"),
-        ({"negative_labels": torch.full((5, 1, 8), 9)}, "negative_labels need negative_features"),
+        ({"negative_input_ids": torch.full((5, 1, 8), 9)}, "negative_input_ids need negative_features"),
         ({"tag_text_input_ids": None}, "labels.*tag_text_input_ids"),
         ({"labels": torch.arange(2, 7).view(1, 5, 1).expand(5, -1, -1)}, "5 tags.*num_prompts=4"),
     ],

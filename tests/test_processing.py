@@ -381,7 +381,7 @@ from transformers import AutoProcessor
 for folder in sys.argv[1:]:
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     batch = processor(titles=["红色方块"], tags=[["创意美食"]])
-    print(type(processor).__name__, processor.batch_decode(batch["tag_input_ids"][None])[0])
+    print(type(processor).__name__, processor.batch_decode(batch["labels"])[0])
 assert "modeling_optsg" not in sys.modules
 """
 

@@ -177,17 +177,17 @@ def test_each_unreadable_example_counts_once_also_after_resuming():
 
 
 def test_tags_that_change_slots_are_counted():
-    changes, ids = SlotChanges(), torch.tensor([10, 20, 30])
-    changes.record([0, 1], torch.tensor([[0, 1, -1], [2, -1, -1]]), ids)
+    changes, labels = SlotChanges(), torch.tensor([[[10, -100], [20, 4]], [[30, -100], [10, -100]]])
+    changes.record([0, 1], torch.tensor([[0, 1, -1], [0, -1, -1]]), labels)
     assert changes.ratio() is None
-    changes.record([0, 1], torch.tensor([[0, -1, 1], [2, 0, -1]]), ids)
+    changes.record([0, 1], torch.tensor([[0, -1, 1], [0, 1, -1]]), torch.nn.functional.pad(labels, (0, 3), value=-100))
     assert changes.ratio() == pytest.approx(1 / 3)
 
 
 def test_slot_changes_follow_a_limited_number_of_examples():
-    changes, ids = SlotChanges(max_examples=1), torch.tensor([10])
+    changes, labels = SlotChanges(max_examples=1), torch.tensor([[[10]], [[10]]])
     for slots in ([[0, -1], [0, -1]], [[-1, 0], [0, -1]]):
-        changes.record([7, 8], torch.tensor(slots), ids)
+        changes.record([7, 8], torch.tensor(slots), labels)
     assert changes.ratio() == 1.0 and list(changes.slots) == [7]
 
 

@@ -140,7 +140,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         tag_text_input_ids: torch.Tensor | None = None,
         tag_text_attention_mask: torch.Tensor | None = None,
         tag_features: torch.Tensor | None = None,
-        negative_labels: torch.Tensor | None = None,
+        negative_input_ids: torch.Tensor | None = None,
         negative_features: torch.Tensor | None = None,
         example_seeds: torch.Tensor | None = None,
         **inputs: Any,
@@ -149,26 +149,25 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
 
         Args:
             labels, tag_text_input_ids, tag_text_attention_mask, tag_features: See [`OPTSGForTagGeneration.forward`].
-            negative_labels, negative_features, example_seeds: See [`OPTSGForTagGeneration.forward`].
+            negative_input_ids, negative_features, example_seeds: See [`OPTSGForTagGeneration.forward`].
             inputs: Arguments of [`OPTSGModel.forward`].
 
         Raises:
-            ValueError: An example cannot be encoded, a tag of `labels` is not a class, or the texts of the tags are missing.
+            ValueError: An example cannot be encoded, a tag of `labels` is not a class, or the texts of the tags are
+                missing.
         """
         prompts = self.model(**inputs, example_seeds=example_seeds).order_prompts
         hidden_states = self.dropout(prompts)
         if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return ModelGOutput(logits=self.classifier(hidden_states))
         classes = self.label_vocabulary.known_classes_of(labels)
-        tags = BatchTags.from_labels(labels, negative_labels)
+        tags = BatchTags.from_labels(labels, negative_input_ids)
         features = self.model.embed_batch_tags(
             tags, tag_text_input_ids, tag_text_attention_mask, tag_features, negative_features
         )
         alignment = self.tag_alignment(prompts, features, tags.labels)
         assignment = tags.own_index(alignment.assignment)
-        targets = torch.where(
-            assignment >= 0, classes.gather(1, assignment.clamp(min=0)), len(self.label_vocabulary)
-        )
+        targets = torch.where(assignment >= 0, classes.gather(1, assignment.clamp(min=0)), len(self.label_vocabulary))
         logits = None
         if self.training:
             loss = self._sampled_loss(hidden_states, targets, example_seeds)

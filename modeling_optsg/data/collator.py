@@ -44,7 +44,7 @@ class TagTable:
         self._rows = {tuple(ids): row for row, ids in enumerate(self.input_ids)}
 
     def rows_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the rows `[batch, max tags]` of tags by their tokens `[batch, max tags, length]`, -100 for padding."""
+        """Return the rows `[batch, max tags]` of tags with the tokens `[batch, max tags, length]`, -100 for padding."""
         tags = [tuple(token for token in tag if token >= 0) for tag in labels.flatten(0, 1).tolist()]
         return torch.tensor([self._rows[tag] if tag else NO_LABEL for tag in tags]).view(labels.shape[:2])
 
@@ -65,8 +65,8 @@ class TagTable:
 class OPTSGDataCollator:
     """Collates examples into a batch for `OPTSGForTagGeneration.forward` or `generate`.
 
-    It works in a training loop and in `transformers.Trainer` (with `remove_unused_columns=False`). Every tensor has the
-    examples in its first dimension, so that launchers can divide a batch among processes or devices.
+    It works in a training loop and in `transformers.Trainer` (with `remove_unused_columns=False`). Every tensor has
+    the examples in its first dimension, so that launchers can divide a batch among processes or devices.
 
     An example is a mapping with any of these columns. `None` or a blank title stands for a missing value:
 
@@ -226,7 +226,7 @@ class OPTSGDataCollator:
             negatives = table.encode(
                 pad_rows([drawn[start * length : (start + 1) * length] for start in range(len(tags))], -1)
             )
-            batch["negative_labels"] = self._pad_labels(negatives["labels"])
+            batch["negative_input_ids"] = self._pad_labels(negatives["labels"])
             batch["negative_features"] = negatives["features"]
         return batch
 

@@ -24,9 +24,9 @@ def gather_candidates(
 ) -> None:
     """Make every tag of a global batch a candidate in the tag alignment of all its micro-batches.
 
-    Adds `negative_labels` and `negative_features` to the batches in place. With `config.num_sampled_tokens`, the output layers of all
-    micro-batches share their tokens too, as `step_tokens` and `sampled_tokens`. Without a table each micro-batch
-    keeps its own tags.
+    Adds `negative_input_ids` and `negative_features` to the batches in place. With `config.num_sampled_tokens`, the
+    output layers of all micro-batches share their tokens too, as `step_tokens` and `sampled_tokens`. Without a table
+    each micro-batch keeps its own tags.
 
     Args:
         accelerator: The accelerator.
@@ -59,7 +59,8 @@ def gather_candidates(
     for batch in batches:
         # The model leaves out those that an example of the batch has.
         negatives = tag_table.encode(candidates[None])
-        batch |= {f"negative_{name}": tensor.to(batch["labels"].device) for name, tensor in negatives.items()}
+        batch["negative_input_ids"] = negatives["labels"].to(batch["labels"].device)
+        batch["negative_features"] = negatives["features"].to(batch["labels"].device)
 
 
 def _sample_tokens(
