@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
+
+from .layers import unit_vectors
 
 # How a tower's classifier pools the tokens of an image.
 POOLINGS = ("pooler_output", "first_token", "mean")
@@ -75,7 +76,7 @@ class ImageWords(nn.Module):
         if self.projection is not None:
             pooled = self.projection(pooled)
         if self.normalize:
-            pooled = F.normalize(pooled, dim=-1)
+            pooled = unit_vectors(pooled)
         return self.classifier(pooled).float().softmax(dim=-1)
 
 

@@ -86,6 +86,11 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
+def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
+    """L2-normalise vectors `[..., width]`. In float16 the guard against a division by 0 would be rounded to 0."""
+    return nn.functional.normalize(vectors.float(), dim=-1).to(vectors.dtype)
+
+
 class Standardizer(Float32Buffers):
     """Standardises features with the mean and standard deviation of the training examples, in 32 bits."""
 

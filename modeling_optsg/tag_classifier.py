@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from .batch_tags import NO_LABEL
-from .layers import Float32Buffers
+from .layers import Float32Buffers, unit_vectors
 from .tag_evidence import TagEvidence
 
 # Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
@@ -190,7 +190,7 @@ class CosineClassifier(nn.Module):
         Returns:
             `[..., columns]`.
         """
-        hidden_states = self.logit_scale.exp() * F.normalize(hidden_states, dim=-1)
+        hidden_states = self.logit_scale.exp() * unit_vectors(hidden_states)
         weight, bias = self.class_embeddings.weight, self.bias
         if classes is not None:
             weight, bias = weight[classes], bias[classes]

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from .layers import FeedForward, MultiHeadAttention, Standardizer, pool_tokens
+from .layers import FeedForward, MultiHeadAttention, Standardizer, pool_tokens, unit_vectors
 
 # Initial logarithms of the scales of title and image evidence.
 INITIAL_LOG_SCALES = (2.7, 2.3)
@@ -221,7 +221,7 @@ class EvidencePooler(nn.Module):
         if style is not None:
             hidden_states, projected = hidden_states + self.style_inner(style), projected + self.style_outer(style)
         hidden_states = self.title_outer(self.dropout(F.gelu(hidden_states)))
-        return self.log_scales[0].exp() * F.normalize(hidden_states + projected, dim=-1)
+        return self.log_scales[0].exp() * unit_vectors(hidden_states + projected)
 
     def word_vectors(self, word_features: torch.Tensor) -> torch.Tensor:
         """Compute the evidence of image words as titles: `[batch, words, text width]` to `[..., hidden_size]`."""
@@ -233,7 +233,7 @@ class EvidencePooler(nn.Module):
     def image_vectors(self, standardized: torch.Tensor) -> torch.Tensor:
         """Compute the evidence of standardised images: `[batch, image_feature_size]` to `[batch, hidden_size]`."""
         hidden_states = self.image_outer(self.dropout(F.gelu(self.image_inner(self.dropout(standardized)))))
-        return self.log_scales[1].exp() * F.normalize(hidden_states, dim=-1)
+        return self.log_scales[1].exp() * unit_vectors(hidden_states)
 
     def forward(
         self,
@@ -261,7 +261,7 @@ class EvidencePooler(nn.Module):
         standardized = self.standardizer(image_features).to(like.dtype)
         title, image = self.title_vectors(pooled_titles), self.image_vectors(standardized)
         familiarity = self.standardizer.familiarity(image_features).to(like.dtype)
-        unit_title, unit_image = F.normalize(title, dim=-1), F.normalize(image, dim=-1)
+        unit_title, unit_image = unit_vectors(title), unit_vectors(image)
         agreement = unit_title * unit_image
         # The products of unit vectors are small, so they are scaled. Their sum is the cosine.
         clues = [agreement * agreement.shape[1] ** 0.5, agreement.sum(dim=-1, keepdim=True)]

@@ -29,6 +29,8 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
     def __init__(self, config: KNNConfig):
         super().__init__(config)
         self.model = OPTSGTowers(config)
+        # Collects what the towers declare, such as the statistics that keep 32 bits.
+        self.model.post_init()
         self.label_vocabulary = LabelVocabulary(config)
         widths = (config.image_feature_size, config.text_config.hidden_size)
         for name, width in zip(("images", "titles"), widths, strict=True):

@@ -44,7 +44,7 @@ class TagTable:
         self._rows = {tuple(ids): row for row, ids in enumerate(self.input_ids)}
 
     def rows_of(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return the rows `[batch, max tags]` of tags with the tokens `[batch, max tags, length]`, -100 for padding."""
+        """Return the rows `[batch, max tags]` of tags `[batch, max tags, length]`, both with -100 for padding."""
         tags = [tuple(token for token in tag if token >= 0) for tag in labels.flatten(0, 1).tolist()]
         return torch.tensor([self._rows[tag] if tag else NO_LABEL for tag in tags]).view(labels.shape[:2])
 

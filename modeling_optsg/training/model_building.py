@@ -74,6 +74,8 @@ def build_model(
         raise ValueError(f"{args.dataset or 'train_dataset'}: {NO_TAGS}")
     if given is not None or args.checkpoint:
         model, processor = given or _load_checkpoint(args)
+        # In half precision, small updates would be rounded away.
+        model.float()
         _prepare_to_fine_tune(model, processor, args, train, counts)
     else:
         model, processor = _build_on_towers(args, train, counts, validation)
