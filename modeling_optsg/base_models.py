@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -173,6 +174,20 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
         super().__init__(config)
         self._build_towers(config)
 
+    def train(self, mode: bool = True) -> "OPTSGTowers":
+        """Set the mode of all modules. Frozen towers and batch normalisation stay in evaluation mode.
+
+        Batches are too small to estimate the statistics of batch normalisation.
+        """
+        super().train(mode)
+        for tower in (self.vision_tower, self.text_tower, self.image_words):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
     def encode(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -205,6 +220,14 @@ class OPTSGTowers(TowerMixin, OPTSGPreTrainedModel):
             None if features is None else features.to(dtype)
             for features in (None if vision is None else vision.frame_features, title_features, word_features)
         )
+        if self.training:
+            # A missing modality has no tokens. Its layers still get a gradient, which other processes may wait for.
+            if frame_features is None and title_features is not None:
+                frame_features = title_features.new_zeros(len(title_features), 0, 1, self.config.frame_feature_size)
+                frame_mask = None
+            elif title_features is None and frame_features is not None:
+                width = self.config.text_config.hidden_size
+                title_features, attention_mask = frame_features.new_zeros(len(frame_features), 0, width), None
         inputs = EncoderInputs(
             frame_features=frame_features,
             frame_mask=frame_mask,

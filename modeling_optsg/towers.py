@@ -21,6 +21,17 @@ from .layers import pool_tokens
 from .vision_tower import as_tokens, pool_layers, run_vision_tower
 
 HALVES = ("vision", "text")
+# Weights of a tower that its tokens do not depend on: all towers, and by `model_type`.
+UNUSED_WEIGHTS = ("pooler.", "embeddings.mask_token")
+UNUSED_WEIGHTS_OF = {
+    "clip_vision_model": ("post_layernorm.",),
+    "convnext": ("layernorm.",),
+    "convnextv2": ("layernorm.",),
+    "siglip_vision_model": ("head.",),
+    "siglip_text_model": ("head.",),
+    "siglip2_vision_model": ("head.",),
+    "siglip2_text_model": ("head.",),
+}
 
 
 def register_tower(config: PreTrainedConfig) -> None:
@@ -54,6 +65,17 @@ def build_tower(half: str, config: PreTrainedConfig) -> PreTrainedModel:
     """
     register_tower(config)
     return _auto_class(half, config).from_config(config)
+
+
+def freeze_unused_weights(tower: PreTrainedModel) -> None:
+    """Freeze the weights of a tower that only its pooled output depends on, which the models do not read.
+
+    `DistributedDataParallel` waits for the gradients of all weights that are not frozen.
+    """
+    unused = UNUSED_WEIGHTS + UNUSED_WEIGHTS_OF.get(tower.config.model_type, ())
+    for name, parameter in tower.named_parameters():
+        if name.startswith(unused):
+            parameter.requires_grad = False
 
 
 def load_tower(half: str, name_or_path: str) -> PreTrainedModel:
@@ -119,8 +141,12 @@ class TowerMixin:
     def _build_towers(self, config: PreTrainedConfig) -> None:
         for half in HALVES:
             tower_config = getattr(config, f"{half}_config")
-            setattr(self, f"{half}_tower", None if tower_config is None else build_tower(half, tower_config))
-        self.image_words = ImageWords(config) if config.image_word_labels else None
+            tower = None if tower_config is None else build_tower(half, tower_config)
+            if tower is not None:
+                freeze_unused_weights(tower)
+            setattr(self, f"{half}_tower", tower)
+        # No loss depends on the image words.
+        self.image_words = ImageWords(config).requires_grad_(False) if config.image_word_labels else None
 
     def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> VisionFeatures:
         """Run the vision tower on frames.

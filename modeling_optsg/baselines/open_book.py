@@ -177,7 +177,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         if not check_labels(labels):
             raise ValueError("forward() needs labels. To generate tags, call generate().")
         outputs = self.model(**inputs)
-        book = self._read_book(book_input_ids, book_mask)
+        book = self._read_book(book_input_ids, book_mask, len(labels))
         memory, memory_mask = _append_book(outputs, book)
         sequence = self._lay_out_sequence(labels)
         prompt = outputs.order_prompts.mean(dim=1, keepdim=True)
@@ -218,9 +218,16 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             return F.linear(hidden_states, weight, bias)
         return F.linear(hidden_states, weight[tokens], bias[tokens])
 
-    def _read_book(self, input_ids: torch.Tensor | None, mask: torch.Tensor | None) -> Book | None:
-        if input_ids is None:
+    def _empty_book(self, batch: int) -> Book | None:
+        """Return a book of padding in training, so that the copier gets a gradient, which other processes may wait for."""
+        if self.copier is None or not self.training:
             return None
+        input_ids = torch.full((batch, 1), self.config.tag_pad_token_id, device=self.device)
+        return self._read_book(input_ids, torch.zeros_like(input_ids), batch)
+
+    def _read_book(self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, batch: int) -> Book | None:
+        if input_ids is None:
+            return self._empty_book(batch)
         if self.copier is None:
             raise ValueError("This model has num_book_examples=0, so it accepts no book_input_ids.")
         if input_ids.shape[1] > self.config.max_book_tokens:
@@ -229,7 +236,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
                 f"{self.config.max_book_tokens}."
             )
         if input_ids.shape[1] == 0:
-            return None
+            return self._empty_book(len(input_ids))
         mask = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
         embedded = self.config.hidden_size**0.5 * self.tag_decoder.token_embeddings(input_ids)
         return Book(input_ids, mask, self.copier.encode(embedded, mask))
@@ -303,7 +310,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         )
         with evaluation_mode(self):
             outputs = self.model(**inputs)
-            book = self._read_book(book_input_ids, book_mask)
+            book = self._read_book(book_input_ids, book_mask, len(outputs.memory))
             search = _SequenceSearch(self, outputs.order_prompts.mean(dim=1), book, settings["pad_bias"])
             search.run(*_append_book(outputs, book))
         pad = self.config.tag_pad_token_id

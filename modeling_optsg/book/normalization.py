@@ -45,7 +45,7 @@ class VectorNormalizer:
             reduced = (block["image"] - self.image_mean) @ self.image_components.T
             block["image"] = reduced * block["image"].any(dim=1, keepdim=True)
             for name in VECTOR_SOURCES:
-                vectors[name][rows] = F.normalize(block[name].float(), dim=-1).half()
+                vectors[name][rows] = F.normalize(block[name], dim=-1)
         return vectors
 
 

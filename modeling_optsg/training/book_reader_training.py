@@ -149,7 +149,7 @@ def _train(
             schedule.step()
             losses.append(loss.item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    reader.eval()
+    reader.eval().requires_grad_(False)
     return losses
 
 

@@ -19,6 +19,7 @@ from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.processing_optsg import OPTSGFeatureProcessor, OPTSGProcessor
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
+from modeling_optsg.towers import freeze_unused_weights
 
 from .arguments import OPTSGTrainingArguments
 from .checkpoint_arguments import check_checkpoint_arguments
@@ -81,6 +82,7 @@ def build_model(
         model, processor = _build_on_towers(args, train, counts, validation)
     if model.model.vision_tower is not None:
         model.model.vision_tower.requires_grad_(args.train_vision_tower)
+        freeze_unused_weights(model.model.vision_tower)
     if model.model.image_words is not None:
         model.model.image_words.requires_grad_(False)
     freeze_text_layers(model.model.text_tower, args.train_text_layers)
@@ -140,6 +142,7 @@ def freeze_text_layers(tower: PreTrainedModel, num_trained: int) -> None:
         ValueError: The text tower has fewer layers.
     """
     tower.requires_grad_(num_trained == -1)
+    freeze_unused_weights(tower)
     if num_trained > 0:
         lists = [module for module in tower.modules() if isinstance(module, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=())
