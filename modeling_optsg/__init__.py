@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .evaluation.prediction import predict_tags
     from .training.arguments import OPTSGTrainingArguments
     from .training.model_building import prepare_for_fine_tuning
+    from .training.tag_trainer import TagMetrics, TagTrainer
     from .training.trainer import OPTSGTrainer
 
 __version__ = "0.1.0"
@@ -40,6 +41,8 @@ __all__ = [
     "OPTSGTrainingArguments",
     "TagEvaluator",
     "TagGenerationPipeline",
+    "TagMetrics",
+    "TagTrainer",
     "fit_generation_config",
     "predict_tags",
     "prepare_for_fine_tuning",
@@ -52,6 +55,8 @@ _LAZY = {
     "OPTSGTrainer": "training.trainer",
     "OPTSGTrainingArguments": "training.arguments",
     "TagEvaluator": "evaluation.metrics",
+    "TagMetrics": "training.tag_trainer",
+    "TagTrainer": "training.tag_trainer",
     "fit_generation_config": "evaluation.calibration",
     "predict_tags": "evaluation.prediction",
     "prepare_for_fine_tuning": "training.model_building",

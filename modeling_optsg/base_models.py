@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
 
 from .book_reader import INITIAL_GENERATE_LOGIT, BookReader
 from .configuration_optsg import OPTSGConfig
@@ -257,6 +258,7 @@ class OPTSGEvidenceModel(OPTSGTowers):
         self.multimodal_encoder = EvidenceEncoder(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(self, **inputs: Any) -> TagEvidence:
         """Compute the evidence of a batch.
 
@@ -289,6 +291,7 @@ class OPTSGModel(OPTSGTowers):
         self.prompt_encoder = PromptEncoder(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,

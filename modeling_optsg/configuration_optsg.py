@@ -18,6 +18,17 @@ RATIOS = (
 )
 
 
+# Small towers, of the sizes of the shipped checkpoint: EfficientNet-Lite0 and MiniLM-L6.
+DEFAULT_VISION_CONFIG = {"model_type": "efficientnet_lite"}
+DEFAULT_TEXT_CONFIG = {
+    "model_type": "bert",
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+
+
 class EfficientNetLiteConfig(PreTrainedConfig):
     """Configuration of [`EfficientNetLiteModel`].
 
@@ -58,6 +69,8 @@ AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
 
 class OPTSGConfig(PreTrainedConfig):
     """Configuration of [`OPTSGModel`] and [`OPTSGForTagGeneration`].
+
+    Without any tower it has small ones, EfficientNet-Lite0 and a BERT of six layers.
 
     Args:
         vision_config: Configuration of the vision tower, anything that `AutoModel` builds. `None` for a model that
@@ -134,6 +147,19 @@ class OPTSGConfig(PreTrainedConfig):
     """
 
     model_type = "optsg"
+    # `Trainer` gathers all other outputs over batches and processes. These are scalars, have no dimension of examples
+    # or are large.
+    keys_to_ignore_at_inference = [
+        "logits",
+        "generation_loss",
+        "alignment_loss",
+        "classifier_loss",
+        "targets",
+        "logit_tokens",
+        "order_prompts",
+        "target_log_probs",
+        "copy_gate",
+    ]
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="efficientnet_lite", optional=True),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
@@ -191,6 +217,8 @@ class OPTSGConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
+        if self.vision_config is None and self.text_config is None and self.frame_feature_size is None:
+            self.vision_config, self.text_config = dict(DEFAULT_VISION_CONFIG), dict(DEFAULT_TEXT_CONFIG)
         super().__post_init__(**kwargs)
         if self.frame_feature_size is None and self.vision_config is not None:
             widths = getattr(self.vision_config, "hidden_sizes", None) or [None]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutputWithNoAttention
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_optsg import EfficientNetLiteConfig
 from .layers import Float32Buffers
@@ -173,6 +174,7 @@ class EfficientNetLiteModel(EfficientNetLitePreTrainedModel):
                 module.eval()
         return self
 
+    @can_return_tuple
     def forward(
         self, pixel_values: torch.Tensor, output_hidden_states: bool = False, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
@@ -212,9 +214,10 @@ class EfficientNetLiteForImageClassification(EfficientNetLitePreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> ImageClassifierOutputWithNoAttention:
         """Compute `logits` `[batch, num_labels]` of images `[batch, 3, height, width]`."""
-        outputs = self.efficientnet_lite(pixel_values, **kwargs)
+        outputs = self.efficientnet_lite(pixel_values, **kwargs, return_dict=True)
         logits = self.classifier(outputs.pooler_output)
         return ImageClassifierOutputWithNoAttention(logits=logits, hidden_states=outputs.hidden_states)
 

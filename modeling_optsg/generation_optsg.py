@@ -170,7 +170,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
         inputs |= {"image_features": image_features}
         with evaluation_mode(self):
-            outputs = self.model(**inputs, output_attentions=output_attentions)
+            outputs = self.model(**inputs, output_attentions=output_attentions, return_dict=True)
             candidates = self._generate_slots(outputs, settings, processors)
             classifier_output = self._classify(outputs.evidence, settings, processors)
         found = self._rank(outputs, candidates, classifier_output, settings, output_slots)

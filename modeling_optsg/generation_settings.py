@@ -1,6 +1,7 @@
 """Reads and checks the settings of a `generate` call."""
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,19 @@ MODALITIES = ("image+title", "image", "title")
 FITTED_SETTINGS = ("pad_bias", "fusion_weights", "logit_adjustment", "threshold")
 # What an unfamiliar image without a title is tagged by. It has no threshold of its own.
 IMAGE_WORDS = "image words"
+
+# Arguments of `generate` that are inputs of the model and not settings.
+INPUT_NAMES = (
+    "pixel_values",
+    "frame_features",
+    "image_features",
+    "frame_mask",
+    "input_ids",
+    "title_features",
+    "attention_mask",
+)
+# Further inputs of models that retrieve examples.
+BOOK_INPUT_NAMES = ("book_input_ids", "book_mask")
 
 # Fields of `GenerationConfig` that have a meaning when every slot generates one tag. The others would be ignored
 # silently, so they are rejected.
@@ -129,19 +143,32 @@ def read_generation_settings(
     return settings
 
 
+def generation_inputs(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs of `generate` among those of a batch, which may also contain tags."""
+    names = INPUT_NAMES
+    if BOOK_INPUT_NAMES[0] in inspect.signature(model.generate).parameters:
+        names += BOOK_INPUT_NAMES
+    return {name: batch[name] for name in names if name in batch}
+
+
 def read_ranking_settings(
-    model: PreTrainedModel, generation_config: GenerationConfig | None, **given: Any
+    model: PreTrainedModel, generation_config: GenerationConfig | None, inputs: Mapping[str, Any], **given: Any
 ) -> dict[str, Any]:
     """Read the settings of a `generate` call that classifies tags instead of generating them.
 
     Args:
         model: The model, for its `generation_config`.
         generation_config: Used instead of the model's.
+        inputs: Other arguments of the call, which must be inputs of the model.
         given: Settings of the call, `None` where not given.
 
     Raises:
-        ValueError: A setting is out of range.
+        ValueError: A setting is unknown or out of range.
     """
+    if unknown := inputs.keys() - set(INPUT_NAMES):
+        raise ValueError(
+            f"generate() of {type(model).__name__} got unknown settings {sorted(unknown)}; it takes {sorted(given)}."
+        )
     config = generation_config if generation_config is not None else model.generation_config
     settings = {name: getattr(config, name, None) if value is None else value for name, value in given.items()}
     for name in ("threshold", "pad_bias", "logit_adjustment"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
+from transformers.utils.generic import can_return_tuple
 
 from .base_models import OPTSGModel, OPTSGPreTrainedModel
 from .batch_tags import BatchTags, check_labels
@@ -69,6 +70,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.config.tag_vocab_size = embeddings.num_embeddings
         return embeddings
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -121,7 +123,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         inputs = {"pixel_values": pixel_values, "frame_features": frame_features, "frame_mask": frame_mask}
         inputs |= {"input_ids": input_ids, "title_features": title_features, "attention_mask": attention_mask}
         inputs |= {"image_features": image_features}
-        outputs = self.model(**inputs, example_seeds=example_seeds)
+        outputs = self.model(**inputs, example_seeds=example_seeds, return_dict=True)
         if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return OPTSGOutput(order_prompts=outputs.order_prompts)
         tags = BatchTags.from_labels(labels, negative_input_ids)

@@ -1,6 +1,6 @@
 """Evidence: pooled representations of title and image, which the tag classifier compares with its classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -65,6 +65,11 @@ class TagEvidence:
     style: torch.Tensor | None = None
     word_vectors: torch.Tensor | None = None
     word_probabilities: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple[torch.Tensor, ...]:
+        """Return the values that are not `None`, in their order."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if value is not None)
 
     @property
     def uses_image(self) -> torch.Tensor:

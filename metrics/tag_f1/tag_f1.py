@@ -61,7 +61,11 @@ class TagF1(evaluate.Metric):
         common_count: int = 25,
         ks: Sequence[int] = (1, 5, 10),
         normalize: bool = False,
+        **of_tag_gain: object,
     ) -> dict[str, float]:
+        # `evaluate.combine` passes the settings of all metrics to each of them.
+        if unknown := of_tag_gain.keys() - {"label_vocabulary", "ids", "verdicts"}:
+            raise ValueError(f"tag_f1 has no setting {sorted(unknown)}.")
         predictions = check_tag_sets("predictions", predictions, normalize)
         references = check_tag_sets("references", references, normalize)
         if normalize:

@@ -98,7 +98,11 @@ class TagGain(evaluate.Metric):
         ids: Sequence[str] | None = None,
         verdicts: str | os.PathLike | None = None,
         normalize: bool = False,
+        **of_tag_f1: object,
     ) -> dict[str, float]:
+        # `evaluate.combine` passes the settings of all metrics to each of them.
+        if unknown := of_tag_f1.keys() - {"train_counts", "common_count", "ks"}:
+            raise ValueError(f"tag_gain has no setting {sorted(unknown)}.")
         predictions = check_tag_sets("predictions", predictions, normalize)
         references = check_tag_sets("references", references, normalize)
         if normalize:

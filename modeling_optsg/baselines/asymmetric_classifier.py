@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from modeling_optsg.base_models import OPTSGEvidenceModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ASYConfig
@@ -57,6 +58,7 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         """Set the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
+    @can_return_tuple
     def forward(
         self,
         labels: torch.Tensor | None = None,
@@ -75,9 +77,10 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         """
         tag_inputs = {name: inputs.get(name) for name in ("tag_text_input_ids", "tag_features")}
         if not check_labels(labels, **tag_inputs):
-            return ASYOutput(logits=self.tag_classifier.logits(self.model(**inputs)))
+            return ASYOutput(logits=self.tag_classifier.logits(self.model(**inputs, return_dict=True)))
         self.label_vocabulary.known_classes_of(labels)
-        return ASYOutput(loss=self.tag_classifier(self.model(**inputs), labels, is_mismatched))
+        evidence = self.model(**inputs, return_dict=True)
+        return ASYOutput(loss=self.tag_classifier(evidence, labels, is_mismatched))
 
     @torch.no_grad()
     def generate(
@@ -99,10 +102,10 @@ class ASYForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             inputs: Arguments of [`OPTSGModel.forward`].
         """
         settings = read_ranking_settings(
-            self, generation_config, threshold=threshold, max_tags=max_tags, logit_adjustment=logit_adjustment
+            self, generation_config, inputs, threshold=threshold, max_tags=max_tags, logit_adjustment=logit_adjustment
         )
         with evaluation_mode(self):
-            logits = self(**inputs).logits.float()
+            logits = self(**inputs, return_dict=True).logits.float()
         logits = self.label_vocabulary.adjust_logits(logits, settings["logit_adjustment"])
         num_tags = min(settings["max_tags"] or DEFAULT_MAX_TAGS, logits.shape[1])
         log_probs, classes = F.logsigmoid(logits).topk(num_tags, dim=1)

@@ -31,6 +31,7 @@ class ASYConfig(OPTSGConfig):
     """
 
     model_type = "optsg_asy"
+    keys_to_ignore_at_inference = []
 
 
 class OpenBookConfig(OPTSGConfig):

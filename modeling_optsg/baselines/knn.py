@@ -126,7 +126,7 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
             ValueError: An example has neither an image nor a title, or a setting is out of range.
         """
         own = {"threshold": threshold, "max_tags": max_tags, "neighbours": neighbours, "image_weight": image_weight}
-        settings = read_ranking_settings(self, generation_config, **own)
+        settings = read_ranking_settings(self, generation_config, {}, **own)
         k, image_weight = settings["neighbours"], settings["image_weight"]
         if not isinstance(k, int) or not 1 <= k <= self.config.num_examples:
             raise ValueError(f"neighbours={k!r} must be an integer from 1 to num_examples={self.config.num_examples}.")

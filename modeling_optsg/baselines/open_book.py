@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import OpenBookConfig
@@ -156,6 +157,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         """Replace the token embeddings of the tag decoder."""
         self.tag_decoder.token_embeddings = value
 
+    @can_return_tuple
     def forward(
         self,
         book_input_ids: torch.Tensor | None = None,
@@ -176,7 +178,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         """
         if not check_labels(labels):
             raise ValueError("forward() needs labels. To generate tags, call generate().")
-        outputs = self.model(**inputs)
+        outputs = self.model(**inputs, return_dict=True)
         book = self._read_book(book_input_ids, book_mask, len(labels))
         memory, memory_mask = _append_book(outputs, book)
         sequence = self._lay_out_sequence(labels)
@@ -219,7 +221,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         return F.linear(hidden_states, weight[tokens], bias[tokens])
 
     def _empty_book(self, batch: int) -> Book | None:
-        """Return a book of padding in training, so that the copier gets a gradient, which other processes may wait for."""
+        """Return a book of padding in training: the copier needs a gradient, which other processes may wait for."""
         if self.copier is None or not self.training:
             return None
         input_ids = torch.full((batch, 1), self.config.tag_pad_token_id, device=self.device)
@@ -306,10 +308,10 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             inputs: Arguments of [`OPTSGModel.forward`].
         """
         settings = read_ranking_settings(
-            self, generation_config, threshold=threshold, pad_bias=pad_bias, max_tags=max_tags
+            self, generation_config, inputs, threshold=threshold, pad_bias=pad_bias, max_tags=max_tags
         )
         with evaluation_mode(self):
-            outputs = self.model(**inputs)
+            outputs = self.model(**inputs, return_dict=True)
             book = self._read_book(book_input_ids, book_mask, len(outputs.memory))
             search = _SequenceSearch(self, outputs.order_prompts.mean(dim=1), book, settings["pad_bias"])
             search.run(*_append_book(outputs, book))

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from modeling_optsg.base_models import OPTSGModel, OPTSGPreTrainedModel
 from modeling_optsg.baselines.configuration import ModelFConfig, ModelGConfig
@@ -134,6 +135,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         """Set the tag of each class; see [`LabelVocabulary.set_tags`]."""
         self.label_vocabulary.set_tags(input_ids, counts)
 
+    @can_return_tuple
     def forward(
         self,
         labels: torch.Tensor | None = None,
@@ -156,7 +158,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             ValueError: An example cannot be encoded, a tag of `labels` is not a class, or the texts of the tags are
                 missing.
         """
-        prompts = self.model(**inputs, example_seeds=example_seeds).order_prompts
+        prompts = self.model(**inputs, example_seeds=example_seeds, return_dict=True).order_prompts
         hidden_states = self.dropout(prompts)
         if not check_labels(labels, tag_text_input_ids=tag_text_input_ids, tag_features=tag_features):
             return ModelGOutput(logits=self.classifier(hidden_states))
@@ -228,6 +230,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         settings = read_ranking_settings(
             self,
             generation_config,
+            inputs,
             threshold=threshold,
             pad_bias=pad_bias,
             max_tags=max_tags,
@@ -235,7 +238,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
             logit_adjustment=logit_adjustment,
         )
         with evaluation_mode(self):
-            logits = self(**inputs).logits.float()
+            logits = self(**inputs, return_dict=True).logits.float()
         logits[..., :-1] = self.label_vocabulary.adjust_logits(logits[..., :-1], settings["logit_adjustment"])
         log_probs = logits.log_softmax(dim=-1)[..., :-1]
         num_tags = min(settings["num_return_sequences"] or 1, log_probs.shape[-1])
