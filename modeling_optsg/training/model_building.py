@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from modeling_optsg.towers import freeze_unused_weights
 
 from .arguments import OPTSGTrainingArguments
 from .checkpoint_arguments import check_checkpoint_arguments
-from .data import NO_TAGS, too_long_tags
+from .data import NO_TAGS, fit_image_standardizer, too_long_tags
 from .image_preprocessing import load_image_processor
 from .image_word_heads import add_image_words, can_name_images, is_two_tower
 from .lora import add_adapters, check_adapters
@@ -206,9 +206,12 @@ def _set_tags(
 
 
 def prepare_for_fine_tuning(
-    model: OPTSGForTagGeneration, processor: OPTSGProcessor, tags: Iterable[Sequence[str]]
+    model: OPTSGForTagGeneration,
+    processor: OPTSGProcessor,
+    tags: Iterable[Sequence[str]],
+    examples: Sequence[Mapping] | None = None,
 ) -> TagTable:
-    """Prepare a model for training on other tags with `transformers.Trainer`. [`OPTSGTrainer`] does this itself.
+    """Prepare a model for training on other tags with [`TagTrainer`]. [`OPTSGTrainer`] does this itself.
 
     The label vocabulary of model and processor is replaced, the class embeddings start from the text features of the
     tags, both towers are frozen, and settings that were fitted to other tags are reset. If the tags are in another
@@ -218,6 +221,8 @@ def prepare_for_fine_tuning(
         model: The model. It is changed.
         processor: Its processor. It is changed.
         tags: Tags of each training example.
+        examples: Training examples as [`OPTSGDataCollator`] reads them. A sample of their images tells the model which
+            images are familiar; it trusts others less. Without them, the images are those of the earlier training.
 
     Returns:
         The tag table, for [`OPTSGDataCollator`].
@@ -254,6 +259,8 @@ def prepare_for_fine_tuning(
     for tower in (model.model.vision_tower, model.model.text_tower, model.model.image_words):
         if tower is not None:
             tower.requires_grad_(False)
+    if examples is not None:
+        fit_image_standardizer(model, processor, examples)
     with tempfile.TemporaryDirectory() as folder:
         tag_table = build_tag_table(sorted(counts), model.model, processor, folder)
     if class_embeddings(model) is not None:

@@ -15,7 +15,9 @@ from modeling_optsg.generation_optsg import OPTSGGenerateOutput
 from modeling_optsg.generation_settings import generation_inputs
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
+from .arguments import TOWER_LEARNING_RATE, OPTSGTrainingArguments
 from .losses import global_loss_weights, weighted_losses
+from .optimizer import parameter_groups
 
 
 class TagMetrics:
@@ -62,11 +64,13 @@ class TagMetrics:
 class TagTrainer(Trainer):
     """`transformers.Trainer` for the models of this package.
 
-    It differs in three ways:
+    It differs in four ways:
 
     - `compute_metrics` gets the tags that the model generates, see [`TagMetrics`].
     - With several processes, the loss and the gradient are those of one process with the whole batch: the tags of all
       processes are candidates of the tag alignment, and the losses are means over all tokens, prompts or examples.
+    - The optimizer has the parameter groups of `optsg train`: norms, biases and embeddings are not decayed, embeddings
+      learn more slowly, and a tower that is trained has a learning rate of its own.
     - Each process reads its part of an iterable dataset itself. The batches of a dispatcher must not differ in shape.
 
     Args:
@@ -89,6 +93,21 @@ class TagTrainer(Trainer):
         self.args.remove_unused_columns = False
         if self.accelerator.dispatch_batches is None:
             self.accelerator.dataloader_config.dispatch_batches = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer that the arguments name, with the parameter groups of `optsg train`."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(
+                model,
+                learning_rate=self.args.learning_rate,
+                tower_learning_rate=TOWER_LEARNING_RATE,
+                embedding_lr_multiplier=OPTSGTrainingArguments.embedding_lr_multiplier,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
 
     def compute_loss(
         self,
@@ -144,8 +163,12 @@ class TagTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         generator = self.accelerator.unwrap_model(model)
+        settings, config = self.generate_kwargs, generator.generation_config
+        if getattr(config, "num_candidates", None) and getattr(config, "fusion_weights", None) is None:
+            # Candidates of the tag classifier need fusion weights, which are fitted after the training.
+            settings = {"num_candidates": 0} | settings
         with self.compute_loss_context_manager():
-            outputs = generator.generate(**generation_inputs(generator, inputs), **self.generate_kwargs)
+            outputs = generator.generate(**generation_inputs(generator, inputs), **settings)
         # All processes gather the tokens, which must have the same length.
         sequences = outputs.sequences.masked_fill(outputs.tag_scores[..., None] == 0, NO_LABEL)
         missing = generator.config.max_tag_tokens - sequences.shape[-1]

@@ -1,0 +1,200 @@
+r"""Fine-tunes a checkpoint with `TagTrainer` in one process, in two, and from a stream, and as `optsg train` does.
+
+    python -m benchmarks.trainer_launchers --output results/trainer_launchers.json
+
+The training images are 200 drawn scenes; a tenth of them is set aside for validation, as `optsg train` does. All runs
+have the same global batches, steps, learning rates and weights at the start. Two processes communicate by gloo, and
+each has half of every batch. The stream is read by two processes as well. The best model has the highest Full F1 of
+the tags that it generates for the validation images. Its settings are fitted on them, and it is scored on 300 other
+scenes.
+
+So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
+0, and the softmax is over all tokens. The order of the examples is drawn before the training. Two processes add up in
+another order, so rounding differs, and the differences grow with the steps.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from torch.utils.data import Dataset as MapDataset
+from torch.utils.data import IterableDataset
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from benchmarks.own_data import draw_scenes
+from modeling_optsg import (
+    OPTSGDataCollator,
+    OPTSGForTagGeneration,
+    OPTSGProcessor,
+    OPTSGTrainer,
+    OPTSGTrainingArguments,
+    TagEvaluator,
+    TagMetrics,
+    TagTrainer,
+    fit_generation_config,
+    predict_tags,
+    prepare_for_fine_tuning,
+)
+from modeling_optsg.data.splits import split_examples
+from modeling_optsg.evaluation.reporting import environment
+
+# Name -> number of processes, and whether the training examples are streamed.
+RUNS = {"one process": (1, False), "two processes": (2, False), "streamed, two processes": (2, True)}
+FIXED = {
+    "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0,
+    "num_sampled_tokens": 0,
+}  # fmt: skip
+NUM_TRAIN, NUM_TEST, BATCH_SIZE = 200, 300, 16
+LOSSES = "losses.json"
+
+
+class DrawnExamples(MapDataset):
+    """The examples of all steps in their order, each time with a seed of its own."""
+
+    def __init__(self, rows: Dataset, number: int):
+        self.rows, rng = rows, random.Random(0)
+        self.order = [
+            index for _ in range(-(-number // len(rows))) for index in rng.sample(range(len(rows)), len(rows))
+        ]
+        self.order = self.order[:number]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, position: int) -> dict:
+        return self.rows[self.order[position]] | {"example_seed": position}
+
+
+class StreamedExamples(IterableDataset):
+    """The same examples as a stream."""
+
+    def __init__(self, examples: DrawnExamples):
+        self.examples = examples
+
+    def __iter__(self) -> Iterator[dict]:
+        return (self.examples[position] for position in range(len(self.examples)))
+
+
+def scenes() -> tuple[Dataset, Dataset, Dataset]:
+    """Return training, validation and test images."""
+    train, validation = split_examples({"train": draw_scenes(NUM_TRAIN, "train 0")}, validation_ratio=None, seed=0)
+    return train, validation, draw_scenes(NUM_TEST, "test")
+
+
+def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]) -> None:
+    """Fine-tune a checkpoint in this process, one of those of the run.
+
+    Args:
+        name: One of `RUNS`.
+        checkpoint: The checkpoint.
+        folder: Gets the best model with its fitted settings, and the loss of each step.
+        steps: Number of steps.
+        rows: Training and validation examples.
+    """
+    processes, is_streamed = RUNS[name]
+    model = OPTSGForTagGeneration.from_pretrained(checkpoint, **FIXED)
+    processor = OPTSGProcessor.from_pretrained(checkpoint)
+    tag_table = prepare_for_fine_tuning(model, processor, rows[0]["tags"], rows[0])
+    examples = DrawnExamples(rows[0], steps * BATCH_SIZE)
+    args = TrainingArguments(
+        str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // processes,
+        learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.05, adam_beta2=0.98,
+        train_sampling_strategy="sequential", eval_strategy="steps", save_strategy="steps", eval_steps=0.2,
+        save_steps=0.2, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="full_f1",
+        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, seed=0,
+    )  # fmt: skip
+    trainer = TagTrainer(
+        model, args, data_collator=OPTSGDataCollator(processor, tag_table, num_negatives=2000),
+        train_dataset=StreamedExamples(examples) if is_streamed else examples, eval_dataset=rows[1],
+        compute_metrics=TagMetrics(processor), generate_kwargs={"pad_bias": -1.0},
+    )  # fmt: skip
+    trainer.train()
+    if trainer.is_world_process_zero():
+        evaluator = TagEvaluator(rows[1]["tags"], processor.label_vocabulary)
+        fit_generation_config(model, processor, rows[1], evaluator, decoding="parallel", progress=False)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        (folder / LOSSES).write_text(json.dumps(losses, allow_nan=False), encoding="utf-8")
+
+
+def train_in_processes(name: str, checkpoint: str, folder: Path, steps: int) -> list[float]:
+    """Call [`train`] in the processes of a run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RUNS[name][0])]
+    command += ["-m", "benchmarks.trainer_launchers", "--run", name, "--checkpoint", checkpoint]
+    command += ["--steps", str(steps), "--output", str(folder)]
+    subprocess.run(command, check=True)
+    return json.loads((folder / LOSSES).read_text(encoding="utf-8"))
+
+
+def train_with_own_trainer(checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]) -> None:
+    """Fine-tune a checkpoint as `optsg train` does, for the same number of steps."""
+    args = OPTSGTrainingArguments(
+        str(folder), checkpoint=checkpoint, cache_dir=str(folder / "cache"), train_batch_size=BATCH_SIZE,
+        num_train_epochs=steps * BATCH_SIZE / len(rows[0]), config_overrides=json.dumps(FIXED, allow_nan=False),
+    )  # fmt: skip
+    OPTSGTrainer(args=args, train_dataset=rows[0], eval_dataset=rows[1]).train()
+
+
+def score(folder: Path, train: Dataset, test: Dataset) -> dict[str, float]:
+    """Return the test metrics of a model with its fitted settings."""
+    model, processor = (part.from_pretrained(folder) for part in (OPTSGForTagGeneration, OPTSGProcessor))
+    metrics = TagEvaluator(test["tags"], processor.label_vocabulary).score(
+        predict_tags(model, processor, test, decoding="parallel", progress=False)
+    )
+    return {name: metrics[name] for name in ("full_f1", "micro_f1", "tags_per_example")}
+
+
+def largest_difference(expected: Sequence[float], found: Sequence[float]) -> float:
+    """Return the largest relative difference of two loss curves."""
+    if len(expected) != len(found):
+        raise SystemExit(f"{len(found)} steps instead of {len(expected)}.")
+    return max(abs(own / wanted - 1) for wanted, own in zip(expected, found, strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train all runs, or one of the processes of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--run", choices=RUNS, help="train this run in the processes of the launcher")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    logging.disable_progress_bar()
+    train_rows, validation, test = scenes()
+    rows = (train_rows, validation)
+    if arguments.run:
+        train(arguments.run, arguments.checkpoint, arguments.output, arguments.steps, rows)
+        return
+    curves, runs = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        for run in (*RUNS, "optsg train"):
+            folder, start = Path(name, run.replace(" ", "-")), time.perf_counter()
+            folder.mkdir()
+            if run in RUNS:
+                curves[run] = train_in_processes(run, arguments.checkpoint, folder, arguments.steps)
+            else:
+                train_with_own_trainer(arguments.checkpoint, folder, arguments.steps, rows)
+            runs[run] = {"seconds": round(time.perf_counter() - start, 1), **score(folder, train_rows, test)}
+            print(run, json.dumps(runs[run], allow_nan=False), flush=True)
+    expected = curves["one process"]
+    for run, losses in curves.items():
+        runs[run] |= {"first_loss": losses[0], "last_loss": losses[-1]}
+        if run != "one process":
+            runs[run]["largest_relative_difference"] = largest_difference(expected, losses)
+            runs[run]["largest_relative_difference_of_50_steps"] = largest_difference(expected[:50], losses[:50])
+    result = {"checkpoint": arguments.checkpoint, "steps": arguments.steps, "batch_size": BATCH_SIZE, "runs": runs}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
