@@ -4,7 +4,8 @@ r"""Fine-tunes a checkpoint with `TagTrainer` in one process, in two, and from a
 
 The training images are 200 drawn scenes; a tenth of them is set aside for validation, as `optsg train` does. All runs
 have the same global batches, steps, learning rates and weights at the start. Two processes communicate by gloo, and
-each has half of every batch. The stream is read by two processes as well. The best model has the highest Full F1 of
+each has half of every batch. The stream is read by two processes as well. The towers are frozen, and their features
+are computed once. The best model has the highest Full F1 of
 the tags that it generates for the validation images. Its settings are fitted on them, and it is scored on 300 other
 scenes.
 
@@ -43,6 +44,7 @@ from modeling_optsg import (
     predict_tags,
     prepare_for_fine_tuning,
 )
+from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.data.splits import split_examples
 from modeling_optsg.evaluation.reporting import environment
 
@@ -59,7 +61,7 @@ LOSSES = "losses.json"
 class DrawnExamples(MapDataset):
     """The examples of all steps in their order, each time with a seed of its own."""
 
-    def __init__(self, rows: Dataset, number: int):
+    def __init__(self, rows: CachedFeatures, number: int):
         self.rows, rng = rows, random.Random(0)
         self.order = [
             index for _ in range(-(-number // len(rows))) for index in rng.sample(range(len(rows)), len(rows))
@@ -83,10 +85,15 @@ class StreamedExamples(IterableDataset):
         return (self.examples[position] for position in range(len(self.examples)))
 
 
-def scenes() -> tuple[Dataset, Dataset, Dataset]:
+def draw_splits() -> tuple[Dataset, Dataset, Dataset]:
     """Return training, validation and test images."""
     train, validation = split_examples({"train": draw_scenes(NUM_TRAIN, "train 0")}, validation_ratio=None, seed=0)
     return train, validation, draw_scenes(NUM_TEST, "test")
+
+
+def encode(rows: Dataset, model: OPTSGForTagGeneration, processor: OPTSGProcessor, folder: Path) -> CachedFeatures:
+    """Return the features of images, computed once for all runs."""
+    return CachedFeatures(cache_tower_features(rows, model.model, processor, folder / "features"))
 
 
 def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]) -> None:
@@ -102,8 +109,9 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
     processes, is_streamed = RUNS[name]
     model = OPTSGForTagGeneration.from_pretrained(checkpoint, **FIXED)
     processor = OPTSGProcessor.from_pretrained(checkpoint)
-    tag_table = prepare_for_fine_tuning(model, processor, rows[0]["tags"], rows[0])
-    examples = DrawnExamples(rows[0], steps * BATCH_SIZE)
+    training, validation = (encode(own, model, processor, folder.parent) for own in rows)
+    tag_table = prepare_for_fine_tuning(model, processor, rows[0]["tags"], training)
+    examples = DrawnExamples(training, steps * BATCH_SIZE)
     args = TrainingArguments(
         str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // processes,
         learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.05, adam_beta2=0.98,
@@ -113,13 +121,13 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
     )  # fmt: skip
     trainer = TagTrainer(
         model, args, data_collator=OPTSGDataCollator(processor, tag_table, num_negatives=2000),
-        train_dataset=StreamedExamples(examples) if is_streamed else examples, eval_dataset=rows[1],
+        train_dataset=StreamedExamples(examples) if is_streamed else examples, eval_dataset=validation,
         compute_metrics=TagMetrics(processor), generate_kwargs={"pad_bias": -1.0},
     )  # fmt: skip
     trainer.train()
     if trainer.is_world_process_zero():
         evaluator = TagEvaluator(rows[1]["tags"], processor.label_vocabulary)
-        fit_generation_config(model, processor, rows[1], evaluator, decoding="parallel", progress=False)
+        fit_generation_config(model, processor, validation, evaluator, decoding="parallel", progress=False)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -138,17 +146,19 @@ def train_in_processes(name: str, checkpoint: str, folder: Path, steps: int) -> 
 def train_with_own_trainer(checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]) -> None:
     """Fine-tune a checkpoint as `optsg train` does, for the same number of steps."""
     args = OPTSGTrainingArguments(
-        str(folder), checkpoint=checkpoint, cache_dir=str(folder / "cache"), train_batch_size=BATCH_SIZE,
+        str(folder), checkpoint=checkpoint, cache_dir=str(folder.parent), train_batch_size=BATCH_SIZE,
         num_train_epochs=steps * BATCH_SIZE / len(rows[0]), config_overrides=json.dumps(FIXED, allow_nan=False),
     )  # fmt: skip
     OPTSGTrainer(args=args, train_dataset=rows[0], eval_dataset=rows[1]).train()
 
 
-def score(folder: Path, train: Dataset, test: Dataset) -> dict[str, float]:
+def score(folder: Path, test: Dataset) -> dict[str, float]:
     """Return the test metrics of a model with its fitted settings."""
     model, processor = (part.from_pretrained(folder) for part in (OPTSGForTagGeneration, OPTSGProcessor))
     metrics = TagEvaluator(test["tags"], processor.label_vocabulary).score(
-        predict_tags(model, processor, test, decoding="parallel", progress=False)
+        predict_tags(
+            model, processor, encode(test, model, processor, folder.parent), decoding="parallel", progress=False
+        )
     )
     return {name: metrics[name] for name in ("full_f1", "micro_f1", "tags_per_example")}
 
@@ -164,26 +174,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train all runs, or one of the processes of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--run", choices=RUNS, help="train this run in the processes of the launcher")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     logging.disable_progress_bar()
-    train_rows, validation, test = scenes()
-    rows = (train_rows, validation)
+    splits = draw_splits()
     if arguments.run:
-        train(arguments.run, arguments.checkpoint, arguments.output, arguments.steps, rows)
+        train(arguments.run, arguments.checkpoint, arguments.output, arguments.steps, splits[:2])
         return
     curves, runs = {}, {}
     with tempfile.TemporaryDirectory() as name:
-        for run in (*RUNS, "optsg train"):
+        # First, so that it fills the cache.
+        for run in ("optsg train", *RUNS):
             folder, start = Path(name, run.replace(" ", "-")), time.perf_counter()
             folder.mkdir()
             if run in RUNS:
                 curves[run] = train_in_processes(run, arguments.checkpoint, folder, arguments.steps)
             else:
-                train_with_own_trainer(arguments.checkpoint, folder, arguments.steps, rows)
-            runs[run] = {"seconds": round(time.perf_counter() - start, 1), **score(folder, train_rows, test)}
+                train_with_own_trainer(arguments.checkpoint, folder, arguments.steps, splits[:2])
+            runs[run] = {"seconds": round(time.perf_counter() - start, 1), **score(folder, splits[2])}
             print(run, json.dumps(runs[run], allow_nan=False), flush=True)
     expected = curves["one process"]
     for run, losses in curves.items():
