@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from modeling_optsg import OPTSGDataCollator
 from modeling_optsg.baselines.configuration import KNNConfig
@@ -175,6 +175,40 @@ def test_logit_adjustment_subtracts_the_logarithm_of_counts(make_baseline, input
         model.generate(**inputs, logit_adjustment=float("nan"))
 
 
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_unknown_settings_are_refused(make_baseline, inputs, batch, name):
+    model = make_baseline(name)
+    for arguments in ({"treshold": 0.5}, {"labels": batch["labels"]}, {"num_beamz": 2}):
+        with pytest.raises((ValueError, TypeError), match=next(iter(arguments))):
+            model.generate(**inputs, **arguments)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in MODEL_TYPES if name != "knn"])
+def test_outputs_can_be_tuples(make_baseline, batch, inputs, name):
+    model = make_baseline(name).eval()
+    calls = [batch, inputs] if name in ("op-tsg", "model-f", "model-g", "asy") else [batch]
+    for arguments in calls:
+        expected = model(**arguments).to_tuple()
+        found = model(**arguments, return_dict=False)
+        assert type(found) is tuple and len(found) == len(expected)
+        torch.testing.assert_close(found[0], expected[0])
+    model.config.return_dict = False
+    assert type(model(**batch)) is tuple and type(model.model(**inputs)) is tuple
+    assert model.generate(**inputs).tag_scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_every_configuration_has_a_default(name):
+    model_class = MODEL_TYPES[name].model
+    config = AutoConfig.for_model(model_class.config_class.model_type)
+    assert type(config) is model_class.config_class
+    assert (config.vision_config.model_type, config.text_config.model_type) == ("efficientnet_lite", "bert")
+    with torch.device("meta"):
+        model = model_class(config)
+    assert 2e7 < model.num_parameters() < 5e7, "small towers"
+
+
 # The classifier of an ASY checkpoint
 
 
@@ -219,7 +253,8 @@ def test_parts_of_an_asy_checkpoint_are_loaded(make_baseline, asy_checkpoint, ta
         assert torch.equal(tensor, expected[name] if name in loaded else before[name]), name
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters = {name for name, _ in model.named_parameters()}
-    assert parameters - trained == (parameters & loaded if train_text_layers == 0 else set())
+    frozen = {name for name in parameters if ".pooler." in name}
+    assert parameters - trained == frozen | (parameters & loaded if train_text_layers == 0 else set())
 
 
 def test_a_frozen_classifier_predicts_as_in_its_checkpoint(make_baseline, asy_checkpoint, table, load, batch):

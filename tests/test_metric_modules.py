@@ -118,6 +118,19 @@ def test_invalid_input_is_reported(load, change, message):
         load("tag_f1").compute(**arguments)
 
 
+def test_the_two_metrics_can_be_combined(load):
+    pairs = {"predictions": PREDICTIONS, "references": REFERENCES}
+    gain = load("tag_gain").compute(**pairs, label_vocabulary=list(TRAIN_COUNTS))
+    f1 = load("tag_f1").compute(**pairs, train_counts=TRAIN_COUNTS)
+    combined = evaluate.combine([load("tag_f1"), load("tag_gain")])
+    found = combined.compute(**pairs, train_counts=TRAIN_COUNTS, label_vocabulary=list(TRAIN_COUNTS))
+    assert found.items() >= {**f1, **gain}.items() - {("novel_ratio", gain["novel_ratio"])}
+    assert found["tag_f1_novel_ratio"] == found["tag_gain_novel_ratio"] == gain["novel_ratio"]
+    for metric in ("tag_f1", "tag_gain"):
+        with pytest.raises((ValueError, TypeError), match="labels"):
+            load(metric).compute(**pairs, train_counts=TRAIN_COUNTS, label_vocabulary=["cat"], labels=["cat"])
+
+
 def test_tag_gain_by_exact_match(load):
     metrics = load("tag_gain").compute(
         predictions=PREDICTIONS, references=REFERENCES, label_vocabulary=list(TRAIN_COUNTS)

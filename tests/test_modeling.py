@@ -236,10 +236,17 @@ def test_sampled_pad_slots_count_for_all_pad_slots(make_model, batch):
 @pytest.mark.parametrize("vision", ["vit", "efficientnet_lite"])
 def test_every_parameter_has_a_gradient(make_model, batch, vision):
     model = make_model(vision)
-    found = gradients(model, batch)
-    without = {name for name, _ in model.named_parameters()} - found.keys()
-    assert all("tower.pooler." in name for name in without), "the model reads only the towers' tokens"
-    assert all(gradient.isfinite().all() for gradient in found.values())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, _ in model.named_parameters()} - trained
+    assert all("tower.pooler." in name for name in frozen), "the model reads only the towers' tokens"
+    for missing in ((), ("pixel_values", "frame_mask"), ("input_ids", "attention_mask")):
+        kept = slice(3, 4) if missing else slice(None)
+        own = {name: value[kept] for name, value in batch.items() if name not in missing}
+        found = gradients(model, own)
+        # A tower cannot run without an input.
+        absent = {name for name in trained if "vision_tower" in name and "pixel_values" in missing}
+        assert found.keys() == trained - absent
+        assert all(gradient.isfinite().all() for gradient in found.values())
 
 
 def test_gradient_checkpointing_changes_no_gradient(make_model, batch):

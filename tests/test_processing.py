@@ -247,6 +247,11 @@ def test_a_tag_of_the_maximum_length_is_allowed(processor):
 # Decoding
 
 
+def test_decode_uses_the_tag_tokenizer(processor):
+    (labels,) = processor(titles="left", tags=["创意美食"])["labels"]
+    assert processor.decode(labels[0]) == processor.decode(labels[0].tolist()) == "创意美食"
+
+
 def sequences_of(processor, *examples):
     ids = [[processor.tag_tokenizer(tag)["input_ids"] if tag else [] for tag in example] for example in examples]
     length = max(len(row) for example in ids for row in example) + 1
