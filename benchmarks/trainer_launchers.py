@@ -137,7 +137,7 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
 def train_in_processes(name: str, checkpoint: str, folder: Path, steps: int) -> list[float]:
     """Call [`train`] in the processes of a run."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RUNS[name][0])]
-    command += ["-m", "benchmarks.trainer_launchers", "--run", name, "--checkpoint", checkpoint]
+    command += ["-m", "benchmarks.trainer_launchers", "--launched", name, "--checkpoint", checkpoint]
     command += ["--steps", str(steps), "--output", str(folder)]
     subprocess.run(command, check=True)
     return json.loads((folder / LOSSES).read_text(encoding="utf-8"))
@@ -175,13 +175,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--run", choices=RUNS, help="train this run in the processes of the launcher")
+    parser.add_argument("--launched", choices=RUNS, help="train this run in the processes of the launcher")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     logging.disable_progress_bar()
     splits = draw_splits()
-    if arguments.run:
-        train(arguments.run, arguments.checkpoint, arguments.output, arguments.steps, splits[:2])
+    if arguments.launched:
+        train(arguments.launched, arguments.checkpoint, arguments.output, arguments.steps, splits[:2])
         return
     curves, runs = {}, {}
     with tempfile.TemporaryDirectory() as name:

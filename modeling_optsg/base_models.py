@@ -11,7 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .book_reader import INITIAL_GENERATE_LOGIT, BookReader
 from .configuration_optsg import OPTSGConfig
-from .image_words import VisionFeatures
+from .image_words import ImageWords, VisionFeatures
 from .layers import Standardizer, dtype_of
 from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
@@ -27,7 +27,7 @@ from .tag_evidence import (
     ImageStandardizer,
     TagEvidence,
 )
-from .towers import HALVES, TowerMixin, check_text_tower, load_tower
+from .towers import HALVES, TowerMixin, check_text_tower, freeze_unused_weights, load_tower
 from .vision_tower import measure_vision_tower
 
 # Most tags are absent from most examples. With an initial probability of 1/2, the first steps would learn only that.
@@ -66,6 +66,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
             more = f", and {len(shapes) - 5} more" if len(shapes) > 5 else ""
             raise ValueError(f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}.")
+        # Loading makes new parameters.
+        model.freeze_untrained_weights()
         return (model, report) if output_loading_info else model
 
     @classmethod
@@ -124,6 +126,24 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         if type(self).__module__.rpartition(".")[0] == __package__:
             self.config.custom_pipelines = CUSTOM_PIPELINES
         super().save_pretrained(*args, **kwargs)
+
+    def post_init(self) -> None:
+        """Initialise the weights, and freeze those that `forward` does not train."""
+        super().post_init()
+        self.freeze_untrained_weights()
+
+    def freeze_untrained_weights(self) -> None:
+        """Freeze the weights that no loss of `forward` depends on; see [`freeze_unused_weights`].
+
+        The book reader is trained alone (`train_book_reader`), and image words are classes of the vision tower.
+        """
+        for module in self.modules():
+            if isinstance(module, TowerMixin):
+                for tower in (module.vision_tower, module.text_tower):
+                    if tower is not None:
+                        freeze_unused_weights(tower)
+            elif isinstance(module, (BookReader, ImageWords)):
+                module.requires_grad_(False)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

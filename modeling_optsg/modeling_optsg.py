@@ -47,8 +47,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.tag_classifier = TagClassifier(config) if config.use_tag_classifier and config.num_tag_classes else None
         self.tag_decoder = TagDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
-        # It is trained alone, see `train_book_reader`.
-        self.book_reader = BookReader(config).requires_grad_(False) if config.book_evidence_size else None
+        self.book_reader = BookReader(config) if config.book_evidence_size else None
         self.post_init()
         # A generation config derived from the model config would lose additional fields when it is loaded again.
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)

@@ -141,12 +141,8 @@ class TowerMixin:
     def _build_towers(self, config: PreTrainedConfig) -> None:
         for half in HALVES:
             tower_config = getattr(config, f"{half}_config")
-            tower = None if tower_config is None else build_tower(half, tower_config)
-            if tower is not None:
-                freeze_unused_weights(tower)
-            setattr(self, f"{half}_tower", tower)
-        # No loss depends on the image words.
-        self.image_words = ImageWords(config).requires_grad_(False) if config.image_word_labels else None
+            setattr(self, f"{half}_tower", None if tower_config is None else build_tower(half, tower_config))
+        self.image_words = ImageWords(config) if config.image_word_labels else None
 
     def encode_frames(self, pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> VisionFeatures:
         """Run the vision tower on frames.
