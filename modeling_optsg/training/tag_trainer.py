@@ -51,11 +51,15 @@ class TagMetrics:
         Args:
             prediction: `predictions` are the tokens `[examples, tags, length]` and the scores `[examples, tags]` of
                 the generated tags, and `label_ids` the tokens of the true tags, all padded with -100.
+
+        Raises:
+            ValueError: The metric needs tags that the examples do not have.
         """
         sequences, scores = (torch.as_tensor(values) for values in prediction.predictions)
         outputs = OPTSGGenerateOutput(sequences=sequences, tag_scores=scores.clamp(min=0))
         references = [[tag["tag"] for tag in tags] for tags in self.processor.batch_decode(prediction.label_ids)]
         evaluator = TagEvaluator(references, self.processor.label_vocabulary)
+        evaluator.check_metric(self.metric)
         threshold, metrics = evaluator.best_threshold(self.processor.batch_decode(outputs), self.metric)
         metrics = {name: value for name, value in metrics.items() if value is not None}
         return {"threshold": threshold} | metrics
