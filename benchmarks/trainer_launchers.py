@@ -11,7 +11,8 @@ scenes.
 
 So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
 0, and the softmax is over all tokens. The order of the examples is drawn before the training. Two processes add up in
-another order, so rounding differs, and the differences grow with the steps.
+another order, so rounding differs, and the differences grow with the steps. Runs that are in the output file already
+are skipped.
 """
 
 import argparse
@@ -183,24 +184,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.launched:
         train(arguments.launched, arguments.checkpoint, arguments.output, arguments.steps, splits[:2])
         return
-    curves, runs = {}, {}
+    output = arguments.output
+    runs = json.loads(output.read_text(encoding="utf-8"))["runs"] if output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
-        # First, so that it fills the cache.
         for run in ("optsg train", *RUNS):
+            if run in runs:
+                continue
             folder, start = Path(name, run.replace(" ", "-")), time.perf_counter()
             folder.mkdir()
             if run in RUNS:
-                curves[run] = train_in_processes(run, arguments.checkpoint, folder, arguments.steps)
+                curve = {"losses": train_in_processes(run, arguments.checkpoint, folder, arguments.steps)}
             else:
                 train_with_own_trainer(arguments.checkpoint, folder, arguments.steps, splits[:2])
-            runs[run] = {"seconds": round(time.perf_counter() - start, 1), **score(folder, splits[2])}
+                curve = {}
+            seconds = round(time.perf_counter() - start, 1)
+            runs[run] = {"seconds": seconds, **score(folder, splits[2])} | curve
             print(run, json.dumps(runs[run], allow_nan=False), flush=True)
-    expected = curves["one process"]
-    for run, losses in curves.items():
-        runs[run] |= {"first_loss": losses[0], "last_loss": losses[-1]}
-        if run != "one process":
-            runs[run]["largest_relative_difference"] = largest_difference(expected, losses)
-            runs[run]["largest_relative_difference_of_50_steps"] = largest_difference(expected[:50], losses[:50])
+            _write(arguments, runs)
+    _write(arguments, runs)
+
+
+def _write(arguments: argparse.Namespace, runs: dict[str, dict]) -> None:
+    """Write the runs so far, and their differences."""
+    expected = runs.get("one process", {}).get("losses")
+    for run, found in runs.items():
+        if expected and run in RUNS and run != "one process":
+            found["largest_relative_difference"] = largest_difference(expected, found["losses"])
+            found["largest_relative_difference_of_50_steps"] = largest_difference(expected[:50], found["losses"][:50])
     result = {"checkpoint": arguments.checkpoint, "steps": arguments.steps, "batch_size": BATCH_SIZE, "runs": runs}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
