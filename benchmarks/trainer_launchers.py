@@ -3,21 +3,20 @@ r"""Fine-tunes a checkpoint with `TagTrainer` in one process, in two, and from a
     python -m benchmarks.trainer_launchers --output results/trainer_launchers.json
 
 The training images are 200 drawn scenes; a tenth of them is set aside for validation, as `optsg train` does. All runs
-have the same global batches, steps, learning rates and weights at the start. Two processes communicate by gloo, and
+have the same global batches, steps, learning rates and weights at the start, those of `optsg train`. Two processes communicate by gloo, and
 each has half of every batch. The stream is read by two processes as well. The towers are frozen, and their features
 are computed once. The best model has the highest Full F1 of
 the tags that it generates for the validation images. Its settings are fitted on them, and it is scored on 300 other
 scenes.
 
 So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
-0, and the softmax is over all tokens. The order of the examples is drawn before the training. Two processes add up in
-another order, so rounding differs, and the differences grow with the steps. Runs that are in the output file already
+0, and the softmax is over all tokens. Examples come in the order of `optsg train`. Two processes add up in another
+order, so rounding differs, and the differences grow with the steps. Runs that are in the output file already
 are skipped.
 """
 
 import argparse
 import json
-import random
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from modeling_optsg import (
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.data.splits import split_examples
 from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg.training.sampling import GlobalBatches
 
 # Name -> number of processes, and whether the training examples are streamed.
 RUNS = {"one process": (1, False), "two processes": (2, False), "streamed, two processes": (2, True)}
@@ -59,27 +59,25 @@ NUM_TRAIN, NUM_TEST, BATCH_SIZE = 200, 300, 16
 LOSSES = "losses.json"
 
 
-class DrawnExamples(MapDataset):
-    """The examples of all steps in their order, each time with a seed of its own."""
+class OrderedExamples(MapDataset):
+    """The examples of all steps, in the order and with the seeds of `optsg train`."""
 
-    def __init__(self, rows: CachedFeatures, number: int):
-        self.rows, rng = rows, random.Random(0)
-        self.order = [
-            index for _ in range(-(-number // len(rows))) for index in rng.sample(range(len(rows)), len(rows))
-        ]
-        self.order = self.order[:number]
+    def __init__(self, rows: CachedFeatures, steps: int):
+        self.rows = rows
+        self.order = [pair for batch in GlobalBatches(len(rows), BATCH_SIZE, steps, 0) for pair in batch]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, position: int) -> dict:
-        return self.rows[self.order[position]] | {"example_seed": position}
+        index, seed = self.order[position]
+        return self.rows[index] | {"example_seed": seed}
 
 
 class StreamedExamples(IterableDataset):
     """The same examples as a stream."""
 
-    def __init__(self, examples: DrawnExamples):
+    def __init__(self, examples: OrderedExamples):
         self.examples = examples
 
     def __iter__(self) -> Iterator[dict]:
@@ -112,7 +110,7 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
     processor = OPTSGProcessor.from_pretrained(checkpoint)
     training, validation = (encode(own, model, processor, folder.parent) for own in rows)
     tag_table = prepare_for_fine_tuning(model, processor, rows[0]["tags"], training)
-    examples = DrawnExamples(training, steps * BATCH_SIZE)
+    examples = OrderedExamples(training, steps)
     args = TrainingArguments(
         str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // processes,
         learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.05, adam_beta2=0.98,
