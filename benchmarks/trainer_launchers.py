@@ -3,16 +3,14 @@ r"""Fine-tunes a checkpoint with `TagTrainer` in one process, in two, and from a
     python -m benchmarks.trainer_launchers --output results/trainer_launchers.json
 
 The training images are 200 drawn scenes; a tenth of them is set aside for validation, as `optsg train` does. All runs
-have the same global batches, steps, learning rates and weights at the start, those of `optsg train`. Two processes communicate by gloo, and
-each has half of every batch. The stream is read by two processes as well. The towers are frozen, and their features
-are computed once. The best model has the highest Full F1 of
-the tags that it generates for the validation images. Its settings are fitted on them, and it is scored on 300 other
-scenes.
+have the same global batches, steps, learning rates and weights at the start, those of `optsg train`. Two processes
+communicate by gloo, and each has half of every batch. The stream is read by two processes as well. The towers are
+frozen, and their features are computed once. The best model has the highest Full F1 of the tags that it generates for
+the validation images. Its settings are fitted on them, and it is scored on 300 other scenes.
 
 So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
-0, and the softmax is over all tokens. Examples come in the order of `optsg train`. Two processes add up in another
-order, so rounding differs, and the differences grow with the steps. Runs that are in the output file already
-are skipped.
+0, and the softmax is over all tokens. Two processes add up in another order, so rounding differs, and the differences
+grow with the steps. Runs that are in the output file already are skipped.
 """
 
 import argparse

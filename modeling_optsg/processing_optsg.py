@@ -49,7 +49,7 @@ class OPTSGProcessor(ProcessorMixin):
         >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
         >>> inputs = processor(images="examples/images/bus.png", titles="bus", tags=["bus", "vehicle"])
         >>> {name: tuple(tensor.shape) for name, tensor in inputs.items() if name in ("pixel_values", "labels")}
-        {'pixel_values': (1, 1, 3, 160, 160), 'labels': (1, 2)}
+        {'pixel_values': (1, 1, 3, 160, 160), 'labels': (1, 2, 16)}
     """
 
     def __init__(

@@ -83,6 +83,21 @@ class TagTrainer(Trainer):
 
     Raises:
         ValueError: `label_smoothing_factor` is set.
+
+    Example:
+
+        >>> import tempfile
+        >>> from transformers import TrainingArguments
+        >>> from modeling_optsg import OPTSGDataCollator, OPTSGForTagGeneration, OPTSGProcessor, TagMetrics, TagTrainer
+        >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small")
+        >>> processor = OPTSGProcessor.from_pretrained("checkpoints/optsg-icon-small")
+        >>> rows = [{"title": "bus", "tags": ["bus"]}, {"title": "tent", "tags": ["tent"]}]
+        >>> args = TrainingArguments(tempfile.mkdtemp(), report_to="none", disable_tqdm=True, use_cpu=True)
+        >>> trainer = TagTrainer(
+        ...     model, args, OPTSGDataCollator(processor), eval_dataset=rows, compute_metrics=TagMetrics(processor)
+        ... )
+        >>> trainer.evaluate()["eval_full_f1"]
+        100.0
     """
 
     def __init__(self, *args: Any, generate_kwargs: Mapping[str, Any] | None = None, **kwargs: Any):
@@ -124,7 +139,7 @@ class TagTrainer(Trainer):
         processes = self.accelerator.num_processes
         if processes == 1 or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs, **self._tags_of_all_processes(inputs))
+        outputs = model(**{**inputs, **self._tags_of_all_processes(inputs)})
         config = self.model.config
         (weights,) = global_loss_weights(self.accelerator, config, [inputs])
         loss = weighted_losses(config, outputs, weights)["loss"] * processes
@@ -140,12 +155,20 @@ class TagTrainer(Trainer):
             texts = (inputs[f"tag_text_{name}"].flatten(0, 1) for name in ("input_ids", "attention_mask"))
             features = self.accelerator.unwrap_model(self.model).model.embed_tags(*texts)
             features = features.unflatten(0, labels.shape[:2])
-        gathered = {}
-        for name, values, padding in (("negative_input_ids", labels, NO_LABEL), ("negative_features", features, 0.0)):
-            for dim in (0, 1):
-                values = pad_across_processes(values, dim=dim, pad_index=padding)
-            gathered[name] = gather(values.contiguous()).flatten(0, 1)
+        gathered = {"negative_input_ids": [labels], "negative_features": [features]}
+        for name, values in gathered.items():
+            if name in inputs:
+                values.append(inputs[name])
+            gathered[name] = torch.cat([self._of_all_processes(own) for own in values])
         return gathered
+
+    @staticmethod
+    def _of_all_processes(values: torch.Tensor) -> torch.Tensor:
+        """Gather `[batch, tags, ...]` as `[rows, ...]`. Rows of padding are tags without tokens."""
+        for dim in (0, 1):
+            padding = 0.0 if values.is_floating_point() else NO_LABEL
+            values = pad_across_processes(values, dim=dim, pad_index=padding)
+        return gather(values.contiguous()).flatten(0, 1)
 
     def prediction_step(
         self,
