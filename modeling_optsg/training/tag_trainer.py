@@ -97,6 +97,7 @@ class TagTrainer(Trainer):
         ...     model, args, OPTSGDataCollator(processor), eval_dataset=rows, compute_metrics=TagMetrics(processor)
         ... )
         >>> trainer.evaluate()["eval_full_f1"]
+        {'eval_loss': ...
         100.0
     """
 
