@@ -1,5 +1,6 @@
 """The base class of all models, the towers, and the models that compute evidence and order prompts."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
 from .prompt_encoder import PromptEncoder
 from .tag_alignment import TagAlignment
-from .tag_classifier import CosineClassifier, TagClassifier
+from .tag_classifier import CosineClassifier, LabelVocabulary, TagClassifier
 from .tag_evidence import (
     INITIAL_ATTENTION_WEIGHT,
     INITIAL_LOG_IMAGE_WEIGHT,
@@ -43,7 +44,16 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["TransformerLayer"]
+    # Modules with parameters of their own, which a device map can only place as a whole.
+    _no_split_modules = [
+        "TransformerLayer",
+        "PromptEncoder",
+        "EvidencePooler",
+        "TagAlignment",
+        "TagClassifier",
+        "CosineClassifier",
+        "BookReader",
+    ]
     # Statistics of the training examples, see [`Float32Buffers`].
     _keep_in_fp32_modules_strict = ["standardizer", "image_scaling", "log_counts"]
     # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
@@ -65,7 +75,11 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         if report["mismatched_keys"] and not ignore_mismatched_sizes:
             shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
             more = f", and {len(shapes) - 5} more" if len(shapes) > 5 else ""
-            raise ValueError(f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}.")
+            raise ValueError(
+                f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}. Load the checkpoint with its "
+                "own configuration; set_label_vocabulary then gives it other classes, and resize_token_embeddings "
+                "another number of tokens. With ignore_mismatched_sizes=True, these tensors are new and untrained."
+            )
         # Loading makes new parameters.
         model.freeze_untrained_weights()
         return (model, report) if output_loading_info else model
@@ -115,6 +129,23 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         for half, tower in towers.items():
             getattr(model.model, f"{half}_tower").load_state_dict(tower.state_dict())
         return model
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the inputs: that of the first weight or buffer that is not offloaded."""
+        tensors = (tensor for tensor in chain(self.parameters(), self.buffers()) if not tensor.is_meta)
+        return next((tensor.device for tensor in tensors), torch.device("meta"))
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the tag decoder, which only models that generate tags token by token have.
+
+        Raises:
+            NotImplementedError: The model does not have a tag decoder.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no embeddings of tag tokens: it does not generate tags token by token, so it "
+            "also has no vocabulary of tokens to resize."
+        )
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save the model, its code and the code of `pipeline("tag-generation")`."""
@@ -172,6 +203,12 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
         elif isinstance(module, TagClassifier):
             init.constant_(module.bias, INITIAL_CLASS_BIAS)
+        elif isinstance(module, LabelVocabulary):
+            # Classes without tags.
+            init.constant_(module.tokens, module.pad_token_id)
+            init.zeros_(module.log_counts)
+        elif isinstance(module, ImageWords):
+            init.zeros_(module.text_features)
         elif isinstance(module, EvidencePooler):
             init.copy_(module.log_scales, torch.tensor(INITIAL_LOG_SCALES))
             init.constant_(module.log_image_weight, INITIAL_LOG_IMAGE_WEIGHT)

@@ -86,7 +86,7 @@ class BookReader(nn.Module):
         """
         if self.training:
             order_prompts, memory = _hide_half(order_prompts), _hide_half(memory)
-        evidence = self.standardizer.standardize(candidates.evidence).to(self.slots.dtype)
+        evidence = self.standardizer(candidates.evidence).to(self.slots.dtype)
         embeddings = F.layer_norm(candidates.embeddings, candidates.embeddings.shape[-1:])
         tags = self.norm(self.tag_projection(embeddings) + self.evidence_projection(evidence))
         slots = self.norm(self.prompt_projection(order_prompts) + self.slots)

@@ -78,8 +78,9 @@ class ConvNormAct(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
         norm = self.norm
-        # An adapter around the convolution adds to its output, so it needs the layer itself.
-        if norm.training or type(self.conv) is not SameConv2d:
+        # An adapter around the convolution adds to its output, so it needs the layer itself. An offloaded layer has
+        # its weights only while it is called.
+        if norm.training or type(self.conv) is not SameConv2d or self.conv.weight.is_meta:
             return self.activation(norm(self.conv(hidden_states)))
         # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -185,7 +185,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
         tag_vocabulary: Iterable[Sequence[int]] | TagVocabularyLogitsProcessor | None,
         logits_processor: LogitsProcessorList | None,
     ) -> LogitsProcessorList:
-        config, device = settings.config, self.lm_head.weight.device
+        config, device = settings.config, self.device
         config._eos_token_tensor = torch.tensor([self.config.tag_sep_token_id], device=device)
         processors = self._get_logits_processor(
             config, input_ids_seq_length=0, logits_processor=logits_processor, device=device
@@ -344,7 +344,11 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and restore the mode of every module afterwards.
 
     A frozen tower may be in evaluation mode inside a model in training mode.
+
+    Raises:
+        ValueError: The model is divided among devices in a way that it cannot be run in.
     """
+    check_placement(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -352,3 +356,23 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def check_placement(model: torch.nn.Module) -> None:
+    """Check where the parts of a model are, if they are offloaded or on several devices.
+
+    Raises:
+        ValueError: Buffers are offloaded, or the model is divided among several accelerators.
+    """
+    placed = getattr(model, "hf_device_map", {})
+    accelerators = {str(device) for device in placed.values()} - {"cpu", "disk"}
+    if len(accelerators) > 1:
+        raise ValueError(
+            f"The model is divided among the devices {sorted(accelerators)}, which is not supported. Load it with "
+            'device_map={"": 0}; what does not fit can be offloaded to "cpu" or "disk".'
+        )
+    if offloaded := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise ValueError(
+            f"The buffers {', '.join(offloaded[:3])} are offloaded. They are small, and read outside their modules; "
+            "load the model with offload_buffers=False."
+        )

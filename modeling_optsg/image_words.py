@@ -72,7 +72,7 @@ class ImageWords(nn.Module):
 
     def forward(self, outputs: object) -> torch.Tensor:
         """Compute the probability of each word, `[images, words]`, from the outputs of the vision tower."""
-        pooled = pool_for_words(outputs, self.pooling).to(self.classifier.weight.dtype)
+        pooled = pool_for_words(outputs, self.pooling).to(self.text_features.dtype)
         if self.projection is not None:
             pooled = self.projection(pooled)
         if self.normalize:

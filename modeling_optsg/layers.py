@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -91,6 +92,38 @@ def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(vectors.float(), dim=-1).to(vectors.dtype)
 
 
+class OutputLayer(nn.Linear):
+    """Linear layer that can compute some of its outputs, which is faster in training with sampled classes."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        columns: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute outputs `[..., columns]` from `[..., width]`.
+
+        Args:
+            hidden_states: `[..., width]`.
+            columns: `[columns]`, indices of the outputs. By default, all outputs.
+            weight: `[columns, width]`, used instead of the layer's own weight.
+        """
+        bias = self.bias
+        if columns is not None and bias is not None:
+            bias = bias[columns]
+        if weight is None:
+            weight = self.weight if columns is None else self.weight[columns]
+        return F.linear(hidden_states, weight, bias)
+
+
+def compute_columns(layer: nn.Module, hidden_states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Compute some outputs `[..., columns]` of an [`OutputLayer`], or of the adapter around it."""
+    if type(layer) is OutputLayer:
+        return layer(hidden_states, columns)
+    # An adapter adds to all outputs of the layer inside it.
+    return layer(hidden_states)[..., columns]
+
+
 class Standardizer(Float32Buffers):
     """Standardises features with the mean and standard deviation of the training examples, in 32 bits."""
 
@@ -105,8 +138,12 @@ class Standardizer(Float32Buffers):
         self.mean.copy_(features.mean(dim=0))
         self.scale.copy_(features.std(dim=0, correction=0) + 1e-3)
 
-    def standardize(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Standardise `[batch, width]`."""
+        return self.standardize(features)
+
+    def standardize(self, features: torch.Tensor) -> torch.Tensor:
+        """Standardise `[batch, width]`. Classes with another `forward` build on it."""
         return (features.float() - self.mean.float()) / self.scale.float()
 
 

@@ -15,6 +15,7 @@ from .batch_tags import BatchTags, check_labels
 from .book_reader import BookReader, CandidateTags
 from .configuration_optsg import OPTSGConfig
 from .generation_optsg import OrderPromptGenerationMixin
+from .layers import OutputLayer
 from .model_outputs import OPTSGModelOutput, OPTSGOutput
 from .multimodal_encoder import MultimodalEncoder
 from .sampled_softmax import sample_classes, use_sampled_classes
@@ -22,9 +23,10 @@ from .seeded_random import seeded_uniform
 from .tag_alignment import TagAlignment, TagAlignmentOutput
 from .tag_classifier import TagClassifier
 from .tag_decoder import SlotSequence, TagDecoder, choose_pad_slots, lay_out_slots
+from .tag_tokens import TagTokensMixin
 
 
-class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
+class OPTSGForTagGeneration(TagTokensMixin, OPTSGPreTrainedModel, OrderPromptGenerationMixin):
     """OP-TSG, which matches order prompts one-to-one with tags and generates the tag of each prompt.
 
     Example:
@@ -38,36 +40,17 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         ['bus', 'coach', 'transit']
     """
 
-    _tied_weights_keys = {"lm_head.weight": "tag_decoder.token_embeddings.weight"}
-
     def __init__(self, config: OPTSGConfig):
         super().__init__(config)
         self.model = OPTSGModel(config)
         self.tag_alignment = TagAlignment(config)
         self.tag_classifier = TagClassifier(config) if config.use_tag_classifier and config.num_tag_classes else None
         self.tag_decoder = TagDecoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
+        self.lm_head = OutputLayer(config.hidden_size, config.tag_vocab_size)
         self.book_reader = BookReader(config) if config.book_evidence_size else None
         self.post_init()
         # A generation config derived from the model config would lose additional fields when it is loaded again.
         self.generation_config = GenerationConfig(decoding="parallel", pad_bias=0.0, threshold=0.0)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embeddings of the tag decoder."""
-        return self.tag_decoder.token_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings of the tag decoder."""
-        self.tag_decoder.token_embeddings = value
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Resize the tag vocabulary; see [`PreTrainedModel.resize_token_embeddings`]."""
-        # The library would store the new size in the text tower's configuration.
-        text_vocab_size = self.config.text_config.vocab_size
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.config.text_config.vocab_size = text_vocab_size
-        self.config.tag_vocab_size = embeddings.num_embeddings
-        return embeddings
 
     @can_return_tuple
     def forward(
@@ -136,9 +119,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         generation = self._generation_loss(outputs, alignment, sequence, pad_weights, parallel, sampled)
         loss = generation["generation_loss"] + self.config.alignment_loss_weight * alignment.loss
         classifier_loss = None
-        # A frozen classifier needs no loss.
-        is_frozen = self.training and self.tag_classifier is not None and not self.tag_classifier.bias.requires_grad
-        if self.tag_classifier is not None and not is_frozen:
+        if self.tag_classifier is not None and not self._classifier_is_frozen():
             classifier_loss = self.tag_classifier(outputs.evidence, labels, is_mismatched)
             loss = loss + self.config.classifier_loss_weight * classifier_loss
         return OPTSGOutput(
@@ -150,6 +131,11 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             **generation,
         )
 
+    def _classifier_is_frozen(self) -> bool:
+        """Return whether nothing that the classifier loss trains is trained, so that it is not needed."""
+        trained = (self.tag_classifier, self.model.multimodal_encoder.evidence_pooler)
+        return self.training and not any(p.requires_grad for module in trained for p in module.parameters())
+
     def add_book_reader(self, evidence_size: int) -> None:
         """Give the model a new, untrained book reader.
 
@@ -159,7 +145,7 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
         self.config.book_evidence_size = evidence_size
         # Not in half precision, in which it could not be trained.
         reader = BookReader(self.config).apply(self._init_weights)
-        self.book_reader = reader.to(self.lm_head.weight.device, torch.float32).train(self.training)
+        self.book_reader = reader.to(self.device, torch.float32).train(self.training)
 
     def read_book(
         self,
@@ -207,18 +193,17 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             raise ValueError("This model has use_tag_classifier=False, so it has no label vocabulary.")
         config = copy.deepcopy(self.config)
         config.num_tag_classes = len(input_ids)
-        tag_classifier = TagClassifier(config)
+        # `apply` visits inner modules first, so an outer module can override their initial weights.
+        tag_classifier = TagClassifier(config).apply(self._init_weights)
         tag_classifier.label_vocabulary.set_tags(input_ids, counts)
         # Nothing below can fail, so an error above leaves the model unchanged.
         self.config.num_tag_classes, tag_classifier.config = len(input_ids), self.config
-        # `apply` visits inner modules first, so an outer module can override their initial weights.
-        tag_classifier.apply(self._init_weights)
-        self.tag_classifier = tag_classifier.to(self.lm_head.weight).train(self.training)
+        self.tag_classifier = tag_classifier.to(self.device, self.dtype).train(self.training)
         encoder = self.model.multimodal_encoder
         if encoder.evidence_pooler is None:
             extended = MultimodalEncoder(self.config).apply(self._init_weights)
             extended.load_state_dict(encoder.state_dict(), strict=False)
-            self.model.multimodal_encoder = extended.to(self.lm_head.weight).train(self.training)
+            self.model.multimodal_encoder = extended.to(self.device, self.dtype).train(self.training)
 
     def _align(
         self, order_prompts: torch.Tensor, tag_features: torch.Tensor, labels: torch.Tensor
@@ -284,18 +269,16 @@ class OPTSGForTagGeneration(OPTSGPreTrainedModel, OrderPromptGenerationMixin):
             The logits `[positions, columns]`, the column of each target `[positions]`, and the columns' tokens
             `[columns]` (`None` for the whole vocabulary).
         """
-        # In training, the embeddings may be text-initialised. The output layer's weight is then only their offset.
-        tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
-        weight, bias = tied.weight, self.lm_head.bias
         if not self.training:
-            return F.linear(hidden_states, weight, bias), targets, None
+            return self.token_logits(hidden_states), targets, None
+        num_tokens = self.config.tag_vocab_size
         if sampled is None:
-            tokens, columns, correction = sample_classes(targets, len(weight), self.config.num_sampled_tokens)
+            tokens, columns, correction = sample_classes(targets, num_tokens, self.config.num_sampled_tokens)
         else:
-            tokens, columns, correction = use_sampled_classes(targets, len(weight), *sampled)
-        if len(tokens) == len(weight):
-            return F.linear(hidden_states, weight, bias), targets, None
-        return F.linear(hidden_states, weight[tokens], bias[tokens]).float() + correction, columns, tokens
+            tokens, columns, correction = use_sampled_classes(targets, num_tokens, *sampled)
+        if len(tokens) == num_tokens:
+            return self.token_logits(hidden_states), targets, None
+        return self.token_logits(hidden_states, tokens).float() + correction, columns, tokens
 
 
 OPTSGConfig.register_for_auto_class()

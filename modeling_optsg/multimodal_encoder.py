@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from .layers import TransformerLayer, pool_tokens
@@ -138,18 +139,18 @@ class Pooler(nn.Module):
         Returns:
             `[batch, hidden_size]`.
         """
-        batch = next(part.shape[0] for part in tokens if part is not None)
+        some_part = next(part for part in tokens if part is not None)
         pooled = []
         for part, mask, norm, width in zip(tokens, masks, self.norms, self.widths, strict=True):
             if part is None:
-                pooled.append(norm.weight.new_zeros(batch, width))
+                pooled.append(torch.zeros(len(some_part), width, dtype=norm.weight.dtype, device=some_part.device))
             else:
                 # A missing modality contributes nothing, not even the bias of the norm.
                 pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))
         hidden_states = self.inner(self.dropout(torch.cat(pooled, dim=-1)))
         if style is not None:
             hidden_states = hidden_states + self.style_projection(style)
-        hidden_states = self.outer(self.dropout(nn.functional.gelu(hidden_states)))
+        hidden_states = self.outer(self.dropout(F.gelu(hidden_states)))
         return hidden_states + self.title_projection(pooled[1])
 
 
@@ -240,7 +241,8 @@ class EvidenceEncoder(nn.Module):
             masks = self._hide_at_random(masks, inputs.example_seeds)
             tokens[1], masks[1] = self._pool_titles_at_random(tokens[1], masks[1], inputs.example_seeds)
         has_any = torch.stack([mask.any(dim=1) for mask in masks if mask is not None]).any(dim=0)
-        if not has_any.all():
+        # A traced program cannot depend on the content of a batch, so it does not check it.
+        if not torch.compiler.is_compiling() and not has_any.all():
             empty = (~has_any).nonzero().flatten().tolist()
             raise ValueError(f"Examples {empty} of the batch have neither a frame nor a title.")
         if tokens[0] is not None:
@@ -251,10 +253,8 @@ class EvidenceEncoder(nn.Module):
     def _collect_evidence(
         self, inputs: EncoderInputs, tokens: list[torch.Tensor | None], masks: list[torch.Tensor | None]
     ) -> TagEvidence:
-        evidence = self.evidence_pooler(inputs.image_features, tokens, masks)
-        if inputs.word_features is not None:
-            evidence.word_vectors = self.evidence_pooler.word_vectors(inputs.word_features)
-            evidence.word_probabilities = inputs.word_probabilities
+        evidence = self.evidence_pooler(inputs.image_features, tokens, masks, inputs.word_features)
+        evidence.word_probabilities = inputs.word_probabilities
         return evidence
 
     def _frame_mask(self, inputs: EncoderInputs) -> torch.Tensor | None:
@@ -342,12 +342,7 @@ class MultimodalEncoder(EvidenceEncoder):
             tokens, masks = _use_trusted_evidence(tokens, masks, evidence, inputs.word_features)
         style = None if evidence is None else evidence.style
         prompt_pooled = None if self.prompt_pooler is None else self.prompt_pooler(tokens, masks, style)
-        embedded = []
-        if tokens[0] is not None:
-            embedded.append(self._embed_frames(inputs.frame_features))
-        if tokens[1] is not None:
-            embedded.append(self.title_projection(tokens[1]) + self.modalities.weight[1])
-        memory = torch.cat(embedded, dim=1)
+        memory = self._embed(tokens, inputs.frame_features)
         if style is not None:
             memory = memory + self.style_projection(style)[:, None]
         memory = self.dropout(memory)
@@ -357,10 +352,18 @@ class MultimodalEncoder(EvidenceEncoder):
         title_length = 0 if tokens[1] is None else tokens[1].shape[1]
         return EncoderOutput(self.norm(memory), memory_mask, title_length, prompt_pooled, evidence)
 
-    def _embed_frames(self, frame_features: torch.Tensor) -> torch.Tensor:
-        positions = self.frame_positions(torch.arange(frame_features.shape[1], device=frame_features.device))
-        embedded = self.frame_projection(frame_features) + positions[:, None] + self.modalities.weight[0]
-        return embedded.flatten(1, 2)
+    def _embed(self, tokens: list[torch.Tensor | None], frame_features: torch.Tensor | None) -> torch.Tensor:
+        """Project the tokens, and add positions of frames and modalities."""
+        device = next(part.device for part in tokens if part is not None)
+        modalities, embedded = self.modalities(torch.arange(2, device=device)), []
+        if tokens[0] is not None:
+            frames, tokens_per_frame = frame_features.shape[1:3]
+            positions = self.frame_positions(torch.arange(frames, device=device))
+            positions = positions.repeat_interleave(tokens_per_frame, dim=0)
+            embedded.append(self.frame_projection(tokens[0]) + positions + modalities[0])
+        if tokens[1] is not None:
+            embedded.append(self.title_projection(tokens[1]) + modalities[1])
+        return torch.cat(embedded, dim=1)
 
 
 def _has_classifier(config: PreTrainedConfig) -> bool:
@@ -388,12 +391,16 @@ def _use_trusted_evidence(
     if word_features is not None:
         reads_words, word_features = evidence.reads_words, word_features[:, :MEMORY_WORDS]
         frames = frames & ~reads_words[:, None]
-        batch, words = word_features.shape[:2]
+        words = word_features.shape[1]
         length = words if titles is None else max(words, titles.shape[1])
-        padded = word_features.new_zeros(batch, length, word_features.shape[2])
-        mask = torch.zeros(batch, length, dtype=torch.bool, device=word_features.device)
-        if titles is not None:
-            padded[:, : titles.shape[1]], mask[:, : titles.shape[1]] = tokens[1], titles
-        padded[reads_words, :words], mask[reads_words, :words] = word_features[reads_words], True
-        tokens, titles = [tokens[0], padded], mask
+        # An example that reads words has no title. All are padded to one length.
+        word_features = F.pad(word_features, (0, 0, 0, length - words))
+        is_word = reads_words[:, None] & (torch.arange(length, device=word_features.device) < words)
+        if titles is None:
+            tokens, titles = [tokens[0], word_features * is_word[..., None]], is_word
+        else:
+            missing = length - titles.shape[1]
+            padded = F.pad(tokens[1], (0, 0, 0, missing))
+            tokens = [tokens[0], torch.where(is_word[..., None], word_features.to(padded.dtype), padded)]
+            titles = F.pad(titles, (0, missing)) | is_word
     return tokens, [frames, titles]

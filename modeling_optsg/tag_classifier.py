@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from .batch_tags import NO_LABEL
-from .layers import Float32Buffers, unit_vectors
+from .layers import Float32Buffers, OutputLayer, compute_columns, unit_vectors
 from .tag_evidence import TagEvidence
 
 # Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
@@ -161,10 +161,21 @@ class LabelVocabulary(Float32Buffers):
         return torch.softmax(self.log_counts, dim=-1) @ self.log_counts
 
     def tokens_of(self, classes: torch.Tensor) -> torch.Tensor:
-        """Return the tokens `[..., max length]` of the tags of `classes` `[...]`, padded with [PAD]."""
+        """Return the tokens `[..., max length]` of the tags of `classes` `[...]`, padded with [PAD].
+
+        Raises:
+            ValueError: A class has no tag.
+        """
         tokens = self.tokens[classes].long()
-        max_length = int((tokens != self.pad_token_id).sum(dim=-1).max()) if tokens.numel() else 1
-        return tokens[..., : max(max_length, 1)]
+        if not tokens.numel():
+            return tokens[..., :1]
+        lengths = (tokens != self.pad_token_id).sum(dim=-1)
+        if not lengths.all():
+            raise ValueError(
+                f"Class {int(classes[lengths == 0][0])} of the tag classifier has no tag: the model was built, or its "
+                "checkpoint saved, without a label vocabulary. Call set_label_vocabulary."
+            )
+        return tokens[..., : int(lengths.max())]
 
 
 class CosineClassifier(nn.Module):
@@ -176,7 +187,7 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, config: PreTrainedConfig, num_classes: int):
         super().__init__()
-        self.class_embeddings = nn.Embedding(num_classes, config.hidden_size)
+        self.class_embeddings = OutputLayer(config.hidden_size, num_classes, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_classes))
         self.logit_scale = nn.Parameter(torch.zeros(1))
 
@@ -191,10 +202,9 @@ class CosineClassifier(nn.Module):
             `[..., columns]`.
         """
         hidden_states = self.logit_scale.exp() * unit_vectors(hidden_states)
-        weight, bias = self.class_embeddings.weight, self.bias
-        if classes is not None:
-            weight, bias = weight[classes], bias[classes]
-        return F.linear(hidden_states, weight, bias)
+        if classes is None:
+            return self.class_embeddings(hidden_states) + self.bias
+        return compute_columns(self.class_embeddings, hidden_states, classes) + self.bias[classes]
 
 
 class TagClassifier(nn.Module):
@@ -209,13 +219,14 @@ class TagClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.class_embeddings = nn.Embedding(config.num_tag_classes, config.hidden_size)
+        # A linear layer, which quantisation and adapters know.
+        self.class_embeddings = nn.Linear(config.hidden_size, config.num_tag_classes, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.num_tag_classes))
         self.label_vocabulary = LabelVocabulary(config)
 
     def project(self, vectors: torch.Tensor) -> torch.Tensor:
         """Compute logits `[..., num_tag_classes]` from vectors `[..., hidden_size]`."""
-        return F.linear(self.dropout(vectors), self.class_embeddings.weight, self.bias).float()
+        return self.class_embeddings(self.dropout(vectors)).float() + self.bias.float()
 
     def logits(
         self,
@@ -237,14 +248,25 @@ class TagClassifier(nn.Module):
             bias: `[batch, 1]` or one number.
             logit_adjustment: See [`LabelVocabulary.adjust_logits`].
         """
+        return self(evidence, scale=scale, bias=bias, logit_adjustment=logit_adjustment)
 
+    def _logits(
+        self,
+        evidence: TagEvidence,
+        scale: torch.Tensor | float,
+        bias: torch.Tensor | float,
+        logit_adjustment: float,
+    ) -> torch.Tensor:
         def project(vectors: torch.Tensor) -> torch.Tensor:
             return self.label_vocabulary.adjust_logits(self.project(vectors), logit_adjustment)
 
         logits = project(evidence.vectors)
-        if evidence.word_vectors is None or not evidence.uses_words.any():
+        # A traced program computes the rows without words as well.
+        is_traced = torch.compiler.is_compiling()
+        if evidence.word_vectors is None or (not is_traced and not evidence.uses_words.any()):
             return logits
-        rows = evidence.uses_words
+        uses_words = evidence.uses_words
+        rows = slice(None) if is_traced else uses_words
         scale, bias = (torch.as_tensor(value).to(logits).expand(len(logits), 1)[rows] for value in (scale, bias))
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
@@ -256,20 +278,24 @@ class TagClassifier(nn.Module):
         of_words = torch.zeros_like(logits[rows])
         for index in range(weights.shape[1]):
             word_logits = scale * (self.project(evidence.word_vectors[rows, index]) - shift) + bias
-            of_words += weights[:, index, None] * word_logits.sigmoid()
+            of_words = of_words + weights[:, index, None] * word_logits.sigmoid()
         of_images = (scale * logits[rows] + bias).sigmoid()
         probabilities = familiarity * of_images + (1 - familiarity) * of_words
-        mixed = logits.clone()
-        mixed[rows] = (probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit() - bias) / scale
-        return mixed
+        mixed = (probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit() - bias) / scale
+        if is_traced:
+            return torch.where(uses_words[:, None], mixed, logits)
+        return logits.index_put((uses_words,), mixed)
 
     def forward(
         self,
         evidence: TagEvidence,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None = None,
         is_mismatched: torch.Tensor | None = None,
+        scale: torch.Tensor | float = 1.0,
+        bias: torch.Tensor | float = 0.0,
+        logit_adjustment: float = 0.0,
     ) -> torch.Tensor:
-        """Compute the asymmetric loss over the label vocabulary.
+        """Compute the logits, or with `labels` the asymmetric loss over the label vocabulary.
 
         An example with a title and an image also has a title-only and an image-only loss, because either may be
         missing at inference. Tags that are not in the label vocabulary are ignored. If a batch has only such tags, the
@@ -280,7 +306,15 @@ class TagClassifier(nn.Module):
             labels: `[batch, max tags per example, max length]`, tokens of each example's tags, -100 for padding.
             is_mismatched: `[batch]`, true for an example whose image belongs to another example. It has no
                 image-only loss. The gate is trained to detect such examples.
+            scale, bias, logit_adjustment: See [`logits`]. Not used with `labels`.
         """
+        if labels is None:
+            return self._logits(evidence, scale, bias, logit_adjustment)
+        return self._loss(evidence, labels, is_mismatched)
+
+    def _loss(
+        self, evidence: TagEvidence, labels: torch.Tensor, is_mismatched: torch.Tensor | None
+    ) -> torch.Tensor:
         config, classes = self.config, self.label_vocabulary.classes_of(labels)
         is_known = classes >= 0
         present = (is_known.nonzero(as_tuple=True)[0], classes[is_known])

@@ -89,6 +89,10 @@ class TagEvidence:
         return self.uses_words & (self.familiarity < TRUSTED)
 
 
+# So that exported programs can return it.
+torch.export.register_dataclass(TagEvidence)
+
+
 class ImageStandardizer(Standardizer):
     """Standardises image features with statistics of the training images, and measures how familiar an image is."""
 
@@ -135,10 +139,10 @@ class ImageStandardizer(Standardizer):
     def familiarity(self, image_features: torch.Tensor) -> torch.Tensor:
         """Return the familiarity of images `[batch, image_feature_size]`, between 0 and 1."""
         standardized = self.standardize(image_features)
-        if not self.half_familiar_distance:
-            return standardized.new_ones(len(standardized))
-        ratio = self.distances(standardized) / self.half_familiar_distance
-        return torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
+        is_fitted = self.half_familiar_distance > 0
+        ratio = self.distances(standardized) / self.half_familiar_distance.where(is_fitted, 1.0)
+        familiarity = torch.sigmoid(-FAMILIARITY_EXPONENT * ratio.clamp(min=1e-6).log())
+        return familiarity.where(is_fitted, 1.0)
 
 
 class AttentionPooler(nn.Module):
@@ -245,27 +249,29 @@ class EvidencePooler(nn.Module):
         image_features: torch.Tensor | None,
         tokens: list[torch.Tensor | None],
         masks: list[torch.Tensor | None],
+        word_features: torch.Tensor | None = None,
     ) -> TagEvidence:
         """Compute the evidence of a batch.
 
         Args:
             image_features: `[batch, image_feature_size]`, `None` without images.
             tokens, masks: See [`AttentionPooler.forward`].
+            word_features: `[batch, words, text width]`, see [`EncoderInputs`].
         """
-        like = self.title_norm.weight
-        batch = next(len(mask) for mask in masks if mask is not None)
+        some_mask = next(mask for mask in masks if mask is not None)
+        batch, device = len(some_mask), some_mask.device
         has_image, has_title = (
-            torch.zeros(batch, dtype=torch.bool, device=like.device) if mask is None else mask.any(dim=1)
-            for mask in masks
+            torch.zeros(batch, dtype=torch.bool, device=device) if mask is None else mask.any(dim=1) for mask in masks
         )
         if image_features is None:
-            image_features = like.new_zeros(batch, self.standardizer.mean.shape[0])
+            image_features = torch.zeros(batch, self.standardizer.mean.shape[0], device=device)
         pooled_titles = pool_tokens(tokens[1], masks[1])
         if pooled_titles is None:
-            pooled_titles = like.new_zeros(batch, self.title_norm.weight.shape[0])
-        standardized = self.standardizer(image_features).to(like.dtype)
+            pooled_titles = torch.zeros(batch, *self.title_norm.normalized_shape, device=device)
+        dtype = self.title_norm.weight.dtype
+        standardized = self.standardizer(image_features).to(dtype)
         title, image = self.title_vectors(pooled_titles), self.image_vectors(standardized)
-        familiarity = self.standardizer.familiarity(image_features).to(like.dtype)
+        familiarity = self.standardizer.familiarity(image_features).to(dtype)
         unit_title, unit_image = unit_vectors(title), unit_vectors(image)
         agreement = unit_title * unit_image
         # The products of unit vectors are small, so they are scaled. Their sum is the cosine.
@@ -295,4 +301,6 @@ class EvidencePooler(nn.Module):
         )
         frames = None if masks[0] is None else masks[0] & evidence.uses_image[:, None]
         evidence.vectors = evidence.vectors + self.attention_weight * self.attention_pooler(tokens, [frames, masks[1]])
+        if word_features is not None:
+            evidence.word_vectors = self.word_vectors(word_features)
         return evidence

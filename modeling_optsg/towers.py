@@ -18,7 +18,7 @@ from .configuration_optsg import EfficientNetLiteConfig
 from .efficientnet_lite import EfficientNetLiteForImageClassification, EfficientNetLiteModel
 from .image_words import ImageWords, VisionFeatures
 from .layers import pool_tokens
-from .vision_tower import as_tokens, pool_layers, run_vision_tower
+from .vision_tower import VIDEO_TOWER, as_tokens, pool_layers, run_vision_tower
 
 HALVES = ("vision", "text")
 # Weights of a tower that its tokens do not depend on: all towers, and by `model_type`.
@@ -160,8 +160,10 @@ class TowerMixin:
         if self.vision_tower is None:
             raise ValueError("This model has no vision tower; pass frame_features instead of pixel_values.")
         frames = pixel_values.flatten(0, 1)
+        # A traced program cannot depend on the mask, so it encodes all frames. VideoMAE needs to know the real ones.
+        is_traced = torch.compiler.is_compiling() and self.vision_tower.config.model_type != VIDEO_TOWER
         # Towers do not run on an empty batch, so all frames are encoded if none is real.
-        some_masked = frame_mask is not None and frame_mask.any() and not frame_mask.all()
+        some_masked = not is_traced and frame_mask is not None and frame_mask.any() and not frame_mask.all()
         is_real = frame_mask.flatten().bool() if some_masked else None
         layers = self.config.vision_feature_layers
         counts = [pixel_values.shape[1]] * len(pixel_values)
@@ -177,6 +179,9 @@ class TowerMixin:
                 padded = values.new_zeros(len(is_real), *values.shape[1:])
                 padded[is_real] = values
                 values = padded
+            elif is_traced and frame_mask is not None:
+                is_masked = ~frame_mask.flatten().bool()
+                values = values.masked_fill(is_masked.view(-1, *[1] * (values.ndim - 1)), 0)
             return values.unflatten(0, pixel_values.shape[:2])
 
         return VisionFeatures(

@@ -15,11 +15,12 @@ from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.batch_tags import check_labels
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
-from modeling_optsg.layers import TransformerLayer
+from modeling_optsg.layers import OutputLayer, TransformerLayer
 from modeling_optsg.model_outputs import OPTSGModelOutput
 from modeling_optsg.sampled_softmax import sample_classes
 from modeling_optsg.tag_decoder import SlotRows, SlotSequence, TagDecoder
 from modeling_optsg.tag_ranking import rank_tags
+from modeling_optsg.tag_tokens import TagTokensMixin
 
 
 @dataclass
@@ -129,7 +130,7 @@ class TagCopier(nn.Module):
         return mixed.clamp(min=1e-20).log(), gate
 
 
-class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
+class OpenBookForTagGeneration(TagTokensMixin, OPTSGPreTrainedModel, GenerationMixin):
     """Retrieve-copy-generate on the modules of OP-TSG.
 
     One slot holds the sequence `y_1 [SEP] y_2 [SEP] ... [PAD]` of all tags. A gate mixes the vocabulary with the
@@ -138,24 +139,15 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
     """
 
     config_class = OpenBookConfig
-    _tied_weights_keys = {"lm_head.weight": "tag_decoder.token_embeddings.weight"}
 
     def __init__(self, config: OpenBookConfig):
         super().__init__(config)
         self.model = OPTSGModel(config)
         self.tag_decoder = TagDecoder(config, max_slot_tokens=config.max_sequence_tokens)
-        self.lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size)
+        self.lm_head = OutputLayer(config.hidden_size, config.tag_vocab_size)
         self.copier = TagCopier(config) if config.num_book_examples else None
         self.post_init()
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embeddings of the tag decoder."""
-        return self.tag_decoder.token_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings of the tag decoder."""
-        self.tag_decoder.token_embeddings = value
 
     @can_return_tuple
     def forward(
@@ -203,7 +195,9 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         is_real = targets >= 0
         num_sampled = self.config.num_sampled_tokens if self.training else 0
         tokens, columns, correction = sample_classes(targets[is_real], self.config.tag_vocab_size, num_sampled)
-        logits = self._token_logits(hidden_states[is_real], tokens) + correction
+        # All tokens are faster without indexing.
+        chosen = None if len(tokens) == self.config.tag_vocab_size else tokens
+        logits = self.token_logits(hidden_states[is_real], chosen) + correction
         log_probs, gate = -F.cross_entropy(logits.float(), columns, reduction="none"), None
         if book is not None:
             pointer, gate = self.copier.point(hidden_states, book)
@@ -211,14 +205,6 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
             mixed = (1 - gate[is_real]) * log_probs.exp() + (gate * copied)[is_real]
             log_probs = mixed.clamp(min=1e-20).log()
         return torch.zeros_like(targets, dtype=torch.float32).masked_scatter(is_real, log_probs), gate
-
-    def _token_logits(self, hidden_states: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        # In training the embeddings may be text-initialised; the output layer's own weight is then only their offset.
-        tied = self.tag_decoder.token_embeddings if self.config.tie_word_embeddings else self.lm_head
-        weight, bias = tied.weight, self.lm_head.bias
-        if tokens is None or len(tokens) == len(weight):
-            return F.linear(hidden_states, weight, bias)
-        return F.linear(hidden_states, weight[tokens], bias[tokens])
 
     def _empty_book(self, batch: int) -> Book | None:
         """Return a book of padding in training: the copier needs a gradient, which other processes may wait for."""
@@ -247,7 +233,7 @@ class OpenBookForTagGeneration(OPTSGPreTrainedModel, GenerationMixin):
         self, hidden_states: torch.Tensor, book: Book | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Compute log-probabilities `[batch, length, tag_vocab_size]` of the next token, and the gate."""
-        logits = self._token_logits(hidden_states)
+        logits = self.token_logits(hidden_states)
         if book is None:
             return logits.float().log_softmax(dim=-1), None
         return self.copier(hidden_states, logits, book)

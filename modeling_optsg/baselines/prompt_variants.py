@@ -16,6 +16,7 @@ from modeling_optsg.baselines.configuration import ModelFConfig, ModelGConfig
 from modeling_optsg.batch_tags import BatchTags, check_labels
 from modeling_optsg.generation_optsg import OPTSGGenerateOutput, evaluation_mode
 from modeling_optsg.generation_settings import read_ranking_settings
+from modeling_optsg.layers import OutputLayer, compute_columns
 from modeling_optsg.model_outputs import OPTSGModelOutput
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.sampled_softmax import sample_classes
@@ -126,7 +127,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
         if config.cosine_classifier:
             self.classifier = CosineClassifier(config, num_classes)
         else:
-            self.classifier = nn.Linear(config.hidden_size, num_classes)
+            self.classifier = OutputLayer(config.hidden_size, num_classes)
         self.label_vocabulary = LabelVocabulary(config)
         self.post_init()
         self.generation_config = GenerationConfig(pad_bias=0.0, threshold=0.0)
@@ -200,7 +201,7 @@ class ModelGForTagClassification(OPTSGPreTrainedModel, GenerationMixin):
     def _class_logits(self, hidden_states: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         if self.config.cosine_classifier:
             return self.classifier(hidden_states, classes)
-        return F.linear(hidden_states, self.classifier.weight[classes], self.classifier.bias[classes])
+        return compute_columns(self.classifier, hidden_states, classes)
 
     @torch.no_grad()
     def generate(

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.process_logging import get_logger
+from modeling_optsg.layers import OutputLayer
 from modeling_optsg.processing_optsg import OPTSGProcessor
 from modeling_optsg.tokenization_optsg import train_tag_tokenizer
 
@@ -103,11 +104,11 @@ def replace_tag_tokenizer(
         tag_tokenizer: The new tag tokenizer.
         init_std: Standard deviation of the text-initialised embeddings. 0 initialises them randomly.
     """
-    config, device = model.config, model.lm_head.weight.device
+    config, device = model.config, model.device
     processor.tag_tokenizer = tag_tokenizer
     config.tag_vocab_size = len(tag_tokenizer)
     embeddings = nn.Embedding(config.tag_vocab_size, config.hidden_size, device=device)
-    lm_head = nn.Linear(config.hidden_size, config.tag_vocab_size, device=device)
+    lm_head = OutputLayer(config.hidden_size, config.tag_vocab_size, device=device)
     with torch.no_grad():
         for weight in (embeddings.weight, lm_head.weight):
             weight.normal_(std=config.initializer_range)

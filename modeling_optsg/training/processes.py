@@ -20,6 +20,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.layers import TransformerLayer
+from modeling_optsg.towers import HALVES
 
 
 def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Accelerator, str]:
@@ -178,7 +180,7 @@ def prepare_training(
 def shard_model(model: OPTSGPreTrainedModel, reshard_after_forward: bool = True, **kwargs: object) -> FSDPModule:
     """Shard the parameters of a model among processes, in place.
 
-    Each module of `_no_split_modules` is a group of its own. All other parameters are one group, which stays gathered
+    Each transformer layer, and each layer of the towers, is a group of its own. All other parameters are one group, which stays gathered
     during a step because the output layer reads the token embeddings. (accelerate would make two groups of these.)
 
     Args:
@@ -191,8 +193,10 @@ def shard_model(model: OPTSGPreTrainedModel, reshard_after_forward: bool = True,
     """
     if scalars := [name for name, parameter in model.named_parameters() if not parameter.ndim]:
         raise ValueError(f"Scalar parameters cannot be sharded: {', '.join(scalars)}.")
+    towers = (getattr(model.model, f"{half}_tower") for half in HALVES)
+    layers = {TransformerLayer.__name__}.union(*(t._no_split_modules or () for t in towers if t is not None))
     for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
+        if type(module).__name__ in layers:
             fully_shard(module, reshard_after_forward=reshard_after_forward, **kwargs)
     return fully_shard(model, **kwargs)
 

@@ -107,8 +107,8 @@ def _is_known(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return not ids <= {tokenizer.unk_token_id}
 
 
-def class_embeddings(model: OPTSGPreTrainedModel) -> nn.Embedding | None:
-    """Return the embeddings of the training tags that a model compares with, or `None`."""
+def class_embeddings(model: OPTSGPreTrainedModel) -> nn.Linear | None:
+    """Return the layer with the embeddings of the training tags that a model compares with, or `None`."""
     heads = (getattr(model, "tag_classifier", None), getattr(model, "classifier", None))
     return next((head.class_embeddings for head in heads if hasattr(head, "class_embeddings")), None)
 
@@ -127,7 +127,7 @@ def initialize_classes_from_text(model: OPTSGPreTrainedModel, features: torch.Te
     features = features.float().to(embeddings.weight.device)
     features = F.layer_norm(features - features.mean(dim=0), features.shape[1:])
     # A random projection preserves angles. It is the same for all models, so that they can share an image warm-up.
-    shape, generator = (features.shape[1], embeddings.embedding_dim), torch.Generator().manual_seed(0)
+    shape, generator = (features.shape[1], embeddings.in_features), torch.Generator().manual_seed(0)
     projection = torch.randn(shape, generator=generator).to(features) * features.shape[1] ** -0.5
     embeddings.weight.zero_()
     embeddings.weight[: len(features)] = F.normalize(features @ projection, dim=-1)
