@@ -76,8 +76,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             shapes = [f"{name} is {[*saved]}, not {[*own]}" for name, saved, own in sorted(report["mismatched_keys"])]
             more = f", and {len(shapes) - 5} more" if len(shapes) > 5 else ""
             raise ValueError(
-                f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}. Load the checkpoint with its "
-                "own configuration; set_label_vocabulary then gives it other classes, and resize_token_embeddings "
+                f"The weights do not fit the configuration: {', '.join(shapes[:5])}{more}. Load the checkpoint with "
+                "its own configuration; set_label_vocabulary then gives it other classes, and resize_token_embeddings "
                 "another number of tokens. With ignore_mismatched_sizes=True, these tensors are new and untrained."
             )
         # Loading makes new parameters.

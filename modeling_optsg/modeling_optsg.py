@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig
 from transformers.utils.generic import can_return_tuple

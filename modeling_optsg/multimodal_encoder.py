@@ -143,7 +143,8 @@ class Pooler(nn.Module):
         pooled = []
         for part, mask, norm, width in zip(tokens, masks, self.norms, self.widths, strict=True):
             if part is None:
-                pooled.append(torch.zeros(len(some_part), width, dtype=norm.weight.dtype, device=some_part.device))
+                shape = (some_part.shape[0], width)
+                pooled.append(torch.zeros(shape, dtype=norm.weight.dtype, device=some_part.device))
             else:
                 # A missing modality contributes nothing, not even the bias of the norm.
                 pooled.append(norm(pool_tokens(part, mask).to(norm.weight.dtype)) * mask.any(dim=1, keepdim=True))

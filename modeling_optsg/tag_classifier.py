@@ -267,7 +267,7 @@ class TagClassifier(nn.Module):
             return logits
         uses_words = evidence.uses_words
         rows = slice(None) if is_traced else uses_words
-        scale, bias = (torch.as_tensor(value).to(logits).expand(len(logits), 1)[rows] for value in (scale, bias))
+        scale, bias = (torch.as_tensor(value).to(logits).expand(logits.shape[0], 1)[rows] for value in (scale, bias))
         familiarity = evidence.familiarity[rows, None]
         weights = evidence.word_probabilities[rows] ** (1 / WORD_TEMPERATURE)
         weights = weights / weights.sum(dim=1, keepdim=True)

@@ -174,7 +174,7 @@ class AttentionPooler(nn.Module):
         memory = [projection(norm(part.to(norm.weight.dtype))) for part, norm, projection in parts if part is not None]
         mask = torch.cat([mask for mask in masks if mask is not None], dim=1)
         memory = self.dropout(torch.cat(memory, dim=1))
-        query = self.query.expand(len(memory), -1, -1)
+        query = self.query.expand(memory.shape[0], -1, -1)
         attended, _ = self.attention(query, memory, mask[:, None, None, :])
         hidden_states = query + self.dropout(attended)
         hidden_states = hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states)))
@@ -259,7 +259,7 @@ class EvidencePooler(nn.Module):
             word_features: `[batch, words, text width]`, see [`EncoderInputs`].
         """
         some_mask = next(mask for mask in masks if mask is not None)
-        batch, device = len(some_mask), some_mask.device
+        batch, device = some_mask.shape[0], some_mask.device
         has_image, has_title = (
             torch.zeros(batch, dtype=torch.bool, device=device) if mask is None else mask.any(dim=1) for mask in masks
         )

@@ -166,7 +166,8 @@ class TowerMixin:
         some_masked = not is_traced and frame_mask is not None and frame_mask.any() and not frame_mask.all()
         is_real = frame_mask.flatten().bool() if some_masked else None
         layers = self.config.vision_feature_layers
-        counts = [pixel_values.shape[1]] * len(pixel_values)
+        # `len` would fix the batch size of a traced program.
+        counts = () if is_traced else [pixel_values.shape[1]] * len(pixel_values)
         if is_real is not None:
             frames, counts = frames[is_real], [count for count in frame_mask.sum(dim=1).tolist() if count]
         outputs = run_vision_tower(self.vision_tower, frames, counts, output_hidden_states=bool(layers))

@@ -27,7 +27,8 @@ def run_vision_tower(
         tower: The vision tower.
         frames: `[frames, 3, height, width]`, the frames of all examples, example after example, of any floating-point
             type.
-        counts: Number of frames of each example, at least 1. Their sum is the number of frames.
+        counts: Number of frames of each example, at least 1. Their sum is the number of frames. Only VideoMAE needs
+            them.
         output_hidden_states: Whether to return `hidden_states`.
 
     Returns:
@@ -61,7 +62,7 @@ def _to_patches(frames: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor
     frames = frames[..., : rows * patch_size, : columns * patch_size]
     patches = frames.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size)).permute(0, 2, 4, 3, 5, 1)
     patches = patches.flatten(3).flatten(1, 2)
-    shapes = torch.tensor([[rows, columns]], device=frames.device).expand(len(frames), 2)
+    shapes = torch.tensor([[rows, columns]], device=frames.device).expand(frames.shape[0], 2)
     mask = torch.ones(patches.shape[:2], dtype=torch.long, device=frames.device)
     return {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
 

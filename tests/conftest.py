@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from behaviour_matrix import matrix_lines
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast, ViTConfig, ViTImageProcessor
 
@@ -19,6 +20,14 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 LABEL_VOCABULARY = {"red": 9, "blue": 7, "colour": 6, "square": 3, "e-mail": 1, "创意美食": 2, "家常菜": 1}
 TITLE_WORDS = ["a", "red", "blue", "green", "square", "dog", "e", "-", "mail", *"红色方块创意美食家常菜"]
 TEXT_SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints the matrix of test_common_behaviour.py, also with pytest-xdist."""
+    if lines := matrix_lines(terminalreporter.stats):
+        terminalreporter.section("classes and behaviours")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """kNN: a weighted vote of the nearest training examples, with features from the same towers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin
+from transformers import initialization as init
+from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel, OPTSGTowers
 from modeling_optsg.baselines.configuration import KNNConfig
@@ -14,6 +18,17 @@ from modeling_optsg.generation_settings import read_ranking_settings
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.tag_classifier import LabelVocabulary
 from modeling_optsg.tag_ranking import rank_tags
+
+
+@dataclass
+class KNNOutput(ModelOutput):
+    """Output of [`KNNForTagVote`].
+
+    Args:
+        scores: `[batch, num_tag_classes]`, the ratio of the votes that each tag gets.
+    """
+
+    scores: torch.Tensor | None = None
 
 
 class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
@@ -41,6 +56,15 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig(
             threshold=0.0, neighbours=min(10, max(config.num_examples, 1)), image_weight=0.4
         )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            # No training examples.
+            init.zeros_(self.images)
+            init.zeros_(self.titles)
+            init.constant_(self.example_tags, self.config.num_tag_classes)
 
     def _empty_tags(self) -> torch.Tensor:
         # Rows are padded with an additional class, whose votes are dropped.
@@ -94,6 +118,44 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
             total = total + image_weight * standardized @ self.images.float().T
         return total
 
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        frame_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        title_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        neighbours: int | None = None,
+        image_weight: float | None = None,
+    ) -> KNNOutput:
+        """Compute the votes for each tag.
+
+        Args:
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask: See
+                [`OPTSGModel.forward`].
+            neighbours: k, the number of training examples that vote.
+            image_weight: Weight of the image similarity.
+
+        Raises:
+            ValueError: An example has neither an image nor a title, or a setting is out of range.
+        """
+        settings = self.generation_config
+        k = settings.neighbours if neighbours is None else neighbours
+        image_weight = settings.image_weight if image_weight is None else image_weight
+        if not isinstance(k, int) or not 1 <= k <= self.config.num_examples:
+            raise ValueError(f"neighbours={k!r} must be an integer from 1 to num_examples={self.config.num_examples}.")
+        if image_weight < 0:
+            raise ValueError(f"image_weight={image_weight} must not be negative.")
+        vision, titles = self.model.encode_inputs(
+            pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
+        )
+        if vision is None and titles is None:
+            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
+        images, titles = vision and vision.image_features, pool_tokens(titles, attention_mask)
+        return KNNOutput(scores=self._vote(self.similarity(images, titles, image_weight), k))
+
     @torch.no_grad()
     def generate(
         self,
@@ -127,19 +189,19 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         """
         own = {"threshold": threshold, "max_tags": max_tags, "neighbours": neighbours, "image_weight": image_weight}
         settings = read_ranking_settings(self, generation_config, {}, **own)
-        k, image_weight = settings["neighbours"], settings["image_weight"]
-        if not isinstance(k, int) or not 1 <= k <= self.config.num_examples:
-            raise ValueError(f"neighbours={k!r} must be an integer from 1 to num_examples={self.config.num_examples}.")
-        if image_weight < 0:
-            raise ValueError(f"image_weight={image_weight} must not be negative.")
         with evaluation_mode(self):
-            vision, titles = self.model.encode_inputs(
-                pixel_values, frame_features, image_features, frame_mask, input_ids, title_features, attention_mask
-            )
-        if vision is None and titles is None:
-            raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
-        images, titles = vision and vision.image_features, pool_tokens(titles, attention_mask)
-        scores, classes = self._vote(self.similarity(images, titles, image_weight), k)
+            votes = self(
+                pixel_values,
+                frame_features,
+                image_features,
+                frame_mask,
+                input_ids,
+                title_features,
+                attention_mask,
+                settings["neighbours"],
+                settings["image_weight"],
+            ).scores
+        scores, classes = votes.topk(max(int((votes > 0).sum(dim=1).max()), 1), dim=1)
         ranked = rank_tags(
             self.label_vocabulary.tokens_of(classes)[:, :, None],
             scores.clamp(max=1.0).log()[:, :, None],
@@ -149,18 +211,16 @@ class KNNForTagVote(OPTSGPreTrainedModel, GenerationMixin):
         )
         return OPTSGGenerateOutput(sequences=ranked.sequences, tag_scores=ranked.tag_scores)
 
-    def _vote(self, similarity: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores and classes `[batch, tags]`, highest score first."""
+    def _vote(self, similarity: torch.Tensor, k: int) -> torch.Tensor:
+        """Return the ratio of the votes for each class, `[batch, num_tag_classes]`."""
         weights, rows = similarity.topk(k, dim=1)
         # A neighbour with a negative similarity has no vote.
         weights = weights.clamp(min=1e-6)
         weights = weights / weights.sum(dim=1, keepdim=True)
         classes = self.example_tags[rows].long().flatten(1)
-        votes = weights.new_zeros(len(rows), self.config.num_tag_classes + 1)
-        votes.scatter_add_(1, classes, weights.repeat_interleave(self.config.max_tags_per_example, dim=1))
-        votes = votes[:, :-1]
-        max_tags = max(int((votes > 0).sum(dim=1).max()), 1)
-        return votes.topk(max_tags, dim=1)
+        votes = weights.new_zeros(rows.shape[0], self.config.num_tag_classes + 1)
+        votes = votes.scatter_add(1, classes, weights.repeat_interleave(self.config.max_tags_per_example, dim=1))
+        return votes[:, :-1]
 
 
 KNNConfig.register_for_auto_class()

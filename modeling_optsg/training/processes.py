@@ -180,8 +180,9 @@ def prepare_training(
 def shard_model(model: OPTSGPreTrainedModel, reshard_after_forward: bool = True, **kwargs: object) -> FSDPModule:
     """Shard the parameters of a model among processes, in place.
 
-    Each transformer layer, and each layer of the towers, is a group of its own. All other parameters are one group, which stays gathered
-    during a step because the output layer reads the token embeddings. (accelerate would make two groups of these.)
+    Each transformer layer, and each layer of the towers, is a group of its own. All other parameters are one group,
+    which stays gathered during a step because the output layer reads the token embeddings. (accelerate would make two
+    groups of these.)
 
     Args:
         model: The model, before its optimizer is made.
