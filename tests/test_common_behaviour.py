@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def results(model, inputs):
 def assert_same(found, expected, rtol=1e-3, atol=1e-4):
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=rtol, atol=atol, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(tensor, expected[name], rtol=rtol, atol=atol, msg=partial("{}: {}".format, name))
 
 
 def gradients(model, batch):
@@ -311,7 +312,7 @@ def exports(model, batch, folder):
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             for own_tensor, other in zip(*map(tensors_of, (found[name], tensor)), strict=True):
-                torch.testing.assert_close(own_tensor, other, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+                torch.testing.assert_close(own_tensor, other, rtol=1e-4, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 class Program(nn.Module):
