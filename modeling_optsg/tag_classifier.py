@@ -312,9 +312,7 @@ class TagClassifier(nn.Module):
             return self._logits(evidence, scale, bias, logit_adjustment)
         return self._loss(evidence, labels, is_mismatched)
 
-    def _loss(
-        self, evidence: TagEvidence, labels: torch.Tensor, is_mismatched: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _loss(self, evidence: TagEvidence, labels: torch.Tensor, is_mismatched: torch.Tensor | None) -> torch.Tensor:
         config, classes = self.config, self.label_vocabulary.classes_of(labels)
         is_known = classes >= 0
         present = (is_known.nonzero(as_tuple=True)[0], classes[is_known])

@@ -1,6 +1,6 @@
 """Prints the matrix of classes and behaviours that test_common_behaviour.py has checked."""
 
-SIGNS = {"passed": "+", "failed": "FAILED", "error": "FAILED", "xfailed": "x", "xpassed": "FAILED"}
+SIGNS = {"passed": "+", "failed": "FAILED", "error": "FAILED"}
 
 
 def matrix_lines(stats: dict[str, list]) -> list[str]:
@@ -15,8 +15,6 @@ def matrix_lines(stats: dict[str, list]) -> list[str]:
             if outcome == "skipped":
                 reason = report.longrepr[2].removeprefix("Skipped: ")
                 sign = reasons.setdefault(f"not applicable, because it {reason}", f"({len(reasons) + 1})")
-            elif outcome == "xfailed":
-                sign = reasons.setdefault(f"expected to fail: {report.wasxfail}", f"x({len(reasons) + 1})")
             cells[tuple(own)] = sign
     classes, behaviours = (list(dict.fromkeys(key[index] for key in cells)) for index in (0, 1))
     if not cells:

@@ -358,10 +358,6 @@ def trains_adapters(model, batch, folder):
 
 
 NO_LOSS_CLASSES = (OPTSGModel, MODEL_TYPES["knn"].model)
-# Behaviours that a class still lacks.
-NO_CAST = "inputs are not cast to the dtype of the towers"
-LACKS_CAST = [name for name in CLASSES if name not in ("OPTSGModel", "ASY", "Open-Book", "sequence")]
-MISSING = {(name, dtype): NO_CAST for name in LACKS_CAST for dtype in ("bfloat16", "float16")}
 # Classes that export another program than those before them. The others take long and add little.
 EXPORTED = ("OPTSGModel", "OP-TSG, image words", "ASY", "Open-Book", "kNN")
 CASES = [
@@ -377,13 +373,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "behaviour"), CASES)
-def test_a_class_behaves(make, batch, tmp_path, record_property, request, name, behaviour):
+def test_a_class_behaves(make, batch, tmp_path, record_property, name, behaviour):
     record_property("matrix", [name, behaviour])
     check, not_applicable = BEHAVIOURS[behaviour]
     if name in not_applicable:
         pytest.skip(not_applicable[name])
-    if reason := MISSING.get((name, behaviour)):
-        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
     model = make(name)
     batch = dict(batch)
     if getattr(model, "copier", None) is None:
