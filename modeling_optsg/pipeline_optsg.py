@@ -74,7 +74,16 @@ class TagGenerationPipeline(Pipeline):
         # Set first: the base class calls `_sanitize_parameters`.
         self._last_vocabulary: tuple[list, TagVocabularyLogitsProcessor] | None = None
         self._last_book: tuple[Any, Any] | None = None
-        super().__init__(*args, **kwargs)
+        model = kwargs.get("model", args[0] if args else None)
+        placed = getattr(model, "hf_device_map", None)
+        if placed is not None and kwargs.get("device") is None:
+            # The library would take the first device of the map, which may be "disk".
+            model.hf_device_map, kwargs["device"] = None, model.device
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            if placed is not None:
+                model.hf_device_map = placed
         if self.processor is None:
             raise ValueError("a tag-generation pipeline needs a processor; pass `processor=` with a model object")
 

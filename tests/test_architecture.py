@@ -17,6 +17,7 @@ LAYERS = {
     "modeling_optsg.evaluation": 1,
     "modeling_optsg.baselines": 1,
     "modeling_optsg.book": 1,
+    "modeling_optsg.onnx": 1,
     "modeling_optsg.training": 2,
     "modeling_optsg.hub": 2,
     "optsg": 3,

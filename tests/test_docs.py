@@ -8,6 +8,7 @@ Blocks of these languages are checked:
 - `bash` is shown only: the command needs the network, a GPU, a data set or hours.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,8 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # test_sidecars.py runs the commands of this page.
 ELSEWHERE = {"photo-libraries"}
+# Packages that a page needs and that `make test` does not install.
+PACKAGES = {"serving": ("bitsandbytes", "onnx", "onnxruntime", "onnxscript", "peft", "torchao")}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 LANGUAGES = {"sh", "python", "text", "json", "bash", "bibtex"}
 COLOURS = {"red": (220, 40, 40), "blue": (40, 40, 220), "green": (40, 190, 40), "grey": (128, 128, 128)}
@@ -103,6 +106,8 @@ def assert_printed(expected: str, output: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in ELSEWHERE], ids=lambda page: page.stem)
 def test_everything_on_the_page_runs(page, clone, environment):
+    if missing := [name for name in PACKAGES.get(page.stem, ()) if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{', '.join(missing)} is not installed")
     program, shown, output = [], [], ""
     previous = None
     for language, block in blocks(page):
