@@ -143,15 +143,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     examples = load_tagging_dataset("icon_tagging")["test"].shuffle(0).select(range(arguments.num_examples))
-    rows = {}
+    output, rows = arguments.output, {}
+    # Variants that are not measured again are kept.
+    kept = json.loads(output.read_text(encoding="utf-8"))["variants"] if output.exists() else {}
     for variant in dict.fromkeys([REFERENCE, *arguments.variants]):
         rows[variant] = measure(arguments.checkpoint, variant, examples)
         compared = compare(rows)
         print(variant, json.dumps(compared[variant], allow_nan=False), flush=True)
-        result = {"checkpoint": arguments.checkpoint, "examples": len(examples), "variants": compared}
+        variants = {name: (kept | compared)[name] for name in VARIANTS if name in kept | compared}
+        result = {"checkpoint": arguments.checkpoint, "examples": len(examples), "variants": variants}
+        output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(result | environment(), indent=1, allow_nan=False)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

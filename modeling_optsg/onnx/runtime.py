@@ -61,7 +61,8 @@ class OnnxEncoder(nn.Module):
         **others: object,
     ) -> OPTSGModelOutput:
         """Encode a batch. The memory is that of all layers, `[2, layers, ...]`; see [`EncoderProgram.forward`]."""
-        if given := [name for name, value in others.items() if isinstance(value, torch.Tensor) or value is True]:
+        given = [name for name, value in others.items() if isinstance(value, torch.Tensor)]
+        if given := given + ["output_attentions"] * bool(others.get("output_attentions")):
             raise ValueError(f"An exported model has no input {', '.join(given)}; pass pixel_values and input_ids.")
         batch = len(input_ids if pixel_values is None else pixel_values)
         if pixel_values is None:
