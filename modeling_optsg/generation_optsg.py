@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .generation_settings import IMAGE_WORDS, MODALITIES, GenerationSettings, read_generation_settings
 from .multimodal_encoder import MemoryLayout
+from .score_bound import ScoreBound
 from .slot_search import SlotCandidates, SlotContext, SlotSearch, SlotSearchSettings
 from .tag_evidence import TagEvidence
 from .tag_ranking import ClassifierOutput, rank_tags
@@ -151,7 +152,8 @@ class OrderPromptGenerationMixin(GenerationMixin):
             logits_processor: Processors of `transformers`. Their `input_ids` are a slot's own tokens.
             generation_config: Used instead of the model's. `threshold`, `pad_bias`, `fusion_weights` and
                 `logit_adjustment` may be mappings with a value per decoding.
-            output_slots: Return what every slot generated.
+            output_slots: Return what every slot generated. Without it, parallel decoding drops hypotheses whose tags
+                cannot reach `threshold`; see [`ScoreBound`].
             output_evidence: Return what a book needs: the evidence of the tag classifier, by which it compares
                 examples, and the order prompts and the memory, which the book reader reads.
             output_attentions: Return where each order prompt looks.
@@ -171,9 +173,25 @@ class OrderPromptGenerationMixin(GenerationMixin):
         inputs |= {"image_features": image_features}
         with evaluation_mode(self):
             outputs = self.model(**inputs, output_attentions=output_attentions, return_dict=True)
-            candidates = self._generate_slots(outputs, settings, processors)
             classifier_output = self._classify(outputs.evidence, settings, processors)
-        found = self._rank(outputs, candidates, classifier_output, settings, output_slots)
+            tagged_by = None if outputs.evidence is None else _tagged_by(outputs.evidence)
+            limits = self._limits(tagged_by, settings, len(outputs.memory))
+            bound = None if output_slots else self._bound_scores(limits[0], classifier_output, settings)
+            candidates = self._generate_slots(outputs, settings, processors, bound)
+        pad = self.config.tag_pad_token_id
+        ranked = rank_tags(candidates.tokens, candidates.log_probs, *limits, pad, classifier_output)
+        found = OPTSGGenerateOutput(
+            **vars(ranked),
+            pad_margins=candidates.pad_margins,
+            image_words=outputs.image_words,
+            image_word_scores=outputs.image_word_scores,
+            tagged_by=tagged_by,
+            prompt_attentions=outputs.prompt_attentions,
+            memory_layout=outputs.memory_layout,
+        )
+        if output_slots:
+            found.slot_tokens, found.slot_log_probs = candidates.tokens, candidates.log_probs
+            found.classifier_output = classifier_output
         if output_evidence:
             found.evidence, found.order_prompts = outputs.evidence, outputs.order_prompts
             found.memory, found.memory_mask = outputs.memory, outputs.memory_mask
@@ -200,8 +218,24 @@ class OrderPromptGenerationMixin(GenerationMixin):
             processors.insert(0, tag_vocabulary)
         return processors
 
+    def _bound_scores(
+        self, thresholds: list[float], classifier_output: ClassifierOutput | None, settings: GenerationSettings
+    ) -> ScoreBound | None:
+        """Return the bound that drops hopeless hypotheses, `None` where every hypothesis counts.
+
+        In sequential decoding later slots see them, and samples follow the model's distribution.
+        """
+        if settings.decoding == "sequential" or settings.config.do_sample or not any(thresholds):
+            return None
+        tree = None if self.tag_classifier is None else self.tag_classifier.label_vocabulary.prefix_tree()
+        return ScoreBound(thresholds, classifier_output, tree)
+
     def _generate_slots(
-        self, outputs: ModelOutput, settings: GenerationSettings, processors: LogitsProcessorList
+        self,
+        outputs: ModelOutput,
+        settings: GenerationSettings,
+        processors: LogitsProcessorList,
+        bound: ScoreBound | None,
     ) -> SlotCandidates:
         """Generate all slots. The fields of the result are `[batch, num_prompts, ...]`."""
         search_settings = SlotSearchSettings(
@@ -212,6 +246,7 @@ class OrderPromptGenerationMixin(GenerationMixin):
             length_penalty=settings.length_penalty,
             min_log_probability=settings.min_log_probability,
             keep_context=settings.decoding == "sequential",
+            bound=bound,
         )
         search = SlotSearch(self.tag_decoder, self.lm_head, search_settings, outputs.memory, outputs.memory_mask)
         generate = self._generate_parallel if settings.decoding == "parallel" else self._generate_sequential
@@ -287,11 +322,11 @@ class OrderPromptGenerationMixin(GenerationMixin):
         )
 
     def _limits(
-        self, tagged_by: list[str] | None, settings: GenerationSettings
-    ) -> tuple[float | list[float], int | None | list[int | None]]:
-        """Return the threshold and the maximum number of tags, each for all examples or for each example."""
+        self, tagged_by: list[str] | None, settings: GenerationSettings, batch: int
+    ) -> tuple[list[float], list[int | None]]:
+        """Return the threshold and the maximum number of tags of each example."""
         if tagged_by is None:
-            return settings.thresholds[MODALITIES[0]], settings.max_tags
+            return [settings.thresholds[MODALITIES[0]]] * batch, [settings.max_tags] * batch
         thresholds, max_tags = [], []
         for modality in tagged_by:
             # One threshold is that of every example.
@@ -302,31 +337,6 @@ class OrderPromptGenerationMixin(GenerationMixin):
                 thresholds.append(settings.thresholds.get(modality, settings.thresholds[MODALITIES[0]]))
                 max_tags.append(settings.max_tags)
         return thresholds, max_tags
-
-    def _rank(
-        self,
-        outputs: ModelOutput,
-        found: SlotCandidates,
-        classifier_output: ClassifierOutput | None,
-        settings: GenerationSettings,
-        output_slots: bool,
-    ) -> OPTSGGenerateOutput:
-        pad = self.config.tag_pad_token_id
-        tagged_by = None if outputs.evidence is None else _tagged_by(outputs.evidence)
-        limits = self._limits(tagged_by, settings)
-        ranked = rank_tags(found.tokens, found.log_probs, *limits, pad, classifier_output)
-        return OPTSGGenerateOutput(
-            **vars(ranked),
-            pad_margins=found.pad_margins,
-            slot_tokens=found.tokens if output_slots else None,
-            slot_log_probs=found.log_probs if output_slots else None,
-            classifier_output=classifier_output if output_slots else None,
-            image_words=outputs.image_words,
-            image_word_scores=outputs.image_word_scores,
-            tagged_by=tagged_by,
-            prompt_attentions=outputs.prompt_attentions,
-            memory_layout=outputs.memory_layout,
-        )
 
 
 def _tagged_by(evidence: TagEvidence) -> list[str]:

@@ -165,16 +165,17 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def _split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Split `[batch, length, width]` into heads `[batch, heads, length, head size]`."""
         return hidden_states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
 
     def queries(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Project `[batch, length, width]` to queries `[batch, heads, length, head size]`."""
-        return self._split_heads(self.q_proj(hidden_states))
+        return self.split_heads(self.q_proj(hidden_states))
 
     def keys_values(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project `[batch, length, width]` to keys and values, each `[batch, heads, length, head size]`."""
-        return self._split_heads(self.k_proj(hidden_states)), self._split_heads(self.v_proj(hidden_states))
+        return self.split_heads(self.k_proj(hidden_states)), self.split_heads(self.v_proj(hidden_states))
 
     def attend(
         self,
@@ -198,6 +199,15 @@ class MultiHeadAttention(nn.Module):
             The output `[batch, queries, width]`, and with eager attention or `output_attentions` the weights
             `[batch, heads, queries, keys]`.
         """
+        mixed, weights = self.mix_values(query, key, value, attention_mask)
+        if weights is None and output_attentions:
+            weights = attention_weights(query, key, attention_mask, self.head_size**-0.5).to(value.dtype)
+        return self.out_proj(mixed), weights
+
+    def mix_values(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Do the same as [`attend`], without the output projection."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attention(
             self,
@@ -209,9 +219,7 @@ class MultiHeadAttention(nn.Module):
             scaling=self.head_size**-0.5,
             is_causal=False,
         )
-        if weights is None and output_attentions:
-            weights = attention_weights(query, key, attention_mask, self.head_size**-0.5).to(value.dtype)
-        return self.out_proj(output.flatten(2)), weights
+        return output.flatten(2), weights
 
     def forward(
         self,

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LogitsProcessorList
 
+from .score_bound import ScoreBound
 from .tag_decoder import SlotRows, TagDecoder
+
+# Tokens of a block, of which only the largest score is compared first.
+BLOCK = 64
 
 
 def select_rows(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
@@ -92,6 +96,7 @@ class SlotSearchSettings:
         length_penalty: Exponent of the length that beams are divided by.
         min_log_probability: A beam after the first is dropped once its log-probability falls below this.
         keep_context: Return the [`SlotContext`] of the best hypotheses.
+        bound: Drops hypotheses that cannot reach the threshold; `None` to keep all.
     """
 
     processors: LogitsProcessorList
@@ -101,6 +106,7 @@ class SlotSearchSettings:
     length_penalty: float
     min_log_probability: float
     keep_context: bool
+    bound: ScoreBound | None = None
 
 
 @dataclass
@@ -122,34 +128,59 @@ class SlotCandidates:
 
 @dataclass
 class _Hypotheses:
-    """Hypotheses of the slots that are not done, `[slots * hypotheses, ...]` each.
+    """The hypotheses of all slots, `[slots, hypotheses]` each. Their tokens are `[slots, hypotheses, max tokens]`.
 
     `log_probs` are the model's own; `ranking` is the same under the processed scores, which beams are ranked by. Both
     are -inf for a hypothesis that is not a tag. `finished` says that [SEP] was generated, or that it is not a tag.
+    The keys and values of a hypothesis are row `cache_row` of the cache of step `cache_step`.
     """
 
-    slots: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
     ranking: torch.Tensor
     finished: torch.Tensor
     lengths: torch.Tensor
-    cache: DynamicCache
+    cache_row: torch.Tensor
+    cache_step: torch.Tensor
 
-    def select(self, slots: torch.Tensor, rows: torch.Tensor) -> "_Hypotheses":
-        names = ("tokens", "log_probs", "ranking", "finished", "lengths")
-        selected = {name: getattr(self, name)[rows] for name in names}
-        return _Hypotheses(slots=self.slots[slots], cache=select_rows(self.cache, rows), **selected)
+    def unfinished(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return slot and column of each hypothesis that is not finished."""
+        return (~self.finished).nonzero(as_tuple=True)
+
+    def drop(self, where: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Mark some hypotheses as not a tag."""
+        self.log_probs[where] = -torch.inf
+        # A dropped beam must not rank before others, which would then be returned in its place.
+        self.ranking[where] = -torch.inf
+        self.finished[where] = True
 
 
 @dataclass
-class _Choice:
-    """The next token of every hypothesis, and which hypothesis it continues."""
+class _NextTokens:
+    """Scores of the next token of some hypotheses.
 
-    parents: torch.Tensor
-    tokens: torch.Tensor
-    log_probs: torch.Tensor
-    ranking: torch.Tensor
+    Args:
+        logits: `[rows, vocabulary]`, the model's own, -inf for tokens that are impossible here.
+        normalizer: `[rows]`. The log-probability of a token is its logit minus this.
+        scores: `[rows, vocabulary]`, processed logits, by which tokens are chosen. The same tensor as `logits` without
+            processors.
+        score_normalizer: `[rows]`, -inf where no token is possible.
+        pad_scores: `[rows]`, the processed logits of [PAD] as the first token.
+    """
+
+    logits: torch.Tensor
+    normalizer: torch.Tensor
+    scores: torch.Tensor
+    score_normalizer: torch.Tensor
+    pad_scores: torch.Tensor | None = None
+
+    def look_up(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities of tokens `[rows, n]`: those that rank hypotheses, and the model's own."""
+        ranking = self.scores.gather(1, tokens) - self.score_normalizer[:, None]
+        return (
+            ranking.masked_fill(self.score_normalizer.isneginf()[:, None], -torch.inf),
+            self.logits.gather(1, tokens) - self.normalizer[:, None],
+        )
 
 
 class SlotSearch:
@@ -176,6 +207,7 @@ class SlotSearch:
         self.pad, self.sep = decoder.config.tag_pad_token_id, decoder.config.tag_sep_token_id
         self.max_tokens = decoder.config.max_tag_tokens
         self.width = settings.num_hypotheses
+        self.use_beams = not settings.do_sample and self.width > 1
 
     def run(
         self,
@@ -192,251 +224,250 @@ class SlotSearch:
             context: What earlier slots generated, one row per example.
             pad_bias: Used instead of the settings'.
         """
-        device = prompts.device
-        found = SlotCandidates(
-            tokens=torch.full((len(prompts), self.width, self.max_tokens), self.pad, device=device),
-            log_probs=torch.full((len(prompts), self.width), -torch.inf, device=device),
-            pad_margins=torch.empty(0, device=device),
-        )
         pad_bias = self.settings.pad_bias if pad_bias is None else pad_bias
-        hypotheses = self._start(prompts, examples, context, pad_bias, found)
+        hypotheses, cache, pad_margins = self._start(prompts, examples, context, pad_bias)
+        caches = [cache]
+        extend = self._extend_beams if self.use_beams else self._extend_each
         for length in range(1, self.max_tokens + 1):
-            if len(hypotheses.slots) == 0:
+            slots, columns = hypotheses.unfinished()
+            if self.settings.bound is not None and len(slots):
+                slots, columns = self._drop_hopeless(hypotheses, slots, columns, examples, length)
+            if not len(slots):
                 break
-            hypotheses = self._extend(hypotheses, length, prompts, examples, context)
-            hypotheses = self._collect_done(hypotheses, found, context)
-        max_length = max(int((found.tokens != self.pad).sum(dim=-1).max()), 1) if found.tokens.numel() else 1
-        found.tokens = found.tokens[..., :max_length]
-        if found.context is not None:
-            found.context.trim()
+            # Only these are decoded, and only their keys and values are copied.
+            cache = select_rows(caches[-1], hypotheses.cache_row[slots, columns])
+            tokens = hypotheses.tokens[slots, columns, :length]
+            logits = self._decode(prompts[slots], examples[slots], tokens, cache, context)
+            extend(hypotheses, slots, columns, self._score(logits, tokens), length)
+            caches = [*caches, cache] if self.settings.keep_context else [cache]
+        tokens = hypotheses.tokens.masked_fill(hypotheses.log_probs.isneginf()[..., None], self.pad)
+        max_length = max(int((tokens != self.pad).sum(dim=-1).max()), 1) if tokens.numel() else 1
+        found = SlotCandidates(tokens[..., :max_length], hypotheses.log_probs, pad_margins)
+        if self.settings.keep_context:
+            found.context = self._keep_context(hypotheses, caches, context)
         return found
 
-    def _start(
+    def _decode(
         self,
         prompts: torch.Tensor,
         examples: torch.Tensor,
+        tokens: torch.Tensor,
+        cache: DynamicCache,
         context: SlotContext | None,
-        pad_bias: float,
-        found: SlotCandidates,
-    ) -> _Hypotheses:
-        """Decode the prompts and choose the first tokens. Slots in which [PAD] wins are done."""
-        zeros = torch.zeros_like(examples)
-        cache = DynamicCache() if context is None else select_rows(context.cache, examples)
-        mask = self._cache_mask(context, examples, 1)
+    ) -> torch.Tensor:
+        """Decode the last of `tokens` `[rows, length]`, or the prompt if there are none, and extend `cache` by it."""
+        length, mask = tokens.shape[1], None
+        if context is not None:
+            mask = torch.cat([context.mask[examples], context.mask.new_ones(len(examples), length + 1)], dim=1)
+        last = tokens[:, -1] if length else torch.zeros_like(examples)
+        embedded = self.decoder.embed(prompts, torch.full_like(examples, length), last)
         rows = SlotRows(examples, len(self.memory_mask))
-        embedded = self.decoder.embed(prompts, zeros, zeros)
         hidden_states = self.decoder.step(embedded, cache, mask, rows, self.memory_cache, self.memory_mask)
-        logits = self.lm_head(hidden_states).float()
-        model_log_probs = logits.log_softmax(dim=-1)
-        scores, found.pad_margins = self._first_scores(logits, pad_bias)
-        if self.settings.keep_context:
-            found.context = SlotContext.empty_like(cache, len(prompts), self.max_tokens + 1)
-            found.context.store(
-                torch.arange(len(prompts), device=prompts.device), zeros, cache, self._start_of(context)
-            )
+        return self.lm_head(hidden_states).float()
 
-        if self.settings.do_sample:
-            first = torch.multinomial(scores.softmax(dim=-1), self.width, replacement=True)
-            ranking = torch.zeros(first.shape, device=prompts.device)
-            alive = (first != self.pad).any(dim=1)
-        else:
-            alive = scores.argmax(dim=-1) != self.pad
-            scores[:, self.pad] = -torch.inf
-            ranking, first = scores.log_softmax(dim=-1).topk(self.width, dim=-1)
-        first, ranking = first[alive], ranking[alive].flatten()
-        log_probs = model_log_probs[alive].gather(1, first).flatten()
-        not_a_tag = (first.flatten() == self.pad) | ranking.isneginf()
-        if not self.settings.do_sample:
-            not_a_tag |= self._is_too_unlikely(log_probs)
-        slots = alive.nonzero().flatten()
-        return _Hypotheses(
-            slots=slots,
-            tokens=first.reshape(-1, 1),
-            log_probs=log_probs.masked_fill(not_a_tag, -torch.inf),
-            ranking=ranking.masked_fill(not_a_tag, -torch.inf),
-            finished=not_a_tag,
-            lengths=torch.ones_like(first.flatten()),
-            cache=select_rows(cache, slots.repeat_interleave(self.width)),
-        )
-
-    def _first_scores(self, logits: torch.Tensor, pad_bias: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply `pad_bias` and the processors to the first tokens' logits, and compute the margins over [PAD]."""
-        logits[:, self.sep] = -torch.inf
-        pad_logits = logits[:, self.pad].clone()
-        logits[:, self.pad] = -torch.inf
-        pad_margins = logits.amax(dim=-1) - pad_logits
-        logits[:, self.pad] = pad_logits + pad_bias
-        scores = self.settings.processors(logits.new_empty(len(logits), 0, dtype=torch.long), logits)
-        # Where processors forbid even [PAD], nothing can be generated.
-        scores[:, self.pad] = scores[:, self.pad].masked_fill(scores.isneginf().all(dim=-1), 0.0)
-        return scores, pad_margins
-
-    def _extend(
-        self,
-        hypotheses: _Hypotheses,
-        length: int,
-        prompts: torch.Tensor,
-        examples: torch.Tensor,
-        context: SlotContext | None,
-    ) -> _Hypotheses:
-        """Decode one more token of every hypothesis that is not finished."""
-        active = (~hypotheses.finished).nonzero().flatten()
-        slots = hypotheses.slots.repeat_interleave(self.width)[active]
-        cache = select_rows(hypotheses.cache, active)
-        embedded = self.decoder.embed(prompts[slots], torch.full_like(slots, length), hypotheses.tokens[active, -1])
-        hidden_states = self.decoder.step(
-            embedded,
-            cache,
-            self._cache_mask(context, examples[slots], length + 1),
-            SlotRows(examples[slots], len(self.memory_mask)),
-            self.memory_cache,
-            self.memory_mask,
-        )
-        _append_last_position(hypotheses.cache, cache, active, len(hypotheses.finished))
-        logits = self.lm_head(hidden_states).float()
-        model_log_probs = logits.log_softmax(dim=-1)
-        logits[:, self.pad] = -torch.inf
-        if length == self.max_tokens:
-            sep_logits = logits[:, self.sep].clone()
-            scores = logits.fill_(-torch.inf)
-            scores[:, self.sep] = sep_logits
-        else:
-            scores = self.settings.processors(hypotheses.tokens[active], logits)
-        return self._choose(hypotheses, active, scores, model_log_probs)
-
-    def _choose(
-        self, hypotheses: _Hypotheses, active: torch.Tensor, scores: torch.Tensor, model_log_probs: torch.Tensor
-    ) -> _Hypotheses:
-        """Append the next tokens.
+    def _score(
+        self, logits: torch.Tensor, tokens: torch.Tensor, pad_scores: torch.Tensor | None = None
+    ) -> _NextTokens:
+        """Process the logits `[rows, vocabulary]` after `tokens` `[rows, length]`, and overwrite them.
 
         Args:
-            hypotheses: All hypotheses.
-            active: `[active]`, indices of those that are not finished.
-            scores: `[active, vocabulary]`, processed logits.
-            model_log_probs: `[active, vocabulary]`.
+            pad_scores: `[rows]`, logits of [PAD] for the first token. A later token is never [PAD].
         """
-        stuck = scores.isneginf().all(dim=-1)
-        # What stuck hypotheses choose is not read, but there must be something to choose.
-        scores = scores.masked_fill(stuck[:, None], 0.0)
-        use_beams = not self.settings.do_sample and self.width > 1
-        continue_ = self._continue_beams if use_beams else self._continue_single
-        choice = continue_(hypotheses, active, scores, model_log_probs, stuck)
-        was_finished = hypotheses.finished[choice.parents]
-        log_probs = hypotheses.log_probs[choice.parents] + torch.where(was_finished, 0.0, choice.log_probs)
-        # Stuck, or taken into a beam for want of possible continuations.
-        impossible, ranking = choice.ranking.isneginf(), choice.ranking
-        if use_beams:
-            impossible |= self._is_too_unlikely(log_probs)
-            # A dropped beam must not rank before others, which would then be returned in its place.
-            ranking = ranking.masked_fill(impossible, -torch.inf)
-        finished = was_finished | impossible | (choice.tokens == self.sep)
-        tokens = choice.tokens.masked_fill(finished, self.pad)[:, None]
-        return _Hypotheses(
-            slots=hypotheses.slots,
-            tokens=torch.cat([hypotheses.tokens[choice.parents], tokens], dim=1),
-            log_probs=log_probs.masked_fill(impossible, -torch.inf),
-            ranking=ranking,
-            finished=finished,
-            lengths=hypotheses.lengths[choice.parents] + (~finished).long(),
-            cache=select_rows(hypotheses.cache, choice.parents),
-        )
+        # A tag has at least one token.
+        impossible = [self.pad] if pad_scores is None else [self.pad, self.sep]
+        removed = logits[:, impossible]
+        logits[:, impossible] = -torch.inf
+        score_normalizer = _log_normalizer(logits)
+        normalizer = torch.cat([removed, score_normalizer[:, None]], dim=1).logsumexp(dim=-1)
+        scores = logits
+        if tokens.shape[1] == self.max_tokens:
+            score_normalizer = logits[:, self.sep].clone()
+            scores = torch.full_like(logits, -torch.inf)
+            scores[:, self.sep] = score_normalizer
+        elif self.settings.processors:
+            scores = logits.clone()
+            if pad_scores is not None:
+                scores[:, self.pad] = pad_scores
+            scores = self.settings.processors(tokens, scores)
+            if pad_scores is not None:
+                pad_scores = scores[:, self.pad].clone()
+                scores[:, self.pad] = -torch.inf
+            score_normalizer = _log_normalizer(scores)
+        return _NextTokens(logits, normalizer, scores, score_normalizer, pad_scores)
 
-    def _continue_single(
-        self,
-        hypotheses: _Hypotheses,
-        active: torch.Tensor,
-        scores: torch.Tensor,
-        model_log_probs: torch.Tensor,
-        stuck: torch.Tensor,
-    ) -> _Choice:
-        """Continue each hypothesis by itself: greedy search or sampling."""
+    def _start(
+        self, prompts: torch.Tensor, examples: torch.Tensor, context: SlotContext | None, pad_bias: float
+    ) -> tuple[_Hypotheses, DynamicCache, torch.Tensor]:
+        """Decode the prompts and choose the first tokens. Slots in which [PAD] wins are finished."""
+        cache = DynamicCache() if context is None else select_rows(context.cache, examples)
+        no_tokens = examples.new_empty(len(examples), 0)
+        logits = self._decode(prompts, examples, no_tokens, cache, context)
+        pad_logits = logits[:, self.pad].clone()
+        next_tokens = self._score(logits, no_tokens, pad_logits + pad_bias)
         if self.settings.do_sample:
-            chosen = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
+            # Where processors forbid even [PAD], nothing can be generated.
+            nothing = next_tokens.score_normalizer.isneginf() & next_tokens.pad_scores.isneginf()
+            pad_scores = next_tokens.pad_scores.masked_fill(nothing, 0.0)
+            scores = next_tokens.scores.index_copy(1, examples.new_tensor([self.pad]), pad_scores[:, None])
+            tokens = torch.multinomial(scores.softmax(dim=-1), self.width, replacement=True)
+            is_tag = tokens != self.pad
         else:
-            chosen = scores.argmax(dim=-1)
-        log_probs = torch.zeros_like(hypotheses.log_probs)
-        log_probs[active] = model_log_probs.gather(1, chosen[:, None])[:, 0]
-        return _Choice(
-            parents=torch.arange(len(hypotheses.finished), device=scores.device),
-            tokens=torch.full_like(hypotheses.lengths, self.sep).index_copy_(0, active, chosen),
+            values, tokens = _largest(next_tokens.scores, self.width)
+            is_tag = (values[:, :1] > next_tokens.pad_scores[:, None]) & ~values.isneginf()
+        ranking, log_probs = next_tokens.look_up(tokens)
+        if self.settings.do_sample:
+            ranking = torch.zeros_like(ranking)
+        hypotheses = _Hypotheses(
+            tokens=torch.full((*tokens.shape, self.max_tokens), self.pad, device=tokens.device),
             log_probs=log_probs,
-            ranking=hypotheses.ranking.index_fill(0, active[stuck], -torch.inf),
+            ranking=ranking,
+            finished=torch.zeros_like(is_tag),
+            lengths=torch.ones_like(tokens),
+            cache_row=torch.arange(len(tokens), device=tokens.device)[:, None].repeat(1, self.width),
+            cache_step=torch.zeros_like(tokens),
         )
+        hypotheses.tokens[..., 0] = tokens
+        hypotheses.drop(~is_tag if self.settings.do_sample else ~is_tag | self._is_too_unlikely(log_probs))
+        return hypotheses, cache, logits.amax(dim=-1) - pad_logits
 
-    def _continue_beams(
+    def _drop_hopeless(
         self,
         hypotheses: _Hypotheses,
-        active: torch.Tensor,
-        scores: torch.Tensor,
-        model_log_probs: torch.Tensor,
-        stuck: torch.Tensor,
-    ) -> _Choice:
-        """Choose the best continuations among all beams of each slot.
+        slots: torch.Tensor,
+        columns: torch.Tensor,
+        examples: torch.Tensor,
+        length: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Drop unfinished hypotheses whose tags cannot reach the threshold, and return slot and column of the rest."""
+        tokens, log_probs = hypotheses.tokens[slots, columns, :length], hypotheses.log_probs[slots, columns]
+        kept = self.settings.bound.can_reach(examples[slots], tokens, log_probs)
+        hypotheses.drop((slots[~kept], columns[~kept]))
+        return slots[kept], columns[kept]
+
+    def _extend_each(
+        self,
+        hypotheses: _Hypotheses,
+        slots: torch.Tensor,
+        columns: torch.Tensor,
+        next_tokens: _NextTokens,
+        length: int,
+    ) -> None:
+        """Continue each unfinished hypothesis by itself: greedy search or sampling."""
+        stuck = next_tokens.score_normalizer.isneginf()
+        if self.settings.do_sample:
+            # What stuck hypotheses choose is not read, but there must be something to choose.
+            scores = next_tokens.scores.masked_fill(stuck[:, None], 0.0)
+            chosen = torch.multinomial(scores.softmax(dim=-1), 1)
+        else:
+            chosen = next_tokens.scores.argmax(dim=-1, keepdim=True)
+        log_probs, chosen = next_tokens.look_up(chosen)[1][:, 0], chosen[:, 0]
+        where, rows = (slots, columns), torch.arange(len(slots), device=slots.device)
+        finished = stuck | (chosen == self.sep)
+        hypotheses.log_probs[where] += log_probs
+        hypotheses.finished[where] = finished
+        hypotheses.lengths[where] += ~finished
+        hypotheses.cache_row[where], hypotheses.cache_step[where] = rows, length
+        if length < self.max_tokens:
+            hypotheses.tokens[slots, columns, length] = chosen.masked_fill(finished, self.pad)
+        hypotheses.drop((slots[stuck], columns[stuck]))
+
+    def _extend_beams(
+        self,
+        hypotheses: _Hypotheses,
+        slots: torch.Tensor,
+        columns: torch.Tensor,
+        next_tokens: _NextTokens,
+        length: int,
+    ) -> None:
+        """Choose the best continuations among all beams of each slot that has unfinished ones.
 
         The candidates of a beam are its best tokens other than [SEP], and [SEP], which adds no length. A finished beam
         has one candidate, itself, under [SEP].
         """
-        num_slots, width = len(hypotheses.slots), self.width
-        following = scores.log_softmax(dim=-1)
-        ended = following[:, self.sep].clone()
-        following[:, self.sep] = -torch.inf
-        following, tokens = following.topk(min(width, following.shape[1]), dim=-1)
-        following = torch.cat([following, ended[:, None]], dim=-1)
-        following = (hypotheses.ranking[active, None] + following).masked_fill(stuck[:, None], -torch.inf)
-        num_candidates = following.shape[1]
-        ranking = following.new_full((num_slots * width, num_candidates), -torch.inf)
-        ranking[:, -1] = hypotheses.ranking.masked_fill(~hypotheses.finished, -torch.inf)
-        ranking[active] = following
-        candidates = tokens.new_full((num_slots * width, num_candidates), self.sep)
-        candidates[active, :-1] = tokens
-        log_probs = ranking.new_zeros(ranking.shape)
-        log_probs[active] = model_log_probs.gather(1, candidates[active])
-        lengths = (hypotheses.lengths[:, None] + 1).repeat(1, num_candidates)
-        lengths[:, -1] -= 1
-        best = (ranking / lengths**self.settings.length_penalty).view(num_slots, -1).topk(width, dim=-1).indices
-        first_row = torch.arange(num_slots, device=scores.device)[:, None] * width
-        parents, index = (first_row + best // num_candidates).flatten(), (best % num_candidates).flatten()
-        return _Choice(parents, candidates[parents, index], log_probs[parents, index], ranking[parents, index])
+        sep = torch.full_like(slots, self.sep)[:, None]
+        ended = next_tokens.look_up(sep)
+        next_tokens.scores[:, self.sep] = -torch.inf
+        _, tokens = _largest(next_tokens.scores, self.width)
+        following = next_tokens.look_up(tokens)
+        ranking, log_probs = (torch.cat(parts, dim=1) for parts in zip(following, ended, strict=True))
+        ranking = ranking + hypotheses.ranking[slots, columns][:, None]
+
+        open_slots, place = slots.unique_consecutive(return_inverse=True)
+        own = {name: value[open_slots] for name, value in vars(hypotheses).items()}
+        cells, number = place * self.width + columns, ranking.shape[1]
+        all_ranking = ranking.new_full((own["ranking"].numel(), number), -torch.inf)
+        all_ranking[:, -1] = own["ranking"].masked_fill(~own["finished"], -torch.inf).flatten()
+        all_ranking[cells] = ranking
+        all_tokens = tokens.new_full(all_ranking.shape, self.sep).index_copy_(0, cells, torch.cat([tokens, sep], 1))
+        all_log_probs = torch.zeros_like(all_ranking).index_copy_(0, cells, log_probs)
+        penalised = all_ranking
+        if self.settings.length_penalty:
+            lengths = (own["lengths"].view(-1, 1) + 1).repeat(1, number)
+            lengths[:, -1] -= 1
+            penalised = all_ranking / lengths**self.settings.length_penalty
+        best = penalised.view(len(open_slots), -1).topk(self.width, dim=-1).indices
+        parents = best // number
+        ranking, chosen, log_probs = (
+            values.view(len(open_slots), -1).gather(1, best) for values in (all_ranking, all_tokens, all_log_probs)
+        )
+        new = {name: value.gather(1, parents) for name, value in own.items() if name != "tokens"}
+        rows = torch.zeros_like(all_tokens[:, 0]).index_copy_(0, cells, torch.arange(len(cells), device=cells.device))
+        parent_rows = rows.view(len(open_slots), -1).gather(1, parents)
+        new["cache_row"] = torch.where(new["finished"], new["cache_row"], parent_rows)
+        new["cache_step"] = new["cache_step"].masked_fill(~new["finished"], length)
+        new["ranking"] = ranking
+        new["log_probs"] += log_probs
+        new["finished"] |= chosen == self.sep
+        new["lengths"] += ~new["finished"]
+        new["tokens"] = own["tokens"].gather(1, parents[..., None].expand(-1, -1, self.max_tokens))
+        if length < self.max_tokens:
+            new["tokens"][..., length] = chosen.masked_fill(new["finished"], self.pad)
+        beams = _Hypotheses(**new)
+        # Stuck, or taken into a beam for want of possible continuations.
+        beams.drop(ranking.isneginf() | self._is_too_unlikely(beams.log_probs))
+        for name, value in vars(beams).items():
+            getattr(hypotheses, name)[open_slots] = value
 
     def _is_too_unlikely(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Return which hypotheses fall below `min_log_probability`; never the first of a slot."""
-        is_lower_beam = torch.arange(len(log_probs), device=log_probs.device) % self.width > 0
+        """Return which hypotheses of `[slots, hypotheses]` fall below `min_log_probability`; never the first."""
+        is_lower_beam = torch.arange(log_probs.shape[1], device=log_probs.device) > 0
         return is_lower_beam & (log_probs < self.settings.min_log_probability)
 
-    def _collect_done(
-        self, hypotheses: _Hypotheses, found: SlotCandidates, context: SlotContext | None
-    ) -> _Hypotheses:
-        """Move slots whose hypotheses are all finished to `found`, and return the others."""
-        done = hypotheses.finished.view(-1, self.width).all(dim=1)
-        if not done.any():
-            return hypotheses
-        slots, rows = hypotheses.slots[done], done.repeat_interleave(self.width)
-        tokens = hypotheses.tokens[rows].view(len(slots), self.width, -1)[..., : self.max_tokens]
-        log_probs = hypotheses.log_probs[rows].view(len(slots), self.width)
-        found.tokens[slots, :, : tokens.shape[-1]] = tokens.masked_fill(log_probs.isneginf()[..., None], self.pad)
-        found.log_probs[slots] = log_probs
-        if found.context is not None:
-            # Later slots see the first hypothesis of a slot, which is the best beam.
-            best = done.nonzero().flatten() * self.width
-            lengths = torch.where(hypotheses.log_probs[best].isneginf(), 0, hypotheses.lengths[best])
-            found.context.store(slots, lengths, select_rows(hypotheses.cache, best), self._start_of(context))
-        return hypotheses.select(~done, ~rows)
-
-    @staticmethod
-    def _start_of(context: SlotContext | None) -> int:
-        """Return the first position of the current slot in the cache."""
-        return 0 if context is None else context.mask.shape[1]
-
-    @staticmethod
-    def _cache_mask(context: SlotContext | None, examples: torch.Tensor, own_length: int) -> torch.Tensor | None:
-        if context is None:
-            return None
-        return torch.cat([context.mask[examples], context.mask.new_ones(len(examples), own_length)], dim=1)
+    def _keep_context(
+        self, hypotheses: _Hypotheses, caches: list[DynamicCache], context: SlotContext | None
+    ) -> SlotContext:
+        """Return the context of the first hypothesis of each slot, which is the best beam."""
+        # The current slot begins where the context of earlier slots ends.
+        start = 0 if context is None else context.mask.shape[1]
+        kept = SlotContext.empty_like(caches[0], len(hypotheses.lengths), self.max_tokens + 1)
+        lengths = hypotheses.lengths[:, 0].masked_fill(hypotheses.log_probs[:, 0].isneginf(), 0)
+        for step, cache in enumerate(caches):
+            slots = (hypotheses.cache_step[:, 0] == step).nonzero()[:, 0]
+            if len(slots):
+                rows = select_rows(cache, hypotheses.cache_row[slots, 0])
+                kept.store(slots, lengths[slots], rows, start)
+        kept.trim()
+        return kept
 
 
-def _append_last_position(cache: DynamicCache, longer: DynamicCache, rows: torch.Tensor, num_rows: int) -> None:
-    """Append the last position of `longer`, which has only some rows of `cache`; the other rows get zeros."""
-    for index, layer in enumerate(longer.layers):
-        last = (states[:, :, -1:] for states in (layer.keys, layer.values))
-        key, value = (states.new_zeros(num_rows, *states.shape[1:]).index_copy_(0, rows, states) for states in last)
-        cache.update(key, value, index)
+def _log_normalizer(logits: torch.Tensor) -> torch.Tensor:
+    """Compute `logits.logsumexp(dim=-1)` of `[rows, vocabulary]`. On a CPU, `softmax` has the faster exponential."""
+    largest = logits.amax(dim=-1)
+    return torch.where(largest.isneginf(), largest, largest - logits.softmax(dim=-1).amax(dim=-1).log())
+
+
+def _largest(scores: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute `scores.topk(number, dim=-1)` of `[rows, vocabulary]`, by way of the maxima of blocks.
+
+    `topk` handles one number after the other, while maxima are vectorised.
+    """
+    number, blocks = min(number, scores.shape[1]), scores.shape[1] // BLOCK
+    if blocks <= number:
+        return scores.topk(number, dim=-1)
+    inside = scores[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    best = inside.amax(dim=-1).topk(number, dim=-1, sorted=False).indices
+    tokens = (best[..., None] * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1)
+    rest = torch.arange(blocks * BLOCK, scores.shape[1], device=scores.device)
+    tokens = torch.cat([tokens, rest.expand(len(scores), -1)], dim=1)
+    values, index = scores.gather(1, tokens).topk(number, dim=-1)
+    return values, tokens.gather(1, index)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from .batch_tags import NO_LABEL
 from .layers import Float32Buffers, OutputLayer, compute_columns, unit_vectors
+from .score_bound import PrefixTree
 from .tag_evidence import TagEvidence
 
 # Weight of the gate loss, a mean over examples. The tag loss is a sum over thousands of tags.
@@ -72,7 +73,8 @@ class LabelVocabulary(Float32Buffers):
         shape = (config.num_tag_classes, config.max_tag_tokens)
         self.register_buffer("tokens", torch.full(shape, self.pad_token_id, dtype=torch.int32))
         self.register_buffer("log_counts", torch.zeros(config.num_tag_classes))
-        self._class_index = None
+        self.vocab_size = config.tag_vocab_size
+        self._class_index = self._prefix_tree = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -144,6 +146,13 @@ class LabelVocabulary(Float32Buffers):
                 "set_label_vocabulary, or leave the tag out."
             )
         return classes
+
+    def prefix_tree(self) -> PrefixTree:
+        """Return the tags as a prefix tree."""
+        version = (self.tokens.data_ptr(), self.tokens._version)
+        if self._prefix_tree is None or self._prefix_tree[0] != version:
+            self._prefix_tree = (version, PrefixTree(self.tokens, self.pad_token_id, self.vocab_size))
+        return self._prefix_tree[1]
 
     def adjust_logits(self, logits: torch.Tensor, logit_adjustment: float) -> torch.Tensor:
         """Favours rare tags by subtracting `logit_adjustment` times the logarithm of each tag's training count.

@@ -137,15 +137,20 @@ class SlotRows:
         self.max_slots = int(counts.max())
         rank = torch.arange(examples.shape[0], device=examples.device) - first[examples]
         self.index = examples * self.max_slots + rank
+        # Then both layouts are the same, and nothing is copied.
+        self.is_full = len(examples) == batch * self.max_slots
 
     def by_example(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Rearrange `[slots, width]` to `[batch, max slots, width]`, with zeros where an example has fewer slots."""
+        if self.is_full:
+            return hidden_states.unflatten(0, (self.batch, self.max_slots))
         grid = hidden_states.new_zeros(self.batch * self.max_slots, hidden_states.shape[-1])
         return grid.index_copy_(0, self.index, hidden_states).unflatten(0, (self.batch, self.max_slots))
 
     def by_slot(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Invert [`by_example`]."""
-        return hidden_states.flatten(0, 1)[self.index]
+        hidden_states = hidden_states.flatten(0, 1)
+        return hidden_states if self.is_full else hidden_states[self.index]
 
 
 class TagDecoder(nn.Module):
@@ -239,17 +244,20 @@ class TagDecoder(nn.Module):
         """
         if cache_mask is not None:
             cache_mask = cache_mask[:, None, None, :]
-        hidden_states = hidden_states[:, None]
+        memory_mask = memory_mask[:, None, None, :]
         for index, (layer, memory_layer) in enumerate(zip(self.layers, memory_cache.layers, strict=True)):
-            normed = layer.self_norm(hidden_states)
-            key, value = cache.update(*layer.self_attention.keys_values(normed), index)
-            attended, _ = layer.self_attention.attend(layer.self_attention.queries(normed), key, value, cache_mask)
-            hidden_states = hidden_states + attended
+            normed, attention = layer.self_norm(hidden_states), layer.self_attention
+            key, value = cache.update(*attention.keys_values(normed[:, None]), index)
+            if key.shape[2] == 1:
+                # The first position sees only itself.
+                mixed = value.flatten(1)
+            else:
+                mixed = attention.mix_values(attention.queries(normed[:, None]), key, value, cache_mask)[0][:, 0]
+            hidden_states = hidden_states + attention.out_proj(mixed)
 
-            queries = layer.cross_attention.queries(rows.by_example(layer.cross_norm(hidden_states)[:, 0]))
-            attended, _ = layer.cross_attention.attend(
-                queries, memory_layer.keys, memory_layer.values, memory_mask[:, None, None, :]
-            )
-            hidden_states = hidden_states + rows.by_slot(attended)[:, None]
+            attention = layer.cross_attention
+            queries = attention.split_heads(rows.by_example(attention.q_proj(layer.cross_norm(hidden_states))))
+            mixed, _ = attention.mix_values(queries, memory_layer.keys, memory_layer.values, memory_mask)
+            hidden_states = hidden_states + attention.out_proj(rows.by_slot(mixed))
             hidden_states = hidden_states + layer.feed_forward(layer.feed_forward_norm(hidden_states))
-        return self.norm(hidden_states)[:, 0]
+        return self.norm(hidden_states)
