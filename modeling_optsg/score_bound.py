@@ -1,5 +1,6 @@
 """Upper bounds of tags' scores, by which generation drops hypotheses that no threshold lets through."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from .tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput
 MAX_THRESHOLD = 0.99
 # Logits may differ by rounding between the bound and the final score.
 TOLERANCE = 1e-3
-
+# A slot whose probability of a prefix is below this ratio of the likeliest slot's hardly changes the tag's probability.
+MIN_RATIO = 0.1
 
 class PrefixTree:
     """The tags of the label vocabulary as a prefix tree in tensors.
@@ -104,7 +106,7 @@ class ScoreBound:
             self.weights, self.min_logits = self.weights.to(self.logits), self.min_logits.to(self.logits)
 
     def can_reach(self, examples: torch.Tensor, tokens: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-        """Return which hypotheses can reach the threshold, boolean `[rows]`.
+        """Return which hypotheses can reach the threshold and matter for their tag's probability, boolean `[rows]`.
 
         Args:
             examples: `[rows]`, the example of each hypothesis.
@@ -126,4 +128,5 @@ class ScoreBound:
             # A weight of 0 times -inf would be NaN.
             known = torch.where(logits.isneginf(), -torch.inf, slots + classifier_weight * logits + bias)
             best = torch.maximum(best, known)
-        return best >= self.min_logits.to(best)[examples]
+        likeliest = torch.full_like(log_probs, -torch.inf).scatter_reduce_(0, same, log_probs, "amax")[same]
+        return (best >= self.min_logits.to(best)[examples]) & (log_probs >= likeliest + math.log(MIN_RATIO))

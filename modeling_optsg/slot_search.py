@@ -130,8 +130,8 @@ class SlotCandidates:
 class _Hypotheses:
     """The hypotheses of all slots, `[slots, hypotheses]` each. Their tokens are `[slots, hypotheses, max tokens]`.
 
-    `log_probs` are the model's own; `ranking` is the same under the processed scores, which beams are ranked by. Both
-    are -inf for a hypothesis that is not a tag. `finished` says that [SEP] was generated, or that it is not a tag.
+    `log_probs` are the model's own, -inf for a hypothesis that is not a tag; `ranking` is the same under the processed
+    scores, which beams are ranked by. `finished` says that [SEP] was generated, or that it is not a tag.
     The keys and values of a hypothesis are row `cache_row` of the cache of step `cache_step`.
     """
 
@@ -341,7 +341,9 @@ class SlotSearch:
         """Drop unfinished hypotheses whose tags cannot reach the threshold, and return slot and column of the rest."""
         tokens, log_probs = hypotheses.tokens[slots, columns, :length], hypotheses.log_probs[slots, columns]
         kept = self.settings.bound.can_reach(examples[slots], tokens, log_probs)
-        hypotheses.drop((slots[~kept], columns[~kept]))
+        # They keep their ranking and so their places in the beam, so that the others are those of the exact search.
+        hypotheses.log_probs[slots[~kept], columns[~kept]] = -torch.inf
+        hypotheses.finished[slots[~kept], columns[~kept]] = True
         return slots[kept], columns[kept]
 
     def _extend_each(
@@ -431,7 +433,8 @@ class SlotSearch:
     def _is_too_unlikely(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Return which hypotheses of `[slots, hypotheses]` fall below `min_log_probability`; never the first."""
         is_lower_beam = torch.arange(log_probs.shape[1], device=log_probs.device) > 0
-        return is_lower_beam & (log_probs < self.settings.min_log_probability)
+        is_unlikely = (log_probs < self.settings.min_log_probability) & ~log_probs.isneginf()
+        return is_lower_beam & is_unlikely
 
     def _keep_context(
         self, hypotheses: _Hypotheses, caches: list[DynamicCache], context: SlotContext | None
@@ -451,9 +454,9 @@ class SlotSearch:
 
 
 def _log_normalizer(logits: torch.Tensor) -> torch.Tensor:
-    """Compute `logits.logsumexp(dim=-1)` of `[rows, vocabulary]`. On a CPU, `softmax` has the faster exponential."""
+    """Compute `logits.logsumexp(dim=-1)` of `[rows, vocabulary]`. On a CPU `log_softmax` is faster, and more exact."""
     largest = logits.amax(dim=-1)
-    return torch.where(largest.isneginf(), largest, largest - logits.softmax(dim=-1).amax(dim=-1).log())
+    return torch.where(largest.isneginf(), largest, largest - logits.log_softmax(dim=-1).amax(dim=-1))
 
 
 def _largest(scores: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
