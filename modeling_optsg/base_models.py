@@ -16,6 +16,7 @@ from .image_words import ImageWords, VisionFeatures
 from .layers import Standardizer, dtype_of
 from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
+from .prepared_weights import lay_out_weights
 from .prompt_encoder import PromptEncoder
 from .tag_alignment import TagAlignment
 from .tag_classifier import CosineClassifier, LabelVocabulary, TagClassifier
@@ -59,6 +60,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
     # accumulated batches, and does not divide it.
     accepts_loss_kwargs = False
+    # Whether `prepare_for_inference` laid out the weights.
+    _is_prepared = False
 
     @classmethod
     def from_pretrained(
@@ -146,6 +149,34 @@ class OPTSGPreTrainedModel(PreTrainedModel):
             f"{type(self).__name__} has no embeddings of tag tokens: it does not generate tags token by token, so it "
             "also has no vocabulary of tokens to resize."
         )
+
+    def prepare_for_inference(self) -> "OPTSGPreTrainedModel":
+        """Lay out the weights for fast inference on a CPU, and put the model into evaluation mode.
+
+        Results are the same to rounding. Weights of linear layers are stored transposed, and an output layer that
+        shares its weight with embeddings gets its own copy. `train()` undoes both. On other devices nothing changes.
+
+        Returns:
+            The model itself.
+
+        Example:
+
+            >>> from modeling_optsg import OPTSGForTagGeneration
+            >>> model = OPTSGForTagGeneration.from_pretrained("checkpoints/optsg-icon-small").prepare_for_inference()
+        """
+        self.eval()
+        if self.device.type == "cpu":
+            lay_out_weights(self, transposed=True)
+            self._is_prepared = True
+        return self
+
+    def train(self, mode: bool = True) -> "OPTSGPreTrainedModel":
+        """Set the mode; see [`torch.nn.Module.train`]. Undoes [`prepare_for_inference`]."""
+        if mode and self._is_prepared:
+            lay_out_weights(self, transposed=False)
+            self.tie_weights()
+            self._is_prepared = False
+        return super().train(mode)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save the model, its code and the code of `pipeline("tag-generation")`."""

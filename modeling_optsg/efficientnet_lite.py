@@ -24,13 +24,16 @@ class SameConv2d(nn.Conv2d):
         self, hidden_states: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Pad and convolve `[batch, channels, height, width]`, with other weights if they are given."""
-        padding = []
-        for size, kernel, stride in zip(hidden_states.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1]):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            padding += [total // 2, total - total // 2]
-        hidden_states = F.pad(hidden_states, padding) if any(padding) else hidden_states
+        totals = [
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, kernel, stride in zip(hidden_states.shape[2:], self.kernel_size, self.stride)
+        ]
+        padding = [total // 2 for total in totals]
+        if any(total % 2 for total in totals):
+            before_and_after = [side for total in totals[::-1] for side in (total // 2, total - total // 2)]
+            hidden_states, padding = F.pad(hidden_states, before_and_after), 0
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
-        return F.conv2d(hidden_states, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(hidden_states, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class Float32BatchNorm(Float32Buffers, nn.BatchNorm2d):
@@ -57,7 +60,7 @@ class ConvNormAct(nn.Module):
     """Convolution, batch normalisation, and ReLU6 (optional).
 
     Batch normalisation with fixed statistics is folded into the convolution, so that it needs no pass over the feature
-    map.
+    map. Without gradients, the folded weights are remembered until one of the tensors changes.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class ConvNormAct(nn.Module):
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
         self.norm = Float32BatchNorm(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
+        self._folded = None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
@@ -82,11 +86,25 @@ class ConvNormAct(nn.Module):
         # its weights only while it is called.
         if norm.training or type(self.conv) is not SameConv2d or self.conv.weight.is_meta:
             return self.activation(norm(self.conv(hidden_states)))
+        return self.activation(self.conv(hidden_states, *self._fold(hidden_states.dtype)))
+
+    def _fold(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight and bias of the convolution with batch normalisation."""
+        norm = self.norm
+        tensors = (self.conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        # A traced program folds by itself, and tensors made under `torch.inference_mode` have no versions.
+        is_traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
+        is_remembered = not is_traced and not any(tensor.is_inference() for tensor in tensors)
+        version = [dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors)] if is_remembered else None
+        if is_remembered and self._folded is not None and self._folded[0] == version:
+            return self._folded[1:]
         # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-        dtype = hidden_states.dtype
-        return self.activation(self.conv(hidden_states, weight.to(dtype), bias.to(dtype)))
+        weight, bias = weight.to(dtype), bias.to(dtype)
+        if is_remembered:
+            self._folded = (version, weight, bias)
+        return weight, bias
 
 
 class InvertedResidual(nn.Module):

@@ -47,7 +47,7 @@ class TagEvidence:
             0 without an image. `None` if `style_size` is 0.
         image_features: `[batch, image_feature_size]`, standardised. 0 without an image.
         title_features: `[batch, text width]`, the mean text feature of the title. 0 without a title.
-        word_vectors: `[batch, words, hidden_size]`, the evidence of each image word.
+        word_vectors: `[batch, words, hidden_size]`, the evidence of each image word, 0 for an example with a title.
             `None` without image words.
         word_probabilities: `[batch, words]`, the probability of each word.
     """
@@ -302,5 +302,15 @@ class EvidencePooler(nn.Module):
         frames = None if masks[0] is None else masks[0] & evidence.uses_image[:, None]
         evidence.vectors = evidence.vectors + self.attention_weight * self.attention_pooler(tokens, [frames, masks[1]])
         if word_features is not None:
-            evidence.word_vectors = self.word_vectors(word_features)
+            evidence.word_vectors = self._needed_word_vectors(word_features, evidence)
         return evidence
+
+    def _needed_word_vectors(self, word_features: torch.Tensor, evidence: TagEvidence) -> torch.Tensor:
+        """Compute the evidence of the image words, zero for examples with a title, which do not use them."""
+        if torch.compiler.is_compiling():  # which rows are needed depends on the data
+            return self.word_vectors(word_features)
+        rows = evidence.has_image & ~evidence.has_title
+        vectors = evidence.vectors.new_zeros(*word_features.shape[:2], evidence.vectors.shape[1])
+        if rows.any():
+            vectors[rows] = self.word_vectors(word_features[rows]).to(vectors.dtype)
+        return vectors
