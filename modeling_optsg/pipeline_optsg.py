@@ -86,6 +86,7 @@ class TagGenerationPipeline(Pipeline):
                 model.hf_device_map = placed
         if self.processor is None:
             raise ValueError("a tag-generation pipeline needs a processor; pass `processor=` with a model object")
+        self.model.prepare_for_inference()
 
     def __call__(self, inputs: Any, **kwargs: Any) -> list[dict] | list[list[dict]] | Iterator[list[dict]]:
         """Tag one example or many.

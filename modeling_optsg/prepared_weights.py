@@ -21,9 +21,7 @@ def lay_out_weights(model: nn.Module, transposed: bool) -> None:
         transposed: Whether to store them transposed.
     """
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    weights = {
-        module.class_embeddings.weight for module in model.modules() if hasattr(module, "class_embeddings")
-    }
+    weights = {module.class_embeddings.weight for module in model.modules() if hasattr(module, "class_embeddings")}
     for module in model.modules():
         if isinstance(module, nn.Linear):
             if transposed:

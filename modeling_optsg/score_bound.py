@@ -12,8 +12,9 @@ from .tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput
 MAX_THRESHOLD = 0.99
 # Logits may differ by rounding between the bound and the final score.
 TOLERANCE = 1e-3
-# A slot whose probability of a prefix is below this ratio of the likeliest slot's hardly changes the tag's probability.
+# A slot hardly changes a tag's probability if its own is below this ratio of the likeliest slot's.
 MIN_RATIO = 0.1
+
 
 class PrefixTree:
     """The tags of the label vocabulary as a prefix tree in tensors.

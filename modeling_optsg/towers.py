@@ -1,5 +1,7 @@
 """The vision tower and the text tower, and how every model encodes its inputs with them."""
 
+from collections.abc import Sequence
+
 import torch
 import transformers
 from transformers import (
@@ -32,6 +34,8 @@ UNUSED_WEIGHTS_OF = {
     "siglip2_vision_model": ("head.",),
     "siglip2_text_model": ("head.",),
 }
+# Feature maps of more frames do not fit in the cache of a CPU, which makes the vision tower two to three times slower.
+FRAMES_AT_ONCE = 8
 
 
 def register_tower(config: PreTrainedConfig) -> None:
@@ -161,19 +165,20 @@ class TowerMixin:
             raise ValueError("This model has no vision tower; pass frame_features instead of pixel_values.")
         frames = pixel_values.flatten(0, 1)
         # A traced program cannot depend on the mask, so it encodes all frames. VideoMAE needs to know the real ones.
-        is_traced = torch.compiler.is_compiling() and self.vision_tower.config.model_type != VIDEO_TOWER
+        is_video_tower = self.vision_tower.config.model_type == VIDEO_TOWER
+        is_traced = torch.compiler.is_compiling() and not is_video_tower
         # Towers do not run on an empty batch, so all frames are encoded if none is real.
         some_masked = not is_traced and frame_mask is not None and frame_mask.any() and not frame_mask.all()
         is_real = frame_mask.flatten().bool() if some_masked else None
-        layers = self.config.vision_feature_layers
         # `len` would fix the batch size of a traced program.
         counts = () if is_traced else [pixel_values.shape[1]] * len(pixel_values)
         if is_real is not None:
             frames, counts = frames[is_real], [count for count in frame_mask.sum(dim=1).tolist() if count]
-        outputs = run_vision_tower(self.vision_tower, frames, counts, output_hidden_states=bool(layers))
-        tokens = as_tokens(outputs.last_hidden_state)
-        pooled = tokens.mean(dim=1) if not layers else pool_layers([outputs.hidden_states[layer] for layer in layers])
-        words = None if self.image_words is None else self.image_words(outputs)
+        if is_traced or is_video_tower or self.training or frames.device.type != "cpu":
+            tokens, pooled, words = self._run_vision_tower(frames, counts)
+        else:
+            parts = [self._run_vision_tower(part, [1] * len(part)) for part in frames.split(FRAMES_AT_ONCE)]
+            tokens, pooled, words = (None if part[0] is None else torch.cat(part) for part in zip(*parts))
 
         def per_frame(values: torch.Tensor) -> torch.Tensor:
             if is_real is not None:
@@ -190,6 +195,16 @@ class TowerMixin:
             pool_tokens(per_frame(pooled), frame_mask),
             None if words is None else pool_tokens(per_frame(words), frame_mask),
         )
+
+    def _run_vision_tower(
+        self, frames: torch.Tensor, counts: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return tokens, image features and probabilities of image words of frames `[frames, 3, height, width]`."""
+        layers = self.config.vision_feature_layers
+        outputs = run_vision_tower(self.vision_tower, frames, counts, output_hidden_states=bool(layers))
+        tokens = as_tokens(outputs.last_hidden_state)
+        pooled = tokens.mean(dim=1) if not layers else pool_layers([outputs.hidden_states[layer] for layer in layers])
+        return tokens, pooled, None if self.image_words is None else self.image_words(outputs)
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Run the text tower on texts.

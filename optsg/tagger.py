@@ -403,7 +403,7 @@ def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGe
         processor.num_frames = num_frames
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    return model, processor
+    return model.prepare_for_inference(), processor
 
 
 def load_processor(name: str) -> "OPTSGProcessor":

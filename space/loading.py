@@ -24,7 +24,7 @@ def load_model(model: str) -> PreTrainedModel:
     Raises:
         ImportError: The folder holds no code and the package is not installed.
     """
-    return AutoModel.from_pretrained(model, trust_remote_code=_needs_remote_code(model)).eval()
+    return AutoModel.from_pretrained(model, trust_remote_code=_needs_remote_code(model)).prepare_for_inference()
 
 
 def load_processor(model: str) -> ProcessorMixin:
