@@ -20,7 +20,7 @@ help:
 	@echo "make test-docs   run every command of the pages in docs/"
 	@echo "make test-fresh  load a pushed model in an environment without this package"
 	@echo "make test-lowest run the fast tests with the lowest versions that setup.py allows"
-	@echo "make figures     draw the figures of the README"
+	@echo "make figures     draw the figures of README and docs"
 	@echo "make lint        run ruff check and ruff format --check"
 	@echo "make format      fix what ruff can fix"
 	@echo "make build       build wheel and sdist in dist/"
@@ -60,6 +60,7 @@ format: $(VENV)/.installed-test
 
 figures: $(VENV)/.installed-test
 	$(BIN)/python docs/figures/tagged_examples.py
+	$(BIN)/python docs/figures/decoding_times.py
 
 build: $(VENV)/.installed-test
 	$(BIN)/python -m build
