@@ -173,29 +173,35 @@ class OrderPromptGenerationMixin(GenerationMixin):
         inputs |= {"image_features": image_features}
         with evaluation_mode(self):
             outputs = self.model(**inputs, output_attentions=output_attentions, return_dict=True)
-            classifier_output = self._classify(outputs.evidence, settings, processors)
-            tagged_by = None if outputs.evidence is None else _tagged_by(outputs.evidence)
-            limits = self._limits(tagged_by, settings, len(outputs.memory))
-            bound = None if output_slots else self._bound_scores(limits[0], classifier_output, settings)
-            candidates = self._generate_slots(outputs, settings, processors, bound)
+            found = self._find_tags(outputs, settings, processors, output_slots)
+        if output_evidence:
+            found.evidence, found.order_prompts = outputs.evidence, outputs.order_prompts
+            found.memory, found.memory_mask = outputs.memory, outputs.memory_mask
+        return found
+
+    def _find_tags(
+        self, outputs: ModelOutput, settings: GenerationSettings, processors: LogitsProcessorList, output_slots: bool
+    ) -> OPTSGGenerateOutput:
+        """Generate the tags of slots and classifier, and rank them."""
+        classifier_output = self._classify(outputs.evidence, settings, processors)
+        tagged_by = None if outputs.evidence is None else _tagged_by(outputs.evidence)
+        limits = self._limits(tagged_by, settings, len(outputs.memory))
+        bound = None if output_slots else self._bound_scores(limits[0], classifier_output, settings)
+        candidates = self._generate_slots(outputs, settings, processors, bound)
         pad = self.config.tag_pad_token_id
         ranked = rank_tags(candidates.tokens, candidates.log_probs, *limits, pad, classifier_output)
-        found = OPTSGGenerateOutput(
+        return OPTSGGenerateOutput(
             **vars(ranked),
             pad_margins=candidates.pad_margins,
+            slot_tokens=candidates.tokens if output_slots else None,
+            slot_log_probs=candidates.log_probs if output_slots else None,
+            classifier_output=classifier_output if output_slots else None,
             image_words=outputs.image_words,
             image_word_scores=outputs.image_word_scores,
             tagged_by=tagged_by,
             prompt_attentions=outputs.prompt_attentions,
             memory_layout=outputs.memory_layout,
         )
-        if output_slots:
-            found.slot_tokens, found.slot_log_probs = candidates.tokens, candidates.log_probs
-            found.classifier_output = classifier_output
-        if output_evidence:
-            found.evidence, found.order_prompts = outputs.evidence, outputs.order_prompts
-            found.memory, found.memory_mask = outputs.memory, outputs.memory_mask
-        return found
 
     def _build_processors(
         self,

@@ -52,7 +52,7 @@ def test_what_the_bound_drops_cannot_reach_the_threshold(tags, tree, example):
             assert is_kept == (best >= threshold)
 
 
-def test_slots_with_the_same_prefix_count_together_and_unlikely_ones_are_dropped():
+def test_slots_with_the_same_prefix_count_together():
     examples, tokens = torch.tensor([0, 0, 0, 1]), torch.tensor([[3], [3], [3], [3]])
     log_probs = torch.tensor([0.4, 0.4, 0.01, 0.4]).log()
     assert ScoreBound([0.5, 0.5], None, None).can_reach(examples, tokens, log_probs).tolist() == [
