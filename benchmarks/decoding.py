@@ -17,6 +17,7 @@ runs as loaded ("plain") and after `prepare_for_inference` ("prepared"). Reading
 import argparse
 import copy
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -265,6 +266,7 @@ def main() -> None:
         "batch_size": BATCH_SIZE,
         "batches": NUM_BATCHES,
         "rounds": arguments.rounds,
+        "load_average": round(os.getloadavg()[0], 1),
         "clock": "median processor time on one thread, real time on two",
         "random_weights": [name for name in ("asy", "open_book") if getattr(arguments, name) is None]
         + ["transformers"],
@@ -275,7 +277,8 @@ def main() -> None:
     result["one_thread"] = vary(sides["prepared"], examples, arguments.rounds)
     result |= environment()
     torch.set_num_threads(2)
-    result["two_threads"] = compare({"prepared": sides["prepared"]}, examples, arguments.rounds)["prepared"]
+    both = {name: sides["prepared"][name] for name in ("parallel", "asy")}
+    result["two_threads"] = compare({"prepared": both}, examples, arguments.rounds)["prepared"]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for name, ratio in result["ratios"].items():
