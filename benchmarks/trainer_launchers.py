@@ -9,8 +9,10 @@ frozen, and their features are computed once. The best model has the highest Ful
 the validation images. Its settings are fitted on them, and it is scored on 300 other scenes.
 
 So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
-0, and the softmax is over all tokens. Two processes add up in another order, so rounding differs, and the differences
-grow with the steps. Runs that are in the output file already are skipped.
+0, and the softmax is over all tokens. Two processes add up in another order, so rounding differs. Adam's epsilon is
+1e-5: with the default of 1e-8, weights with nearly no gradient move by the sign of a rounding error, and the losses of
+two processes drift apart. One run has the default, as `optsg train` has it. Runs that are in the output file already
+are skipped.
 """
 
 import argparse
@@ -47,8 +49,13 @@ from modeling_optsg.data.splits import split_examples
 from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training.sampling import GlobalBatches
 
-# Name -> number of processes, and whether the training examples are streamed.
-RUNS = {"one process": (1, False), "two processes": (2, False), "streamed, two processes": (2, True)}
+# Name -> number of processes, whether the training examples are streamed, and Adam's epsilon.
+RUNS = {
+    "one process": (1, False, 1e-5),
+    "two processes": (2, False, 1e-5),
+    "streamed, two processes": (2, True, 1e-5),
+    "one process, default epsilon": (1, False, 1e-8),
+}
 FIXED = {
     "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0,
     "num_sampled_tokens": 0,
@@ -103,7 +110,7 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
         steps: Number of steps.
         rows: Training and validation examples.
     """
-    processes, is_streamed = RUNS[name]
+    processes, is_streamed, epsilon = RUNS[name]
     model = OPTSGForTagGeneration.from_pretrained(checkpoint, **FIXED)
     processor = OPTSGProcessor.from_pretrained(checkpoint)
     training, validation = (encode(own, model, processor, folder.parent) for own in rows)
@@ -112,9 +119,9 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
     args = TrainingArguments(
         str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // processes,
         learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.05, adam_beta2=0.98,
-        train_sampling_strategy="sequential", eval_strategy="steps", save_strategy="steps", eval_steps=0.2,
-        save_steps=0.2, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="full_f1",
-        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, seed=0,
+        adam_epsilon=epsilon, train_sampling_strategy="sequential", eval_strategy="steps", save_strategy="steps",
+        eval_steps=0.2, save_steps=0.2, save_total_limit=1, load_best_model_at_end=True,
+        metric_for_best_model="full_f1", logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, seed=0,
     )  # fmt: skip
     trainer = TagTrainer(
         model, args, data_collator=OPTSGDataCollator(processor, tag_table, num_negatives=2000),
@@ -204,9 +211,8 @@ def _write(arguments: argparse.Namespace, runs: dict[str, dict]) -> None:
     """Write the runs so far, and their differences."""
     expected = runs.get("one process", {}).get("losses")
     for run, found in runs.items():
-        if expected and run in RUNS and run != "one process":
+        if expected and run in ("two processes", "streamed, two processes"):
             found["largest_relative_difference"] = largest_difference(expected, found["losses"])
-            found["largest_relative_difference_of_50_steps"] = largest_difference(expected[:50], found["losses"][:50])
     result = {"checkpoint": arguments.checkpoint, "steps": arguments.steps, "batch_size": BATCH_SIZE, "runs": runs}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
