@@ -383,6 +383,8 @@ def check_placement(model: torch.nn.Module) -> None:
         ValueError: Buffers are offloaded, or the model is divided among several accelerators.
     """
     placed = getattr(model, "hf_device_map", {})
+    if not placed and not hasattr(model, "_hf_hook"):  # accelerate did not place it
+        return
     accelerators = {str(device) for device in placed.values()} - {"cpu", "disk"}
     if len(accelerators) > 1:
         raise ValueError(

@@ -12,6 +12,8 @@ from modeling_optsg.data.feature_cache import CachedFeatures
 from modeling_optsg.training import OPTSGTrainingArguments, image_warmup, warm_up_image_evidence
 
 TAGS = ["blue", "green", "red", "square"]
+# Padded with -100.
+TAG_TOKENS = torch.tensor([[5, -100], [6, 7], [8, -100], [9, -100]])
 WIDTH = 6
 POOLER = "model.multimodal_encoder.evidence_pooler"
 IMAGE_LAYERS = {f"{POOLER}.image_{layer}.{name}" for layer in ("inner", "outer") for name in ("weight", "bias")}
@@ -50,7 +52,7 @@ def build(make_model, images):
         model = make_model(None, frame_feature_size=WIDTH, **config)
         if model.config.use_tag_classifier:
             torch.manual_seed(1)
-            model.set_label_vocabulary([[5], [6, 7], [8], [9]])
+            model.set_label_vocabulary([[token for token in row if token > 0] for row in TAG_TOKENS.tolist()])
             model.model.multimodal_encoder.evidence_pooler.standardizer.fit(images)
         return model
 
@@ -98,7 +100,7 @@ def loss_and_accuracy(model, images):
     """Compute the classifier loss of images alone, and how many have the highest logit for their tag."""
     classes = torch.arange(len(images)) % len(TAGS)
     evidence = model.eval().model(frame_features=images[:, None, None], image_features=images).evidence
-    loss = model.tag_classifier(evidence, classes[:, None], torch.arange(len(TAGS)))
+    loss = model.tag_classifier(evidence, TAG_TOKENS[classes][:, None])
     found = model.tag_classifier.logits(evidence).argmax(dim=1)
     return loss.item(), found.eq(classes).float().mean().item()
 

@@ -70,7 +70,8 @@ def direct():
     def tags(path, title=None, **settings):
         kind = "videos" if path.suffix == ".mp4" else "images"
         with torch.no_grad():
-            outputs = model.generate(**processor(**{kind: [path]}, titles=[title]), **settings)
+            # The page shows what every slot generates, so its search is exact.
+            outputs = model.generate(**processor(**{kind: [path]}, titles=[title]), output_slots=True, **settings)
         return {tag["tag"]: tag["score"] for tag in processor.batch_decode(outputs)[0]}
 
     return tags
