@@ -16,7 +16,7 @@ from .image_words import ImageWords, VisionFeatures
 from .layers import Standardizer, dtype_of
 from .model_outputs import OPTSGModelOutput
 from .multimodal_encoder import EncoderInputs, EvidenceEncoder, MemoryLayout, MultimodalEncoder
-from .prepared_weights import lay_out_weights
+from .prepared_weights import prepare_weights, restore_weights
 from .prompt_encoder import PromptEncoder
 from .tag_alignment import TagAlignment
 from .tag_classifier import CosineClassifier, LabelVocabulary, TagClassifier
@@ -60,8 +60,8 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     # Otherwise `Trainer` assumes that a `forward` with `**kwargs` divides the loss by the number of tokens of all
     # accumulated batches, and does not divide it.
     accepts_loss_kwargs = False
-    # Whether `prepare_for_inference` laid out the weights.
-    _is_prepared = False
+    # Set by `prepare_for_inference`: what `train` restores.
+    _copied_weights: list[tuple[nn.Linear, nn.Parameter]] | None = None
 
     @classmethod
     def from_pretrained(
@@ -153,8 +153,10 @@ class OPTSGPreTrainedModel(PreTrainedModel):
     def prepare_for_inference(self) -> "OPTSGPreTrainedModel":
         """Lay out the weights for fast inference on a CPU, and put the model into evaluation mode.
 
-        Results are the same to rounding. Weights of linear layers are stored transposed, and an output layer that
-        shares its weight with embeddings gets its own copy. `train()` undoes both. On other devices nothing changes.
+        Results are the same to rounding. The weights of linear layers are stored transposed, an output layer that
+        shares its weight with embeddings gets a copy of it, and the shipped vision tower folds its batch
+        normalisation. `train()` undoes all three. Call it after the weights are loaded: later changes do not reach
+        the folded layers and the copy. On other devices nothing changes.
 
         Returns:
             The model itself.
@@ -166,16 +168,14 @@ class OPTSGPreTrainedModel(PreTrainedModel):
         """
         self.eval()
         if self.device.type == "cpu":
-            lay_out_weights(self, transposed=True)
-            self._is_prepared = True
+            self._copied_weights = (self._copied_weights or []) + prepare_weights(self)
         return self
 
     def train(self, mode: bool = True) -> "OPTSGPreTrainedModel":
         """Set the mode; see [`torch.nn.Module.train`]. Undoes [`prepare_for_inference`]."""
-        if mode and self._is_prepared:
-            lay_out_weights(self, transposed=False)
-            self.tie_weights()
-            self._is_prepared = False
+        if mode and self._copied_weights is not None:
+            restore_weights(self, self._copied_weights)
+            self._copied_weights = None
         return super().train(mode)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

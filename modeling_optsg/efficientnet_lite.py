@@ -77,34 +77,38 @@ class ConvNormAct(nn.Module):
         self.conv = SameConv2d(in_channels, out_channels, kernel_size, stride, groups=groups, bias=False)
         self.norm = Float32BatchNorm(out_channels, eps=config.batch_norm_eps)
         self.activation = nn.ReLU6(inplace=True) if activation else nn.Identity()
-        self._folded = None
+        # Set by `fold`. They move with the module, and are not saved.
+        self.register_buffer("folded_weight", None, persistent=False)
+        self.register_buffer("folded_bias", None, persistent=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `[batch, channels, height, width]`."""
-        norm = self.norm
         # An adapter around the convolution adds to its output, so it needs the layer itself. An offloaded layer has
         # its weights only while it is called.
-        if norm.training or type(self.conv) is not SameConv2d or self.conv.weight.is_meta:
-            return self.activation(norm(self.conv(hidden_states)))
-        return self.activation(self.conv(hidden_states, *self._fold(hidden_states.dtype)))
+        is_whole = type(self.conv) is SameConv2d and not (self.conv.weight.is_meta or self.norm.weight.is_meta)
+        if self.norm.training or not is_whole:
+            return self.activation(self.norm(self.conv(hidden_states)))
+        is_folded = self.folded_weight is not None
+        weight, bias = (self.folded_weight, self.folded_bias) if is_folded else self._folded()
+        dtype = hidden_states.dtype
+        return self.activation(self.conv(hidden_states, weight.to(dtype), bias.to(dtype)))
 
-    def _fold(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold batch normalisation into the convolution, until [`unfold`]. Later changes of weights are ignored."""
+        if not self.conv.weight.is_meta and not self.norm.weight.is_meta:
+            self.folded_weight, self.folded_bias = self._folded()
+
+    def unfold(self) -> None:
+        """Undo [`fold`]."""
+        self.folded_weight = self.folded_bias = None
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return weight and bias of the convolution with batch normalisation."""
-        norm = self.norm
-        tensors = (self.conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        # A traced program folds by itself, and tensors made under `torch.inference_mode` have no versions.
-        is_traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
-        is_remembered = not is_traced and not any(tensor.is_inference() for tensor in tensors)
-        version = [dtype, *((tensor.data_ptr(), tensor._version) for tensor in tensors)] if is_remembered else None
-        if is_remembered and self._folded is not None and self._folded[0] == version:
-            return self._folded[1:]
         # torch.nn.utils.fuse_conv_bn_weights would cut the gradients.
+        norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-        weight, bias = weight.to(dtype), bias.to(dtype)
-        if is_remembered:
-            self._folded = (version, weight, bias)
-        return weight, bias
+        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
 class InvertedResidual(nn.Module):
@@ -140,7 +144,7 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     # The tower has no attention, but a model with SDPA attention accepts only towers that have this flag.
     _supports_sdpa = True
-    _no_split_modules = ["InvertedResidual"]
+    _no_split_modules = ["InvertedResidual", "ConvNormAct"]
     _keep_in_fp32_modules_strict = ["running_mean", "running_var"]
 
     @torch.no_grad()

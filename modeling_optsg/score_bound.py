@@ -12,7 +12,8 @@ from .tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput
 MAX_THRESHOLD = 0.99
 # Logits may differ by rounding between the bound and the final score.
 TOLERANCE = 1e-3
-# A slot hardly changes a tag's probability if its own is below this ratio of the likeliest slot's.
+# A slot whose hypothesis is below this ratio of the likeliest slot with the same tokens so far is dropped. It would
+# usually generate the same tag, and hardly change its probability.
 MIN_RATIO = 0.1
 
 
@@ -25,11 +26,11 @@ class PrefixTree:
     Args:
         tokens: `[classes, max length]`, the tag of each class, padded with `pad_token_id`.
         pad_token_id: Token of [PAD].
-        vocab_size: Number of tokens.
     """
 
-    def __init__(self, tokens: torch.Tensor, pad_token_id: int, vocab_size: int):
+    def __init__(self, tokens: torch.Tensor, pad_token_id: int):
         rows = tokens.cpu().numpy().astype(np.int64)
+        self.num_tokens = int(rows.max(initial=0)) + 1
         rows[rows == pad_token_id] = -1
         # The last key of `lexsort` is the most important one.
         order = np.lexsort(rows.T[::-1])
@@ -40,7 +41,10 @@ class PrefixTree:
             below = np.flatnonzero(column >= 0)
             # Ascending, because nodes are numbered in the order of the rows.
             keys, first, inverse, number = np.unique(
-                nodes[below] * vocab_size + column[below], return_index=True, return_inverse=True, return_counts=True
+                nodes[below] * self.num_tokens + column[below],
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
             )
             nodes[below] = count + inverse
             count += len(keys)
@@ -48,9 +52,8 @@ class PrefixTree:
             starts.append(below[first])
             sizes.append(number)
         device = tokens.device
-        self.vocab_size = vocab_size
         self.classes = torch.from_numpy(order).to(device)
-        # Edge i leads from node `edges[i] // vocab_size` with token `edges[i] % vocab_size` to node i + 1.
+        # Edge i leads from node `edges[i] // num_tokens` with token `edges[i] % num_tokens` to node i + 1.
         self.edges, self.starts, self.sizes = (
             torch.from_numpy(np.concatenate(parts)).to(device) for parts in (edges, starts, sizes)
         )
@@ -58,8 +61,11 @@ class PrefixTree:
     def find(self, prefixes: torch.Tensor) -> torch.Tensor:
         """Return the nodes `[rows]` of prefixes `[rows, length]`, -1 for a prefix of no tag."""
         nodes = torch.zeros(len(prefixes), dtype=torch.long, device=prefixes.device)
+        if not len(self.edges):
+            return nodes if prefixes.shape[1] == 0 else nodes - 1
         for tokens in prefixes.unbind(dim=1):
-            keys = nodes * self.vocab_size + tokens
+            # No tag has a token above the largest one of the tree.
+            keys = torch.where((nodes >= 0) & (tokens < self.num_tokens), nodes * self.num_tokens + tokens, -1)
             index = torch.searchsorted(self.edges, keys).clamp(max=len(self.edges) - 1)
             nodes = torch.where(self.edges[index] == keys, index + 1, -1)
         return nodes
@@ -88,6 +94,9 @@ class ScoreBound:
 
     A tag's score is at most that of the best classifier logit among the tags with the same prefix, fused with the
     probability that at least one slot generates the prefix. A novel tag has the weights of novel tags.
+
+    Beyond this bound, a hypothesis is dropped if another slot has the same tokens with a much higher probability, see
+    `MIN_RATIO`. A different tag with the same first tokens may be lost.
 
     Args:
         thresholds: Threshold of each example.

@@ -73,7 +73,6 @@ class LabelVocabulary(Float32Buffers):
         shape = (config.num_tag_classes, config.max_tag_tokens)
         self.register_buffer("tokens", torch.full(shape, self.pad_token_id, dtype=torch.int32))
         self.register_buffer("log_counts", torch.zeros(config.num_tag_classes))
-        self.vocab_size = config.tag_vocab_size
         self._class_index = self._prefix_tree = None
 
     def __len__(self) -> int:
@@ -151,7 +150,7 @@ class LabelVocabulary(Float32Buffers):
         """Return the tags as a prefix tree."""
         version = (self.tokens.data_ptr(), self.tokens._version)
         if self._prefix_tree is None or self._prefix_tree[0] != version:
-            self._prefix_tree = (version, PrefixTree(self.tokens, self.pad_token_id, self.vocab_size))
+            self._prefix_tree = (version, PrefixTree(self.tokens, self.pad_token_id))
         return self._prefix_tree[1]
 
     def adjust_logits(self, logits: torch.Tensor, logit_adjustment: float) -> torch.Tensor:

@@ -145,7 +145,8 @@ def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> 
     for remark, count in remarks.items():
         _report(f"{plural(count, 'file')}: {remark}")
     _merge_spellings(examples)
-    if skipped := len(found.files) - len(examples) - len(unreadable):
+    named = {path for path, _ in unreadable} | {example["image"] or example["video"] for example in examples}
+    if skipped := sum(file.path not in named for file in found.files):
         _report(f"skipped {plural(skipped, 'file')} without keywords")
     text = Value("string")
     features = Features({"id": text, "title": text, "tags": List(text), "image": text, "video": text})
@@ -197,7 +198,8 @@ def _with_keywords(
         if embedded.remark:
             remarks[embedded.remark] += 1
         try:
-            tags = unique_keywords([*file.tags, *read_keywords(file, locator, embedded)])
+            own, problem = read_keywords(file, locator, embedded)
+            tags = unique_keywords([*file.tags, *own])
             title = file.title or ("" if file.is_video else find_title(embedded) or "")
             "".join((file.path, title, *tags)).encode()
         except SidecarError as error:
@@ -205,6 +207,8 @@ def _with_keywords(
         except UnicodeEncodeError:
             failures.append((file.path, "its name, title or keywords are not valid Unicode text"))
         else:
+            if problem:
+                failures.append((file.path, problem))
             if tags:
                 is_video = is_seen_as_video(file)
                 yield {

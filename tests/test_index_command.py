@@ -400,6 +400,9 @@ def test_raw_files_and_animated_images_are_in_a_book(checkpoint, tmp_path, capsy
 
 def test_keywords_inside_an_image_that_cannot_be_read_are_reported(index, library, monkeypatch):
     monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
-    save_image(library / "broken.jpg", xmp=b"<x:xmpmeta")
+    for name in ("broken.jpg", "other.jpg"):
+        save_image(library / name, xmp=b"<x:xmpmeta")
+    (library / "other.jpg.xmp").write_text(xmp(dc_subject=["Mia"]), encoding="utf-8")
     status, out, err = index()
-    assert status == 1 and "40 files" in out and "broken.jpg: the keywords inside the file cannot be read" in err
+    assert status == 1 and "41 files" in out and "other.jpg: the keywords" in err and "skipped 1 file" in err
+    assert "broken.jpg: the keywords inside the file cannot be read" in err

@@ -13,7 +13,9 @@ from optsg.sidecars.keywords import read_keywords
 
 def keywords_of(path):
     file = MediaFile(str(path), None, path.suffix == ".mp4")
-    return read_keywords(file, SidecarLocator(), read_embedded(file))
+    keywords, problem = read_keywords(file, SidecarLocator(), read_embedded(file))
+    assert problem is None
+    return keywords
 
 
 def test_keywords_of_a_sidecar(tmp_path):
@@ -65,8 +67,11 @@ def test_keywords_in_exif_and_iptc(tmp_path):
 def test_damaged_metadata_in_an_image_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
     path = save_image(tmp_path / "a.jpg", xmp=b"<x:xmpmeta")
-    with pytest.raises(SidecarError, match="keywords inside the file cannot be read: .*invalid XMP; install exiftool"):
-        keywords_of(path)
+    (tmp_path / "a.jpg.xmp").write_text(xmp(dc_subject=["Mia"]), encoding="utf-8")
+    file = MediaFile(str(path), None, False)
+    keywords, problem = read_keywords(file, SidecarLocator(), read_embedded(file))
+    assert keywords == ["Mia"]
+    assert problem.endswith("invalid XMP; install exiftool (Debian: libimage-exiftool-perl)")
     (tmp_path / "b.jpg").write_bytes(b"not an image")
     assert keywords_of(tmp_path / "b.jpg") == []
 
@@ -82,8 +87,8 @@ def test_sidecars_of_raw_files_and_of_several_files(tmp_path):
     assert keywords_of(tmp_path / "a.jpg") == ["Mia"] and keywords_of(tmp_path / "b.jpg") == []
     (tmp_path / "a.jpg.xmp").write_text(xmp(dc_subject=["Bruno"]), encoding="utf-8")
     file = MediaFile(str(tmp_path / "a.jpg"), None, False)
-    assert read_keywords(file, SidecarLocator(), read_embedded(file)) == ["Bruno"]
-    assert read_keywords(file, SidecarLocator(naming="stem"), read_embedded(file)) == ["Mia"]
+    assert read_keywords(file, SidecarLocator(), read_embedded(file)) == (["Bruno"], None)
+    assert read_keywords(file, SidecarLocator(naming="stem"), read_embedded(file)) == (["Mia"], None)
     (tmp_path / "a.jpg.xmp").write_text(XMP.format("<dc:subject>Bruno</dc:subject>"), encoding="utf-8")
     with pytest.raises(SidecarError, match="a.jpg.xmp cannot be read: subject is not a list"):
         keywords_of(tmp_path / "a.jpg")

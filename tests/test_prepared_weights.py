@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from modeling_optsg import OPTSGForTagGeneration
 
@@ -38,16 +39,45 @@ def test_training_undoes_the_preparation(make_model):
     assert all(parameter.is_contiguous() for parameter in model.parameters())
 
 
-def test_folded_batch_norms_follow_their_weights(make_model, inputs):
-    tower = make_model("efficientnet_lite").model.vision_tower
-    frames = inputs["pixel_values"].flatten(0, 1)
+def test_training_goes_on_with_the_same_parameters(make_model):
+    model = make_model("efficientnet_lite").train()
+    before = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    # A cast in between does not matter, and neither does a second call.
+    model.prepare_for_inference().prepare_for_inference().to(torch.bfloat16).train()
+    after = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    assert after == before and all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def test_folded_batch_norms_follow_their_weights_when_training_starts(make_model, inputs):
+    model = make_model("efficientnet_lite").prepare_for_inference()
+    tower, frames = model.model.vision_tower, inputs["pixel_values"].flatten(0, 1)
     with torch.no_grad():
         before = tower(frames).last_hidden_state
+        tower.head.norm.bias.data += 1.0
         assert torch.equal(tower(frames).last_hidden_state, before)
-        tower.head.norm.bias += 1.0
+        model.train().eval()
         changed = tower(frames).last_hidden_state
         assert not torch.equal(changed, before)
-    torch.testing.assert_close(tower(frames).last_hidden_state, changed)
+        tower.head.norm.bias.data += 1.0
+        assert not torch.equal(tower(frames).last_hidden_state, changed)
+
+
+def test_a_prepared_model_can_be_cast(make_model, inputs):
+    model = make_model("efficientnet_lite").prepare_for_inference().to(torch.bfloat16)
+    assert model.generate(**inputs).tag_scores.isfinite().all()
+
+
+def test_quantised_layers_are_left_as_they_are(make_model, inputs):
+    model = torch.ao.quantization.quantize_dynamic(make_model(use_tag_classifier=True).eval(), {nn.Linear})
+    expected = model.generate(**inputs).tag_scores
+    assert torch.equal(model.prepare_for_inference().generate(**inputs).tag_scores, expected)
+
+
+def test_adapters_can_be_added_to_a_prepared_model(make_model):
+    peft = pytest.importorskip("peft")
+    for settings in ({"target_modules": ["lm_head"]}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+        adapted = peft.get_peft_model(make_model().prepare_for_inference(), peft.LoraConfig(r=2, **settings))
+        assert all(parameter.is_contiguous() for parameter in adapted.train().parameters())
 
 
 def test_many_frames_are_encoded_in_parts(make_model, monkeypatch):

@@ -23,7 +23,7 @@ def tags():
 
 @pytest.fixture(scope="module")
 def tree(tags):
-    return PrefixTree(torch.tensor([tag + [PAD] * (4 - len(tag)) for tag in tags]), PAD, VOCAB)
+    return PrefixTree(torch.tensor([tag + [PAD] * (4 - len(tag)) for tag in tags]), PAD)
 
 
 def test_the_largest_logit_below_a_prefix_equals_brute_force(tags, tree):
@@ -77,3 +77,14 @@ def test_generation_finds_the_tags_of_an_exact_search(make_model, settings):
         assert {tag for tag, _, _ in actual} == {tag for tag, _, _ in expected}
         # Without slots that hardly change a tag's probability.
         assert sum(score for *_, score in actual) == pytest.approx(sum(score for *_, score in expected), rel=0.05)
+
+
+def test_a_tree_without_tags_finds_none():
+    tree = PrefixTree(torch.zeros(0, 4, dtype=torch.long), PAD)
+    assert tree.find(torch.tensor([[3, 4], [5, 6]])).tolist() == [-1, -1]
+
+
+def test_tokens_that_no_tag_has_are_not_found():
+    # Token 10 of the root would have the key of token 1 below node 1.
+    tree = PrefixTree(torch.tensor([[4, 1], [8, 0]]), PAD)
+    assert tree.find(torch.tensor([[4], [10], [8]])).tolist()[1] == -1

@@ -62,6 +62,9 @@ class ModelFForTagGeneration(OPTSGForTagGeneration):
         loss = (generation["generation_loss"] * num_tokens + head_loss) / (num_tokens + has_tag.numel())
         return generation | {"generation_loss": loss}
 
+    def _bound_scores(self, *args: Any) -> None:
+        """Keep every hypothesis: the bound would not know the probability that a prompt has a tag."""
+
     def _search_slots(
         self, search: SlotSearch, prompts: torch.Tensor, examples: torch.Tensor, context: SlotContext | None = None
     ) -> SlotCandidates:

@@ -73,6 +73,8 @@ class TagTrainer(Trainer):
     - `compute_metrics` gets the tags that the model generates, see [`TagMetrics`].
     - With several processes, the loss and the gradient are those of one process with the whole batch: the tags of all
       processes are candidates of the tag alignment, and the losses are means over all tokens, prompts or examples.
+      This is exact with `num_sampled_tokens=0` in the configuration; otherwise each process samples tokens of its own.
+      With gradient accumulation, it holds for each of the accumulated batches.
     - The optimizer has the parameter groups of `optsg train`: norms, biases and embeddings are not decayed, embeddings
       learn more slowly, and a tower that is trained has a learning rate of its own.
     - Each process reads its part of an iterable dataset itself. The batches of a dispatcher must not differ in shape.
@@ -191,7 +193,8 @@ class TagTrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         generator = self.accelerator.unwrap_model(model)
-        settings, config = self.generate_kwargs, generator.generation_config
+        # `compute_metrics` chooses a threshold itself, so it needs all tags.
+        settings, config = {"threshold": 0.0} | self.generate_kwargs, generator.generation_config
         if getattr(config, "num_candidates", None) and getattr(config, "fusion_weights", None) is None:
             # Candidates of the tag classifier need fusion weights, which are fitted after the training.
             settings = {"num_candidates": 0} | settings

@@ -12,7 +12,9 @@ from .xmp_packet import NEW_PACKET, XmpPacket
 from .xmp_sidecar import SUFFIX, read_user_keywords
 
 
-def read_keywords(file: MediaFile, locator: SidecarLocator, embedded: EmbeddedMetadata) -> list[str]:
+def read_keywords(
+    file: MediaFile, locator: SidecarLocator, embedded: EmbeddedMetadata
+) -> tuple[list[str], str | None]:
     """Return the user's keywords for an image or a video, from its XMP sidecar and from the file itself.
 
     Tags that `optsg tag --write` added are left out, also where another program copied them into the file.
@@ -23,14 +25,15 @@ def read_keywords(file: MediaFile, locator: SidecarLocator, embedded: EmbeddedMe
         embedded: The metadata in the file.
 
     Returns:
-        The keywords in order of occurrence, without duplicates.
+        The keywords in order of occurrence, without duplicates, and why those in the file cannot be read; `None` if
+        they can.
 
     Raises:
-        SidecarError: The sidecar or the metadata in the file cannot be read.
+        SidecarError: The sidecar cannot be read.
     """
     keywords, ours = _read_sidecar(file, locator)
-    keywords += [keyword for keyword in _read_embedded(file, embedded) if tag_key(keyword) not in ours]
-    return unique_keywords(keywords)
+    own, problem = _read_embedded(embedded)
+    return unique_keywords([*keywords, *(keyword for keyword in own if tag_key(keyword) not in ours)]), problem
 
 
 def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> tuple[list[str], set[str]]:
@@ -43,14 +46,14 @@ def _read_sidecar(file: MediaFile, locator: SidecarLocator) -> tuple[list[str], 
         raise SidecarError(f"{path} cannot be read: {error}") from error
 
 
-def _read_embedded(file: MediaFile, embedded: EmbeddedMetadata) -> list[str]:
-    reason = embedded.error
+def _read_embedded(embedded: EmbeddedMetadata) -> tuple[list[str], str | None]:
+    problem = embedded.error
     try:
-        if reason is None:
-            return read_user_keywords(XmpPacket(embedded.packet))[0] if embedded.packet else []
+        if problem is None:
+            return (read_user_keywords(XmpPacket(embedded.packet))[0] if embedded.packet else []), None
     except ValueError as error:  # a list of keywords with a structure of its own
-        reason = str(error)
-    raise SidecarError(f"{file.path}: the keywords inside the file cannot be read: {reason}")
+        problem = str(error)
+    return [], f"the keywords inside the file cannot be read: {problem}"
 
 
 def unique_keywords(keywords: Iterable[str]) -> list[str]:
