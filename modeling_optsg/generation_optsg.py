@@ -15,7 +15,8 @@ from .multimodal_encoder import MemoryLayout
 from .score_bound import ScoreBound
 from .slot_search import SlotCandidates, SlotContext, SlotSearch, SlotSearchSettings
 from .tag_evidence import TagEvidence
-from .tag_ranking import ClassifierOutput, rank_tags
+from .tag_merging import ClassifierOutput
+from .tag_ranking import rank_tags
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
 

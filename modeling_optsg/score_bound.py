@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput
+from .tag_merging import MIN_SLOT_PROBABILITY, ClassifierOutput
 
 # A threshold so close to 1 that rounding decides is treated as this.
 MAX_THRESHOLD = 0.99

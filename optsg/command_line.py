@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 
-from . import check, evaluate, export, index, push, stats, tag, train
+from . import check, evaluate, export, export_onnx, index, push, stats, tag, train
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 + SIGINT and 128 + SIGPIPE, as a shell reports them
 
@@ -51,7 +51,7 @@ def _build_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction
     )
     parser.add_argument("--version", action="version", version=f"optsg {_installed_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (tag, index, check, train, evaluate, stats, export, push):
+    for command in (tag, index, check, train, evaluate, stats, export, export_onnx, push):
         command.add_command(commands)
     return parser, commands
 

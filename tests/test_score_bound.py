@@ -7,7 +7,7 @@ import torch
 from reference_search import BATCH_SIZE, make_slot_inputs, make_slot_model, tags_of
 
 from modeling_optsg.score_bound import PrefixTree, ScoreBound
-from modeling_optsg.tag_ranking import ClassifierOutput
+from modeling_optsg.tag_merging import ClassifierOutput
 
 PAD, VOCAB = 0, 7
 WEIGHTS = [(0.3, 0.8, -0.2, 0.9, -0.5), (0.0, 2.0, -0.7, -1.1, -13.0)]

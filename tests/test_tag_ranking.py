@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY, ClassifierOutput, rank_tags
+from modeling_optsg.tag_merging import MIN_SLOT_PROBABILITY, ClassifierOutput
+from modeling_optsg.tag_ranking import rank_tags
 
 PAD = 0
 

@@ -14,7 +14,7 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.generation_optsg import OrderPromptGenerationMixin
 from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
-from modeling_optsg.tag_ranking import MIN_SLOT_PROBABILITY
+from modeling_optsg.tag_merging import MIN_SLOT_PROBABILITY
 
 from .metrics import TagEvaluator, metric_rank
 from .prediction import generate_batches, predict_tags

@@ -1,7 +1,6 @@
-"""OP-TSG as two traced programs, for `torch.export`, `torch.compile` and ONNX."""
+"""OP-TSG as traced programs, for `torch.export`, `torch.compile` and ONNX. `optsg.onnx` runs the exported files."""
 
 from .export import export_onnx
-from .programs import DecodingStep, EncoderProgram
-from .runtime import load_onnx
+from .programs import ClassifierProgram, DecodingStep, EncoderProgram
 
-__all__ = ["DecodingStep", "EncoderProgram", "export_onnx", "load_onnx"]
+__all__ = ["ClassifierProgram", "DecodingStep", "EncoderProgram", "export_onnx"]

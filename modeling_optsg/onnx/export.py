@@ -1,5 +1,9 @@
-"""Writes the programs of a model as ONNX files."""
+"""Writes a model as a folder of ONNX programs, tokenizers and settings."""
 
+import json
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -7,17 +11,25 @@ from torch import nn
 from torch.export import Dim
 
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
+from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .programs import DecodingStep, EncoderProgram
+from .programs import ClassifierProgram, DecodingStep, EncoderProgram
+from .settings import export_settings, tokenizer_json
 
-ENCODER, STEP = "encoder.onnx", "decoding_step.onnx"
+ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
+SETTINGS, TEXT_TOKENIZER, TAG_TOKENIZER = "settings.json", "tokenizer.json", "tag_tokenizer.json"
+# Files of a checkpoint that say what it is and what may be done with it.
+NOTICES = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE")
 MEMORY_OUTPUTS = ("order_prompts", "memory_keys", "memory_values", "memory_mask")
-CLASSIFIER_OUTPUTS = ("classifier_logits", "has_title", "uses_image", "uses_words", "reads_words")
-STEP_OUTPUTS = ("logits", "next_keys", "next_values")
+EVIDENCE_OUTPUTS = ("vectors", "has_title", "uses_image", "uses_words", "reads_words")
+WORD_OUTPUTS = ("word_vectors", "word_probabilities", "familiarity")
+STEP_OUTPUTS = ("log_probs", "tokens", "normalizer", "pad_logits", "sep_logits", "next_keys", "next_values")
+# Matrix products and embeddings. Convolutions in 8 bits are slower and less exact.
+QUANTIZED_OPERATORS = ["MatMul", "Gemm", "Gather"]
 
 
-def example_inputs(model: OPTSGForTagGeneration, size: int = 224) -> tuple[dict, dict]:
-    """Return inputs of the two programs and their dynamic shapes, each as `{name: (tensor, dimensions)}`.
+def example_inputs(model: OPTSGForTagGeneration, size: tuple[int, int]) -> tuple[dict, dict]:
+    """Return inputs of encoder and decoding step and their dynamic shapes, each as `{name: (tensor, dimensions)}`.
 
     Args:
         model: The model.
@@ -27,7 +39,7 @@ def example_inputs(model: OPTSGForTagGeneration, size: int = 224) -> tuple[dict,
     batch, is_video = Dim("batch"), config.max_frames > 1
     length = Dim("title_length", max=getattr(config.text_config, "max_position_embeddings", None))
     of_frames = {0: batch} | ({1: Dim("frames", max=config.max_frames)} if is_video else {})
-    pixels = torch.rand(2, 2, 3, size, size, device=device)
+    pixels = torch.rand(2, 2, 3, *size, device=device)
     frame_mask = torch.tensor([[1, 1], [1, 0]], device=device)
     encoder = {
         "pixel_values": (pixels if is_video else pixels[:, :1], of_frames),
@@ -53,37 +65,115 @@ def example_inputs(model: OPTSGForTagGeneration, size: int = 224) -> tuple[dict,
     return encoder, step
 
 
-@torch.no_grad()
-def export_onnx(model: OPTSGForTagGeneration, folder: Path, size: int = 224) -> None:
-    """Export the two programs of a model to `encoder.onnx` and `decoding_step.onnx`.
+def export_onnx(
+    model: OPTSGForTagGeneration,
+    processor: OPTSGProcessor,
+    folder: Path | str,
+    int8: bool = False,
+    checkpoint: Path | str | None = None,
+) -> None:
+    """Export a model to a folder that [`OnnxTagger`] and the page in `space/browser` read.
 
-    Batch, frames, title length and slots are dynamic.
+    The folder has `encoder.onnx` (towers, encoder and order prompts), `classifier.onnx` (the tag classifier, if there
+    is one) and `decoding_step.onnx` (the next token of all slots), the two tokenizers, and `settings.json`. Numbers of
+    examples, frames and slots and the length of titles are dynamic.
+
+    Args:
+        model: The model, in single precision.
+        processor: Its processor.
+        folder: Folder to write to; it is created if necessary.
+        int8: Store weights of matrix products and embeddings in 8 bits, with one scale for each output channel.
+        checkpoint: Folder whose README, LICENSE and NOTICE are copied.
+
+    Raises:
+        ImportError: `onnx`, `onnxscript` or, for `int8`, `onnxruntime` is not installed.
+        ValueError: The model or a setting cannot be exported.
+    """
+    folder = Path(folder)
+    settings = export_settings(model, processor)
+    tokenizers = {
+        TEXT_TOKENIZER: tokenizer_json(processor.tokenizer, pads=True),
+        TAG_TOKENIZER: tokenizer_json(processor.tag_tokenizer, pads=False),
+    }
+    height, width = _frame_size(settings["image"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CLASSIFIER).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        exported = Path(name) if int8 else folder
+        export_programs(model, exported, (height, width))
+        if int8:
+            _quantize(exported, folder)
+    for name, text in tokenizers.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    for name in NOTICES if checkpoint is not None else ():
+        if (path := Path(checkpoint, name)).is_file():
+            shutil.copyfile(path, folder / name)
+
+
+def _frame_size(image: dict) -> tuple[int, int]:
+    """Return height and width of frames after the image processor."""
+    if image["crop"] is not None:
+        return tuple(image["crop"])
+    if image["size"].keys() != {"height", "width"}:
+        raise ValueError(f"the image processor resizes to {image['size']}; expected height and width, or a crop")
+    return image["size"]["height"], image["size"]["width"]
+
+
+@torch.no_grad()
+def export_programs(model: OPTSGForTagGeneration, folder: Path, size: tuple[int, int]) -> None:
+    """Export the programs alone; see [`export_onnx`].
 
     Args:
         model: The model, in single precision.
         folder: Folder to write to.
         size: Height and width of frames in pixels.
-
-    Raises:
-        ImportError: `onnx` or `onnxscript` is not installed.
     """
     model = model.eval()
     encoder, step = example_inputs(model, size)
-    outputs = MEMORY_OUTPUTS + (CLASSIFIER_OUTPUTS if model.tag_classifier is not None else ())
-    _export(EncoderProgram(model), encoder, outputs, Path(folder, ENCODER))
+    program = EncoderProgram(model)
+    outputs = MEMORY_OUTPUTS
+    if model.tag_classifier is not None:
+        outputs += EVIDENCE_OUTPUTS
+        vectors = torch.rand(2, model.config.hidden_size, device=model.device)
+        _export(
+            ClassifierProgram(model), {"vectors": (vectors, {0: Dim("rows")})}, ("logits",), Path(folder, CLASSIFIER)
+        )
+    if program.word_vectors is not None:
+        outputs += WORD_OUTPUTS
+    _export(program, encoder, outputs, Path(folder, ENCODER))
     _export(DecodingStep(model), step, STEP_OUTPUTS, Path(folder, STEP))
 
 
+def _quantize(exported: Path, folder: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    for path in sorted(exported.glob("*.onnx")):
+        # Only constants can be quantised in advance, not what is computed from them.
+        quant_pre_process(path, path, skip_symbolic_shape=True)
+        quantize_dynamic(
+            path,
+            folder / path.name,
+            op_types_to_quantize=QUANTIZED_OPERATORS,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
 def _export(program: nn.Module, inputs: dict, outputs: tuple[str, ...], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = tuple(tensor for tensor, _ in inputs.values())
-    torch.onnx.export(
-        program,
-        tensors,
-        path,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
-        dynamo=True,
-        external_data=False,
-    )
+    with warnings.catch_warnings():
+        # Of the exporter, about its own functions.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program,
+            tuple(tensor for tensor, _ in inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

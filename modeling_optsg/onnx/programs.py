@@ -1,4 +1,4 @@
-"""The two traced programs of parallel decoding. Search and ranking, which depend on the data, stay outside."""
+"""The traced programs of parallel decoding. Search and ranking, which depend on the data, stay outside."""
 
 import torch
 from torch import nn
@@ -6,9 +6,12 @@ from transformers import DynamicCache
 
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 
+# Tokens that a decoding step returns for each slot. More beams are not possible.
+MAX_BEAMS = 16
+
 
 class EncoderProgram(nn.Module):
-    """Towers, encoder, order prompts and tag classifier.
+    """Towers, encoder and order prompts.
 
     Args:
         model: The model, in evaluation mode.
@@ -17,6 +20,12 @@ class EncoderProgram(nn.Module):
     def __init__(self, model: OPTSGForTagGeneration):
         super().__init__()
         self.model, self.tag_decoder, self.tag_classifier = model.model, model.tag_decoder, model.tag_classifier
+        self.word_vectors = None
+        if self.tag_classifier is not None and model.model.image_words is not None:
+            # The evidence of a word does not depend on the image.
+            features = model.model.image_words.text_features
+            with torch.no_grad():
+                self.word_vectors = model.model.multimodal_encoder.evidence_pooler.word_vectors(features[None])[0]
 
     def forward(
         self,
@@ -34,8 +43,10 @@ class EncoderProgram(nn.Module):
         Returns:
             Order prompts `[batch, num_prompts, hidden_size]`, the memory's keys and values
             `[layers, batch, heads, memory length, head size]`, and its mask `[batch, memory length]`. With a tag
-            classifier also its logits `[batch, num_tag_classes]`, and what the examples are tagged by, boolean
-            `[batch]` each: `has_title`, `uses_image`, `uses_words` and `reads_words` of [`TagEvidence`].
+            classifier also its evidence `[batch, hidden_size]`, and what the examples are tagged by, boolean `[batch]`
+            each: `has_title`, `uses_image`, `uses_words` and `reads_words` of [`TagEvidence`]. With image words also
+            the evidence of the most probable words, `[batch, words, hidden_size]`, the probability of each
+            `[batch, words]`, and the familiarity of the image `[batch]`.
         """
         outputs = self.model(
             pixel_values=pixel_values, frame_mask=frame_mask, input_ids=input_ids, attention_mask=attention_mask
@@ -47,9 +58,28 @@ class EncoderProgram(nn.Module):
             return found
         evidence = outputs.evidence
         no_words = torch.zeros_like(evidence.has_title)
-        uses_words = no_words if evidence.word_probabilities is None else evidence.uses_words
-        tagged_by = (evidence.has_title, evidence.uses_image, uses_words, evidence.reads_words)
-        return *found, self.tag_classifier(evidence), *tagged_by
+        uses_words = no_words if self.word_vectors is None else evidence.uses_words
+        found += (evidence.vectors, evidence.has_title, evidence.uses_image, uses_words, evidence.reads_words)
+        if self.word_vectors is None:
+            return found
+        word_vectors = self.word_vectors[outputs.image_words]
+        return *found, word_vectors, evidence.word_probabilities, evidence.familiarity
+
+
+class ClassifierProgram(nn.Module):
+    """The logits of the tag classifier for the evidence of examples or of image words.
+
+    Args:
+        model: The model, in evaluation mode.
+    """
+
+    def __init__(self, model: OPTSGForTagGeneration):
+        super().__init__()
+        self.tag_classifier = model.tag_classifier
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Compute logits `[rows, num_tag_classes]` of vectors `[rows, hidden_size]`, without logit adjustment."""
+        return self.tag_classifier.project(vectors)
 
 
 class EvenRows:
@@ -77,6 +107,12 @@ class DecodingStep(nn.Module):
     def __init__(self, model: OPTSGForTagGeneration):
         super().__init__()
         self.tag_decoder, self.lm_head = model.tag_decoder, model.lm_head
+        config = model.config
+        self.pad, self.sep = config.tag_pad_token_id, config.tag_sep_token_id
+        tokens = torch.arange(config.tag_vocab_size, device=model.device)
+        self.impossible = torch.zeros(len(tokens), device=model.device)
+        self.impossible[(tokens == self.pad) | (tokens == self.sep)] = -torch.inf
+        self.num_tokens = min(MAX_BEAMS, len(tokens) - 2)
 
     def forward(
         self,
@@ -88,7 +124,7 @@ class DecodingStep(nn.Module):
         memory_keys: torch.Tensor,
         memory_values: torch.Tensor,
         memory_mask: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, ...]:
         """Decode one more position of every slot.
 
         Args:
@@ -100,7 +136,9 @@ class DecodingStep(nn.Module):
             memory_keys, memory_values, memory_mask: From [`EncoderProgram`].
 
         Returns:
-            Logits `[batch, slots, tag_vocab_size]`, and keys and values with one position more.
+            The log-probabilities of the most probable tokens among those other than [PAD] and [SEP],
+            `[batch, slots, tokens]`, and the tokens; the logarithm of the sum of the exponentials of these tokens'
+            logits, and the logits of [PAD] and [SEP], `[batch, slots]` each; keys and values with one position more.
         """
         batch, slots = input_ids.shape
         cache, memory_cache = DynamicCache(), DynamicCache()
@@ -111,4 +149,8 @@ class DecodingStep(nn.Module):
         hidden_states = self.tag_decoder.step(embedded, cache, None, EvenRows(batch, slots), memory_cache, memory_mask)
         logits = self.lm_head(hidden_states).unflatten(0, (batch, slots))
         cached = (torch.stack([getattr(layer, name) for layer in cache.layers]) for name in ("keys", "values"))
-        return logits, *(states.unflatten(1, (batch, slots)) for states in cached)
+        others = logits + self.impossible
+        log_probs, tokens = others.log_softmax(dim=-1).topk(self.num_tokens, dim=-1)
+        normalizer = others.amax(dim=-1) - log_probs[..., 0]
+        found = (log_probs, tokens, normalizer, logits[..., self.pad], logits[..., self.sep])
+        return *found, *(states.unflatten(1, (batch, slots)) for states in cached)

@@ -1,0 +1,210 @@
+"""Tags images and titles with an exported model."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+from .classifier import BOTH, IMAGE_WORDS, TagClassifier, tagged_by
+from .inputs import ImageReader, TitleReader
+from .processor_inputs import ProcessorInputs
+from .search import ScoreBound, SlotSearch
+from .tag_merging import TagCandidate, rank_candidates
+
+FORMAT = 1
+ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
+SETTINGS, TEXT_TOKENIZER, TAG_TOKENIZER = "settings.json", "tokenizer.json", "tag_tokenizer.json"
+
+
+class Program:
+    """An exported program with named inputs and outputs.
+
+    Args:
+        path: The ONNX file.
+        threads: Threads of a call; by default those that onnxruntime chooses.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None):
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run the program. Inputs that it does not read are ignored."""
+        arrays = {name: np.ascontiguousarray(inputs[name]) for name in self.inputs}
+        return dict(zip(self.outputs, self.session.run(None, arrays), strict=True))
+
+
+class OnnxTagger:
+    """Tags images with an exported model, as `pipeline("tag-generation")` does.
+
+    It needs numpy, onnxruntime, Pillow and tokenizers, but not torch and transformers. It decodes in parallel, with the
+    settings of the checkpoint.
+
+    Args:
+        folder: Folder from `optsg export-onnx`.
+        threads: Threads of a call; by default those that onnxruntime chooses.
+
+    Raises:
+        FileNotFoundError: A file of the folder is missing.
+        ValueError: The folder was written by another version.
+
+    Example:
+
+        >>> from optsg.onnx import OnnxTagger
+        >>> tagger = OnnxTagger.from_pretrained("runs/onnx")  # doctest: +SKIP
+        >>> tags = tagger("examples/images/tent-tree.png", "tent tree", top_k=2)  # doctest: +SKIP
+        >>> [(tag["label"], round(tag["score"], 2), tag["novel"]) for tag in tags]  # doctest: +SKIP
+        [('tent', 0.89, False), ('camping', 0.84, False)]
+    """
+
+    def __init__(self, folder: str | os.PathLike, threads: int | None = None):
+        folder = Path(folder)
+        if not (folder / SETTINGS).is_file():
+            raise FileNotFoundError(f"{folder} has no {SETTINGS}; write the folder with: optsg export-onnx CHECKPOINT")
+        self.settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if self.settings.get("format") != FORMAT:
+            raise ValueError(f"{folder} has format {self.settings.get('format')!r}, not {FORMAT}; export it again")
+        self.label_vocabulary = self.settings["label_vocabulary"]
+        self.read_image = ImageReader(self.settings["image"])
+        self.read_titles = TitleReader(folder / TEXT_TOKENIZER)
+        self.tag_tokenizer = Tokenizer.from_file(str(folder / TAG_TOKENIZER))
+        self.encoder, self.step = (Program(folder / name, threads) for name in (ENCODER, STEP))
+        self.classifier = None
+        if "classes" in self.settings:
+            self.classifier = TagClassifier(Program(folder / CLASSIFIER, threads), self.settings)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, threads: int | None = None) -> "OnnxTagger":
+        """Load an exported model; see [`OnnxTagger`]."""
+        return cls(folder, threads)
+
+    def __call__(
+        self,
+        images: Any = None,
+        titles: str | list[str | None] | None = None,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        batch_size: int = 8,
+    ) -> list[dict] | list[list[dict]]:
+        """Tag one example or many.
+
+        Args:
+            images: Images, one for each example, `None` for an example without one: paths, bytes of files, PIL images
+                or `uint8` arrays.
+            titles: Titles, one for each example. A blank title is a missing title.
+            top_k: Maximum number of tags of an example; the most probable ones are kept.
+            threshold: Minimum probability of a tag; by default the model's own.
+            batch_size: Examples that are tagged at once.
+
+        Returns:
+            For each example its tags as `{"label": str, "score": float, "novel": bool}`, best first. For an image or a
+            title that is not in a list, the tags of this example.
+
+        Raises:
+            ValueError: An example has no input or cannot be read, the arguments differ in length, or a setting is out
+                of range.
+        """
+        _check_settings(top_k, threshold)
+        batch = ProcessorInputs(images, None, titles, None, None, None)
+        tags = []
+        for start in range(0, batch.size, batch_size):
+            rows = range(start, min(start + batch_size, batch.size))
+            tags += self._tag(
+                [batch.images[row] for row in rows], [batch.titles[row] for row in rows], start, top_k, threshold
+            )
+        given = [value for value in (images, titles) if value is not None]
+        return tags if any(isinstance(value, list | tuple) for value in given) or batch.size > 1 else tags[0]
+
+    def _tag(
+        self, images: list, titles: list[str | None], start: int, top_k: int | None, threshold: float | None
+    ) -> list[list[dict]]:
+        pixel_values = np.zeros((len(images), 1, 3, *self.read_image.shape), np.float32)
+        for index, image in enumerate(images):
+            if image is not None:
+                pixel_values[index, 0] = self.read_image(image, f"images[{start + index}]")
+        frame_mask = np.array([[image is not None] for image in images], np.int64)
+        input_ids, attention_mask = self.read_titles(titles)
+        candidates = self.generate(pixel_values, frame_mask, input_ids, attention_mask, top_k, threshold)
+        return [list(self._decode(example)) for example in candidates]
+
+    def generate(
+        self,
+        pixel_values: np.ndarray,
+        frame_mask: np.ndarray,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray,
+        max_tags: int | None = None,
+        threshold: float | None = None,
+    ) -> list[list[TagCandidate]]:
+        """Generate the tags of each example, as `generate` of the model does.
+
+        Args:
+            pixel_values: `[batch, frames, 3, height, width]`, `float32`.
+            frame_mask: `[batch, frames]`, 1 for frames; 0 for padding, and for an example without an image.
+            input_ids, attention_mask: `[batch, length]`, `int64`; a mask of zeros for an example without a title.
+            max_tags: Maximum number of tags of an example.
+            threshold: Minimum probability of a tag; by default the model's own.
+
+        Returns:
+            For each example its tags, best first, with their token ids `tag` and their probability `score`.
+        """
+        encoded = self.encoder(
+            pixel_values=pixel_values, frame_mask=frame_mask, input_ids=input_ids, attention_mask=attention_mask
+        )
+        output = None if self.classifier is None else self.classifier(encoded)
+        thresholds, limits = self._limits(encoded, max_tags, threshold)
+        bound = None
+        if any(thresholds):
+            bound = ScoreBound(thresholds, output, self.classifier and self.classifier.sorted_tags)
+        tokens, log_probs = SlotSearch(self.step, self.settings, encoded, bound).run()
+        number = self.settings["generation"]["num_return_sequences"]
+        tokens, log_probs = tokens[:, :, :number], log_probs[:, :, :number]
+        pad = self.settings["pad_token_id"]
+        ranked = []
+        for index, (rows, probs) in enumerate(zip(tokens, log_probs)):
+            rows, probs = rows.reshape(-1, rows.shape[-1]).tolist(), probs.reshape(-1).tolist()
+            tags = rank_candidates(rows, probs, number, pad, thresholds[index], output, index)
+            ranked.append(tags[: limits[index]])
+        return ranked
+
+    def _limits(
+        self, encoded: dict[str, np.ndarray], max_tags: int | None, threshold: float | None
+    ) -> tuple[list[float], list[int | None]]:
+        """Return the threshold and the maximum number of tags of each example."""
+        generation = self.settings["generation"]
+        max_tags = generation["max_tags"] if max_tags is None else max_tags
+        names = [BOTH] * len(encoded["order_prompts"]) if self.classifier is None else tagged_by(encoded)
+        if threshold is not None:
+            return [threshold] * len(names), [max_tags] * len(names)
+        thresholds, limits, own = [], [], generation["thresholds"]
+        for name in names:
+            # One threshold is that of every example.
+            by_words = name == IMAGE_WORDS and generation["by_modality"]
+            thresholds.append(generation["min_word_tag_probability"] if by_words else own.get(name, own[BOTH]))
+            limits.append(max_tags or (generation["num_word_tags"] if by_words else None))
+        return thresholds, limits
+
+    def _decode(self, candidates: list[TagCandidate]) -> Iterator[dict]:
+        """Decode the tags of an example. Blank tags are dropped; of two with the same text, the best stays."""
+        seen = set()
+        texts = self.tag_tokenizer.decode_batch([list(candidate.tag) for candidate in candidates])
+        for text, candidate in zip(texts, candidates, strict=True):
+            if text.strip() and text not in seen:
+                seen.add(text)
+                yield {"label": text, "score": candidate.score, "novel": text not in self.label_vocabulary}
+
+
+def _check_settings(top_k: int | None, threshold: float | None) -> None:
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1")
