@@ -301,5 +301,6 @@ class SlotSearch:
         return logits - everything, ranking, tokens
 
     def _is_too_unlikely(self, log_probs: np.ndarray) -> np.ndarray:
-        """Return which hypotheses of `[slots, hypotheses]` are too unlikely; never the first."""
-        return (np.arange(log_probs.shape[1]) > 0) & (log_probs < self.min_log_probability)
+        """Return which hypotheses of `[slots, hypotheses]` are too unlikely; never the first, nor a dropped one."""
+        is_unlikely = (log_probs < self.min_log_probability) & ~np.isneginf(log_probs)
+        return is_unlikely & (np.arange(log_probs.shape[1]) > 0)
