@@ -86,7 +86,7 @@ def export_onnx(
         checkpoint: Folder whose README, LICENSE and NOTICE are copied.
 
     Raises:
-        ImportError: `onnx`, `onnxscript` or, for `int8`, `onnxruntime` is not installed.
+        ImportError: `onnx`, `onnxscript` or `onnxruntime` is not installed.
         ValueError: The model or a setting cannot be exported.
     """
     folder = Path(folder)
@@ -103,6 +103,8 @@ def export_onnx(
         export_programs(model, exported, (height, width))
         if int8:
             _quantize(exported, folder)
+    for program in sorted(folder.glob("*.onnx")):
+        _optimize(program)
     for name, text in tokenizers.items():
         (folder / name).write_text(text, encoding="utf-8")
     text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
@@ -160,6 +162,17 @@ def _quantize(exported: Path, folder: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+
+
+def _optimize(path: Path) -> None:
+    """Fuse operators once, because it takes a third of the time that onnxruntime needs to load the programs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # More would depend on the machine.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path)
+    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def _export(program: nn.Module, inputs: dict, outputs: tuple[str, ...], path: Path) -> None:
