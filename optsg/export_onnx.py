@@ -15,9 +15,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "export-onnx",
         help="write a checkpoint as ONNX, which needs no PyTorch",
-        description="Writes a checkpoint as ONNX programs, tokenizers and settings. `optsg.onnx.OnnxTagger` tags with\n"
-        "the folder without PyTorch, and the page in space/browser without a server. Decoding is\n"
-        'parallel. Needs: pip install "optsg[onnx]"',
+        description="Writes a checkpoint as ONNX programs, tokenizers and settings. `optsg.onnx.OnnxTagger` tags\n"
+        "with the folder without PyTorch, and the page in space/browser without a server. Decoding\n"
+        'is parallel. Needs: pip install "optsg[onnx]"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -46,8 +46,8 @@ class Program:
 class OnnxTagger:
     """Tags images with an exported model, as `pipeline("tag-generation")` does.
 
-    It needs numpy, onnxruntime, Pillow and tokenizers, but not torch and transformers. It decodes in parallel, with the
-    settings of the checkpoint.
+    It needs numpy, onnxruntime, Pillow and tokenizers, but not torch and transformers. It decodes in parallel, with
+    the settings of the checkpoint.
 
     Args:
         folder: Folder from `optsg export-onnx`.
