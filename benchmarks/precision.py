@@ -25,7 +25,8 @@ from transformers import BitsAndBytesConfig
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, predict_tags
 from modeling_optsg.evaluation.reporting import environment
-from modeling_optsg.onnx import export_onnx, load_onnx
+from modeling_optsg.onnx import export_onnx
+from optsg.onnx import OnnxTagger
 
 NUM_EXAMPLES, BATCH_SIZE = 300, 8
 REFERENCE = "fp32"
@@ -59,24 +60,20 @@ def load_bitsandbytes(checkpoint: str, folder: Path) -> OPTSGForTagGeneration:
     )
 
 
-def load_exported(checkpoint: str, folder: Path) -> OPTSGForTagGeneration:
+def load_exported(checkpoint: str, folder: Path) -> OnnxTagger:
     """Export to ONNX, and run it with onnxruntime."""
-    model = OPTSGForTagGeneration.from_pretrained(checkpoint).eval()
-    size = OPTSGProcessor.from_pretrained(checkpoint).image_processor.size["height"]
-    export_onnx(model, folder, size)
-    return load_onnx(model, folder)
+    return _export(checkpoint, folder, int8=False)
 
 
-def load_exported_int8(checkpoint: str, folder: Path) -> OPTSGForTagGeneration:
-    """Export to ONNX, and quantise matrix products and embeddings with onnxruntime."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def load_exported_int8(checkpoint: str, folder: Path) -> OnnxTagger:
+    """Export to ONNX with weights in 8 bits, and run it with onnxruntime."""
+    return _export(checkpoint, folder, int8=True)
 
-    with tempfile.TemporaryDirectory() as exported:
-        load_exported(checkpoint, Path(exported))
-        for path in Path(exported).glob("*.onnx"):
-            operators = ["MatMul", "Gemm", "Gather"]
-            quantize_dynamic(path, folder / path.name, op_types_to_quantize=operators, weight_type=QuantType.QInt8)
-    return load_onnx(OPTSGForTagGeneration.from_pretrained(checkpoint).eval(), folder)
+
+def _export(checkpoint: str, folder: Path, int8: bool) -> OnnxTagger:
+    model = OPTSGForTagGeneration.from_pretrained(checkpoint)
+    export_onnx(model, OPTSGProcessor.from_pretrained(checkpoint), folder, int8)
+    return OnnxTagger.from_pretrained(folder, threads=1)
 
 
 VARIANTS = {
@@ -91,7 +88,15 @@ VARIANTS = {
 }
 
 
-def bytes_on_disk(model: nn.Module, folder: Path) -> int:
+def tag(model: nn.Module | OnnxTagger, processor: OPTSGProcessor, examples: Dataset) -> list[list[dict]]:
+    """Tag examples in batches of `BATCH_SIZE`."""
+    if isinstance(model, OnnxTagger):
+        found = model(list(examples["image"]), list(examples["title"]), batch_size=BATCH_SIZE)
+        return [[{"tag": tag["label"]} | tag for tag in tags] for tags in found]
+    return predict_tags(model.eval(), processor, examples, batch_size=BATCH_SIZE, progress=False)
+
+
+def bytes_on_disk(model: nn.Module | OnnxTagger, folder: Path) -> int:
     """Return the size of the weights: of the exported programs in the folder, or else of the model's state."""
     if exported := list(folder.glob("*.onnx")):
         return sum(path.stat().st_size for path in exported)
@@ -107,11 +112,10 @@ def measure(checkpoint: str, variant: str, examples: Dataset) -> dict:
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name)
-        model = VARIANTS[variant](checkpoint, folder).eval()
-        settings = {"batch_size": BATCH_SIZE, "progress": False}
-        predict_tags(model, processor, examples.select(range(BATCH_SIZE)), **settings)
+        model = VARIANTS[variant](checkpoint, folder)
+        tag(model, processor, examples.select(range(BATCH_SIZE)))
         start = time.process_time()
-        predictions = predict_tags(model, processor, examples, **settings)
+        predictions = tag(model, processor, examples)
         seconds = time.process_time() - start
         size = bytes_on_disk(model, folder)
     metrics = TagEvaluator(examples["tags"], processor.label_vocabulary).score(predictions)

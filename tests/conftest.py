@@ -12,6 +12,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, ViTConfig, ViTImag
 
 from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor, train_tag_tokenizer
 from modeling_optsg.configuration_optsg import EfficientNetLiteConfig
+from optsg import main
 
 torch.set_num_threads(1)
 
@@ -145,3 +146,15 @@ def towers(tiny_checkpoint, tmp_path_factory):
     model.model.text_tower.save_pretrained(root / "text")
     processor.tokenizer.save_pretrained(root / "text")
     return root
+
+
+@pytest.fixture(scope="session")
+def exported_checkpoint(tmp_path_factory):
+    """The shipped checkpoint as ONNX."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"Not installed: {', '.join(missing)}.")
+    folder = tmp_path_factory.mktemp("exported")
+    checkpoint = Path(__file__).parents[1] / "checkpoints/optsg-icon-small"
+    assert main(["export-onnx", str(checkpoint), "--output", str(folder)]) == 0
+    return folder

@@ -258,13 +258,6 @@ def test_a_tiny_model_is_exported(model, tiny_processor, images, tmp_path, int8)
     assert all(found)
 
 
-@pytest.fixture(scope="module")
-def exported_checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    assert main(["export-onnx", str(CHECKPOINT), "--output", str(folder)]) == 0
-    return folder
-
-
 @pytest.mark.slow
 @needs_exporter
 def test_the_shipped_checkpoint_gives_the_same_tags(exported_checkpoint):

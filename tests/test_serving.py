@@ -1,4 +1,4 @@
-"""Ways to load and to serve a model: other classes, missing weights, traced programs, ONNX, 8 bits and offloading."""
+"""Ways to load and to serve a model: other classes, missing weights, traced programs, 8 bits and offloading."""
 
 import copy
 import importlib.util
@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, pipeline
 
 from modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.generation_optsg import check_placement
-from modeling_optsg.onnx import DecodingStep, EncoderProgram, export_onnx, load_onnx
+from modeling_optsg.onnx import DecodingStep, EncoderProgram
 from modeling_optsg.onnx.export import example_inputs
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints/optsg-icon-small"
@@ -92,7 +92,9 @@ SIZES = {"batch": 3, "frames": 4, "title_length": 7, "slots": 5, "position": 1, 
 
 
 def programs(model):
-    for program, inputs in zip((EncoderProgram(model), DecodingStep(model)), example_inputs(model, 32), strict=True):
+    for program, inputs in zip(
+        (EncoderProgram(model), DecodingStep(model)), example_inputs(model, (32, 32)), strict=True
+    ):
         tensors = {name: tensor for name, (tensor, _) in inputs.items()}
         yield program, tensors, {name: dimensions for name, (_, dimensions) in inputs.items()}, resized(inputs, SIZES)
 
@@ -116,34 +118,9 @@ def test_encoder_and_decoding_step_are_compiled_as_one_graph(model):
             torch.testing.assert_close(compiled(**own), program(**own), rtol=1e-3, atol=1e-4)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     names = ("pixel_values", "frame_mask", "input_ids", "attention_mask")
-    own = resized(example_inputs(model, 32)[0], SIZES)
+    own = resized(example_inputs(model, (32, 32))[0], SIZES)
     found, expected = (program(**{name: own[name] for name in names}).order_prompts for program in (compiled, model))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-@needs("onnx", "onnxscript", "onnxruntime")
-@pytest.mark.parametrize("with_classifier", [True, False])
-def test_an_exported_model_generates_the_same_tags(make_model, tiny_processor, tmp_path, with_classifier):
-    model = make_model(num_tag_classes=3 if with_classifier else 0)
-    if with_classifier:
-        model.set_label_vocabulary(TAGS, [3, 2, 1])
-    export_onnx(model, tmp_path, 32)
-    exported = load_onnx(model, tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    batch = dict(tiny_processor(images=[*pixels, None], titles=["a red square", "dog", None, "blue"]))
-    settings = {"num_beams": 3, "num_return_sequences": 3, "pad_bias": -3.0}
-    if with_classifier:
-        settings |= {"fusion_weights": [1.0, 0.5, 0.0, 1.0, 0.0], "num_candidates": 2, "logit_adjustment": 0.3}
-    for part in (batch, {name: batch[name][3:] for name in ("input_ids", "attention_mask")}):
-        expected, found = (one.generate(**part, **settings) for one in (model, exported))
-        assert torch.equal(found.sequences, expected.sequences)
-        torch.testing.assert_close(found.tag_scores, expected.tag_scores, rtol=1e-3, atol=1e-5)
-        assert found.tagged_by == expected.tagged_by
-    with pytest.raises(ValueError, match='decoding="parallel"'):
-        exported.generate(**batch, decoding="sequential")
-    with pytest.raises(ValueError, match="no input title_features"):
-        exported.generate(title_features=torch.zeros(1, 2, 16))
 
 
 # The shipped checkpoint

@@ -1,0 +1,145 @@
+"""The page in `space/browser`: the same tags as in Python, in Chromium."""
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "space/browser"
+IMAGES = ROOT / "examples/images"
+EXAMPLES = [
+    ("tent-tree.png", "tent tree"),
+    ("tent-tree.png", ""),
+    ("bus.png", "bus"),
+    ("bus.png", ""),
+    (None, "Crème brûlée, 2 \N{DOG FACE}s"),
+]
+TEXTS = [
+    "Tent-tree!",
+    "e-mail 电子邮件",
+    "naïve\tÉTÉ  x",
+    "a\u200bb [SEP] \u2028c\u00a0d",
+    "\U0001d518nicode 12,5%",
+    "x" * 120,
+    "İstanbul ΟΔΟΣ",
+    "~^`|$",
+]
+WAIT_SECONDS = 120
+missing = [name for name in ("onnxruntime", "playwright") if importlib.util.find_spec(name) is None]
+if missing:
+    pytest.skip(f"Not installed: {', '.join(missing)}.", allow_module_level=True)
+if shutil.which("npm") is None or shutil.which("chromium") is None:
+    pytest.skip("npm or Chromium is not installed.", allow_module_level=True)
+
+from playwright.sync_api import expect, sync_playwright  # noqa: E402
+
+from optsg.onnx import OnnxTagger  # noqa: E402
+
+expect.set_options(timeout=1000 * WAIT_SECONDS)
+pytestmark = pytest.mark.slow
+
+
+def examples():
+    """Examples with and without title or image."""
+    images = sorted(path.name for path in IMAGES.glob("*.png"))
+    more = [(name, Path(name).stem.replace("-", " ") if index % 2 else "") for index, name in enumerate(images)]
+    return [*EXAMPLES, *(example for example in more if example not in EXAMPLES)]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory):
+    """The folder of onnxruntime-web, in the version that the page names."""
+    version = re.search(r"onnxruntime-web@([\d.]+)", (PAGE / "index.html").read_text(encoding="utf-8")).group(1)
+    folder = tmp_path_factory.mktemp("npm")
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", f"onnxruntime-web@{version}"]
+    if subprocess.run(command, cwd=folder, capture_output=True).returncode:
+        pytest.skip("onnxruntime-web cannot be installed.")
+    return folder / "node_modules/onnxruntime-web/dist"
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(runtime, exported_checkpoint, tmp_path_factory):
+    """The address of the page, with model and runtime beside it, on a server that only sends files."""
+    site = tmp_path_factory.mktemp("site")
+    links = {"model": exported_checkpoint, "runtime": runtime} | {path.name: path for path in PAGE.iterdir()}
+    for name, target in links.items():
+        (site / name).symlink_to(target)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The page with the loaded model. It must load nothing from other hosts and raise no errors."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 760, "height": 860})
+        urls, errors = [], []
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}index.html?runtime=runtime")
+        expect(page.locator("#status")).to_have_text("Ready")
+        yield page
+        browser.close()
+    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
+    assert errors == []
+
+
+TAG = """async ([bytes, title]) => {
+  const { Tagger, readImage } = await import("./tagger.js"), ort = await import("./runtime/ort.wasm.min.mjs");
+  window.tagger ??= await Tagger.load(new URL("model/", location.href), ort);
+  const image = bytes && (await readImage(new Blob([new Uint8Array(bytes)])));
+  return window.tagger.tag(image, title);
+}"""
+
+
+def test_the_browser_finds_the_tags_of_python(page, exported_checkpoint):
+    tagger = OnnxTagger.from_pretrained(exported_checkpoint, threads=1)
+    assert len(examples()) >= 10
+    for name, title in examples():
+        path = IMAGES / name if name else None
+        found = page.evaluate(TAG, [list(path.read_bytes()) if path else None, title])
+        expected = tagger(path, title) if path else tagger(titles=title)
+        assert [(tag["label"], tag["novel"]) for tag in found] == [(tag["label"], tag["novel"]) for tag in expected]
+        assert [tag["score"] for tag in found] == pytest.approx([tag["score"] for tag in expected], abs=1e-3)
+
+
+def test_titles_are_tokenised_as_in_python(page, exported_checkpoint):
+    tokenizer = Tokenizer.from_file(str(exported_checkpoint / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    encode = "texts => texts.map((text) => window.tagger.titles.encode(text))"
+    page.evaluate(TAG, [None, "a"])
+    assert page.evaluate(encode, [*TEXTS, "a " * 600]) == [tokenizer.encode(text).ids for text in [*TEXTS, "a " * 600]]
+
+
+def test_a_chosen_image_is_tagged_and_errors_are_shown(page):
+    page.locator("#file").set_input_files(IMAGES / "tent-tree.png")
+    expect(page.locator("#preview")).to_be_visible()
+    page.locator("#title").fill("tent tree")
+    page.locator("#title").blur()
+    expect(page.locator("#tags li").first).to_contain_text("tent0.89")
+    expect(page.locator("#status")).to_contain_text("tags in")
+    page.locator("#file").set_input_files(ROOT / "LICENSE")
+    expect(page.locator("#error")).to_have_text("LICENSE is not an image that this browser reads.")
+
+
+def test_a_missing_model_is_an_error(page, address):
+    other = page.context.browser.new_page()
+    other.goto(f"{address}index.html?runtime=runtime&model=nothing")
+    expect(other.locator("#error")).to_contain_text("settings.json of the model is missing")
+    other.close()
