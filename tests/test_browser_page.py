@@ -9,19 +9,15 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import datasets
 import pytest
 from tokenizers import Tokenizer
+
+from dataset_scripts import load_tagging_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "space/browser"
 IMAGES = ROOT / "examples/images"
-EXAMPLES = [
-    ("tent-tree.png", "tent tree"),
-    ("tent-tree.png", ""),
-    ("bus.png", "bus"),
-    ("bus.png", ""),
-    (None, "Crème brûlée, 2 \N{DOG FACE}s"),
-]
 TEXTS = [
     "Tent-tree!",
     "e-mail 电子邮件",
@@ -48,10 +44,13 @@ pytestmark = pytest.mark.slow
 
 
 def examples():
-    """Examples with and without title or image."""
-    images = sorted(path.name for path in IMAGES.glob("*.png"))
-    more = [(name, Path(name).stem.replace("-", " ") if index % 2 else "") for index, name in enumerate(images)]
-    return [*EXAMPLES, *(example for example in more if example not in EXAMPLES)]
+    """Bytes and titles of drawings and of ten test examples; some have no title, and the last has no image."""
+    rows = load_tagging_dataset("icon_tagging")["test"].cast_column("image", datasets.Image(decode=False))
+    rows = rows.select(range(0, 1500, 150))
+    drawings = [(path.read_bytes(), path.stem.replace("-", " ")) for path in sorted(IMAGES.glob("*.png"))]
+    found = [*drawings, *((row["image"]["bytes"], row["title"]) for row in rows)]
+    found = [(image, title if index % 3 else "") for index, (image, title) in enumerate(found)]
+    return [*found, (None, "Crème brûlée, 2 \N{DOG FACE}s")]
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +109,9 @@ TAG = """async ([bytes, title]) => {
 
 def test_the_browser_finds_the_tags_of_python(page, exported_checkpoint):
     tagger = OnnxTagger.from_pretrained(exported_checkpoint, threads=1)
-    assert len(examples()) >= 10
-    for name, title in examples():
-        path = IMAGES / name if name else None
-        found = page.evaluate(TAG, [list(path.read_bytes()) if path else None, title])
-        expected = tagger(path, title) if path else tagger(titles=title)
+    for image, title in examples():
+        found = page.evaluate(TAG, [list(image) if image else None, title])
+        expected = tagger(image, title) if image else tagger(titles=title)
         assert [(tag["label"], tag["novel"]) for tag in found] == [(tag["label"], tag["novel"]) for tag in expected]
         assert [tag["score"] for tag in found] == pytest.approx([tag["score"] for tag in expected], abs=1e-3)
 

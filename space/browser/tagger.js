@@ -42,7 +42,8 @@ export class WordPiece {
     }
     if (chinese) text = [...text].map((c) => (CJK.test(c) ? ` ${c} ` : c)).join("");
     if (strip ?? lowercase) text = text.normalize("NFD").replace(/\p{Mn}/gu, "");
-    return lowercase ? text.toLowerCase() : text;
+    // Each character by itself: the last sigma of a word is one like others.
+    return lowercase ? [...text].map((c) => c.toLowerCase()).join("") : text;
   }
 
   #splitWord(word) {
