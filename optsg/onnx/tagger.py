@@ -31,6 +31,8 @@ class Program:
 
     def __init__(self, path: Path, threads: int | None = None):
         options = onnxruntime.SessionOptions()
+        # Threads that wait do not use a core.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
