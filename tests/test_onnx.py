@@ -186,7 +186,7 @@ def test_the_bound_drops_what_that_of_the_model_drops():
         SiglipImageProcessor(size={"height": 32, "width": 32}),
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 28}),
     ],
-    ids=["vit", "siglip", "clip"],
+    ids=["vit", "siglip", "cropped"],
 )
 def test_images_are_prepared_as_by_the_image_processor(image_processor, model, text_tokenizer, tag_tokenizer, images):
     processor = OPTSGProcessor(image_processor, text_tokenizer, tag_tokenizer)

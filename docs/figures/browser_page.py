@@ -1,4 +1,4 @@
-"""Takes the picture of the page in `space/browser` that docs/serving.md shows.
+"""Takes the screenshot of the page in `space/browser` that docs/serving.md shows.
 
     python docs/figures/browser_page.py http://127.0.0.1:8000
 
