@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from modeling_optsg.processing_optsg import OPTSGProcessor
 from .programs import ClassifierProgram, DecodingStep, EncoderProgram
 from .settings import export_settings, tokenizer_json
 
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
 ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
 SETTINGS, TEXT_TOKENIZER, TAG_TOKENIZER = "settings.json", "tokenizer.json", "tag_tokenizer.json"
 # Files of a checkpoint that say what it is and what may be done with it.
@@ -26,6 +30,7 @@ WORD_OUTPUTS = ("word_vectors", "word_probabilities", "familiarity")
 STEP_OUTPUTS = ("log_probs", "tokens", "normalizer", "pad_logits", "sep_logits", "next_keys", "next_values")
 # Matrix products and embeddings. Convolutions in 8 bits are slower and less exact.
 QUANTIZED_OPERATORS = ["MatMul", "Gemm", "Gather"]
+TEXT_TOWER = "model.text_tower"
 
 
 def example_inputs(model: OPTSGForTagGeneration, size: tuple[int, int]) -> tuple[dict, dict]:
@@ -82,7 +87,8 @@ def export_onnx(
         model: The model, in single precision.
         processor: Its processor.
         folder: Folder to write to; it is created if necessary.
-        int8: Store weights of matrix products and embeddings in 8 bits, with one scale for each output channel.
+        int8: Store weights of matrix products and embeddings in 8 bits, with one scale for each output channel, except
+            the matrix products of the text tower.
         checkpoint: Folder whose README, LICENSE and NOTICE are copied.
 
     Raises:
@@ -149,19 +155,29 @@ def export_programs(model: OPTSGForTagGeneration, folder: Path, size: tuple[int,
 
 
 def _quantize(exported: Path, folder: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     for path in sorted(exported.glob("*.onnx")):
-        # Only constants can be quantised in advance, not what is computed from them.
-        quant_pre_process(path, path, skip_symbolic_shape=True)
+        nodes = onnx.load(path, load_external_data=False).graph.node
         quantize_dynamic(
             path,
             folder / path.name,
             op_types_to_quantize=QUANTIZED_OPERATORS,
             per_channel=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in nodes if _is_in_text_tower(node)],
         )
+
+
+def _is_in_text_tower(node: "NodeProto") -> bool:
+    """Return whether a node is a matrix product of the text tower.
+
+    Some activations of pretrained transformers are far larger than others, and in 8 bits the others lose their digits.
+    On icon-tagging this cost half a point of Full F1.
+    """
+    scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
+    return node.op_type in ("MatMul", "Gemm") and any(TEXT_TOWER in scope for scope in scopes)
 
 
 def _optimize(path: Path) -> None:
