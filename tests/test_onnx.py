@@ -45,7 +45,11 @@ SETTINGS = {
     "num_candidates": 2,
     "min_beam_probability": 1e-4,
     "logit_adjustment": 0.3,
-    "fusion_weights": {"image+title": [1.0, 0.5, 3.1, 1.0, 4.0], "image": [0.2, 1.5, 1.0, 0.8, 3.0]},
+    "fusion_weights": {
+        "image+title": [1.0, 0.5, 3.1, 1.0, 4.0],
+        "image": [0.2, 1.5, 1.0, 0.8, 3.0],
+        "title": [0.9, 0.6, 3.0, 1.0, 4.0],
+    },
     "threshold": {"image+title": 0.08, "image": 0.1, "title": 0.06},
 }
 
