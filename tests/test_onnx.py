@@ -169,7 +169,7 @@ def test_the_bound_drops_what_that_of_the_model_drops():
     # Tokens with a zero as the last byte are sorted like others.
     tags = [[256 * token for token in tag] for tag in sorted(tags)]
     logits = torch.randn(2, len(tags), generator=generator)
-    tree = PrefixTree(torch.tensor([tag + [0] * (4 - len(tag)) for tag in tags]), 0, 2000)
+    tree = PrefixTree(torch.tensor([tag + [0] * (4 - len(tag)) for tag in tags]), 0)
     weights = [(0.3, 0.8, -0.2, 0.9, -0.5), (0.4, 2.0, -0.7, 1.1, -3.0)]
     bounds = [
         kind([0.3, 0.1], ClassifierOutput(own, {}, None, weights), index)
