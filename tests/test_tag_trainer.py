@@ -250,6 +250,7 @@ def _train_by_ddp(rank, models, batches):
     return list(models)
 
 
+@pytest.mark.slow
 def test_a_loop_with_ddp_needs_no_unused_parameters(make_any, tiny_processor, table, examples, tmp_path):
     words = {"image_word_labels": ["dog", "cat"], "image_word_feature_size": 16, "image_word_pooling": "mean"}
     models = {name: make_any(name) for name in MODEL_TYPES if name != "knn"}
