@@ -35,7 +35,7 @@ from modeling_optsg import OPTSGDataCollator, OPTSGForTagGeneration, OPTSGProces
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import FEATURE_COLUMNS, CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.reporting import environment
-from modeling_optsg.prepared_weights import lay_out_weights
+from modeling_optsg.prepared_weights import prepare_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "checkpoints/optsg-icon-small"
@@ -58,7 +58,7 @@ class Bart:
         torch.manual_seed(0)
         self.bart = BartForConditionalGeneration(BartConfig(**sizes, **tokens, forced_eos_token_id=None)).eval()
         if prepared:
-            lay_out_weights(self.bart, transposed=True)
+            prepare_weights(self.bart)
         length = {"min_new_tokens": SEQUENCE_TOKENS, "max_new_tokens": SEQUENCE_TOKENS}
         self.settings = length | {"num_beams": 1, "do_sample": False}
 
