@@ -197,32 +197,15 @@ def with_prompts(model: OPTSGForTagGeneration, number: int) -> OPTSGForTagGenera
     return model
 
 
-def peak_memory(call: Callable[[], object]) -> float | None:
-    """Return by how many MB a call raises the resident memory at most; `None` where Linux does not tell."""
-
-    def read(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = read("VmRSS")
-        call()
-        return round((read("VmHWM") - before) / 1024, 1)
-    except OSError:
-        return None
-
-
 def vary(sides: dict, examples: Examples, rounds: int) -> dict[str, dict]:
-    """Measure batches, numbers of prompts and frames, memory and the share of the machine's matrix rate."""
+    """Measure batches, numbers of prompts and frames, and the share of the machine's matrix rate."""
     model, asy = sides["parallel"][0], sides["asy"][0]
-    found = {"batch": {}, "prompts": {}, "frames": {}, "memory_mb": {}}
+    found = {"batch": {}, "prompts": {}, "frames": {}}
     for size in BATCH_SIZES:
         inputs = examples.feature_inputs(0, size)
         calls = {"parallel": [partial(model.generate, **inputs)], "asy": [partial(asy.generate, **inputs)]}
         times = measure(calls, rounds)
         found["batch"][size] = {name: round(milliseconds / size, 3) for name, milliseconds in times.items()}
-        found["memory_mb"][size] = peak_memory(calls["parallel"][0])
     inputs = examples.feature_inputs(0, BATCH_SIZE)
     calls = {number: [partial(with_prompts(model, number).generate, **inputs)] for number in PROMPTS}
     found["prompts"] = {number: round(value / BATCH_SIZE, 3) for number, value in measure(calls, rounds).items()}

@@ -277,3 +277,11 @@ def test_the_shipped_checkpoint_gives_the_same_tags(exported_checkpoint):
         batch = slice(start, start + 8)
         expected += tags_in_pytorch(model, processor, images[batch], titles[batch])
     assert_same(exported(images, titles), expected)
+
+
+def test_the_constants_of_the_bound_are_those_of_the_model():
+    from modeling_optsg import score_bound
+    from optsg.onnx import search
+
+    for name in ("MAX_THRESHOLD", "TOLERANCE", "MIN_RATIO"):
+        assert getattr(search, name) == getattr(score_bound, name)

@@ -17,19 +17,11 @@ from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
 from modeling_optsg.book.title_words import title_words
 from modeling_optsg.data.collator import pad_rows
+from modeling_optsg.generation_settings import INPUT_NAMES
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 SETTINGS_NAME = "similarity.json"
-TOWER_INPUTS = (
-    "pixel_values",
-    "frame_features",
-    "image_features",
-    "frame_mask",
-    "input_ids",
-    "title_features",
-    "attention_mask",
-)
 
 
 class ExampleRetriever:
@@ -145,10 +137,10 @@ class ExampleRetriever:
         Raises:
             ValueError: An input is unknown, or the batch has neither images nor titles.
         """
-        if unknown := set(inputs) - set(TOWER_INPUTS):
-            raise ValueError(f"{sorted(unknown)} are not inputs of the towers; expected some of {list(TOWER_INPUTS)}.")
+        if unknown := set(inputs) - set(INPUT_NAMES):
+            raise ValueError(f"{sorted(unknown)} are not inputs of the towers; expected some of {list(INPUT_NAMES)}.")
         with torch.no_grad():
-            vision, titles = model.model.encode_inputs(**{name: inputs.get(name) for name in TOWER_INPUTS})
+            vision, titles = model.model.encode_inputs(**{name: inputs.get(name) for name in INPUT_NAMES})
         if vision is None and titles is None:
             raise ValueError("Nothing to encode: pass pixel_values, frame_features, input_ids or title_features.")
         frame_mask, title_mask = inputs.get("frame_mask"), inputs.get("attention_mask")
