@@ -9,14 +9,15 @@ frozen, and their features are computed once. The best model has the highest Ful
 the validation images. Its settings are fitted on them, and it is scored on 300 other scenes.
 
 So that the losses can be equal, nothing is random but the choices that follow from the seed of an example: dropout is
-0, and the softmax is over all tokens. Two processes add up in another order, so rounding differs. Adam's epsilon is
-1e-5: with the default of 1e-8, weights with nearly no gradient move by the sign of a rounding error. One run has the
-default, as `optsg train` has it. The differences still grow with the steps. Runs that are in the output file already
-are skipped.
+0, and the softmax is over all tokens. Two processes add up in another order, so rounding differs, and training makes
+every difference grow. The launchers are therefore compared in double precision. `optsg train` and one process are
+compared in single precision, with three seeds. Runs that are in the output file already are skipped.
 """
 
 import argparse
+import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 from benchmarks.own_data import draw_scenes
@@ -49,13 +51,28 @@ from modeling_optsg.data.splits import split_examples
 from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.training.sampling import GlobalBatches
 
-# Name -> number of processes, whether the training examples are streamed, and Adam's epsilon.
-RUNS = {
-    "one process": (1, False, 1e-5),
-    "two processes": (2, False, 1e-5),
-    "streamed, two processes": (2, True, 1e-5),
-    "one process, default epsilon": (1, False, 1e-8),
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How to train: `TagTrainer` in a number of processes, or else as `optsg train` does."""
+
+    seed: int = 0
+    num_processes: int | None = None
+    is_streamed: bool = False
+    is_double: bool = False
+
+
+SEEDS = 3
+LAUNCHERS = {
+    "one process": Run(num_processes=1, is_double=True),
+    "two processes": Run(num_processes=2, is_double=True),
+    "streamed, two processes": Run(num_processes=2, is_streamed=True, is_double=True),
 }
+RUNS = (
+    LAUNCHERS
+    | {f"optsg train, seed {seed}": Run(seed) for seed in range(SEEDS)}
+    | {f"TagTrainer, seed {seed}": Run(seed, num_processes=1) for seed in range(SEEDS)}
+)
 FIXED = {
     "dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0, "modality_dropout": 0.0,
     "num_sampled_tokens": 0,
@@ -68,9 +85,9 @@ TOLERANCE = 1e-4
 class OrderedExamples(MapDataset):
     """The examples of all steps, in the order and with the seeds of `optsg train`."""
 
-    def __init__(self, rows: CachedFeatures, steps: int):
+    def __init__(self, rows: CachedFeatures, steps: int, seed: int):
         self.rows = rows
-        self.order = [pair for batch in GlobalBatches(len(rows), BATCH_SIZE, steps, 0) for pair in batch]
+        self.order = [pair for batch in GlobalBatches(len(rows), BATCH_SIZE, steps, seed) for pair in batch]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -111,22 +128,28 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
         steps: Number of steps.
         rows: Training and validation examples.
     """
-    processes, is_streamed, epsilon = RUNS[name]
+    run = RUNS[name]
     model = OPTSGForTagGeneration.from_pretrained(checkpoint, **FIXED)
     processor = OPTSGProcessor.from_pretrained(checkpoint)
     training, validation = (encode(own, model, processor, folder.parent) for own in rows)
+    set_seed(run.seed)
     tag_table = prepare_for_fine_tuning(model, processor, rows[0]["tags"], training)
-    examples = OrderedExamples(training, steps)
+    if run.is_double:
+        model.double()
+        torch.set_default_dtype(torch.float64)
+        # Losses are computed in single precision, also in half precision.
+        torch.Tensor.float = torch.Tensor.double
+    examples = OrderedExamples(training, steps, run.seed)
     args = TrainingArguments(
-        str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // processes,
+        str(folder / "trainer"), max_steps=steps, per_device_train_batch_size=BATCH_SIZE // run.num_processes,
         learning_rate=6e-4, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.05, adam_beta2=0.98,
-        adam_epsilon=epsilon, train_sampling_strategy="sequential", eval_strategy="steps", save_strategy="steps",
-        eval_steps=0.2, save_steps=0.2, save_total_limit=1, load_best_model_at_end=True,
-        metric_for_best_model="full_f1", logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, seed=0,
+        train_sampling_strategy="sequential", eval_strategy="steps", save_strategy="steps", eval_steps=0.2,
+        save_steps=0.2, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="full_f1",
+        logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True, seed=run.seed,
     )  # fmt: skip
     trainer = TagTrainer(
         model, args, data_collator=OPTSGDataCollator(processor, tag_table, num_negatives=2000),
-        train_dataset=StreamedExamples(examples) if is_streamed else examples, eval_dataset=validation,
+        train_dataset=StreamedExamples(examples) if run.is_streamed else examples, eval_dataset=validation,
         compute_metrics=TagMetrics(processor), generate_kwargs={"pad_bias": -1.0},
     )  # fmt: skip
     trainer.train()
@@ -141,18 +164,28 @@ def train(name: str, checkpoint: str, folder: Path, steps: int, rows: tuple[Data
 
 def train_in_processes(name: str, checkpoint: str, folder: Path, steps: int) -> list[float]:
     """Call [`train`] in the processes of a run."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RUNS[name][0])]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(RUNS[name].num_processes),
+    ]
     command += ["-m", "benchmarks.trainer_launchers", "--launched", name, "--checkpoint", checkpoint]
     command += ["--steps", str(steps), "--output", str(folder)]
     subprocess.run(command, check=True)
     return json.loads((folder / LOSSES).read_text(encoding="utf-8"))
 
 
-def train_with_own_trainer(checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]) -> None:
+def train_with_own_trainer(
+    seed: int, checkpoint: str, folder: Path, steps: int, rows: tuple[Dataset, Dataset]
+) -> None:
     """Fine-tune a checkpoint as `optsg train` does, for the same number of steps."""
     args = OPTSGTrainingArguments(
         str(folder), checkpoint=checkpoint, cache_dir=str(folder.parent), train_batch_size=BATCH_SIZE,
         num_train_epochs=steps * BATCH_SIZE / len(rows[0]), config_overrides=json.dumps(FIXED, allow_nan=False),
+        seed=seed,
     )  # fmt: skip
     OPTSGTrainer(args=args, train_dataset=rows[0], eval_dataset=rows[1]).train()
 
@@ -191,15 +224,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = arguments.output
     runs = json.loads(output.read_text(encoding="utf-8"))["runs"] if output.exists() else {}
     with tempfile.TemporaryDirectory() as name:
-        for run in ("optsg train", *RUNS):
+        for run, settings in RUNS.items():
             if run in runs:
                 continue
             folder, start = Path(name, run.replace(" ", "-")), time.perf_counter()
             folder.mkdir()
-            if run in RUNS:
+            if settings.num_processes:
                 curve = {"losses": train_in_processes(run, arguments.checkpoint, folder, arguments.steps)}
             else:
-                train_with_own_trainer(arguments.checkpoint, folder, arguments.steps, splits[:2])
+                train_with_own_trainer(settings.seed, arguments.checkpoint, folder, arguments.steps, splits[:2])
                 curve = {}
             seconds = round(time.perf_counter() - start, 1)
             runs[run] = {"seconds": seconds, **score(folder, splits[2])} | curve
@@ -212,9 +245,13 @@ def _write(arguments: argparse.Namespace, runs: dict[str, dict]) -> None:
     """Write the runs so far, and their differences."""
     expected = runs.get("one process", {}).get("losses")
     for run, found in runs.items():
-        if expected and run in ("two processes", "streamed, two processes"):
+        if expected and run in LAUNCHERS and run != "one process":
             found |= compare(expected, found["losses"])
     result = {"checkpoint": arguments.checkpoint, "steps": arguments.steps, "batch_size": BATCH_SIZE, "runs": runs}
+    for trainer in ("optsg train", "TagTrainer"):
+        scores = [found["full_f1"] for run, found in runs.items() if run.startswith(f"{trainer}, seed")]
+        if len(scores) == SEEDS:
+            result[f"{trainer}, mean full_f1"] = round(statistics.mean(scores), 2)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result | environment(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

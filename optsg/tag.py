@@ -118,6 +118,12 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=positive, default=16, metavar="N", help="number of files per batch (default: 16)"
     )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="number of threads that compute, and of those that read files (default: one for each core)",
+    )
 
 
 def _add_write_arguments(group: argparse._ArgumentGroup) -> None:
@@ -176,7 +182,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
                 report.add_failure(path, None, reason)
             if pending := report.select_pending(found.files, args.redo):
                 with exit_if_unusable(parser, model):
-                    tagger = _load_tagger(model, settings)
+                    tagger = _load_tagger(model, settings, args.threads)
                 _tag_files(tagger, pending, args.batch_size, report)
             return report.finish()
         except (KeyboardInterrupt, Terminated):
@@ -212,11 +218,11 @@ def _make_writers(
         parser.error(printable(str(error)))
 
 
-def _load_tagger(model: str, settings: TagSettings) -> Tagger:
+def _load_tagger(model: str, settings: TagSettings, num_threads: int | None) -> Tagger:
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
     # Before torch is loaded. Its threads would otherwise wait for work in a loop, on the cores that read files.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return Tagger(model, settings)
+    return Tagger(model, settings, num_threads)
 
 
 def _tag_files(

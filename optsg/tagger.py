@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -110,6 +111,8 @@ class Tagger:
     Args:
         name: A folder or a name on the Hub.
         settings: Settings of the generation.
+        num_threads: Number of threads that compute, and of those that read files. Default: one for each core, but at
+            most `MAX_READERS` that read.
 
     Raises:
         BookError: The book cannot be used.
@@ -117,8 +120,9 @@ class Tagger:
             exceptions of many types.
     """
 
-    def __init__(self, name: str, settings: TagSettings):
-        self.model, self.processor = load_model(name, settings.frames)
+    def __init__(self, name: str, settings: TagSettings, num_threads: int | None = None):
+        self.num_readers = num_threads or min(MAX_READERS, num_cores())
+        self.model, self.processor = load_model(name, settings.frames, num_threads)
         self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -171,7 +175,7 @@ class Tagger:
         """
         batches = split_into_batches(files, batch_size)
         stopped = threading.Event()
-        with ThreadPoolExecutor(num_readers()) as pool:
+        with ThreadPoolExecutor(self.num_readers) as pool:
             read = functools.partial(pool.submit, self._read_in_time, stopped)
             reading: deque[tuple[list[MediaFile], list[Future]]] = deque()
             try:
@@ -270,10 +274,10 @@ def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[Media
             yield from (group[start : start + step] for start in range(0, len(group), step))
 
 
-def num_readers() -> int:
-    """Return the number of threads that read files."""
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
     available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(MAX_READERS, len(available))
+    return len(available)
 
 
 class Fingerprinter:
@@ -374,12 +378,33 @@ def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[No
         parser.exit(2, printable(f"{parser.prog}: model {model} cannot be loaded: {reason}") + "\n")
 
 
-def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Turn garbage collection off, and exempt what was made meanwhile from it.
+
+    Modules and weights are many objects, and they stay until the end. To search them for garbage again and again
+    takes a fifth of the start.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
+def load_model(
+    name: str, num_frames: int | None = None, num_threads: int | None = None
+) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
     """Load a model and its processor.
 
     Args:
         name: A folder or a name on the Hub.
         num_frames: Number of frames to read from each video. Default: the setting of the processor.
+        num_threads: Number of threads that compute. Default: the setting of PyTorch.
 
     Raises:
         Exception: There is no such model, or it is damaged. The libraries raise exceptions of many types.
@@ -388,6 +413,8 @@ def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGe
 
     from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     _prepare_loading(name)
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")
     if model_type != OPTSGConfig.model_type:

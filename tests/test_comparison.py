@@ -162,6 +162,7 @@ def test_books_are_scored(programs, folder, monkeypatch, capsys):
     assert not capsys.readouterr().out, "a checkpoint with results is skipped"
 
 
+@pytest.mark.slow
 def test_all_model_types_are_timed(programs, checkpoints, folder):
     output = programs.root / "timing.json"
     words = ["--dataset", folder, "--num_batches", 1, "--num_rounds", 1, "--image_sizes", 32, "--output", output]

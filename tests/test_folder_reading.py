@@ -1,15 +1,20 @@
 """`optsg tag` reads each file once, while the model runs, and tags images and videos in separate batches."""
 
+import gc
+import json
 import struct
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 from image_helpers import noise_image
 
+from optsg import main
 from optsg import tagger as tagger_module
 from optsg.media_files import MediaFile
 from optsg.tagger import MAX_VIDEOS, Tagger, TagSettings, split_into_batches
@@ -98,14 +103,44 @@ def test_any_error_of_a_reader_concerns_one_file(tagger, library, monkeypatch):
 
 def test_the_number_of_threads_does_not_change_the_tags(tagger, library, monkeypatch):
     def tags(number):
-        monkeypatch.setattr(tagger_module, "num_readers", lambda: number)
+        monkeypatch.setattr(tagger, "num_readers", number)
         return [(file.path, getattr(result, "tags", str(result))) for file, result in tagger(library, 2)]
 
     assert tags(1) == tags(7)
 
 
+def test_threads_read_and_compute(tiny_checkpoint, library, capsys):
+    before, folder = torch.get_num_threads(), str(Path(library[0].path).parent)
+    try:
+        printed = []
+        for number in (1, 3):
+            assert main(["tag", "--model", str(tiny_checkpoint), "--threads", str(number), "--json", folder]) == 1
+            rows = map(json.loads, capsys.readouterr().out.splitlines())
+            printed.append([(row["file"], [tag["tag"] for tag in row.get("tags", [])]) for row in rows])
+            assert torch.get_num_threads() == number
+            tagger = Tagger(str(tiny_checkpoint), TagSettings(), number)
+            assert tagger.num_readers == number
+    finally:
+        torch.set_num_threads(before)
+    assert printed[0] == printed[1]
+    with pytest.raises(SystemExit):
+        main(["tag", "--threads", "0", folder])
+    assert "argument --threads: expected an integer of at least 1, got '0'" in capsys.readouterr().err
+
+
+def test_loading_is_not_slowed_down_by_garbage_collection(tiny_checkpoint, monkeypatch):
+    states = []
+    check = tagger_module.check_model
+    monkeypatch.setattr(tagger_module, "check_model", lambda *own: states.append(gc.isenabled()) or check(*own))
+    try:
+        tagger_module.load_model(str(tiny_checkpoint))
+        assert states == [False] and gc.isenabled() and gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+
+
 def test_unread_files_are_not_read_after_an_interruption(tagger, library, monkeypatch):
-    monkeypatch.setattr(tagger_module, "num_readers", lambda: 1)
+    monkeypatch.setattr(tagger, "num_readers", 1)
     reads, read = [], tagger.processor.read_pixels
     monkeypatch.setattr(tagger.processor, "read_pixels", lambda **file: reads.append(file) or read(**file))
     results = tagger(library * 10, 1)

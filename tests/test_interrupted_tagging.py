@@ -120,7 +120,7 @@ import sys
 from optsg import main, tag, tagger
 
 class StandIn:
-    def __init__(self, name, settings): pass
+    def __init__(self, name, settings, num_threads): pass
     def __call__(self, files, batch_size, with_metadata):
         for file in files:
             print("next", flush=True)

@@ -347,7 +347,7 @@ def let_words_replace_images(model, processor, folder):
     model.generation_config.fusion_weights = [0.7, 0.6, -0.2, 0.9, -0.1]
 
 
-@pytest.mark.parametrize("with_words", [False, True])
+@pytest.mark.parametrize("with_words", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_saved_model_works_where_the_package_is_not_installed(make_model, tiny_processor, tmp_path, with_words):
     """The tower is the package's own class. Saved again there, the folder is complete."""
     model = make_model("efficientnet_lite")

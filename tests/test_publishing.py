@@ -257,6 +257,7 @@ def test_the_code_on_the_hub_page_runs_without_this_package(folder, tmp_path):
     assert [tag["score"] for tag in by_pipeline] == pytest.approx([tag["score"] for tag in by_model], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_baseline_is_published_with_code_that_needs_the_package(make_model, tiny_processor, tmp_path):
     settings = make_model().config.to_dict() | {"num_tag_classes": len(tiny_processor.label_vocabulary)}
     del settings["model_type"]
