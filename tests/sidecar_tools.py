@@ -46,7 +46,7 @@ class TagCommand:
         self.title = None
         # Names of the files that the last run tagged.
         self.tagged = []
-        monkeypatch.setattr(command, "Tagger", lambda name, settings: self.predict)
+        monkeypatch.setattr(command, "Tagger", lambda name, settings, num_threads: self.predict)
 
     def predict(self, files, batch_size, with_metadata):
         for file in files:
