@@ -154,8 +154,13 @@ def test_a_killed_run_continues_and_gives_the_same_files(tmp_path, how):
         reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=reset, **pipes)
 
+    def finish(process):
+        _, err = process.communicate(timeout=120)
+        return process.returncode, err
+
     shutil.copytree(original, tmp_path / "whole")
-    assert start(tmp_path / "whole").wait(60) == 0
+    status, err = finish(start(tmp_path / "whole"))
+    assert status == 0, err
     kills = 0
     for _ in range(7):
         # On a busy machine a run may finish before the signal is sent.
@@ -178,10 +183,10 @@ def test_a_killed_run_continues_and_gives_the_same_files(tmp_path, how):
     if how == signal.SIGKILL:
         # Each of two simultaneous runs may lose the race for one table.
         both = [start(tmp_path / "killed") for _ in range(2)]
-        for process in both:
-            _, err = process.communicate(timeout=60)
-            assert process.returncode == 0 or "another run is writing to" in err, err
-    assert start(tmp_path / "killed").wait(60) == 0
+        for status, err in map(finish, both):
+            assert status == 0 or "another run is writing to" in err, err
+    status, err = finish(start(tmp_path / "killed"))
+    assert status == 0, err
 
     whole, killed = snapshot(tmp_path / "whole"), snapshot(tmp_path / "killed")
     assert whole.keys() == killed.keys()

@@ -163,9 +163,12 @@ def _from_csv(table: bytes) -> list[dict]:
 
 
 def _from_parquet(table: bytes) -> list[dict]:
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(io.BytesIO(table)).to_pylist()
+    # Threads of the library that are still alive at the exit of a short run would abort it.
+    with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(table)) as file:
+        return file.read(use_threads=False).to_pylist()
 
 
 def _to_parquet_rows(rows: list[dict]) -> list[dict]:
