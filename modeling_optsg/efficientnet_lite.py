@@ -28,11 +28,13 @@ class SameConv2d(nn.Conv2d):
             max((-(-size // stride) - 1) * stride + kernel - size, 0)
             for size, kernel, stride in zip(hidden_states.shape[2:], self.kernel_size, self.stride)
         ]
-        padding = [total // 2 for total in totals]
-        if any(total % 2 for total in totals):
-            before_and_after = [side for total in totals[::-1] for side in (total // 2, total - total // 2)]
-            hidden_states, padding = F.pad(hidden_states, before_and_after), 0
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
+        # Where one side needs one more pixel, a row or column of zeros before the kernel takes its place. This is
+        # faster than to copy the feature map into a larger one.
+        uneven = [total % 2 for total in totals]
+        if any(uneven):
+            weight = F.pad(weight, (uneven[1], 0, uneven[0], 0))
+        padding = [total // 2 + more for total, more in zip(totals, uneven)]
         return F.conv2d(hidden_states, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
