@@ -37,8 +37,10 @@ BOOK_FOLDER = f"{OWN_PREFIX}book"
 # Name of the book's folder inside a checkpoint, as in `modeling_optsg.book`, which is too slow to import here.
 INDEX_FOLDER = "index"
 NO_LIMIT = 2**31
-# Batches that are read while the model tags another one.
+# Batches that are read while the model tags others.
 BATCHES_AHEAD = 2
+# Batches that are tagged at the same time on a CPU. Python runs in one thread at a time, so more gain little.
+MAX_BATCHES_TAGGED = 4
 # Batches whose images and videos are tagged in separate batches.
 MIXED_BATCHES = 16
 MAX_READERS = 16
@@ -112,7 +114,8 @@ class Tagger:
         name: A folder or a name on the Hub.
         settings: Settings of the generation.
         num_threads: Number of threads that compute, and of those that read files. Default: one for each core, but at
-            most `MAX_READERS` that read.
+            most `MAX_READERS` that read. On a CPU, threads share up to `MAX_BATCHES_TAGGED` batches: threads that work
+            on the same batch often wait for each other.
 
     Raises:
         BookError: The book cannot be used.
@@ -122,7 +125,14 @@ class Tagger:
 
     def __init__(self, name: str, settings: TagSettings, num_threads: int | None = None):
         self.num_readers = num_threads or min(MAX_READERS, num_cores())
-        self.model, self.processor = load_model(name, settings.frames, num_threads)
+        num_threads = num_threads or num_cores()
+        self.num_batches = min(num_threads, MAX_BATCHES_TAGGED)
+        self.threads_per_batch = num_threads // self.num_batches
+        self.model, self.processor = load_model(name, settings.frames, self.threads_per_batch)
+        if self.model.device.type != "cpu":
+            self.num_batches = 1
+        # A tokenizer must not be used by two threads at once.
+        self.tokenizing = threading.Lock()
         self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -162,7 +172,7 @@ class Tagger:
     def __call__(
         self, files: list[MediaFile], batch_size: int, with_metadata: Set[str] = frozenset()
     ) -> Iterator[tuple[MediaFile, FileTags | Exception]]:
-        """Tag files in batches. Threads read the next files while the model tags a batch.
+        """Tag files in batches. Threads tag batches, while others read the next files.
 
         Args:
             files: The files to tag.
@@ -174,22 +184,33 @@ class Tagger:
             come before videos. The results do not depend on the number of threads.
         """
         batches = split_into_batches(files, batch_size)
+        ahead = self.num_batches + BATCHES_AHEAD
         stopped = threading.Event()
-        with ThreadPoolExecutor(self.num_readers) as pool:
-            read = functools.partial(pool.submit, self._read_in_time, stopped)
-            reading: deque[tuple[list[MediaFile], list[Future]]] = deque()
+        with ThreadPoolExecutor(self.num_readers) as readers, ThreadPoolExecutor(self.num_batches) as taggers:
+            read = functools.partial(readers.submit, self._read_in_time, stopped)
+            tagging: deque[tuple[list[MediaFile], Future]] = deque()
             try:
-                for batch in chain(batches, [None] * BATCHES_AHEAD):
+                for batch in chain(batches, [None] * ahead):
                     if batch is not None:
-                        needed = [file.path in with_metadata for file in batch]
-                        reading.append((batch, list(map(read, batch, needed))))
-                    if reading and (batch is None or len(reading) > BATCHES_AHEAD):
-                        batch, files_read = reading.popleft()
-                        yield from zip(batch, self._tag([future.result() for future in files_read]), strict=True)
+                        files_read = [read(file, file.path in with_metadata) for file in batch]
+                        tagging.append((batch, taggers.submit(self._tag_when_read, files_read)))
+                    if tagging and (batch is None or len(tagging) >= ahead):
+                        batch, tagged = tagging.popleft()
+                        yield from zip(batch, tagged.result(), strict=True)
             finally:
                 # After an interruption, files that nobody waits for are not read.
                 stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                for pool in (readers, taggers):
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+    def _tag_when_read(self, files_read: list[Future]) -> list[FileTags | Exception]:
+        """Wait for the files of a batch, and tag them in this thread."""
+        import torch
+
+        read = [future.result() for future in files_read]
+        # The number of threads that compute is a setting of the thread that calls them.
+        torch.set_num_threads(self.threads_per_batch)
+        return self._tag(read)
 
     def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
         """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
@@ -232,16 +253,18 @@ class Tagger:
         from modeling_optsg.image_words import decode_image_words
 
         titles = [read.title for read in batch]
-        inputs = self.processor(pixel_values=[read.pixels for read in batch], titles=titles, return_tensors="pt")
+        with self.tokenizing:
+            inputs = self.processor(pixel_values=[read.pixels for read in batch], titles=titles, return_tensors="pt")
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
-        if self.book is None:
-            decoded = self.processor.batch_decode(outputs, return_sources=True)
-        else:
-            own_ids = [self._id_in_book(read.file) for read in batch]
-            decoded = self.book(outputs, titles, own_ids, self.threshold)
+        with self.tokenizing:
+            if self.book is None:
+                decoded = self.processor.batch_decode(outputs, return_sources=True)
+            else:
+                own_ids = [self._id_in_book(read.file) for read in batch]
+                decoded = self.book(outputs, titles, own_ids, self.threshold)
         results = []
         for tags, words, limit, read in zip(decoded, image_words, limits, batch, strict=True):
             kept = [tag for tag in tags if tag_key(tag["tag"]) not in self.excluded][:limit]
@@ -413,7 +436,7 @@ def load_model(
 
     from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 
-    if num_threads is not None:
+    if num_threads is not None and not torch.accelerator.is_available():
         torch.set_num_threads(num_threads)
     _prepare_loading(name)
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")

@@ -1,7 +1,6 @@
 """`optsg tag` reads each file once, while the model runs, and tags images and videos in separate batches."""
 
 import gc
-import json
 import struct
 import threading
 import time
@@ -101,30 +100,50 @@ def test_any_error_of_a_reader_concerns_one_file(tagger, library, monkeypatch):
     assert isinstance(results.pop("2.png"), RecursionError) and len(results) == len(library) - 1
 
 
-def test_the_number_of_threads_does_not_change_the_tags(tagger, library, monkeypatch):
-    def tags(number):
-        monkeypatch.setattr(tagger, "num_readers", number)
-        return [(file.path, getattr(result, "tags", str(result))) for file, result in tagger(library, 2)]
+@pytest.mark.parametrize(("threads", "batches", "threads_per_batch"), [(1, 1, 1), (3, 3, 1), (16, 4, 4)])
+def test_threads_share_batches(tiny_checkpoint, monkeypatch, threads, batches, threads_per_batch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    tagger = Tagger(str(tiny_checkpoint), TagSettings(), threads)
+    assert (tagger.num_readers, tagger.num_batches) == (threads, batches)
+    assert chosen == [threads_per_batch]
 
-    assert tags(1) == tags(7)
+
+def test_the_number_of_threads_does_not_change_the_tags(tiny_checkpoint, library, capsys):
+    printed = []
+    for number in ("1", "3"):
+        folder = str(Path(library[0].path).parent)
+        words = ["tag", "--model", str(tiny_checkpoint), "--threads", number, "--batch-size", "1", "--json", folder]
+        assert main(words) == 1, "one file is damaged"
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and len(printed[0].splitlines()) == len(library)
 
 
-def test_threads_read_and_compute(tiny_checkpoint, library, capsys):
-    before, folder = torch.get_num_threads(), str(Path(library[0].path).parent)
-    try:
-        printed = []
-        for number in (1, 3):
-            assert main(["tag", "--model", str(tiny_checkpoint), "--threads", str(number), "--json", folder]) == 1
-            rows = map(json.loads, capsys.readouterr().out.splitlines())
-            printed.append([(row["file"], [tag["tag"] for tag in row.get("tags", [])]) for row in rows])
-            assert torch.get_num_threads() == number
-            tagger = Tagger(str(tiny_checkpoint), TagSettings(), number)
-            assert tagger.num_readers == number
-    finally:
-        torch.set_num_threads(before)
-    assert printed[0] == printed[1]
+def test_batches_are_tagged_at_the_same_time(tiny_checkpoint, library, monkeypatch):
+    tagger = Tagger(str(tiny_checkpoint), TagSettings(), 2)
+    generate, both = tagger.model.generate, threading.Barrier(2)
+
+    def meet(**inputs):
+        both.wait(20)
+        return generate(**inputs)
+
+    monkeypatch.setattr(tagger.model, "generate", meet)
+    images = [file for file in library if not file.is_video and "bad" not in file.path][:4]
+    assert [file for file, _ in tagger(images, 1)] == images
+
+
+def test_an_error_of_the_model_ends_the_run(tagger, library, monkeypatch):
+    def fail(**inputs):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(tagger.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(tagger(library, 2))
+
+
+def test_the_number_of_threads_is_checked(capsys):
     with pytest.raises(SystemExit):
-        main(["tag", "--threads", "0", folder])
+        main(["tag", "--threads", "0", "photos"])
     assert "argument --threads: expected an integer of at least 1, got '0'" in capsys.readouterr().err
 
 
