@@ -3,10 +3,10 @@
     pip install "optsg[onnx]"
     python -m benchmarks.onnx_runner --output results/speed/onnx.json
 
-All test examples of icon-tagging are tagged from files and titles, in batches of 8 with one thread, in single
-precision and with 8-bit weights. The variants take turns at every batch, because the load of the machine changes.
-Times are CPU time, with reading of images. The cold start is the CPU time of one new process that tags one image: the
-median of several.
+All test examples of icon-tagging, and then all validation examples, are tagged from files and titles, in batches of 8
+with one thread, in single precision and with 8-bit weights. The variants take turns at every batch, because the load
+of the machine changes. Times are CPU time, with reading of images. The cold start is the CPU time of one new process
+that tags one image: the median of several.
 """
 
 import argparse
@@ -77,9 +77,9 @@ def compare(found: list[list[dict]], expected: list[list[dict]]) -> dict[str, fl
     return {"equal_tag_sets": equal, "largest_score_difference": float(f"{largest:.2g}")}
 
 
-def measure(checkpoint: str, folders: dict[str, Path], num_examples: int | None) -> dict[str, dict]:
-    """Tag the test examples with every variant; return metrics, agreement and times."""
-    examples = load_tagging_dataset("icon_tagging")["test"].cast_column("image", datasets.Image(decode=False))
+def measure(checkpoint: str, folders: dict[str, Path], num_examples: int | None, split: str) -> dict[str, dict]:
+    """Tag the examples of a split with every variant; return metrics, agreement and times."""
+    examples = load_tagging_dataset("icon_tagging")[split].cast_column("image", datasets.Image(decode=False))
     examples = examples.select(range(num_examples or len(examples)))
     taggers = {REFERENCE: tag_with_pytorch(checkpoint)}
     taggers |= {name: tag_with_onnx(folder) for name, folder in folders.items()}
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
     parser.add_argument("--exported", type=Path, help="folder with earlier exports, in fp32 and int8")
-    parser.add_argument("--num_examples", type=int, help="by default, all test examples")
+    parser.add_argument("--num_examples", type=int, help="by default, all examples of both splits")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
                 export_onnx(model, processor, folder, int8=variant == INT8, checkpoint=arguments.checkpoint)
         with torch.no_grad():
-            result = measure(arguments.checkpoint, folders, arguments.num_examples)
+            result = measure(arguments.checkpoint, folders, arguments.num_examples, "test")
+            result["validation"] = measure(arguments.checkpoint, folders, arguments.num_examples, "validation")
         variants = result["variants"]
         for variant, folder in folders.items():
             size = sum(path.stat().st_size for path in folder.glob("*.onnx"))
