@@ -12,6 +12,9 @@ runs as loaded ("plain") and after `prepare_for_inference` ("prepared"). Reading
   an open-book model that generates 25 tokens and retrieves nothing.
 - transformers: `generate` of `BartForConditionalGeneration` with random weights and the sizes of the tag decoder, on
   the memory of the shipped checkpoint. It generates 25 tokens, which is an average tag sequence.
+
+With `--before`, an earlier version of the code measures parallel decoding and ASY on the same batches, in a process of
+its own, before and after this one.
 """
 
 import argparse
@@ -19,6 +22,9 @@ import copy
 import json
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +49,27 @@ BATCH_SIZE, NUM_BATCHES = 8, 4
 SEQUENCE_TOKENS = 25
 BATCH_SIZES, PROMPTS, FRAMES = (1, 8, 32, 128), (10, 20, 40, 80), (1, 2, 4, 8, 16, 32)
 WITH_TOWERS, WITHOUT_TOWERS = "ms_with_towers", "ms_without_towers"
+# Run with the code of an earlier version: times the models on saved batches as `measure` does, and prints medians.
+BEFORE_PROGRAM = """
+import json, statistics, sys, time, torch
+from modeling_optsg import OPTSGForTagGeneration
+from modeling_optsg.baselines.registry import MODEL_TYPES
+batches, asy, checkpoint, rounds = sys.argv[1:]
+torch.set_num_threads(1)
+models = {"parallel": OPTSGForTagGeneration.from_pretrained(checkpoint).eval()}
+models["asy"] = MODEL_TYPES["asy"].model.from_pretrained(asy).eval()
+seconds = {}
+for number in range(int(rounds) + 1):
+    for batch in torch.load(batches):
+        for name, model in models.items():
+            for part, inputs in batch.items():
+                started = time.thread_time()
+                model.generate(**inputs)
+                if number:
+                    seconds.setdefault(name, {}).setdefault(part, []).append(time.thread_time() - started)
+medians = {name: {part: statistics.median(own) for part, own in parts.items()} for name, parts in seconds.items()}
+print(json.dumps(medians, allow_nan=False))
+"""
 Inputs = dict[str, torch.Tensor]
 
 
@@ -178,10 +205,43 @@ def compare(sides: dict[str, dict], examples: Examples, rounds: int) -> dict[str
     return rows
 
 
+def measure_before(tree: Path, asy: Path, examples: Examples, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure parallel decoding and ASY with the code in another working tree."""
+    batches = []
+    for start in range(0, NUM_BATCHES * BATCH_SIZE, BATCH_SIZE):
+        features, pixels = (dict(own(start, BATCH_SIZE)) for own in (examples.feature_inputs, examples.pixel_inputs))
+        batches.append({WITHOUT_TOWERS: features, WITH_TOWERS: pixels})
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(batches, Path(folder, "batches.pt"))
+        words = [str(Path(folder, "batches.pt")), str(asy.resolve()), str(CHECKPOINT), str(rounds)]
+        command = [sys.executable, "-c", BEFORE_PROGRAM, *words]
+        variables = {**os.environ, "PYTHONPATH": str(tree)}
+        done = subprocess.run(command, check=True, cwd=tree, env=variables, stdout=subprocess.PIPE, text=True)
+    rows = json.loads(done.stdout.splitlines()[-1])
+    for parts in rows.values():
+        parts |= {part: round(1000 * seconds / BATCH_SIZE, 3) for part, seconds in parts.items()}
+    return rows
+
+
+def peak_megabytes(call: Callable[[], object]) -> float:
+    """Return by how much the memory of this process grows during a call, at most. Linux only."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again
+    before = status("VmRSS")
+    call()
+    return round((status("VmHWM") - before) / 1024, 1)
+
+
 def ratios(rows: dict[str, dict], kind: str, other: str) -> dict[str, float]:
     """Divide the time of parallel decoding by that of the other models."""
     found = {}
-    for name in ("asy", "open-book", "transformers", "sequential"):
+    for name in rows[other].keys() & {"parallel", "asy", "open-book", "transformers", "sequential"}:
+        if name == "parallel" and other == "prepared":
+            continue
         for part, suffix in ((WITHOUT_TOWERS, ""), (WITH_TOWERS, " with towers")):
             found[f"parallel/{name}{suffix}"] = round(rows[kind]["parallel"][part] / rows[other][name][part], 3)
     return found
@@ -200,7 +260,9 @@ def with_prompts(model: OPTSGForTagGeneration, number: int) -> OPTSGForTagGenera
 def vary(sides: dict, examples: Examples, rounds: int) -> dict[str, dict]:
     """Measure batches, numbers of prompts and frames, and the share of the machine's matrix rate."""
     model, asy = sides["parallel"][0], sides["asy"][0]
-    found = {"batch": {}, "prompts": {}, "frames": {}}
+    found = {"batch": {}, "prompts": {}, "frames": {}, "peak_megabytes": {}}
+    for size in BATCH_SIZES:
+        found["peak_megabytes"][size] = peak_megabytes(partial(model.generate, **examples.pixel_inputs(0, size)))
     for size in BATCH_SIZES:
         inputs = examples.feature_inputs(0, size)
         calls = {"parallel": [partial(model.generate, **inputs)], "asy": [partial(asy.generate, **inputs)]}
@@ -236,14 +298,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--asy", type=Path, help="folder of a trained ASY model")
     parser.add_argument("--open_book", type=Path, help="folder of a trained open-book model")
+    parser.add_argument("--before", type=Path, help="working tree of an earlier version; needs --asy")
     parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/optsg").expanduser())
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if arguments.before and not arguments.asy:
+        parser.error("--before needs --asy")
     torch.set_num_threads(1)
     sides = {"prepared": make_sides(arguments, True), "plain": make_sides(arguments, False)}
     model, processor = sides["plain"]["parallel"][0], OPTSGProcessor.from_pretrained(CHECKPOINT)
     examples = Examples(Benchmark("icon_tagging", arguments.cache_dir), model, processor, max(BATCH_SIZES))
+    earlier = []
+    if arguments.before:
+        ask = partial(measure_before, arguments.before.resolve(), arguments.asy, examples, arguments.rounds)
+        earlier.append(ask())
     rows = compare(sides, examples, arguments.rounds)
+    if arguments.before:
+        earlier.append(ask())
+        rows["before"] = {
+            name: {part: round(statistics.mean(own[name][part] for own in earlier), 3) for part in parts}
+            for name, parts in earlier[0].items()
+        }
     print(json.dumps(rows, indent=1, allow_nan=False), flush=True)
     result = {
         "batch_size": BATCH_SIZE,
@@ -257,6 +332,8 @@ def main() -> None:
         "ratios": ratios(rows, "prepared", "prepared"),
         "ratios_against_plain": ratios(rows, "prepared", "plain"),
     }
+    if arguments.before:
+        result["ratios_against_before"] = ratios(rows, "prepared", "before")
     result["one_thread"] = vary(sides["prepared"], examples, arguments.rounds)
     result |= environment()
     torch.set_num_threads(2)

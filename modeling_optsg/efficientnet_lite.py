@@ -29,12 +29,13 @@ class SameConv2d(nn.Conv2d):
             for size, kernel, stride in zip(hidden_states.shape[2:], self.kernel_size, self.stride)
         ]
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
-        # Where one side needs one more pixel, a row or column of zeros before the kernel takes its place. This is
-        # faster than to copy the feature map into a larger one.
-        uneven = [total % 2 for total in totals]
-        if any(uneven):
-            weight = F.pad(weight, (uneven[1], 0, uneven[0], 0))
-        padding = [total // 2 + more for total, more in zip(totals, uneven)]
+        padding = [total // 2 for total in totals]
+        for index, total in enumerate(totals):
+            # Where one side needs one more pixel, a row or column of zeros before the kernel takes its place. This is
+            # faster than to copy the feature map into a larger one. (`F.pad` of weights confuses onnxruntime.)
+            if total % 2:
+                weight = torch.cat([torch.zeros_like(weight.narrow(2 + index, 0, 1)), weight], dim=2 + index)
+                padding[index] += 1
         return F.conv2d(hidden_states, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
