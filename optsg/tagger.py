@@ -124,13 +124,15 @@ class Tagger:
     """
 
     def __init__(self, name: str, settings: TagSettings, num_threads: int | None = None):
+        import torch
+
         self.num_readers = num_threads or min(MAX_READERS, num_cores())
-        num_threads = num_threads or num_cores()
-        self.num_batches = min(num_threads, MAX_BATCHES_TAGGED)
+        self.model, self.processor = load_model(name, settings.frames)
+        # OMP_NUM_THREADS limits the threads that compute.
+        num_threads = num_threads or torch.get_num_threads()
+        self.num_batches = min(num_threads, MAX_BATCHES_TAGGED) if self.model.device.type == "cpu" else 1
         self.threads_per_batch = num_threads // self.num_batches
-        self.model, self.processor = load_model(name, settings.frames, self.threads_per_batch)
-        if self.model.device.type != "cpu":
-            self.num_batches = 1
+        self._set_threads()
         # A tokenizer must not be used by two threads at once.
         self.tokenizing = threading.Lock()
         self.excluded = {tag_key(tag) for tag in settings.exclude}
@@ -205,12 +207,14 @@ class Tagger:
 
     def _tag_when_read(self, files_read: list[Future]) -> list[FileTags | Exception]:
         """Wait for the files of a batch, and tag them in this thread."""
+        self._set_threads()
+        return self._tag([future.result() for future in files_read])
+
+    def _set_threads(self) -> None:
+        """Set the number of threads that compute, a setting of the thread that calls PyTorch."""
         import torch
 
-        read = [future.result() for future in files_read]
-        # The number of threads that compute is a setting of the thread that calls them.
         torch.set_num_threads(self.threads_per_batch)
-        return self._tag(read)
 
     def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
         """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
@@ -419,15 +423,12 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 @_without_garbage_collection()
-def load_model(
-    name: str, num_frames: int | None = None, num_threads: int | None = None
-) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
+def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
     """Load a model and its processor.
 
     Args:
         name: A folder or a name on the Hub.
         num_frames: Number of frames to read from each video. Default: the setting of the processor.
-        num_threads: Number of threads that compute. Default: the setting of PyTorch.
 
     Raises:
         Exception: There is no such model, or it is damaged. The libraries raise exceptions of many types.
@@ -436,8 +437,6 @@ def load_model(
 
     from modeling_optsg import OPTSGConfig, OPTSGForTagGeneration, OPTSGProcessor
 
-    if num_threads is not None and not torch.accelerator.is_available():
-        torch.set_num_threads(num_threads)
     _prepare_loading(name)
     model_type = OPTSGConfig.get_config_dict(name)[0].get("model_type")
     if model_type != OPTSGConfig.model_type:
