@@ -19,6 +19,7 @@ its own, before and after this one.
 
 import argparse
 import copy
+import ctypes
 import json
 import os
 import statistics
@@ -36,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BartConfig, BartForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.folder_reading import revision
 from experiments.icon_tagging.runs import Benchmark, Run
 from modeling_optsg import OPTSGDataCollator, OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.baselines.registry import MODEL_TYPES
@@ -224,12 +226,13 @@ def measure_before(tree: Path, asy: Path, examples: Examples, rounds: int) -> di
 
 
 def peak_megabytes(call: Callable[[], object]) -> float:
-    """Return by how much the memory of this process grows during a call, at most. Linux only."""
+    """Return the peak growth of this process's memory during a call, in MB. Linux only."""
 
     def status(name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
+    ctypes.CDLL(None).malloc_trim(0)  # memory that earlier calls left would be used again
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts again
     before = status("VmRSS")
     call()
@@ -239,8 +242,8 @@ def peak_megabytes(call: Callable[[], object]) -> float:
 def ratios(rows: dict[str, dict], kind: str, other: str) -> dict[str, float]:
     """Divide the time of parallel decoding by that of the other models."""
     found = {}
-    for name in rows[other].keys() & {"parallel", "asy", "open-book", "transformers", "sequential"}:
-        if name == "parallel" and other == "prepared":
+    for name in ("asy", "open-book", "transformers", "sequential"):
+        if name not in rows[other]:
             continue
         for part, suffix in ((WITHOUT_TOWERS, ""), (WITH_TOWERS, " with towers")):
             found[f"parallel/{name}{suffix}"] = round(rows[kind]["parallel"][part] / rows[other][name][part], 3)
@@ -333,6 +336,7 @@ def main() -> None:
         "ratios_against_plain": ratios(rows, "prepared", "plain"),
     }
     if arguments.before:
+        result["before"] = revision(arguments.before)
         result["ratios_against_before"] = ratios(rows, "prepared", "before")
     result["one_thread"] = vary(sides["prepared"], examples, arguments.rounds)
     result |= environment()

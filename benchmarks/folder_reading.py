@@ -61,6 +61,12 @@ def write_video(path: Path) -> None:
         container.mux(stream.encode())
 
 
+def revision(tree: Path) -> str:
+    """Return the git revision of a working tree."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def run(tree: Path, folder: Path, *options: str) -> dict[str, float]:
     """Tag a folder in a process of its own, and return its wall time, CPU time and peak memory."""
     command = [sys.executable, "-m", "optsg", "tag", "--write", "json", "--model", str(CHECKPOINT), *options]
@@ -149,19 +155,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="folder for the generated files (default: a temporary one)")
     arguments = parser.parse_args()
     trees = {BEFORE: arguments.before.resolve(), AFTER: ROOT}
-    revisions = {
-        name: subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name, tree in trees.items()
-    }
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         one, photographs, live = make_folders(Path(folder))
         loading = {
             name: statistics.median(own["cpu"] for own in runs) for name, runs in compare(trees, one, 3).items()
         }
         result = {
-            "revisions": revisions,
+            "revisions": {name: revision(tree) for name, tree in trees.items()},
             "cores": len(os.sched_getaffinity(0)),
             "loading_cpu_seconds": {name: round(seconds, 2) for name, seconds in loading.items()},
             "photographs": {"files": ROUNDS * FILES_PER_ROUND, "rounds": ROUNDS, "size": [WIDTH, HEIGHT]}

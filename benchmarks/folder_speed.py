@@ -1,12 +1,12 @@
-r"""Measures how fast `optsg tag` tags a whole folder, and what the time goes to.
+r"""Measures how fast `optsg tag` tags a whole folder, and where the time goes.
 
     python -m benchmarks.folder_speed --output results/speed/folder_speed.json
 
 Each measurement is a process of its own, with one thread and with one thread for each core in turn. The folders have
 5,000 images of 224 pixels and 500 of 12 megapixels; images are hard links to a hundred and to ten different ones.
 Images per second include the start, which is also measured by itself on one image. Shares are those of the processor
-time that is left without the start: reading files, the vision and text towers, and the rest of the model, `decoding`.
-`other` is the processor time outside them, such as preparing batches and printing tags.
+time that is left without the start, with one thread: reading files, the vision and text towers, and the rest of the
+model, `decoding`. `other` is the processor time outside them, such as preparing batches and printing tags.
 
 With `--before`, the working tree of an earlier revision takes turns.
 """
@@ -18,14 +18,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from benchmarks.folder_reading import CHECKPOINT, HEIGHT, ROOT, WIDTH, photograph, save
+from benchmarks.folder_reading import CHECKPOINT, HEIGHT, ROOT, WIDTH, photograph, revision, save
 
-SMALL = 224
+SMALL, ONE = 224, "1 thread"
 # Name of a folder -> number of files, number of different ones, width and height.
 FOLDERS = {
     "one image": (1, 1, SMALL, SMALL),
@@ -46,7 +47,7 @@ def make_folder(folder: Path, files: int, different: int, width: int, height: in
 
 def tag(words: list[str]) -> None:
     """Run `optsg tag` in this process, and print the processor time of each part on the last line."""
-    seconds = dict.fromkeys(("reading", "towers", "generate"), 0.0)
+    seconds, lock = dict.fromkeys(("reading", "towers", "generate"), 0.0), threading.Lock()
 
     def timed(part: str, function: Callable) -> Callable:
         @wraps(function)
@@ -55,7 +56,8 @@ def tag(words: list[str]) -> None:
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds[part] += time.thread_time() - start
+                with lock:
+                    seconds[part] += time.thread_time() - start
 
         return call
 
@@ -77,20 +79,21 @@ def run(tree: Path, folder: Path, threads: int | None) -> dict[str, float]:
     if threads is not None:
         command = [sys.executable, "-m", "benchmarks.folder_speed", "--tag", "--threads", str(threads), str(folder)]
     variables = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=output, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=output, stderr=errors)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {errors.read()}")
         output.seek(0)
         parts = json.loads(output.readlines()[-1]) if threads is not None else {}
     return {"wall": seconds, "cpu": used.ru_utime + used.ru_stime, "megabytes": used.ru_maxrss / 1024} | parts
 
 
-def summarize(runs: list[dict[str, float]], start: dict[str, float], files: int) -> dict:
+def summarize(runs: list[dict[str, float]], start: dict[str, float], files: int, with_shares: bool) -> dict:
     """Return medians of the runs of a folder; `start` is those of one image."""
     own = {name: statistics.median(one[name] for one in runs) for name in runs[0]}
     found = {
@@ -98,7 +101,7 @@ def summarize(runs: list[dict[str, float]], start: dict[str, float], files: int)
         "cpu_ms_per_image": round(1000 * (own["cpu"] - start["cpu"]) / (files - 1), 1),
         "peak_megabytes": round(own["megabytes"]),
     }
-    if "towers" in own:
+    if with_shares:
         whole = own["cpu"] - start["cpu"]
         parts = {name: own[name] - start[name] for name in ("reading", "towers", "generate")}
         parts = parts | {"decoding": parts["generate"] - parts["towers"], "other": whole - parts["reading"]}
@@ -117,9 +120,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    sides: dict[str, tuple[Path, int | None]] = {
-        f"{number} thread{'s' * (number > 1)}": (ROOT, number) for number in sorted({1, cores})
-    }
+    sides: dict[str, tuple[Path, int | None]] = {ONE: (ROOT, 1)}
+    if cores > 1:
+        sides[f"{cores} threads"] = (ROOT, cores)
     if arguments.before:
         sides["before"] = (arguments.before.resolve(), None)
     runs: dict[str, dict[str, list]] = {name: {side: [] for side in sides} for name in FOLDERS}
@@ -132,7 +135,8 @@ def main() -> None:
                     print(
                         name, side, {key: round(value, 2) for key, value in runs[name][side][-1].items()}, flush=True
                     )
-            save(_result(runs, cores, arguments.rounds), arguments.output)
+            result = _result(runs, cores, arguments.rounds)
+            save(result | ({"before": revision(arguments.before)} if arguments.before else {}), arguments.output)
 
 
 def _result(runs: dict[str, dict[str, list]], cores: int, rounds: int) -> dict:
@@ -149,7 +153,9 @@ def _result(runs: dict[str, dict[str, list]], cores: int, rounds: int) -> dict:
     for name, (files, *_) in FOLDERS.items():
         if name != "one image":
             result[name] = {"images": files} | {
-                side: summarize(own, starts[side], files) for side, own in runs[name].items() if own
+                side: summarize(own, starts[side], files, with_shares=side == ONE)
+                for side, own in runs[name].items()
+                if own
             }
     return result
 

@@ -31,8 +31,8 @@ class SameConv2d(nn.Conv2d):
         weight, bias = self.weight if weight is None else weight, self.bias if bias is None else bias
         padding = [total // 2 for total in totals]
         for index, total in enumerate(totals):
-            # Where one side needs one more pixel, a row or column of zeros before the kernel takes its place. This is
-            # faster than to copy the feature map into a larger one. (`F.pad` of weights confuses onnxruntime.)
+            # If one side needs one more pixel, the kernel gets a leading row or column of zeros. This is faster than
+            # copying the feature map. onnxruntime would take `F.pad` of the weight for that of the feature map.
             if total % 2:
                 weight = torch.cat([torch.zeros_like(weight.narrow(2 + index, 0, 1)), weight], dim=2 + index)
                 padding[index] += 1

@@ -122,7 +122,7 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=positive,
         metavar="N",
-        help="number of threads that compute, and of those that read files (default: one for each core)",
+        help="number of threads for the model, and of threads that read files (default: one for each core)",
     )
 
 

@@ -113,9 +113,9 @@ class Tagger:
     Args:
         name: A folder or a name on the Hub.
         settings: Settings of the generation.
-        num_threads: Number of threads that compute, and of those that read files. Default: one for each core, but at
-            most `MAX_READERS` that read. On a CPU, threads share up to `MAX_BATCHES_TAGGED` batches: threads that work
-            on the same batch often wait for each other.
+        num_threads: Number of threads for the model, and of threads that read files. Default: that of PyTorch for the
+            model, and one for each core that reads, but at most `MAX_READERS`. On a CPU, up to `MAX_BATCHES_TAGGED`
+            batches are tagged at the same time, because threads that work on the same batch often wait for each other.
 
     Raises:
         BookError: The book cannot be used.
@@ -128,13 +128,12 @@ class Tagger:
 
         self.num_readers = num_threads or min(MAX_READERS, num_cores())
         self.model, self.processor = load_model(name, settings.frames)
-        # OMP_NUM_THREADS limits the threads that compute.
         num_threads = num_threads or torch.get_num_threads()
-        self.num_batches = min(num_threads, MAX_BATCHES_TAGGED) if self.model.device.type == "cpu" else 1
-        self.threads_per_batch = num_threads // self.num_batches
-        self._set_threads()
-        # A tokenizer must not be used by two threads at once.
-        self.tokenizing = threading.Lock()
+        is_on_cpu = self.model.device.type == "cpu"
+        self.threads_per_batch = -(-num_threads // MAX_BATCHES_TAGGED) if is_on_cpu else num_threads
+        self.num_batches = num_threads // self.threads_per_batch
+        # Tokenizers and books must not be used by two threads at once.
+        self.one_at_a_time = threading.Lock()
         self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
@@ -195,7 +194,7 @@ class Tagger:
                 for batch in chain(batches, [None] * ahead):
                     if batch is not None:
                         files_read = [read(file, file.path in with_metadata) for file in batch]
-                        tagging.append((batch, taggers.submit(self._tag_when_read, files_read)))
+                        tagging.append((batch, taggers.submit(self._tag_when_read, stopped, files_read)))
                     if tagging and (batch is None or len(tagging) >= ahead):
                         batch, tagged = tagging.popleft()
                         yield from zip(batch, tagged.result(), strict=True)
@@ -205,16 +204,14 @@ class Tagger:
                 for pool in (readers, taggers):
                     pool.shutdown(wait=False, cancel_futures=True)
 
-    def _tag_when_read(self, files_read: list[Future]) -> list[FileTags | Exception]:
-        """Wait for the files of a batch, and tag them in this thread."""
-        self._set_threads()
-        return self._tag([future.result() for future in files_read])
-
-    def _set_threads(self) -> None:
-        """Set the number of threads that compute, a setting of the thread that calls PyTorch."""
+    def _tag_when_read(self, stopped: threading.Event, files_read: list[Future]) -> list[FileTags | Exception]:
+        """Wait for the files of a batch, and tag them in this thread, unless nobody waits for them."""
         import torch
 
+        read = [future.result() for future in files_read]
+        # A setting of the thread that calls PyTorch.
         torch.set_num_threads(self.threads_per_batch)
+        return [] if stopped.is_set() else self._tag(read)
 
     def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
         """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
@@ -257,13 +254,13 @@ class Tagger:
         from modeling_optsg.image_words import decode_image_words
 
         titles = [read.title for read in batch]
-        with self.tokenizing:
+        with self.one_at_a_time:
             inputs = self.processor(pixel_values=[read.pixels for read in batch], titles=titles, return_tensors="pt")
         outputs = self.model.generate(**inputs.to(self.model.device), **self.generate_options)
         image_words = decode_image_words(outputs, self.model.config)
         tagged_by = outputs.tagged_by or [None] * len(batch)
         limits = [self.max_tags or (self.max_word_tags if name == IMAGE_WORDS else None) for name in tagged_by]
-        with self.tokenizing:
+        with self.one_at_a_time:
             if self.book is None:
                 decoded = self.processor.batch_decode(outputs, return_sources=True)
             else:
@@ -407,10 +404,10 @@ def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[No
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Turn garbage collection off, and exempt what was made meanwhile from it.
+    """Turn garbage collection off, and exempt all objects that exist afterwards from it.
 
-    Modules and weights are many objects, and they stay until the end. To search them for garbage again and again
-    takes a fifth of the start.
+    Modules and weights are many objects that stay until the end. Searching them for garbage again and again takes a
+    fifth of the start.
     """
     was_enabled = gc.isenabled()
     gc.disable()

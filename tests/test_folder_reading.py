@@ -53,7 +53,7 @@ def library(tmp_path):
 
 @pytest.fixture
 def tagger(tiny_checkpoint):
-    return Tagger(str(tiny_checkpoint), TagSettings(threshold=0.0))
+    return Tagger(str(tiny_checkpoint), TagSettings(threshold=0.0), num_threads=3)
 
 
 def test_every_file_is_read_once_and_in_threads(tagger, library, monkeypatch):
@@ -100,13 +100,20 @@ def test_any_error_of_a_reader_concerns_one_file(tagger, library, monkeypatch):
     assert isinstance(results.pop("2.png"), RecursionError) and len(results) == len(library) - 1
 
 
-@pytest.mark.parametrize(("threads", "batches", "threads_per_batch"), [(1, 1, 1), (3, 3, 1), (16, 4, 4)])
-def test_threads_share_batches(tiny_checkpoint, monkeypatch, threads, batches, threads_per_batch):
-    chosen = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+needs_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="The model would run on the accelerator.")
+
+
+@needs_cpu
+@pytest.mark.parametrize(
+    ("threads", "batches", "threads_per_batch"), [(1, 1, 1), (3, 3, 1), (6, 3, 2), (7, 3, 2), (16, 4, 4)]
+)
+def test_threads_share_batches(tiny_checkpoint, library, monkeypatch, threads, batches, threads_per_batch):
     tagger = Tagger(str(tiny_checkpoint), TagSettings(), threads)
     assert (tagger.num_readers, tagger.num_batches) == (threads, batches)
-    assert chosen == [threads_per_batch]
+    chosen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    list(tagger(library, 4))
+    assert set(chosen) == {threads_per_batch} and torch.get_num_threads() == before
 
 
 def test_the_number_of_threads_does_not_change_the_tags(tiny_checkpoint, library, capsys):
@@ -119,6 +126,7 @@ def test_the_number_of_threads_does_not_change_the_tags(tiny_checkpoint, library
     assert printed[0] == printed[1] and len(printed[0].splitlines()) == len(library)
 
 
+@needs_cpu
 def test_batches_are_tagged_at_the_same_time(tiny_checkpoint, library, monkeypatch):
     tagger = Tagger(str(tiny_checkpoint), TagSettings(), 2)
     generate, both = tagger.model.generate, threading.Barrier(2)
@@ -130,6 +138,24 @@ def test_batches_are_tagged_at_the_same_time(tiny_checkpoint, library, monkeypat
     monkeypatch.setattr(tagger.model, "generate", meet)
     images = [file for file in library if not file.is_video and "bad" not in file.path][:4]
     assert [file for file, _ in tagger(images, 1)] == images
+
+
+def test_batches_that_wait_are_not_tagged_after_an_interruption(tagger, library, monkeypatch):
+    generate, tagged, first = tagger.model.generate, [], threading.Event()
+
+    def wait(**inputs):
+        tagged.append(inputs)
+        if len(tagged) > 1:
+            first.wait(20)
+        return generate(**inputs)
+
+    monkeypatch.setattr(tagger.model, "generate", wait)
+    images = [file for file in library if not file.is_video and "bad" not in file.path] * 4
+    results = tagger(images, 1)
+    next(results)
+    threading.Timer(0.5, first.set).start()
+    results.close()
+    assert len(tagged) <= 1 + tagger.num_batches
 
 
 def test_an_error_of_the_model_ends_the_run(tagger, library, monkeypatch):

@@ -174,7 +174,7 @@ def _is_in_text_tower(node: "NodeProto") -> bool:
     """Return whether a node is a matrix product of the text tower.
 
     Some activations of pretrained transformers are far larger than others, and in 8 bits the others lose their digits.
-    On icon-tagging this cost half a point of Full F1.
+    This changes many tags.
     """
     scopes = [entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"]
     return node.op_type in ("MatMul", "Gemm") and any(TEXT_TOWER in scope for scope in scopes)
