@@ -61,9 +61,12 @@ def tag(words: list[str]) -> None:
 
         return call
 
-    from modeling_optsg import OPTSGForTagGeneration
-    from modeling_optsg.towers import TowerMixin
     from optsg import main, tagger
+
+    # As when it loads a model.
+    with tagger.without_garbage_collection():
+        from modeling_optsg import OPTSGForTagGeneration
+        from modeling_optsg.towers import TowerMixin
 
     tagger.Tagger._read = timed("reading", tagger.Tagger._read)
     OPTSGForTagGeneration.generate = timed("generate", OPTSGForTagGeneration.generate)

@@ -130,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             variants[variant]["cold_start_seconds"] = cold_start(command)
         command = [sys.executable, "-m", "optsg", "tag", "--model", arguments.checkpoint, "--title", TITLE, IMAGE]
         variants[REFERENCE]["cold_start_seconds"] = cold_start(command)
+        # What no program that uses a model of transformers can do without.
+        imports = cold_start([sys.executable, "-c", "from transformers import PreTrainedModel"])
+        variants[REFERENCE]["import_seconds"] = imports
     result = {"checkpoint": arguments.checkpoint, "batch_size": BATCH_SIZE, "threads": 1} | result
     result["load_average"] = round(os.getloadavg()[0], 1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -403,7 +403,7 @@ def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[No
 
 
 @contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Turn garbage collection off, and exempt all objects that exist afterwards from it.
 
     Modules and weights are many objects that stay until the end. Searching them for garbage again and again takes a
@@ -419,7 +419,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@_without_garbage_collection()
+@without_garbage_collection()
 def load_model(name: str, num_frames: int | None = None) -> tuple["OPTSGForTagGeneration", "OPTSGProcessor"]:
     """Load a model and its processor.
 
