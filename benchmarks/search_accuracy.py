@@ -96,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[split][search] = {name: metrics[name] for name in METRICS} | compare(rows, tags[EXACT])
         if split == "validation":
             rows = as_predictions(tag_in(ROOT, LOWER, split))
-            threshold, metrics = evaluator.best_threshold(rows, METRIC)
-            results[split]["refitted_threshold"] = {"threshold": threshold} | {name: metrics[name] for name in METRICS}
+            results[split]["refitted_threshold"], _ = evaluator.best_threshold(rows, METRIC)
         print(json.dumps(results[split], indent=1, allow_nan=False), flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
