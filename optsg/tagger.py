@@ -406,8 +406,8 @@ def exit_if_unusable(parser: argparse.ArgumentParser, model: str) -> Iterator[No
 def without_garbage_collection() -> Iterator[None]:
     """Turn garbage collection off, and exempt all objects that exist afterwards from it.
 
-    Modules and weights are many objects that stay until the end. Searching them for garbage again and again takes a
-    fifth of the start.
+    Modules and weights are many objects that stay until the end. Searching them for garbage again and again slows down
+    the start.
     """
     was_enabled = gc.isenabled()
     gc.disable()
