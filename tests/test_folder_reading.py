@@ -1,6 +1,7 @@
 """`optsg tag` reads each file once, while the model runs, and tags images and videos in separate batches."""
 
 import gc
+import itertools
 import struct
 import threading
 import time
@@ -140,22 +141,23 @@ def test_batches_are_tagged_at_the_same_time(tiny_checkpoint, library, monkeypat
     assert [file for file, _ in tagger(images, 1)] == images
 
 
-def test_batches_that_wait_are_not_tagged_after_an_interruption(tagger, library, monkeypatch):
-    generate, tagged, first = tagger.model.generate, [], threading.Event()
+def test_batches_that_wait_are_not_tagged_after_an_interruption(tiny_checkpoint, library, monkeypatch):
+    # One thread tags one batch after the other, so the first batch is the first that is tagged.
+    tagger = Tagger(str(tiny_checkpoint), TagSettings(threshold=0.0), num_threads=1)
+    generate, tagged, interrupted = tagger.model.generate, itertools.count(), threading.Event()
 
     def wait(**inputs):
-        tagged.append(inputs)
-        if len(tagged) > 1:
-            first.wait(20)
+        if next(tagged) > 0:
+            interrupted.wait(60)
         return generate(**inputs)
 
     monkeypatch.setattr(tagger.model, "generate", wait)
     images = [file for file in library if not file.is_video and "bad" not in file.path] * 4
     results = tagger(images, 1)
     next(results)
-    threading.Timer(0.5, first.set).start()
+    threading.Timer(0.5, interrupted.set).start()
     results.close()
-    assert len(tagged) <= 1 + tagger.num_batches
+    assert next(tagged) <= 2
 
 
 def test_an_error_of_the_model_ends_the_run(tagger, library, monkeypatch):
