@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from datasets import Dataset
 
-from dataset_scripts import load_tagging_dataset
+from dataset_scripts import example_groups, load_tagging_dataset
 from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import (
@@ -80,7 +80,8 @@ def main(args: argparse.Namespace) -> None:
     }
     ids = list(map(str, train["id"] if "id" in train.column_names else range(len(train))))
     titles = [title or "" for title in train["title"]]
-    columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": list(map(group_of, ids, titles))}
+    groups = list(map(group_of, ids, titles, example_groups(train, args.dataset)))
+    columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": groups}
     train_queries = embed_examples(model, processor, features["train"])
     numbers = {"num_neighbours": args.num_neighbours, "num_candidates": args.num_candidates}
     book = TagBook(Dataset.from_dict(columns), train_queries, fingerprint, **numbers)

@@ -8,6 +8,7 @@ import torch
 from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
 
+from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
@@ -18,6 +19,7 @@ from modeling_optsg.book import (
     TagBook,
     embed_examples,
     encoder_fingerprint,
+    load_book,
 )
 from modeling_optsg.book.predictions import candidate_tensors
 from modeling_optsg.book.votes import NO_EVIDENCE
@@ -275,6 +277,28 @@ def test_wrong_training_examples_are_named(model, tiny_processor, library):
     with pytest.raises(ValueError, match="another group has"):
         train_book_reader(model, tiny_processor, single, queries.select([0]), rows[:1], progress=False)
     assert model.book_reader is None
+
+
+def test_variants_of_a_concept_are_not_candidates_of_each_other(
+    model, tiny_processor, load_program, tmp_path, monkeypatch
+):
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    titles = ["red square", "red square outline", "Blue dog", "blue dog filled", "red dog", "green square"]
+    rows = Dataset.from_dict({"id": titles, "title": titles, "tags": [[title, title[0]] for title in titles]})
+    program, output = load_program("train_book_reader"), tmp_path / "open-book"
+    monkeypatch.setattr(
+        program, "load_tagging_dataset", lambda name, **columns: {"train": rows, "validation": rows.select([4, 5])}
+    )
+    words = ["--checkpoint", tmp_path / "checkpoint", "--output_dir", output, "--dataset", "icon-tagging"]
+    words += ["--cache_dir", tmp_path / "cache", "--num_train_epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
+    program.main(program.parse_arguments())
+    book = load_book(output / "index")
+    assert book.examples["group"][:] == [split_key(title) for title in titles]
+    found = training_candidates(book, embed_examples(model, tiny_processor, rows), progress=False)
+    for own, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        assert titles[other] not in found[own].tags and {*titles[4:]} <= set(found[own].tags)
 
 
 def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(

@@ -111,8 +111,8 @@ def build_book(
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
-        examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. Examples whose
-            titles have the same words form a group.
+        examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. A column `group`
+            names the group of each example. Without a group, an example is grouped by the words of its title.
         folder: Folder of the book.
         batch_size: Number of examples per forward pass.
         progress: Whether to show a progress bar.
@@ -171,7 +171,8 @@ def _columns(examples: Dataset) -> dict[str, list]:
     ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
     paths = [examples[name] if name in examples.column_names else [None] * len(examples) for name in MEDIA_INPUTS]
     states = [_file_state(image or video) for image, video in zip(*paths, strict=True)]
-    groups = list(map(group_of, ids, titles))
+    known = examples["group"] if "group" in examples.column_names else [None] * len(examples)
+    groups = list(map(group_of, ids, titles, known))
     return {"id": ids, "title": titles, "tags": examples["tags"][:], "group": groups, STATE_COLUMN: states}
 
 
@@ -191,11 +192,13 @@ def _reusable(
     return old, {key[0]: rows[key] for key in keys if key in rows and key[2]}
 
 
-def group_of(id_: str, title: str | None) -> str:
-    """Return the group of an example: the words of its title, or its id without a title.
+def group_of(id_: str, title: str | None, known: Any = None) -> str:
+    """Return the group of an example: a known one, or the words of its title, or its id without a title.
 
     Examples with the same words in their titles may show the same thing.
     """
+    if known is not None:
+        return str(known)
     return " ".join(sorted(set(title_words(title or "")))) or id_
 
 
