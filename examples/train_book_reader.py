@@ -28,6 +28,7 @@ from modeling_optsg.book import (
 )
 from modeling_optsg.book.book_files import INDEX_FOLDER
 from modeling_optsg.book.building import group_of
+from modeling_optsg.book.example_rows import check_unique
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.metrics import parse_metric
 from modeling_optsg.hub.commits import HTTP_LOGGERS
@@ -73,12 +74,13 @@ def main(args: argparse.Namespace) -> None:
     train, tagged = splits["train"], [row for row, tags in enumerate(splits["train"]["tags"]) if tags]
     if len(tagged) < len(train):
         train = train.select(tagged)
+    ids = list(map(str, train["id"] if "id" in train.column_names else range(len(train))))
+    check_unique(ids)
     validation = splits["validation"]
     features = {
         name: CachedFeatures(cache_tower_features(rows, model.model, processor, args.cache_dir / "features"))
         for name, rows in (("train", train), ("validation", validation))
     }
-    ids = list(map(str, train["id"] if "id" in train.column_names else range(len(train))))
     titles = [title or "" for title in train["title"]]
     groups = list(map(group_of, ids, titles, example_groups(train, args.dataset)))
     columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": groups}

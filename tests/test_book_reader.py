@@ -380,6 +380,19 @@ def test_variants_of_a_concept_are_not_candidates_of_each_other(
         assert titles[other] not in found[own].tags and {*titles[4:]} <= set(found[own].tags)
 
 
+def test_the_program_names_an_id_that_occurs_twice_first(model, tiny_processor, load_program, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    rows = Dataset.from_dict({"id": ["a", "b", "a"], "title": ["x", "y", "z"], "tags": [["red"]] * 3})
+    program, words = load_program("train_book_reader"), ["--output_dir", tmp_path / "out", "--dataset", "any"]
+    monkeypatch.setattr(program, "load_tagging_dataset", lambda name, **columns: {"train": rows, "validation": rows})
+    monkeypatch.setattr(program, "cache_tower_features", None)
+    words += ["--checkpoint", tmp_path / "checkpoint"]
+    monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
+    with pytest.raises(ValueError, match="The id 'a' occurs 2 times"):
+        program.main(program.parse_arguments())
+
+
 def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(
     model, tiny_processor, load_program, tmp_path, monkeypatch, capsys
 ):

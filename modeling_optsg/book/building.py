@@ -23,7 +23,7 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .example_rows import STATE_COLUMN
+from .example_rows import STATE_COLUMN, check_unique
 from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
@@ -127,8 +127,9 @@ def build_book(
         ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
     check_faiss(len(examples))
-    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
+    check_unique(map(str, examples["id"]))
     columns = _columns(examples)
+    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
 
     def read_rows(rows: Sequence[int]) -> list[dict]:
         return [examples[row] | {name: values[row] for name, values in columns.items()} for row in rows]
