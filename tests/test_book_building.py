@@ -1,9 +1,15 @@
 """`build_book` with unusual examples: the same id twice, changed images under the same ids."""
 
+from unittest.mock import Mock
+
+import numpy as np
 import pytest
+import torch
 from colour_folder import COLOURS, write_colour_folder
 from datasets import Dataset
+from datasets import Image as ImageFeature
 
+from dataset_scripts.tagging_columns import FRAMES
 from modeling_optsg.book import TagBook, build_book, building, load_book, save_book
 
 
@@ -74,3 +80,65 @@ def test_a_reused_book_with_an_id_twice_gives_each_example_once(build, images, t
     again = build(make_examples(images))
     assert isinstance(again, TagBook) and again.examples["id"][:] == list(map(str, range(8)))
     assert {len(vectors) for vectors in again.vectors.values()} == {8}
+
+
+def with_images(images, kind, changed=()):
+    """Examples with the same ids and titles; some have another image."""
+    examples, contents = make_examples(images), [images / f"{number}.png" for number in range(8)]
+    for number in changed:
+        contents[number] = images / f"{number + 9}.png"
+    if kind == "frames":
+        videos = [[{"path": None, "bytes": path.read_bytes()}] * 2 for path in contents]
+        return examples.remove_columns("image").add_column("video", videos, feature=FRAMES)
+    # All have the same path, which names no file.
+    cells = [{"path": "image.png", "bytes": path.read_bytes()} for path in contents]
+    image = ImageFeature(decode=kind == "decoded")
+    return examples.remove_columns("image").add_column("image", cells, feature=image)
+
+
+def assert_same_vectors(book, other):
+    assert book.examples["state"][:] == other.examples["state"][:] and all(book.examples["state"])
+    for name, vectors in book.vectors.items():
+        torch.testing.assert_close(vectors, other.vectors[name], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
+def test_changed_images_under_the_same_ids_are_read_again_after_an_interruption(
+    build, read, images, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(building, "CHUNK_SIZE", 4)
+    monkeypatch.setattr(building, "save_book", stop := Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(with_images(images, kind))
+    assert stop.called and (tmp_path / "book" / building.PARTIAL_FOLDER).exists()
+    monkeypatch.setattr(building, "save_book", save_book)
+    monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)
+    read.clear()
+    book = build(with_images(images, kind, changed=[6]))
+    # The chunk with the changed image.
+    assert read == [f"number {number}" for number in range(4, 8)]
+    assert_same_vectors(book, build(with_images(images, kind, changed=[6]), tmp_path / "fresh"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
+def test_only_changed_images_of_a_dataset_are_read_again(build, read, images, monkeypatch, kind):
+    monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)
+    first = build(with_images(images, kind))
+    read.clear()
+    book = build(with_images(images, kind, changed=[3, 5]))
+    assert read == ["number 3", "number 5"]
+    states = [dict(zip(own.examples["id"], own.examples["state"], strict=True)) for own in (first, book)]
+    assert {name for name in states[0] if states[0][name] != states[1][name]} == {"3", "5"}
+
+
+def test_the_state_of_an_input_changes_with_it(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12")
+    of_file = building._state(str(path))
+    assert of_file == building._state({"path": str(path), "bytes": None}) and of_file.startswith("2 ")
+    assert building._state(None) == building._state({"path": None, "bytes": None}) == building._state("no file") == ""
+    features = [[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0], [3.0, 5.0]]]
+    values = [b"a", b"b", {"path": str(path), "bytes": b"c"}, np.zeros((2, 2, 3), np.uint8), [b"a"], [b"a", b"b"]]
+    states = [building._state(value) for value in [*features, *values, [str(path)], [str(path), None]]]
+    assert len(set(states)) == len(states) and all(states)
+    assert building._state([str(path)]) == building._state([{"path": str(path), "bytes": None}])

@@ -7,7 +7,8 @@ from datasets import Dataset
 
 # Columns of the examples. Examples in the same group may show the same thing.
 COLUMNS = ("id", "title", "tags", "group")
-# Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
+# Optional column: a text that changes when the image, the video or the frame features of an example change. Vectors of
+# unchanged examples are reused.
 STATE_COLUMN = "state"
 
 
