@@ -103,9 +103,7 @@ def assert_same_vectors(book, other):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
-def test_changed_images_under_the_same_ids_are_read_again_after_an_interruption(
-    build, read, images, tmp_path, monkeypatch, kind
-):
+def test_changed_images_are_read_again_after_an_interruption(build, read, images, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(building, "CHUNK_SIZE", 4)
     monkeypatch.setattr(building, "save_book", stop := Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -315,5 +315,5 @@ def _state(value: Any) -> str:
             array = np.asarray(value, dtype=np.float64)
             value = repr(array.shape).encode() + array.tobytes()
         except (TypeError, ValueError):
-            value = json.dumps(list(map(_state, value))).encode()
+            value = json.dumps(list(map(_state, value)), allow_nan=False).encode()
     return hashlib.sha256(value).hexdigest()[:32]
