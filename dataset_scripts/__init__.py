@@ -4,15 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .benchmarks import benchmark_card
+    from .benchmarks import benchmark_card, example_groups
     from .loading import load_tagging_dataset
     from .tag_counts import tag_statistics
     from .tagging_columns import undecoded
 
-__all__ = ["benchmark_card", "load_tagging_dataset", "tag_statistics", "undecoded"]
+__all__ = ["benchmark_card", "example_groups", "load_tagging_dataset", "tag_statistics", "undecoded"]
 
 _MODULES = {
     "benchmark_card": "benchmarks",
+    "example_groups": "benchmarks",
     "load_tagging_dataset": "loading",
     "tag_statistics": "tag_counts",
     "undecoded": "tagging_columns",

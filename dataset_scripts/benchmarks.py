@@ -31,6 +31,25 @@ def benchmark_notice(name: str) -> Path | None:
     return notice if notice is not None and notice.is_file() else None
 
 
+def example_groups(rows: datasets.Dataset, name: str) -> list[str | None]:
+    """Return the group of each example of a dataset, `None` where it is unknown.
+
+    Examples of one group may show the same thing. A benchmark that divides groups among its splits, instead of
+    examples, has a function `group_of` from a title to its group.
+
+    Args:
+        rows: The examples. If they have a column `group`, its values are returned as text.
+        name: The name by which the dataset was loaded.
+    """
+    if "group" in rows.column_names:
+        return [None if group is None else str(group) for group in rows["group"]]
+    if is_benchmark(name):
+        module = importlib.import_module(f".{_module_name(name)}", __package__)
+        if hasattr(module, "group_of"):
+            return [module.group_of(title or "") for title in rows["title"]]
+    return [None] * len(rows)
+
+
 def load_benchmark(
     name: str, *, split: str | None, cache_dir: str | None, streaming: bool, **kwargs: Any
 ) -> datasets.DatasetDict | datasets.Dataset | datasets.IterableDatasetDict | datasets.IterableDataset:

@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from datasets import Dataset
 
-from dataset_scripts import load_tagging_dataset
+from dataset_scripts import example_groups, load_tagging_dataset
 from dataset_scripts.column_names import add_column_arguments, column_arguments
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import (
@@ -28,6 +28,7 @@ from modeling_optsg.book import (
 )
 from modeling_optsg.book.book_files import INDEX_FOLDER
 from modeling_optsg.book.building import group_of
+from modeling_optsg.book.example_rows import check_unique
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.metrics import parse_metric
 from modeling_optsg.hub.commits import HTTP_LOGGERS
@@ -73,14 +74,16 @@ def main(args: argparse.Namespace) -> None:
     train, tagged = splits["train"], [row for row, tags in enumerate(splits["train"]["tags"]) if tags]
     if len(tagged) < len(train):
         train = train.select(tagged)
+    ids = list(map(str, train["id"] if "id" in train.column_names else range(len(train))))
+    check_unique(ids)
     validation = splits["validation"]
     features = {
         name: CachedFeatures(cache_tower_features(rows, model.model, processor, args.cache_dir / "features"))
         for name, rows in (("train", train), ("validation", validation))
     }
-    ids = list(map(str, train["id"] if "id" in train.column_names else range(len(train))))
     titles = [title or "" for title in train["title"]]
-    columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": list(map(group_of, ids, titles))}
+    groups = list(map(group_of, ids, titles, example_groups(train, args.dataset)))
+    columns = {"id": ids, "title": titles, "tags": train["tags"][:], "group": groups}
     train_queries = embed_examples(model, processor, features["train"])
     numbers = {"num_neighbours": args.num_neighbours, "num_candidates": args.num_candidates}
     book = TagBook(Dataset.from_dict(columns), train_queries, fingerprint, **numbers)

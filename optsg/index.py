@@ -155,12 +155,14 @@ def _read_library(args: argparse.Namespace, failures: list[tuple[str, str]]) -> 
 
 def _read_dataset(args: argparse.Namespace) -> "Dataset":
     """Return the training examples of a dataset that have tags, with undecoded images and videos."""
-    from dataset_scripts import undecoded
+    from dataset_scripts import example_groups, undecoded
 
     splits = load_dataset(args)
     if "train" not in splits:
         raise ValueError(f"{args.dataset} has no train split")
     rows = undecoded(splits["train"])
+    if "group" not in rows.column_names:
+        rows = rows.add_column("group", example_groups(rows, args.dataset))
     return rows.filter(lambda tags: len(tags) > 0, input_columns="tags")
 
 

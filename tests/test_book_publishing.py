@@ -43,7 +43,7 @@ def test_a_book_travels_with_its_checkpoint(make_model, tiny_processor, tmp_path
         # A damaged book is not published, and a checkpoint without a book replaces one with a book.
         (folder / "index" / "book-examples.parquet").write_bytes(b"x")
         status, _, error = optsg("push", folder, "org/with-book")
-        assert status != 0 and "book-examples.parquet changed after the book was saved" in error
+        assert status != 0 and "book-examples.parquet: ValueError: the file changed after the book was saved" in error
         shutil.rmtree(folder / "index")
         assert optsg("push", folder, "org/with-book")[0] == 0
         assert not any(name.startswith("index/") for name in hub.contents("org/with-book"))

@@ -8,22 +8,32 @@ import torch
 from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
 
+from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.baselines.asymmetric_classifier import ASYForTagClassification
 from modeling_optsg.baselines.configuration import ASYConfig
 from modeling_optsg.book import (
     GENERATE_OPTIONS,
     BookCandidates,
+    BookTagger,
     ModelTagReader,
     TagBook,
     embed_examples,
     encoder_fingerprint,
+    load_book,
 )
 from modeling_optsg.book.predictions import candidate_tensors
 from modeling_optsg.book.votes import NO_EVIDENCE
-from modeling_optsg.book_reader import log_missed_by_all
+from modeling_optsg.book_reader import _hide_half, log_missed_by_all
 from modeling_optsg.data.collator import OPTSGDataCollator
-from modeling_optsg.training.book_reader_training import train_book_reader, training_candidates
+from modeling_optsg.training import book_reader_training
+from modeling_optsg.training.book_reader_training import (
+    MAX_HIDDEN_RATIO,
+    _hidden,
+    _ReaderBatches,
+    train_book_reader,
+    training_candidates,
+)
 from optsg import main
 
 SIZE = len(NO_EVIDENCE)
@@ -210,6 +220,77 @@ def test_the_fit_uses_the_pointers(model, tiny_processor, library):
     assert book.fit(queries, references, model_tags, reader=reader, **options)["micro_f1"] > without["micro_f1"] + 5
 
 
+def test_a_book_tagger_uses_the_pointers_of_the_reader(model, tiny_processor, library):
+    book, queries, rows = library
+    options = {"batch_size": 16, "learning_rate": 1e-2, "progress": False}
+    train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=5, **options)
+    reader, model_tags = ModelTagReader(model, tiny_processor), read(model, tiny_processor, rows)
+    references, groups = [row["tags"] for row in rows], book.examples["group"][:]
+    assert book.fit(queries, references, model_tags, reader=reader, excluded_groups=groups) is not None
+    book.fingerprint = encoder_fingerprint(model, tiny_processor)
+    tagger = BookTagger(model, tiny_processor, book)
+    titles, ids = [row["title"] for row in rows[:6]], book.examples["id"][:6]
+    outputs = model.generate(**tiny_processor(titles=titles), **tagger.generate_options)
+    tagged = tagger(outputs, titles, ids, threshold=0.0)
+    own_queries, own_tags = reader(outputs, titles)
+    found = book.look_up(own_queries, ids)
+
+    def scores():
+        return [
+            {tag["tag"]: tag["score"] for tag in book.predict(tags, own)}
+            for tags, own in zip(own_tags, found, strict=True)
+        ]
+
+    without = scores()
+    reader.point(own_tags, found)
+    for tags, pointed, others in zip(tagged, scores(), without, strict=True):
+        assert {tag["tag"]: tag["score"] for tag in tags} == pytest.approx(pointed, abs=1e-6)
+        assert max(abs(pointed[tag] - others[tag]) for tag in others) > 0.05
+
+
+def test_up_to_half_of_the_candidates_are_hidden_in_training():
+    torch.manual_seed(0)
+    hidden = _hidden(torch.ones(400, 1001, 2, dtype=torch.long))
+    assert hidden.shape == (400, 1001) and not hidden[:, 0].any()
+    ratios = hidden[:, 1:].float().mean(dim=1)
+    # Each example has its own ratio, up to the maximum.
+    assert ratios.mean() == pytest.approx(MAX_HIDDEN_RATIO / 2, abs=0.02)
+    assert ratios.min() < 0.02 and MAX_HIDDEN_RATIO - 0.02 < ratios.max() < MAX_HIDDEN_RATIO + 0.05
+
+
+def test_a_hidden_candidate_is_not_trained_on(model, tiny_processor, library, monkeypatch):
+    book, queries, rows = library
+    model.add_book_reader(SIZE)
+    batches = _ReaderBatches(tiny_processor, rows, book, training_candidates(book, queries, progress=False))
+    inputs, reader_inputs, is_correct = batches(range(4))
+    hidden = torch.zeros(is_correct.shape, dtype=torch.bool)
+    hidden[:, 1::2] = True
+    losses = []
+    for wanted in (is_correct, is_correct ^ hidden, is_correct ^ ~hidden):
+        monkeypatch.setattr(book_reader_training, "_hidden", lambda input_ids: hidden)
+        losses.append(book_reader_training._loss(model.eval(), inputs, reader_inputs, wanted).item())
+    # Whether a hidden candidate is correct does not matter.
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_half_of_the_examples_have_no_prompts_or_memory_in_training(model, inputs):
+    torch.manual_seed(0)
+    tokens = torch.randn(400, 3, 4)
+    kept = _hide_half(tokens)
+    is_hidden = (kept == 0).flatten(1).all(dim=1)
+    assert torch.equal(kept[~is_hidden], tokens[~is_hidden]) and 160 < is_hidden.sum() < 240
+    model.add_book_reader(SIZE)
+    reader = model.book_reader.train()
+    for layer in reader.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    # Prompts and memory are hidden independently of each other.
+    in_training = {tuple(model.read_book(**inputs)[0].flatten().tolist()) for _ in range(60)}
+    reader.eval()
+    in_evaluation = {tuple(model.read_book(**inputs)[0].flatten().tolist()) for _ in range(5)}
+    assert len(in_training) == 4 and len(in_evaluation) == 1
+
+
 def test_examples_without_candidates_and_long_tags_are_read(model, tiny_processor):
     model.add_book_reader(SIZE)
     long_tag = "a tag of many more tokens than a slot has, which stays a candidate"
@@ -275,6 +356,41 @@ def test_wrong_training_examples_are_named(model, tiny_processor, library):
     with pytest.raises(ValueError, match="another group has"):
         train_book_reader(model, tiny_processor, single, queries.select([0]), rows[:1], progress=False)
     assert model.book_reader is None
+
+
+def test_variants_of_a_concept_are_not_candidates_of_each_other(
+    model, tiny_processor, load_program, tmp_path, monkeypatch
+):
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    titles = ["red square", "red square outline", "Blue dog", "blue dog filled", "red dog", "green square"]
+    rows = Dataset.from_dict({"id": titles, "title": titles, "tags": [[title, title[0]] for title in titles]})
+    program, output = load_program("train_book_reader"), tmp_path / "open-book"
+    monkeypatch.setattr(
+        program, "load_tagging_dataset", lambda name, **columns: {"train": rows, "validation": rows.select([4, 5])}
+    )
+    words = ["--checkpoint", tmp_path / "checkpoint", "--output_dir", output, "--dataset", "icon-tagging"]
+    words += ["--cache_dir", tmp_path / "cache", "--num_train_epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
+    program.main(program.parse_arguments())
+    book = load_book(output / "index")
+    assert book.examples["group"][:] == [split_key(title) for title in titles]
+    found = training_candidates(book, embed_examples(model, tiny_processor, rows), progress=False)
+    for own, other in ((0, 1), (1, 0), (2, 3), (3, 2)):
+        assert titles[other] not in found[own].tags and {*titles[4:]} <= set(found[own].tags)
+
+
+def test_the_program_names_an_id_that_occurs_twice_first(model, tiny_processor, load_program, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    rows = Dataset.from_dict({"id": ["a", "b", "a"], "title": ["x", "y", "z"], "tags": [["red"]] * 3})
+    program, words = load_program("train_book_reader"), ["--output_dir", tmp_path / "out", "--dataset", "any"]
+    monkeypatch.setattr(program, "load_tagging_dataset", lambda name, **columns: {"train": rows, "validation": rows})
+    monkeypatch.setattr(program, "cache_tower_features", None)
+    words += ["--checkpoint", tmp_path / "checkpoint"]
+    monkeypatch.setattr("sys.argv", ["train_book_reader.py", *map(str, words)])
+    with pytest.raises(ValueError, match="The id 'a' occurs 2 times"):
+        program.main(program.parse_arguments())
 
 
 def test_the_program_saves_a_checkpoint_with_a_book_that_the_command_uses(

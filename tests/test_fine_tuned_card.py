@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, OPTSGTrainingArguments
+from modeling_optsg.book import BookQueries, TagBook, save_book
+from modeling_optsg.book.votes import VECTOR_SOURCES
 from modeling_optsg.hub import write_model_card
 from modeling_optsg.hub.model_card import METRICS, write_training_card
 from modeling_optsg.training import origin
@@ -117,6 +120,23 @@ def test_a_card_has_the_fitted_metrics_and_those_of_the_neighbours(trained, tmp_
     assert expected["common_f1"] is None
     (folder / "training_summary.json").write_text(json.dumps(summary | {"nearest_neighbours": None}))
     assert "kNN" not in read_card(folder).text
+
+
+def test_a_card_says_what_a_book_publishes(trained, tmp_path):
+    folder = shutil.copytree(trained / "second", tmp_path / "copy")
+    sentence = "It publishes the ids, titles and tags of these examples."
+    without = read_card(folder).text
+    assert "book" not in without
+    queries = BookQueries({name: torch.ones(1, 2) for name in VECTOR_SOURCES}, ["a"])
+    examples = Dataset.from_dict({"id": ["a"], "title": ["a"], "tags": [["red"]], "group": ["a"]})
+    save_book(TagBook(examples, queries, "model"), folder / "index")
+    text = read_card(folder).text
+    assert sentence in text.split("## Use and limits")[1].split("## Metrics")[0]
+    # Nothing else depends on the book.
+    lines = [line for line in text.splitlines() if sentence not in line]
+    assert list(filter(None, lines)) == list(filter(None, without.splitlines()))
+    shutil.rmtree(folder / "index")
+    assert read_card(folder).text == without
 
 
 @pytest.fixture

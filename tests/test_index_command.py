@@ -15,8 +15,10 @@ from PIL import Image
 from PIL.ExifTags import Base
 from raw_photographs import raw_file
 
+from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import building, embed_examples, encoder_fingerprint, load_book
+from optsg import index as index_command
 from optsg import main
 from optsg.sidecars import embedded
 from optsg.sidecars.embedded import EXIF_KEYWORDS
@@ -179,6 +181,25 @@ def test_a_book_of_the_training_examples_of_a_dataset(checkpoint, library, tag, 
     _, out, _ = tag("--book", tmp_path / "book", "--json", "--explain", files=[tmp_path / "new/red.png"])
     first = json.loads(out)["tags"][0]
     assert first["tag"] == "Grandma's garden" and first["neighbours"][0]["id"].isdigit()
+
+
+def test_examples_of_a_dataset_have_its_groups(checkpoint, library, tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    titles = ["home", "home outline", "off", "Arrow left", "left-arrow filled"]
+    columns = {"id": list("abcde"), "title": titles, "tags": [["x"]] * 4 + [[]]}
+    rows = Dataset.from_dict(columns | {"image": [str(library / f"{index}.png") for index in range(5)]})
+    monkeypatch.setattr(index_command, "load_dataset", lambda args: {"train": rows})
+
+    def groups(name):
+        assert main(["index", name, "--model", str(checkpoint), "--output", str(tmp_path / name)]) == 0
+        return load_book(tmp_path / name).examples["group"][:]
+
+    assert groups("icon-tagging") == [split_key(title) for title in titles[:4]]
+    assert groups("org-other") == ["home", "home outline", "off", "arrow left"]
+    # The column of a dataset decides. Without a value, the words of the title do.
+    rows = rows.add_column("group", [7, 7, 8, None, 9])
+    assert groups("icon_tagging") == ["7", "7", "8", "arrow left"]
 
 
 def test_unreadable_files_do_not_stop_the_others(index, library):

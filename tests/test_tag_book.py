@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from dataset_scripts.file_hash import file_sha256
 from modeling_optsg.book import BookCandidates, BookQueries, ModelTags, TagBook, book_files, load_book, save_book
 from modeling_optsg.book.book_files import EXAMPLES_NAME, SETTINGS_NAME, VECTORS_NAME
 from modeling_optsg.book.fusion import IN_BOOK, BookScore, FusedScore
@@ -296,11 +297,36 @@ def test_a_saved_book_gives_the_same_tags(tmp_path):
 def test_damaged_files_are_named(book, tmp_path, name):
     save_book(book, tmp_path)
     data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=f"{tmp_path} is damaged .* optsg index"):
-        load_book(tmp_path)
+    message = rf"{tmp_path} is damaged \({name}: .* optsg index"
+    for length in (0, 9, len(data) // 2, len(data) - 2):
+        (tmp_path / name).write_bytes(data[:length])
+        with pytest.raises(ValueError, match=message):
+            load_book(tmp_path)
+        if name != SETTINGS_NAME:
+            # As if the file was already truncated when its digest was computed.
+            settings = (tmp_path / SETTINGS_NAME).read_text()
+            digest = json.loads(settings)["sha256"][name]
+            (tmp_path / SETTINGS_NAME).write_text(settings.replace(digest, file_sha256(tmp_path / name)))
+            with pytest.raises(ValueError, match=message):
+                load_book(tmp_path)
+            (tmp_path / SETTINGS_NAME).write_text(settings)
     (tmp_path / name).unlink()
-    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"{tmp_path} .*{name}"):
+        load_book(tmp_path)
+
+
+@pytest.mark.parametrize("settings", ["[]", "{}", json.dumps({"version": book_files.VERSION})])
+def test_settings_without_what_a_book_needs_are_named(book, tmp_path, settings):
+    save_book(book, tmp_path)
+    (tmp_path / SETTINGS_NAME).write_text(settings)
+    with pytest.raises(ValueError, match=SETTINGS_NAME):
+        load_book(tmp_path)
+
+
+def test_a_vector_file_that_lacks_vectors_is_named(book, tmp_path):
+    del book.vectors["joint"]
+    save_book(book, tmp_path)
+    with pytest.raises(ValueError, match=f"{VECTORS_NAME}: KeyError: 'joint'"):
         load_book(tmp_path)
 
 
@@ -319,7 +345,7 @@ def test_books_of_other_models_and_versions_and_mixed_files_are_refused(book, tm
     save_book(other, tmp_path / "other")
     (tmp_path / "other" / VECTORS_NAME).replace(tmp_path / VECTORS_NAME)
     (tmp_path / SETTINGS_NAME).write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=f"{VECTORS_NAME} changed after the book was saved"):
+    with pytest.raises(ValueError, match=f"{VECTORS_NAME}: .* changed after the book was saved"):
         load_book(tmp_path)
 
 

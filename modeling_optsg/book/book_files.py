@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,20 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
             f"{folder} does not contain a book ({SETTINGS_NAME} is missing). Make one with optsg index."
         )
     try:
-        settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
-        if settings["version"] == VERSION:
-            changed = [name for name, digest in settings["sha256"].items() if file_sha256(folder / name) != digest]
-            if changed:
-                raise ValueError(f"{', '.join(changed)} changed after the book was saved")
+        with _named(SETTINGS_NAME):
+            settings = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+            is_current = settings["version"] == VERSION
+            digests = dict(settings["sha256"]) if is_current else {}
+        for name, digest in digests.items():
+            with _named(name):
+                if file_sha256(folder / name) != digest:
+                    raise ValueError("the file changed after the book was saved")
+        if is_current:
             book = _read(folder, settings)
-    except Exception as error:  # json, pyarrow and safetensors raise errors of many types
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+    except _DamagedFileError as error:
+        reason = " ".join(str(error).split())
         raise ValueError(f"The book in {folder} is damaged ({reason}). Run optsg index again.") from error
-    if settings["version"] != VERSION:
+    if not is_current:
         raise ValueError(f"The book in {folder} was made by another version of optsg. Run optsg index again.")
     if fingerprint is not None and fingerprint != book.fingerprint:
         raise ValueError(f"The book in {folder} was made with another model. Run optsg index again with this model.")
@@ -149,22 +154,39 @@ def check_replaceable(folder: Path) -> None:
 
 def _read(folder: Path, settings: dict) -> TagBook:
     book = TagBook.__new__(TagBook)
-    tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
-    book.examples = Dataset(InMemoryTable(pq.read_table(folder / EXAMPLES_NAME, columns=[*COLUMNS, STATE_COLUMN])))
-    book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
-    book.clusters = {
-        name: Clusters(tensors[f"{name}_centroids"], tensors[f"{name}_members"])
-        for name in VECTOR_SOURCES
-        if f"{name}_centroids" in tensors
-    }
-    book.normalize = VectorNormalizer(tensors["image_mean"], tensors["image_components"])
-    book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
-    book.own_tags_only = settings["own_tags_only"]
-    book.num_neighbours, book.num_candidates = settings["num_neighbours"], settings["num_candidates"]
-    book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
-    book.score = BookScore.from_dict(settings["score"])
-    lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
-    lengths |= {len(clusters.members) for clusters in book.clusters.values()}
-    if len(lengths) > 1:
-        raise ValueError(f"the files disagree on the number of examples: {sorted(lengths)}")
+    with _named(EXAMPLES_NAME):
+        table = pq.read_table(folder / EXAMPLES_NAME, columns=[*COLUMNS, STATE_COLUMN])
+        book.examples = Dataset(InMemoryTable(table))
+    with _named(VECTORS_NAME):
+        tensors = {name: torch.from_numpy(array) for name, array in load_file(folder / VECTORS_NAME).items()}
+        book.vectors = {name: tensors[name] for name in VECTOR_SOURCES}
+        book.clusters = {
+            name: Clusters(tensors[f"{name}_centroids"], tensors[f"{name}_members"])
+            for name in VECTOR_SOURCES
+            if f"{name}_centroids" in tensors
+        }
+        book.normalize = VectorNormalizer(tensors["image_mean"], tensors["image_components"])
+    with _named(SETTINGS_NAME):
+        book.fingerprint, book.threshold = settings["fingerprint"], settings["threshold"]
+        book.own_tags_only = settings["own_tags_only"]
+        book.num_neighbours, book.num_candidates = settings["num_neighbours"], settings["num_candidates"]
+        book.temperatures = {name: settings["temperatures"][name] for name in SOURCES}
+        book.score = BookScore.from_dict(settings["score"])
+        lengths = {settings["examples"], len(book), *map(len, book.vectors.values())}
+        lengths |= {len(clusters.members) for clusters in book.clusters.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"the files disagree on the number of examples: {sorted(lengths)}")
     return book
+
+
+class _DamagedFileError(Exception):
+    """A file of a book is missing or damaged."""
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Add the name of a file to every error, such as those of safetensors, which do not name it."""
+    try:
+        yield
+    except Exception as error:  # json, pyarrow and safetensors raise errors of many types
+        raise _DamagedFileError(f"{name}: {type(error).__name__}: {error}") from error

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from dataset_scripts.tagging_columns import undecoded
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.data.atomic_files import write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
@@ -23,15 +24,15 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .example_rows import STATE_COLUMN
+from .example_rows import STATE_COLUMN, check_unique
 from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
 from .tag_book import TagBook
 from .title_words import title_words
 
-MEDIA_INPUTS = ("image", "video")
-INPUTS = (*MEDIA_INPUTS, "frame_features", "title")
+VISUAL_INPUTS = ("image", "video", "frame_features")
+INPUTS = (*VISUAL_INPUTS, "title")
 PARTIAL_FOLDER = ".partial"
 # Examples per partial file. An interrupted run repeats at most one chunk.
 CHUNK_SIZE = 512
@@ -105,14 +106,14 @@ def build_book(
 ) -> tuple[TagBook, dict[str, str]]:
     """Make a book, fit it to its own examples and save it. It predicts only tags of these examples.
 
-    After an interruption, call it again to resume. If the folder has an older book, only new and changed files, and
+    After an interruption, call it again to resume. If the folder has an older book, only new and changed examples, and
     those that the book is fitted to, are read.
 
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
-        examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. Examples whose
-            titles have the same words form a group.
+        examples: Rows with `id`, `title`, `tags`, and `image` or `video` as the processor reads them. A column `group`
+            names the group of each example. Without a group, an example is grouped by the words of its title.
         folder: Folder of the book.
         batch_size: Number of examples per forward pass.
         progress: Whether to show a progress bar.
@@ -127,8 +128,9 @@ def build_book(
         ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
     check_faiss(len(examples))
-    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
+    check_unique(map(str, examples["id"]))
     columns = _columns(examples)
+    reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
 
     def read_rows(rows: Sequence[int]) -> list[dict]:
         return [examples[row] | {name: values[row] for name, values in columns.items()} for row in rows]
@@ -169,9 +171,10 @@ def build_book(
 def _columns(examples: Dataset) -> dict[str, list]:
     """Return the columns of a book for examples."""
     ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
-    paths = [examples[name] if name in examples.column_names else [None] * len(examples) for name in MEDIA_INPUTS]
-    states = [_file_state(image or video) for image, video in zip(*paths, strict=True)]
-    groups = list(map(group_of, ids, titles))
+    inputs = undecoded(examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names]))
+    states = [" ".join(filter(None, map(_state, row.values()))) for row in inputs] or [""] * len(ids)
+    known = examples["group"] if "group" in examples.column_names else [None] * len(examples)
+    groups = list(map(group_of, ids, titles, known))
     return {"id": ids, "title": titles, "tags": examples["tags"][:], "group": groups, STATE_COLUMN: states}
 
 
@@ -191,11 +194,13 @@ def _reusable(
     return old, {key[0]: rows[key] for key in keys if key in rows and key[2]}
 
 
-def group_of(id_: str, title: str | None) -> str:
-    """Return the group of an example: the words of its title, or its id without a title.
+def group_of(id_: str, title: str | None, known: Any = None) -> str:
+    """Return the group of an example: a known one, or the words of its title, or its id without a title.
 
     Examples with the same words in their titles may show the same thing.
     """
+    if known is not None:
+        return str(known)
     return " ".join(sorted(set(title_words(title or "")))) or id_
 
 
@@ -289,10 +294,26 @@ def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor]
         return None
 
 
-def _file_state(value: Any) -> str:
-    """Return the size and time of a file as text, instead of a hash of its content; empty for other values."""
-    try:
-        state = os.stat(value["path"] if isinstance(value, Mapping) else value)
-    except (OSError, TypeError, KeyError, ValueError):
+def _state(value: Any) -> str:
+    """Return a text that changes when an input changes; empty if there is none, or its file cannot be found.
+
+    For a file, it is the size and the time, which are faster to read than the content. For embedded images and videos,
+    pixels and frame features, it is a hash of the content. A list of frames has a hash of the states of its frames.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
         return ""
-    return f"{state.st_size} {state.st_mtime_ns}"
+    if isinstance(value, str | os.PathLike):
+        try:
+            status = os.stat(value)
+        except (OSError, ValueError):
+            return ""
+        return f"{status.st_size} {status.st_mtime_ns}"
+    if not isinstance(value, bytes):
+        try:
+            array = np.asarray(value, dtype=np.float64)
+            value = repr(array.shape).encode() + array.tobytes()
+        except (TypeError, ValueError):
+            value = json.dumps(list(map(_state, value)), allow_nan=False).encode()
+    return hashlib.sha256(value).hexdigest()[:32]

@@ -1,12 +1,14 @@
 """Rows of the examples of a book."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from datasets import Dataset
 
 # Columns of the examples. Examples in the same group may show the same thing.
 COLUMNS = ("id", "title", "tags", "group")
-# Optional column: a text that changes when the file of an example changes. Vectors of unchanged files are reused.
+# Optional column: a text that changes when the image, the video or the frame features of an example change. Vectors of
+# unchanged examples are reused.
 STATE_COLUMN = "state"
 
 
@@ -37,6 +39,15 @@ def check_examples(examples: Dataset, num_queries: int) -> None:
         raise ValueError("An example has no group; every example of a book needs one.")
     if len(examples) != num_queries:
         raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
-    id_, count = Counter(examples["id"]).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")
+    check_unique(examples["id"])
+
+
+def check_unique(ids: Iterable[str]) -> None:
+    """Check that every id occurs once.
+
+    Raises:
+        ValueError: An id occurs twice.
+    """
+    for id_, count in Counter(ids).most_common(1):
+        if count > 1:
+            raise ValueError(f"The id {id_!r} occurs {count} times; ids must be unique.")

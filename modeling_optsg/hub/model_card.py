@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import pipeline
 
+from modeling_optsg.book.book_files import INDEX_FOLDER, SETTINGS_NAME
 from modeling_optsg.data.training_summary import SUMMARY, summary_base_models, summary_towers
 from modeling_optsg.pipeline_optsg import HUB_TASK, TASK, TagGenerationPipeline
 
@@ -109,6 +110,7 @@ def write_model_card(
         score_command=score_command,
         use=use,
         license_details=license_details,
+        has_book=(checkpoint / INDEX_FOLDER / SETTINGS_NAME).is_file(),
     )
     card.save(checkpoint / "README.md")
     return card
