@@ -83,9 +83,9 @@ class FileTags:
     Args:
         tags: Tags as `{"tag": str, "score": float, "novel": bool}`, most probable first.
         image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
-        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "classified" or "book".
-            The neighbours are the examples of the book that have the tag, as
-            `{"id": str, "title": str, "score": float}`.
+        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "pointed",
+            "classified" or "book", see [`BookTagger`]. The neighbours are the examples of the book that have the tag,
+            as `{"id": str, "title": str, "score": float}`.
         title: The title that was used: that of the file, or else the title or caption in the image.
         embedded: The metadata in the image, if it was read.
     """

@@ -1,7 +1,9 @@
 """Tags of a model with a book: `BookTagger`, the pipeline and the Space."""
 
+import base64
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import pipeline
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import BookTagger, build_book, load_book, save_book
+from modeling_optsg.hub import handler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "space"))
 
@@ -85,6 +88,21 @@ def test_a_book_of_all_tags_keeps_those_of_the_model(checkpoint, images, tmp_pat
     tags = tagger(outputs, [None], threshold=0.0)[0]
     assert {tag["tag"] for tag in tags} == of_model | {"red", "green", "our garden"}
     assert {tag["source"] for tag in tags if tag["tag"] in of_model} <= {"generated", "classified"}
+
+
+def test_the_handler_uses_the_book_of_the_checkpoint(checkpoint, images, monkeypatch, caplog):
+    path = images / "test" / "0.png"
+    request = {"inputs": {"image": base64.b64encode(path.read_bytes()).decode(), "title": "number 4"}}
+    endpoint = handler.EndpointHandler(str(checkpoint))
+    wanted = expected(checkpoint, path, "number 4")
+    for tag, own in zip(endpoint(request), wanted, strict=True):
+        assert (tag["label"], tag["source"]) == (own["tag"], own["source"])
+        assert [example["id"] for example in tag["neighbours"]] == [example["id"] for example in own["neighbours"]]
+    known = list(endpoint.pipeline.processor.label_vocabulary)
+    limited = endpoint(request | {"parameters": {"tag_vocabulary": known, "threshold": 0.0}})
+    assert limited and all(set(tag) == {"label", "score", "novel"} for tag in limited)
+    monkeypatch.setattr(handler.importlib.util, "find_spec", lambda name: None)
+    assert handler.EndpointHandler(str(checkpoint)).options == {} and "needs the package optsg" in caplog.text
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -172,7 +190,14 @@ def test_the_space_shows_the_examples_that_have_a_tag(checkpoint, images):
         assert [tag["tag"] for tag in tagged.tags] == [tag["tag"] for tag in wanted]
         assert tagged.default_threshold == space.fitted_threshold("parallel") == space.book.book.threshold
         page = markup.tag_list(tagged, 0.0)
-        assert "like “number 4”, “number" in page and "and 5 more" in page
+        garden = next(tag for tag in tagged.tags if tag["tag"] == "our garden")
+        first = garden["neighbours"][0]
+        assert f"like 4.png “number 4” ({first['score']:.2f}), " in page and "and 5 more" in page
+        shown = markup.tag_list(replace(tagged, tags=[garden | {"source": "pointed", "slot": 3}]), 0.0)
+        assert '<span class="source">book reader</span>' in shown
+        hostile = {"id": "<i>", "title": "<b>", "score": 0.5}
+        shown = markup.tag_list(replace(tagged, tags=[garden | {"neighbours": [hostile]}]), 0.0)
+        assert "like &lt;i&gt; “&lt;b&gt;” (0.50)" in shown
         assert [tag["source"] for tag in tagged.tags] == [tag["source"] for tag in wanted]
     finally:
         space.reader.stop()

@@ -75,9 +75,12 @@ class BookTagger:
 
             - `"tag"`, `"score"` (its probability) and `"novel"` (no training example of the model has it, in any
               spelling that [`normalize_tag`] treats alike);
-            - `"source"`: "generated" by a slot, "classified" (only a candidate of the tag classifier) or "book" (only
-              from neighbours);
-            - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`.
+            - `"source"`: "pointed" if the book reader points at it with a larger probability than a slot generates it
+              and than the tag classifier gives it; otherwise "generated" by a slot, "classified" (only a candidate of
+              the tag classifier) or "book" (only from neighbours). A model without a book reader, and a book that is
+              not fitted, have no "pointed" tags;
+            - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`. The score is the
+              example's vote, by its similarity.
 
         Raises:
             ValueError: `threshold` or `max_tags` is out of range.
