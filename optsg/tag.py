@@ -111,9 +111,10 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--book",
-        metavar="FOLDER",
+        metavar="NAME",
         help="also use the tags of similar examples in a book: the folder that `optsg index` was given, the folder of "
-        "a book, or the folder of a checkpoint with one. With a book from `optsg index`, only its tags are suggested.",
+        "a book, or the folder or Hub name of a checkpoint with one. With a book from `optsg index`, only its tags "
+        "are suggested.",
     )
     parser.add_argument("--frames", type=positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(

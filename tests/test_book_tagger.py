@@ -131,6 +131,8 @@ def test_the_pipeline_refuses_what_a_book_cannot_do(tagger, checkpoint, images):
         tagger(image, book=str(images))
     with pytest.raises(FileNotFoundError, match="neither a folder nor"):
         tagger(image, book="/no such folder")
+    with pytest.raises(FileNotFoundError, match="is not a folder, and no repository|neither a folder nor"):
+        tagger(image, book="org/none")
     for settings, message in (
         ({"threshold": 1.5}, "threshold"),
         ({"top_k": 0}, "top_k"),

@@ -362,11 +362,11 @@ def test_wrong_uses_name_the_problem(index, tag, library, tmp_path, capsys, tiny
     with pytest.raises(SystemExit):
         tag("--book", library, "--vocabulary", tmp_path / "words.txt")
     assert "exclude each other" in capsys.readouterr().err
-    for folder in ("new", "no-such-folder"):
+    for folder, message in (("new", "does not contain a book"), ("no-such-folder", "neither a folder nor the name")):
         for write in ([], ["--write", "xmp"]):
             with pytest.raises(SystemExit) as end:
                 tag("--book", tmp_path / folder, *write)
-            assert end.value.code == 2 and "does not contain a book" in capsys.readouterr().err
+            assert end.value.code == 2 and message in capsys.readouterr().err
     with pytest.raises(SystemExit) as end:
         main(["tag", "--model", str(tiny_checkpoint), "--book", str(library), str(tmp_path / "new")])
     assert end.value.code == 2 and "needs a model with a tag classifier" in capsys.readouterr().err
