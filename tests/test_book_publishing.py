@@ -17,6 +17,13 @@ print("BOOK", sorted(book.tags))
 """
 
 
+PUSH = """
+from modeling_optsg.book import BookTagger
+BookTagger.from_pretrained({0!r}).push_to_hub({1!r})
+print("BOOK", sorted(BookTagger.from_pretrained({1!r}, revision="main").book.tags))
+"""
+
+
 def test_a_book_travels_with_its_checkpoint(make_model, tiny_processor, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
@@ -47,6 +54,12 @@ def test_a_book_travels_with_its_checkpoint(make_model, tiny_processor, tmp_path
         words = ("tag", images / "test", "--model", folder, "--book", "org/with-book", "--write", "json")
         assert "written" in optsg(*words, "--output", tmp_path / "sidecars")[2]
         assert "already tagged" in optsg(*words, "--output", tmp_path / "sidecars")[2]
+        # A tagger pushes model, processor and book together, as a model does.
+        status, output, error = optsg.python(PUSH.format(str(folder), "org/pushed"))
+        assert status == 0 and f"BOOK {tags}" in output, error
+        pushed, published = hub.contents("org/pushed"), hub.contents("org/with-book")
+        for name in ("model.safetensors", "label_vocabulary.json", "index/book-vectors.safetensors"):
+            assert pushed[name] == published[name], name
         # A damaged book is not published, and a checkpoint without a book replaces one with a book.
         (folder / "index" / "book-examples.parquet").write_bytes(b"x")
         status, _, error = optsg("push", folder, "org/with-book")

@@ -90,6 +90,28 @@ def test_a_book_of_all_tags_keeps_those_of_the_model(checkpoint, images, tmp_pat
     assert {tag["source"] for tag in tags if tag["tag"] in of_model} <= {"generated", "classified"}
 
 
+def test_a_tagger_is_saved_and_loaded_with_model_processor_and_book(checkpoint, images, tmp_path):
+    tagger = BookTagger.from_pretrained(checkpoint)
+    assert isinstance(tagger.model, OPTSGForTagGeneration) and not tagger.model.training
+    # What was added to the book is saved too.
+    added = tagger.book.examples.select([0]).map(lambda row: {"id": "new", "tags": ["new tag"]})
+    inputs = tagger.processor(images=[images / "test" / "0.png"], titles=["number 4"])
+    outputs = tagger.model.generate(**inputs, **tagger.generate_options)
+    queries, _ = tagger._read_outputs(outputs, ["number 4"])
+    tagger.book.add_examples(added, queries)
+    tags = tagger(outputs, ["number 4"], threshold=0.0)
+    assert "new tag" in {tag["tag"] for tag in tags[0]}
+    # A second save replaces the first.
+    for _ in range(2):
+        tagger.save_pretrained(tmp_path)
+    loaded = BookTagger.from_pretrained(tmp_path)
+    outputs = loaded.model.generate(**inputs, **loaded.generate_options)
+    assert loaded(outputs, ["number 4"], threshold=0.0) == tags
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match="does not contain a book"):
+        BookTagger.from_pretrained(tmp_path)
+
+
 def test_the_handler_uses_the_book_of_the_checkpoint(checkpoint, images, monkeypatch, caplog):
     path = images / "test" / "0.png"
     request = {"inputs": {"image": base64.b64encode(path.read_bytes()).decode(), "title": "number 4"}}
