@@ -71,7 +71,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="also print where each tag comes from: generated or classified by the model, or images of --book",
+        help="also print where each tag comes from: generated or classified by the model, pointed at by its book "
+        "reader, or images of --book",
     )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))
     parser.set_defaults(run=partial(_run, parser))
@@ -110,9 +111,10 @@ def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--book",
-        metavar="FOLDER",
+        metavar="NAME",
         help="also use the tags of similar examples in a book: the folder that `optsg index` was given, the folder of "
-        "a book, or the folder of a checkpoint with one. With a book from `optsg index`, only its tags are suggested.",
+        "a book, or the folder or Hub name of a checkpoint with one. With a book from `optsg index`, only its tags "
+        "are suggested.",
     )
     parser.add_argument("--frames", type=positive, metavar="N", help="number of frames to read from each video")
     parser.add_argument(

@@ -63,8 +63,9 @@ class TagSettings:
         frames: Number of frames to read from each video.
         exclude: Tags to leave out, ignoring letter case.
         vocabulary: Tags that may be generated. If empty, all tags may be generated.
-        book: Folder of a book, of the images that it was made from, or of a checkpoint with a book. If set,
-            `threshold` defaults to that of the book, and there is no default for `max_tags`.
+        book: Folder of a book, of the images that it was made from, or of a checkpoint with a book, or the name of
+            such a checkpoint on the Hub. If set, `threshold` defaults to that of the book, and there is no default for
+            `max_tags`.
     """
 
     threshold: float | None = None
@@ -83,9 +84,9 @@ class FileTags:
     Args:
         tags: Tags as `{"tag": str, "score": float, "novel": bool}`, most probable first.
         image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
-        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "classified" or "book".
-            The neighbours are the examples of the book that have the tag, as
-            `{"id": str, "title": str, "score": float}`.
+        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "pointed",
+            "classified" or "book", see [`BookTagger`]. The neighbours are the examples of the book that have the tag,
+            as `{"id": str, "title": str, "score": float}`.
         title: The title that was used: that of the file, or else the title or caption in the image.
         embedded: The metadata in the image, if it was read.
     """
@@ -356,11 +357,19 @@ def _identify_model(name: str) -> str:
     return digest.hexdigest()
 
 
-def find_book(folder: str) -> Path:
-    """Return the folder of a book, from that folder, the folder of its images or the folder of its checkpoint."""
+def find_book(name: str) -> Path:
+    """Return the folder of a book; see [`modeling_optsg.book.book_files.find_book`].
+
+    Raises:
+        BookError: There is no such book.
+    """
     from modeling_optsg.book.book_files import find_book as find
 
-    return find(folder)
+    try:
+        return find(name)
+    except (OSError, ValueError) as error:
+        # Messages of the Hub have several lines.
+        raise BookError(" ".join(str(error).split())) from error
 
 
 class BookError(Exception):
@@ -370,8 +379,6 @@ class BookError(Exception):
 def _load_book(folder: Path, model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> "BookTagger":
     from modeling_optsg.book import BookTagger
 
-    if not folder.is_dir():
-        raise BookError(f"{folder} does not contain a book: there is no such folder. Make one with optsg index.")
     try:
         tagger = BookTagger(model, processor, folder)
         tagger.book.prepare()
@@ -380,14 +387,14 @@ def _load_book(folder: Path, model: "OPTSGForTagGeneration", processor: "OPTSGPr
     return tagger
 
 
-def _identify_book(folder: str) -> str:
+def _identify_book(name: str) -> str:
     """Return a digest of a book's settings, which include the digests of its other files."""
     from modeling_optsg.book.book_files import SETTINGS_NAME
 
     try:
-        return hashlib.sha256((find_book(folder) / SETTINGS_NAME).read_bytes()).hexdigest()
+        return hashlib.sha256((find_book(name) / SETTINGS_NAME).read_bytes()).hexdigest()
     except OSError as error:
-        raise BookError(f"{folder} does not contain a book: {error.strerror}. Make one with optsg index.") from error
+        raise BookError(f"{name} does not contain a book: {error.strerror}. Make one with optsg index.") from error
 
 
 @contextlib.contextmanager

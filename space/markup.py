@@ -112,20 +112,26 @@ def _tag(row: dict) -> str:
 
 
 def _source(row: dict) -> str:
-    """Render where a tag comes from: its slot, the tag classifier or the book."""
-    if row["slot"] is not None:
+    """Render where a tag comes from: its slot, the book reader, the tag classifier or the book."""
+    source = row.get("source")
+    if row["slot"] is not None and source != "pointed":
         return f'<a href="#slot-{row["slot"] + 1}">slot {row["slot"] + 1}</a>'
     # Without a slot, a generated tag was spelled as in the book.
-    return {"book": "book", "generated": "a slot"}.get(row.get("source"), "tag classifier")
+    return {"book": "book", "generated": "a slot", "pointed": "book reader"}.get(source, "tag classifier")
 
 
 def _neighbours(row: dict) -> str:
-    """Render the similar examples of the book that have a tag."""
+    """Render the similar examples of the book that have a tag: title, id and score."""
     if not (neighbours := row.get("neighbours")):
         return ""
-    shown = "”, “".join(escape(example["title"] or example["id"]) for example in neighbours[:MAX_NEIGHBOURS])
+    shown = ", ".join(map(_neighbour, neighbours[:MAX_NEIGHBOURS]))
     more = len(neighbours) - MAX_NEIGHBOURS
-    return f'<span class="neighbours">like “{shown}”{f" and {more} more" if more > 0 else ""}</span>'
+    return f'<span class="neighbours">like {shown}{f" and {more} more" if more > 0 else ""}</span>'
+
+
+def _neighbour(example: dict) -> str:
+    title = f" “{escape(example['title'])}”" if example["title"] else ""
+    return f"{escape(example['id'])}{title} ({example['score']:.2f})"
 
 
 def slot_cards(tagged: TaggedFile, threshold: float) -> str:

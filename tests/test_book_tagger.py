@@ -1,7 +1,9 @@
 """Tags of a model with a book: `BookTagger`, the pipeline and the Space."""
 
+import base64
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import pipeline
 
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import BookTagger, build_book, load_book, save_book
+from modeling_optsg.hub import handler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "space"))
 
@@ -87,6 +90,43 @@ def test_a_book_of_all_tags_keeps_those_of_the_model(checkpoint, images, tmp_pat
     assert {tag["source"] for tag in tags if tag["tag"] in of_model} <= {"generated", "classified"}
 
 
+def test_a_tagger_is_saved_and_loaded_with_model_processor_and_book(checkpoint, images, tmp_path):
+    tagger = BookTagger.from_pretrained(checkpoint)
+    assert isinstance(tagger.model, OPTSGForTagGeneration) and not tagger.model.training
+    # What was added to the book is saved too.
+    added = tagger.book.examples.select([0]).map(lambda row: {"id": "new", "tags": ["new tag"]})
+    inputs = tagger.processor(images=[images / "test" / "0.png"], titles=["number 4"])
+    outputs = tagger.model.generate(**inputs, **tagger.generate_options)
+    queries, _ = tagger._read_outputs(outputs, ["number 4"])
+    tagger.book.add_examples(added, queries)
+    tags = tagger(outputs, ["number 4"], threshold=0.0)
+    assert "new tag" in {tag["tag"] for tag in tags[0]}
+    # A second save replaces the first.
+    for _ in range(2):
+        tagger.save_pretrained(tmp_path)
+    loaded = BookTagger.from_pretrained(tmp_path)
+    outputs = loaded.model.generate(**inputs, **loaded.generate_options)
+    assert loaded(outputs, ["number 4"], threshold=0.0) == tags
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match="does not contain a book"):
+        BookTagger.from_pretrained(tmp_path)
+
+
+def test_the_handler_uses_the_book_of_the_checkpoint(checkpoint, images, monkeypatch, caplog):
+    path = images / "test" / "0.png"
+    request = {"inputs": {"image": base64.b64encode(path.read_bytes()).decode(), "title": "number 4"}}
+    endpoint = handler.EndpointHandler(str(checkpoint))
+    wanted = expected(checkpoint, path, "number 4")
+    for tag, own in zip(endpoint(request), wanted, strict=True):
+        assert (tag["label"], tag["source"]) == (own["tag"], own["source"])
+        assert [example["id"] for example in tag["neighbours"]] == [example["id"] for example in own["neighbours"]]
+    known = list(endpoint.pipeline.processor.label_vocabulary)
+    limited = endpoint(request | {"parameters": {"tag_vocabulary": known, "threshold": 0.0}})
+    assert limited and all(set(tag) == {"label", "score", "novel"} for tag in limited)
+    monkeypatch.setattr(handler.importlib.util, "find_spec", lambda name: None)
+    assert handler.EndpointHandler(str(checkpoint)).options == {} and "needs the package optsg" in caplog.text
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_pipeline_uses_a_book(tagger, checkpoint, images, batch_size):
     examples = [{"image": str(images / "test" / f"{row}.png"), "title": f"number {row}"} for row in range(4)]
@@ -113,6 +153,8 @@ def test_the_pipeline_refuses_what_a_book_cannot_do(tagger, checkpoint, images):
         tagger(image, book=str(images))
     with pytest.raises(FileNotFoundError, match="neither a folder nor"):
         tagger(image, book="/no such folder")
+    with pytest.raises(FileNotFoundError, match="is not a folder, and no repository|neither a folder nor"):
+        tagger(image, book="org/none")
     for settings, message in (
         ({"threshold": 1.5}, "threshold"),
         ({"top_k": 0}, "top_k"),
@@ -172,7 +214,14 @@ def test_the_space_shows_the_examples_that_have_a_tag(checkpoint, images):
         assert [tag["tag"] for tag in tagged.tags] == [tag["tag"] for tag in wanted]
         assert tagged.default_threshold == space.fitted_threshold("parallel") == space.book.book.threshold
         page = markup.tag_list(tagged, 0.0)
-        assert "like “number 4”, “number" in page and "and 5 more" in page
+        garden = next(tag for tag in tagged.tags if tag["tag"] == "our garden")
+        first = garden["neighbours"][0]
+        assert f"like 4.png “number 4” ({first['score']:.2f}), " in page and "and 5 more" in page
+        shown = markup.tag_list(replace(tagged, tags=[garden | {"source": "pointed", "slot": 3}]), 0.0)
+        assert '<span class="source">book reader</span>' in shown
+        hostile = {"id": "<i>", "title": "<b>", "score": 0.5}
+        shown = markup.tag_list(replace(tagged, tags=[garden | {"neighbours": [hostile]}]), 0.0)
+        assert "like &lt;i&gt; “&lt;b&gt;” (0.50)" in shown
         assert [tag["source"] for tag in tagged.tags] == [tag["source"] for tag in wanted]
     finally:
         space.reader.stop()

@@ -6,9 +6,9 @@ import io
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
+from hub_client import run_without_package
 from numbered_videos import write_video
 from PIL import Image
 from transformers import pipeline
@@ -112,8 +112,19 @@ def test_paths_and_addresses_of_the_server_are_not_opened(endpoint, image, wrap)
             endpoint({"inputs": inputs})
 
 
-def test_the_handler_does_not_import_the_package():
-    assert "modeling_optsg" not in Path(packaged.__file__).read_text(encoding="utf-8")
+SERVE = """
+import base64, json, sys
+sys.path.insert(0, sys.argv[1])
+from handler import EndpointHandler
+endpoint = EndpointHandler(sys.argv[1])
+print(json.dumps(endpoint({"inputs": base64.b64encode(open(sys.argv[2], "rb").read()).decode()})))
+"""
+
+
+def test_the_handler_does_not_need_the_package(folder, endpoint, image, tmp_path):
+    answer = run_without_package(SERVE, [folder, image], "http://127.0.0.1:9", tmp_path / "home", "")
+    expected = endpoint({"inputs": image.read_bytes()})
+    assert [tag["label"] for tag in answer] == [tag["label"] for tag in expected] and answer
 
 
 def test_a_video_may_be_the_body(endpoint, tagger, tmp_path):

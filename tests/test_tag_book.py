@@ -122,6 +122,35 @@ def predict(book, queries, predictions=None):
     return [book.predict(tags, candidates) for tags, candidates in zip(predictions, found, strict=True)]
 
 
+@pytest.mark.parametrize(
+    ("pointer", "slot_score", "class_logit", "source"),
+    [
+        (0.6, 0.5, 0.0, "pointed"),
+        (0.6, 0.7, 0.0, "generated"),
+        (0.6, 0.5, 2.0, "generated"),
+        (0.6, 0.0, 2.0, "classified"),
+        (0.6, None, None, "pointed"),
+        # Too small to be read by the score.
+        (0.0005, None, None, None),
+        (None, 0.5, 0.0, "generated"),
+    ],
+)
+def test_a_tag_is_pointed_at_if_no_other_way_is_as_probable(book, pointer, slot_score, class_logit, source):
+    book.score.known.is_fitted = True
+    (found,) = book.look_up(make_queries(TITLES[:1]))
+    if pointer is not None:
+        found.pointers = np.full(len(found.tags), pointer)
+    model_tags = ModelTags()
+    if slot_score is not None:
+        row = {"tag": found.tags[0], "score": 0.5, "source": "generated" if slot_score else "classified"}
+        logits = np.array([class_logit], dtype=np.float32)
+        model_tags = ModelTags([row | {"slot_score": slot_score}], logits, {found.tags[0]: 0})
+    tag = next(tag for tag in book.predict(model_tags, found) if tag["tag"] == found.tags[0])
+    assert tag.get("source") == source
+    book.score.known.is_fitted = False
+    assert all(tag.get("source") != "pointed" for tag in book.predict(model_tags, found))
+
+
 def errors(predicted, references):
     """The Brier score, and how far the mean probability is from the ratio of correct tags."""
     scores = np.array([tag["score"] for tags in predicted for tag in tags])

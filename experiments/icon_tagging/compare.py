@@ -6,7 +6,7 @@ r"""Compares trained models on the test split, with the settings that were fitte
 `comparison.json` has for each model and decoding the means over its seeds: F1, Tag Gain, novel tags, F1 by training
 frequency, and F1 with each modality alone. `f1_by_frequency.png` plots the F1 by training frequency, and
 `examples.html` shows the predictions of all models next to each other. `recipe.py` trains the models, and
-`timing.py` measures their time per example.
+`timing.py` measures their time per example. `tag_book.py` evaluates OP-TSG with a book.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

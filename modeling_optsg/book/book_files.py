@@ -13,7 +13,12 @@ import torch
 from datasets import Dataset
 from datasets.table import InMemoryTable
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.numpy import load_file, save_file
 
 from dataset_scripts.file_hash import file_sha256
@@ -103,17 +108,41 @@ def load_book(folder: str | os.PathLike, fingerprint: str | None = None) -> TagB
     return book
 
 
-def find_book(name: str | os.PathLike) -> Path:
-    """Return the folder of a book, from that folder, the folder of its images or the folder of its checkpoint."""
-    inside = (Path(name, folder) for folder in (LIBRARY_FOLDER, INDEX_FOLDER))
-    return next((folder for folder in inside if (folder / SETTINGS_NAME).is_file()), Path(name))
+def find_book(name: str | os.PathLike, **hub_options: Any) -> Path:
+    """Return the folder of a book. A book on the Hub is downloaded.
+
+    Args:
+        name: That folder, the folder of its images, or the folder or Hub name of its checkpoint.
+        hub_options: Arguments of `huggingface_hub.snapshot_download`, such as `revision` or `token`.
+
+    Raises:
+        FileNotFoundError: There is neither a folder nor a repository of this name, or the repository has no book.
+    """
+    if Path(name).is_dir():
+        inside = (Path(name, folder) for folder in (LIBRARY_FOLDER, INDEX_FOLDER))
+        return next((folder for folder in inside if (folder / SETTINGS_NAME).is_file()), Path(name))
+    try:
+        folder = Path(snapshot_download(str(name), allow_patterns=f"{INDEX_FOLDER}/*", **hub_options), INDEX_FOLDER)
+    except GatedRepoError:
+        raise
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor the name of a repository on the Hub. Make a book with optsg index."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name} is not a folder, and no repository of this name can be downloaded."
+        ) from error
+    if not (folder / SETTINGS_NAME).is_file():
+        raise FileNotFoundError(f"The repository {name} does not contain a book ({INDEX_FOLDER}/{SETTINGS_NAME}).")
+    return folder
 
 
 def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:
     """Load the book of a checkpoint, from its folder `index`.
 
     Args:
-        name: Folder of the checkpoint, or its name on the Hub. Folders are searched as in [`find_book`].
+        name: Folder of the checkpoint, or its name on the Hub; see [`find_book`].
         fingerprint: See [`load_book`].
         hub_options: Arguments of `huggingface_hub.snapshot_download`, such as `revision` or `token`.
 
@@ -130,13 +159,7 @@ def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None
         >>> fingerprint = encoder_fingerprint(model, processor)  # doctest: +SKIP
         >>> book = load_pretrained_book("org/optsg-pexel", fingerprint)  # doctest: +SKIP
     """
-    if Path(name).is_dir():
-        return load_book(find_book(name), fingerprint)
-    try:
-        folder = snapshot_download(str(name), allow_patterns=f"{INDEX_FOLDER}/*", **hub_options)
-    except (HFValidationError, RepositoryNotFoundError) as error:
-        raise FileNotFoundError(f"{name} is neither a folder nor the name of a repository on the Hub.") from error
-    return load_book(Path(folder, INDEX_FOLDER), fingerprint)
+    return load_book(find_book(name, **hub_options), fingerprint)
 
 
 def check_replaceable(folder: Path) -> None:

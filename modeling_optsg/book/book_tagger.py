@@ -2,23 +2,28 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from transformers.utils import ModelOutput
+from transformers import AutoModel
+from transformers.utils import ModelOutput, PushToHubMixin
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.evaluation.metrics import normalize_tag
 from modeling_optsg.generation_settings import check_positive_integer, check_threshold
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .book_files import load_pretrained_book
+from .book_files import INDEX_FOLDER, load_pretrained_book, save_book
 from .building import encoder_fingerprint
 from .predictions import GENERATE_OPTIONS, ModelTagReader
 from .tag_book import TagBook
 
 
-class BookTagger:
+class BookTagger(PushToHubMixin):
     """Tags examples with a model and a book.
+
+    `push_to_hub("org/name")` publishes what [`save_pretrained`] saves, as that of a model does. `optsg push` also
+    checks the files and adds the code for Inference Endpoints.
 
     Args:
         model: The model that the book was made with.
@@ -27,6 +32,7 @@ class BookTagger:
             checkpoint with a book.
 
     Attributes:
+        model, processor, book: See above. The book is a [`TagBook`].
         generate_options: The arguments of `generate` whose output a call reads.
 
     Raises:
@@ -35,15 +41,17 @@ class BookTagger:
 
     Example:
 
-        >>> tagger = BookTagger(model, processor, "runs/open-book")  # doctest: +SKIP
-        >>> inputs = processor(images=["photo.jpg"])  # doctest: +SKIP
-        >>> outputs = model.generate(**inputs, **tagger.generate_options)  # doctest: +SKIP
+        >>> from modeling_optsg.book import BookTagger
+        >>> tagger = BookTagger.from_pretrained("runs/open-book")  # doctest: +SKIP
+        >>> inputs = tagger.processor(images=["photo.jpg"])  # doctest: +SKIP
+        >>> outputs = tagger.model.generate(**inputs, **tagger.generate_options)  # doctest: +SKIP
         >>> [tags] = tagger(outputs, titles=[None])  # doctest: +SKIP
     """
 
     generate_options: Mapping[str, Any] = GENERATE_OPTIONS
 
     def __init__(self, model: OPTSGPreTrainedModel, processor: OPTSGProcessor, book: TagBook | str | os.PathLike):
+        self.model, self.processor = model, processor
         self._read_outputs = ModelTagReader(model, processor)
         self._training_tags = set(map(normalize_tag, processor.label_vocabulary))
         fingerprint = encoder_fingerprint(model, processor)
@@ -52,6 +60,37 @@ class BookTagger:
         elif book.fingerprint != fingerprint:
             raise ValueError("The book was made with another model. Make a book with this model.")
         self.book = book
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **hub_options: Any) -> "BookTagger":
+        """Load a model, its processor and its book from one folder or repository.
+
+        Args:
+            name: Folder of a checkpoint with a book in its folder `index`, or its name on the Hub.
+            hub_options: Arguments for the download, such as `revision` or `token`.
+
+        Raises:
+            FileNotFoundError: There is no such checkpoint, or it has no book.
+            ValueError: As in the constructor.
+            OSError: The folder or repository has no model or no processor.
+        """
+        book = load_pretrained_book(name, **hub_options)
+        processor = OPTSGProcessor.from_pretrained(name, **hub_options)
+        return cls(AutoModel.from_pretrained(name, **hub_options), processor, book)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **save_options: Any) -> None:
+        """Save the model, its processor and the book, for [`from_pretrained`] and for `optsg tag`.
+
+        Args:
+            save_directory: Folder of the checkpoint. The book is saved in its folder `index`.
+            save_options: Arguments of the model's `save_pretrained`, such as `max_shard_size`.
+
+        Raises:
+            ValueError: The folder `index` has a file `book.json` that does not belong to a book.
+        """
+        self.model.save_pretrained(save_directory, **save_options)
+        self.processor.save_pretrained(save_directory)
+        save_book(self.book, Path(save_directory, INDEX_FOLDER))
 
     def __call__(
         self,
@@ -75,9 +114,12 @@ class BookTagger:
 
             - `"tag"`, `"score"` (its probability) and `"novel"` (no training example of the model has it, in any
               spelling that [`normalize_tag`] treats alike);
-            - `"source"`: "generated" by a slot, "classified" (only a candidate of the tag classifier) or "book" (only
-              from neighbours);
-            - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`.
+            - `"source"`: "pointed" if the book reader points at it with a larger probability than a slot generates it
+              and than the tag classifier gives it; otherwise "generated" by a slot, "classified" (only a candidate of
+              the tag classifier) or "book" (only from neighbours). A model without a book reader, and a book that is
+              not fitted, have no "pointed" tags;
+            - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`. The score is the
+              example's vote, by its similarity.
 
         Raises:
             ValueError: `threshold` or `max_tags` is out of range.

@@ -205,13 +205,17 @@ class TagBook:
 
         Returns:
             Tags as `{"tag", "score", "novel", "neighbours"}`, the most probable first. Tags without a class are novel.
-            A tag of the model keeps its `"source"`. With `own_tags_only`, tags that the book does not have are left
-            out, and the others are spelled as in the book. Tags are compared with [`normalize_tag`].
+            A tag of the model keeps its `"source"`. After [`fit`], the source is "pointed" if slots point at the tag
+            with a larger probability than they generate it and than the tag classifier gives it. With `own_tags_only`,
+            tags that the book does not have are left out, and the others are spelled as in the book. Tags are compared
+            with [`normalize_tag`].
         """
         tags, features = self._features(model_tags, candidates)
-        by_model = self._by_name(model_tags)
+        by_model, is_pointed = self._by_name(model_tags), np.zeros(len(tags), dtype=bool)
         if self.score.is_fitted:
             scores = self.score(features)
+            # The logits of the pointers, and those of slots and classifier.
+            is_pointed = features[:, 4] > features[:, 2:4].max(axis=1)
         else:
             votes = dict(zip(candidates.tags, candidates.mean_votes, strict=True))
             odds = np.array([votes.get(tag, 0.0) for tag in tags])
@@ -222,6 +226,7 @@ class TagBook:
         for row in np.argsort(-scores, kind="stable"):
             tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, 0])}
             tag |= {name: value for name, value in by_model.get(tags[row], {}).items() if name == "source"}
+            tag |= {"source": "pointed"} if is_pointed[row] else {}
             predicted.append(tag | {"neighbours": neighbours.get(tags[row], [])})
         return predicted
 

@@ -1,17 +1,26 @@
 """Serve a checkpoint on Inference Endpoints: JSON or the bytes of an image in, tags out.
 
 `optsg push` publishes this file next to the weights. It needs only `transformers`, the requirements of the model's
-code, and PyAV to read videos.
+code, and PyAV to read videos. To use the book of the checkpoint, it needs the package `optsg`.
 """
 
 import base64
 import binascii
+import importlib
+import importlib.util
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from transformers import pipeline
 
+logger = logging.getLogger(__name__)
+
+PACKAGE = "modeling_optsg"
+# Folder of the book inside a checkpoint.
+INDEX_FOLDER = "index"
 PARTS = ("image", "video", "frames", "title")
 PARAMETERS = ("top_k", "threshold", "decoding", "tag_vocabulary")
 # Some clients add "options" that are meant for another server.
@@ -25,11 +34,21 @@ class EndpointHandler:
     """The handler that the Inference Endpoints toolkit calls.
 
     Args:
-        path: The checkpoint's folder.
+        path: The checkpoint's folder. If it has a book, tags of similar examples are used too. Without the package
+            `optsg`, the book is not used, and a warning is logged.
+
+    Raises:
+        ValueError: The book is damaged.
     """
 
     def __init__(self, path: str = "."):
         self.pipeline = pipeline("tag-generation", model=path, trust_remote_code=True)
+        self.options: dict[str, Any] = {}
+        if Path(path, INDEX_FOLDER).is_dir():
+            if importlib.util.find_spec(PACKAGE) is None:
+                logger.warning("The book is not used, because it needs the package optsg. Add it to requirements.txt.")
+            else:
+                self.options["book"] = importlib.import_module(f"{PACKAGE}.book").load_pretrained_book(path)
 
     def __call__(self, data: Mapping[str, Any]) -> list[dict] | list[list[dict]]:
         """Answer a request.
@@ -39,10 +58,12 @@ class EndpointHandler:
                 an image, a video, or a dictionary with "title" and one of "image", "video" and "frames" (a list of
                 images). Files are bytes or base64, with or without a `data:…;base64,` prefix. An image may be a PIL
                 image, which the toolkit makes from a body with an image content type. The parameters are `top_k`,
-                `threshold`, `decoding` and `tag_vocabulary` of the pipeline.
+                `threshold`, `decoding` and `tag_vocabulary` of the pipeline. With a `tag_vocabulary`, the book is not
+                used.
 
         Returns:
-            Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score.
+            Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score. With a book, a tag
+            also has the `"source"` and the `"neighbours"` that [`BookTagger`] describes.
 
         Raises:
             ValueError: The request is malformed, or a file cannot be read. Paths and addresses are never opened.
@@ -59,7 +80,8 @@ class EndpointHandler:
         inputs = data["inputs"]
         is_batch = isinstance(inputs, list)
         examples = [_read_example(example) for example in (inputs if is_batch else [inputs])]
-        tags = self.pipeline(examples, batch_size=8, **parameters)
+        options = {} if parameters.get("tag_vocabulary") is not None else self.options
+        tags = self.pipeline(examples, batch_size=8, **parameters, **options)
         return tags if is_batch else tags[0]
 
 
