@@ -37,7 +37,7 @@ IMAGE, TITLE = "examples/images/tent-tree.png", "tent tree"
 ONE_IMAGE = """
 import sys
 from optsg.onnx import OnnxTagger
-print(OnnxTagger.from_pretrained(sys.argv[1])(*sys.argv[2:]))
+print(OnnxTagger.from_pretrained(sys.argv[1])({"image": sys.argv[2], "title": sys.argv[3]}))
 """
 
 
@@ -52,7 +52,11 @@ def tag_with_onnx(folder: Path) -> Callable[[list, list], list[list[dict]]]:
     """Return a function that tags images and titles with an exported checkpoint."""
     tagger = OnnxTagger.from_pretrained(folder, threads=1)
     return lambda images, titles: [
-        [{"tag": tag.pop("label")} | tag for tag in tags] for tags in tagger(images, titles, batch_size=BATCH_SIZE)
+        [{"tag": tag.pop("label")} | tag for tag in tags]
+        for tags in tagger(
+            [{"image": image, "title": title} for image, title in zip(images, titles, strict=True)],
+            batch_size=BATCH_SIZE,
+        )
     ]
 
 

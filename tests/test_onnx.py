@@ -10,11 +10,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from image_helpers import noise_image
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagGenerationPipeline
 from modeling_optsg.onnx import ClassifierProgram, DecodingStep, EncoderProgram, export, export_onnx
 from modeling_optsg.onnx.settings import export_settings, tokenizer_json
 from modeling_optsg.score_bound import PrefixTree
@@ -118,6 +119,10 @@ def tags_in_pytorch(model, processor, images, titles, **settings):
     return [[{"label": tag.pop("tag")} | tag for tag in tags] for tags in found]
 
 
+def examples_of(images, titles):
+    return [{"image": image, "title": title} for image, title in zip(images, titles)]
+
+
 def assert_same(found, expected, tolerance=1e-4):
     assert [[tag["label"] for tag in tags] for tags in found] == [[tag["label"] for tag in tags] for tags in expected]
     for own, other in zip(found, expected):
@@ -147,12 +152,56 @@ def test_the_search_finds_the_tags_of_the_model(model, tiny_processor, images, e
     expected = tags_in_pytorch(model, tiny_processor, images, TITLES)
     assert sum(map(len, expected)) > 10 and any(tag["novel"] for tags in expected for tag in tags)
     exported = OnnxTagger.from_pretrained(tmp_path)
-    assert_same(exported(images, TITLES), expected)
+    assert_same(exported(examples_of(images, TITLES)), expected)
     # Titles of other lengths, and batches without images or titles.
-    assert_same(exported(images, TITLES, batch_size=2), expected)
-    assert_same(exported(None, ["dog", "blue"]), tags_in_pytorch(model, tiny_processor, None, ["dog", "blue"]))
+    assert_same(exported(examples_of(images, TITLES), batch_size=2), expected)
+    of_titles = tags_in_pytorch(model, tiny_processor, None, ["dog", "blue"])
+    assert_same(exported([{"title": "dog"}, {"title": "blue"}]), of_titles)
     (of_image,) = tags_in_pytorch(model, tiny_processor, [images[0]], None, max_tags=2, threshold=0.01)
     assert_same([exported(images[0], top_k=2, threshold=0.01)], [of_image])
+
+
+def test_a_call_takes_and_returns_what_the_pipeline_does(model, tiny_processor, eager, tmp_path):
+    set_up(model, threshold=0.001)
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    exported = OnnxTagger.from_pretrained(tmp_path / "onnx")
+    pipeline = TagGenerationPipeline(model, processor=tiny_processor)
+    path = tmp_path / "a.png"
+    image = noise_image()
+    image.save(path)
+    forms = [path, str(path), path.read_bytes(), image, np.asarray(image), {"image": path, "title": "dog"}]
+    forms += [{"title": "dog"}, {"bytes": path.read_bytes(), "path": "a.png"}, {"image": image, "title": None}]
+    # A row of a dataset.
+    forms.append({"image": {"bytes": path.read_bytes(), "path": None}, "title": " ", "tags": ["red"], "id": 3})
+    for form in forms:
+        assert_same([exported(form, top_k=2)], [pipeline(form, top_k=2)])
+        assert [tag.keys() for tag in exported(form)] == [tag.keys() for tag in pipeline(form)]
+    for batch in (forms, tuple(forms), forms[:1], []):
+        assert_same(exported(batch), pipeline(batch))
+        assert type(exported(batch)) is type(pipeline(batch)) is list
+
+
+def test_what_only_the_pipeline_takes_is_an_error(model, tiny_processor, images, eager, tmp_path):
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    exported = OnnxTagger.from_pretrained(tmp_path / "onnx")
+    noise_image().save(tmp_path / "moving.gif", save_all=True, append_images=[noise_image().rotate(90)])
+    features = np.zeros((1, 8), np.float32)
+    for example, message in (
+        (tmp_path / "moving.gif", "moving.gif is a video or an animated image; .* use the pipeline"),
+        ({"video": "a.mp4"}, "a.mp4 is a video"),
+        ({"frames": [images[0]]}, "the example has a video"),
+        ({"frame_features": features}, "has frame features"),
+        (
+            "https://example.org/a.png",
+            "'https://example.org/a.png' is an address or base64; give the path or the bytes",
+        ),
+        ("A" * 9000, "'A{100}' is an address or base64"),
+        (iter(images), "an example of type list_iterator; expected an image, a dictionary or a list"),
+        ({"caption": 1}, r"unknown keys \['caption'\]"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            exported(example)
+        assert "\n" not in str(error.value)
 
 
 def test_a_model_without_tag_classifier(make_model, tiny_processor, images, eager, tmp_path):
@@ -160,7 +209,7 @@ def test_a_model_without_tag_classifier(make_model, tiny_processor, images, eage
     set_up(model, pad_bias=-9.0, num_beams=3, num_return_sequences=3, threshold=0.001)
     export_onnx(model, tiny_processor, tmp_path)
     exported = OnnxTagger.from_pretrained(tmp_path)
-    assert_same(exported(images, TITLES), tags_in_pytorch(model, tiny_processor, images, TITLES))
+    assert_same(exported(examples_of(images, TITLES)), tags_in_pytorch(model, tiny_processor, images, TITLES))
 
 
 def test_the_bound_drops_what_that_of_the_model_drops():
@@ -227,10 +276,10 @@ def test_settings_of_a_call_are_checked(model, tiny_processor, images, eager, tm
     for settings, message in (({"top_k": 0}, "top_k is 0"), ({"threshold": 2}, "threshold=2 is a probability")):
         with pytest.raises(ValueError, match=message):
             exported(images[0], **settings)
-    with pytest.raises(ValueError, match=r"images\[1\] is not an image"):
+    with pytest.raises(ValueError, match=r"inputs\[1\] is not an image"):
         exported([images[0], b"nothing"])
     with pytest.raises(ValueError, match="example 0 has neither an image nor a title"):
-        exported([None])
+        exported([{}])
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path, capsys):
@@ -256,7 +305,7 @@ def test_a_tiny_model_is_exported(model, tiny_processor, images, tmp_path, int8)
         "tag_tokenizer.json",
         "tokenizer.json",
     ]
-    found = OnnxTagger.from_pretrained(folder)(images, TITLES)
+    found = OnnxTagger.from_pretrained(folder)(examples_of(images, TITLES))
     if not int8:
         assert_same(found, tags_in_pytorch(model, tiny_processor, images, TITLES))
     assert all(found)
@@ -276,7 +325,7 @@ def test_the_shipped_checkpoint_gives_the_same_tags(exported_checkpoint):
     for start in range(0, len(titles), 8):
         batch = slice(start, start + 8)
         expected += tags_in_pytorch(model, processor, images[batch], titles[batch])
-    assert_same(exported(images, titles), expected)
+    assert_same(exported(examples_of(images, titles)), expected)
 
 
 def test_the_constants_of_the_bound_are_those_of_the_model():
