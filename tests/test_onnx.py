@@ -288,6 +288,153 @@ def test_the_command_reports_errors_in_one_line(tmp_path, capsys):
     assert error == f"optsg export-onnx: {tmp_path} is not the folder of a checkpoint: it has no config.json\n"
 
 
+# `optsg tag` with an exported model
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A folder with titles in its metadata and inside an image, and a damaged file."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "blue square.png", "c.png", "d.jpg")):
+        noise_image(24 + number, 30).save(folder / name)
+    exif = Image.Exif()
+    exif[0x010E] = "a red dog"
+    noise_image(50, 40).save(folder / "e.jpg", exif=exif)
+    (folder / "damaged.png").write_bytes((folder / "a.png").read_bytes()[:99])
+    rows = [{"file_name": "c.png", "title": "e-mail 红色"}, {"file_name": "d.jpg", "title": "green square"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def both(model, tiny_processor, tmp_path):
+    """The folders of a checkpoint and of its export."""
+    set_up(model, threshold={"image+title": 0.01, "image": 0.02, "title": 0.01})
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    return tmp_path / "checkpoint", tmp_path / "onnx"
+
+
+def assert_same_lines(found, expected):
+    """Compares JSON lines, with a tolerance for scores."""
+    found, expected = ([json.loads(line) for line in text.splitlines()] for text in (found, expected))
+    for own, other in zip(found, expected, strict=True):
+        tags, others = own.pop("tags", []), other.pop("tags", [])
+        scores, other_scores = ([tag.pop("score") for tag in rows] for rows in (tags, others))
+        assert (own, tags) == (other, others)
+        assert scores == pytest.approx(other_scores, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--threshold 0.05 --max-tags 3 --batch-size 2",
+        "--title-from-name --explain",
+        "--exclude 家常菜 --exclude G --max-tags 2",
+        "--exclude 家常菜 --threads 1",
+    ],
+)
+def test_optsg_tag_prints_the_tags_of_pytorch(eager, both, library, capsys, options):
+    printed, errors = [], []
+    for folder in both:
+        assert main(["tag", "--model", str(folder), "--json", *options.split(), str(library), "nothing.png"]) == 1
+        out, err = capsys.readouterr()
+        printed.append(out)
+        errors.append(err)
+    assert_same_lines(*reversed(printed))
+    assert errors[0] == errors[1] and "damaged.png is not an image" in errors[0]
+    assert sum(len(json.loads(line).get("tags", [])) for line in printed[0].splitlines()) > 5
+
+
+def test_optsg_tag_writes_the_sidecars_of_pytorch(eager, both, library, tmp_path, capsys):
+    for folder in both:
+        command = ["tag", "--model", str(folder), "--write", "txt", "--write", "xmp", str(library)]
+        assert main([*command, "--output", str(tmp_path / f"{folder.name} sidecars")]) == 1
+    own, expected = (
+        {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / f"{name} sidecars").rglob("*.txt")}
+        for name in ("onnx", "checkpoint")
+    )
+    assert own == expected and len(own) == 5
+    capsys.readouterr()
+    assert main([*command, "--output", str(tmp_path / "onnx sidecars")]) == 1
+    assert "5 files already tagged by this model with these settings" in capsys.readouterr().err
+    # A new export is another model.
+    (both[1] / "encoder.onnx").write_bytes(b"changed")
+    assert main([*command, "--output", str(tmp_path / "onnx sidecars"), "--dry-run"]) == 1
+    assert "already tagged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--book books", "--vocabulary tags.txt", "--decoding sequential", "--frames 2", "--show-image-words"],
+)
+def test_optsg_tag_refuses_what_an_export_cannot_do(eager, both, library, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    Path("tags.txt").write_text("red", encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["tag", "--model", "onnx", *option.split(), "library"])
+    name = option if "decoding" in option else option.split()[0]
+    expected = (
+        f"optsg tag: {name} needs a checkpoint, but onnx is an ONNX export; omit it, or give --model CHECKPOINT\n"
+    )
+    assert (end.value.code, capsys.readouterr().err) == (2, expected)
+    assert main(["tag", "--model", "onnx", "--decoding", "parallel", "library/a.png"]) == 0
+
+
+def test_optsg_tag_refuses_videos_and_animated_images_of_an_export(eager, both, tmp_path, capsys):
+    frames = [noise_image(), noise_image().rotate(90)]
+    for name in ("a.gif", "b.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    noise_image().save(tmp_path / "c.png")
+    names = [str(tmp_path / name) for name in ("a.gif", "b.webp", "c.png")]
+    assert main(["tag", "--model", str(both[1]), "--json", *names]) == 1
+    out, err = capsys.readouterr()
+    assert "a.gif is a video, which an exported model does not tag; use --model CHECKPOINT" in err
+    assert "b.webp is an animated image, which" in err
+    assert [("tags" in json.loads(line)) for line in out.splitlines()].count(True) == 1
+
+
+WITHOUT_TORCH = """
+import sys
+from optsg.command_line import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(status, [name for name in ("torch", "transformers", "modeling_optsg") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_a_damaged_export_is_reported_without_torch(model, tiny_processor, eager, library, tmp_path):
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    (tmp_path / "onnx/encoder.onnx").write_bytes(b"\0" * 100)
+    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(tmp_path / "onnx"), str(library)]
+    error = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr.splitlines()
+    assert len(error) == 2 and error[1] == "2 []"
+    assert (
+        error[0].startswith(f"optsg tag: model {tmp_path / 'onnx'} cannot be loaded: ") and "encoder.onnx" in error[0]
+    )
+
+
+@pytest.mark.slow
+@needs_exporter
+def test_optsg_tag_needs_no_torch(model, tiny_processor, library, tmp_path, capsys):
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "onnx"
+    model.save_pretrained(checkpoint)
+    tiny_processor.save_pretrained(checkpoint)
+    assert main(["export-onnx", str(checkpoint), "--output", str(folder)]) == 0
+    capsys.readouterr()
+    arguments = ["--json", "--threshold", "0.01", "--write", "xmp", str(library)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(folder), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.stderr.splitlines()[-1] == "1 []"
+    assert main(["tag", "--model", str(checkpoint), *arguments, "--redo"]) == 1
+    assert_same_lines(found.stdout, capsys.readouterr().out)
+
+
 @pytest.mark.slow
 @needs_exporter
 @pytest.mark.parametrize("int8", [False, True])

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import onnxruntime
 from PIL import Image
 from tokenizers import Tokenizer
 
+from ..model_argument import EXPORT_SETTINGS as SETTINGS
 from .classifier import BOTH, IMAGE_WORDS, TagClassifier, tagged_by
 from .image_utils import is_url
 from .inputs import ImageReader, TitleReader
@@ -20,7 +21,7 @@ from .tag_merging import TagCandidate, rank_candidates
 
 FORMAT = 1
 ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
-SETTINGS, TEXT_TOKENIZER, TAG_TOKENIZER = "settings.json", "tokenizer.json", "tag_tokenizer.json"
+TEXT_TOKENIZER, TAG_TOKENIZER = "tokenizer.json", "tag_tokenizer.json"
 # The forms of an image, other than arrays.
 IMAGE_TYPES = (str, os.PathLike, bytes, Mapping, Image.Image)
 # The limit on Linux; other systems have a lower one.
@@ -127,25 +128,24 @@ class OnnxTagger:
                 None if image is None else self.read_image(image, f"inputs[{start + index}]")
                 for index, image in enumerate(images[start : start + batch_size])
             ]
-            tags += self.tag_pixels(pixels, titles[start : start + batch_size], top_k, threshold)
+            arrays = self.prepare(pixels, titles[start : start + batch_size])
+            candidates = self.generate(**arrays, max_tags=top_k, threshold=threshold)
+            tags += [self.decode(found) for found in candidates]
         return tags if is_batch else tags[0]
 
-    def tag_pixels(
-        self,
-        pixels: list[np.ndarray | None],
-        titles: list[str | None],
-        top_k: int | None = None,
-        threshold: float | None = None,
-    ) -> list[list[dict]]:
-        """Tag a batch of images that `read_image` has read, `[3, height, width]` each, `None` for a missing one."""
+    def prepare(self, pixels: list[np.ndarray | None], titles: list[str | None]) -> dict[str, np.ndarray]:
+        """Return images that `read_image` has read, and titles, as the inputs of [`generate`]."""
         pixel_values = np.zeros((len(pixels), 1, 3, *self.read_image.shape), np.float32)
         for row, image in zip(pixel_values, pixels, strict=True):
             if image is not None:
                 row[0] = image
-        frame_mask = np.array([[image is not None] for image in pixels], np.int64)
         input_ids, attention_mask = self.read_titles(titles)
-        candidates = self.generate(pixel_values, frame_mask, input_ids, attention_mask, top_k, threshold)
-        return [list(self._decode(example)) for example in candidates]
+        return {
+            "pixel_values": pixel_values,
+            "frame_mask": np.array([[image is not None] for image in pixels], np.int64),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+        }
 
     def generate(
         self,
@@ -168,9 +168,23 @@ class OnnxTagger:
         Returns:
             For each example its tags, best first, with their token ids `tag` and their probability `score`.
         """
-        encoded = self.encoder(
-            pixel_values=pixel_values, frame_mask=frame_mask, input_ids=input_ids, attention_mask=attention_mask
-        )
+        inputs = {
+            "pixel_values": pixel_values,
+            "frame_mask": frame_mask,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+        }
+        ranked, limits = self.rank(inputs, max_tags, threshold)
+        return [tags[:limit] for tags, limit in zip(ranked, limits, strict=True)]
+
+    def rank(
+        self, inputs: dict[str, np.ndarray], max_tags: int | None = None, threshold: float | None = None
+    ) -> tuple[list[list[TagCandidate]], list[int | None]]:
+        """Return the tags of each example that reach its threshold, and its maximum number of tags.
+
+        The arguments are those of [`generate`], which cuts the tags to this number.
+        """
+        encoded = self.encoder(**inputs)
         output = None if self.classifier is None else self.classifier(encoded)
         thresholds, limits = self._limits(encoded, max_tags, threshold)
         bound = None
@@ -183,9 +197,8 @@ class OnnxTagger:
         ranked = []
         for index, (rows, probs) in enumerate(zip(tokens, log_probs)):
             rows, probs = rows.reshape(-1, rows.shape[-1]).tolist(), probs.reshape(-1).tolist()
-            tags = rank_candidates(rows, probs, number, pad, thresholds[index], output, index)
-            ranked.append(tags[: limits[index]])
-        return ranked
+            ranked.append(rank_candidates(rows, probs, number, pad, thresholds[index], output, index))
+        return ranked, limits
 
     def _limits(
         self, encoded: dict[str, np.ndarray], max_tags: int | None, threshold: float | None
@@ -204,14 +217,22 @@ class OnnxTagger:
             limits.append(max_tags or (generation["num_word_tags"] if by_words else None))
         return thresholds, limits
 
-    def _decode(self, candidates: list[TagCandidate]) -> Iterator[dict]:
-        """Decode the tags of an example. Blank tags are dropped; of two with the same text, the best stays."""
-        seen = set()
+    def decode(self, candidates: list[TagCandidate], return_sources: bool = False) -> list[dict]:
+        """Decode the tags of an example. Blank tags are dropped; of two with the same text, the best stays.
+
+        Args:
+            candidates: From [`generate`].
+            return_sources: Add `"source"`: "generated" by a slot, or "classified" if it is only a candidate of the tag
+                classifier.
+        """
+        tags: dict[str, dict] = {}
         texts = self.tag_tokenizer.decode_batch([list(candidate.tag) for candidate in candidates])
         for text, candidate in zip(texts, candidates, strict=True):
-            if text.strip() and text not in seen:
-                seen.add(text)
-                yield {"label": text, "score": candidate.score, "novel": text not in self.label_vocabulary}
+            if text.strip() and text not in tags:
+                tags[text] = {"label": text, "score": candidate.score, "novel": text not in self.label_vocabulary}
+                if return_sources:
+                    tags[text]["source"] = "classified" if candidate.slot < 0 else "generated"
+        return list(tags.values())
 
 
 def _image_and_title(example: Any) -> tuple[Any, Any]:
