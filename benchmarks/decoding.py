@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BartConfig, BartForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from benchmarks.folder_reading import revision
+from benchmarks.folder_reading import in_tree, revision
 from experiments.icon_tagging.runs import Benchmark, Run
 from modeling_optsg import OPTSGDataCollator, OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.baselines.registry import MODEL_TYPES
@@ -217,8 +217,7 @@ def measure_before(tree: Path, asy: Path, examples: Examples, rounds: int) -> di
         torch.save(batches, Path(folder, "batches.pt"))
         words = [str(Path(folder, "batches.pt")), str(asy.resolve()), str(CHECKPOINT), str(rounds)]
         command = [sys.executable, "-c", BEFORE_PROGRAM, *words]
-        variables = {**os.environ, "PYTHONPATH": str(tree)}
-        done = subprocess.run(command, check=True, cwd=tree, env=variables, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **in_tree(tree))
     rows = json.loads(done.stdout.splitlines()[-1])
     for parts in rows.values():
         parts |= {part: round(1000 * seconds / BATCH_SIZE, 3) for part, seconds in parts.items()}

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -67,12 +68,16 @@ def revision(tree: Path) -> str:
     return subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def in_tree(tree: Path) -> dict[str, Any]:
+    """Return the arguments of `subprocess` for a program that imports the packages of a working tree."""
+    return {"cwd": tree, "env": {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}}
+
+
 def run(tree: Path, folder: Path, *options: str) -> dict[str, float]:
     """Tag a folder in a process of its own, and return its wall time, CPU time and peak memory."""
     command = [sys.executable, "-m", "optsg", "tag", "--write", "json", "--model", str(CHECKPOINT), *options]
-    variables = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
-    process = subprocess.Popen([*command, str(folder)], cwd=tree, env=variables, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL, **in_tree(tree))
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

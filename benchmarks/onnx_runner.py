@@ -5,66 +5,129 @@
 
 All test examples of icon-tagging, and then all validation examples, are tagged from files and titles, in batches of 8
 with one thread, in single precision and with 8-bit weights. The variants take turns at every batch, because the load
-of the machine changes. Times are CPU time, with reading of images. The cold start is the CPU time of one new process
-that tags one image: the median of several.
+of the machine changes. Times are CPU time, with reading of images. The cold start is the CPU time of `optsg tag` with
+one image in a new process. The commands take turns, and the median counts.
+
+With `--before`, PyTorch with an earlier version of the code takes turns too, in a process of its own.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import pickle
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import torch
 
+from benchmarks.folder_reading import in_tree, revision
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
 from modeling_optsg.evaluation.reporting import environment
 from modeling_optsg.onnx import export_onnx
 from optsg.onnx import OnnxTagger
 
+ROOT = Path(__file__).resolve().parent.parent
 BATCH_SIZE, STARTS = 8, 5
-REFERENCE, FP32, INT8 = "pytorch", "onnx fp32", "onnx int8"
+REFERENCE, FP32, INT8, BEFORE, IMPORTS = "pytorch", "onnx fp32", "onnx int8", "before", "imports"
 METRICS = ("full_f1", "rare_f1", "common_f1", "micro_f1", "tags_per_example")
 IMAGE, TITLE = "examples/images/tent-tree.png", "tent tree"
-ONE_IMAGE = """
-import sys
-from optsg.onnx import OnnxTagger
-print(OnnxTagger.from_pretrained(sys.argv[1])(*sys.argv[2:]))
+# Run with the code of an earlier version: tags the batches that it is sent, and answers with tags and CPU seconds.
+BEFORE_PROGRAM = """
+import os, pickle, sys, time
+answers = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)
+import torch
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+torch.set_num_threads(1)
+processor = OPTSGProcessor.from_pretrained(sys.argv[1])
+model = OPTSGForTagGeneration.from_pretrained(sys.argv[1]).eval()
+# Versions before this method had nothing to prepare.
+getattr(model, "prepare_for_inference", lambda: None)()
+while True:
+    try:
+        images, titles = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        break
+    begin = time.process_time()
+    tags = processor.batch_decode(model.generate(**processor(images=images, titles=titles)))
+    pickle.dump((tags, time.process_time() - begin), answers)
+    answers.flush()
 """
+Tags = list[list[dict]]
+Tagger = Callable[[list, list], tuple[Tags, float]]
 
 
-def tag_with_pytorch(checkpoint: str) -> Callable[[list, list], list[list[dict]]]:
+def timed(tag: Callable[[list, list], Tags]) -> Tagger:
+    """Return a function that also returns the CPU seconds of this process."""
+
+    def call(images: list, titles: list) -> tuple[Tags, float]:
+        begin = time.process_time()
+        return tag(images, titles), time.process_time() - begin
+
+    return call
+
+
+@contextlib.contextmanager
+def tag_with_tree(tree: Path, checkpoint: str) -> Iterator[Tagger]:
+    """Give a function that tags images and titles with the model in PyTorch and the code in another working tree."""
+    command = [sys.executable, "-c", BEFORE_PROGRAM, str(Path(checkpoint).resolve())]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **in_tree(tree))
+
+    def call(images: list, titles: list) -> tuple[Tags, float]:
+        pickle.dump((images, titles), process.stdin)
+        process.stdin.flush()
+        return pickle.load(process.stdout)
+
+    with process:
+        yield call
+
+
+def tag_with_pytorch(checkpoint: str) -> Callable[[list, list], Tags]:
     """Return a function that tags images and titles with the model in PyTorch, prepared for a CPU."""
     processor = OPTSGProcessor.from_pretrained(checkpoint)
     model = OPTSGForTagGeneration.from_pretrained(checkpoint).prepare_for_inference()
     return lambda images, titles: processor.batch_decode(model.generate(**processor(images=images, titles=titles)))
 
 
-def tag_with_onnx(folder: Path) -> Callable[[list, list], list[list[dict]]]:
+def tag_with_onnx(folder: Path) -> Callable[[list, list], Tags]:
     """Return a function that tags images and titles with an exported checkpoint."""
     tagger = OnnxTagger.from_pretrained(folder, threads=1)
     return lambda images, titles: [
-        [{"tag": tag.pop("label")} | tag for tag in tags] for tags in tagger(images, titles, batch_size=BATCH_SIZE)
+        [{"tag": tag.pop("label")} | tag for tag in tags]
+        for tags in tagger(
+            [{"image": image, "title": title} for image, title in zip(images, titles, strict=True)],
+            batch_size=BATCH_SIZE,
+        )
     ]
 
 
-def cold_start(command: list[str]) -> float:
-    """Return the CPU seconds of a command, the median of several runs."""
-    seconds = []
+def cold_starts(commands: dict[str, tuple[list[str], Path]]) -> dict[str, float]:
+    """Return the CPU seconds of commands with the code of a working tree, the median of several runs in turn."""
+    seconds = {name: [] for name in commands}
     for _ in range(STARTS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return round(statistics.median(seconds), 2)
+        for name, (command, tree) in commands.items():
+            where = in_tree(tree)
+            where["env"]["OMP_NUM_THREADS"] = "1"
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **where)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return {name: round(statistics.median(own), 2) for name, own in seconds.items()}
+
+
+def tag_command(model: str | Path) -> list[str]:
+    """Return the command that tags one image."""
+    words = ["tag", "--model", str(Path(model).resolve()), "--title", TITLE, str(ROOT / IMAGE)]
+    return [sys.executable, "-m", "optsg", *words]
 
 
 def compare(found: list[list[dict]], expected: list[list[dict]]) -> dict[str, float]:
@@ -77,12 +140,10 @@ def compare(found: list[list[dict]], expected: list[list[dict]]) -> dict[str, fl
     return {"equal_tag_sets": equal, "largest_score_difference": float(f"{largest:.2g}")}
 
 
-def measure(checkpoint: str, folders: dict[str, Path], num_examples: int | None, split: str) -> dict[str, dict]:
+def measure(checkpoint: str, taggers: dict[str, Tagger], num_examples: int | None, split: str) -> dict[str, dict]:
     """Tag the examples of a split with every variant; return metrics, agreement and times."""
     examples = load_tagging_dataset("icon_tagging")[split].cast_column("image", datasets.Image(decode=False))
     examples = examples.select(range(num_examples or len(examples)))
-    taggers = {REFERENCE: tag_with_pytorch(checkpoint)}
-    taggers |= {name: tag_with_onnx(folder) for name, folder in folders.items()}
     seconds, predictions = dict.fromkeys(taggers, 0.0), {name: [] for name in taggers}
     first = examples[:BATCH_SIZE]
     for tag in taggers.values():
@@ -90,9 +151,9 @@ def measure(checkpoint: str, folders: dict[str, Path], num_examples: int | None,
     for start in range(0, len(examples), BATCH_SIZE):
         batch = examples[start : start + BATCH_SIZE]
         for name, tag in taggers.items():
-            begin = time.process_time()
-            predictions[name] += tag(batch["image"], batch["title"])
-            seconds[name] += time.process_time() - begin
+            found, used = tag(batch["image"], batch["title"])
+            predictions[name] += found
+            seconds[name] += used
     evaluator = TagEvaluator(examples["tags"], OPTSGProcessor.from_pretrained(checkpoint).label_vocabulary)
     rows = {}
     for name, found in predictions.items():
@@ -107,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
     parser.add_argument("--exported", type=Path, help="folder with earlier exports, in fp32 and int8")
+    parser.add_argument("--before", type=Path, help="working tree of an earlier version")
     parser.add_argument("--num_examples", type=int, help="by default, all examples of both splits")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -119,20 +181,29 @@ def main(argv: Sequence[str] | None = None) -> None:
                 model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint)
                 processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
                 export_onnx(model, processor, folder, int8=variant == INT8, checkpoint=arguments.checkpoint)
-        with torch.no_grad():
-            result = measure(arguments.checkpoint, folders, arguments.num_examples, "test")
-            result["validation"] = measure(arguments.checkpoint, folders, arguments.num_examples, "validation")
-        variants = result["variants"]
+        taggers = {REFERENCE: timed(tag_with_pytorch(arguments.checkpoint))}
+        taggers |= {variant: timed(tag_with_onnx(folder)) for variant, folder in folders.items()}
+        commands = {REFERENCE: (tag_command(arguments.checkpoint), ROOT)}
+        commands |= {variant: (tag_command(folder), ROOT) for variant, folder in folders.items()}
+        # What no program that uses a model of transformers can do without.
+        commands[IMPORTS] = [sys.executable, "-c", "from transformers import PreTrainedModel"], ROOT
+        with contextlib.ExitStack() as stack:
+            if arguments.before:
+                tree = arguments.before.resolve()
+                taggers[BEFORE] = stack.enter_context(tag_with_tree(tree, arguments.checkpoint))
+                commands[BEFORE] = tag_command(arguments.checkpoint), tree
+            stack.enter_context(torch.no_grad())
+            result = measure(arguments.checkpoint, taggers, arguments.num_examples, "test")
+            result["validation"] = measure(arguments.checkpoint, taggers, arguments.num_examples, "validation")
+        variants, starts = result["variants"], cold_starts(commands)
+        variants[REFERENCE]["import_seconds"] = starts.pop(IMPORTS)
+        for variant, seconds in starts.items():
+            variants[variant]["cold_start_seconds"] = seconds
         for variant, folder in folders.items():
             size = sum(path.stat().st_size for path in folder.glob("*.onnx"))
             variants[variant]["megabytes"] = round(size / 1e6, 1)
-            command = [sys.executable, "-c", ONE_IMAGE, str(folder), IMAGE, TITLE]
-            variants[variant]["cold_start_seconds"] = cold_start(command)
-        command = [sys.executable, "-m", "optsg", "tag", "--model", arguments.checkpoint, "--title", TITLE, IMAGE]
-        variants[REFERENCE]["cold_start_seconds"] = cold_start(command)
-        # What no program that uses a model of transformers can do without.
-        imports = cold_start([sys.executable, "-c", "from transformers import PreTrainedModel"])
-        variants[REFERENCE]["import_seconds"] = imports
+    if arguments.before:
+        result["before"] = revision(arguments.before)
     result = {"checkpoint": arguments.checkpoint, "batch_size": BATCH_SIZE, "threads": 1} | result
     result["load_average"] = round(os.getloadavg()[0], 1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

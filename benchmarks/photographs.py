@@ -15,8 +15,9 @@ import json
 from pathlib import Path
 
 from modeling_optsg.evaluation.reporting import environment
+from optsg.file_tagger import TagSettings
 from optsg.media_files import find_media_files
-from optsg.tagger import Tagger, TagSettings
+from optsg.tagger import Tagger
 
 PHOTOGRAPHS = Path(__file__).with_suffix(".json")
 NUM_TAGS = 5

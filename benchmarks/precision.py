@@ -91,7 +91,7 @@ VARIANTS = {
 def tag(model: nn.Module | OnnxTagger, processor: OPTSGProcessor, examples: Dataset) -> list[list[dict]]:
     """Tag examples in batches of `BATCH_SIZE`."""
     if isinstance(model, OnnxTagger):
-        found = model(list(examples["image"]), list(examples["title"]), batch_size=BATCH_SIZE)
+        found = model(list(examples.select_columns(["image", "title"])), batch_size=BATCH_SIZE)
         return [[{"tag": tag["label"]} | tag for tag in tags] for tags in found]
     return predict_tags(model.eval(), processor, examples, batch_size=BATCH_SIZE, progress=False)
 

@@ -15,22 +15,12 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .generation_optsg import OPTSGGenerateOutput
 from .image_words import decode_image_words
+from .processor_inputs import PARTS, name_parts
 from .tag_vocabulary import TagVocabularyLogitsProcessor
-from .video_utils import is_video_file
 
 TASK = "tag-generation"
 # Entry of a batch that is not an input of the model.
 TITLES = "titles"
-# The parts of an example and the processor's arguments for them.
-PARTS = {
-    "image": "images",
-    "video": "videos",
-    "frames": "videos",
-    "frame_features": "frame_features",
-    "title": "titles",
-}
-# Further columns that a row of a tagging dataset may have; they are ignored.
-OTHER_COLUMNS = ("id", "tags", "file_name")
 # Classes of `datasets` since 4.0, for one column of a dataset.
 COLUMN_CLASSES = ("Column", "IterableColumn")
 # The limit on Linux; other systems have a lower one.
@@ -226,25 +216,16 @@ class TagGenerationPipeline(Pipeline):
 
     def preprocess(self, example: Any, timeout: float | None = None) -> dict[str, Any]:
         """Check an example and name its parts as the processor does; only web addresses are opened here."""
-        if not isinstance(example, Mapping):
-            is_video = isinstance(example, (str, os.PathLike)) and is_video_file(example)
-            example = {"video" if is_video else "image": example}
-        elif "bytes" in example and example.keys() <= {"bytes", "path"}:
-            example = {"image": example}
-        given = {part: value for part, value in example.items() if part in PARTS and value is not None}
-        if unknown := example.keys() - PARTS.keys() - set(OTHER_COLUMNS):
-            raise ValueError(f"unknown keys {sorted(map(str, unknown))} in an example; expected some of {list(PARTS)}")
-        if {"video", "frames"} <= given.keys():
-            raise ValueError('an example has both "video" and "frames"; pass one of them')
-        if isinstance(image := given.get("image"), str) and image.startswith(("http://", "https://", "data:")):
+        given = name_parts(example)
+        if isinstance(image := given.get("images"), str) and image.startswith(("http://", "https://", "data:")):
             try:
-                given["image"] = load_image(image, timeout=timeout)
+                given["images"] = load_image(image, timeout=timeout)
             except Exception as error:  # from the HTTP client, base64 or Pillow
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ValueError(f"{_shown(image)} cannot be loaded ({_shown(reason)})") from error
         elif isinstance(image, str) and len(image) > MAX_PATH_LENGTH:
             raise ValueError(f"{_shown(image)} is too long for a path; pass base64 as data:image/…;base64,…")
-        return {PARTS[part]: value for part, value in given.items()}
+        return given
 
     def _collate(self, examples: list[dict]) -> BatchFeature:
         names = dict.fromkeys(name for example in examples for name in example)

@@ -1,4 +1,4 @@
-"""Checks the arguments of the processor and gives them one form."""
+"""Checks the arguments of the processor and of the pipeline, and gives them one form. Needs no torch."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -6,8 +6,42 @@ from typing import Any
 
 from PIL import Image
 
+from .video_utils import is_video_file
+
 PIXEL_INPUTS = ("images", "videos", "pixel_values")
 VISUAL_INPUTS = (*PIXEL_INPUTS, "frame_features")
+# The parts of an example of the pipeline and the processor's arguments for them.
+PARTS = {
+    "image": "images",
+    "video": "videos",
+    "frames": "videos",
+    "frame_features": "frame_features",
+    "title": "titles",
+}
+# Further columns that a row of a tagging dataset may have; they are ignored.
+OTHER_COLUMNS = ("id", "tags", "file_name")
+
+
+def name_parts(example: Any) -> dict[str, Any]:
+    """Return the parts of an example of the pipeline by the processor's arguments for them.
+
+    Args:
+        example: An image, the path of a video, or a dictionary with some of `PARTS`.
+
+    Raises:
+        ValueError: The dictionary has unknown keys, or both a video and frames.
+    """
+    if not isinstance(example, Mapping):
+        is_video = isinstance(example, (str, os.PathLike)) and is_video_file(example)
+        example = {"video" if is_video else "image": example}
+    elif "bytes" in example and example.keys() <= {"bytes", "path"}:
+        example = {"image": example}
+    given = {part: value for part, value in example.items() if part in PARTS and value is not None}
+    if unknown := example.keys() - PARTS.keys() - set(OTHER_COLUMNS):
+        raise ValueError(f"unknown keys {sorted(map(str, unknown))} in an example; expected some of {list(PARTS)}")
+    if {"video", "frames"} <= given.keys():
+        raise ValueError('an example has both "video" and "frames"; pass one of them')
+    return {PARTS[part]: value for part, value in given.items()}
 
 
 class ProcessorInputs:

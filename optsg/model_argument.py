@@ -4,15 +4,19 @@ import argparse
 from pathlib import Path
 
 DEFAULT_MODEL = Path("checkpoints", "optsg-icon-small")
+# File in a folder from `optsg export-onnx`.
+EXPORT_SETTINGS = "settings.json"
 
 
-def add_model_argument(parser: argparse._ActionsContainer) -> None:
-    """Add `--model`."""
+def add_model_argument(
+    parser: argparse._ActionsContainer, kinds: str = "checkpoint folder or name on the Hub"
+) -> None:
+    """Add `--model`; `kinds` says what it may name."""
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help=f"checkpoint folder or name on the Hub (default: {DEFAULT_MODEL}, which was trained on icons and simple "
-        "drawings with short English titles, not on photographs)",
+        help=f"{kinds} (default: {DEFAULT_MODEL}, which was trained on icons and simple drawings with short English "
+        "titles, not on photographs)",
     )
 
 
@@ -26,3 +30,8 @@ def chosen_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> s
     if (model := args.model or next(shipped, None)) is None:
         parser.error(f"--model is required: {DEFAULT_MODEL} does not exist here")
     return model
+
+
+def is_export(model: str) -> bool:
+    """Return whether a model is a folder from `optsg export-onnx`."""
+    return Path(model, EXPORT_SETTINGS).is_file() and not Path(model, "config.json").is_file()

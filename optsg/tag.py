@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from .argument_types import add_skip_argument, positive, probability
+from .file_tagger import FileTagger, TagSettings
 from .media_files import MediaFile, find_media_files
-from .model_argument import add_model_argument, chosen_model
+from .model_argument import add_model_argument, chosen_model, is_export
 from .sidecars import FORMATS, SidecarError, SidecarLocator, TagWriter, make_writer
 from .sidecars.locations import NAMINGS
 from .tag_report import TagReport
-from .tagger import (
-    Fingerprinter,
-    Tagger,
-    TagSettings,
-    exit_if_unusable,
-)
+from .tagger import Fingerprinter, Tagger, exit_if_unusable, without_garbage_collection
 from .terminal import StderrHandler, printable
 
 LIBRARY_WARNINGS = StderrHandler("optsg tag")
@@ -79,7 +75,10 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_generation_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_argument(parser)
+    add_model_argument(
+        parser,
+        "checkpoint folder or name on the Hub, or folder from `optsg export-onnx`, which tags images without PyTorch",
+    )
     titles = parser.add_mutually_exclusive_group()
     titles.add_argument("--title", metavar="TEXT", help="title of the image or video, if there is only one")
     titles.add_argument("--title-from-name", action="store_true", help="use the file names as titles")
@@ -163,6 +162,8 @@ def _read_tags(name: str) -> frozenset[str]:
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     _check(parser, args)
     model = chosen_model(parser, args)
+    if is_export(model):
+        _check_export(parser, args, model)
     settings = TagSettings(
         threshold=args.threshold,
         max_tags=args.max_tags,
@@ -202,6 +203,17 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{option.replace('_', '-')} needs --write")
 
 
+def _check_export(parser: argparse.ArgumentParser, args: argparse.Namespace, model: str) -> None:
+    """Exit with a one-line message if an option needs PyTorch."""
+    needs_torch = {name: getattr(args, name) for name in ("vocabulary", "book", "frames", "show_image_words")}
+    needs_torch["decoding sequential"] = args.decoding == "sequential"
+    for name, is_given in needs_torch.items():
+        if is_given:
+            option = f"--{name.replace('_', '-')}"
+            reason = f"{option} needs a checkpoint, but {model} is an ONNX export; omit it, or give --model CHECKPOINT"
+            parser.exit(2, printable(f"{parser.prog}: {reason}") + "\n")
+
+
 def _make_writers(
     parser: argparse.ArgumentParser, args: argparse.Namespace, model: str, settings: TagSettings
 ) -> list[TagWriter]:
@@ -220,7 +232,14 @@ def _make_writers(
         parser.error(printable(str(error)))
 
 
-def _load_tagger(model: str, settings: TagSettings, num_threads: int | None) -> Tagger:
+def _load_tagger(model: str, settings: TagSettings, num_threads: int | None) -> FileTagger:
+    if is_export(model):
+        with without_garbage_collection():
+            try:
+                from .onnx.files import OnnxFileTagger
+            except ImportError as error:
+                raise ImportError(f"{error}; an ONNX export needs: pip install onnxruntime tokenizers") from error
+            return OnnxFileTagger(model, settings, num_threads)
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
     # Before torch is loaded. Its threads would otherwise wait for work in a loop, on the cores that read files.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -228,7 +247,7 @@ def _load_tagger(model: str, settings: TagSettings, num_threads: int | None) -> 
 
 
 def _tag_files(
-    tagger: Tagger, pending: list[tuple[MediaFile, list[TagWriter]]], batch_size: int, report: TagReport
+    tagger: FileTagger, pending: list[tuple[MediaFile, list[TagWriter]]], batch_size: int, report: TagReport
 ) -> None:
     from tqdm import tqdm
 

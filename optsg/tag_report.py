@@ -5,9 +5,9 @@ import sys
 from collections import Counter
 from typing import Any
 
+from .file_tagger import FileTags
 from .media_files import MediaFile
 from .sidecars import Change, SidecarError, TagWriter
-from .tagger import FileTags
 from .terminal import TagTable, plural, print_line, printable
 
 NO_TAGS_ADVICE = (

@@ -1,27 +1,21 @@
-"""Loads the model of `optsg tag`, tags batches of files with it, and computes fingerprints."""
+"""Loads the model of `optsg tag`, tags files with it, and computes fingerprints."""
 
 import argparse
 import contextlib
-import functools
 import gc
 import hashlib
 import json
 import os
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .embedded_titles import find_title
 from .file_inputs import image_input, is_seen_as_video
+from .file_tagger import FileTagger, FileTags, ReadFile, TagSettings
 from .media_files import OWN_PREFIX, MediaFile
 from .model_check import check_model
-from .sidecars.embedded import EmbeddedMetadata, read_embedded
 from .sidecars.reconciliation import tag_key
 from .terminal import printable
 
@@ -31,92 +25,23 @@ if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
     from modeling_optsg.book import BookTagger
 
-MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz"}
+MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz", ".onnx"}
 # Name of the book's folder inside a folder of images.
 BOOK_FOLDER = f"{OWN_PREFIX}book"
 # Name of the book's folder inside a checkpoint, as in `modeling_optsg.book`, which is too slow to import here.
 INDEX_FOLDER = "index"
 NO_LIMIT = 2**31
-# Batches that are read while the model tags others.
-BATCHES_AHEAD = 2
-# Batches that are tagged at the same time on a CPU. Python runs in one thread at a time, so more gain little.
-MAX_BATCHES_TAGGED = 4
-# Batches whose images and videos are tagged in separate batches.
-MIXED_BATCHES = 16
-MAX_READERS = 16
-# Videos in a batch. Their frames need much memory.
-MAX_VIDEOS = 2
-# Time to read a file. A large file gets more, because a video on a slow disk may have to be read from start to end.
-READ_SECONDS = 60
-MIN_BYTES_PER_SECOND = 4_000_000
 
 
-@dataclass(frozen=True)
-class TagSettings:
-    """Generation settings. `None` stands for the setting of the model.
-
-    Args:
-        threshold: Minimum probability of a tag. If `None`, an image that is tagged by its image words gets its five
-            most probable tags.
-        max_tags: Maximum number of tags per file.
-        decoding: "parallel" or "sequential".
-        frames: Number of frames to read from each video.
-        exclude: Tags to leave out, ignoring letter case.
-        vocabulary: Tags that may be generated. If empty, all tags may be generated.
-        book: Folder of a book, of the images that it was made from, or of a checkpoint with a book, or the name of
-            such a checkpoint on the Hub. If set, `threshold` defaults to that of the book, and there is no default for
-            `max_tags`.
-    """
-
-    threshold: float | None = None
-    max_tags: int | None = None
-    decoding: str | None = None
-    frames: int | None = None
-    exclude: frozenset[str] = frozenset()
-    vocabulary: frozenset[str] = frozenset()
-    book: str | None = None
-
-
-@dataclass(frozen=True)
-class FileTags:
-    """Predictions for one file.
-
-    Args:
-        tags: Tags as `{"tag": str, "score": float, "novel": bool}`, most probable first.
-        image_words: Image words of the file, `{"word": str, "score": float}`, most probable first.
-        sources: For each tag `{"source": str, "neighbours": list}`. The source is "generated", "pointed",
-            "classified" or "book", see [`BookTagger`]. The neighbours are the examples of the book that have the tag,
-            as `{"id": str, "title": str, "score": float}`.
-        title: The title that was used: that of the file, or else the title or caption in the image.
-        embedded: The metadata in the image, if it was read.
-    """
-
-    tags: list[dict]
-    image_words: list[dict]
-    sources: list[dict] = field(default_factory=list)
-    title: str | None = None
-    embedded: EmbeddedMetadata | None = None
-
-
-@dataclass(frozen=True)
-class _ReadFile:
-    """A file with its frames `[frames, 3, height, width]`, its title and its metadata."""
-
-    file: MediaFile
-    pixels: "torch.Tensor"
-    title: str | None
-    embedded: EmbeddedMetadata | None
-
-
-class Tagger:
+class Tagger(FileTagger):
     """Loads a model and tags files with it.
 
     Args:
         name: A folder or a name on the Hub.
         settings: Settings of the generation.
         num_threads: Number of threads for the model, and of threads that read files. Default: that of PyTorch for the
-            model, and one for each core that reads, but at most `MAX_READERS`. On a CPU, up to `MAX_BATCHES_TAGGED`
-            batches are tagged at the same time, because threads that work on the same batch often wait for each other.
+            model, and one for each core that reads; see [`FileTagger`]. On an accelerator, one batch is tagged at a
+            time.
 
     Raises:
         BookError: The book cannot be used.
@@ -127,15 +52,11 @@ class Tagger:
     def __init__(self, name: str, settings: TagSettings, num_threads: int | None = None):
         import torch
 
-        self.num_readers = num_threads or min(MAX_READERS, num_cores())
         self.model, self.processor = load_model(name, settings.frames)
-        num_threads = num_threads or torch.get_num_threads()
         is_on_cpu = self.model.device.type == "cpu"
-        self.threads_per_batch = -(-num_threads // MAX_BATCHES_TAGGED) if is_on_cpu else num_threads
-        self.num_batches = num_threads // self.threads_per_batch
+        super().__init__(settings, num_threads, num_threads or torch.get_num_threads(), is_on_cpu)
         # Tokenizers and books must not be used by two threads at once.
         self.one_at_a_time = threading.Lock()
-        self.excluded = {tag_key(tag) for tag in settings.exclude}
         options = {"threshold": settings.threshold, "max_tags": settings.max_tags, "decoding": settings.decoding}
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         self.max_tags = self.max_word_tags = None
@@ -171,86 +92,17 @@ class Tagger:
         if self.book is None:
             self.processor.batch_decode(outputs)
 
-    def __call__(
-        self, files: list[MediaFile], batch_size: int, with_metadata: Set[str] = frozenset()
-    ) -> Iterator[tuple[MediaFile, FileTags | Exception]]:
-        """Tag files in batches. Threads tag batches, while others read the next files.
-
-        Args:
-            files: The files to tag.
-            batch_size: Maximum number of files in a batch.
-            with_metadata: Paths of files whose metadata the caller needs.
-
-        Yields:
-            Each file with its tags, or with the error from reading it. Within `MIXED_BATCHES` batches of files, images
-            come before videos. The results do not depend on the number of threads.
-        """
-        batches = split_into_batches(files, batch_size)
-        ahead = self.num_batches + BATCHES_AHEAD
-        stopped = threading.Event()
-        with ThreadPoolExecutor(self.num_readers) as readers, ThreadPoolExecutor(self.num_batches) as taggers:
-            read = functools.partial(readers.submit, self._read_in_time, stopped)
-            tagging: deque[tuple[list[MediaFile], Future]] = deque()
-            try:
-                for batch in chain(batches, [None] * ahead):
-                    if batch is not None:
-                        files_read = [read(file, file.path in with_metadata) for file in batch]
-                        tagging.append((batch, taggers.submit(self._tag_when_read, stopped, files_read)))
-                    if tagging and (batch is None or len(tagging) >= ahead):
-                        batch, tagged = tagging.popleft()
-                        yield from zip(batch, tagged.result(), strict=True)
-            finally:
-                # After an interruption, files that nobody waits for are not read.
-                stopped.set()
-                for pool in (readers, taggers):
-                    pool.shutdown(wait=False, cancel_futures=True)
-
-    def _tag_when_read(self, stopped: threading.Event, files_read: list[Future]) -> list[FileTags | Exception]:
-        """Wait for the files of a batch, and tag them in this thread, unless nobody waits for them."""
+    def _start_batch(self) -> None:
         import torch
 
-        read = [future.result() for future in files_read]
         # A setting of the thread that calls PyTorch.
         torch.set_num_threads(self.threads_per_batch)
-        return [] if stopped.is_set() else self._tag(read)
 
-    def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
-        """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
-        results = []
-        size = os.path.getsize(file.path) if os.path.isfile(file.path) else 0
-        seconds = READ_SECONDS + size / MIN_BYTES_PER_SECOND
-        end = time.monotonic() + seconds
-        # Python does not wait for a daemon at its exit.
-        thread = threading.Thread(target=lambda: results.append(self._read(file, with_metadata)), daemon=True)
-        thread.start()
-        while thread.is_alive() and not stopped.is_set() and time.monotonic() < end:
-            thread.join(0.1)
-        return results[0] if results else TimeoutError(f"{file.path} could not be read in {seconds:.0f} seconds")
+    def _read_pixels(self, file: MediaFile) -> "torch.Tensor":
+        files = {"video": file.path} if is_seen_as_video(file) else {"image": image_input(file.path)}
+        return self.processor.read_pixels(**files)
 
-    def _read(self, file: MediaFile, with_metadata: bool) -> "_ReadFile | Exception":
-        try:
-            files = {"video": file.path} if is_seen_as_video(file) else {"image": image_input(file.path)}
-            pixels = self.processor.read_pixels(**files)
-            needs_title = not (file.title or file.is_video)
-            embedded = read_embedded(file) if needs_title or with_metadata else None
-            return _ReadFile(file, pixels, find_title(embedded) if needs_title else file.title, embedded)
-        except Exception as error:  # one file must not end the run for the others
-            return error
-
-    def _tag(self, read: "list[_ReadFile | Exception]") -> list[FileTags | Exception]:
-        """Return the tags of each file that was read, and the errors of the others."""
-        results: list = list(read)
-        readable = [index for index, file in enumerate(read) if not isinstance(file, Exception)]
-        # An animated image has several frames, like a video.
-        for has_one_frame, size in ((True, len(read)), (False, MAX_VIDEOS)):
-            chosen = [index for index in readable if (len(read[index].pixels) == 1) == has_one_frame]
-            for start in range(0, len(chosen), size):
-                part = chosen[start : start + size]
-                for index, tags in zip(part, self._generate([read[index] for index in part]), strict=True):
-                    results[index] = tags
-        return results
-
-    def _generate(self, batch: "list[_ReadFile]") -> list[FileTags]:
+    def _generate(self, batch: list[ReadFile]) -> list[FileTags]:
         from modeling_optsg.generation_settings import IMAGE_WORDS
         from modeling_optsg.image_words import decode_image_words
 
@@ -278,31 +130,6 @@ class Tagger:
     def _id_in_book(self, file: MediaFile) -> str | None:
         """Return the id that a file has in the book of its own folder: it must not suggest its own keywords."""
         return None if self.library is None else os.path.relpath(os.path.abspath(file.path), self.library)
-
-
-def split_into_batches(files: list[MediaFile], size: int) -> Iterator[list[MediaFile]]:
-    """Yield the files in batches of images only or videos only.
-
-    A batch has at most `MAX_VIDEOS` videos. In a batch with videos, images would be padded to the same number of
-    frames and take as long as a video. Batches are full also in a folder where images and videos alternate, such as
-    Live Photos: of `MIXED_BATCHES` batches, the images come before the videos.
-
-    Args:
-        files: The files to tag.
-        size: Maximum number of files in a batch.
-    """
-    for start in range(0, len(files), MIXED_BATCHES * size):
-        window = files[start : start + MIXED_BATCHES * size]
-        for is_video in (False, True):
-            group = [file for file in window if file.is_video == is_video]
-            step = min(size, MAX_VIDEOS) if is_video else size
-            yield from (group[start : start + step] for start in range(0, len(group), step))
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return len(available)
 
 
 class Fingerprinter:

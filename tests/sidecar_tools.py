@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optsg import main
 from optsg import tag as command
-from optsg.tagger import FileTags
+from optsg.file_tagger import FileTags
 
 RDF, DC = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://purl.org/dc/elements/1.1/"
 SUFFIXES = {"xmp": ".jpg.xmp", "json": ".jpg.optsg.json", "txt": ".txt"}

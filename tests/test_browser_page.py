@@ -111,7 +111,7 @@ def test_the_browser_finds_the_tags_of_python(page, exported_checkpoint):
     tagger = OnnxTagger.from_pretrained(exported_checkpoint, threads=1)
     for image, title in examples():
         found = page.evaluate(TAG, [list(image) if image else None, title])
-        expected = tagger(image, title) if image else tagger(titles=title)
+        expected = tagger({"image": image, "title": title})
         assert [(tag["label"], tag["novel"]) for tag in found] == [(tag["label"], tag["novel"]) for tag in expected]
         assert [tag["score"] for tag in found] == pytest.approx([tag["score"] for tag in expected], abs=1e-3)
 

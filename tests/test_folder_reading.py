@@ -14,10 +14,11 @@ import pytest
 import torch
 from image_helpers import noise_image
 
-from optsg import main
+from optsg import file_tagger, main
 from optsg import tagger as tagger_module
+from optsg.file_tagger import MAX_VIDEOS, TagSettings, split_into_batches
 from optsg.media_files import MediaFile
-from optsg.tagger import MAX_VIDEOS, Tagger, TagSettings, split_into_batches
+from optsg.tagger import Tagger
 
 
 def media(names):
@@ -74,9 +75,9 @@ def test_every_file_is_read_once_and_in_threads(tagger, library, monkeypatch):
 
 
 def test_metadata_is_read_in_threads_and_once(tagger, library, monkeypatch):
-    reads, read = [], tagger_module.read_embedded
+    reads, read = [], file_tagger.read_embedded
     monkeypatch.setattr(
-        tagger_module,
+        file_tagger,
         "read_embedded",
         lambda file: reads.append((file.path, threading.current_thread())) or read(file),
     )
@@ -89,14 +90,14 @@ def test_metadata_is_read_in_threads_and_once(tagger, library, monkeypatch):
 
 
 def test_any_error_of_a_reader_concerns_one_file(tagger, library, monkeypatch):
-    read = tagger_module.read_embedded
+    read = file_tagger.read_embedded
 
     def fail(file):
         if file.path.endswith("2.png"):
             raise RecursionError
         return read(file)
 
-    monkeypatch.setattr(tagger_module, "read_embedded", fail)
+    monkeypatch.setattr(file_tagger, "read_embedded", fail)
     results = {file.path[-5:]: result for file, result in tagger(library, 4)}
     assert isinstance(results.pop("2.png"), RecursionError) and len(results) == len(library) - 1
 
@@ -207,7 +208,7 @@ def test_a_decoder_that_hangs_stops_neither_the_others_nor_the_end(tagger, libra
         return read(**file)
 
     monkeypatch.setattr(tagger.processor, "read_pixels", hang)
-    monkeypatch.setattr(tagger_module, "READ_SECONDS", 30 if interrupted else 2)
+    monkeypatch.setattr(file_tagger, "READ_SECONDS", 30 if interrupted else 2)
     start, tagged = time.monotonic(), tagger(library, 1)
     if interrupted:
         next(tagged)

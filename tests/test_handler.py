@@ -45,6 +45,10 @@ def tagger(folder):
     return pipeline("tag-generation", model=str(folder), trust_remote_code=True)
 
 
+def test_the_model_is_prepared_for_inference(endpoint):
+    assert not endpoint.pipeline.model.lm_head.weight.is_contiguous()
+
+
 def test_an_image_in_every_encoding_gives_the_pipelines_answer(endpoint, tagger, image):
     content = image.read_bytes()
     text = base64.b64encode(content).decode()

@@ -14,8 +14,9 @@ from modeling_optsg.image_formats import is_animated, jxl_size
 from modeling_optsg.image_utils import read_image
 from modeling_optsg.video_utils import is_video_file, read_frames
 from optsg import raw_files
+from optsg.file_tagger import TagSettings
 from optsg.media_files import MediaFile
-from optsg.tagger import Tagger, TagSettings
+from optsg.tagger import Tagger
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (256, 256), (31, 57), (640, 480), (512, 9), (3, 1000)])

@@ -30,8 +30,9 @@ from modeling_optsg.training import (
     embed_image_words,
 )
 from optsg import main
+from optsg.file_tagger import TagSettings
 from optsg.media_files import find_media_files
-from optsg.tagger import Tagger, TagSettings
+from optsg.tagger import Tagger
 
 WORDS = ["red", "a dog", "blue square", "mail", "创意"]
 UNFAMILIAR, FAMILIAR = 1e-20, 1e20  # distances at which an image is half familiar

@@ -10,11 +10,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from image_helpers import noise_image
 from PIL import Image
 from transformers import CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 
 from dataset_scripts import load_tagging_dataset
-from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
+from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagGenerationPipeline
 from modeling_optsg.onnx import ClassifierProgram, DecodingStep, EncoderProgram, export, export_onnx
 from modeling_optsg.onnx.settings import export_settings, tokenizer_json
 from modeling_optsg.score_bound import PrefixTree
@@ -118,6 +119,10 @@ def tags_in_pytorch(model, processor, images, titles, **settings):
     return [[{"label": tag.pop("tag")} | tag for tag in tags] for tags in found]
 
 
+def examples_of(images, titles):
+    return [{"image": image, "title": title} for image, title in zip(images, titles)]
+
+
 def assert_same(found, expected, tolerance=1e-4):
     assert [[tag["label"] for tag in tags] for tags in found] == [[tag["label"] for tag in tags] for tags in expected]
     for own, other in zip(found, expected):
@@ -147,12 +152,56 @@ def test_the_search_finds_the_tags_of_the_model(model, tiny_processor, images, e
     expected = tags_in_pytorch(model, tiny_processor, images, TITLES)
     assert sum(map(len, expected)) > 10 and any(tag["novel"] for tags in expected for tag in tags)
     exported = OnnxTagger.from_pretrained(tmp_path)
-    assert_same(exported(images, TITLES), expected)
+    assert_same(exported(examples_of(images, TITLES)), expected)
     # Titles of other lengths, and batches without images or titles.
-    assert_same(exported(images, TITLES, batch_size=2), expected)
-    assert_same(exported(None, ["dog", "blue"]), tags_in_pytorch(model, tiny_processor, None, ["dog", "blue"]))
+    assert_same(exported(examples_of(images, TITLES), batch_size=2), expected)
+    of_titles = tags_in_pytorch(model, tiny_processor, None, ["dog", "blue"])
+    assert_same(exported([{"title": "dog"}, {"title": "blue"}]), of_titles)
     (of_image,) = tags_in_pytorch(model, tiny_processor, [images[0]], None, max_tags=2, threshold=0.01)
     assert_same([exported(images[0], top_k=2, threshold=0.01)], [of_image])
+
+
+def test_a_call_takes_and_returns_what_the_pipeline_does(model, tiny_processor, eager, tmp_path):
+    set_up(model, threshold=0.001)
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    exported = OnnxTagger.from_pretrained(tmp_path / "onnx")
+    pipeline = TagGenerationPipeline(model, processor=tiny_processor)
+    path = tmp_path / "a.png"
+    image = noise_image()
+    image.save(path)
+    forms = [path, str(path), path.read_bytes(), image, np.asarray(image), {"image": path, "title": "dog"}]
+    forms += [{"title": "dog"}, {"bytes": path.read_bytes(), "path": "a.png"}, {"image": image, "title": None}]
+    # A row of a dataset.
+    forms.append({"image": {"bytes": path.read_bytes(), "path": None}, "title": " ", "tags": ["red"], "id": 3})
+    for form in forms:
+        assert_same([exported(form, top_k=2)], [pipeline(form, top_k=2)])
+        assert [tag.keys() for tag in exported(form)] == [tag.keys() for tag in pipeline(form)]
+    for batch in (forms, tuple(forms), forms[:1], []):
+        assert_same(exported(batch), pipeline(batch))
+        assert type(exported(batch)) is type(pipeline(batch)) is list
+
+
+def test_what_only_the_pipeline_takes_is_an_error(model, tiny_processor, images, eager, tmp_path):
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    exported = OnnxTagger.from_pretrained(tmp_path / "onnx")
+    noise_image().save(tmp_path / "moving.gif", save_all=True, append_images=[noise_image().rotate(90)])
+    features = np.zeros((1, 8), np.float32)
+    for example, message in (
+        (tmp_path / "moving.gif", "moving.gif is a video or an animated image; .* use the pipeline"),
+        ({"video": "a.mp4"}, "a.mp4 is a video"),
+        ({"frames": [images[0]]}, "the example has a video"),
+        ({"frame_features": features}, "has frame features"),
+        (
+            "https://example.org/a.png",
+            "'https://example.org/a.png' is an address or base64; give the path or the bytes",
+        ),
+        ("A" * 9000, "'A{100}' is an address or base64"),
+        (iter(images), "an example of type list_iterator; expected an image, a dictionary or a list"),
+        ({"caption": 1}, r"unknown keys \['caption'\]"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            exported(example)
+        assert "\n" not in str(error.value)
 
 
 def test_a_model_without_tag_classifier(make_model, tiny_processor, images, eager, tmp_path):
@@ -160,7 +209,7 @@ def test_a_model_without_tag_classifier(make_model, tiny_processor, images, eage
     set_up(model, pad_bias=-9.0, num_beams=3, num_return_sequences=3, threshold=0.001)
     export_onnx(model, tiny_processor, tmp_path)
     exported = OnnxTagger.from_pretrained(tmp_path)
-    assert_same(exported(images, TITLES), tags_in_pytorch(model, tiny_processor, images, TITLES))
+    assert_same(exported(examples_of(images, TITLES)), tags_in_pytorch(model, tiny_processor, images, TITLES))
 
 
 def test_the_bound_drops_what_that_of_the_model_drops():
@@ -227,16 +276,163 @@ def test_settings_of_a_call_are_checked(model, tiny_processor, images, eager, tm
     for settings, message in (({"top_k": 0}, "top_k is 0"), ({"threshold": 2}, "threshold=2 is a probability")):
         with pytest.raises(ValueError, match=message):
             exported(images[0], **settings)
-    with pytest.raises(ValueError, match=r"images\[1\] is not an image"):
+    with pytest.raises(ValueError, match=r"inputs\[1\] is not an image"):
         exported([images[0], b"nothing"])
     with pytest.raises(ValueError, match="example 0 has neither an image nor a title"):
-        exported([None])
+        exported([{}])
 
 
 def test_the_command_reports_errors_in_one_line(tmp_path, capsys):
     assert main(["export-onnx", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error == f"optsg export-onnx: {tmp_path} is not the folder of a checkpoint: it has no config.json\n"
+
+
+# `optsg tag` with an exported model
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A folder with titles in its metadata and inside an image, and a damaged file."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for number, name in enumerate(("a.png", "blue square.png", "c.png", "d.jpg")):
+        noise_image(24 + number, 30).save(folder / name)
+    exif = Image.Exif()
+    exif[0x010E] = "a red dog"
+    noise_image(50, 40).save(folder / "e.jpg", exif=exif)
+    (folder / "damaged.png").write_bytes((folder / "a.png").read_bytes()[:99])
+    rows = [{"file_name": "c.png", "title": "e-mail 红色"}, {"file_name": "d.jpg", "title": "green square"}]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def both(model, tiny_processor, tmp_path):
+    """The folders of a checkpoint and of its export."""
+    set_up(model, threshold={"image+title": 0.01, "image": 0.02, "title": 0.01})
+    model.save_pretrained(tmp_path / "checkpoint")
+    tiny_processor.save_pretrained(tmp_path / "checkpoint")
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    return tmp_path / "checkpoint", tmp_path / "onnx"
+
+
+def assert_same_lines(found, expected):
+    """Compares JSON lines, with a tolerance for scores."""
+    found, expected = ([json.loads(line) for line in text.splitlines()] for text in (found, expected))
+    for own, other in zip(found, expected, strict=True):
+        tags, others = own.pop("tags", []), other.pop("tags", [])
+        scores, other_scores = ([tag.pop("score") for tag in rows] for rows in (tags, others))
+        assert (own, tags) == (other, others)
+        assert scores == pytest.approx(other_scores, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--threshold 0.05 --max-tags 3 --batch-size 2",
+        "--title-from-name --explain",
+        "--exclude 家常菜 --exclude G --max-tags 2",
+        "--exclude 家常菜 --threads 1",
+    ],
+)
+def test_optsg_tag_prints_the_tags_of_pytorch(eager, both, library, capsys, options):
+    printed, errors = [], []
+    for folder in both:
+        assert main(["tag", "--model", str(folder), "--json", *options.split(), str(library), "nothing.png"]) == 1
+        out, err = capsys.readouterr()
+        printed.append(out)
+        errors.append(err)
+    assert_same_lines(*reversed(printed))
+    assert errors[0] == errors[1] and "damaged.png is not an image" in errors[0]
+    assert sum(len(json.loads(line).get("tags", [])) for line in printed[0].splitlines()) > 5
+
+
+def test_optsg_tag_writes_the_sidecars_of_pytorch(eager, both, library, tmp_path, capsys):
+    for folder in both:
+        command = ["tag", "--model", str(folder), "--write", "txt", "--write", "xmp", str(library)]
+        assert main([*command, "--output", str(tmp_path / f"{folder.name} sidecars")]) == 1
+    own, expected = (
+        {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / f"{name} sidecars").rglob("*.txt")}
+        for name in ("onnx", "checkpoint")
+    )
+    assert own == expected and len(own) == 5
+    capsys.readouterr()
+    assert main([*command, "--output", str(tmp_path / "onnx sidecars")]) == 1
+    assert "5 files already tagged by this model with these settings" in capsys.readouterr().err
+    # A new export is another model.
+    (both[1] / "encoder.onnx").write_bytes(b"changed")
+    assert main([*command, "--output", str(tmp_path / "onnx sidecars"), "--dry-run"]) == 1
+    assert "already tagged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--book books", "--vocabulary tags.txt", "--decoding sequential", "--frames 2", "--show-image-words"],
+)
+def test_optsg_tag_refuses_what_an_export_cannot_do(eager, both, library, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    Path("tags.txt").write_text("red", encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["tag", "--model", "onnx", *option.split(), "library"])
+    name = option if "decoding" in option else option.split()[0]
+    expected = (
+        f"optsg tag: {name} needs a checkpoint, but onnx is an ONNX export; omit it, or give --model CHECKPOINT\n"
+    )
+    assert (end.value.code, capsys.readouterr().err) == (2, expected)
+    assert main(["tag", "--model", "onnx", "--decoding", "parallel", "library/a.png"]) == 0
+
+
+def test_optsg_tag_refuses_videos_and_animated_images_of_an_export(eager, both, tmp_path, capsys):
+    frames = [noise_image(), noise_image().rotate(90)]
+    for name in ("a.gif", "b.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    noise_image().save(tmp_path / "c.png")
+    names = [str(tmp_path / name) for name in ("a.gif", "b.webp", "c.png")]
+    assert main(["tag", "--model", str(both[1]), "--json", *names]) == 1
+    out, err = capsys.readouterr()
+    assert "a.gif is a video, which an exported model does not tag; use --model CHECKPOINT" in err
+    assert "b.webp is an animated image, which" in err
+    assert [("tags" in json.loads(line)) for line in out.splitlines()].count(True) == 1
+
+
+WITHOUT_TORCH = """
+import sys
+from optsg.command_line import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print(status, [name for name in ("torch", "transformers", "modeling_optsg") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_a_damaged_export_is_reported_without_torch(model, tiny_processor, eager, library, tmp_path):
+    export_onnx(model, tiny_processor, tmp_path / "onnx")
+    (tmp_path / "onnx/encoder.onnx").write_bytes(b"\0" * 100)
+    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(tmp_path / "onnx"), str(library)]
+    error = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr.splitlines()
+    assert len(error) == 2 and error[1] == "2 []"
+    assert (
+        error[0].startswith(f"optsg tag: model {tmp_path / 'onnx'} cannot be loaded: ") and "encoder.onnx" in error[0]
+    )
+
+
+@pytest.mark.slow
+@needs_exporter
+def test_optsg_tag_needs_no_torch(model, tiny_processor, library, tmp_path, capsys):
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "onnx"
+    model.save_pretrained(checkpoint)
+    tiny_processor.save_pretrained(checkpoint)
+    assert main(["export-onnx", str(checkpoint), "--output", str(folder)]) == 0
+    capsys.readouterr()
+    arguments = ["--json", "--threshold", "0.01", "--write", "xmp", str(library)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(folder), *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert found.stderr.splitlines()[-1] == "1 []"
+    assert main(["tag", "--model", str(checkpoint), *arguments, "--redo"]) == 1
+    assert_same_lines(found.stdout, capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -256,7 +452,7 @@ def test_a_tiny_model_is_exported(model, tiny_processor, images, tmp_path, int8)
         "tag_tokenizer.json",
         "tokenizer.json",
     ]
-    found = OnnxTagger.from_pretrained(folder)(images, TITLES)
+    found = OnnxTagger.from_pretrained(folder)(examples_of(images, TITLES))
     if not int8:
         assert_same(found, tags_in_pytorch(model, tiny_processor, images, TITLES))
     assert all(found)
@@ -276,7 +472,7 @@ def test_the_shipped_checkpoint_gives_the_same_tags(exported_checkpoint):
     for start in range(0, len(titles), 8):
         batch = slice(start, start + 8)
         expected += tags_in_pytorch(model, processor, images[batch], titles[batch])
-    assert_same(exported(images, titles), expected)
+    assert_same(exported(examples_of(images, titles)), expected)
 
 
 def test_the_constants_of_the_bound_are_those_of_the_model():

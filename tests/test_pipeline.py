@@ -57,6 +57,10 @@ def test_an_image_gives_labels_like_image_classification(tagger, expected, image
     assert [tag["score"] for tag in tags] == sorted((tag["score"] for tag in tags), reverse=True)
 
 
+def test_the_model_is_prepared_for_inference(tagger):
+    assert not tagger.model.lm_head.weight.is_contiguous()
+
+
 def test_every_form_of_an_image_gives_the_same_tags(tagger, images):
     path = images / "blue.png"
     forms = [path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path))]

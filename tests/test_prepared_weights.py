@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from modeling_optsg import OPTSGForTagGeneration
+from optsg.tagger import load_model
 
 
 @pytest.fixture
@@ -29,6 +30,11 @@ def test_a_prepared_model_generates_the_same_and_saves_the_same(make_model, inpu
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+def test_optsg_tag_loads_a_prepared_model(tiny_checkpoint):
+    model, _ = load_model(str(tiny_checkpoint))
+    assert not model.lm_head.weight.is_contiguous()
 
 
 def test_training_undoes_the_preparation(make_model):
@@ -82,10 +88,14 @@ def test_adapters_can_be_added_to_a_prepared_model(make_model):
 
 def test_many_frames_are_encoded_in_parts(make_model, monkeypatch):
     model = make_model("efficientnet_lite", vision_feature_layers=[1, 2])
-    frames = torch.randn(5, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    frames = torch.randn(5, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    model.model.vision_tower.register_forward_hook(lambda _, args, output: sizes.append(len(output.last_hidden_state)))
     with torch.no_grad():
+        monkeypatch.setattr("modeling_optsg.towers.FRAMES_AT_ONCE", 4)
         expected = model.model.encode_frames(frames)
         monkeypatch.setattr("modeling_optsg.towers.FRAMES_AT_ONCE", 1000)
         together = model.model.encode_frames(frames)
+    assert sizes == [4, 4, 2, 10]
     torch.testing.assert_close(expected.frame_features, together.frame_features)
     torch.testing.assert_close(expected.image_features, together.image_features)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from reference_search import BATCH_SIZE, make_slot_inputs, make_slot_model, tags_of
+from reference_search import BATCH_SIZE, NUM_PROMPTS, make_slot_inputs, make_slot_model, tags_of
 
 from modeling_optsg.score_bound import PrefixTree, ScoreBound
 from modeling_optsg.tag_merging import ClassifierOutput
@@ -77,6 +77,20 @@ def test_generation_finds_the_tags_of_an_exact_search(make_model, settings):
         assert {tag for tag, _, _ in actual} == {tag for tag, _, _ in expected}
         # Without slots that hardly change a tag's probability.
         assert sum(score for *_, score in actual) == pytest.approx(sum(score for *_, score in expected), rel=0.05)
+
+
+def test_hypotheses_below_the_threshold_do_not_reach_the_output_layer(make_model):
+    model, inputs = make_slot_model(make_model), make_slot_inputs()
+    settings = {"pad_bias": -3.0, "num_beams": 3, "num_return_sequences": 3, "threshold": 0.3}
+    rows = []
+    model.lm_head.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
+    model.generate(**inputs, **settings)
+    bounded = rows.copy()
+    rows.clear()
+    # Slots are returned without a bound.
+    model.generate(**inputs, **settings, output_slots=True)
+    assert bounded[0] == rows[0] == BATCH_SIZE * NUM_PROMPTS
+    assert sum(bounded[1:]) < 0.5 * sum(rows[1:])
 
 
 def test_a_tree_without_tags_finds_none():

@@ -1,6 +1,7 @@
 """Search inside slots against the reference search and the processed distribution."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -52,6 +53,25 @@ def test_beam_search_equals_the_reference(model, inputs, decoding, length_penalt
         example = select_example(inputs, index)
         expected = search_all_slots(model, example, **settings, length_penalty=length_penalty or 0.0)
         assert_same_tags(tags_of(outputs, index), merge_slots(expected))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_only_unfinished_hypotheses_reach_the_output_layer(model, inputs, num_beams, monkeypatch):
+    """The reference search decodes each unfinished hypothesis by itself."""
+    step, unfinished, rows = ReferenceDecoder.step, Counter(), []
+
+    def count(self, context, slot, prefix, *args, **settings):
+        unfinished[len(prefix)] += 1
+        return step(self, context, slot, prefix, *args, **settings)
+
+    monkeypatch.setattr(ReferenceDecoder, "step", count)
+    for index in range(BATCH_SIZE):
+        search_all_slots(model, select_example(inputs, index), "parallel", num_beams=num_beams)
+    counting = model.lm_head.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    model.generate(**inputs, decoding="parallel", num_beams=num_beams)
+    counting.remove()
+    assert rows[0] == BATCH_SIZE * NUM_PROMPTS and 1 < len(rows) <= MAX_TAG_TOKENS + 1
+    assert all(number <= unfinished[length] for length, number in enumerate(rows)), (rows, unfinished)
 
 
 @BOTH_DECODINGS

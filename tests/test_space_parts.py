@@ -196,6 +196,12 @@ def tagger(tiny_checkpoint, reader):
     return tagger
 
 
+def test_the_model_is_prepared_for_inference(tiny_checkpoint):
+    tagger = Tagger(str(tiny_checkpoint), Limits())
+    tagger.reader.stop()
+    assert not tagger.model.lm_head.weight.is_contiguous()
+
+
 @pytest.mark.parametrize("decoding", ["parallel", "sequential"])
 def test_the_tags_are_those_of_generate(tagger, decoding):
     path = str(ROOT / "examples/images/ship-wheel.mp4")

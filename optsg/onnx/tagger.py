@@ -2,23 +2,30 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from PIL import Image
 from tokenizers import Tokenizer
 
+from ..model_argument import EXPORT_SETTINGS as SETTINGS
 from .classifier import BOTH, IMAGE_WORDS, TagClassifier, tagged_by
+from .image_utils import is_url
 from .inputs import ImageReader, TitleReader
-from .processor_inputs import ProcessorInputs
+from .processor_inputs import ProcessorInputs, name_parts
 from .search import ScoreBound, SlotSearch
 from .tag_merging import TagCandidate, rank_candidates
 
 FORMAT = 1
 ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
-SETTINGS, TEXT_TOKENIZER, TAG_TOKENIZER = "settings.json", "tokenizer.json", "tag_tokenizer.json"
+TEXT_TOKENIZER, TAG_TOKENIZER = "tokenizer.json", "tag_tokenizer.json"
+# The forms of an image, other than arrays.
+IMAGE_TYPES = (str, os.PathLike, bytes, Mapping, Image.Image)
+# The limit on Linux; other systems have a lower one.
+MAX_PATH_LENGTH = 4096
 
 
 class Program:
@@ -63,7 +70,7 @@ class OnnxTagger:
 
         >>> from optsg.onnx import OnnxTagger
         >>> tagger = OnnxTagger.from_pretrained("runs/onnx")  # doctest: +SKIP
-        >>> tags = tagger("examples/images/tent-tree.png", "tent tree", top_k=2)  # doctest: +SKIP
+        >>> tags = tagger({"image": "examples/images/tent-tree.png", "title": "tent tree"}, top_k=2)  # doctest: +SKIP
         >>> [(tag["label"], round(tag["score"], 2), tag["novel"]) for tag in tags]  # doctest: +SKIP
         [('tent', 0.89, False), ('camping', 0.84, False)]
     """
@@ -90,53 +97,55 @@ class OnnxTagger:
         return cls(folder, threads)
 
     def __call__(
-        self,
-        images: Any = None,
-        titles: str | list[str | None] | None = None,
-        top_k: int | None = None,
-        threshold: float | None = None,
-        batch_size: int = 8,
+        self, inputs: Any, top_k: int | None = None, threshold: float | None = None, batch_size: int = 8
     ) -> list[dict] | list[list[dict]]:
         """Tag one example or many.
 
         Args:
-            images: Images, one for each example, `None` for an example without one: paths, bytes of files, PIL images
-                or `uint8` arrays.
-            titles: Titles, one for each example. A blank title is a missing title.
+            inputs: An example or a list of examples. An example is an image (path, bytes of a file, PIL image or
+                `uint8` array), or a dictionary with `"image"`, `"title"` or both, as for the pipeline.
             top_k: Maximum number of tags of an example; the most probable ones are kept.
             threshold: Minimum probability of a tag; by default the model's own.
             batch_size: Examples that are tagged at once.
 
         Returns:
-            For each example its tags as `{"label": str, "score": float, "novel": bool}`, best first. For an image or a
-            title that is not in a list, the tags of this example.
+            Per example `[{"label": str, "score": float, "novel": bool}]`, sorted by falling score. The result is one
+            such list for a single example, and a list of them for a list.
 
         Raises:
-            ValueError: An example has no input or cannot be read, the arguments differ in length, or a setting is out
-                of range.
+            ValueError: An example is malformed, cannot be read or is not an image, or a setting is out of range.
         """
         _check_settings(top_k, threshold)
-        batch = ProcessorInputs(images, None, titles, None, None, None)
+        is_batch = isinstance(inputs, (list, tuple))
+        if is_batch and not inputs:
+            return []
+        examples = [_image_and_title(example) for example in (inputs if is_batch else [inputs])]
+        images, titles = zip(*examples, strict=True)
+        titles = ProcessorInputs(images, None, titles, None, None, None).titles
         tags = []
-        for start in range(0, batch.size, batch_size):
-            rows = range(start, min(start + batch_size, batch.size))
-            tags += self._tag(
-                [batch.images[row] for row in rows], [batch.titles[row] for row in rows], start, top_k, threshold
-            )
-        given = [value for value in (images, titles) if value is not None]
-        return tags if any(isinstance(value, list | tuple) for value in given) or batch.size > 1 else tags[0]
+        for start in range(0, len(examples), batch_size):
+            pixels = [
+                None if image is None else self.read_image(image, f"inputs[{start + index}]")
+                for index, image in enumerate(images[start : start + batch_size])
+            ]
+            arrays = self.prepare(pixels, titles[start : start + batch_size])
+            candidates = self.generate(**arrays, max_tags=top_k, threshold=threshold)
+            tags += [self.decode(found) for found in candidates]
+        return tags if is_batch else tags[0]
 
-    def _tag(
-        self, images: list, titles: list[str | None], start: int, top_k: int | None, threshold: float | None
-    ) -> list[list[dict]]:
-        pixel_values = np.zeros((len(images), 1, 3, *self.read_image.shape), np.float32)
-        for index, image in enumerate(images):
+    def prepare(self, pixels: list[np.ndarray | None], titles: list[str | None]) -> dict[str, np.ndarray]:
+        """Return images that `read_image` has read, and titles, as the inputs of [`generate`]."""
+        pixel_values = np.zeros((len(pixels), 1, 3, *self.read_image.shape), np.float32)
+        for row, image in zip(pixel_values, pixels, strict=True):
             if image is not None:
-                pixel_values[index, 0] = self.read_image(image, f"images[{start + index}]")
-        frame_mask = np.array([[image is not None] for image in images], np.int64)
+                row[0] = image
         input_ids, attention_mask = self.read_titles(titles)
-        candidates = self.generate(pixel_values, frame_mask, input_ids, attention_mask, top_k, threshold)
-        return [list(self._decode(example)) for example in candidates]
+        return {
+            "pixel_values": pixel_values,
+            "frame_mask": np.array([[image is not None] for image in pixels], np.int64),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+        }
 
     def generate(
         self,
@@ -159,9 +168,23 @@ class OnnxTagger:
         Returns:
             For each example its tags, best first, with their token ids `tag` and their probability `score`.
         """
-        encoded = self.encoder(
-            pixel_values=pixel_values, frame_mask=frame_mask, input_ids=input_ids, attention_mask=attention_mask
-        )
+        inputs = {
+            "pixel_values": pixel_values,
+            "frame_mask": frame_mask,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+        }
+        ranked, limits = self.rank(inputs, max_tags, threshold)
+        return [tags[:limit] for tags, limit in zip(ranked, limits, strict=True)]
+
+    def rank(
+        self, inputs: dict[str, np.ndarray], max_tags: int | None = None, threshold: float | None = None
+    ) -> tuple[list[list[TagCandidate]], list[int | None]]:
+        """Return the tags of each example that reach its threshold, and its maximum number of tags.
+
+        The arguments are those of [`generate`], which cuts the tags to this number.
+        """
+        encoded = self.encoder(**inputs)
         output = None if self.classifier is None else self.classifier(encoded)
         thresholds, limits = self._limits(encoded, max_tags, threshold)
         bound = None
@@ -174,9 +197,8 @@ class OnnxTagger:
         ranked = []
         for index, (rows, probs) in enumerate(zip(tokens, log_probs)):
             rows, probs = rows.reshape(-1, rows.shape[-1]).tolist(), probs.reshape(-1).tolist()
-            tags = rank_candidates(rows, probs, number, pad, thresholds[index], output, index)
-            ranked.append(tags[: limits[index]])
-        return ranked
+            ranked.append(rank_candidates(rows, probs, number, pad, thresholds[index], output, index))
+        return ranked, limits
 
     def _limits(
         self, encoded: dict[str, np.ndarray], max_tags: int | None, threshold: float | None
@@ -195,14 +217,40 @@ class OnnxTagger:
             limits.append(max_tags or (generation["num_word_tags"] if by_words else None))
         return thresholds, limits
 
-    def _decode(self, candidates: list[TagCandidate]) -> Iterator[dict]:
-        """Decode the tags of an example. Blank tags are dropped; of two with the same text, the best stays."""
-        seen = set()
+    def decode(self, candidates: list[TagCandidate], return_sources: bool = False) -> list[dict]:
+        """Decode the tags of an example. Blank tags are dropped; of two with the same text, the best stays.
+
+        Args:
+            candidates: From [`generate`].
+            return_sources: Add `"source"`: "generated" by a slot, or "classified" if it is only a candidate of the tag
+                classifier.
+        """
+        tags: dict[str, dict] = {}
         texts = self.tag_tokenizer.decode_batch([list(candidate.tag) for candidate in candidates])
         for text, candidate in zip(texts, candidates, strict=True):
-            if text.strip() and text not in seen:
-                seen.add(text)
-                yield {"label": text, "score": candidate.score, "novel": text not in self.label_vocabulary}
+            if text.strip() and text not in tags:
+                tags[text] = {"label": text, "score": candidate.score, "novel": text not in self.label_vocabulary}
+                if return_sources:
+                    tags[text]["source"] = "classified" if candidate.slot < 0 else "generated"
+        return list(tags.values())
+
+
+def _image_and_title(example: Any) -> tuple[Any, Any]:
+    """Return image and title of an example of the pipeline; `None` for a missing one."""
+    parts = name_parts(example)
+    if others := parts.keys() - {"images", "titles"}:
+        video = parts.get("videos")
+        name = f"{video} is" if isinstance(video, (str, os.PathLike)) else "the example has"
+        kind = "a video or an animated image" if "videos" in others else "frame features"
+        raise ValueError(f"{name} {kind}; an exported model tags only images, so use the pipeline with the checkpoint")
+    image = parts.get("images")
+    if isinstance(image, str) and (is_url(image) or len(image) > MAX_PATH_LENGTH):
+        raise ValueError(f"{image[:100]!r} is an address or base64; give the path or the bytes of a file")
+    if image is not None and not isinstance(image, IMAGE_TYPES) and not hasattr(image, "__array__"):
+        raise ValueError(
+            f"an example of type {type(image).__name__}; expected an image, a dictionary or a list of them"
+        )
+    return image, parts.get("titles")
 
 
 def _check_settings(top_k: int | None, threshold: float | None) -> None:
