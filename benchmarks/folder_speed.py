@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
-from benchmarks.folder_reading import CHECKPOINT, HEIGHT, ROOT, WIDTH, photograph, revision, save
+from benchmarks.folder_reading import CHECKPOINT, HEIGHT, ROOT, WIDTH, in_tree, photograph, revision, save
 
 SMALL, ONE = 224, "1 thread"
 # Name of a folder -> number of files, number of different ones, width and height.
@@ -81,10 +81,9 @@ def run(tree: Path, folder: Path, threads: int | None) -> dict[str, float]:
     command = [sys.executable, "-m", "optsg", "tag", "--json", "--model", str(CHECKPOINT), str(folder)]
     if threads is not None:
         command = [sys.executable, "-m", "benchmarks.folder_speed", "--tag", "--threads", str(threads), str(folder)]
-    variables = {**os.environ, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=tree, env=variables, stdout=output, stderr=errors)
+        process = subprocess.Popen(command, stdout=output, stderr=errors, **in_tree(tree))
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

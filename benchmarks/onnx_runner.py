@@ -6,7 +6,7 @@
 All test examples of icon-tagging, and then all validation examples, are tagged from files and titles, in batches of 8
 with one thread, in single precision and with 8-bit weights. The variants take turns at every batch, because the load
 of the machine changes. Times are CPU time, with reading of images. The cold start is the CPU time of `optsg tag` with
-one image in a new process. The commands take turns, and the median counts.
+one image in a new process. The commands take turns. The result is the median.
 
 With `--before`, PyTorch with an earlier version of the code takes turns too, in a process of its own.
 """
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         taggers |= {variant: timed(tag_with_onnx(folder)) for variant, folder in folders.items()}
         commands = {REFERENCE: (tag_command(arguments.checkpoint), ROOT)}
         commands |= {variant: (tag_command(folder), ROOT) for variant, folder in folders.items()}
-        # What no program that uses a model of transformers can do without.
+        # The imports that every program with a transformers model needs.
         commands[IMPORTS] = [sys.executable, "-c", "from transformers import PreTrainedModel"], ROOT
         with contextlib.ExitStack() as stack:
             if arguments.before:

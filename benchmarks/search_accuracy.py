@@ -11,7 +11,6 @@ best thresholds on the validation split for the search with the bound, also for 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from datasets import disable_progress_bars
 
+from benchmarks.folder_reading import in_tree
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, predict_tags
 
@@ -54,7 +54,7 @@ def tag_in(tree: Path, search: str, split: str, modality: str = "image+title") -
         output = Path(folder, "tags.json")
         command = [sys.executable, __file__, "--search", search, "--split", split, "--modality", modality]
         command += ["--output", str(output)]
-        subprocess.run(command, check=True, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)})
+        subprocess.run(command, check=True, **in_tree(tree))
         return json.loads(output.read_text(encoding="utf-8"))
 
 

@@ -46,7 +46,7 @@ def example_groups(rows: datasets.Dataset, name: str) -> list[str | None]:
     if is_benchmark(name):
         module = importlib.import_module(f".{_module_name(name)}", __package__)
         if hasattr(module, "group_of"):
-            return [module.group_of(title or "") for title in rows["title"]]
+            return [module.group_of(title or "") or None for title in rows["title"]]
     return [None] * len(rows)
 
 

@@ -15,7 +15,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .generation_optsg import OPTSGGenerateOutput
 from .image_words import decode_image_words
-from .processor_inputs import PARTS, name_parts
+from .processor_inputs import MAX_PATH_LENGTH, PARTS, name_parts
 from .tag_vocabulary import TagVocabularyLogitsProcessor
 
 TASK = "tag-generation"
@@ -23,8 +23,6 @@ TASK = "tag-generation"
 TITLES = "titles"
 # Classes of `datasets` since 4.0, for one column of a dataset.
 COLUMN_CLASSES = ("Column", "IterableColumn")
-# The limit on Linux; other systems have a lower one.
-MAX_PATH_LENGTH = 4096
 # The task that the Hub shows for a model. The code example on the model's page makes a pipeline with this name.
 HUB_TASK = "image-classification"
 # Entry of `config.json`: the pipeline's file and class, and the auto class that loads the model.
@@ -90,13 +88,14 @@ class TagGenerationPipeline(Pipeline):
                   frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
                 - `"title"`: text.
 
-                The columns of a dataset are read by these names. A row may also have `id`, `tags` and `file_name`,
+                The columns of a dataset are read by these names. A row may also have `id`, `tags`, `file_name` and `group`,
                 which are ignored.
             top_k: The maximum number of tags per example; the most probable ones are kept.
             threshold: Minimum probability of a tag; by default the model's own, see `generate`.
             decoding: "parallel" or "sequential"; by default the model's own.
             tag_vocabulary: The only tags allowed, as text, in any letter case.
-            book: Also use the tags of similar examples: a book as [`BookTagger`] takes it. Needs the package `optsg`.
+            book: Also use the tags of similar examples: a book as [`BookTagger`] takes it, or a [`BookTagger`] of
+                this model. Needs the package `optsg`.
                 `threshold` is then by default that of the book. Pass it when you make the pipeline to use it for all
                 calls.
             return_image_words: Also return the image words.
@@ -210,7 +209,8 @@ class TagGenerationPipeline(Pipeline):
                 module = importlib.import_module("modeling_optsg.book")
             except ImportError as error:
                 raise ImportError("a book needs the package optsg, see the README of optsg") from error
-            last = (book, module.BookTagger(self.model, self.processor, book))
+            is_tagger = isinstance(book, module.BookTagger)
+            last = (book, book if is_tagger else module.BookTagger(self.model, self.processor, book))
             self._last_book = last
         return last[1]
 

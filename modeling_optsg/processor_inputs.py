@@ -18,8 +18,10 @@ PARTS = {
     "frame_features": "frame_features",
     "title": "titles",
 }
+# The limit on Linux; other systems have a lower one.
+MAX_PATH_LENGTH = 4096
 # Further columns that a row of a tagging dataset may have; they are ignored.
-OTHER_COLUMNS = ("id", "tags", "file_name")
+OTHER_COLUMNS = ("id", "tags", "file_name", "group")
 
 
 def name_parts(example: Any) -> dict[str, Any]:

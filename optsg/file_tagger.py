@@ -95,12 +95,14 @@ class FileTagger:
         num_readers: Number of threads that read files. Default: one for each core, but at most `MAX_READERS`.
         num_threads: Number of threads for the model. Up to `MAX_BATCHES_TAGGED` batches are tagged at the same time,
             because threads that work on the same batch often wait for each other.
-        share_batches: Whether batches are tagged at the same time.
+        concurrent_batches: Whether batches are tagged at the same time.
     """
 
-    def __init__(self, settings: TagSettings, num_readers: int | None, num_threads: int, share_batches: bool = True):
+    def __init__(
+        self, settings: TagSettings, num_readers: int | None, num_threads: int, concurrent_batches: bool = True
+    ):
         self.num_readers = num_readers or min(MAX_READERS, num_cores())
-        self.threads_per_batch = -(-num_threads // MAX_BATCHES_TAGGED) if share_batches else num_threads
+        self.threads_per_batch = -(-num_threads // MAX_BATCHES_TAGGED) if concurrent_batches else num_threads
         self.num_batches = num_threads // self.threads_per_batch
         self.excluded = {tag_key(tag) for tag in settings.exclude}
 

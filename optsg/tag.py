@@ -67,8 +67,8 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="also print where each tag comes from: generated or classified by the model, pointed at by its book "
-        "reader, or images of --book",
+        help="also print where each tag comes from: the model's slots or tag classifier, its book reader, or similar "
+        "examples of --book",
     )
     _add_write_arguments(parser.add_argument_group("sidecars and tables"))
     parser.set_defaults(run=partial(_run, parser))

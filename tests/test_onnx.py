@@ -392,8 +392,8 @@ def test_optsg_tag_refuses_videos_and_animated_images_of_an_export(eager, both, 
     names = [str(tmp_path / name) for name in ("a.gif", "b.webp", "c.png")]
     assert main(["tag", "--model", str(both[1]), "--json", *names]) == 1
     out, err = capsys.readouterr()
-    assert "a.gif is a video, which an exported model does not tag; use --model CHECKPOINT" in err
-    assert "b.webp is an animated image, which" in err
+    assert "a.gif is a video, a GIF or an animated image, which an exported model does not tag; use" in err
+    assert "b.webp is a video, a GIF or an animated image, which" in err
     assert [("tags" in json.loads(line)) for line in out.splitlines()].count(True) == 1
 
 

@@ -134,7 +134,9 @@ def find_book(name: str | os.PathLike, **hub_options: Any) -> Path:
             f"{name} is not a folder, and no repository of this name can be downloaded."
         ) from error
     if not (folder / SETTINGS_NAME).is_file():
-        raise FileNotFoundError(f"The repository {name} does not contain a book ({INDEX_FOLDER}/{SETTINGS_NAME}).")
+        raise FileNotFoundError(
+            f"The repository {name} does not contain a book ({INDEX_FOLDER}/{SETTINGS_NAME}), or offline, it is not in the cache."
+        )
     return folder
 
 

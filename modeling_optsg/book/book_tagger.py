@@ -13,7 +13,7 @@ from modeling_optsg.evaluation.metrics import normalize_tag
 from modeling_optsg.generation_settings import check_positive_integer, check_threshold
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .book_files import INDEX_FOLDER, load_pretrained_book, save_book
+from .book_files import INDEX_FOLDER, check_replaceable, load_pretrained_book, save_book
 from .building import encoder_fingerprint
 from .predictions import GENERATE_OPTIONS, ModelTagReader
 from .tag_book import TagBook
@@ -22,8 +22,8 @@ from .tag_book import TagBook
 class BookTagger(PushToHubMixin):
     """Tags examples with a model and a book.
 
-    `push_to_hub("org/name")` publishes what [`save_pretrained`] saves, as that of a model does. `optsg push` also
-    checks the files and adds the code for Inference Endpoints.
+    `push_to_hub("org/name")` publishes what [`save_pretrained`] saves, like `push_to_hub` of a model. `optsg push`
+    also checks the files and adds the code for Inference Endpoints.
 
     Args:
         model: The model that the book was made with.
@@ -88,9 +88,11 @@ class BookTagger(PushToHubMixin):
         Raises:
             ValueError: The folder `index` has a file `book.json` that does not belong to a book.
         """
+        folder = Path(save_directory, INDEX_FOLDER)
+        check_replaceable(folder)
         self.model.save_pretrained(save_directory, **save_options)
         self.processor.save_pretrained(save_directory)
-        save_book(self.book, Path(save_directory, INDEX_FOLDER))
+        save_book(self.book, folder)
 
     def __call__(
         self,
@@ -119,7 +121,7 @@ class BookTagger(PushToHubMixin):
               the tag classifier) or "book" (only from neighbours). A model without a book reader, and a book that is
               not fitted, have no "pointed" tags;
             - `"neighbours"`: the examples of the book that have it, as `{"id", "title", "score"}`. The score is the
-              example's vote, by its similarity.
+              example's vote, which depends on its similarity.
 
         Raises:
             ValueError: `threshold` or `max_tags` is out of range.

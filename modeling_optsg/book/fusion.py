@@ -12,9 +12,11 @@ MIN_VOTE = 1e-3
 L2_PENALTY = 1.0
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
-# The first features of a tag come from the model: whether the tag is novel, whether a slot generated it, and the
-# logits of slots and classifier. Then come the logit of the pointers and whether a neighbour has the tag.
-MODEL_FEATURES, IN_BOOK = 4, 5
+# Columns of the features of a tag. The first four come from the model: whether the tag is novel, whether a slot
+# generated it, and the logits of slots and classifier. Then come the logit of the pointers, whether a neighbour has the
+# tag, and the evidence of the neighbours.
+IS_NOVEL, IS_GENERATED, SLOT_LOGIT, CLASSIFIER_LOGIT, POINTER_LOGIT, IN_BOOK, EVIDENCE = range(7)
+MODEL_FEATURES = 4
 
 
 class FusedScore:
@@ -102,7 +104,7 @@ class BookScore:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Return the probabilities `[tags]` of features `[tags, size]`."""
-        is_novel, is_generated, in_book = features[:, [0, 1, IN_BOOK]].astype(bool).T
+        is_novel, is_generated, in_book = features[:, [IS_NOVEL, IS_GENERATED, IN_BOOK]].astype(bool).T
         known, new = self.known(features), self.new(features[:, MODEL_FEATURES:])
         # A slot that also generates a new tag does not make it less probable.
         new = np.where(is_generated, np.maximum(known, new), new)

@@ -13,9 +13,8 @@ from scipy.special import logit
 
 from modeling_optsg.evaluation.metrics import TagEvaluator, metric_rank, normalize_tag
 
-from . import nearest
+from . import fusion, nearest
 from .example_rows import check_examples, with_state
-from .fusion import IN_BOOK, MIN_VOTE, BookScore
 from .nearest import Clusters, ClusterSearch, ExactSearch
 from .normalization import VectorNormalizer
 from .predictions import ModelTagReader, ModelTags
@@ -34,10 +33,8 @@ ADJUSTMENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 MIN_PROBABILITY = 1e-3
 # Classifier logit of a novel tag.
 NO_CLASS = -8.0
-# Features of a tag: whether it is novel, whether a slot generated it, the logit of the slots' probability, the
-# classifier logit, the logit of the pointers, whether a neighbour has it, the evidence, and its log frequency in the
-# book.
-NUM_FEATURES = len(NO_EVIDENCE) + 7
+# The last feature of a tag is its log frequency in the book.
+NUM_FEATURES = fusion.EVIDENCE + len(NO_EVIDENCE) + 1
 # With fewer examples, the fit would overfit.
 MIN_FIT_EXAMPLES = 20
 # The fit also sees what a random part of the book finds for one in `PART_STEP` examples.
@@ -65,7 +62,7 @@ class BookCandidates:
     @property
     def mean_votes(self) -> np.ndarray:
         """The mean vote of each tag over the sources."""
-        return np.exp(self.evidence[:, -1]) - MIN_VOTE
+        return np.exp(self.evidence[:, -1]) - fusion.MIN_VOTE
 
 
 class TagBook:
@@ -100,7 +97,7 @@ class TagBook:
         self.num_neighbours, self.num_candidates = num_neighbours, num_candidates
         self.examples, self.fingerprint = with_state(examples), fingerprint
         self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
-        self.score, self.own_tags_only = BookScore(NUM_FEATURES), False
+        self.score, self.own_tags_only = fusion.BookScore(NUM_FEATURES), False
         self.normalize = VectorNormalizer.from_images(queries.vectors["image"])
         self.vectors = self.normalize(queries)
         self.clusters: dict[str, Clusters] = {}
@@ -214,8 +211,8 @@ class TagBook:
         by_model, is_pointed = self._by_name(model_tags), np.zeros(len(tags), dtype=bool)
         if self.score.is_fitted:
             scores = self.score(features)
-            # The logits of the pointers, and those of slots and classifier.
-            is_pointed = features[:, 4] > features[:, 2:4].max(axis=1)
+            by_itself = features[:, [fusion.SLOT_LOGIT, fusion.CLASSIFIER_LOGIT]].max(axis=1)
+            is_pointed = features[:, fusion.POINTER_LOGIT] > by_itself
         else:
             votes = dict(zip(candidates.tags, candidates.mean_votes, strict=True))
             odds = np.array([votes.get(tag, 0.0) for tag in tags])
@@ -224,7 +221,7 @@ class TagBook:
         neighbours = dict(zip(candidates.tags, candidates.neighbours, strict=True))
         predicted = []
         for row in np.argsort(-scores, kind="stable"):
-            tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, 0])}
+            tag = {"tag": tags[row], "score": float(scores[row]), "novel": bool(features[row, fusion.IS_NOVEL])}
             tag |= {name: value for name, value in by_model.get(tags[row], {}).items() if name == "source"}
             tag |= {"source": "pointed"} if is_pointed[row] else {}
             predicted.append(tag | {"neighbours": neighbours.get(tags[row], [])})
@@ -245,17 +242,17 @@ class TagBook:
         tags = list(dict.fromkeys([*candidates.tags, *by_model]))
         features = np.zeros((len(tags), NUM_FEATURES))
         generated = np.array([by_model[tag]["slot_score"] if tag in by_model else 0.0 for tag in tags])
-        features[:, 0] = ~model_tags.has_class(tags)
-        features[:, 1] = generated > 0
-        features[:, 2] = logit(np.clip(generated, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
-        features[:, 3] = model_tags.logits_of(tags, NO_CLASS)
+        features[:, fusion.IS_NOVEL] = ~model_tags.has_class(tags)
+        features[:, fusion.IS_GENERATED] = generated > 0
+        features[:, fusion.SLOT_LOGIT] = logit(np.clip(generated, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        features[:, fusion.CLASSIFIER_LOGIT] = model_tags.logits_of(tags, NO_CLASS)
         pointers = np.zeros(len(tags))
         if candidates.pointers is not None:
             pointers[:number] = candidates.pointers
-        features[:, 4] = logit(np.clip(pointers, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
-        features[:number, 5] = 1.0
-        features[:, 6:-1] = NO_EVIDENCE
-        features[:number, 6:-1] = candidates.evidence
+        features[:, fusion.POINTER_LOGIT] = logit(np.clip(pointers, MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+        features[:number, fusion.IN_BOOK] = 1.0
+        features[:, fusion.EVIDENCE : -1] = NO_EVIDENCE
+        features[:number, fusion.EVIDENCE : -1] = candidates.evidence
         features[:, -1] = np.log([max(self.tag_counts[tag], 1) for tag in tags])
         return tags, features
 
@@ -342,9 +339,9 @@ class TagBook:
         if len(queries) < MIN_FIT_EXAMPLES or not self._fit_temperatures(neighbours, references):
             return None
         found, features, is_correct = self._fit_rows(model_tags, self.candidates(neighbours), references, reader)
-        if is_correct.all() or is_correct[features[:, IN_BOOK].astype(bool)].all():
+        if is_correct.all() or is_correct[features[:, fusion.IN_BOOK].astype(bool)].all():
             return None
-        score, parts = BookScore(NUM_FEATURES), [(features, is_correct)]
+        score, parts = fusion.BookScore(NUM_FEATURES), [(features, is_correct)]
         if any(tags.tags for tags in model_tags) and len(self) >= MIN_FIT_EXAMPLES / PART_RATIO:
             # Without such examples, the score of a tag without neighbours would depend on the size of the book.
             some = range(0, len(queries), PART_STEP)
@@ -398,7 +395,7 @@ class TagBook:
             losses = {}
             for temperature in TEMPERATURES:
                 of_source = neighbours.votes({**self.temperatures, name: temperature})[..., index]
-                losses[temperature] = -np.log(votes.totals(of_source)[is_correct] + MIN_VOTE).mean()
+                losses[temperature] = -np.log(votes.totals(of_source)[is_correct] + fusion.MIN_VOTE).mean()
             self.temperatures[name] = min(losses, key=losses.get)
         return True
 

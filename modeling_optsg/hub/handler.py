@@ -38,7 +38,7 @@ class EndpointHandler:
             `optsg`, the book is not used, and a warning is logged.
 
     Raises:
-        ValueError: The book is damaged.
+        ValueError: The book is damaged or was made with another model.
     """
 
     def __init__(self, path: str = "."):
@@ -48,7 +48,11 @@ class EndpointHandler:
             if importlib.util.find_spec(PACKAGE) is None:
                 logger.warning("The book is not used, because it needs the package optsg. Add it to requirements.txt.")
             else:
-                self.options["book"] = importlib.import_module(f"{PACKAGE}.book").load_pretrained_book(path)
+                make_tagger = importlib.import_module(f"{PACKAGE}.book").BookTagger
+                tagger = make_tagger(self.pipeline.model, self.pipeline.processor, path)
+                # Two requests at the same time would make the indices twice.
+                tagger.book.prepare()
+                self.options["book"] = tagger
 
     def __call__(self, data: Mapping[str, Any]) -> list[dict] | list[list[dict]]:
         """Answer a request.

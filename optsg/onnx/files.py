@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from ..file_inputs import ANIMATED_SUFFIXES, image_input
+from ..file_inputs import image_input, is_seen_as_video
 from ..file_tagger import FileTagger, FileTags, ReadFile, TagSettings, num_cores
-from ..media_files import MediaFile, suffix_of
+from ..media_files import MediaFile
 from ..sidecars.reconciliation import tag_key
-from .image_formats import is_animated
 from .tagger import OnnxTagger
 
 
@@ -26,16 +25,20 @@ class OnnxFileTagger(FileTagger):
 
     def __init__(self, folder: str, settings: TagSettings, num_threads: int | None = None):
         super().__init__(settings, num_threads, num_threads or num_cores())
-        self.tagger = OnnxTagger.from_pretrained(folder, self.threads_per_batch)
+        # All batches share the threads that help the one that calls onnxruntime.
+        helping_threads = self.threads_per_batch * self.num_batches - self.num_batches
+        self.tagger = OnnxTagger.from_pretrained(folder, 1 + helping_threads)
         self.threshold, self.max_tags = settings.threshold, settings.max_tags
         # Raise any error of the model before a file is tagged.
         pixels = self.tagger.read_image(np.full((32, 32, 3), 255, np.uint8), "a blank image")
         self._generate([ReadFile(MediaFile("", None, False), pixels[None], "title", None)])
 
     def _read_pixels(self, file: MediaFile) -> np.ndarray:
-        if file.is_video or (suffix_of(file.path) in ANIMATED_SUFFIXES and is_animated(file.path)):
-            kind = "a video" if file.is_video else "an animated image"
-            raise ValueError(f"{file.path} is {kind}, which an exported model does not tag; use --model CHECKPOINT")
+        if is_seen_as_video(file):
+            raise ValueError(
+                f"{file.path} is a video, a GIF or an animated image, which an exported model does not tag; use "
+                "--model CHECKPOINT"
+            )
         return self.tagger.read_image(image_input(file.path), "the image")[None]
 
     def _generate(self, batch: list[ReadFile]) -> list[FileTags]:

@@ -15,7 +15,7 @@ from ..model_argument import EXPORT_SETTINGS as SETTINGS
 from .classifier import BOTH, IMAGE_WORDS, TagClassifier, tagged_by
 from .image_utils import is_url
 from .inputs import ImageReader, TitleReader
-from .processor_inputs import ProcessorInputs, name_parts
+from .processor_inputs import MAX_PATH_LENGTH, ProcessorInputs, name_parts
 from .search import ScoreBound, SlotSearch
 from .tag_merging import TagCandidate, rank_candidates
 
@@ -24,8 +24,6 @@ ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.on
 TEXT_TOKENIZER, TAG_TOKENIZER = "tokenizer.json", "tag_tokenizer.json"
 # The forms of an image, other than arrays.
 IMAGE_TYPES = (str, os.PathLike, bytes, Mapping, Image.Image)
-# The limit on Linux; other systems have a lower one.
-MAX_PATH_LENGTH = 4096
 
 
 class Program:
@@ -115,7 +113,7 @@ class OnnxTagger:
         Raises:
             ValueError: An example is malformed, cannot be read or is not an image, or a setting is out of range.
         """
-        _check_settings(top_k, threshold)
+        _check_settings(top_k, threshold, batch_size)
         is_batch = isinstance(inputs, (list, tuple))
         if is_batch and not inputs:
             return []
@@ -253,8 +251,9 @@ def _image_and_title(example: Any) -> tuple[Any, Any]:
     return image, parts.get("titles")
 
 
-def _check_settings(top_k: int | None, threshold: float | None) -> None:
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1")
+def _check_settings(top_k: int | None, threshold: float | None, batch_size: int) -> None:
+    for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1")
