@@ -481,7 +481,9 @@ def test_a_hidden_input_does_not_choose_the_book(make_baseline, tag_tokenizer, t
         assert any(predict(both, *modalities)) and predict(examples, *modalities) == predict(both, *modalities)
         assert both.with_modalities(modalities).book_input_ids == retrieved
         assert examples.with_modalities(modalities).book_input_ids == retrieved != examples.book_input_ids
-    assert predict(both, "title", "image") == predict(both, "image", "title") != predict(other_titles, "image", "title")
+    assert (
+        predict(both, "title", "image") == predict(both, "image", "title") != predict(other_titles, "image", "title")
+    )
     plain = [dict(both[index]) for index in range(4)]
     with pytest.raises(ValueError, match=r"\['image'\] hides the title, by which book_input_ids may"):
         predict(plain, "image")
