@@ -112,6 +112,6 @@ def _check_all_visible(example: Mapping, modalities: Sequence[str]) -> None:
     for name in MODALITY_COLUMNS.keys() - set(modalities):
         if any(_is_input(example.get(column)) for column in MODALITY_COLUMNS[name]):
             raise ValueError(
-                f"modalities={list(modalities)} hides the {name}, by which book_input_ids may have been retrieved. Pass "
-                "ExamplesWithBook, which retrieves without it."
+                f"modalities={list(modalities)} hides the {name}, by which book_input_ids may have been retrieved. "
+                "Pass ExamplesWithBook, which retrieves without it."
             )
