@@ -13,6 +13,8 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    SiglipConfig,
+    SiglipModel,
     ViTForImageClassification,
     ViTModel,
     pipeline,
@@ -34,6 +36,8 @@ from optsg.media_files import find_media_files
 from optsg.tagger import Tagger, TagSettings
 
 WORDS = ["red", "a dog", "blue square", "mail", "创意"]
+NAMING = ("vit", "efficientnet_lite", "CLIP", "siglip")
+TEXT_LENGTH = 24  # of SigLIP, whose texts are padded to it
 UNFAMILIAR, FAMILIAR = 1e-20, 1e20  # distances at which an image is half familiar
 
 
@@ -50,14 +54,22 @@ def folders(tower_configs, text_tokenizer, tmp_path_factory):
         text_config={**tower_configs["bert"].to_dict(), "model_type": "clip_text_model", "eos_token_id": 3},
         projection_dim=8,
     )
+    width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    siglip = SiglipConfig(
+        vision_config=width | {"image_size": 32, "patch_size": 8},
+        text_config=width | {"vocab_size": len(text_tokenizer), "max_position_embeddings": TEXT_LENGTH},
+    )
     torch.manual_seed(0)
     models = {
         "vit": ViTForImageClassification(configs["vit"]),
         "efficientnet_lite": EfficientNetLiteForImageClassification(configs["efficientnet_lite"]),
         "CLIP": CLIPModel(two_tower),
+        "siglip": SiglipModel(siglip),
         "nameless": ViTModel(copy.deepcopy(tower_configs["vit"])),
         "bert": BertModel(configs["bert"]),
     }
+    models["siglip"].logit_scale.data.fill_(2.0)
+    models["siglip"].logit_bias.data.fill_(-10.0)
     for name, model in models.items():
         with torch.no_grad():
             for parameter in model.parameters():
@@ -120,20 +132,35 @@ def test_word_probabilities_are_those_of_the_image_classifier(make_with_words, f
 
 
 @torch.no_grad()
-def test_word_probabilities_are_those_of_clip(make_with_words, folders, text_tokenizer, pixels):
-    model = make_with_words("CLIP", WORDS)
-    two_tower = CLIPModel.from_pretrained(folders / "CLIP")
-    batch = text_tokenizer([f"a photo of a {word}." for word in WORDS], padding=True, return_tensors="pt")
-    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    expected = two_tower(pixel_values=pixels.flatten(0, 1), **texts).logits_per_image.softmax(-1).unflatten(0, (2, 2))
-    assert expected.std() > 0.01
+@pytest.mark.parametrize(
+    ("vision", "model_class", "padding"),
+    [
+        ("CLIP", CLIPModel, {"padding": True}),
+        ("siglip", SiglipModel, {"padding": "max_length", "max_length": TEXT_LENGTH}),
+    ],
+)
+def test_word_probabilities_are_those_of_a_two_tower_model(
+    make_with_words, folders, text_tokenizer, pixels, vision, model_class, padding
+):
+    model = make_with_words(vision, WORDS)
+    two_tower = model_class.from_pretrained(folders / vision)
+
+    def expected(**padding):
+        batch = text_tokenizer([f"a photo of a {word}." for word in WORDS], return_tensors="pt", **padding)
+        texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = two_tower(pixel_values=pixels.flatten(0, 1), **texts).logits_per_image
+        return logits.softmax(-1).unflatten(0, (2, 2))
+
+    assert expected(**padding).std(dim=0).max() > 0.01, "the images have different words"
     found = model.model.encode_frames(pixels).word_probabilities
-    torch.testing.assert_close(found, expected.mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected(**padding).mean(dim=1), rtol=1e-4, atol=1e-5)
+    if vision == "siglip":
+        assert (found - expected(padding=True).mean(dim=1)).abs().max() > 0.01, "the length of the texts matters"
 
 
 def test_towers_that_cannot_name_images_are_rejected(make_with_words, make_model, folders, text_tokenizer):
-    named = {name: can_name_images(folders / name) for name in ("vit", "efficientnet_lite", "CLIP", "nameless")}
-    assert named == {"vit": True, "efficientnet_lite": True, "CLIP": True, "nameless": False}
+    named = {name: can_name_images(folders / name) for name in (*NAMING, "nameless")}
+    assert named == dict.fromkeys(NAMING, True) | {"nameless": False}
     with pytest.raises(ValueError, match="nameless is neither an image classifier nor a two-tower model"):
         add_image_words(make_model(), folders / "nameless", text_tokenizer)
     for words in (None, []):
@@ -455,9 +482,9 @@ def test_excluded_tags_do_not_count_among_the_tags_of_image_words(make_with_word
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("vision", ["vit", "efficientnet_lite", "CLIP"])
+@pytest.mark.parametrize("vision", NAMING)
 def test_a_saved_model_keeps_its_words(make_with_words, pixels, tmp_path, vision):
-    model = make_with_words(vision, WORDS if vision == "CLIP" else None)
+    model = make_with_words(vision, WORDS if vision in ("CLIP", "siglip") else None)
     set_familiarity(model, UNFAMILIAR)
     model.save_pretrained(tmp_path)
     loaded = OPTSGForTagGeneration.from_pretrained(tmp_path)
