@@ -6,23 +6,25 @@ r"""Measures what each part of the evidence is worth when a trained checkpoint t
 Each part is switched off in turn. The settings of the checkpoint stay, and nothing is trained or fitted again. The
 examples are the validation split, and the configuration `unseen` with drawings in styles that no training example has.
 They are tagged with image and title, with the image alone, and with the image of another example, which the title
-alone is compared with. Tower features come from the cache. Only the unseen images alone are read from files, because
-image words need the pixels. Images like the training images hardly use them.
+alone is compared with. Images are read from files, because image words need the pixels.
 """
 
+import argparse
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from dataset_scripts import load_tagging_dataset
-from experiments.icon_tagging.runs import F1_METRICS, make_parser, write_result
+from experiments.icon_tagging.runs import F1_METRICS, write_result
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator
-from modeling_optsg.data.feature_cache import CachedFeatures, cache_tower_features
 from modeling_optsg.evaluation.prediction import MODALITY_COLUMNS, predict_tags
 from modeling_optsg.evaluation.reporting import environment
+from modeling_optsg.image_words import VisionFeatures
 
 SPLITS = {"unseen": {"config_name": "unseen", "split": "test"}, "validation": {"split": "validation"}}
 METRICS = (*F1_METRICS, "tags_per_example")
@@ -75,6 +77,23 @@ def _return_full(value: float) -> Callable:
     return lambda module, arguments, output: torch.full_like(output, value)
 
 
+def encode_images_once(model: OPTSGForTagGeneration) -> None:
+    """Let the vision tower run only once for each image, because no part that is switched off changes its output."""
+    encode, known = model.model.encode_frames, {}
+
+    def encode_once(pixel_values: torch.Tensor, frame_mask: torch.Tensor | None = None) -> VisionFeatures:
+        keys = [hashlib.sha256(pixels.contiguous().numpy()).digest() for pixels in pixel_values]
+        if new := [index for index, key in enumerate(keys) if key not in known]:
+            features = encode(pixel_values[new], None if frame_mask is None else frame_mask[new])
+            parts = [getattr(features, field.name) for field in fields(features)]
+            for row, index in enumerate(new):
+                known[keys[index]] = [None if part is None else part[row] for part in parts]
+        columns = zip(*(known[key] for key in keys), strict=True)
+        return VisionFeatures(*(None if column[0] is None else torch.stack(column) for column in columns))
+
+    model.model.encode_frames = encode_once
+
+
 class WrongImages(torch.utils.data.Dataset):
     """Examples of which each has the image of another one, by a random permutation."""
 
@@ -95,8 +114,7 @@ class WrongImages(torch.utils.data.Dataset):
 def score_part(
     model: OPTSGForTagGeneration,
     processor: OPTSGProcessor,
-    features: Sequence[Mapping],
-    images: Sequence[Mapping],
+    examples: Sequence[Mapping],
     evaluator: TagEvaluator,
     part: str,
 ) -> dict[str, dict[str, float]]:
@@ -105,44 +123,43 @@ def score_part(
     Args:
         model: A model with a tag classifier.
         processor: Its processor.
-        features: The examples with tower features.
-        images: The same for images alone, with images or with tower features, which have no image words.
+        examples: The examples, with images.
         evaluator: Made from their ground truth.
         part: One of `PARTS`.
 
     Returns:
         The metrics for each of the inputs that the part changes.
     """
-    examples = {BOTH: features, IMAGE: images, WRONG_IMAGE: WrongImages(features), TITLE: features}
     modalities = {IMAGE: ("image",), TITLE: ("title",)}
     scores = {}
     with without(model, part):
         for name in PARTS[part]:
             seen = modalities.get(name, tuple(MODALITY_COLUMNS))
-            metrics = evaluator.score(predict_tags(model, processor, examples[name], modalities=seen))
+            rows = WrongImages(examples) if name == WRONG_IMAGE else examples
+            metrics = evaluator.score(predict_tags(model, processor, rows, modalities=seen))
             scores[name] = {metric: metrics[metric] for metric in METRICS}
     return scores
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score the checkpoint without each part, and write the result file after each of them."""
-    parser = make_parser(__doc__, has_dataset=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/optsg-icon-small")
+    parser.add_argument("--num_examples", type=int, help="evenly spaced examples of each split; by default all")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     model = OPTSGForTagGeneration.from_pretrained(arguments.checkpoint).prepare_for_inference()
+    encode_images_once(model)
     processor = OPTSGProcessor.from_pretrained(arguments.checkpoint)
     result = {}
     for name, options in SPLITS.items():
         rows = load_tagging_dataset("icon_tagging", **options)
-        cached = cache_tower_features(rows, model.model, processor, arguments.cache_dir / "features")
-        features, evaluator = CachedFeatures(cached), TagEvaluator(rows["tags"], processor.label_vocabulary)
+        if arguments.num_examples is not None and arguments.num_examples < len(rows):
+            rows = rows.select(np.linspace(0, len(rows) - 1, arguments.num_examples).astype(int))
+        evaluator = TagEvaluator(rows["tags"], processor.label_vocabulary)
         result[name] = {"examples": len(rows), "evaluated_tags": len(evaluator.evaluated_tags)}
-        images = rows if name == "unseen" else features
         for part in PARTS:
-            if part == NO_WORDS and images is features:
-                continue
-            scores = score_part(model, processor, features, images, evaluator, part)
+            scores = score_part(model, processor, rows, evaluator, part)
             # A part changes nothing for the other inputs.
             result[name][part] = result[name].get(ALL_PARTS, {}) | scores
             print(name, part, {own: metrics["full_f1"] for own, metrics in scores.items()}, flush=True)
