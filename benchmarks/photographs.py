@@ -7,7 +7,7 @@
 
 photographs.json lists photographs from installable packages and the acceptable tags of each. Do not train or tune on
 these photographs. A photograph is a hit if one of its five most probable tags is acceptable. Files are tagged without
-titles, with the default settings of `optsg tag`.
+titles, also without those inside the files, with the default settings of `optsg tag`.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from optsg.tagger import Tagger
 
 PHOTOGRAPHS = Path(__file__).with_suffix(".json")
 NUM_TAGS = 5
+# A blank title is no input of the model, but replaces the title or caption inside a file.
+NO_TITLE = " "
 
 
 def photograph_path(package: str, name: str, backgrounds: Path) -> Path:
@@ -53,14 +55,13 @@ def main() -> None:
     arguments = parser.parse_args()
     photographs = json.loads(PHOTOGRAPHS.read_text(encoding="utf-8"))["photos"]
     paths = [photograph_path(entry["package"], entry["file"], arguments.backgrounds) for entry in photographs]
-    files = find_media_files([str(path) for path in paths], None, False).files
+    files = find_media_files([str(path) for path in paths], NO_TITLE, False).files
     tag = Tagger(arguments.checkpoint, TagSettings())
-    results = [result for file in files for result in tag([file])]
-    for file, result in zip(files, results, strict=True):
+    rows = []
+    # Images come in the order of the files.
+    for entry, (file, result) in zip(photographs, tag(files, batch_size=1), strict=True):
         if isinstance(result, Exception):
             raise SystemExit(f"{file.path}: {result}")
-    rows = []
-    for entry, result in zip(photographs, results, strict=True):
         tags = {tag["tag"]: round(tag["score"], 3) for tag in result.tags[:NUM_TAGS]}
         words = {word["word"]: round(word["score"], 3) for word in result.image_words[:3]}
         hit = bool(set(tags) & set(entry["accept"]))

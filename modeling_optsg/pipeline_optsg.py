@@ -88,8 +88,8 @@ class TagGenerationPipeline(Pipeline):
                   frames; or `"frame_features"`, as [`OPTSGProcessor`] takes them;
                 - `"title"`: text.
 
-                The columns of a dataset are read by these names. A row may also have `id`, `tags`, `file_name` and `group`,
-                which are ignored.
+                The columns of a dataset are read by these names. A row may also have `id`, `tags`, `file_name` and
+                `group`, which are ignored.
             top_k: The maximum number of tags per example; the most probable ones are kept.
             threshold: Minimum probability of a tag; by default the model's own, see `generate`.
             decoding: "parallel" or "sequential"; by default the model's own.

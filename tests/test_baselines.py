@@ -14,6 +14,7 @@ from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook, encode_book
 from modeling_optsg.data.collator import TagTable
+from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.training import OPTSGTrainingArguments, load_classifier
 from modeling_optsg.training.model_building import freeze_text_layers
 
@@ -449,3 +450,44 @@ def test_look_up_retrieves_the_same_book_as_in_training(make_baseline, tag_token
         book.look_up(model, tiny_processor)
     with pytest.raises(ValueError, match="'pixels'.* are not inputs of the towers"):
         book.look_up(model, tiny_processor, pixels=torch.zeros(1))
+
+
+def test_a_hidden_input_does_not_choose_the_book(make_baseline, tag_tokenizer, tiny_processor):
+    pytest.importorskip("faiss")
+    model = make_baseline("open-book", num_book_examples=1).eval()
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=(4, 1, 3, 6)).astype(np.float32)
+    titles = generator.normal(size=(4, 2, 16)).astype(np.float32)
+
+    def rows(image_order, title_order):
+        pairs = zip(image_order, title_order, strict=True)
+        return [{"frame_features": images[image], "title_features": titles[title]} for image, title in pairs]
+
+    order, other = [0, 1, 2, 3], [2, 3, 0, 1]
+    retrieved = encode_book([[tags] for tags in TAG_SETS], tag_tokenizer, model.config.max_book_tokens)
+
+    def with_book(*orders, image_weight=0.4):
+        book = ExampleRetriever.from_examples(list("abcd"), TAG_SETS, rows(order, order), model.config, image_weight)
+        return ExamplesWithBook(rows(*orders), book, model.config, tag_tokenizer)
+
+    def predict(examples, *modalities):
+        return predict_tags(
+            model, tiny_processor, examples, modalities=modalities, threshold=0.0, pad_bias=-50.0, progress=False
+        )
+
+    both, other_titles = with_book(order, order), with_book(order, other)
+    other_images = with_book(other, order, image_weight=3.0)
+    for examples, modalities in ((other_titles, ["image"]), (other_images, ["title"])):
+        assert any(predict(both, *modalities)) and predict(examples, *modalities) == predict(both, *modalities)
+        assert both.with_modalities(modalities).book_input_ids == retrieved
+        assert examples.with_modalities(modalities).book_input_ids == retrieved != examples.book_input_ids
+    assert (
+        predict(both, "title", "image") == predict(both, "image", "title") != predict(other_titles, "image", "title")
+    )
+    plain = [dict(both[index]) for index in range(4)]
+    with pytest.raises(ValueError, match=r"\['image'\] hides the title, by which book_input_ids may"):
+        predict(plain, "image")
+    assert predict(plain, "image", "title") == predict(both, "image", "title")
+    # Nothing is hidden where an example has only what is visible.
+    image_alone = [{**row, "title_features": None, "title": " "} for row in plain]
+    assert any(predict(image_alone, "image"))

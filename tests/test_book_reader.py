@@ -7,6 +7,7 @@ import pytest
 import torch
 from colour_folder import COLOURS, LONG_TAG, write_colour_folder
 from datasets import Dataset
+from PIL import Image
 
 from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
@@ -346,6 +347,15 @@ def test_an_example_without_inputs_is_an_error(model, tiny_processor):
         ModelTagReader(model, tiny_processor).read_examples(
             [{"title": "red"}, {"title": " "}], ["red", " "], progress=False
         )
+
+
+def test_hidden_titles_are_not_searched_for(model, tiny_processor):
+    reader = ModelTagReader(model, tiny_processor)
+    rows = [{"title": "red", "image": Image.new("RGB", (20, 20), "red")}]
+    for modalities, titles in ((["image"], [""]), (["title"], ["red"]), (["image", "title"], ["red"])):
+        queries, _ = reader.read_examples(rows, ["red"], modalities=modalities, progress=False)
+        assert queries.titles == titles
+    assert reader.read_examples(rows, ["red"], progress=False)[0].titles == ["red"]
 
 
 def test_wrong_training_examples_are_named(model, tiny_processor, library):

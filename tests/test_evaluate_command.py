@@ -7,6 +7,7 @@ import pytest
 from accelerate import PartialState
 from colour_folder import write_colour_folder
 from datasets import Dataset, DatasetDict
+from PIL import Image
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, OPTSGTrainingArguments, TagEvaluator, predict_tags
@@ -204,8 +205,9 @@ def test_every_model_type_is_found_by_its_configuration():
 
 @pytest.fixture
 def cached(tiny_model, tiny_processor, tmp_path):
-    def cache(titles, tags):
-        rows = Dataset.from_dict({"title": titles, "tags": tags})
+    def cache(titles, tags, colours=None):
+        columns = {} if colours is None else {"image": [Image.new("RGB", (20, 20), colour) for colour in colours]}
+        rows = Dataset.from_dict(columns | {"title": titles, "tags": tags})
         return cache_readable_examples(rows, tiny_model.model, tiny_processor, tmp_path / "features")[0]
 
     return cache
@@ -240,6 +242,35 @@ def test_knn_is_fitted_on_the_examples_that_it_is_validated_on(cached, tiny_mode
     assert {name: scored[name] for name in settings} == settings
     assert {name: scored[name] for name in metrics} == score(test, test_evaluator, **settings)
     assert scored["validation"] == metrics
+
+
+def test_knn_is_fitted_to_images_alone_and_to_titles_alone(cached, tiny_model, tiny_processor):
+    # A title has one wrong neighbour for each right one, and an image none.
+    titles, colours = ["red", "blue", "red", "green dog"] * 5, ["red", "blue", "black", "white"] * 5
+    train = cached(titles, [["red"], ["blue"], ["square"], ["colour"]] * 5, colours)
+    validation = cached(titles[:4], [["red"], ["blue"], ["square"], ["red", "colour"]], colours[:4])
+    test = cached(titles[:2], [["red"], ["colour"]], colours[:2])
+    counts = {"red": 5, "blue": 5, "square": 5, "colour": 5}
+    evaluator, test_evaluator = (
+        TagEvaluator(part.dataset["tags"], counts, common_count=3) for part in (validation, test)
+    )
+    found = validate_knn(tiny_model, tiny_processor, train, validation, evaluator, progress=False)
+    scored = score_knn(tiny_model, tiny_processor, train, validation, evaluator, test, test_evaluator, progress=False)
+    knn = fit_knn(tiny_model, tiny_processor, train)
+    for modality in ("image", "title"):
+        kwargs = {"modalities": (modality,), "progress": False}
+        own = found["modalities"][modality]
+        settings = {name: own[name] for name in ("neighbours", "threshold")}
+        best = {}
+        for neighbours in (3, 5, 8, 10, 15):
+            tags = predict_tags(knn, tiny_processor, validation, neighbours=neighbours, threshold=0.0, **kwargs)
+            best[neighbours] = evaluator.best_threshold(tags)[1]["full_f1"]
+        assert own["full_f1"] == best[own["neighbours"]] == max(best.values()) > 0
+        metrics = evaluator.score(predict_tags(knn, tiny_processor, validation, **settings, **kwargs))
+        assert own == metrics | settings
+        tags = predict_tags(knn, tiny_processor, test, **settings, **kwargs)
+        assert scored["modalities"][modality] == test_evaluator.score(tags) | settings | {"validation": metrics}
+    assert found["modalities"]["image"]["full_f1"] > found["modalities"]["title"]["full_f1"]
 
 
 def test_knn_repeats_the_tags_of_equal_titles(cached, tiny_model, tiny_processor):

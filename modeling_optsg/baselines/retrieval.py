@@ -17,6 +17,7 @@ from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
 from modeling_optsg.book.title_words import title_words
 from modeling_optsg.data.collator import pad_rows
+from modeling_optsg.evaluation.prediction import MODALITY_COLUMNS
 from modeling_optsg.generation_settings import INPUT_NAMES
 from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
@@ -201,6 +202,7 @@ class ExamplesWithBook(TorchDataset):
         config: The model's configuration.
         tag_tokenizer: The tag tokenizer of the model.
         own_titles: The examples' titles, if they are in the book; see [`ExampleRetriever.retrieve`].
+        modalities: The inputs that neighbours are found by: "image", "title" or both.
     """
 
     def __init__(
@@ -210,10 +212,24 @@ class ExamplesWithBook(TorchDataset):
         config: OpenBookConfig,
         tag_tokenizer: PreTrainedTokenizerFast,
         own_titles: Sequence[str] | None = None,
+        modalities: Sequence[str] = tuple(MODALITY_COLUMNS),
     ):
-        self.examples = examples
-        retrieved = book.retrieve(*pool_examples(examples, config), config.num_book_examples, own_titles)
+        self.examples, self.modalities = examples, modalities
+        self._arguments = (book, config, tag_tokenizer, own_titles)
+        columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
+        visible = ({name: value for name, value in row.items() if name in columns} for row in examples)
+        retrieved = book.retrieve(*pool_examples(visible, config), config.num_book_examples, own_titles)
         self.book_input_ids = encode_book(retrieved, tag_tokenizer, config.max_book_tokens)
+
+    def with_modalities(self, modalities: Sequence[str]) -> "ExamplesWithBook":
+        """Return the same examples with the tags of the neighbours that are found by some inputs only.
+
+        Args:
+            modalities: The inputs, as in the constructor.
+        """
+        if set(modalities) == set(self.modalities):
+            return self
+        return ExamplesWithBook(self.examples, *self._arguments, modalities)
 
     def __len__(self) -> int:
         return len(self.examples)

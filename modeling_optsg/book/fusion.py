@@ -13,8 +13,8 @@ L2_PENALTY = 1.0
 # Standardised features beyond this many standard deviations are clipped.
 MAX_DEVIATION = 5.0
 # Columns of the features of a tag. The first four come from the model: whether the tag is novel, whether a slot
-# generated it, and the logits of slots and classifier. Then come the logit of the pointers, whether a neighbour has the
-# tag, and the evidence of the neighbours.
+# generated it, and the logits of slots and classifier. Then come the logit of the pointers, whether a neighbour has
+# the tag, and the evidence of the neighbours.
 IS_NOVEL, IS_GENERATED, SLOT_LOGIT, CLASSIFIER_LOGIT, POINTER_LOGIT, IN_BOOK, EVIDENCE = range(7)
 MODEL_FEATURES = 4
 

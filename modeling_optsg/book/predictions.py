@@ -110,12 +110,14 @@ class ModelTagReader:
 
         Args:
             examples: Rows as [`OPTSGDataCollator`] reads them. Each has an image, a video or a title.
-            titles: Title of each example.
+            titles: Title of each example. They are not searched for if the option `modalities` hides titles.
             options: Other arguments of [`generate_batches`] and of `generate`.
 
         Raises:
             ValueError: An example has no input.
         """
+        if "title" not in options.get("modalities", ("title",)):
+            titles = [None] * len(titles)
         parts, model_tags = [], []
         for rows, outputs in generate_batches(self.model, self.processor, examples, **GENERATE_OPTIONS, **options):
             queries, tags = self(outputs, [titles[row] for row in rows])

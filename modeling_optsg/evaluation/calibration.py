@@ -232,7 +232,7 @@ def fit_modality(
     # Leave out examples without this modality; otherwise their tags count as false negatives.
     own = [index for index, tags in enumerate(candidates.tags) if tags]
     candidates, evaluator = replace(candidates, tags=[candidates.tags[index] for index in own]), evaluator.select(own)
-    metric = _modality_metric(metric_for_best_model, evaluator)
+    metric = modality_metric(metric_for_best_model, evaluator)
     fit = _MixtureFit(candidates, evaluator, metric)
     fits = [fit(slot_weight, settings["logit_adjustment"]) for slot_weight in SLOT_WEIGHTS]
     return max(fits, key=lambda fit: metric_rank(fit["validation"], metric))
@@ -252,11 +252,11 @@ def _validate_modality(
     kwargs = {name: settings[name] for name in settings.keys() - {"threshold", "validation"}} | generate_kwargs
     kwargs |= {"threshold": 0.0, "modalities": (modality,)}
     predictions = predict_tags(model, processor, examples, **kwargs)
-    threshold, metrics = evaluator.best_threshold(predictions, _modality_metric(metric_for_best_model, evaluator))
+    threshold, metrics = evaluator.best_threshold(predictions, modality_metric(metric_for_best_model, evaluator))
     return {"threshold": threshold, "validation": metrics}
 
 
-def _modality_metric(metric_for_best_model: str, evaluator: TagEvaluator) -> str:
+def modality_metric(metric_for_best_model: str, evaluator: TagEvaluator) -> str:
     """Return the metric to maximise for examples without a modality.
 
     A condition such as @micro_f1>=52 applies to examples with both modalities. These examples may have no rare tags.

@@ -6,10 +6,11 @@ from modeling_optsg.baselines.knn import KNNForTagVote
 from modeling_optsg.baselines.pooling import pool_examples
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.data.feature_cache import CachedFeatures
+from modeling_optsg.generation_settings import MODALITIES
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
-from .calibration import fit_generation_config
-from .metrics import TagEvaluator
+from .calibration import fit_generation_config, modality_metric
+from .metrics import TagEvaluator, metric_rank
 from .prediction import predict_tags
 
 # Columns that a tower reads, and the features that replace or accompany them.
@@ -42,12 +43,17 @@ def validate_knn(
 
     Returns:
         The metrics of [`TagEvaluator.score`], the fitted `neighbours`, `image_weight` and `threshold`, and
-        `modalities`, the metrics of images alone and of titles alone.
+        `modalities`, the metrics of images alone and of titles alone with the `neighbours` and the `threshold` fitted
+        for them.
 
     Raises:
         ValueError: Examples have no features, no training example has a tag, or the metric cannot be computed.
     """
-    _, fit = _fit(model, processor, train, validation, evaluator, metric_for_best_model, predict_kwargs)
+    _, fit, alone = _fit(model, processor, train, validation, evaluator, metric_for_best_model, predict_kwargs)
+    return _validation_metrics(fit) | {"modalities": {name: _validation_metrics(own) for name, own in alone.items()}}
+
+
+def _validation_metrics(fit: dict) -> dict:
     return fit.pop("validation") | fit
 
 
@@ -71,14 +77,24 @@ def score_knn(
         evaluator: Made from the ground truth of `examples`.
 
     Returns:
-        As [`validate_knn`], with the metrics on `examples`. The metrics on `validation` are in `validation`.
+        As [`validate_knn`], with the metrics on `examples`. The metrics on `validation` are in `validation`, also for
+        each of `modalities`.
 
     Raises:
         ValueError: See [`validate_knn`].
     """
-    knn, fit = _fit(model, processor, train, validation, validation_evaluator, metric_for_best_model, predict_kwargs)
+    arguments = (train, validation, validation_evaluator, metric_for_best_model, predict_kwargs)
+    knn, fit, alone = _fit(model, processor, *arguments)
     _check_features(examples)
-    return evaluator.score(predict_tags(knn, processor, examples, **predict_kwargs)) | fit
+
+    def score(**settings: object) -> dict:
+        return evaluator.score(predict_tags(knn, processor, examples, **predict_kwargs | settings))
+
+    modalities = {
+        name: score(modalities=(name,), neighbours=own["neighbours"], threshold=own["threshold"]) | own
+        for name, own in alone.items()
+    }
+    return score() | fit | {"modalities": modalities}
 
 
 def _fit(
@@ -89,15 +105,30 @@ def _fit(
     evaluator: TagEvaluator,
     metric_for_best_model: str,
     predict_kwargs: dict,
-) -> tuple[KNNForTagVote, dict]:
+) -> tuple[KNNForTagVote, dict, dict[str, dict]]:
+    """Fit kNN to the training examples, and its settings to the validation examples.
+
+    Returns:
+        The model, its settings with their metrics as `validation`, and the same for images alone and titles alone.
+    """
     _check_features(validation)
     knn = fit_knn(model, processor, train)
     grid = MODEL_TYPES["knn"].grid()
     grid["neighbours"] = sorted({min(count, len(train)) for count in grid["neighbours"]})
     kwargs = {"metric_for_best_model": metric_for_best_model, "grid": grid} | predict_kwargs
     fit = fit_generation_config(knn, processor, validation, evaluator, **kwargs)
-    del fit["tried"]
-    return knn, fit
+    del fit["tried"], fit["modalities"]
+    metric = modality_metric(metric_for_best_model, evaluator)
+    alone = {}
+    for modality in MODALITIES[1:]:
+        tried = []
+        # The weight of the image changes nothing where there is only one similarity.
+        for neighbours in grid["neighbours"]:
+            kwargs = predict_kwargs | {"modalities": (modality,), "neighbours": neighbours, "threshold": 0.0}
+            threshold, metrics = evaluator.best_threshold(predict_tags(knn, processor, validation, **kwargs), metric)
+            tried.append({"neighbours": neighbours, "threshold": threshold, "validation": metrics})
+        alone[modality] = max(tried, key=lambda own: metric_rank(own["validation"], metric))
+    return knn, fit, alone
 
 
 def fit_knn(model: OPTSGPreTrainedModel, processor: OPTSGProcessor, examples: CachedFeatures) -> KNNForTagVote:

@@ -62,7 +62,8 @@ def generate_batches(
     Args:
         model: A model with `generate`.
         processor: The processor of the model.
-        examples: Rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored.
+        examples: Rows as [`OPTSGDataCollator`] reads them; ground-truth tags are ignored. Tags of [`ExamplesWithBook`]
+            are retrieved by `modalities` only.
         batch_size: Number of examples per batch.
         modalities: The inputs that the model sees: "image" (including videos and frame features), "title"
             or both.
@@ -73,11 +74,15 @@ def generate_batches(
         The indices of a batch's examples, without those that have none of the modalities, and the output for them.
 
     Raises:
-        ValueError: A modality is unknown, or an example cannot be read.
+        ValueError: A modality is unknown, an example cannot be read, or it has `book_input_ids` that may have been
+            retrieved by a hidden input.
     """
     if unknown := set(modalities) - set(MODALITY_COLUMNS):
         raise ValueError(f"modalities={sorted(unknown)} are unknown; expected some of {sorted(MODALITY_COLUMNS)}.")
     columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
+    retrieves = hasattr(examples, "with_modalities")
+    if retrieves:
+        examples = examples.with_modalities(modalities)
     collate = OPTSGDataCollator(processor)
     # Many calls take less than two seconds: they show no bar.
     starts = range(0, len(examples), batch_size)
@@ -86,9 +91,27 @@ def generate_batches(
         for index in range(start, min(start + batch_size, len(examples))):
             example = examples[index]
             row = {name: value for name, value in example.items() if name in columns}
-            if any(value is not None and not (isinstance(value, str) and not value.strip()) for value in row.values()):
-                # Retrieved tags belong to an example, but are not a separate input.
-                rows[index] = row | {name: example[name] for name in ("book_input_ids",) if name in example}
+            if any(map(_is_input, row.values())):
+                # Retrieved tags tell about the inputs that they were retrieved by.
+                if "book_input_ids" in example:
+                    if not retrieves:
+                        _check_all_visible(example, modalities)
+                    row["book_input_ids"] = example["book_input_ids"]
+                rows[index] = row
         if rows:
             batch = {name: value.to(model.device) for name, value in collate(list(rows.values())).items()}
             yield list(rows), model.generate(**batch, **generate_kwargs)
+
+
+def _is_input(value: object) -> bool:
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+def _check_all_visible(example: Mapping, modalities: Sequence[str]) -> None:
+    """Check that no input is hidden that the tags of an example may have been retrieved by."""
+    for name in MODALITY_COLUMNS.keys() - set(modalities):
+        if any(_is_input(example.get(column)) for column in MODALITY_COLUMNS[name]):
+            raise ValueError(
+                f"modalities={list(modalities)} hides the {name}, by which book_input_ids may have been retrieved. "
+                "Pass ExamplesWithBook, which retrieves without it."
+            )

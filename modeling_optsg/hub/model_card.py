@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers import pipeline
+from transformers.utils import CONFIG_NAME
 
 from modeling_optsg.book.book_files import INDEX_FOLDER, SETTINGS_NAME
 from modeling_optsg.data.training_summary import SUMMARY, summary_base_models, summary_towers
@@ -77,6 +78,7 @@ def write_model_card(
     """
     checkpoint = Path(checkpoint)
     summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
+    config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
     split, metrics, knn = _metrics(summary, scores)
     data = ModelCardData(
@@ -111,6 +113,7 @@ def write_model_card(
         use=use,
         license_details=license_details,
         has_book=(checkpoint / INDEX_FOLDER / SETTINGS_NAME).is_file(),
+        class_names=(config.get("vision_config") or {}).get("id2label_source"),
     )
     card.save(checkpoint / "README.md")
     return card

