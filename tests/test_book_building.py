@@ -69,6 +69,16 @@ def test_an_id_that_occurs_twice_is_named_before_anything_is_read(build, read, i
     assert read == []
 
 
+def test_titles_without_images_are_read_once(build, read):
+    titles = [f"word {number}" for number in range(8)]
+    rows = Dataset.from_dict({"id": list("abcdefgh"), "title": titles, "tags": [["a", "b"]] * 8})
+    build(rows)
+    fitted = len(read) - 8
+    read.clear()
+    build(rows)
+    assert len(read) == fitted
+
+
 def test_a_reused_book_with_an_id_twice_gives_each_example_once(build, images, tmp_path):
     book, folder = build(make_examples(images)), tmp_path / "book"
     # As another program may have saved it.

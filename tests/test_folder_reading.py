@@ -156,7 +156,8 @@ def test_batches_that_wait_are_not_tagged_after_an_interruption(tiny_checkpoint,
     images = [file for file in library if not file.is_video and "bad" not in file.path] * 4
     results = tagger(images, 1)
     next(results)
-    threading.Timer(0.5, interrupted.set).start()
+    # Long after `close` has begun.
+    threading.Timer(2, interrupted.set).start()
     results.close()
     assert next(tagged) <= 2
 

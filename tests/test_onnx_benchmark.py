@@ -26,10 +26,6 @@ def test_pytorch_of_another_working_tree_tags_batches_in_turn(tiny_checkpoint):
             assert any(found) and seconds > 0 and own_seconds > 0
 
 
-def test_the_cold_start_is_that_of_optsg_tag():
-    assert onnx_runner.tag_command("runs/onnx")[1:5] == ["-m", "optsg", "tag", "--model"]
-
-
 def test_commands_run_with_the_code_of_their_tree(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_runner, "STARTS", 3)
     (tmp_path / "optsg.py").write_text("open('starts.txt', 'a').write('x'); sum(range(9_000_000))", encoding="utf-8")

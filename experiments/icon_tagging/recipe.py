@@ -8,7 +8,8 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
   split. All other models except kNN are trained in a second phase: they load the text tower of ASY and, if they have
   one, its tag classifier.
 - `ladder`: the recipe with one thing changed in each row (`recipe_rows.json`), six epochs on a quarter of the training
-  examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots.
+  examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots. The rows
+  `continued` start from the checkpoint of the recipe.
 
 Runs that are already in a result file are skipped. Checkpoints that are already in `--work_dir` are not trained again.
 When no run is missing, the program only prints the table again.

@@ -135,8 +135,8 @@ def find_book(name: str | os.PathLike, **hub_options: Any) -> Path:
         ) from error
     if not (folder / SETTINGS_NAME).is_file():
         raise FileNotFoundError(
-            f"The repository {name} does not contain a book ({INDEX_FOLDER}/{SETTINGS_NAME}), or offline, it is not in "
-            "the cache."
+            f"The repository {name} does not contain a book ({INDEX_FOLDER}/{SETTINGS_NAME}), or offline, it is not "
+            "in the cache."
         )
     return folder
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from .title_words import title_words
 VISUAL_INPUTS = ("image", "video", "frame_features")
 INPUTS = (*VISUAL_INPUTS, "title")
 PARTIAL_FOLDER = ".partial"
+# The state of an example without image, video and frame features.
+TITLE_ONLY = "title only"
 # Examples per partial file. An interrupted run repeats at most one chunk.
 CHUNK_SIZE = 512
 # Maximum number of examples to fit a book to.
@@ -172,7 +174,7 @@ def _columns(examples: Dataset) -> dict[str, list]:
     """Return the columns of a book for examples."""
     ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
     inputs = undecoded(examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names]))
-    states = [" ".join(filter(None, map(_state, row.values()))) for row in inputs] or [""] * len(ids)
+    states = [_joined_state(row.values()) for row in inputs] or [TITLE_ONLY] * len(ids)
     known = examples["group"] if "group" in examples.column_names else [None] * len(examples)
     groups = list(map(group_of, ids, titles, known))
     return {"id": ids, "title": titles, "tags": examples["tags"][:], "group": groups, STATE_COLUMN: states}
@@ -292,6 +294,12 @@ def _load_chunk(vectors_path: Path, path: Path) -> tuple[dict[str, torch.Tensor]
         return load_file(vectors_path), json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError):
         return None
+
+
+def _joined_state(values: Iterable[Any]) -> str:
+    """Return the state of an example from its image, video and frame features; empty if a file cannot be found."""
+    given = [value for value in values if value is not None]
+    return " ".join(filter(None, map(_state, given))) if given else TITLE_ONLY
 
 
 def _state(value: Any) -> str:
