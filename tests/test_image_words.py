@@ -382,10 +382,8 @@ def expected_words(model, processor, image):
 
 def test_words_are_decoded_without_those_of_probability_zero(make_with_words):
     config = make_with_words().config
-    words, scores = (
-        torch.tensor([[4, 0, 2], [0, 1, 2], [3, 1, 0]]),
-        torch.tensor([[0.5, 0.25, 0.125], [0] * 3, [1, 0, 0]]),
-    )
+    words = torch.tensor([[4, 0, 2], [0, 1, 2], [3, 1, 0]])
+    scores = torch.tensor([[0.5, 0.25, 0.125], [0] * 3, [1, 0, 0]])
     outputs = OPTSGGenerateOutput(sequences=torch.zeros(3, 1, 1), image_words=words, image_word_scores=scores)
     assert decode_image_words(outputs, config) == [
         [{"word": "创意", "score": 0.5}, {"word": "red", "score": 0.25}, {"word": "blue square", "score": 0.125}],

@@ -78,7 +78,6 @@ def write_model_card(
     """
     checkpoint = Path(checkpoint)
     summary = json.loads((checkpoint / SUMMARY).read_text(encoding="utf-8"))
-    config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
     scores = json.loads(Path(results).read_text(encoding="utf-8")) if results is not None else None
     split, metrics, knn = _metrics(summary, scores)
     data = ModelCardData(
@@ -112,8 +111,7 @@ def write_model_card(
         score_command=score_command,
         use=use,
         license_details=license_details,
-        has_book=(checkpoint / INDEX_FOLDER / SETTINGS_NAME).is_file(),
-        class_names=(config.get("vision_config") or {}).get("id2label_source"),
+        **_contents(checkpoint),
     )
     card.save(checkpoint / "README.md")
     return card
@@ -193,6 +191,15 @@ def _eval_results(
         # Without rare tags, there is no Rare F1.
         if metrics.get(metric) is not None
     ]
+
+
+def _contents(checkpoint: Path) -> dict[str, Any]:
+    """Return what the card says about a book and about class names of the vision tower in the checkpoint."""
+    config = json.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8"))
+    return {
+        "has_book": (checkpoint / INDEX_FOLDER / SETTINGS_NAME).is_file(),
+        "class_names": (config.get("vision_config") or {}).get("id2label_source"),
+    }
 
 
 def _training_values(summary: Mapping[str, Any]) -> dict[str, Any]:
