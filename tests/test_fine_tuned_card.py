@@ -124,7 +124,7 @@ def test_a_card_has_the_fitted_metrics_and_those_of_the_neighbours(trained, tmp_
 
 def test_a_card_says_what_a_book_publishes(trained, tmp_path):
     folder = shutil.copytree(trained / "second", tmp_path / "copy")
-    sentence = "It publishes the ids, titles and tags of these examples."
+    sentence = "It publishes their ids, titles, tags, groups and feature vectors"
     without = read_card(folder).text
     assert "book" not in without
     queries = BookQueries({name: torch.ones(1, 2) for name in VECTOR_SOURCES}, ["a"])
