@@ -384,19 +384,19 @@ def test_sequence_rejects_a_book(make_baseline, batch):
         make_baseline("sequence")(**batch, book_input_ids=torch.zeros(4, 2, dtype=torch.long))
 
 
-def test_a_book_leaves_out_examples_with_the_same_title(tmp_path):
+def test_a_book_leaves_out_examples_of_the_same_group(tmp_path):
     pytest.importorskip("faiss")
     features, images = torch.eye(4), torch.zeros(4, 2)
-    titles = ["arrow left", "Left-Arrow", "house", "tree"]
-    book = ExampleRetriever(titles, [["a"], ["b"], ["c"], ["d"]], images, features)
+    groups = ["arrow left", "arrow left", "house", "tree"]
+    book = ExampleRetriever(groups, [["a"], ["b"], ["c"], ["d"]], images, features)
     assert book.retrieve(images[:1], features[:1], 1) == [[["a"]]]
-    others = book.retrieve(images[:1], features[:1], 4, own_titles=titles[:1])[0]
+    others = book.retrieve(images[:1], features[:1], 2, own_groups=groups[:1])[0]
     assert sorted(map(tuple, others)) == [("c",), ("d",)]
     book.save(tmp_path / "book")
     loaded = ExampleRetriever.load(tmp_path / "book")
     assert loaded.retrieve(images[2:3], features[2:3], 1) == [[["c"]]]
-    with pytest.raises(ValueError, match="3 titles, 4 tag sets, 4 images .* the same number"):
-        ExampleRetriever(titles[:3], [["a"]] * 4, images, features)
+    with pytest.raises(ValueError, match="3 groups, 4 tag sets, 4 images .* the same number"):
+        ExampleRetriever(groups[:3], [["a"]] * 4, images, features)
 
 
 def test_a_book_ranks_examples_as_knn_does(tower_configs):
@@ -431,11 +431,11 @@ def test_look_up_retrieves_the_same_book_as_in_training(make_baseline, tag_token
         {"frame_features": generator.random((1, 3, 6), dtype=np.float32), "title_features": None, "tags": tags}
         for tags in (["cat"], ["left"], ["cat", "left"])
     ]
-    titles = ["one", "two", "three"]
-    book = ExampleRetriever.from_examples(titles, [example["tags"] for example in examples], examples, model.config)
-    retrieved = book.retrieve(*pool_examples(examples, model.config), 2, own_titles=titles)
+    groups = ["one", "two", "three"]
+    book = ExampleRetriever.from_examples(groups, [example["tags"] for example in examples], examples, model.config)
+    retrieved = book.retrieve(*pool_examples(examples, model.config), 2, own_groups=groups)
     assert all(len(retrieved[n]) == 2 and examples[n]["tags"] not in retrieved[n] for n in range(3))
-    with_book = ExamplesWithBook(examples, book, model.config, tag_tokenizer, own_titles=titles)
+    with_book = ExamplesWithBook(examples, book, model.config, tag_tokenizer, own_groups=groups)
     assert with_book[0]["book_input_ids"] == encode_book(retrieved, tag_tokenizer, model.config.max_book_tokens)[0]
 
     queries = [{"frame_features": example["frame_features"]} for example in examples]

@@ -78,7 +78,7 @@ def failed_run(command):
 def test_sigterm_saves_the_state_and_the_run_can_be_resumed(small, tmp_path, start):
     output = tmp_path / "run"
     command = small_run.command(
-        small, output, num_train_epochs=40, save_steps=1000, logging_steps=1, dataloader_num_workers=1
+        small, output, num_train_epochs=20, save_steps=1000, logging_steps=1, dataloader_num_workers=1
     )
     process = start(command)
     wait_until(has_log_row(output), process)
@@ -87,13 +87,13 @@ def test_sigterm_saves_the_state_and_the_run_can_be_resumed(small, tmp_path, sta
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=TIMEOUT) == 0
     status = read_status(output)
-    assert status["status"] == "interrupted" and 0 < status["step"] < 240
+    assert status["status"] == "interrupted" and 0 < status["step"] < 120
     assert (output / f"state/step-{status['step']:08d}/progress.json").exists()
     done = resume(command)
-    assert done.returncode == 0 and f"Resuming after step {status['step']} of 240" in done.stderr
+    assert done.returncode == 0 and f"Resuming after step {status['step']} of 120" in done.stderr
     assert read_status(output)["status"] == "finished"
     rows = (output / "training_log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == list(range(1, 241))
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 121))
 
 
 def test_a_run_saves_its_state_when_its_launcher_is_stopped(small, tmp_path, start):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from colour_folder import write_colour_folder
+from datasets import load_from_disk
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
@@ -22,6 +23,7 @@ from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, OPTSGTrainer, TagEvaluator
 from modeling_optsg.base_models import OPTSGModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.book.building import group_of
 from modeling_optsg.evaluation.calibration import fit_generation_config
 from modeling_optsg.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from modeling_optsg.hub import write_model_card
@@ -123,8 +125,11 @@ def test_baselines_train_with_the_same_loop(train, trained, folder, settings, tm
         assert max_tags == (4 if model_type.startswith("model") else 100), "only Models F and G have slots"
     threshold = MODEL_TYPES[model_type].model.from_pretrained(tmp_path / "run").generation_config.threshold
     assert (threshold["parallel"] if isinstance(threshold, dict) else threshold) == fit["threshold"]
-    assert (tmp_path / "run/book").is_dir() == (model_type == "open-book")
     dataset = load_tagging_dataset(folder)
+    assert (tmp_path / "run/book").is_dir() == (model_type == "open-book")
+    if model_type == "open-book":
+        groups = list(map(group_of, dataset["train"]["id"], dataset["train"]["title"]))
+        assert load_from_disk(str(tmp_path / "run/book"))["group"][:] == groups
     result = evaluate_checkpoint(
         str(tmp_path / "run"), dataset, "mine", split="validation", cache_dir=trained / "cache"
     )

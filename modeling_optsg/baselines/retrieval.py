@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from transformers import PreTrainedTokenizerFast
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
-from modeling_optsg.book.title_words import title_words
 from modeling_optsg.data.collator import pad_rows
 from modeling_optsg.evaluation.prediction import MODALITY_COLUMNS
 from modeling_optsg.generation_settings import INPUT_NAMES
@@ -31,7 +31,7 @@ class ExampleRetriever:
     The similarity is that of [`KNNForTagVote`].
 
     Args:
-        titles: The title of each training example.
+        groups: The group of each training example. Examples of one group may show the same thing.
         tags: The tags of each training example.
         images: `[examples, width]`, from [`pool_examples`], zero for a missing image.
         title_features: `[examples, width]`, from [`pool_examples`], zero for a missing title.
@@ -46,41 +46,42 @@ class ExampleRetriever:
 
     def __init__(
         self,
-        titles: Sequence[str],
+        groups: Sequence[str],
         tags: Sequence[Sequence[str]],
         images: torch.Tensor,
         title_features: torch.Tensor,
         image_weight: float = 0.4,
     ):
-        if len({len(titles), len(tags), len(images), len(title_features)}) > 1:
+        if len({len(groups), len(tags), len(images), len(title_features)}) > 1:
             raise ValueError(
-                f"{len(titles)} titles, {len(tags)} tag sets, {len(images)} images and {len(title_features)} title "
+                f"{len(groups)} groups, {len(tags)} tag sets, {len(images)} images and {len(title_features)} title "
                 "features; a book needs the same number of each."
             )
         self.image_scaling, self.image_weight = ImageScaling(images.shape[1]), image_weight
         self.image_scaling.fit(images)
-        table = Dataset.from_dict({"title": list(titles), "tags": [list(t) for t in tags]})
+        table = Dataset.from_dict({"group": list(groups), "tags": [list(t) for t in tags]})
         self.table = table.add_column(self.column, list(self._embed(images, title_features)))
         self._index()
 
     @classmethod
     def from_examples(
         cls,
-        titles: Sequence[str],
+        groups: Sequence[str],
         tags: Sequence[Sequence[str]],
         examples: Sequence[Mapping],
         config: OpenBookConfig,
         image_weight: float = 0.4,
     ) -> "ExampleRetriever":
         """Make the book of training examples with precomputed tower features; see [`pool_examples`]."""
-        return cls(titles, tags, *pool_examples(examples, config), image_weight)
+        return cls(groups, tags, *pool_examples(examples, config), image_weight)
 
     def _index(self) -> None:
         import faiss
 
         self.table.add_faiss_index(self.column, metric_type=faiss.METRIC_INNER_PRODUCT)
         self._tags = self.table.with_format(None)["tags"][:]
-        self._groups = [set(title_words(title)) for title in self.table["title"]]
+        self._groups = self.table["group"][:]
+        self._max_group_size = max(Counter(self._groups).values())
 
     def __len__(self) -> int:
         return len(self.table)
@@ -95,7 +96,7 @@ class ExampleRetriever:
         images: torch.Tensor,
         title_features: torch.Tensor,
         neighbours: int,
-        own_titles: Sequence[str] | None = None,
+        own_groups: Sequence[str] | None = None,
     ) -> list[list[list[str]]]:
         """Retrieve the tags of each query's nearest examples, nearest first.
 
@@ -103,22 +104,22 @@ class ExampleRetriever:
             images: `[queries, width]`, pooled, zero for a missing image.
             title_features: `[queries, width]`, pooled, zero for a missing title.
             neighbours: Number of examples per query.
-            own_titles: In training, the queries' titles. Examples whose title has the same words are left out, the
-                query itself among them: the test split has no such neighbours, and a model that had them in training
-                would copy blindly.
+            own_groups: In training, the queries' groups. Examples of the same group are left out, the query itself
+                among them: the test split has no such neighbours, and a model that had them in training would copy
+                blindly.
 
         Returns:
             For each query at most `neighbours` tag lists.
         """
         queries = self._embed(images, title_features)
-        wanted = min(neighbours if own_titles is None else 4 * neighbours + 16, len(self.table))
+        # The nearest examples may all be of the query's group.
+        wanted = min(neighbours if own_groups is None else neighbours + self._max_group_size, len(self.table))
         _, rows = self.table.search_batch(self.column, queries, k=wanted)
         retrieved = []
         for query, nearest in enumerate(rows.tolist()):
             nearest = [row for row in nearest if row >= 0]
-            if own_titles is not None:
-                own_words = set(title_words(own_titles[query]))
-                nearest = [row for row in nearest if self._groups[row] != own_words]
+            if own_groups is not None:
+                nearest = [row for row in nearest if self._groups[row] != own_groups[query]]
             retrieved.append([self._tags[row] for row in nearest[:neighbours]])
         return retrieved
 
@@ -163,7 +164,7 @@ class ExampleRetriever:
         return {name: tensor for name, tensor in arguments.items() if tensor is not None}
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Save titles, tags and embeddings; the index is rebuilt when the book is loaded."""
+        """Save groups, tags and embeddings; the index is rebuilt when the book is loaded."""
         # A table with an index cannot be saved.
         self.table.drop_index(self.column)
         try:
@@ -201,7 +202,7 @@ class ExamplesWithBook(TorchDataset):
         book: The book of the training examples.
         config: The model's configuration.
         tag_tokenizer: The tag tokenizer of the model.
-        own_titles: The examples' titles, if they are in the book; see [`ExampleRetriever.retrieve`].
+        own_groups: The examples' groups, if they are in the book; see [`ExampleRetriever.retrieve`].
         modalities: The inputs that neighbours are found by: "image", "title" or both.
     """
 
@@ -211,14 +212,14 @@ class ExamplesWithBook(TorchDataset):
         book: ExampleRetriever,
         config: OpenBookConfig,
         tag_tokenizer: PreTrainedTokenizerFast,
-        own_titles: Sequence[str] | None = None,
+        own_groups: Sequence[str] | None = None,
         modalities: Sequence[str] = tuple(MODALITY_COLUMNS),
     ):
         self.examples, self.modalities = examples, modalities
-        self._arguments = (book, config, tag_tokenizer, own_titles)
+        self._arguments = (book, config, tag_tokenizer, own_groups)
         columns = {column for modality in modalities for column in MODALITY_COLUMNS[modality]}
         visible = ({name: value for name, value in row.items() if name in columns} for row in examples)
-        retrieved = book.retrieve(*pool_examples(visible, config), config.num_book_examples, own_titles)
+        retrieved = book.retrieve(*pool_examples(visible, config), config.num_book_examples, own_groups)
         self.book_input_ids = encode_book(retrieved, tag_tokenizer, config.max_book_tokens)
 
     def with_modalities(self, modalities: Sequence[str]) -> "ExamplesWithBook":

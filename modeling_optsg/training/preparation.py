@@ -8,9 +8,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from datasets import Dataset, IterableDataset
 
+from dataset_scripts import example_groups
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
+from modeling_optsg.book.building import group_of
 from modeling_optsg.data.collator import TagTable
 from modeling_optsg.data.data_check import check_data
 from modeling_optsg.data.feature_cache import build_tag_table
@@ -119,8 +121,9 @@ def prepare_training_run(
     prepare_for_device(model, args, accelerator.device)
     book, model_type = None, MODEL_TYPES[args.model_type]
     if model_type.needs_book:
-        book = ExampleRetriever.from_examples(train["title"], train["tags"], train_dataset, model.config)
-        train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, train["title"])
+        groups = list(map(group_of, train["id"], train["title"], example_groups(train, args.dataset)))
+        book = ExampleRetriever.from_examples(groups, train["tags"], train_dataset, model.config)
+        train_dataset = ExamplesWithBook(train_dataset, book, model.config, processor.tag_tokenizer, groups)
         eval_dataset = ExamplesWithBook(eval_dataset, book, model.config, processor.tag_tokenizer)
     elif model_type.is_trained and stream_shards is None:
         extra_images = load_extra_images(train, model, processor, args)
