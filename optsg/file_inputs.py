@@ -12,7 +12,7 @@ ANIMATED_SUFFIXES = (".apng", ".avif", ".png", ".webp")
 
 def is_seen_as_video(file: MediaFile) -> bool:
     """Return whether several frames of a file are read: of a video or an animated image."""
-    from modeling_optsg.image_formats import is_animated
+    from .without_torch.image_formats import is_animated
 
     return file.is_video or (suffix_of(file.path) in ANIMATED_SUFFIXES and is_animated(file.path))
 

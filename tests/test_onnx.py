@@ -34,7 +34,7 @@ if missing := [name for name in ("onnxruntime",) if importlib.util.find_spec(nam
 from optsg.onnx import OnnxTagger, tagger  # noqa: E402
 from optsg.onnx.inputs import ImageReader, TitleReader  # noqa: E402
 from optsg.onnx.search import ScoreBound, SortedTags  # noqa: E402
-from optsg.onnx.tag_merging import ClassifierOutput  # noqa: E402
+from optsg.without_torch.tag_merging import ClassifierOutput  # noqa: E402
 
 needs_exporter = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript")), reason="no exporter"
@@ -130,10 +130,25 @@ def assert_same(found, expected, tolerance=1e-4):
         assert [tag["score"] for tag in own] == pytest.approx([tag["score"] for tag in other], abs=tolerance)
 
 
-def test_the_runner_needs_no_torch():
-    program = "import sys, optsg.onnx; print([name for name in ('torch', 'transformers') if name in sys.modules])"
-    command = [sys.executable, "-c", program]
-    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+WITHOUT_TORCH = """
+import sys
+{}
+print([name for name in ("torch", "transformers", "modeling_optsg") if name in sys.modules], file=sys.stderr)
+"""
+READING = """
+import optsg.onnx.files
+from optsg.file_inputs import is_seen_as_video
+from optsg.media_files import find_media_files
+found = [is_seen_as_video(file) for file in find_media_files(sys.argv[1:], "a title", read_raw=True).files]
+assert sorted(found) == [False, False, False, True], found
+"""
+
+
+def test_the_runner_and_reading_need_no_torch(tmp_path):
+    for suffix in ("png", "webp", "gif", "jpg"):
+        noise_image().save(tmp_path / f"a.{suffix}")
+    command = [sys.executable, "-c", WITHOUT_TORCH.format(READING), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -397,21 +412,28 @@ def test_optsg_tag_refuses_videos_and_animated_images_of_an_export(eager, both, 
     assert [("tags" in json.loads(line)) for line in out.splitlines()].count(True) == 1
 
 
-WITHOUT_TORCH = """
-import sys
+TAGGING = """
 from optsg.command_line import main
 try:
     status = main(sys.argv[1:])
 except SystemExit as end:
     status = end.code
-print(status, [name for name in ("torch", "transformers", "modeling_optsg") if name in sys.modules], file=sys.stderr)
+print(status, end=" ", file=sys.stderr)
 """
 
 
 def test_a_damaged_export_is_reported_without_torch(model, tiny_processor, eager, library, tmp_path):
     export_onnx(model, tiny_processor, tmp_path / "onnx")
     (tmp_path / "onnx/encoder.onnx").write_bytes(b"\0" * 100)
-    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(tmp_path / "onnx"), str(library)]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT_TORCH.format(TAGGING),
+        "tag",
+        "--model",
+        str(tmp_path / "onnx"),
+        str(library),
+    ]
     error = subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr.splitlines()
     assert len(error) == 2 and error[1] == "2 []"
     assert (
@@ -428,7 +450,7 @@ def test_optsg_tag_needs_no_torch(model, tiny_processor, library, tmp_path, caps
     assert main(["export-onnx", str(checkpoint), "--output", str(folder)]) == 0
     capsys.readouterr()
     arguments = ["--json", "--threshold", "0.01", "--write", "xmp", str(library)]
-    command = [sys.executable, "-c", WITHOUT_TORCH, "tag", "--model", str(folder), *arguments]
+    command = [sys.executable, "-c", WITHOUT_TORCH.format(TAGGING), "tag", "--model", str(folder), *arguments]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert found.stderr.splitlines()[-1] == "1 []"
     assert main(["tag", "--model", str(checkpoint), *arguments, "--redo"]) == 1
@@ -443,15 +465,10 @@ def test_a_tiny_model_is_exported(model, tiny_processor, images, tmp_path, int8)
     model.save_pretrained(checkpoint)
     tiny_processor.save_pretrained(checkpoint)
     (checkpoint / "LICENSE").write_text("free", encoding="utf-8")
-    arguments = ["export-onnx", str(checkpoint), "--output", str(folder), *["--int8"] * int8]
-    assert main(arguments) == 0
-    names = ["LICENSE", "classifier.onnx", "decoding_step.onnx", "encoder.onnx"]
-    assert sorted(path.name for path in folder.iterdir()) == [
-        *names,
-        "settings.json",
-        "tag_tokenizer.json",
-        "tokenizer.json",
-    ]
+    assert main(["export-onnx", str(checkpoint), "--output", str(folder), *["--int8"] * int8]) == 0
+    names = {"LICENSE", "classifier.onnx", "decoding_step.onnx", "encoder.onnx"}
+    names |= {"settings.json", "tag_tokenizer.json", "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} == names
     found = OnnxTagger.from_pretrained(folder)(examples_of(images, TITLES))
     if not int8:
         assert_same(found, tags_in_pytorch(model, tiny_processor, images, TITLES))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..without_torch.tag_merging import ClassifierOutput
 from .search import SortedTags
-from .tag_merging import ClassifierOutput
 
 # As in `modeling_optsg.tag_classifier`.
 WORD_TEMPERATURE, MIN_PROBABILITY = 2.0, 1e-6

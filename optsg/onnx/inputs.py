@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from .image_utils import read_image
+from ..without_torch.image_utils import read_image
 
 
 class ImageReader:

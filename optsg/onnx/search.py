@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .tag_merging import MIN_SLOT_PROBABILITY, ClassifierOutput
+from ..without_torch.tag_merging import MIN_SLOT_PROBABILITY, ClassifierOutput
 
 # As in `modeling_optsg.score_bound`.
 MAX_THRESHOLD, TOLERANCE, MIN_RATIO = 0.99, 1e-3, 0.1

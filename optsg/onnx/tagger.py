@@ -12,12 +12,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from ..model_argument import EXPORT_SETTINGS as SETTINGS
+from ..without_torch.image_utils import is_url
+from ..without_torch.processor_inputs import MAX_PATH_LENGTH, ProcessorInputs, name_parts
+from ..without_torch.tag_merging import TagCandidate, rank_candidates
 from .classifier import BOTH, IMAGE_WORDS, TagClassifier, tagged_by
-from .image_utils import is_url
 from .inputs import ImageReader, TitleReader
-from .processor_inputs import MAX_PATH_LENGTH, ProcessorInputs, name_parts
 from .search import ScoreBound, SlotSearch
-from .tag_merging import TagCandidate, rank_candidates
 
 FORMAT = 1
 ENCODER, CLASSIFIER, STEP = "encoder.onnx", "classifier.onnx", "decoding_step.onnx"
