@@ -175,6 +175,23 @@ def test_the_same_seed_trains_the_same_reader(model, tiny_processor, library):
     assert torch.equal(*weights)
 
 
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
+def test_the_reader_is_trained_in_bfloat16_where_it_is_fast(
+    model, tiny_processor, library, monkeypatch, capability, expected
+):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    book, queries, rows = library
+    dtypes, read_book = set(), model.read_book
+
+    def record(order_prompts, *inputs):
+        dtypes.add((order_prompts @ order_prompts.mT).dtype)
+        return read_book(order_prompts, *inputs)
+
+    monkeypatch.setattr(model, "read_book", record)
+    train_book_reader(model, tiny_processor, book, queries, rows, num_epochs=1, batch_size=16, progress=False)
+    assert dtypes == {expected}
+
+
 @pytest.mark.parametrize("num_epochs", [0.1, 2 / 3, 10 / 3])
 def test_few_steps_are_enough(model, tiny_processor, library, num_epochs):
     book, queries, rows = library

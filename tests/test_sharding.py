@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
@@ -89,6 +90,15 @@ def test_unsupported_settings_of_deepspeed_are_refused(make_model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="fp16 with DeepSpeed"):
         make_accelerator("fp16")
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", 1), ("AVX512", 0)])
+def test_slow_bfloat16_is_reported(monkeypatch, caplog, capability, expected):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    AcceleratorState._reset_state(True)
+    make_accelerator("bf16", cpu=True)
+    AcceleratorState._reset_state(True)
+    assert caplog.text.count("give --mixed_precision no") == expected
 
 
 @pytest.mark.slow

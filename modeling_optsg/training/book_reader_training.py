@@ -17,6 +17,8 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
+from .precision import is_bfloat16_fast
+
 # In training, up to this ratio of the candidates of an example is hidden, so that the reader can read small books.
 MAX_HIDDEN_RATIO = 0.5
 LOOK_UP_BLOCK = 1024
@@ -190,7 +192,7 @@ def _loss(
     reader_inputs = {name: tensor.to(device) for name, tensor in reader_inputs.items()}
     hidden = _hidden(reader_inputs["candidate_input_ids"])
     input_ids = reader_inputs["candidate_input_ids"].masked_fill(hidden[..., None], pad)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16_fast(device)):
         with torch.no_grad():
             encoded = model.model(**inputs)
         memory = (encoded.order_prompts, encoded.memory, encoded.memory_mask)

@@ -20,8 +20,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.process_logging import get_logger
 from modeling_optsg.layers import TransformerLayer
 from modeling_optsg.towers import HALVES
+
+from .precision import is_bfloat16_fast
+
+logger = get_logger(__name__)
 
 
 def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Accelerator, str]:
@@ -56,6 +61,11 @@ def make_accelerator(mixed_precision: str | None, **kwargs: object) -> tuple[Acc
         raise ValueError(
             f"fp16 needs a GPU: on a {accelerator.device.type} accelerate would silently train in 32 bits. Give "
             "--mixed_precision bf16 or no."
+        )
+    if mixed_precision == "bf16" and not is_bfloat16_fast(accelerator.device):
+        logger.warning(
+            "bf16 is much slower than 32 bits on this processor or GPU, which has no fast products in bf16. For a "
+            "faster training, give --mixed_precision no."
         )
     return accelerator, mixed_precision
 
