@@ -13,8 +13,13 @@ these settings. Rows:
 - `op-tsg-open-book`: the same with the pointers of the reader.
 - `op-tsg-open-book, sequential`: the same with sequential decoding. All other rows have parallel decoding.
 - `op-tsg-open-book, RATIO of the book`: the same with a random part of the book. Nothing is fitted again.
-- `model and book, only SOURCE`, `op-tsg-open-book, N neighbours` and `reader without evidence`, a reader that is
-  trained without the evidence of the candidates: ablations with `--ablations`, on the validation split only.
+
+With `--ablations`, only the validation split is scored, and the rows are `model`, `model and book`, `op-tsg-open-book`
+and:
+
+- `model and book, only SOURCE`;
+- `op-tsg-open-book, N neighbours`;
+- `reader without evidence`: a reader that is trained without the evidence of the candidates.
 
 Checkpoints are not changed. Checkpoints that are already in the output file are skipped.
 """
@@ -58,14 +63,15 @@ class BookExperiment:
     Args:
         run: The trained run.
         benchmark: The dataset.
+        splits: The splits to read.
     """
 
-    def __init__(self, run: Run, benchmark: Benchmark):
+    def __init__(self, run: Run, benchmark: Benchmark, splits: Sequence[str] = SPLITS):
         self.run, self.benchmark = run, benchmark
         model, processor = run.model, run.processor
         self.read_outputs = ModelTagReader(model, processor)
         self.queries, self.model_tags = {}, {}
-        for split in SPLITS:
+        for split in splits:
             rows = benchmark.splits[split]
             features = self.features(rows)
             if split == "train":
@@ -119,7 +125,11 @@ class BookExperiment:
 
     def score_ablations(self, metric: str) -> dict[str, dict]:
         """Return the validation metrics with each source alone and with other numbers of neighbours."""
-        rows = {}
+        model = self._fit_threshold(metric)
+        del model["threshold"]
+        rows = {"model": {"validation": model}}
+        for name, with_reader in (("model and book", False), ("op-tsg-open-book", True)):
+            rows[name] = {"validation": self.fit_book(metric, self.queries, with_reader=with_reader)[1]}
         for name in SOURCES:
             queries = {split: only(name, queries) for split, queries in self.queries.items()}
             fitted = self.fit_book(metric, queries, with_reader=False)[1]
@@ -232,9 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--checkpoints", type=Path, nargs="+", required=True, help="output folders of examples/train.py"
     )
     parser.add_argument("--metrics", nargs="+", default=OPERATING_POINTS, help="validation metrics to maximise")
-    parser.add_argument(
-        "--ablations", action="store_true", help="also measure the ablations, which takes as long again"
-    )
+    parser.add_argument("--ablations", action="store_true", help="measure the ablations instead")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     benchmark = Benchmark(arguments.dataset, arguments.cache_dir)
@@ -243,16 +251,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in arguments.checkpoints:
         if folder.name in runs:
             continue
-        experiment = BookExperiment(Run.load(folder), benchmark)
+        splits = SPLITS[:2] if arguments.ablations else SPLITS
+        experiment = BookExperiment(Run.load(folder), benchmark, splits)
         run = {"reader": experiment.train_reader()}
-        run |= {metric: experiment.score(metric) for metric in arguments.metrics}
-        for metric, row in experiment.score_sequential(arguments.metrics).items():
-            run[metric]["op-tsg-open-book, sequential"] = row
         if arguments.ablations:
-            for metric in arguments.metrics:
-                run[metric] |= experiment.score_ablations(metric)
-            for metric, row in experiment.score_without_evidence(arguments.metrics).items():
-                run[metric]["reader without evidence"] = row
+            run |= {metric: experiment.score_ablations(metric) for metric in arguments.metrics}
+            name, rows = "reader without evidence", experiment.score_without_evidence(arguments.metrics)
+        else:
+            run |= {metric: experiment.score(metric) for metric in arguments.metrics}
+            name, rows = "op-tsg-open-book, sequential", experiment.score_sequential(arguments.metrics)
+        for metric, row in rows.items():
+            run[metric][name] = row
         runs[folder.name] = run
         write_result({"runs": runs} | environment(), output)
         for metric in arguments.metrics:
