@@ -1,5 +1,6 @@
 """Reads and tags batches of files in threads, with any model."""
 
+import contextlib
 import functools
 import os
 import threading
@@ -117,8 +118,8 @@ class FileTagger:
             with_metadata: Paths of files whose metadata the caller needs.
 
         Yields:
-            Each file with its tags, or with the error from reading it. Within `MIXED_BATCHES` batches of files, images
-            come before videos. The results do not depend on the number of threads.
+            Each file with its tags, or with the error from reading or tagging it. Within `MIXED_BATCHES` batches of
+            files, images come before videos. The results do not depend on the number of threads.
         """
         batches = split_into_batches(files, batch_size)
         ahead = self.num_batches + BATCHES_AHEAD
@@ -149,7 +150,9 @@ class FileTagger:
     def _read_in_time(self, stopped: threading.Event, file: MediaFile, with_metadata: bool) -> ReadFile | Exception:
         """Read a file in a thread that is given up after an interruption, or when its decoder hangs."""
         results = []
-        size = os.path.getsize(file.path) if os.path.isfile(file.path) else 0
+        size = 0
+        with contextlib.suppress(OSError):  # the thread reports a file that cannot be read
+            size = os.path.getsize(file.path) if os.path.isfile(file.path) else 0
         seconds = READ_SECONDS + size / MIN_BYTES_PER_SECOND
         end = time.monotonic() + seconds
         # Python does not wait for a daemon at its exit.
@@ -177,9 +180,18 @@ class FileTagger:
             chosen = [index for index in readable if (len(read[index].pixels) == 1) == has_one_frame]
             for start in range(0, len(chosen), size):
                 part = chosen[start : start + size]
-                for index, tags in zip(part, self._generate([read[index] for index in part]), strict=True):
+                for index, tags in zip(part, self._tag_batch([read[index] for index in part]), strict=True):
                     results[index] = tags
         return results
+
+    def _tag_batch(self, batch: list[ReadFile]) -> list[FileTags | Exception]:
+        """Return the tags of each file of a batch. If the batch fails, its files are tagged one by one."""
+        try:
+            return self._generate(batch)
+        except Exception as error:  # such as too little memory; one file must not end the run for the others
+            if len(batch) == 1:
+                return [error]
+            return [result for file in batch for result in self._tag_batch([file])]
 
     def _start_batch(self) -> None:
         """Prepare the thread that tags a batch."""

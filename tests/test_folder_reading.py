@@ -162,13 +162,25 @@ def test_batches_that_wait_are_not_tagged_after_an_interruption(tiny_checkpoint,
     assert next(tagged) <= 2
 
 
-def test_an_error_of_the_model_ends_the_run(tagger, library, monkeypatch):
-    def fail(**inputs):
-        raise RuntimeError("no memory")
+def test_an_error_of_the_model_concerns_the_files_that_it_cannot_tag(tagger, library, monkeypatch):
+    generate = tagger.model.generate
 
-    monkeypatch.setattr(tagger.model, "generate", fail)
-    with pytest.raises(RuntimeError, match="no memory"):
-        list(tagger(library, 2))
+    def fail_for_videos_and_batches(**inputs):
+        if inputs["pixel_values"].shape[1] > 1 or inputs["pixel_values"].shape[0] > 1:
+            raise RuntimeError("no memory")
+        return generate(**inputs)
+
+    expected = {file.path: result for file, result in tagger(library, 2)}
+    monkeypatch.setattr(tagger.model, "generate", fail_for_videos_and_batches)
+    found = {file.path: result for file, result in tagger(library, 2)}
+    assert list(found) == list(expected)
+    for file in library:
+        if file.is_video:
+            assert isinstance(found[file.path], RuntimeError), "only videos cannot be tagged one by one"
+        elif isinstance(expected[file.path], Exception):
+            assert isinstance(found[file.path], ValueError)
+        else:
+            assert [tag["tag"] for tag in found[file.path].tags] == [tag["tag"] for tag in expected[file.path].tags]
 
 
 def test_the_number_of_threads_is_checked(capsys):

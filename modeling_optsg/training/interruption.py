@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -167,7 +166,10 @@ def end_workers(batches: Iterator) -> None:
 
     At exit, Python would send SIGTERM to workers that are left and wait forever for those that ignore it.
     """
+    # The program that called the training may have other processes.
+    workers = list(getattr(batches, "_workers", ()))
     # An iterator does this when it is deleted, but the traceback of an error keeps it alive.
     getattr(batches, "_shutdown_workers", lambda: None)()
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
