@@ -94,7 +94,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error(f"a book needs a model with a tag classifier; {model_name} has none")
     try:
         with lock_folder(str(output)):
-            num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
+            is_inside = os.path.realpath(output) == os.path.realpath(Path(args.dataset, BOOK_FOLDER))
+            library = args.dataset if is_library and not is_inside else None
+            num_kept, num_tags = _build(model, processor, examples, output, library, args.batch_size, failures)
     except (OSError, ValueError, ImportError, SidecarError) as error:
         failures.append((str(output), f"cannot make the book: {error}"))
     else:
@@ -167,7 +169,13 @@ def _read_dataset(args: argparse.Namespace) -> "Dataset":
 
 
 def _build(
-    model: object, processor: object, examples: "Dataset", output: Path, batch_size: int, failures: list
+    model: object,
+    processor: object,
+    examples: "Dataset",
+    output: Path,
+    library: str | None,
+    batch_size: int,
+    failures: list,
 ) -> tuple[int, int]:
     """Make the book, and return its numbers of examples and of tags."""
     from modeling_optsg.book import build_book
@@ -180,6 +188,7 @@ def _build(
         batch_size=batch_size,
         progress=sys.stderr.isatty(),
         open_image=image_input,
+        library=library,
     )
     failures += unreadable.items()
     return len(book), len(book.tags)

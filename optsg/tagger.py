@@ -68,9 +68,11 @@ class Tagger(FileTagger):
                 self.max_word_tags = self.model.num_word_tags
         self.book = self.library = None
         if settings.book:
+            from modeling_optsg.book.book_files import find_library
+
             folder = find_book(settings.book)
             self.book = _load_book(folder, self.model, self.processor)
-            self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
+            self.library = find_library(folder)
             self.threshold = settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
             self.generate_options |= self.book.generate_options

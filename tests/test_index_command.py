@@ -18,6 +18,7 @@ from raw_photographs import raw_file
 from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import ModelTagReader, building, embed_examples, encoder_fingerprint, load_book
+from modeling_optsg.book.book_files import LIBRARY_NAME
 from optsg import index as index_command
 from optsg import main
 from optsg.sidecars import embedded
@@ -329,11 +330,18 @@ def test_spellings_are_merged(index, tag, library, tmp_path):
     assert json.loads(out)["tags"][0]["tag"] == "Grandma's garden"
 
 
-def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, library):
+@pytest.mark.parametrize("name", [None, "book", BOOK_FOLDER])
+def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, library, tmp_path, monkeypatch, name):
     (library / "0.png.xmp").write_text(xmp(dc_subject=["only here"]), encoding="utf-8")
-    index()
-    _, out, _ = tag("--book", library, "--json", "--threshold", 0, files=[library / "0.png"])
+    monkeypatch.chdir(tmp_path)
+    index(*(["--output", name] if name else []))
+    book = tmp_path / name if name else library
+    _, out, _ = tag("--book", book, "--json", "--threshold", 0, files=[library / "0.png"])
     assert "only here" not in {tag["tag"] for tag in json.loads(out)["tags"]}
+    settings = (book if name else library / BOOK_FOLDER) / "book.json"
+    assert str(tmp_path) not in settings.read_text(encoding="utf-8")
+    # The path of the images is not published, and a library with its book may be moved.
+    assert [path.name for path in settings.parent.glob(".*")] == ([LIBRARY_NAME] if name else [])
 
 
 def test_known_tags_are_not_novel(index, tag, library, tmp_path):
