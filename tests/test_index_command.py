@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shlex
+import unicodedata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +23,10 @@ from modeling_optsg.book import ModelTagReader, building, embed_examples, encode
 from modeling_optsg.book.book_files import LIBRARY_NAME
 from optsg import index as index_command
 from optsg import main
+from optsg.media_files import MediaFile
 from optsg.sidecars import embedded
 from optsg.sidecars.embedded import EXIF_KEYWORDS
-from optsg.tagger import BOOK_FOLDER
+from optsg.tagger import BOOK_FOLDER, Tagger
 
 COLOURS = ((220, 30, 30), (30, 160, 50), (40, 60, 210), (230, 200, 40))
 KEYWORDS = ("Grandma's garden", "Lake house", "Old town", "Ski week")
@@ -342,6 +345,31 @@ def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, libr
     assert str(tmp_path) not in settings.read_text(encoding="utf-8")
     # The path of the images is not published, and a library with its book may be moved.
     assert [path.name for path in settings.parent.glob(".*")] == ([LIBRARY_NAME] if name else [])
+
+
+def test_a_file_of_the_book_is_found_under_any_path(tmp_path, monkeypatch):
+    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    for folder in ("photos", "other"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", composed):
+            (tmp_path / folder / name).touch()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "photos/linked.png").symlink_to("../other/a.png")
+    (tmp_path / "other/to-a.png").symlink_to("../photos/a.png")
+    tagger = Tagger.__new__(Tagger)
+    tagger.library = str(tmp_path / "photos")
+    tagger.own_ids = {name: name for name in ("a.png", "linked.png")} | {composed: decomposed}
+
+    def id_of(path):
+        return tagger._id_in_book(MediaFile(str(path), None, False))
+
+    for path in ("photos/a.png", "link/a.png", "link/../photos/a.png", "other/to-a.png"):
+        assert id_of(tmp_path / path) == "a.png", path
+    assert id_of(tmp_path / "photos/linked.png") == "linked.png"
+    assert id_of(tmp_path / "photos" / composed) == id_of(tmp_path / "photos" / decomposed) == decomposed
+    assert id_of(tmp_path / "other/a.png") is None
+    monkeypatch.setattr(os.path, "relpath", Mock(side_effect=ValueError("path is on mount 'D:', start on mount 'C:'")))
+    assert id_of(tmp_path / "photos/a.png") is None
 
 
 def test_known_tags_are_not_novel(index, tag, library, tmp_path):
