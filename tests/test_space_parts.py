@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -296,6 +297,18 @@ def test_half_a_surrogate_pair_in_a_title_is_replaced(tagger, tmp_path):
     ]
     [row] = tag_files(tagger, files, "parallel", 0.0, True, Limits())
     assert row["tags"] and row["title"] == "a ? bird"
+
+
+def test_titles_of_json_lines_may_have_any_character(tagger, tmp_path):
+    path, title = tmp_path / "metadata.jsonl", "one\u2028two\u2029three\x85four"
+    names = ["a.png", unicodedata.normalize("NFD", "é.png"), "ü.png"]
+    rows = [{"file_name": name, "title": title} for name in names]
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+    files = [
+        (str(tmp_path / "gone.png"), unicodedata.normalize(form, name)) for name in names for form in ("NFC", "NFD")
+    ]
+    rows = list(tag_files(tagger, [(str(path), path.name), *files], "parallel", 0.0, False, Limits()))
+    assert [row["title"] for row in rows] == [title] * len(files)
 
 
 @pytest.mark.parametrize(
