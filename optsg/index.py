@@ -110,7 +110,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _is_library(name: str) -> bool:
     """Return whether a name is that of a folder of images, rather than of a dataset."""
     own = {*METADATA_NAMES, "tags.parquet"}
-    return os.path.isdir(name) and all(path.name in own for path in Path(name).glob("*.parquet"))
+    tables = [path.name.lower() for path in Path(name).glob("*") if path.suffix.lower() == ".parquet"]
+    return os.path.isdir(name) and own.issuperset(tables)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, is_library: bool) -> None:
