@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -326,6 +327,22 @@ def test_unusable_metadata_is_reported(tmp_path, rows, message):
     path.write_text("\n".join(map(json.dumps, rows)))
     _, titles, (problem,) = split_metadata([(str(path), path.name)])
     assert not titles and message in problem
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed.")
+@pytest.mark.parametrize(("last", "is_added"), [(65534, False), (65535, False), (65535, True), (70000, False)])
+def test_the_browser_refuses_more_tokens_than_characters(tmp_path, last, is_added):
+    shutil.copy(SPACE / "browser/tagger.js", tmp_path / "tagger.mjs")
+    vocabulary = {"a": 0} if is_added else {"a": 0, "b": last}
+    added = [{"id": last, "special": True}] if is_added else []
+    tokenizer = json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}, allow_nan=False)
+    program = f'import {{ TagDecoder }} from "./tagger.mjs"; console.log(new TagDecoder({tokenizer}).decode([0]));'
+    (tmp_path / "test.mjs").write_text(program, encoding="utf-8")
+    done = subprocess.run(["node", "test.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    if last < 65535:
+        assert done.stdout == "a\n", done.stderr
+    else:
+        assert f"The tag tokenizer has {last + 1} tokens; this page supports up to 65535" in done.stderr
 
 
 def test_metadata_without_files_is_refused(tagger, tmp_path):
