@@ -103,10 +103,15 @@ def _folder_loader(folder: Path) -> Callable[[Path, ColumnNames], datasets.Datas
     if not folder.is_dir():
         return None
     files = [path for path in folder.rglob("*") if not _is_hidden(path.relative_to(folder).parts)]
-    if any(path.suffix == ".parquet" for path in files):
-        return None
-    has_archives = any(path.suffix == ARCHIVE_SUFFIX for path in files)
-    return None if has_archives and not any(media_kind(path.name) for path in files) else load_plain_folder
+    suffixes = {path.suffix.lower() for path in files}
+    has_archives = ARCHIVE_SUFFIX in suffixes and not any(media_kind(path.name) for path in files)
+    if ".parquet" not in suffixes and not has_archives:
+        return load_plain_folder
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in (".parquet", ARCHIVE_SUFFIX) and path.suffix != suffix:
+            raise ValueError(f"{path}: only files with the suffix {suffix} in lower case are read; rename it")
+    return None
 
 
 def _is_hidden(parts: Sequence[str]) -> bool:

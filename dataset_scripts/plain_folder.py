@@ -48,7 +48,8 @@ def load_plain_folder(folder: str | os.PathLike, names: ColumnNames = USUAL_NAME
             f"{root} contains no images, no videos, no Parquet files and none of {', '.join(METADATA_NAMES)}"
         )
     splits = _split_of_files(paths, root)
-    captions = {path: text for path in paths if (text := _read_caption(path, root)) is not None}
+    files = _find_captions(paths)
+    captions = {path: text for path in files if (text := _read_caption(files[path], root)) is not None}
     if captions:
         tags = _read_captions(captions, paths, root, names.tag_separator)
     elif names.tag_separator:
@@ -106,9 +107,18 @@ def _split_of_files(paths: list[Path], root: Path) -> dict[Path, str]:
     return {path: SPLIT_NAMES[name] for path, name in first.items()}
 
 
-def _read_caption(path: Path, root: Path) -> str | None:
-    """Return the caption of a file, `None` without one."""
-    caption = path.with_suffix(CAPTION_SUFFIX)
+def _find_captions(paths: list[Path]) -> dict[Path, Path]:
+    """Return the caption file of each file that has one, whose suffix may be in capitals."""
+    found = {}
+    for folder in {path.parent for path in paths}:
+        for name in sorted(os.listdir(folder)):
+            if Path(name).suffix.lower() == CAPTION_SUFFIX:
+                found[folder / Path(name).stem] = folder / name
+    return {path: found[path.with_suffix("")] for path in paths if path.with_suffix("") in found}
+
+
+def _read_caption(caption: Path, root: Path) -> str | None:
+    """Return the text of a caption file, `None` for a broken link."""
     if not caption.exists():
         return None
     _check_inside(caption, root)

@@ -22,10 +22,10 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from datasets import load_dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig
 
@@ -192,12 +192,12 @@ def report(arguments: argparse.Namespace, shards: list[range]) -> None:
         raise RuntimeError(
             f"{len(missing)} shards are missing, such as {paths[missing[0]].name}; repeat the command to make them."
         )
-    rows = load_dataset("parquet", data_files=list(map(str, paths)), split="train", streaming=True)
     num_examples, errors = 0, Counter()
-    for row in rows:
-        num_examples += 1
-        if row["error"] is not None:
-            errors[row["error"]] += 1
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            reasons = file.read(columns=["error"])["error"].to_pylist()
+        num_examples += len(reasons)
+        errors.update(reason for reason in reasons if reason is not None)
     print(f"{num_examples:,} examples in {len(shards):,} files in {arguments.output}; {errors.total():,} unreadable")
     for reason, count in errors.most_common(5):
         print(f"  {count:,}: {reason}")

@@ -53,7 +53,8 @@ class _TooLargeError(ValueError):
 
 def is_url(source: str) -> bool:
     """Return whether `source` is a URL and not a local path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", source) is not None
+    # One letter before the colon is a drive of Windows.
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:[^,]*,", source) is not None
 
 
 def unwrap_file(source: Any, name: str) -> tuple[Any, str]:

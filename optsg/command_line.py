@@ -6,6 +6,7 @@ fast.
 """
 
 import argparse
+import errno
 import importlib.metadata
 import io
 import os
@@ -39,10 +40,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("optsg: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if not _is_closed_pipe(error):
+            raise
         # The interpreter flushes what is still buffered when it exits, which would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Return whether the reader of the output has ended. Windows reports an invalid argument, without a file name."""
+    is_windows = sys.platform == "win32" and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or is_windows
 
 
 def _build_parser() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction]:

@@ -94,7 +94,9 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error(f"a book needs a model with a tag classifier; {model_name} has none")
     try:
         with lock_folder(str(output)):
-            num_kept, num_tags = _build(model, processor, examples, output, args.batch_size, failures)
+            is_inside = os.path.realpath(output) == os.path.realpath(Path(args.dataset, BOOK_FOLDER))
+            library = args.dataset if is_library and not is_inside else None
+            num_kept, num_tags = _build(model, processor, examples, output, library, args.batch_size, failures)
     except (OSError, ValueError, ImportError, SidecarError) as error:
         failures.append((str(output), f"cannot make the book: {error}"))
     else:
@@ -108,7 +110,8 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def _is_library(name: str) -> bool:
     """Return whether a name is that of a folder of images, rather than of a dataset."""
     own = {*METADATA_NAMES, "tags.parquet"}
-    return os.path.isdir(name) and all(path.name in own for path in Path(name).glob("*.parquet"))
+    tables = [path.name.lower() for path in Path(name).glob("*") if path.suffix.lower() == ".parquet"]
+    return os.path.isdir(name) and own.issuperset(tables)
 
 
 def _check(parser: argparse.ArgumentParser, args: argparse.Namespace, is_library: bool) -> None:
@@ -167,7 +170,13 @@ def _read_dataset(args: argparse.Namespace) -> "Dataset":
 
 
 def _build(
-    model: object, processor: object, examples: "Dataset", output: Path, batch_size: int, failures: list
+    model: object,
+    processor: object,
+    examples: "Dataset",
+    output: Path,
+    library: str | None,
+    batch_size: int,
+    failures: list,
 ) -> tuple[int, int]:
     """Make the book, and return its numbers of examples and of tags."""
     from modeling_optsg.book import build_book
@@ -180,6 +189,7 @@ def _build(
         batch_size=batch_size,
         progress=sys.stderr.isatty(),
         open_image=image_input,
+        library=library,
     )
     failures += unreadable.items()
     return len(book), len(book.tags)

@@ -159,9 +159,10 @@ class _FolderSearch:
         self.found.failures.append((str(error.filename), error.strerror))
 
     def _add_file(self, path: str) -> None:
-        if os.path.basename(path) in METADATA_NAMES and os.path.exists(path) and not os.path.isfile(path):
+        is_metadata = os.path.basename(path).lower() in METADATA_NAMES
+        if is_metadata and os.path.exists(path) and not os.path.isfile(path):
             self.found.failures.append((path, "not a regular file"))
-        elif os.path.basename(path) in METADATA_NAMES:
+        elif is_metadata:
             if self.read_tags or not self.title_from_name:
                 self._add_metadata(path)
         elif suffix_of(path) not in MEDIA_SUFFIXES or _is_source_code(path):

@@ -86,13 +86,13 @@ class _Unusable:
 
 def _rows(path: str, messages: list[str]) -> Iterator[tuple[int, dict | str | ValueError]]:
     """Yield each row with its number: a dictionary, a line of JSON, or why a row of CSV cannot be used."""
-    if path.endswith(".parquet"):
+    if path.lower().endswith(".parquet"):
         from dataset_scripts.parquet_rows import read_parquet_rows
 
         yield from enumerate(read_parquet_rows(path, lambda name: name.strip() in USED_COLUMNS), start=1)
         return
     text = decode_text(Path(path).read_bytes(), messages)
-    if path.endswith(".csv"):
+    if path.lower().endswith(".csv"):
         yield from _csv_rows(text, messages)
     else:
         yield from enumerate((line for line in text.split("\n") if line.strip()), start=1)

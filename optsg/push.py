@@ -87,22 +87,37 @@ def _run(args: argparse.Namespace) -> int:
 def _write_card(args: argparse.Namespace) -> None:
     """Write the model card if it is missing or if options require it; keep the old one as `README.md.bak`."""
     from dataset_scripts.export_manifest import backup_path
-    from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
     from modeling_optsg.hub.model_card import write_training_card
 
     settings = {"results": args.results, "license": args.license, "language": args.language}
     given = {name: value for name, value in settings.items() if value is not None}
     if args.examples is not None:
-        images = sorted(path for path in args.examples.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise ValueError(f"--examples {args.examples} contains no images")
-        given["examples"] = images
+        given["examples"] = _find_images(args.examples)
     card = args.folder / "README.md"
     if args.folder.is_dir() and (given or not card.is_file()):
         if card.is_file() and not card.is_symlink():
             shutil.copy(card, backup_path(card))
         write_training_card(args.folder, args.name, **given)
         _report(f"wrote {card} from the training summary")
+
+
+def _find_images(folder: Path) -> list[Path]:
+    """Return the images of a folder.
+
+    Raises:
+        ValueError: There are no images, or one has a format that is not published.
+    """
+    from dataset_scripts.media_suffixes import IMAGE_SUFFIXES
+    from modeling_optsg.hub.push_checkpoint import MEDIA_SUFFIXES
+
+    images = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not images:
+        raise ValueError(f"--examples {folder} contains no images")
+    if refused := [path.name for path in images if path.suffix.lower() not in MEDIA_SUFFIXES]:
+        raise ValueError(f"--examples: {', '.join(refused)} cannot be shown on the Hub; save as JPEG, PNG or WebP")
+    return images
 
 
 def _report(text: str) -> None:

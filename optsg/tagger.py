@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -68,9 +69,13 @@ class Tagger(FileTagger):
                 self.max_word_tags = self.model.num_word_tags
         self.book = self.library = None
         if settings.book:
+            from modeling_optsg.book.book_files import find_library
+
             folder = find_book(settings.book)
             self.book = _load_book(folder, self.model, self.processor)
-            self.library = os.path.abspath(folder.parent) if folder.name == BOOK_FOLDER else None
+            self.library = find_library(folder)
+            own_ids = self.book.book.examples["id"] if self.library else ()
+            self.own_ids = {_comparable(own_id): own_id for own_id in own_ids}
             self.threshold = settings.threshold
             self.max_tags, self.max_word_tags = settings.max_tags, None
             self.generate_options |= self.book.generate_options
@@ -129,7 +134,22 @@ class Tagger(FileTagger):
 
     def _id_in_book(self, file: MediaFile) -> str | None:
         """Return the id that a file has in the book of its own folder: it must not suggest its own keywords."""
-        return None if self.library is None else os.path.relpath(os.path.abspath(file.path), self.library)
+        if self.library is None:
+            return None
+        folder, name = os.path.split(file.path)
+        # A link inside the folder has its own name in the book, and a link from outside that of its target.
+        for path in (os.path.join(os.path.realpath(folder), name), os.path.realpath(file.path)):
+            # On Windows, no path leads from one drive to another.
+            with contextlib.suppress(ValueError):
+                key = os.path.relpath(_comparable(path), _comparable(self.library))
+                if key in self.own_ids:
+                    return self.own_ids[key]
+        return None
+
+
+def _comparable(path: str) -> str:
+    """Return a path in the same letter case and Unicode form as other spellings of it on this system."""
+    return os.path.normcase(unicodedata.normalize("NFC", path))
 
 
 class Fingerprinter:

@@ -34,12 +34,14 @@ class ReadingBudget:
             client: Address of the client.
 
         Raises:
-            InputError: The client has used its time.
+            InputError: The client has used its time, or there are too many clients.
         """
         with self.lock:
             self._forget()
             seconds = sum(seconds for _, seconds in self.used.get(client, ()))
-            if seconds >= self.limits.client_seconds or (client not in self.used and len(self.used) >= MAX_CLIENTS):
+            if client not in self.used and len(self.used) >= MAX_CLIENTS:
+                raise InputError("Too many visitors use this page. Try again in a few minutes.")
+            if seconds >= self.limits.client_seconds:
                 raise InputError(
                     f"Your files took more than {self.limits.client_seconds} seconds to read within "
                     f"{self.limits.client_period} seconds. Try again in a few minutes, with smaller files."
@@ -83,6 +85,8 @@ def client_address(host: str | None, headers: Mapping[str, str]) -> str:
             if hop == 0:  # A connection through a Unix socket has no address.
                 continue
             break
+        # A socket for both versions shows the addresses of IPv4 as ::ffff:8.8.8.8.
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
         if parsed.is_global:
             # One customer has a whole /64 of IPv6.
             return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))

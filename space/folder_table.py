@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def split_metadata(files: list[tuple[str, str]]) -> tuple[list[tuple[str, str]],
         files: `(path, name)` of each file.
 
     Returns:
-        The other files, titles by file name, and error messages for metadata that cannot be used.
+        The other files, titles by file name in the form NFC, and error messages for metadata that cannot be used.
     """
     others, titles, problems = [], {}, []
     for path, name in files:
@@ -52,7 +53,7 @@ def _read_titles(path: str, name: str) -> dict[str, str]:
         if not isinstance(file, str) or not isinstance(title, str | None):
             raise ValueError(f"row {number} needs a file_name and a title, both text.")
         # Browsers upload files without their folders.
-        file, title = well_formed(Path(file).name), well_formed(title or "")
+        file, title = well_formed(_composed(Path(file).name)), well_formed(title or "")
         if titles.setdefault(file, title) != title:
             raise ValueError(f"it has two titles for files named {file}. Upload one folder at a time.")
     return titles
@@ -65,12 +66,18 @@ def _read_rows(path: str, name: str) -> Iterator[dict]:
     if name.lower().endswith(".csv"):
         yield from csv.DictReader(io.StringIO(text))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    # `splitlines` also splits at characters that JSON allows inside text, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is not a JSON object.")
             yield row
+
+
+def _composed(name: str) -> str:
+    """Return a file name in the Unicode form of most systems; macOS decomposes accented letters."""
+    return unicodedata.normalize("NFC", name)
 
 
 def tag_files(
@@ -109,7 +116,7 @@ def tag_files(
     for problem in problems:
         yield {"file": problem.split(" ")[0], "title": "", "tags": [], "error": problem}
     for path, name in files:
-        title = titles.get(name) or (title_from_name(name) if names_as_titles else "")
+        title = titles.get(_composed(name)) or (title_from_name(name) if names_as_titles else "")
         try:
             tagged = tagger.tag(path, name, title, decoding, client)
             tags = tagged.tags_above(tagged.default_threshold if threshold is None else threshold)

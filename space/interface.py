@@ -205,7 +205,7 @@ def _add_settings(tagger: Tagger, title: str) -> tuple[gr.Radio, gr.Slider]:
 def _add_example_buttons(examples: Path) -> list[tuple[gr.Button, str, str]]:
     """Add a button per example and return it with the example's path and title."""
     buttons = []
-    for row in map(json.loads, (examples / "metadata.jsonl").read_text(encoding="utf-8").splitlines()):
+    for row in map(json.loads, (examples / "metadata.jsonl").read_text(encoding="utf-8").strip().split("\n")):
         path, title = str(examples / row["file_name"]), row["title"]
         is_image = path.endswith(".png")
         label, icon = (title, path) if is_image else (f"▶ {title}", None)

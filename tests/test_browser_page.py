@@ -135,6 +135,24 @@ def test_a_chosen_image_is_tagged_and_errors_are_shown(page):
     expect(page.locator("#error")).to_have_text("LICENSE is not an image that this browser reads.")
 
 
+def test_the_image_that_was_chosen_last_is_shown(page):
+    page.evaluate("""() => {
+        const read = createImageBitmap, create = URL.createObjectURL, revoke = URL.revokeObjectURL;
+        let calls = 0;
+        Object.assign(window, { shown: [], revoked: 0 });
+        window.createImageBitmap = async (...args) => {
+            if (++calls === 1) await new Promise((resolve) => setTimeout(resolve, 1000));
+            return read(...args);
+        };
+        URL.createObjectURL = (file) => (window.shown.push(file.name), create(file));
+        URL.revokeObjectURL = (url) => (window.revoked++, revoke(url));
+    }""")
+    for name in ("bus.png", "tent-tree.png"):
+        page.locator("#file").set_input_files(IMAGES / name)
+    page.wait_for_timeout(2000)
+    assert page.evaluate("[shown, revoked]") == [["tent-tree.png"], 1]
+
+
 def test_a_missing_model_is_an_error(page, address):
     other = page.context.browser.new_page()
     other.goto(f"{address}index.html?runtime=runtime&model=nothing")

@@ -1,5 +1,6 @@
 """`optsg tag`: what it prints, how it reports files that it cannot use, and its exit status."""
 
+import errno
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from sidecar_tools import snapshot
 
-from optsg import main
+from optsg import command_line, main
 from optsg.terminal import printable
 
 ROOT = Path(__file__).parents[1]
@@ -439,6 +440,13 @@ def test_a_closed_pipe_ends_the_command_quietly(tiny_checkpoint, monkeypatch, ca
         monkeypatch.setattr(sys, "stdout", closed)
         assert main(["tag", "--model", str(tiny_checkpoint), str(images)]) == 141
     assert capfd.readouterr().err == ""
+
+
+def test_a_closed_pipe_of_windows_is_recognised(monkeypatch):
+    errors = (OSError(errno.EINVAL, "Invalid argument"), OSError(errno.EINVAL, "Invalid argument", "a?.jpg"))
+    assert not any(map(command_line._is_closed_pipe, errors))
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert list(map(command_line._is_closed_pipe, errors)) == [True, False]
 
 
 def test_ctrl_c_keeps_the_printed_results(tag, monkeypatch, images):

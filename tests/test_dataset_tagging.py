@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -102,6 +103,15 @@ def copies(folder, tiny_checkpoint, tmp_path):
     shutil.copytree(folder, images)
     given = ["--checkpoint", checkpoint, "--dataset", images, "--output", tmp_path / "tags"]
     return [*map(str, given), "--dataset_dir", str(tmp_path / "hf")], checkpoint, images
+
+
+def test_the_report_reads_a_folder_whose_name_is_like_a_pattern(program, tmp_path, capsys):
+    output = tmp_path / "run [1]*"
+    output.mkdir()
+    pq.write_table(pa.table({"error": [None, "no image", "no image"]}), program.shard_path(output, 0, 1))
+    program.report(SimpleNamespace(output=output), [range(3)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("3 examples in 1 files") and "2 unreadable\n  2: no image" in printed
 
 
 def test_partial_files_of_killed_runs_are_removed(program, copies, tmp_path):

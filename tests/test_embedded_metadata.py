@@ -260,3 +260,17 @@ def test_exiftool_reads_the_keywords_inside_videos(tmp_path):
     assert lists(tmp_path / "a.mp4") == {"subject": ["Mia", "dog"], "TagsList": ["People/Mia", "dog"]}
     found = exiftool_reads(tmp_path / "a.mp4.xmp")
     assert found["Title"] == "A film" and found["Rating"] == 3
+
+
+@exiftool
+@pytest.mark.parametrize("rating", ["3", "3.5"])
+def test_text_that_looks_like_a_number_stays_as_it_is(tmp_path, rating):
+    keywords = ["1.10", "true", "1e3", "007", "20240101"]
+    path = save(tmp_path / "a.jpg", iptc={(2, 25): keywords})
+    fields = ["-EXIF:Artist=2024.50", "-XPKeywords=1e5;2.50", f"-XMP-xmp:Rating={rating}"]
+    subprocess.run(["exiftool", "-q", "-overwrite_original", *fields, path], check=True)
+    found = embedded._read_with_exiftool(str(path))
+    assert found.keywords == [*keywords, "1e5", "2.50"] and found.texts["creator"] == "2024.50"
+    assert found.rating == (3 if rating == "3" else None)
+    save(path, iptc={(2, 25): ["2.50"]})
+    assert "2.50" in embedded._read_with_exiftool(str(path)).keywords

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from modeling_optsg import OPTSGProcessor
+from modeling_optsg.image_utils import is_url
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,12 @@ def test_an_unreadable_image_is_named_by_path_or_index(processor, photo, tmp_pat
 def test_an_invalid_image_is_reported_with_the_reason(processor, photo, image, message):
     with pytest.raises(ValueError, match=message):
         processor(images=[photo, image])
+
+
+@pytest.mark.parametrize("name", ["C://photos/x.jpg", "data:x.png", "C:\\photos\\x.jpg", "a/b://c.png"])
+def test_local_paths_are_not_addresses(name):
+    assert not is_url(name)
+    assert is_url("s3://bucket/x.jpg") and is_url("data:,x") and is_url("data:image/png;base64,AAAA")
 
 
 def test_photographs_of_phones_are_read(processor, photo, tmp_path, monkeypatch):

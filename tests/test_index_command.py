@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shlex
+import unicodedata
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +20,13 @@ from raw_photographs import raw_file
 from dataset_scripts.icon_tagging.splits import split_key
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 from modeling_optsg.book import ModelTagReader, building, embed_examples, encoder_fingerprint, load_book
+from modeling_optsg.book.book_files import LIBRARY_NAME
 from optsg import index as index_command
 from optsg import main
+from optsg.media_files import MediaFile
 from optsg.sidecars import embedded
 from optsg.sidecars.embedded import EXIF_KEYWORDS
-from optsg.tagger import BOOK_FOLDER
+from optsg.tagger import BOOK_FOLDER, Tagger
 
 COLOURS = ((220, 30, 30), (30, 160, 50), (40, 60, 210), (230, 200, 40))
 KEYWORDS = ("Grandma's garden", "Lake house", "Old town", "Ski week")
@@ -329,11 +333,43 @@ def test_spellings_are_merged(index, tag, library, tmp_path):
     assert json.loads(out)["tags"][0]["tag"] == "Grandma's garden"
 
 
-def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, library):
+@pytest.mark.parametrize("name", [None, "book", BOOK_FOLDER])
+def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, library, tmp_path, monkeypatch, name):
     (library / "0.png.xmp").write_text(xmp(dc_subject=["only here"]), encoding="utf-8")
-    index()
-    _, out, _ = tag("--book", library, "--json", "--threshold", 0, files=[library / "0.png"])
+    monkeypatch.chdir(tmp_path)
+    index(*(["--output", name] if name else []))
+    book = tmp_path / name if name else library
+    _, out, _ = tag("--book", book, "--json", "--threshold", 0, files=[library / "0.png"])
     assert "only here" not in {tag["tag"] for tag in json.loads(out)["tags"]}
+    settings = (book if name else library / BOOK_FOLDER) / "book.json"
+    assert str(tmp_path) not in settings.read_text(encoding="utf-8")
+    # The path of the images is not published, and a library with its book may be moved.
+    assert [path.name for path in settings.parent.glob(".*")] == ([LIBRARY_NAME] if name else [])
+
+
+def test_a_file_of_the_book_is_found_under_any_path(tmp_path, monkeypatch):
+    composed, decomposed = (unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD"))
+    for folder in ("photos", "other"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", composed):
+            (tmp_path / folder / name).touch()
+    (tmp_path / "link").symlink_to("photos")
+    (tmp_path / "photos/linked.png").symlink_to("../other/a.png")
+    (tmp_path / "other/to-a.png").symlink_to("../photos/a.png")
+    tagger = Tagger.__new__(Tagger)
+    tagger.library = str(tmp_path / "photos")
+    tagger.own_ids = {name: name for name in ("a.png", "linked.png")} | {composed: decomposed}
+
+    def id_of(path):
+        return tagger._id_in_book(MediaFile(str(path), None, False))
+
+    for path in ("photos/a.png", "link/a.png", "link/../photos/a.png", "other/to-a.png"):
+        assert id_of(tmp_path / path) == "a.png", path
+    assert id_of(tmp_path / "photos/linked.png") == "linked.png"
+    assert id_of(tmp_path / "photos" / composed) == id_of(tmp_path / "photos" / decomposed) == decomposed
+    assert id_of(tmp_path / "other/a.png") is None
+    monkeypatch.setattr(os.path, "relpath", Mock(side_effect=ValueError("path is on mount 'D:', start on mount 'C:'")))
+    assert id_of(tmp_path / "photos/a.png") is None
 
 
 def test_known_tags_are_not_novel(index, tag, library, tmp_path):

@@ -38,11 +38,14 @@ def write_metadata(folder, name):
         (folder / name).write_text(METADATA[name], encoding="utf-8")
 
 
+@pytest.mark.parametrize("is_capital", [False, True])
 @pytest.mark.parametrize("name", [*METADATA, "metadata.parquet"])
-def test_metadata_gives_the_titles_of_a_folder(images, name):
+def test_metadata_gives_the_titles_of_a_folder(images, name, is_capital):
     (images / "sub").mkdir()
     os.rename(images / "blue.png", images / "sub" / "blue.png")
     write_metadata(images, name)
+    if is_capital:
+        (images / name).rename(images / name.upper())
     found = find_media_files([str(images)])
     titles = {Path(file.path).name: file.title for file in found.files}
     assert titles == {"red.png": "rot", "blue.png": "蓝色", "green.png": None, "orange.png": None, "purple.png": None}

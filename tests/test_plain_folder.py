@@ -18,6 +18,13 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.parametrize("name", ["A.PARQUET", "b.Tar"])
+def test_data_files_with_a_suffix_in_capitals_are_named(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name}: only files with the suffix {name[1:].lower()} in lower case"):
+        load_tagging_dataset(tmp_path)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_names_of_folders_are_tags(tmp_path, caplog, streaming):
     left_out = ("val/.hidden/4.png", "__MACOSX/x/5.png", "Train/cat/@eaDir/1.png/THUMB.png")
@@ -37,7 +44,7 @@ def test_the_names_of_folders_are_tags(tmp_path, caplog, streaming):
 
 
 def test_captions_are_tags(folder, caplog):
-    (folder / "one.txt").write_text("\ufeffred, a small square,red, :|\n", encoding="utf-8")
+    (folder / "one.TXT").write_text("\ufeffred, a small square,red, :|\n", encoding="utf-8")
     rows = load_tagging_dataset(folder, split="train")
     assert dict(zip(rows["id"], rows["tags"])) == {"one.png": ["red", "a small square", ":|"], "sub/two.png": []}
     assert "1 file has no caption and therefore no tags. The names of folders are not used" in caplog.text

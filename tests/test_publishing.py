@@ -306,6 +306,18 @@ def test_a_missing_card_is_made_from_the_training_summary(folder, tmp_path, caps
     assert "examples/red.png" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert main(["push", str(folder), "org/mine", "--dry-run", "--examples", str(tmp_path / "empty")]) == 2
+    # Suffixes in capitals are published, and hidden files are skipped.
+    (tmp_path / "red.png").rename(tmp_path / "red.PNG")
+    (tmp_path / "._red.png").write_bytes(b"not an image")
+    capsys.readouterr()
+    assert main(["push", str(folder), "org/mine", "--dry-run", "--examples", str(tmp_path)]) == 0
+    assert "examples/red.PNG" in capsys.readouterr().out
+    # Other formats are refused before anything is written.
+    (tmp_path / "red.heic").touch()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert main(["push", str(folder), "org/mine", "--dry-run", "--examples", str(tmp_path)]) == 2
+    assert "--examples: red.heic cannot be shown on the Hub" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     (tmp_path / "results.json").write_text("{}")
     assert main(["push", str(folder), "org/mine", "--dry-run", "--results", str(tmp_path / "results.json")]) == 2
     assert "no card can be made from training_summary.json or" in capsys.readouterr().err

@@ -7,10 +7,12 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -298,6 +300,18 @@ def test_half_a_surrogate_pair_in_a_title_is_replaced(tagger, tmp_path):
     assert row["tags"] and row["title"] == "a ? bird"
 
 
+def test_titles_of_json_lines_may_have_any_character(tagger, tmp_path):
+    path, title = tmp_path / "metadata.jsonl", "one\u2028two\u2029three\x85four"
+    names = ["a.png", unicodedata.normalize("NFD", "é.png"), "ü.png"]
+    rows = [{"file_name": name, "title": title} for name in names]
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+    files = [
+        (str(tmp_path / "gone.png"), unicodedata.normalize(form, name)) for name in names for form in ("NFC", "NFD")
+    ]
+    rows = list(tag_files(tagger, [(str(path), path.name), *files], "parallel", 0.0, False, Limits()))
+    assert [row["title"] for row in rows] == [title] * len(files)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -313,6 +327,22 @@ def test_unusable_metadata_is_reported(tmp_path, rows, message):
     path.write_text("\n".join(map(json.dumps, rows)))
     _, titles, (problem,) = split_metadata([(str(path), path.name)])
     assert not titles and message in problem
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed.")
+@pytest.mark.parametrize(("last", "is_added"), [(65534, False), (65535, False), (65535, True), (70000, False)])
+def test_the_browser_refuses_more_tokens_than_characters(tmp_path, last, is_added):
+    shutil.copy(SPACE / "browser/tagger.js", tmp_path / "tagger.mjs")
+    vocabulary = {"a": 0} if is_added else {"a": 0, "b": last}
+    added = [{"id": last, "special": True}] if is_added else []
+    tokenizer = json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}, allow_nan=False)
+    program = f'import {{ TagDecoder }} from "./tagger.mjs"; console.log(new TagDecoder({tokenizer}).decode([0]));'
+    (tmp_path / "test.mjs").write_text(program, encoding="utf-8")
+    done = subprocess.run(["node", "test.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    if last < 65535:
+        assert done.stdout == "a\n", done.stderr
+    else:
+        assert f"The tag tokenizer has {last + 1} tokens; this page supports up to 65535" in done.stderr
 
 
 def test_metadata_without_files_is_refused(tagger, tmp_path):

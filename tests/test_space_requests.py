@@ -15,6 +15,7 @@ import pytest
 SPACE = Path(__file__).resolve().parent.parent / "space"
 sys.path[:0] = [str(SPACE), str(SPACE.parent / "benchmarks")]
 
+import client_budget  # noqa: E402
 import space_load  # noqa: E402
 import upload_folder  # noqa: E402
 from client_budget import ReadingBudget, client_address  # noqa: E402
@@ -200,7 +201,7 @@ def test_a_server_survives_requests_without_end(tmp_path, name):
         thread.join(10)
 
 
-def test_one_client_cannot_occupy_the_reader():
+def test_one_client_cannot_occupy_the_reader(monkeypatch):
     now = [0.0]
     budget = ReadingBudget(Limits(client_seconds=10, client_period=60), clock=lambda: now[0])
     for _ in range(2):
@@ -210,6 +211,9 @@ def test_one_client_cannot_occupy_the_reader():
     with pytest.raises(InputError, match="more than 10 seconds to read within 60 seconds"):
         budget.check("one")
     budget.check("another")
+    monkeypatch.setattr(client_budget, "MAX_CLIENTS", 1)
+    with pytest.raises(InputError, match="Too many visitors"):
+        budget.check("another")
     now[0] += 61
     budget.check("one")
     assert budget.used == {}
@@ -230,6 +234,8 @@ def test_one_client_cannot_occupy_the_reader():
         ("10.0.0.2", "1.1.1.1, unknown", "10.0.0.2"),
         ("10.0.0.2", "1.1.1.1, unknown, 10.0.0.9", "10.0.0.2"),
         ("2606:4700::1", None, "2606:4700::/64"),
+        ("::ffff:8.8.8.8", None, "8.8.8.8"),
+        ("::ffff:10.0.0.2", "1.1.1.1, ::ffff:9.9.9.9", "9.9.9.9"),
         (None, None, ""),
         (None, "1.1.1.1, 8.8.8.8", "8.8.8.8"),
     ],

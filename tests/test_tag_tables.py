@@ -110,3 +110,38 @@ def test_spreadsheets_run_no_cell_as_a_formula(tag, tmp_path, monkeypatch):
     assert (row["file"], row["title"], row["tags"]) == ("'=cmd.jpg", "'+1", "'@SUM(1)|=1")
     tag("--write", "csv", "--title", "+1", "=cmd.jpg")
     assert Path("tags.csv").read_bytes() == data
+
+
+def test_a_file_has_one_row_under_any_path(tag, photos, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.jpg").write_bytes(b"another image")
+    table, options = tmp_path / "out/tags.csv", ["--write", "csv", "--output", tmp_path / "out"]
+
+    def paths(*words):
+        assert tag(*options, *words)[0] == 0
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            return [row["file"] for row in csv.DictReader(file)]
+
+    monkeypatch.chdir(photos)
+    assert paths("./a.jpg", "a.jpg") == ["./a.jpg"]
+    assert paths("a.jpg") == ["a.jpg"]
+    # The same path from another folder is another file.
+    monkeypatch.chdir(tmp_path / "other")
+    for _ in range(2):
+        assert paths("a.jpg") == ["a.jpg", str(tmp_path / "other/a.jpg")]
+    monkeypatch.chdir(tmp_path)
+    assert paths("photos/a.jpg") == [str(tmp_path / "other/a.jpg"), "photos/a.jpg"]
+    assert "1 file already tagged" in tag(*options, "other/a.jpg")[2]
+
+
+def test_the_journal_of_an_earlier_version_is_resumed(tag, photos, tmp_path):
+    options = ["--write", "csv", "--output", tmp_path, photos]
+    tag(*options)
+    table, journal = (tmp_path / "tags.csv").read_bytes(), tmp_path / ".optsg-tags.csv.jsonl"
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    for entry in entries:
+        if shown := entry.pop("file", None):
+            entry["name"] = shown
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert "3 files already tagged" in tag(*options)[2]
+    assert (tmp_path / "tags.csv").read_bytes() == table

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from sidecar_tools import SIDECARS, SUFFIXES, TagCommand, make_photos
 
-from optsg.sidecars import table_file
+from optsg.sidecars import SidecarError, table_file
+from optsg.sidecars.files import lock_folder
 from optsg.sidecars.xmp_packet import XmpPacket
 
 PACKET = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -16,6 +17,29 @@ PACKET = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w
 </rdf:Bag></dc:subject></rdf:Description></rdf:RDF></x:xmpmeta>"""
 DC = "http://purl.org/dc/elements/1.1/"
 DEEP = b"[" * 100_000
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has a temporary folder for each user.")
+@pytest.mark.parametrize("kind", ["folder", "link", "shared folder", "file"])
+def test_locks_are_only_in_a_folder_of_the_user(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    locks = tmp_path / f"optsg-locks-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    if kind == "link":
+        locks.symlink_to("elsewhere")
+    elif kind == "shared folder":
+        locks.mkdir()
+        locks.chmod(0o777)
+    elif kind == "file":
+        locks.touch()
+    if kind == "folder":
+        for _ in range(2):
+            with lock_folder(str(tmp_path)):
+                assert len(list(locks.iterdir())) == 1
+        return
+    with pytest.raises(SidecarError, match=str(locks)), lock_folder(str(tmp_path)):
+        pass
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 @pytest.fixture

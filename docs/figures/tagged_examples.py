@@ -55,7 +55,7 @@ def draw_strip(name: str, cards: list[tuple[Path, str, list[dict]]]) -> None:
 
 def main() -> None:
     """Tag the images, and write `tagged_examples.png` and `tagged_photographs.png`."""
-    lines = (IMAGES / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (IMAGES / "metadata.jsonl").read_text(encoding="utf-8").strip().split("\n")
     titles = {row["file_name"]: row["title"] for row in map(json.loads, lines)}
     tagger = pipeline("tag-generation", model=str(CHECKPOINT))
     examples = [{"image": str(IMAGES / name), "title": titles[name]} for name in SHOWN]

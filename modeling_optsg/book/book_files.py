@@ -37,11 +37,18 @@ VERSION = 3
 INDEX_FOLDER = "index"
 # Folder of a book inside a folder of images.
 LIBRARY_FOLDER = ".optsg-book"
+# Path of the images of a book. Its name is hidden, so that it is not published.
+LIBRARY_NAME = ".optsg-library.json"
 SETTINGS_NAME, EXAMPLES_NAME, VECTORS_NAME = "book.json", "book-examples.parquet", "book-vectors.safetensors"
 
 
-def save_book(book: TagBook, folder: str | os.PathLike) -> None:
+def save_book(book: TagBook, folder: str | os.PathLike, library: str | os.PathLike | None = None) -> None:
     """Save a book in a folder: the examples, their vectors and the settings. An older book there is replaced.
+
+    Args:
+        book: The book.
+        folder: Its folder.
+        library: Folder of the images that the book is made from; see [`find_library`].
 
     Raises:
         OSError: The folder cannot be written. An older book is then unchanged, or it is reported as damaged.
@@ -66,6 +73,10 @@ def save_book(book: TagBook, folder: str | os.PathLike) -> None:
     settings["sha256"] = {name: file_sha256(path) for name, path in partial.items()}
     for name, path in partial.items():
         os.replace(path, folder / name)
+    if library is None:
+        (folder / LIBRARY_NAME).unlink(missing_ok=True)
+    else:
+        write_json(folder / LIBRARY_NAME, {"folder": os.path.abspath(library)})
     write_json(folder / SETTINGS_NAME, settings)
 
 
@@ -139,6 +150,23 @@ def find_book(name: str | os.PathLike, **hub_options: Any) -> Path:
             "in the cache."
         )
     return folder
+
+
+def find_library(folder: Path) -> str | None:
+    """Return the folder of the images that a book on this machine is made from.
+
+    A book inside the folder of its images moves with it. Any other book has the path in a file that is not published.
+
+    Args:
+        folder: Folder of the book.
+
+    Returns:
+        The path without links, or `None` if the book is made from a dataset or comes from the Hub.
+    """
+    try:
+        return os.path.realpath(json.loads((folder / LIBRARY_NAME).read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return os.path.realpath(folder.parent) if folder.name == LIBRARY_FOLDER else None
 
 
 def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:

@@ -105,6 +105,7 @@ def build_book(
     batch_size: int = 16,
     progress: bool = True,
     open_image: Callable[[Any], Any] | None = None,
+    library: str | os.PathLike | None = None,
 ) -> tuple[TagBook, dict[str, str]]:
     """Make a book, fit it to its own examples and save it. It predicts only tags of these examples.
 
@@ -121,6 +122,7 @@ def build_book(
         progress: Whether to show a progress bar.
         open_image: Applied to the `image` of an example before the processor reads it, such as a function that returns
             the preview of a raw file. Its `ValueError`, `OSError` or `ImportError` makes the example unreadable.
+        library: Folder of the images, if each `id` is the path of an image in it.
 
     Returns:
         The book, and a dict from the `id` of each unreadable example to the reason.
@@ -165,7 +167,7 @@ def build_book(
         book.fit_to_itself(
             BookQueries.concatenate(parts), [row_of[name] for name in ids], model_tags, reader.read_outputs
         )
-    save_book(book, folder)
+    save_book(book, folder, library)
     shutil.rmtree(reader.folder, ignore_errors=True)
     return book, reader.unreadable
 

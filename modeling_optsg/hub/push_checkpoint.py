@@ -25,7 +25,9 @@ logger = logging.getLogger(__name__)
 
 # Inference Endpoints run `handler.py` after installing `requirements.txt`.
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
-SUFFIXES = frozenset(".gif .jinja .jpeg .jpg .json .md .model .mp4 .onnx .png .safetensors .svg .webp .arrow".split())
+SUFFIXES = frozenset(".arrow .jinja .json .md .model .onnx .safetensors .svg".split())
+# In any letter case: cameras write `.JPG`.
+MEDIA_SUFFIXES = frozenset(".gif .jpeg .jpg .mp4 .png .webp".split())
 NAMES = frozenset("LICENSE LICENSE.txt NOTICE handler.py merges.txt requirements.txt vocab.txt".split())
 NAMES |= {EXAMPLES_NAME}
 OTHER_FOLDERS = {"state": "training state", "__pycache__": "cache"}
@@ -179,7 +181,7 @@ def _choose_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             path = parent / name
             if name.startswith("."):
                 left_out[(inside / name).as_posix()] = "hidden"
-            elif path.suffix in SUFFIXES or name in NAMES:
+            elif path.suffix in SUFFIXES or path.suffix.lower() in MEDIA_SUFFIXES or name in NAMES:
                 chosen[(inside / name).as_posix()] = path
             elif path.suffix != ".py" or parent != folder:
                 left_out[(inside / name).as_posix()] = "not a file of a model"

@@ -250,15 +250,21 @@ def _read_with_exiftool(path: str) -> _Fields:
     command = ["exiftool", "-j", "-b", *(f"-{name}" for name in names), os.path.abspath(path)]
     options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": EXIFTOOL_SECONDS}
     done = subprocess.run(command, check=True, **options)
-    [found] = json.loads(done.stdout)
+    # exiftool prints text that looks like a number or a truth value without quotes, such as the keyword 1.10.
+    [found] = json.loads(done.stdout, parse_int=str, parse_float=str)
     xmp = found.get("XMP")
     if isinstance(xmp, str):
         xmp = base64.b64decode(xmp[7:]) if xmp.startswith("base64:") else xmp.encode()
     keywords = found.get("Keywords", [])
-    keywords = [str(keyword) for keyword in (keywords if isinstance(keywords, list) else [keywords])]
-    keywords += str(found.get("XPKeywords", "")).split(";")
-    texts = {name: str(found[key]) for name, key in EXIFTOOL_TEXTS.items() if key in found}
-    return _Fields(xmp, keywords, texts, found.get("Rating"))
+    keywords = [_to_text(keyword) for keyword in (keywords if isinstance(keywords, list) else [keywords])]
+    keywords += _to_text(found.get("XPKeywords", "")).split(";")
+    texts = {name: _to_text(found[key]) for name, key in EXIFTOOL_TEXTS.items() if key in found}
+    rating = _to_text(found.get("Rating", ""))
+    return _Fields(xmp, keywords, texts, int(rating) if rating.isdecimal() else None)
+
+
+def _to_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _repair_xmp(path: str) -> bytes:

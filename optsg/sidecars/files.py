@@ -106,12 +106,21 @@ def _write_partial(path: str, data: bytes, before: os.stat_result | None) -> Non
         os.chmod(path, stat.S_IMODE(before.st_mode))
 
 
+def _check_private(folder: str) -> None:
+    """Check that a folder in the shared temporary folder belongs to the user alone. Windows has one for each user."""
+    if not hasattr(os, "getuid"):
+        return
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise SidecarError(f"{folder} is not a folder that only you can use; remove it")
+
+
 @contextlib.contextmanager
 def lock_folder(folder: str) -> Iterator[None]:
     """Prevents other runs of this program on this machine from writing to a folder.
 
     Raises:
-        SidecarError: Another run held the lock for a minute.
+        SidecarError: Another run held the lock for a minute, or another user may change the folder of the locks.
     """
     # Imported here to keep `optsg --help` fast.
     from filelock import FileLock, Timeout
@@ -122,6 +131,7 @@ def lock_folder(folder: str) -> Iterator[None]:
     lock = FileLock(os.path.join(locks, f"{name}.lock"), timeout=LOCK_SECONDS)
     try:
         os.makedirs(locks, mode=0o700, exist_ok=True)
+        _check_private(locks)
         lock.acquire()
     except Timeout as error:
         raise SidecarError(f"another run is writing into {folder}") from error

@@ -7,6 +7,7 @@ is always complete and a stopped run can continue.
 import csv
 import hashlib
 import io
+import os
 from pathlib import Path
 
 from ..media_files import OWN_PREFIX, MediaFile
@@ -59,13 +60,17 @@ class TableWriter(TagWriter):
         if table is not None and _digest(table) not in self.journal.get(_TABLE).get("digests", []):
             raise SidecarError(f"{path} was changed or written by another program; move it, or use another --output")
         self._read_rows(table)  # raises any error before files are tagged
+        # The key of each path in the table. Earlier versions did not record the paths.
+        self.keys = {self._cell(entry["file"]): key for key, entry in self.journal.entries.items() if "file" in entry}
 
     def is_done(self, file: MediaFile) -> bool:
         """See `TagWriter.is_done`; the row of a file that is done comes from the journal."""
-        entry = self.journal.get(file.path)
+        entry = self._entry(file)
         done = entry.get("fingerprint") == self.fingerprint(file)
         if done:
-            self._add_row(file, entry["tags"], entry.get("title"))
+            shown = self._add_row(file.path, entry.get("title") or file.title, entry["tags"])
+            if entry.get("file") != shown:
+                self._record(file, {**entry, "file": shown}, durable=False)
         return done
 
     def write(
@@ -74,29 +79,31 @@ class TableWriter(TagWriter):
         """See `TagWriter.write`; the tags go into the journal until the table is written."""
         if self.is_csv and (invalid := [tag["tag"] for tag in tags if SEPARATOR in tag["tag"]]):
             raise SidecarError(f"{file.path}: {self.path} cannot hold the tag {invalid[0]!r}; use --write parquet")
-        before = [tag["tag"] for tag in self.journal.get(file.path).get("tags", [])]
+        before = [tag["tag"] for tag in self._entry(file).get("tags", [])]
         after = [tag["tag"] for tag in tags]
         tags = [{**tag, "score": round(tag["score"], SCORE_DIGITS)} for tag in tags]
-        if not self.dry_run:
-            with lock_folder(str(self.path.parent)):
-                entry = {"fingerprint": self.fingerprint(file), "tags": tags, "title": title}
-                self.journal.add(file.path, entry)
-        self._add_row(file, tags, title)
+        shown = self._shown(file.path)
+        self._record(file, {"fingerprint": self.fingerprint(file), "tags": tags, "title": title, "file": shown})
+        self._add_row(file.path, title or file.title, tags)
         added = [tag for tag in after if tag not in before]
         removed = [tag for tag in before if tag not in after]
         return Change(str(self.path), added, removed, written=True)
 
     def add_failure(self, path: str, title: str | None, reason: str) -> None:
         """Add the row of a file that has no tags."""
-        self.rows[path] = dict(zip(COLUMNS, (path, title, [], [], [], reason)))
+        self._add_row(path, title, [], reason)
 
     def finish(self, files: list[str]) -> list[str]:
         """Write the table if it has changed: rows of earlier runs, then those of `files` in this order."""
-        rows = [self.rows[path] for path in dict.fromkeys([*files, *self.rows]) if path in self.rows]
+        keys = dict.fromkeys([*map(self._key, files), *self.rows])
+        rows = [self.rows[key] for key in keys if key in self.rows]
         rows = _to_csv_rows(rows) if self.is_csv else _to_parquet_rows(rows)
         before = read_file(str(self.path))
-        names = {row["file"] for row in rows}
-        earlier_rows = [row for row in self._read_rows(before) if row["file"] not in names]
+        earlier_rows = [
+            row
+            for row in self._read_rows(before)
+            if (self.keys.get(row["file"]) or self._key(row["file"])) not in self.rows
+        ]
         data = (_to_csv if self.is_csv else _to_parquet)(earlier_rows + rows)
         if self.dry_run or data == before:
             return []
@@ -119,16 +126,49 @@ class TableWriter(TagWriter):
         except Exception as error:  # pyarrow raises errors of many types
             raise SidecarError(f"{self.path} cannot be read: {error}; move it, or use another --output") from error
 
-    def _add_row(self, file: MediaFile, tags: list[dict], title: str | None) -> None:
+    def _add_row(self, path: str, title: str | None, tags: list[dict], error: str | None = None) -> str:
+        """Add the row of a file, and return the path that the table shows."""
+        key, shown = self._key(path), self._shown(path)
         lists = ([tag[part] for tag in tags] for part in ("tag", "score", "novel"))
-        self.rows[file.path] = dict(zip(COLUMNS, (file.path, title or file.title, *lists, None)))
+        self.rows[key] = dict(zip(COLUMNS, (shown, title, *lists, error)))
+        self.keys[self._cell(shown)] = key
+        return shown
+
+    def _entry(self, file: MediaFile) -> dict:
+        """Return the entry of a file in the journal. Those of earlier versions have the path as their name."""
+        entry = self.journal.get(self._key(file.path)) or self.journal.get(file.path)
+        return entry if "file" not in entry or entry["name"] == self._key(file.path) else {}
+
+    def _record(self, file: MediaFile, entry: dict, durable: bool = True) -> None:
+        if not self.dry_run:
+            with lock_folder(str(self.path.parent)):
+                self.journal.add(self._key(file.path), entry | {"name": self._key(file.path)}, durable)
+
+    def _key(self, path: str) -> str:
+        """Return the path from the folder of the table, or else the absolute path: the same from any folder."""
+        folder, name = os.path.split(path)
+        absolute = os.path.join(os.path.realpath(folder), name)
+        try:
+            return os.path.relpath(absolute, os.path.realpath(self.path.parent))
+        except ValueError:  # another drive of Windows
+            return absolute
+
+    def _shown(self, path: str) -> str:
+        """Return the path as it is on the command line, or the absolute path if the table has another file there."""
+        key = self._key(path)
+        if key in self.rows:
+            return self.rows[key]["file"]
+        return path if self.keys.get(self._cell(path), key) == key else os.path.abspath(path)
+
+    def _cell(self, path: str) -> str:
+        return escape_formula(_to_unicode(path)) if self.is_csv else _to_unicode(path)
 
 
 def _is_valid(entry: dict) -> bool:
     """Return whether an entry of the journal has the form that this program gives it."""
     if entry["name"] == _TABLE:
         return is_list_of(str, entry["digests"])
-    if not isinstance(entry.get("title"), str | None):
+    if not isinstance(entry.get("title"), str | None) or not isinstance(entry.get("file", ""), str):
         return False
     types = {"tag": str, "score": (int, float), "novel": bool}
     return is_list_of(dict, entry["tags"]) and all(

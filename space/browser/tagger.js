@@ -5,6 +5,8 @@ const CJK = /[\u4e00-\u9fff\u3400-\u4dbf\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u
 const MIN_SLOT_PROBABILITY = 1e-3, MAX_THRESHOLD = 0.99, TOLERANCE = 1e-3, MIN_RATIO = 0.1;
 const WORD_TEMPERATURE = 2, MIN_PROBABILITY = 1e-6;
 const FORMAT = 1;
+// Tokens are the characters of keys, and the last character ends a range of keys.
+const MAX_TOKENS = 0xffff;
 // Pillow resizes bytes with weights of this many bits.
 const PRECISION_BITS = 22;
 
@@ -86,6 +88,11 @@ export class WordPiece {
 export class TagDecoder {
   constructor(json) {
     this.pieces = new Map(Object.entries(json.model.vocab).map(([piece, id]) => [id, piece]));
+    const ids = [...this.pieces.keys(), ...json.added_tokens.map((token) => token.id)];
+    const size = 1 + ids.reduce((a, b) => Math.max(a, b), -1);
+    if (size > MAX_TOKENS) {
+      throw new Error(`The tag tokenizer has ${size} tokens; this page supports up to ${MAX_TOKENS}. Use optsg.onnx.`);
+    }
     this.special = new Set(json.added_tokens.filter((token) => token.special).map((token) => token.id));
     // Printable bytes stand for themselves, and the others for the characters from 256 on.
     this.bytes = new Map();
