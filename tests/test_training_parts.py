@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import BertModel
 from modeling_optsg.data.checksums import write_checksums
 from modeling_optsg.training import (
     GlobalBatches,
+    OPTSGTrainingArguments,
     RunState,
     RunStatus,
     SeededExamples,
@@ -21,6 +23,7 @@ from modeling_optsg.training import (
 from modeling_optsg.training.interruption import Interrupted
 from modeling_optsg.training.model_building import freeze_text_layers
 from modeling_optsg.training.optimizer import parameter_groups
+from modeling_optsg.training.preparation import prepare_training_run
 from modeling_optsg.training.training_log import SlotChanges, TrainingLog
 from modeling_optsg.training.unreadable_examples import UnreadableExamples
 
@@ -295,3 +298,9 @@ def test_failed_is_kept_when_the_other_processes_are_stopped(tmp_path):
     with pytest.raises(Interrupted), status.follow():
         raise Interrupted(3)
     assert status.read() == {"status": "interrupted", "step": 3}
+
+
+def test_an_open_book_model_needs_faiss_from_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "optsg\[book\]"'):
+        prepare_training_run(OPTSGTrainingArguments("run", model_type="open-book"), None, None, None)
