@@ -67,7 +67,8 @@ def build_model(
 
     Raises:
         ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type or
-            contradicts an argument, frame features are missing, or a tower cannot work. The message names it.
+            contradicts an argument, frame features are missing, a field of `args.config_overrides` does not exist, or
+            a tower cannot work. The message names it.
         ImportError: `peft` is needed and not installed.
     """
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
@@ -153,9 +154,20 @@ def freeze_text_layers(tower: PreTrainedModel, num_trained: int) -> None:
 
 
 def _config_overrides(args: OPTSGTrainingArguments) -> dict:
-    model_type = MODEL_TYPES[args.model_type]
-    # The model type's own fields come last, so that all types can share one file of arguments.
-    return json.loads(args.config_overrides) | dict(model_type.config)
+    model_type, overrides = MODEL_TYPES[args.model_type], json.loads(args.config_overrides)
+    config_class = model_type.model.config_class
+    # All types can share one file of arguments: fields of other types are left out, and a type's own fields come last.
+    known = {name for spec in MODEL_TYPES.values() for name in _config_fields(spec.model.config_class)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ValueError(f"--config_overrides sets unknown fields of {config_class.__name__}: {', '.join(unknown)}.")
+    own = _config_fields(config_class)
+    return {name: value for name, value in overrides.items() if name in own} | dict(model_type.config)
+
+
+def _config_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Return the names that a configuration takes, with those that transformers accepts in addition to fields."""
+    properties = {name for name in dir(config_class) if isinstance(getattr(config_class, name), property)}
+    return {*config_class.__dataclass_fields__, *properties, "attn_implementation"}
 
 
 def _load_checkpoint(args: OPTSGTrainingArguments) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
