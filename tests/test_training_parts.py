@@ -23,7 +23,7 @@ from modeling_optsg.training import (
     num_micro_batches,
 )
 from modeling_optsg.training.interruption import Interrupted
-from modeling_optsg.training.model_building import _config_overrides, freeze_text_layers
+from modeling_optsg.training.model_building import _config_overrides, freeze_text_layers, read_image_words
 from modeling_optsg.training.optimizer import parameter_groups
 from modeling_optsg.training.preparation import prepare_training_run
 from modeling_optsg.training.training_log import SlotChanges, TrainingLog
@@ -323,3 +323,12 @@ def test_config_overrides_may_set_what_transformers_and_other_models_have():
         found = _config_overrides(OPTSGTrainingArguments("run", model_type=model_type, config_overrides=overrides))
         prompts = 1 if model_type == "open-book" else 9
         assert found == {"dropout": 0.2, "num_prompts": prompts} | inherited | own
+
+
+def test_image_words_are_text_in_utf_8(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes("\ufeffdog\n\n 猫 \ndog\n".encode())
+    assert read_image_words(path) == ["dog", "猫"]
+    path.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match="--image_words .*words.txt is not text in UTF-8"):
+        read_image_words(path)

@@ -322,14 +322,26 @@ def _add_image_words(
     if image_words == "auto":
         words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)] if is_two_tower(vision) else None
     else:
-        lines = Path(image_words).read_text(encoding="utf-8").splitlines()
-        words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        words = read_image_words(image_words)
     try:
         add_image_words(model, vision, processor.tokenizer, words)
     except ValueError as error:
         if image_words != "auto":
             raise
         logger.warning(f"The model has no image words: {error}")
+
+
+def read_image_words(path: str | Path) -> list[str]:
+    """Read a file of `--image_words`, one word per line, without duplicates.
+
+    Raises:
+        ValueError: The file is not text in UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--image_words {path} is not text in UTF-8: {error}") from error
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _build_processor(
