@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .model_argument import chosen_model
+from .terminal import error_line
 
 if TYPE_CHECKING:
     from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
@@ -45,7 +46,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         _export(checkpoint, args.output, args.int8)
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        print(f"optsg export-onnx: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"optsg export-onnx: {error_line(error)}", file=sys.stderr)
         return 2
     for path in sorted(args.output.iterdir()):
         print(f"{path.name:<24}{path.stat().st_size:>12,}")

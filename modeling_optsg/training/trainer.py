@@ -360,5 +360,7 @@ def run_command(argv: Sequence[str] | None = None, prog: str = "train.py") -> in
     try:
         return main(argv, prog)
     except (ImportError, OSError, RuntimeError, ValueError, FloatingPointError) as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+        print(f"{prog}: {text}", file=sys.stderr)
         return 2
