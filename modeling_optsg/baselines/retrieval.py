@@ -24,6 +24,8 @@ from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 SETTINGS_NAME = "similarity.json"
+# Folder of the examples that an open-book model reads, in that of the checkpoint.
+BOOK_FOLDER = "book"
 
 
 class ExampleRetriever:

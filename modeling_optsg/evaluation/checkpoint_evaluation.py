@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, find_model_type
-from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
+from modeling_optsg.baselines.retrieval import BOOK_FOLDER, ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.atomic_files import write_text
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_readable_examples
 from modeling_optsg.data.splits import split_examples
@@ -277,9 +277,11 @@ def _tag_counts(examples: CachedFeatures) -> Counter:
 def _with_book(
     examples: CachedFeatures, checkpoint: str, model: OPTSGPreTrainedModel, processor: OPTSGProcessor
 ) -> ExamplesWithBook:
-    folder = Path(checkpoint, "book")
+    folder = Path(checkpoint, BOOK_FOLDER)
     if not folder.is_dir():
-        raise ValueError(f"{checkpoint} has no folder book, which examples/train.py saves with an open-book model.")
+        raise ValueError(
+            f"{checkpoint} has no folder {BOOK_FOLDER}, which examples/train.py saves with an open-book model."
+        )
     return ExamplesWithBook(examples, ExampleRetriever.load(folder), model.config, processor.tag_tokenizer)
 
 
