@@ -129,7 +129,7 @@ def read_generation_settings(
         config=config,
         decoding=decoding,
         thresholds=_read_thresholds(config, decoding),
-        by_modality=isinstance(_of_decoding(config, "threshold", decoding), Mapping),
+        by_modality=isinstance(setting_of_decoding(config, "threshold", decoding), Mapping),
         pad_bias=_finite("pad_bias", _for_decoding(config, "pad_bias", decoding, 0.0)),
         max_tags=config.max_tags,
         num_candidates=_given(config.num_candidates, 0),
@@ -195,7 +195,7 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
 
 def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float]:
     """Read one threshold, or a mapping with one for each of `MODALITIES`."""
-    thresholds = _by_modality("threshold", _of_decoding(config, "threshold", decoding))
+    thresholds = _by_modality("threshold", setting_of_decoding(config, "threshold", decoding))
     thresholds = thresholds or dict.fromkeys(MODALITIES, 0.0)
     thresholds = {name: _finite("threshold", threshold) for name, threshold in thresholds.items()}
     for threshold in thresholds.values():
@@ -205,7 +205,7 @@ def _read_thresholds(config: GenerationConfig, decoding: str) -> dict[str, float
 
 def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, tuple[float, ...]] | None:
     """Read five numbers, or a mapping with five numbers for each of `MODALITIES`."""
-    by_modality = _by_modality("fusion_weights", _of_decoding(config, "fusion_weights", decoding))
+    by_modality = _by_modality("fusion_weights", setting_of_decoding(config, "fusion_weights", decoding))
     if by_modality is None:
         return None
     for weights in by_modality.values():
@@ -214,8 +214,17 @@ def _read_fusion_weights(config: GenerationConfig, decoding: str) -> dict[str, t
     return {name: tuple(_finite("fusion_weights", w) for w in weights) for name, weights in by_modality.items()}
 
 
-def _of_decoding(config: GenerationConfig, name: str, decoding: str) -> Any:
-    """Read a setting of a decoding: one value, or a mapping by modality, or `None`."""
+def setting_of_decoding(config: GenerationConfig, name: str, decoding: str) -> Any:
+    """Read a setting of a decoding: one value, or a mapping by modality, or `None`.
+
+    Args:
+        config: The generation config. Its settings are one value, or mappings by decoding, by modality, or both.
+        name: Name of the setting.
+        decoding: "parallel" or "sequential".
+
+    Raises:
+        ValueError: The setting is a mapping by something else.
+    """
     given = getattr(config, name, None)
     if isinstance(given, Mapping) and not set(given) & set(MODALITIES):
         given = _for_decoding(config, name, decoding)

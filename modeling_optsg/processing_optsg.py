@@ -415,9 +415,8 @@ class OPTSGProcessor(ProcessorMixin):
         """Save the processor, with its label vocabulary in `label_vocabulary.json`."""
         files = super().save_pretrained(save_directory)
         path = Path(save_directory, LABEL_VOCABULARY_NAME)
-        path.write_text(
-            json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(self.label_vocabulary, ensure_ascii=False, indent=0, allow_nan=False) + "\n"
+        path.write_text(text, encoding="utf-8", newline="\n")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return [*files, str(path)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from .argument_types import positive
 from .dataset_arguments import add_dataset_arguments, load_dataset
 from .model_argument import add_model_argument, chosen_model
-from .terminal import print_line, printable
+from .terminal import error_line, print_line, printable
 
 EPILOG = """\
 The decoding settings are those of the checkpoint. Nearest neighbours are the
@@ -88,6 +88,6 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         if args.output:
             write_result(result, args.output)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"optsg evaluate: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"optsg evaluate: {error_line(error)}", file=sys.stderr)
         return 2
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .dataset_arguments import add_dataset_arguments, load_dataset
+from .terminal import error_line
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
             dataset, args.output, _card(args, dataset), args.max_shard_size, benchmark_notice(args.dataset)
         )
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        print(f"optsg export: {error}", file=sys.stderr)
+        print(f"optsg export: {error_line(error)}", file=sys.stderr)
         return 2
     for name, value in statistics.items():
         print(f"{name.replace('_', ' '):<18}{value:>12,}")
@@ -85,7 +86,7 @@ def _push(args: argparse.Namespace) -> int:
     try:
         result = push_dataset(args.output, args.push_to_hub, args.private)
     except (PublishingError, ValueError) as error:
-        print(f"optsg export: {args.output} is written, but not published: {error}", file=sys.stderr)
+        print(f"optsg export: {args.output} is written, but not published: {error_line(error)}", file=sys.stderr)
         return 1
     if not result.changed:
         print("optsg export: nothing to change: the Hub has the same files", file=sys.stderr)

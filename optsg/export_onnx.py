@@ -3,8 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .model_argument import chosen_model
+from .terminal import error_line
+
+if TYPE_CHECKING:
+    from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor
 
 # Differences of pixels that no tag depends on; pixels have a standard deviation of about 1.
 MAX_PIXEL_DIFFERENCE = 1e-3
@@ -23,7 +28,13 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="CHECKPOINT", help="checkpoint folder (default: the shipped checkpoint)"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder to write to: a new or empty one, or an earlier export",
+    )
     parser.add_argument(
         "--int8", action="store_true", help="store weights in 8 bits, which is faster and changes some tags"
     )
@@ -35,7 +46,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
         _export(checkpoint, args.output, args.int8)
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        print(f"optsg export-onnx: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"optsg export-onnx: {error_line(error)}", file=sys.stderr)
         return 2
     for path in sorted(args.output.iterdir()):
         print(f"{path.name:<24}{path.stat().st_size:>12,}")
@@ -50,16 +61,17 @@ def _export(checkpoint: str, output: Path, int8: bool) -> None:
     from transformers import AutoModel
 
     from modeling_optsg import OPTSGProcessor
-    from modeling_optsg.onnx import export_onnx
+    from modeling_optsg.onnx import check_output_folder, export_onnx
 
     from .model_check import check_model
 
+    check_output_folder(output)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     model, processor = AutoModel.from_pretrained(checkpoint), OPTSGProcessor.from_pretrained(checkpoint)
     check_model(checkpoint, model, processor)
+    _check_images(model, processor)
     export_onnx(model.float(), processor, output, int8, checkpoint)
-    _check_images(processor, output)
 
 
 def _check_packages() -> None:
@@ -70,19 +82,18 @@ def _check_packages() -> None:
         raise ImportError(f'{", ".join(missing)} is not installed; install it with: pip install "optsg[onnx]"')
 
 
-def _check_images(processor: object, output: Path) -> None:
+def _check_images(model: "OPTSGForTagGeneration", processor: "OPTSGProcessor") -> None:
     """Check that the runner prepares an image like the image processor, of which there are many kinds."""
-    import json
-
     import numpy as np
+
+    from modeling_optsg.onnx.settings import export_settings
 
     from .onnx.inputs import ImageReader
 
-    settings = json.loads((output / "settings.json").read_text(encoding="utf-8"))
+    settings = export_settings(model, processor)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     expected, found = processor.read_pixels(image)[0].numpy(), ImageReader(settings["image"])(image, "the image")
     if expected.shape != found.shape or np.abs(expected - found).max() > MAX_PIXEL_DIFFERENCE:
-        (output / "settings.json").unlink()
         raise ValueError(
             f"the image processor {type(processor.image_processor).__name__} does more than resize, crop and "
             "normalise, so its model cannot be exported"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .dataset_arguments import add_dataset_arguments, load_dataset
+from .terminal import error_line
 
 if TYPE_CHECKING:
     from dataset_scripts.tag_counts import TagCounts
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.plot:
             _plot(counts, args.plot)
     except (ImportError, KeyError, OSError, RuntimeError, ValueError) as error:
-        print(f"optsg stats: {error}", file=sys.stderr)
+        print(f"optsg stats: {error_line(error)}", file=sys.stderr)
         return 2
     identities = {
         name: check_identities(table) if table and "union" in table else []

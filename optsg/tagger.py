@@ -31,7 +31,6 @@ MODEL_FILE_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".npz", ".onnx
 BOOK_FOLDER = f"{OWN_PREFIX}book"
 # Name of the book's folder inside a checkpoint, as in `modeling_optsg.book`, which is too slow to import here.
 INDEX_FOLDER = "index"
-NO_LIMIT = 2**31
 
 
 class Tagger(FileTagger):
@@ -62,9 +61,11 @@ class Tagger(FileTagger):
         self.generate_options: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         self.max_tags = self.max_word_tags = None
         if self.excluded:
+            from modeling_optsg.evaluation.calibration import NO_TAG_LIMIT
+
             # Limits are applied after the exclusion, so that excluded tags do not count.
             self.max_tags = settings.max_tags or getattr(self.model.generation_config, "max_tags", None)
-            self.generate_options["max_tags"] = NO_LIMIT
+            self.generate_options["max_tags"] = NO_TAG_LIMIT
             if settings.threshold is None:
                 self.max_word_tags = self.model.num_word_tags
         self.book = self.library = None

@@ -25,6 +25,14 @@ def printable(text: str) -> str:
     )
 
 
+def error_line(error: BaseException) -> str:
+    """Return the message of an exception as one line without control characters."""
+    # The text of a KeyError is only the key.
+    missing_key = type(error) is KeyError and len(error.args) == 1
+    text = f"missing key {error}" if missing_key else str(error)
+    return printable(" ".join(text.split())) or type(error).__name__
+
+
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun, such as "1 file" or "2,000 files"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 # The same limit as in the benchmark: a tag with fewer training examples is rare.
 RARE_BELOW = 25
 DECODINGS = ("parallel", "sequential")
+MODALITIES = ("image+title", "image", "title")
 # A slot is shown as empty if its best tag is less probable than this.
 EMPTY_BELOW = 0.02
 
@@ -101,10 +102,11 @@ class Tagger:
         if self.book is not None:
             return float(self.book.book.threshold)
         threshold = self.model.generation_config.threshold
+        # A mapping by decoding, by modality, or both.
+        if isinstance(threshold, dict) and not threshold.keys() & set(MODALITIES):
+            threshold = threshold.get(decoding)
         if isinstance(threshold, dict):
-            threshold = threshold.get(decoding, 0.0)
-        if isinstance(threshold, dict):
-            threshold = threshold[modality]
+            threshold = threshold.get(modality, threshold.get(MODALITIES[0]))
         return float(threshold or 0.0)
 
     def check_settings(self, decoding: object, threshold: object) -> tuple[str, float | None]:

@@ -8,13 +8,19 @@ from accelerate import PartialState
 from colour_folder import write_colour_folder
 from datasets import Dataset, DatasetDict
 from PIL import Image
+from transformers import GenerationConfig
 
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGProcessor, OPTSGTrainingArguments, TagEvaluator, predict_tags
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.registry import MODEL_TYPES, ONE_PROMPT, find_model_type
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_readable_examples, cache_tower_features
-from modeling_optsg.evaluation.checkpoint_evaluation import choose_splits, read_training_summary, result_lines
+from modeling_optsg.evaluation.checkpoint_evaluation import (
+    _decoding_settings,
+    choose_splits,
+    read_training_summary,
+    result_lines,
+)
 from modeling_optsg.evaluation.knn_comparison import fit_knn, score_knn, validate_knn
 from modeling_optsg.training import load_splits, load_streams
 from optsg import main
@@ -64,6 +70,21 @@ def dataset(**sizes):
             for name, size in sizes.items()
         }
     )
+
+
+def test_fitted_settings_are_those_of_the_decoding_as_generate_reads_them():
+    by_modality = {"image+title": 0.2, "image": 0.3}
+    for threshold, expected in (
+        (0.4, 0.4),
+        (by_modality, by_modality),
+        ({"parallel": 0.1, "sequential": by_modality}, by_modality),
+        ({"parallel": 0.1}, None),
+    ):
+        config = GenerationConfig(threshold=threshold, pad_bias=None)
+        found = _decoding_settings(config, "sequential", [])
+        assert found == ({} if expected is None else {"threshold": expected})
+    config = GenerationConfig(threshold=0.2, neighbours=3)
+    assert _decoding_settings(config, None, ["neighbours"]) == {"threshold": 0.2, "neighbours": 3}
 
 
 def test_the_default_is_test_then_validation_then_the_set_aside_examples():

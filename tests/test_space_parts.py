@@ -15,6 +15,7 @@ import sys
 import unicodedata
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -196,6 +197,23 @@ def tagger(tiny_checkpoint, reader):
     tagger.processor = OPTSGProcessor.from_pretrained(tiny_checkpoint)
     tagger.model = OPTSGForTagGeneration.from_pretrained(tiny_checkpoint).eval()
     return tagger
+
+
+@pytest.mark.parametrize(
+    "threshold, expected",
+    [
+        (0.4, {"a dog": 0.4, "": 0.4}),
+        ({"image+title": 0.2, "image": 0.3}, {"a dog": 0.2, "": 0.3}),
+        ({"image+title": 0.2}, {"a dog": 0.2, "": 0.2}),
+        ({"parallel": {"image+title": 0.2}, "sequential": 0.9}, {"a dog": 0.2, "": 0.2}),
+        ({"sequential": 0.9}, {"a dog": 0.0, "": 0.0}),
+        (None, {"a dog": 0.0, "": 0.0}),
+    ],
+)
+def test_the_fitted_threshold_is_read_as_by_generate(threshold, expected):
+    tagger = object.__new__(Tagger)
+    tagger.book, tagger.model = None, SimpleNamespace(generation_config=SimpleNamespace(threshold=threshold))
+    assert {title: tagger.fitted_threshold("parallel", title) for title in expected} == expected
 
 
 def test_the_model_is_prepared_for_inference(tiny_checkpoint):

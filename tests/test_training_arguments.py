@@ -42,11 +42,42 @@ def test_a_wrong_argument_is_reported(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_config_file_with_an_unknown_argument_is_refused(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"epoch": 3}')
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"epoch": 3}', "sets unknown arguments: epoch"),
+        (None, "cannot be read: No such file"),
+        ("{", "is not valid JSON: "),
+        (b"\xff\xfe", "is not valid JSON: "),
+        ("[3]", "is not a JSON object"),
+        ('{"seed": "three"}', 'seed is "three"; expected a whole number'),
+        ('{"train_batch_size": [8]}', "train_batch_size is [8]; expected a whole number"),
+        ('{"seed": 1.5}', "seed is 1.5; expected a whole number"),
+        ('{"learning_rate": true}', "learning_rate is true; expected a number"),
+        ('{"learning_rate": {}}', "learning_rate is {}; expected a number"),
+        ('{"streaming": 2}', "streaming is 2; expected true or false"),
+        ('{"dataset": 3}', "dataset is 3; expected text"),
+        ('{"pad_biases": [0, "a"]}', 'pad_biases is [0, "a"]; expected a list, each value a number'),
+        ('{"report_to": "wandb"}', 'report_to is "wandb"; expected a list, each value text'),
+        ('{"seed": null}', "seed is null; expected a whole number"),
+        ('{"config_overrides": {"dropout": NaN}}', "Out of range float values"),
+    ],
+)
+def test_a_bad_config_file_is_reported_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit):
-        parse_arguments(["--output_dir", "x", "--config", str(tmp_path / "config.json")])
-    assert "sets unknown arguments: epoch" in capsys.readouterr().err
+        parse_arguments(["--output_dir", "x", "--config", str(path)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"--config {path}" in error and message in error
+
+
+def test_a_config_file_takes_what_the_command_line_takes(tmp_path):
+    values = {"seed": "3", "learning_rate": 1, "streaming": True, "pad_biases": [0, -1.5], "dataset": None}
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8-sig")
+    args = parse_arguments(["--output_dir", "x", "--config", str(tmp_path / "config.json")])
+    assert args.seed == 3 and args.streaming is True and args.pad_biases == [0, -1.5] and args.dataset is None
 
 
 def test_the_command_line_overrides_the_config_file(tmp_path):

@@ -2,25 +2,30 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import BertModel
 
 from modeling_optsg.data.checksums import write_checksums
 from modeling_optsg.training import (
     GlobalBatches,
+    OPTSGTrainingArguments,
     RunState,
     RunStatus,
     SeededExamples,
     SkippingCollator,
+    build_model,
     num_micro_batches,
 )
 from modeling_optsg.training.interruption import Interrupted
-from modeling_optsg.training.model_building import freeze_text_layers
+from modeling_optsg.training.model_building import _config_overrides, freeze_text_layers, read_image_words
 from modeling_optsg.training.optimizer import parameter_groups
+from modeling_optsg.training.preparation import prepare_training_run
 from modeling_optsg.training.training_log import SlotChanges, TrainingLog
 from modeling_optsg.training.unreadable_examples import UnreadableExamples
 
@@ -295,3 +300,35 @@ def test_failed_is_kept_when_the_other_processes_are_stopped(tmp_path):
     with pytest.raises(Interrupted), status.follow():
         raise Interrupted(3)
     assert status.read() == {"status": "interrupted", "step": 3}
+
+
+def test_an_open_book_model_needs_faiss_from_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r'pip install "optsg\[book\]"'):
+        prepare_training_run(OPTSGTrainingArguments("run", model_type="open-book"), None, None, None)
+
+
+@pytest.mark.parametrize("start", [{}, {"checkpoint": "checkpoints/optsg-icon-small"}])
+def test_unknown_config_overrides_are_errors(start):
+    rows = Dataset.from_list([{"title": "a dog", "tags": ["dog"]}])
+    args = OPTSGTrainingArguments("run", dataset="rows", config_overrides='{"hiden_size": 8, "dropout": 0}', **start)
+    with pytest.raises(ValueError, match="--config_overrides sets unknown fields of OPTSGConfig: hiden_size"):
+        build_model(args, rows, rows)
+
+
+def test_config_overrides_may_set_what_transformers_and_other_models_have():
+    inherited = {"problem_type": None, "id2label": {"0": "a"}, "num_labels": 3, "attn_implementation": "eager"}
+    overrides = json.dumps({"dropout": 0.2, "num_book_examples": 3, "num_prompts": 9} | inherited)
+    for model_type, own in (("op-tsg", {}), ("open-book", {"num_book_examples": 3})):
+        found = _config_overrides(OPTSGTrainingArguments("run", model_type=model_type, config_overrides=overrides))
+        prompts = 1 if model_type == "open-book" else 9
+        assert found == {"dropout": 0.2, "num_prompts": prompts} | inherited | own
+
+
+def test_image_words_are_text_in_utf_8(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_bytes("\ufeffdog\n\n 猫 \ndog\n".encode())
+    assert read_image_words(path) == ["dog", "猫"]
+    path.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match="--image_words .*words.txt is not text in UTF-8"):
+        read_image_words(path)

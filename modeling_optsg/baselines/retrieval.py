@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_optsg.baselines.configuration import OpenBookConfig
 from modeling_optsg.baselines.open_book import OpenBookForTagGeneration
 from modeling_optsg.baselines.pooling import ImageScaling, pool_examples
+from modeling_optsg.book.nearest import import_faiss
 from modeling_optsg.data.collator import pad_rows
 from modeling_optsg.evaluation.prediction import MODALITY_COLUMNS
 from modeling_optsg.generation_settings import INPUT_NAMES
@@ -23,6 +24,8 @@ from modeling_optsg.layers import pool_tokens
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 SETTINGS_NAME = "similarity.json"
+# Folder of the examples that an open-book model reads, in that of the checkpoint.
+BOOK_FOLDER = "book"
 
 
 class ExampleRetriever:
@@ -76,8 +79,7 @@ class ExampleRetriever:
         return cls(groups, tags, *pool_examples(examples, config), image_weight)
 
     def _index(self) -> None:
-        import faiss
-
+        faiss = import_faiss()
         self.table.add_faiss_index(self.column, metric_type=faiss.METRIC_INNER_PRODUCT)
         self._tags = self.table.with_format(None)["tags"][:]
         self._groups = self.table["group"][:]

@@ -76,7 +76,7 @@ class Clusters:
         Raises:
             ImportError: `faiss` is not installed.
         """
-        faiss = _import_faiss()
+        faiss = import_faiss()
         present = vectors.any(dim=1).nonzero().flatten()
         number = min(_num_clusters(len(present)), len(present))
         sample = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(0))]
@@ -121,7 +121,7 @@ class ClusterSearch:
     """
 
     def __init__(self, vectors: torch.Tensor, clusters: Clusters):
-        faiss = _import_faiss()
+        faiss = import_faiss()
         self.vectors, self._rotation = vectors, _random_rotation(vectors.shape[1])
         centroids, width = self._rotate(clusters.centroids), self._rotation.shape[1]
         quantizer = faiss.IndexFlatIP(width)
@@ -179,14 +179,19 @@ def check_faiss(num_examples: int) -> None:
         ImportError: `faiss` is needed and not installed.
     """
     if num_examples > MAX_EXACT:
-        _import_faiss()
+        import_faiss()
 
 
-def _import_faiss() -> ModuleType:
+def import_faiss() -> ModuleType:
+    """Return the module `faiss`.
+
+    Raises:
+        ImportError: It is not installed. The message says how to install it.
+    """
     try:
         import faiss
     except ImportError as error:
         raise ImportError(
-            f'Books with more than {MAX_EXACT:,} examples are searched with FAISS: pip install "optsg[book]"'
+            'The book is searched with FAISS, which is not installed: pip install "optsg[book]"'
         ) from error
     return faiss

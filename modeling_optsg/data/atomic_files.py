@@ -36,16 +36,27 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     # The process id, because several processes may write the same file.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(path: Path, is_windows: bool = os.name == "nt") -> None:
+    """Wait until a file, or the list of a folder's files, is on the disk.
+
+    Args:
+        path: The file or folder.
+        is_windows: Whether folders cannot be opened, and files only synchronised if they are opened for writing.
+    """
+    if is_windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if is_windows else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

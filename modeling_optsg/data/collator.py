@@ -194,14 +194,14 @@ class OPTSGDataCollator:
             values = [example.get(column) for example in examples]
             if feature_column in features:
                 _check_features(examples, column, feature_column)
-            elif any(map(_is_present, values)):
+            elif any(map(is_present, values)):
                 inputs[argument] = values
         if not features:
             return dict(self.processor(**inputs))
         if not inputs:
             return {}
         # The processor rejects examples without inputs, but an example with features needs no other inputs.
-        rows = [row for row in range(len(examples)) if any(_is_present(values[row]) for values in inputs.values())]
+        rows = [row for row in range(len(examples)) if any(is_present(values[row]) for values in inputs.values())]
         processed = self.processor(**{name: [values[row] for row in rows] for name, values in inputs.items()})
         padded = {}
         for name, tensor in processed.items():
@@ -267,7 +267,7 @@ def _stack_features(rows: Sequence[np.ndarray | None]) -> torch.Tensor:
 
 def _check_features(examples: Sequence[Mapping], column: str, feature_column: str) -> None:
     for index, example in enumerate(examples):
-        if _is_present(example.get(column)) and example.get(feature_column) is None:
+        if is_present(example.get(column)) and example.get(feature_column) is None:
             raise ValueError(
                 f"Example {index} of the batch has {column}={example[column]!r} but no {feature_column}, which other "
                 "examples have."
@@ -280,5 +280,6 @@ def pad_rows(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 
 
-def _is_present(value: object) -> bool:
+def is_present(value: object) -> bool:
+    """Return whether an example has an input: a value that is not `None` and not blank text."""
     return value is not None and not (isinstance(value, str) and not value.strip())

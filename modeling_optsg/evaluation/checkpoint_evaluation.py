@@ -9,16 +9,16 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES, find_model_type
-from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
+from modeling_optsg.baselines.retrieval import BOOK_FOLDER, ExampleRetriever, ExamplesWithBook
 from modeling_optsg.data.atomic_files import write_text
 from modeling_optsg.data.feature_cache import CachedFeatures, cache_readable_examples
 from modeling_optsg.data.splits import split_examples
 from modeling_optsg.data.training_summary import SUMMARY, read_training_summary
-from modeling_optsg.generation_settings import FITTED_SETTINGS
+from modeling_optsg.generation_settings import FITTED_SETTINGS, setting_of_decoding
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .calibration import reliability
@@ -277,9 +277,11 @@ def _tag_counts(examples: CachedFeatures) -> Counter:
 def _with_book(
     examples: CachedFeatures, checkpoint: str, model: OPTSGPreTrainedModel, processor: OPTSGProcessor
 ) -> ExamplesWithBook:
-    folder = Path(checkpoint, "book")
+    folder = Path(checkpoint, BOOK_FOLDER)
     if not folder.is_dir():
-        raise ValueError(f"{checkpoint} has no folder book, which examples/train.py saves with an open-book model.")
+        raise ValueError(
+            f"{checkpoint} has no folder {BOOK_FOLDER}, which examples/train.py saves with an open-book model."
+        )
     return ExamplesWithBook(examples, ExampleRetriever.load(folder), model.config, processor.tag_tokenizer)
 
 
@@ -293,11 +295,7 @@ def _score_decoding(
     batch_size: int,
 ) -> dict:
     """Score one decoding: metrics, its settings, its speed, novel tags and the reliability of its probabilities."""
-    settings = {}
-    for name in dict.fromkeys([*FITTED_SETTINGS, *fitted]):
-        value = getattr(model.generation_config, name, None)
-        if value is not None:
-            settings[name] = value[decoding] if decoding is not None and isinstance(value, dict) else value
+    settings = _decoding_settings(model.generation_config, decoding, fitted)
     kwargs = {"batch_size": batch_size} | ({} if decoding is None else {"decoding": decoding})
     start = time.perf_counter()
     predictions = predict_tags(model, processor, examples, **kwargs)
@@ -312,6 +310,16 @@ def _score_decoding(
             "reliability": reliability(unfiltered, evaluator.references),
         }
     )
+
+
+def _decoding_settings(config: GenerationConfig, decoding: str | None, fitted: Sequence[str]) -> dict:
+    """Return the fitted settings of a decoding, as `generate` reads them."""
+    names = dict.fromkeys([*FITTED_SETTINGS, *fitted])
+    if decoding is None:
+        settings = {name: getattr(config, name, None) for name in names}
+    else:
+        settings = {name: setting_of_decoding(config, name, decoding) for name in names}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _compare_with_knn(

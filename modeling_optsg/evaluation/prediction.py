@@ -6,7 +6,7 @@ from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
-from modeling_optsg.data.collator import OPTSGDataCollator
+from modeling_optsg.data.collator import OPTSGDataCollator, is_present
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 MODALITY_COLUMNS = {
@@ -91,7 +91,7 @@ def generate_batches(
         for index in range(start, min(start + batch_size, len(examples))):
             example = examples[index]
             row = {name: value for name, value in example.items() if name in columns}
-            if any(map(_is_input, row.values())):
+            if any(map(is_present, row.values())):
                 # Retrieved tags tell about the inputs that they were retrieved by.
                 if "book_input_ids" in example:
                     if not retrieves:
@@ -103,14 +103,10 @@ def generate_batches(
             yield list(rows), model.generate(**batch, **generate_kwargs)
 
 
-def _is_input(value: object) -> bool:
-    return value is not None and not (isinstance(value, str) and not value.strip())
-
-
 def _check_all_visible(example: Mapping, modalities: Sequence[str]) -> None:
     """Check that no input is hidden that the tags of an example may have been retrieved by."""
     for name in MODALITY_COLUMNS.keys() - set(modalities):
-        if any(_is_input(example.get(column)) for column in MODALITY_COLUMNS[name]):
+        if any(is_present(example.get(column)) for column in MODALITY_COLUMNS[name]):
             raise ValueError(
                 f"modalities={list(modalities)} hides the {name}, by which book_input_ids may have been retrieved. "
                 "Pass ExamplesWithBook, which retrieves without it."

@@ -1,6 +1,6 @@
 """OP-TSG as traced programs, for `torch.export`, `torch.compile` and ONNX. `optsg.onnx` runs the exported files."""
 
-from .export import export_onnx
+from .export import check_output_folder, export_onnx
 from .programs import ClassifierProgram, DecodingStep, EncoderProgram
 
-__all__ = ["ClassifierProgram", "DecodingStep", "EncoderProgram", "export_onnx"]
+__all__ = ["ClassifierProgram", "DecodingStep", "EncoderProgram", "check_output_folder", "export_onnx"]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from modeling_optsg.data.atomic_files import write_text
 from modeling_optsg.modeling_optsg import OPTSGForTagGeneration
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
@@ -83,6 +84,9 @@ def export_onnx(
     is one) and `decoding_step.onnx` (the next token of all slots), the two tokenizers, and `settings.json`. Numbers of
     examples, frames and slots and the length of titles are dynamic.
 
+    The folder must be new, empty, or an earlier export, whose files are replaced. `settings.json` is written last, so
+    an export that was interrupted has none and is not loaded.
+
     Args:
         model: The model, in single precision.
         processor: Its processor.
@@ -93,31 +97,63 @@ def export_onnx(
 
     Raises:
         ImportError: `onnx`, `onnxscript` or `onnxruntime` is not installed.
-        ValueError: The model or a setting cannot be exported.
+        ValueError: The model or a setting cannot be exported, or the folder has other files.
     """
     folder = Path(folder)
+    check_output_folder(folder)
     settings = export_settings(model, processor)
     tokenizers = {
         TEXT_TOKENIZER: tokenizer_json(processor.tokenizer, pads=True),
         TAG_TOKENIZER: tokenizer_json(processor.tag_tokenizer, pads=False),
     }
     height, width = _frame_size(settings["image"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CLASSIFIER).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as name:
-        exported = Path(name) if int8 else folder
+        built = Path(name)
+        exported = built / "exported" if int8 else built
+        exported.mkdir(exist_ok=True)
         export_programs(model, exported, (height, width))
         if int8:
-            _quantize(exported, folder)
-    for program in sorted(folder.glob("*.onnx")):
-        _optimize(program)
+            _quantize(exported, built)
+        programs = sorted(built.glob("*.onnx"))
+        for program in programs:
+            _optimize(program)
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in (SETTINGS, CLASSIFIER):
+            (folder / earlier).unlink(missing_ok=True)
+        for program in programs:
+            shutil.move(program, folder / program.name)
     for name, text in tokenizers.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
-    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / name, text)
     for name in NOTICES if checkpoint is not None else ():
         if (path := Path(checkpoint, name)).is_file():
             shutil.copyfile(path, folder / name)
+    write_text(folder / SETTINGS, json.dumps(settings, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_output_folder(folder: Path | str) -> None:
+    """Check that an export to a folder replaces no other files.
+
+    Raises:
+        ValueError: The folder is a checkpoint, or it is neither new, nor empty, nor an earlier export.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} has a config.json, so it may be a checkpoint; choose another folder")
+    if not folder.exists() or _is_export(folder):
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is neither an empty folder nor an earlier export with {SETTINGS}; choose another folder, or "
+            "delete this one first"
+        )
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "format" in settings
 
 
 def _frame_size(image: dict) -> tuple[int, int]:

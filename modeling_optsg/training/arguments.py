@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 from transformers import HfArgumentParser
@@ -15,6 +14,8 @@ from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.calibration import PAD_BIASES
 from modeling_optsg.evaluation.metrics import parse_metric
 from modeling_optsg.hub.commits import check_repo_id
+
+from .config_file import read_config_file
 
 # These depend on the machine or the user, and are not published.
 LOCAL_ARGUMENTS = ("output_dir", "dataset_dir", "cache_dir", "push_to_hub", "hub_private_repo", "hub_revision")
@@ -474,13 +475,10 @@ def parse_arguments(argv: Sequence[str] | None = None, prog: str | None = None) 
     parser = HfArgumentParser(OPTSGTrainingArguments, prog=prog, usage="%(prog)s --output_dir FOLDER [arguments]")
     config_file = parser.parse_known_args(argv)[0].config
     if config_file:
-        values = json.loads(Path(config_file).read_text(encoding="utf-8"))
-        if unknown := set(values) - set(OPTSGTrainingArguments.__dataclass_fields__):
-            parser.error(f"{config_file} sets unknown arguments: {', '.join(sorted(unknown))}")
-        values = {
-            name: json.dumps(value, allow_nan=False) if isinstance(value, dict) else value
-            for name, value in values.items()
-        }
+        try:
+            values = read_config_file(config_file, parser)
+        except ValueError as error:
+            parser.error(str(error))
         parser.set_defaults(**values)
     try:
         arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)

@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 import torch
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.baselines.retrieval import BOOK_FOLDER
 from modeling_optsg.data.atomic_files import PARTIAL, cannot_be_written, sync, sync_all
 from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .lora import ADAPTER_FOLDER, AdapterStates, save_adapters
 
-# Folder of the examples that an open-book model reads, in that of the checkpoint.
-BOOK_FOLDER = "book"
 # Tables with a row per token or tag, the first layers of wide inputs, and the feed-forward layers of the text tower
 # tolerate a coarser rounding than 16 bits.
 EIGHT_BIT_WEIGHTS = re.compile(

@@ -67,7 +67,8 @@ def build_model(
 
     Raises:
         ValueError: There are no tags, the model type cannot be fine-tuned, the checkpoint is of another type or
-            contradicts an argument, frame features are missing, or a tower cannot work. The message names it.
+            contradicts an argument, frame features are missing, a field of `args.config_overrides` does not exist, or
+            a tower cannot work. The message names it.
         ImportError: `peft` is needed and not installed.
     """
     counts = Counter(tag for tags in train["tags"] for tag in set(tags))
@@ -153,9 +154,20 @@ def freeze_text_layers(tower: PreTrainedModel, num_trained: int) -> None:
 
 
 def _config_overrides(args: OPTSGTrainingArguments) -> dict:
-    model_type = MODEL_TYPES[args.model_type]
-    # The model type's own fields come last, so that all types can share one file of arguments.
-    return json.loads(args.config_overrides) | dict(model_type.config)
+    model_type, overrides = MODEL_TYPES[args.model_type], json.loads(args.config_overrides)
+    config_class = model_type.model.config_class
+    # All types can share one file of arguments: fields of other types are left out, and a type's own fields come last.
+    known = {name for spec in MODEL_TYPES.values() for name in _config_fields(spec.model.config_class)}
+    if unknown := sorted(overrides.keys() - known):
+        raise ValueError(f"--config_overrides sets unknown fields of {config_class.__name__}: {', '.join(unknown)}.")
+    own = _config_fields(config_class)
+    return {name: value for name, value in overrides.items() if name in own} | dict(model_type.config)
+
+
+def _config_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Return the names that a configuration takes, with those that transformers accepts in addition to fields."""
+    properties = {name for name in dir(config_class) if isinstance(getattr(config_class, name), property)}
+    return {*config_class.__dataclass_fields__, *properties, "attn_implementation"}
 
 
 def _load_checkpoint(args: OPTSGTrainingArguments) -> tuple[OPTSGPreTrainedModel, OPTSGProcessor]:
@@ -310,14 +322,26 @@ def _add_image_words(
     if image_words == "auto":
         words = [tag for tag, _ in counts.most_common(MAX_IMAGE_WORDS)] if is_two_tower(vision) else None
     else:
-        lines = Path(image_words).read_text(encoding="utf-8").splitlines()
-        words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        words = read_image_words(image_words)
     try:
         add_image_words(model, vision, processor.tokenizer, words)
     except ValueError as error:
         if image_words != "auto":
             raise
         logger.warning(f"The model has no image words: {error}")
+
+
+def read_image_words(path: str | Path) -> list[str]:
+    """Read a file of `--image_words`, one word per line, without duplicates.
+
+    Raises:
+        ValueError: The file is not text in UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--image_words {path} is not text in UTF-8: {error}") from error
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _build_processor(

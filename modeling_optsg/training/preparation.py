@@ -13,6 +13,7 @@ from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.baselines.retrieval import ExampleRetriever, ExamplesWithBook
 from modeling_optsg.book.building import group_of
+from modeling_optsg.book.nearest import import_faiss
 from modeling_optsg.data.collator import TagTable
 from modeling_optsg.data.data_check import check_data
 from modeling_optsg.data.feature_cache import build_tag_table
@@ -87,7 +88,11 @@ def prepare_training_run(
     Raises:
         ValueError: There are no tags to train on, the model does not fit the arguments, a metric needs tags that the
             validation examples do not have, or too many examples cannot be read.
+        ImportError: The model type needs a book, and `faiss` is not installed.
     """
+    model_type = MODEL_TYPES[args.model_type]
+    if model_type.needs_book:
+        import_faiss()
     with accelerator.main_process_first():
         model, processor = build_model(args, train, validation, given)
         if accelerator.is_main_process:
@@ -119,7 +124,7 @@ def prepare_training_run(
         unreadable |= unreadable_train
         fit_image_standardizer(model, processor, train_dataset)
     prepare_for_device(model, args, accelerator.device)
-    book, model_type = None, MODEL_TYPES[args.model_type]
+    book = None
     if model_type.needs_book:
         groups = list(map(group_of, train["id"], train["title"], example_groups(train, args.dataset)))
         book = ExampleRetriever.from_examples(groups, train["tags"], train_dataset, model.config)

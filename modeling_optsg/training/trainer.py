@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
 from modeling_optsg.baselines.registry import MODEL_TYPES
+from modeling_optsg.baselines.retrieval import BOOK_FOLDER
 from modeling_optsg.data.feature_cache import digest
 from modeling_optsg.data.training_summary import SUMMARY
 from modeling_optsg.evaluation.metrics import TagEvaluator
@@ -26,7 +27,7 @@ from modeling_optsg.hub.push_checkpoint import push_trained
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .arguments import TOWER_DEFAULTS, OPTSGTrainingArguments, parse_arguments
-from .checkpoints import BOOK_FOLDER, save_checkpoint
+from .checkpoints import save_checkpoint
 from .data import (
     cache_examples,
     divide_examples,
@@ -360,5 +361,7 @@ def run_command(argv: Sequence[str] | None = None, prog: str = "train.py") -> in
     try:
         return main(argv, prog)
     except (ImportError, OSError, RuntimeError, ValueError, FloatingPointError) as error:
-        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+        print(f"{prog}: {text}", file=sys.stderr)
         return 2
