@@ -243,6 +243,8 @@ def _load_tagger(model: str, settings: TagSettings, num_threads: int | None) -> 
     logging.getLogger("modeling_optsg").addHandler(LIBRARY_WARNINGS)
     # Before torch is loaded. Its threads would otherwise wait for work in a loop, on the cores that read files.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # When several threads end, MKL may otherwise release their memory in an endless loop.
+    os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
     return Tagger(model, settings, num_threads)
 
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Before torch is loaded. When several threads end, MKL may otherwise release their memory in an endless loop.
+os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 
 from interface import build, launch_settings  # noqa: E402
 from limits import Limits  # noqa: E402
