@@ -32,6 +32,9 @@ demo test test-slow test-docs test-fresh test-lowest: export HF_HUB_OFFLINE := 1
 # One thread for each of the two processes of the tests.
 test test-lowest: export OMP_NUM_THREADS := 1
 
+# As in `optsg tag`: when several threads end, MKL may otherwise release their memory in an endless loop.
+test test-slow test-docs test-lowest: export MKL_DISABLE_FAST_MM := 1
+
 demo: $(VENV)/.installed-demo
 	$(BIN)/optsg tag --model checkpoints/optsg-icon-small examples/images
 
