@@ -73,7 +73,7 @@ def make_baseline(tower_configs, tag_tokenizer, table):
     return make
 
 
-def overfit(model, batch, num_steps=150, learning_rate=3e-3):
+def overfit(model, batch, num_steps=250, learning_rate=3e-3):
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), learning_rate)
     model.train()
     for _ in range(num_steps):
