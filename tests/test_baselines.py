@@ -1,6 +1,7 @@
 """The baselines: they overfit a few examples, load as they were saved, and predict as their definitions say."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -395,6 +396,11 @@ def test_a_book_leaves_out_examples_of_the_same_group(tmp_path):
     book.save(tmp_path / "book")
     loaded = ExampleRetriever.load(tmp_path / "book")
     assert loaded.retrieve(images[2:3], features[2:3], 1) == [[["c"]]]
+    loaded.table.drop_index(loaded.column)
+    loaded.table.remove_columns("group").save_to_disk(tmp_path / "earlier")
+    shutil.copy(tmp_path / "book/similarity.json", tmp_path / "earlier")
+    with pytest.raises(ValueError, match="earlier was made by an earlier version and has no groups"):
+        ExampleRetriever.load(tmp_path / "earlier")
     with pytest.raises(ValueError, match="3 groups, 4 tag sets, 4 images .* the same number"):
         ExampleRetriever(groups[:3], [["a"]] * 4, images, features)
 

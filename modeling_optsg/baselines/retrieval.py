@@ -183,6 +183,7 @@ class ExampleRetriever:
 
         Raises:
             FileNotFoundError: `folder` was not made by [`save`].
+            ValueError: An earlier version made the book, without groups.
         """
         book = cls.__new__(cls)
         settings = json.loads((Path(folder) / SETTINGS_NAME).read_text(encoding="utf-8"))
@@ -192,6 +193,8 @@ class ExampleRetriever:
             {name: torch.tensor(settings[f"image_{name}"]) for name in ("mean", "scale")}
         )
         book.table = load_from_disk(str(folder))
+        if "group" not in book.table.column_names:
+            raise ValueError(f"{folder} was made by an earlier version and has no groups; train the model again.")
         book._index()
         return book
 
