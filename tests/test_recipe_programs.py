@@ -1,5 +1,6 @@
 """Programs of `experiments/icon_tagging` without checkpoints: rows, commands, committed results."""
 
+import argparse
 import filecmp
 import json
 import re
@@ -46,7 +47,9 @@ def test_committed_commands_can_be_run(tmp_path, monkeypatch):
         rows = make_rows()
         for name, row in json.loads((RESULTS / f"{experiment}.json").read_text(encoding="utf-8")).items():
             for run in row["runs"]:
-                assert run["command"] == recipe.training_command(rows[name], recipe.CONFIG, run["seed"])
+                in_fp32 = rows[name] | {"arguments": recipe.in_fp32(rows[name]["arguments"])}
+                possible = [recipe.training_command(row, recipe.CONFIG, run["seed"]) for row in (rows[name], in_fp32)]
+                assert run["command"] in possible
                 words = recipe.shlex.split(run["command"])[2:]
                 arguments = parse_arguments([*words, "--output_dir", str(tmp_path)])
                 assert arguments.seed == run["seed"] and arguments.num_train_epochs == run["num_train_epochs"]
@@ -87,6 +90,22 @@ def test_the_second_phase_loads_the_checkpoint_of_its_seed():
         words = recipe.shlex.split(recipe.training_command(rows[name], recipe.CONFIG, 2))
         assert words[-2:] == ["--classifier_checkpoint", "runs/recipe/asy-seed2"]
         assert parse_arguments([*words[2:], "--output_dir", "runs/x"]).train_text_layers == 0
+
+
+@pytest.mark.parametrize(("is_fast", "precision"), [(True, "bf16"), (False, "no")])
+def test_rows_are_trained_in_fp32_where_bf16_is_slow(is_fast, precision, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(recipe, "is_bfloat16_fast", lambda device: is_fast)
+    monkeypatch.setattr(recipe, "train", lambda words, *folders: trained.append(words))
+    monkeypatch.setattr(recipe, "read_summary", lambda folder: {})
+    monkeypatch.setattr(recipe, "describe_training", lambda summary: {"seed": 0})
+    row = {"what": "", "arguments": {"mixed_precision": "bf16"}}
+    names = {"experiment": "ladder", "config": ROOT / recipe.CONFIG, "seeds": [0], "cache_dir": tmp_path}
+    found = {}
+    folders = {"work_dir": tmp_path, "results_dir": tmp_path}
+    recipe.run_missing({"row": row}, ["row"], found, argparse.Namespace(**names, **folders))
+    assert trained[0][-2:] == ["--mixed_precision", precision]
+    assert found["row", 0]["command"].endswith(f"--mixed_precision {precision}")
 
 
 def test_experiments_do_not_share_checkpoints():

@@ -26,7 +26,7 @@ import numpy as np
 from datasets import Dataset
 
 from dataset_scripts import load_tagging_dataset
-from experiments.icon_tagging.recipe import BF16, CONFIG, FIRST_PHASE, SECOND_PHASE, run_folder
+from experiments.icon_tagging.recipe import BF16, CONFIG, FIRST_PHASE, SECOND_PHASE, in_fast_precision, run_folder
 from experiments.icon_tagging.runs import Benchmark, Run, make_parser, train, write_result
 from experiments.icon_tagging.tag_book import OPERATING_POINTS, BookExperiment, book_examples
 from modeling_optsg import TagEvaluator
@@ -75,7 +75,7 @@ def train_model(folder: Path, work_dir: Path, cache_dir: Path, seed: int) -> Run
     }
     for output, arguments in phases.items():
         if not (output / "training_summary.json").exists():
-            arguments = {"dataset": folder, "seed": seed} | ARGUMENTS | arguments
+            arguments = {"dataset": folder, "seed": seed} | in_fast_precision(ARGUMENTS) | arguments
             words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
             train(["--config", CONFIG, *words], output, cache_dir)
     return Run.load(second)

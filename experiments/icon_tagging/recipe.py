@@ -11,6 +11,9 @@ r"""Trains the runs behind this folder's findings and gathers their metrics, one
   examples, compared on the validation split only. Most rows are ASY, the tag classifier without slots. The rows
   `continued` start from the checkpoint of the recipe.
 
+Rows in bf16 are trained in fp32 where bf16 is slow, such as on processors without AVX-512. The commands in the result
+files say which precision was used.
+
 Runs that are already in a result file are skipped. Checkpoints that are already in `--work_dir` are not trained again.
 When no run is missing, the program only prints the table again.
 """
@@ -21,6 +24,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+
+import torch
 
 from experiments.icon_tagging.operating_point import FUSION_SETTINGS, without_novel_tags
 from experiments.icon_tagging.runs import (
@@ -37,11 +42,12 @@ from experiments.icon_tagging.runs import (
 from modeling_optsg.baselines.registry import MODEL_TYPES
 from modeling_optsg.evaluation.prediction import predict_tags
 from modeling_optsg.evaluation.reporting import best_fit, environment, novel_hits
+from modeling_optsg.training.precision import is_bfloat16_fast
 
 CONFIG = Path("examples/configs/optsg-icon-small.json")
 WORK_DIR = Path("runs/recipe")
 LADDER = Path(__file__).with_name("recipe_rows.json")
-# Takes two thirds of the time of fp32. The row "full-precision" of the ladder shows what it changes.
+# Takes two thirds of the time of fp32 where it is fast. The row "full-precision" of the ladder shows what it changes.
 BF16 = {"mixed_precision": "bf16"}
 LADDER_ARGUMENTS = {"model_type": "asy", "train_ratio": 0.25, "num_train_epochs": 6.0} | BF16
 # The model whose text tower and classifier the second phase loads, and the arguments of this phase. Both parts are
@@ -72,6 +78,17 @@ def model_rows() -> dict[str, dict]:
 
 
 EXPERIMENTS: dict[str, Callable[[], dict[str, dict]]] = {"models": model_rows, "ladder": ladder_rows}
+
+
+def in_fp32(arguments: dict) -> dict:
+    """Return training arguments with fp32 instead of bf16."""
+    return arguments | {"mixed_precision": "no"} if arguments.get("mixed_precision") == "bf16" else arguments
+
+
+def in_fast_precision(arguments: dict) -> dict:
+    """Return training arguments with fp32 instead of bf16 where bf16 is slow."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    return arguments if is_bfloat16_fast(device) else in_fp32(arguments)
 
 
 def training_arguments(row: dict, config: Path, work_dir: Path, seed: int) -> list:
@@ -181,14 +198,15 @@ def run_missing(
         for name in names:
             if (name, seed) in runs:
                 continue
+            row = rows[name] | {"arguments": in_fast_precision(rows[name]["arguments"])}
             folder = run_folder(name, arguments.work_dir, seed)
             if not (folder / "training_summary.json").exists():
-                first = rows[name].get("classifier_of")
+                first = row.get("classifier_of")
                 if first and not run_folder(first, arguments.work_dir, seed).exists():
                     raise FileNotFoundError(f"{name} needs the checkpoint of {first}: train --rows {first} first.")
-                words = training_arguments(rows[name], arguments.config, arguments.work_dir, seed)
+                words = training_arguments(row, arguments.config, arguments.work_dir, seed)
                 train(words, folder, arguments.cache_dir)
-            run = {"row": name, "command": training_command(rows[name], arguments.config, seed)}
+            run = {"row": name, "command": training_command(row, arguments.config, seed)}
             run |= describe_training(read_summary(folder))
             if arguments.experiment != "ladder":
                 benchmark = benchmark or Benchmark(dataset, arguments.cache_dir)
