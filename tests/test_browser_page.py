@@ -135,6 +135,16 @@ def test_a_chosen_image_is_tagged_and_errors_are_shown(page):
     expect(page.locator("#error")).to_have_text("LICENSE is not an image that this browser reads.")
 
 
+def test_no_programs_of_other_hosts_are_run(page, address):
+    other, urls = page.context.browser.new_page(), []
+    other.on("request", lambda request: urls.append(request.url))
+    host = address.replace("127.0.0.1", "localhost")
+    other.goto(f"{address}index.html?runtime={host}runtime")
+    expect(other.locator("#error")).to_have_text("The runtime must be on the host of this page.")
+    assert not [url for url in urls if url.startswith(host)]
+    other.close()
+
+
 def test_the_image_that_was_chosen_last_is_shown(page):
     page.evaluate("""() => {
         const read = createImageBitmap, create = URL.createObjectURL, revoke = URL.revokeObjectURL;
