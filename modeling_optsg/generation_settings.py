@@ -185,7 +185,7 @@ def _check_ranking(settings: GenerationSettings, has_classifier: bool) -> None:
     if settings.fusion_weights is not None and not has_classifier:
         raise ValueError("fusion_weights need a tag classifier, which this model does not have.")
     num_candidates = settings.num_candidates
-    if not isinstance(num_candidates, int) or num_candidates < 0:
+    if isinstance(num_candidates, bool) or not isinstance(num_candidates, int) or num_candidates < 0:
         raise ValueError(f"num_candidates={num_candidates!r} must be an integer of at least 0.")
     if num_candidates and settings.fusion_weights is None:
         raise ValueError(
@@ -239,7 +239,7 @@ def _by_modality(name: str, given: Any) -> dict[str, Any] | None:
         return dict.fromkeys(MODALITIES, given)
     if MODALITIES[0] not in given or set(given) - set(MODALITIES):
         raise ValueError(
-            f"{name} has the keys {sorted(given)}; expected {MODALITIES[0]!r}, and optionally {MODALITIES[1:]}."
+            f"{name} has the keys {list(given)}; expected {MODALITIES[0]!r}, and optionally {MODALITIES[1:]}."
         )
     return {modality: given.get(modality, given[MODALITIES[0]]) for modality in MODALITIES}
 
@@ -266,7 +266,7 @@ def check_threshold(threshold: float) -> None:
 
 def check_positive_integer(name: str, value: Any) -> None:
     """Raise a `ValueError` unless a setting is `None` or an integer of at least 1."""
-    if value is not None and (not isinstance(value, int) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
 
 

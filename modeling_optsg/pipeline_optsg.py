@@ -1,5 +1,6 @@
 """`pipeline("tag-generation")`: images and videos in, tags out, in the format of image classification."""
 
+import base64
 import importlib
 import inspect
 import os
@@ -10,10 +11,13 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Subset
 from transformers import BatchFeature, Pipeline
-from transformers.image_utils import load_image
+
+# Its HTTP client, the name of which depends on the version.
+from transformers.image_utils import httpx
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .generation_optsg import OPTSGGenerateOutput
+from .image_utils import is_url
 from .image_words import decode_image_words
 from .processor_inputs import MAX_PATH_LENGTH, PARTS, name_parts
 from .tag_vocabulary import TagVocabularyLogitsProcessor
@@ -217,10 +221,12 @@ class TagGenerationPipeline(Pipeline):
     def preprocess(self, example: Any, timeout: float | None = None) -> dict[str, Any]:
         """Check an example and name its parts as the processor does; only web addresses are opened here."""
         given = name_parts(example)
-        if isinstance(image := given.get("images"), str) and image.startswith(("http://", "https://", "data:")):
+        image = given.get("images")
+        if isinstance(image, str) and is_url(image) and image.startswith(("http://", "https://", "data:")):
             try:
-                given["images"] = load_image(image, timeout=timeout)
-            except Exception as error:  # from the HTTP client, base64 or Pillow
+                # The processor decodes it like any other file. Its errors name the path.
+                given["images"] = {"bytes": _load_bytes(image, timeout), "path": _shown(image)}
+            except Exception as error:  # from the HTTP client or base64
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise ValueError(f"{_shown(image)} cannot be loaded ({_shown(reason)})") from error
         elif isinstance(image, str) and len(image) > MAX_PATH_LENGTH:
@@ -302,6 +308,17 @@ class TagGenerationPipeline(Pipeline):
         """Save the model, its code and the processor, which the base class does not save."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _load_bytes(address: str, timeout: float | None) -> bytes:
+    """Return the file at a web address, or in the base64 of a `data:` address."""
+    if address.startswith("data:"):
+        content = base64.b64decode(address.partition(",")[2])
+    else:
+        content = httpx.get(address, timeout=timeout, follow_redirects=True).raise_for_status().content
+    if not content:
+        raise ValueError("it is empty")
+    return content
 
 
 def _shown(text: str) -> str:

@@ -22,6 +22,8 @@ class TagVocabularyLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, tags: Iterable[Sequence[int]], pad_token_id: int, sep_token_id: int):
+        if isinstance(tags, Mapping) or not isinstance(tags, Iterable):
+            raise ValueError(f"tag_vocabulary is of type {type(tags).__name__}; expected the token ids of tags.")
         next_tokens = defaultdict(set)
         next_tokens[()].add(pad_token_id)
         for tag in tags:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from PIL import Image
 from tokenizers import Tokenizer
 
 from dataset_scripts import load_tagging_dataset
@@ -27,6 +28,8 @@ TEXTS = [
     "x" * 120,
     "İstanbul ΟΔΟΣ",
     "~^`|$",
+    # Not assigned, as emoji that are newer than the browser.
+    "a\u0378b \ue000c",
 ]
 WAIT_SECONDS = 120
 missing = [name for name in ("onnxruntime", "playwright") if importlib.util.find_spec(name) is None]
@@ -135,6 +138,42 @@ def test_a_chosen_image_is_tagged_and_errors_are_shown(page):
     expect(page.locator("#error")).to_have_text("LICENSE is not an image that this browser reads.")
 
 
+def test_an_image_that_the_browser_cannot_draw_is_an_error(page, tmp_path):
+    Image.new("RGB", (70_000, 4), "red").save(tmp_path / "wide.png")
+    page.locator("#file").set_input_files(tmp_path / "wide.png")
+    expect(page.locator("#error")).to_have_text("wide.png is not an image that this browser reads.")
+
+
+def test_the_tags_of_a_deleted_title_disappear(page, address):
+    other = page.context.browser.new_page()
+    other.goto(f"{address}index.html?runtime=runtime")
+    for title, number in (("tent tree", 1), (" ", 0)):
+        other.locator("#title").fill(title)
+        other.locator("#title").blur()
+        expect(other.locator("#tags li").first).to_have_count(number)
+    expect(other.locator("#status")).to_have_text("Ready")
+    # Tags of an earlier title do not stay under an error either.
+    other.locator("#title").fill("tent tree")
+    other.locator("#title").blur()
+    expect(other.locator("#tags li").first).to_be_visible()
+    other.evaluate("() => { BigInt64Array.from = () => { throw new Error('no memory'); }; }")
+    other.locator("#title").fill("bus")
+    other.locator("#title").blur()
+    expect(other.locator("#error")).to_have_text("no memory")
+    expect(other.locator("#tags li")).to_have_count(0)
+    other.close()
+
+
+def test_no_programs_of_other_hosts_are_run(page, address):
+    other, urls = page.context.browser.new_page(), []
+    other.on("request", lambda request: urls.append(request.url))
+    host = address.replace("127.0.0.1", "localhost")
+    other.goto(f"{address}index.html?runtime={host}runtime")
+    expect(other.locator("#error")).to_have_text("The runtime must be on the host of this page.")
+    assert not [url for url in urls if url.startswith(host)]
+    other.close()
+
+
 def test_the_image_that_was_chosen_last_is_shown(page):
     page.evaluate("""() => {
         const read = createImageBitmap, create = URL.createObjectURL, revoke = URL.revokeObjectURL;
@@ -157,4 +196,9 @@ def test_a_missing_model_is_an_error(page, address):
     other = page.context.browser.new_page()
     other.goto(f"{address}index.html?runtime=runtime&model=nothing")
     expect(other.locator("#error")).to_contain_text("settings.json of the model is missing")
+    # The error stays when a title is given.
+    other.locator("#title").fill("tent")
+    other.locator("#title").blur()
+    other.wait_for_timeout(200)
+    expect(other.locator("#error")).to_be_visible()
     other.close()

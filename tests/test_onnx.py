@@ -288,9 +288,9 @@ def test_what_cannot_be_exported_is_an_error(model, make_model, tiny_processor, 
 def test_settings_of_a_call_are_checked(model, tiny_processor, images, eager, tmp_path):
     export_onnx(model, tiny_processor, tmp_path)
     exported = OnnxTagger.from_pretrained(tmp_path)
-    for settings, message in (({"top_k": 0}, "top_k is 0"), ({"threshold": 2}, "threshold=2 is a probability")):
-        with pytest.raises(ValueError, match=message):
-            exported(images[0], **settings)
+    for name, value in (("top_k", 0), ("threshold", 2), ("threshold", "0.5"), ("threshold", {"image": 0.5})):
+        with pytest.raises(ValueError, match=f"^{name}.* (probability|integer)"):
+            exported(images[0], **{name: value})
     with pytest.raises(ValueError, match=r"inputs\[1\] is not an image"):
         exported([images[0], b"nothing"])
     with pytest.raises(ValueError, match="example 0 has neither an image nor a title"):

@@ -1,6 +1,7 @@
 """`pipeline("tag-generation")`: inputs, outputs, and the code in a saved folder."""
 
 import base64
+import io
 import json
 import shutil
 import threading
@@ -81,6 +82,8 @@ def test_the_address_of_an_image_is_fetched(tagger, images):
         assert tagger({"image": address, "title": "a red dog"}, timeout=5) == tagger(
             {"image": images / "red.png", "title": "a red dog"}
         )
+        with pytest.raises(ValueError, match="none.png cannot be loaded .*404"):
+            tagger(address.replace("red", "none"))
     finally:
         server.shutdown()
         server.server_close()
@@ -176,6 +179,25 @@ def test_an_image_may_be_base64(tagger, images):
     assert tagger(f"data:image/png;base64,{text}") == tagger(images / "red.png")
 
 
+def test_a_file_may_be_named_like_an_address(tagger, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(images / "red.png", "data:red.png")
+    assert tagger("data:red.png") == tagger(images / "red.png")
+
+
+def test_base64_is_decoded_like_a_file(tagger):
+    transparent, grey = Image.new("RGBA", (32, 32), (0, 0, 0, 0)), Image.new("I;16", (32, 32), 20_000)
+    for image in (transparent, grey):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        text = base64.b64encode(file.getvalue()).decode()
+        pixels = [
+            tagger._collate([tagger.preprocess(source)])["pixel_values"]
+            for source in (f"data:image/png;base64,{text}", file.getvalue())
+        ]
+        assert pixels[0].equal(pixels[1])
+
+
 def test_a_tag_vocabulary_takes_the_training_spelling_and_is_cached(tagger, monkeypatch):
     known = next(iter(tagger.processor.label_vocabulary))
     settings = {"threshold": 0.0}
@@ -198,7 +220,9 @@ def test_a_tag_vocabulary_takes_the_training_spelling_and_is_cached(tagger, monk
         ({"title": "red"}, {"tag_vocabulary": {"dog": 1}}, "dict; expected a list of tags"),
         ({"title": "red"}, {"tag_vocabulary": ["dog", 3]}, "tag_vocabulary .* 3.* int"),
         ("x" * 3_000_000, {}, r"x… \(3,000,000 characters\) is too long for a path"),
-        ("data:image/png;base64,AAAA", {}, "cannot be loaded"),
+        ("data:image/png;base64,AAAA", {}, "data:image/png;base64,AAAA is not an image that can be read"),
+        ("data:image/png;base64,A", {}, "data:image/png;base64,A cannot be loaded"),
+        ("data:image/png;base64,", {}, "cannot be loaded .*it is empty"),
         ("http://127.0.0.1:9/none.png", {}, "http://127.0.0.1:9/none.png cannot be loaded .*Connect"),
         (datasets.DatasetDict(train=datasets.Dataset.from_dict({"title": ["a"]})), {}, r"splits \['train'\]"),
         ({"title": "red"}, {"top_k": 1, "max_tags": 2}, "the same"),

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -255,5 +256,5 @@ def _check_settings(top_k: int | None, threshold: float | None, batch_size: int)
     for name, value in {"top_k": top_k, "batch_size": batch_size}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} is {value!r}; expected an integer of at least 1")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold} is a probability and must lie between 0 and 1")
+    if threshold is not None and not (isinstance(threshold, Real) and 0 <= threshold <= 1):
+        raise ValueError(f"threshold={threshold!r} is a probability and must lie between 0 and 1")

@@ -40,7 +40,7 @@ export class WordPiece {
   #normalize(text) {
     const { clean_text: clean, handle_chinese_chars: chinese, strip_accents: strip, lowercase } = this.normalizer;
     if (clean) {
-      text = text.replace(/[\t\n\r]|\p{Zs}/gu, " ").replace(/[\0\ufffd]|\p{C}/gu, "");
+      text = text.replace(/[\t\n\r]|\p{Zs}/gu, " ").replace(/[\0\ufffd\p{Cc}\p{Cf}\p{Co}\p{Cs}]/gu, "");
     }
     if (chinese) text = [...text].map((c) => (CJK.test(c) ? ` ${c} ` : c)).join("");
     if (strip ?? lowercase) text = text.normalize("NFD").replace(/\p{Mn}/gu, "");
@@ -457,5 +457,8 @@ export async function readImage(blob) {
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  // Nothing is drawn on a canvas that is too large.
+  if (!pixels.data[3]) throw new Error(`An image of ${canvas.width} × ${canvas.height} pixels is too large.`);
+  return pixels;
 }
