@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from datasets import disable_progress_bars
 
-from benchmarks.folder_reading import in_tree
 from dataset_scripts import load_tagging_dataset
 from modeling_optsg import OPTSGForTagGeneration, OPTSGProcessor, TagEvaluator, predict_tags
 
@@ -50,6 +49,9 @@ def tag(search: str, split: str, modality: str, output: Path) -> None:
 
 def tag_in(tree: Path, search: str, split: str, modality: str = "image+title") -> list[dict[str, float]]:
     """Tag a split with the code in a working tree."""
+    # Not above: this file also runs with the packages of an earlier version, which may lack the function.
+    from benchmarks.folder_reading import in_tree
+
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "tags.json")
         command = [sys.executable, __file__, "--search", search, "--split", split, "--modality", modality]
