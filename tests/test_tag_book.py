@@ -443,6 +443,14 @@ def test_files_of_others_are_not_replaced(book, tmp_path):
     assert "my novel" in (tmp_path / SETTINGS_NAME).read_text()
 
 
+def test_a_book_with_damaged_settings_is_replaced(book, tmp_path):
+    for settings in ("", '{"version": 3, "finger'):
+        save_book(book, tmp_path)
+        (tmp_path / SETTINGS_NAME).write_text(settings)
+        save_book(book, tmp_path)
+        assert len(load_book(tmp_path, "model-1")) == len(book)
+
+
 def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):
     (found,) = book.look_up(make_queries(["red bus"], seed=3))
     votes = dict(zip(found.tags, found.mean_votes))

@@ -196,10 +196,14 @@ def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None
 def check_replaceable(folder: Path) -> None:
     """Check that a book may be saved in a folder.
 
+    With other files of a book, a damaged `book.json` is replaced.
+
     Raises:
         ValueError: The folder has a file `book.json` that does not belong to a book.
     """
     settings = folder / SETTINGS_NAME
+    if any((folder / name).exists() for name in (EXAMPLES_NAME, VECTORS_NAME)):
+        return
     with contextlib.suppress(OSError, ValueError, TypeError):
         if not settings.exists() or "fingerprint" in json.loads(settings.read_text(encoding="utf-8")):
             return
