@@ -92,6 +92,15 @@ def test_a_reused_book_with_an_id_twice_gives_each_example_once(build, images, t
     assert {len(vectors) for vectors in again.vectors.values()} == {8}
 
 
+def test_a_book_with_too_few_examples_keeps_nothing_of_an_older_fit(build, images, tmp_path):
+    book = build(make_examples(images))
+    book.threshold, book.temperatures["image"] = 0.9, 1.0
+    book.score.known.is_fitted = True
+    save_book(book, tmp_path / "book")
+    again = build(make_examples(images, range(1, 8)))
+    assert again.threshold == 0.1 and not again.score.is_fitted and set(again.temperatures.values()) == {0.05}
+
+
 def with_images(images, kind, changed=()):
     """Examples with the same ids and titles; some have another image."""
     examples, contents = make_examples(images), [images / f"{number}.png" for number in range(8)]

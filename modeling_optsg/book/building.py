@@ -159,6 +159,8 @@ def build_book(
             added = old.normalize(BookQueries.concatenate(parts))
             vectors = {name: torch.cat([rows, added[name]]) for name, rows in vectors.items()}
         book.replace_examples(table, vectors)
+        # There may now be too few examples to fit the book to.
+        book.reset_fit()
     book.own_tags_only = True
     chosen = np.random.default_rng(0).permutation(kept + read)[:MAX_FIT_EXAMPLES].tolist()
     parts, model_tags, ids = reader.read_tags(read_rows(chosen))

@@ -96,14 +96,19 @@ class TagBook:
         check_examples(examples, len(queries))
         self.num_neighbours, self.num_candidates = num_neighbours, num_candidates
         self.examples, self.fingerprint = with_state(examples), fingerprint
-        self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
-        self.score, self.own_tags_only = fusion.BookScore(NUM_FEATURES), False
+        self.own_tags_only = False
+        self.reset_fit()
         self.normalize = VectorNormalizer.from_images(queries.vectors["image"])
         self.vectors = self.normalize(queries)
         self.clusters: dict[str, Clusters] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def reset_fit(self) -> None:
+        """Set the temperatures, the score and the threshold to what they are before [`fit`]."""
+        self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
+        self.score = fusion.BookScore(NUM_FEATURES)
 
     @cached_property
     def tag_counts(self) -> Counter:
