@@ -137,6 +137,21 @@ def test_changed_images_are_read_again_after_an_interruption(build, read, images
     assert_same_vectors(book, build(with_images(images, kind, changed=[6]), tmp_path / "fresh"))
 
 
+def test_a_chunk_with_an_unreadable_image_is_not_read_again_after_an_interruption(
+    build, read, images, tmp_path, monkeypatch
+):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"damaged")
+    examples = make_examples(images).map(lambda row: {"image": str(damaged)} if row["id"] == "3" else {})
+    monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)
+    monkeypatch.setattr(building, "save_book", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(examples)
+    monkeypatch.setattr(building, "save_book", save_book)
+    read.clear()
+    assert build(examples).examples["id"][:] == list("0124567") and read == ["number 3"]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
 def test_only_changed_images_of_a_dataset_are_read_again(build, read, images, monkeypatch, kind):
     monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)

@@ -236,8 +236,8 @@ class _ExampleReader:
         key = [self.fingerprint, *([row["id"], row["title"], row[STATE_COLUMN]] for row in rows)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
-        # An unreadable file may be readable now, so its chunk is read again.
-        if (found := _load_chunk(vectors_path, path)) is None or found[1]:
+        found = _load_chunk(vectors_path, path)
+        if found is None or self._is_readable_now([row for row in rows if row["id"] in found[1]]):
             parts, unreadable = [], {}
             for batch, titles, _ in self._batches(rows, unreadable):
                 queries = _embed_batch(self.model, batch, titles)
@@ -250,6 +250,10 @@ class _ExampleReader:
         self.unreadable |= found[1]
         titles = [row["title"] for row in rows if row["id"] not in self.unreadable]
         return [BookQueries(found[0], titles)] if titles else []
+
+    def _is_readable_now(self, rows: Sequence[Mapping]) -> bool:
+        """Return whether any of the rows, which were unreadable, can be read now."""
+        return next(self._batches(rows, {}), None) is not None
 
     def read_tags(self, rows: Sequence[Mapping]) -> tuple[list[BookQueries], list[ModelTags], list[str]]:
         """Return the queries of the readable rows, the tags of the model for them, and their ids."""
