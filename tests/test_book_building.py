@@ -152,6 +152,15 @@ def test_a_chunk_with_an_unreadable_image_is_not_read_again_after_an_interruptio
     assert build(examples).examples["id"][:] == list("0124567") and read == ["number 3"]
 
 
+def test_a_damaged_image_of_a_decoded_dataset_does_not_stop_the_others(model, tiny_processor, images, tmp_path):
+    contents = [(images / f"{number}.png").read_bytes() for number in range(3)] + [b"damaged"]
+    cells = [{"path": None, "bytes": content} for content in contents]
+    examples = make_examples(images, range(4)).remove_columns("image")
+    examples = examples.add_column("image", cells, feature=ImageFeature())
+    book, unreadable = build_book(model, tiny_processor, examples, tmp_path / "book", progress=False)
+    assert book.examples["id"][:] == list("012") and list(unreadable) == ["3"]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
 def test_only_changed_images_of_a_dataset_are_read_again(build, read, images, monkeypatch, kind):
     monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)

@@ -133,6 +133,8 @@ def build_book(
     """
     check_faiss(len(examples))
     check_unique(map(str, examples["id"]))
+    # The processor decodes the images: a chunk of decoded ones takes much memory, and a damaged one ends the loop.
+    examples = undecoded(examples)
     columns = _columns(examples)
     reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
 
@@ -177,7 +179,7 @@ def build_book(
 def _columns(examples: Dataset) -> dict[str, list]:
     """Return the columns of a book for examples."""
     ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
-    inputs = undecoded(examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names]))
+    inputs = examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names])
     states = [_joined_state(row.values()) for row in inputs] or [TITLE_ONLY] * len(ids)
     known = examples["group"] if "group" in examples.column_names else [None] * len(examples)
     groups = list(map(group_of, ids, titles, known))
