@@ -259,6 +259,17 @@ def test_an_interrupted_index_is_resumed(index, library, monkeypatch):
     assert not (folder / building.PARTIAL_FOLDER).exists()
 
 
+def test_a_full_disk_is_reported(index, library):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        status, _, err = index()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1 and "cannot make the book" in err and ".safetensors cannot be written" in err
+
+
 def test_only_new_and_changed_files_are_read_again(index, tag, library, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 20)
     index()

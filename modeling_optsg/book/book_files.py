@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors.numpy import load_file, save_file
 
 from dataset_scripts.file_hash import file_sha256
-from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.atomic_files import os_errors, write_json
 
 from .example_rows import COLUMNS, STATE_COLUMN
 from .fusion import BookScore
@@ -64,7 +64,8 @@ def save_book(book: TagBook, folder: str | os.PathLike, library: str | os.PathLi
     for name, clusters in book.clusters.items():
         tensors |= {f"{name}_centroids": clusters.centroids.numpy(), f"{name}_members": clusters.members.numpy()}
     tensors |= {name: getattr(book.normalize, name).numpy() for name in ("image_mean", "image_components")}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
+    with os_errors(partial[VECTORS_NAME]):
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
     settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
     settings |= {"num_neighbours": book.num_neighbours, "num_candidates": book.num_candidates}
     settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.tagging_columns import undecoded
 from modeling_optsg.base_models import OPTSGPreTrainedModel
-from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.atomic_files import os_errors, write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest, image_settings, tokenizer_settings
 from modeling_optsg.generation_optsg import evaluation_mode
@@ -246,7 +246,8 @@ class _ExampleReader:
                 parts.append(BookQueries({name: rows.half() for name, rows in queries.vectors.items()}, titles))
             found = BookQueries.concatenate(parts).vectors if parts else {}, unreadable
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(found[0], f"{vectors_path}.partial")
+            with os_errors(vectors_path):
+                save_file(found[0], f"{vectors_path}.partial")
             os.replace(f"{vectors_path}.partial", vectors_path)
             write_json(path, found[1])
         self.unreadable |= found[1]
