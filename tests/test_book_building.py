@@ -183,3 +183,10 @@ def test_the_state_of_an_input_changes_with_it(tmp_path):
     states = [building._state(value) for value in [*features, *values, [str(path)], [str(path), None]]]
     assert len(set(states)) == len(states) and all(states)
     assert building._state([str(path)]) == building._state([{"path": str(path), "bytes": None}])
+
+
+def test_a_tag_that_is_missing_is_named_before_anything_is_read(build, read, images):
+    examples = make_examples(images).map(lambda row: {"tags": [None] if row["id"] == "3" else row["tags"]})
+    with pytest.raises(ValueError, match="The example '3' has the tag None"):
+        build(examples)
+    assert read == []

@@ -24,7 +24,7 @@ from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .example_rows import STATE_COLUMN, check_unique
+from .example_rows import STATE_COLUMN, check_tags, check_unique
 from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
@@ -128,11 +128,12 @@ def build_book(
         The book, and a dict from the `id` of each unreadable example to the reason.
 
     Raises:
-        ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
+        ValueError: No example can be read, an `id` occurs twice, a tag is `None`, or the model has no tag classifier.
         ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
     check_faiss(len(examples))
     check_unique(map(str, examples["id"]))
+    check_tags(examples)
     # The processor decodes the images: a chunk of decoded ones takes much memory, and a damaged one ends the loop.
     examples = undecoded(examples)
     columns = _columns(examples)
