@@ -190,3 +190,14 @@ def test_a_tag_that_is_missing_is_named_before_anything_is_read(build, read, ima
     with pytest.raises(ValueError, match="The example '3' has the tag None"):
         build(examples)
     assert read == []
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(build, images):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.safetensors cannot be written"):
+            build(make_examples(images))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
