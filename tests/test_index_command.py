@@ -259,17 +259,6 @@ def test_an_interrupted_index_is_resumed(index, library, monkeypatch):
     assert not (folder / building.PARTIAL_FOLDER).exists()
 
 
-def test_a_full_disk_is_reported(index, library):
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        status, _, err = index()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert status == 1 and "cannot make the book" in err and ".safetensors cannot be written" in err
-
-
 def test_only_new_and_changed_files_are_read_again(index, tag, library, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 20)
     index()
@@ -354,6 +343,12 @@ def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, libr
     assert "only here" not in {tag["tag"] for tag in json.loads(out)["tags"]}
     settings = (book if name else library / BOOK_FOLDER) / "book.json"
     assert str(tmp_path) not in settings.read_text(encoding="utf-8")
+    # The book is known in its own folder and through a link.
+    (tmp_path / "link").symlink_to(settings.parent)
+    monkeypatch.chdir(settings.parent)
+    for folder in (".", tmp_path / "link"):
+        _, out, _ = tag("--book", folder, "--json", "--threshold", 0, files=[library / "0.png"])
+        assert "only here" not in out
     # The path of the images is not published, and a library with its book may be moved.
     assert [path.name for path in settings.parent.glob(".*")] == ([LIBRARY_NAME] if name else [])
 

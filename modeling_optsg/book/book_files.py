@@ -167,7 +167,9 @@ def find_library(folder: Path) -> str | None:
     try:
         return os.path.realpath(json.loads((folder / LIBRARY_NAME).read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, KeyError, TypeError):
-        return os.path.realpath(folder.parent) if folder.name == LIBRARY_FOLDER else None
+        # The folder may be given as "." or by a link.
+        parent, name = os.path.split(os.path.realpath(folder))
+        return parent if name == LIBRARY_FOLDER else None
 
 
 def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:
