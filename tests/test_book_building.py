@@ -137,9 +137,7 @@ def test_changed_images_are_read_again_after_an_interruption(build, read, images
     assert_same_vectors(book, build(with_images(images, kind, changed=[6]), tmp_path / "fresh"))
 
 
-def test_a_chunk_with_an_unreadable_image_is_not_read_again_after_an_interruption(
-    build, read, images, tmp_path, monkeypatch
-):
+def test_a_resumed_chunk_reads_only_its_unreadable_images_again(build, read, images, tmp_path, monkeypatch):
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes(b"damaged")
     examples = make_examples(images).map(lambda row: {"image": str(damaged)} if row["id"] == "3" else {})
