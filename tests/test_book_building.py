@@ -92,6 +92,15 @@ def test_a_reused_book_with_an_id_twice_gives_each_example_once(build, images, t
     assert {len(vectors) for vectors in again.vectors.values()} == {8}
 
 
+def test_a_book_with_too_few_examples_keeps_nothing_of_an_older_fit(build, images, tmp_path):
+    book = build(make_examples(images))
+    book.threshold, book.temperatures["image"] = 0.9, 1.0
+    book.score.known.is_fitted = True
+    save_book(book, tmp_path / "book")
+    again = build(make_examples(images, range(1, 8)))
+    assert again.threshold == 0.1 and not again.score.is_fitted and set(again.temperatures.values()) == {0.05}
+
+
 def with_images(images, kind, changed=()):
     """Examples with the same ids and titles; some have another image."""
     examples, contents = make_examples(images), [images / f"{number}.png" for number in range(8)]
@@ -128,6 +137,28 @@ def test_changed_images_are_read_again_after_an_interruption(build, read, images
     assert_same_vectors(book, build(with_images(images, kind, changed=[6]), tmp_path / "fresh"))
 
 
+def test_a_resumed_chunk_reads_only_its_unreadable_images_again(build, read, images, tmp_path, monkeypatch):
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"damaged")
+    examples = make_examples(images).map(lambda row: {"image": str(damaged)} if row["id"] == "3" else {})
+    monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)
+    monkeypatch.setattr(building, "save_book", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(examples)
+    monkeypatch.setattr(building, "save_book", save_book)
+    read.clear()
+    assert build(examples).examples["id"][:] == list("0124567") and read == ["number 3"]
+
+
+def test_a_damaged_image_of_a_decoded_dataset_does_not_stop_the_others(model, tiny_processor, images, tmp_path):
+    contents = [(images / f"{number}.png").read_bytes() for number in range(3)] + [b"damaged"]
+    cells = [{"path": None, "bytes": content} for content in contents]
+    examples = make_examples(images, range(4)).remove_columns("image")
+    examples = examples.add_column("image", cells, feature=ImageFeature())
+    book, unreadable = build_book(model, tiny_processor, examples, tmp_path / "book", progress=False)
+    assert book.examples["id"][:] == list("012") and list(unreadable) == ["3"]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "decoded", "frames"])
 def test_only_changed_images_of_a_dataset_are_read_again(build, read, images, monkeypatch, kind):
     monkeypatch.setattr(building, "MAX_FIT_EXAMPLES", 0)
@@ -150,3 +181,21 @@ def test_the_state_of_an_input_changes_with_it(tmp_path):
     states = [building._state(value) for value in [*features, *values, [str(path)], [str(path), None]]]
     assert len(set(states)) == len(states) and all(states)
     assert building._state([str(path)]) == building._state([{"path": str(path), "bytes": None}])
+
+
+def test_a_tag_that_is_missing_is_named_before_anything_is_read(build, read, images):
+    examples = make_examples(images).map(lambda row: {"tags": [None] if row["id"] == "3" else row["tags"]})
+    with pytest.raises(ValueError, match="The example '3' has the tag None"):
+        build(examples)
+    assert read == []
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(build, images):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.safetensors cannot be written"):
+            build(make_examples(images))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

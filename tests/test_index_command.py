@@ -343,6 +343,12 @@ def test_an_image_of_the_book_does_not_suggest_its_own_keywords(index, tag, libr
     assert "only here" not in {tag["tag"] for tag in json.loads(out)["tags"]}
     settings = (book if name else library / BOOK_FOLDER) / "book.json"
     assert str(tmp_path) not in settings.read_text(encoding="utf-8")
+    # The book is known in its own folder and through a link.
+    (tmp_path / "link").symlink_to(settings.parent)
+    monkeypatch.chdir(settings.parent)
+    for folder in (".", tmp_path / "link"):
+        _, out, _ = tag("--book", folder, "--json", "--threshold", 0, files=[library / "0.png"])
+        assert "only here" not in out
     # The path of the images is not published, and a library with its book may be moved.
     assert [path.name for path in settings.parent.glob(".*")] == ([LIBRARY_NAME] if name else [])
 

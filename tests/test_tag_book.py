@@ -40,6 +40,17 @@ def make_model_tags(tags, classes=()):
     return ModelTags([{"slot_score": tag["score"]} | tag for tag in tags], logits, index)
 
 
+def widened(source=None):
+    """A query that may have a vector of another model."""
+    queries = make_queries(["one"])
+    return BookQueries(queries.vectors | ({source: torch.ones(1, 9)} if source else {}), queries.titles)
+
+
+def add_one(book, source=None, **columns):
+    row = {"id": ["new"], "title": ["one"], "tags": [["a"]], "group": ["one"]}
+    book.add_examples(Dataset.from_dict(row | columns), widened(source))
+
+
 @pytest.fixture
 def book():
     return TagBook(make_examples(), make_queries(TITLES, without_image=[5], without_title=[3]), "model-1")
@@ -297,6 +308,14 @@ def test_new_examples_count_at_once_and_removed_ones_no_longer(book):
         (lambda book: book.remove_examples(["nobody"]), "The id 'nobody' is not in the book"),
         (lambda book: book.remove_examples([f"example-{i}" for i in range(6)]), "at least one"),
         (lambda book: TagBook(make_examples([], []), make_queries([]), "x"), "no examples"),
+        # Not the examples "1" and "2".
+        (lambda book: book.remove_examples("12"), "must be a list; got the text '12'"),
+        (lambda book: add_one(book, id=[None]), "no id"),
+        (lambda book: add_one(book, tags=[["a", None]]), "The example 'new' has the tag None"),
+        (lambda book: add_one(book, tags=["a"]), "a list of strings, got string"),
+        (lambda book: add_one(book, "image"), f"image vectors have 9 dimensions, but those of the book have {WIDTH}"),
+        (lambda book: add_one(book, "title"), "title vectors have 9 .* the model that the book was made with"),
+        (lambda book: book.search(widened("title")), "title vectors have 9 dimensions"),
         (
             lambda book: TagBook(Dataset.from_dict({"id": ["a"]}), make_queries(["a"]), "x"),
             "missing: group, tags, title",
@@ -441,6 +460,14 @@ def test_files_of_others_are_not_replaced(book, tmp_path):
     with pytest.raises(ValueError, match="does not belong to a book"):
         save_book(book, tmp_path)
     assert "my novel" in (tmp_path / SETTINGS_NAME).read_text()
+
+
+def test_a_book_with_damaged_settings_is_replaced(book, tmp_path):
+    for settings in ("", '{"version": 3, "finger'):
+        save_book(book, tmp_path)
+        (tmp_path / SETTINGS_NAME).write_text(settings)
+        save_book(book, tmp_path)
+        assert len(load_book(tmp_path, "model-1")) == len(book)
 
 
 def test_without_a_fit_either_the_model_or_the_neighbours_are_enough(book):

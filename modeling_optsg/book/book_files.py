@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from safetensors.numpy import load_file, save_file
 
 from dataset_scripts.file_hash import file_sha256
-from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.atomic_files import os_errors, write_json
 
 from .example_rows import COLUMNS, STATE_COLUMN
 from .fusion import BookScore
@@ -64,7 +64,8 @@ def save_book(book: TagBook, folder: str | os.PathLike, library: str | os.PathLi
     for name, clusters in book.clusters.items():
         tensors |= {f"{name}_centroids": clusters.centroids.numpy(), f"{name}_members": clusters.members.numpy()}
     tensors |= {name: getattr(book.normalize, name).numpy() for name in ("image_mean", "image_components")}
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
+    with os_errors(partial[VECTORS_NAME]):
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, partial[VECTORS_NAME])
     settings = {"version": VERSION, "fingerprint": book.fingerprint, "examples": len(book)}
     settings |= {"num_neighbours": book.num_neighbours, "num_candidates": book.num_candidates}
     settings |= {"own_tags_only": book.own_tags_only, "temperatures": book.temperatures}
@@ -166,7 +167,9 @@ def find_library(folder: Path) -> str | None:
     try:
         return os.path.realpath(json.loads((folder / LIBRARY_NAME).read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, KeyError, TypeError):
-        return os.path.realpath(folder.parent) if folder.name == LIBRARY_FOLDER else None
+        # The folder may be given as "." or by a link.
+        parent, name = os.path.split(os.path.realpath(folder))
+        return parent if name == LIBRARY_FOLDER else None
 
 
 def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None, **hub_options: Any) -> TagBook:
@@ -196,10 +199,14 @@ def load_pretrained_book(name: str | os.PathLike, fingerprint: str | None = None
 def check_replaceable(folder: Path) -> None:
     """Check that a book may be saved in a folder.
 
+    With other files of a book, a damaged `book.json` is replaced.
+
     Raises:
         ValueError: The folder has a file `book.json` that does not belong to a book.
     """
     settings = folder / SETTINGS_NAME
+    if any((folder / name).exists() for name in (EXAMPLES_NAME, VECTORS_NAME)):
+        return
     with contextlib.suppress(OSError, ValueError, TypeError):
         if not settings.exists() or "fingerprint" in json.loads(settings.read_text(encoding="utf-8")):
             return

@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.tagging_columns import undecoded
 from modeling_optsg.base_models import OPTSGPreTrainedModel
-from modeling_optsg.data.atomic_files import write_json
+from modeling_optsg.data.atomic_files import os_errors, write_json
 from modeling_optsg.data.collator import OPTSGDataCollator
 from modeling_optsg.data.feature_cache import digest, image_settings, tokenizer_settings
 from modeling_optsg.generation_optsg import evaluation_mode
 from modeling_optsg.processing_optsg import OPTSGProcessor
 
 from .book_files import load_book, save_book
-from .example_rows import STATE_COLUMN, check_unique
+from .example_rows import STATE_COLUMN, check_tags, check_unique
 from .nearest import check_faiss
 from .predictions import GENERATE_OPTIONS, ModelTagReader, ModelTags, check_has_classifier
 from .queries import BookQueries
@@ -128,11 +128,14 @@ def build_book(
         The book, and a dict from the `id` of each unreadable example to the reason.
 
     Raises:
-        ValueError: No example can be read, an `id` occurs twice, or the model has no tag classifier.
+        ValueError: No example can be read, an `id` occurs twice, a tag is `None`, or the model has no tag classifier.
         ImportError: There are more than 200,000 examples, and `faiss` is not installed.
     """
     check_faiss(len(examples))
     check_unique(map(str, examples["id"]))
+    check_tags(examples)
+    # The processor decodes the images: a chunk of decoded ones takes much memory, and a damaged one ends the loop.
+    examples = undecoded(examples)
     columns = _columns(examples)
     reader = _ExampleReader(model, processor, Path(folder, PARTIAL_FOLDER), batch_size, open_image)
 
@@ -159,6 +162,8 @@ def build_book(
             added = old.normalize(BookQueries.concatenate(parts))
             vectors = {name: torch.cat([rows, added[name]]) for name, rows in vectors.items()}
         book.replace_examples(table, vectors)
+        # There may now be too few examples to fit the book to.
+        book.reset_fit()
     book.own_tags_only = True
     chosen = np.random.default_rng(0).permutation(kept + read)[:MAX_FIT_EXAMPLES].tolist()
     parts, model_tags, ids = reader.read_tags(read_rows(chosen))
@@ -175,7 +180,7 @@ def build_book(
 def _columns(examples: Dataset) -> dict[str, list]:
     """Return the columns of a book for examples."""
     ids, titles = list(map(str, examples["id"])), [title or "" for title in examples["title"]]
-    inputs = undecoded(examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names]))
+    inputs = examples.select_columns([name for name in VISUAL_INPUTS if name in examples.column_names])
     states = [_joined_state(row.values()) for row in inputs] or [TITLE_ONLY] * len(ids)
     known = examples["group"] if "group" in examples.column_names else [None] * len(examples)
     groups = list(map(group_of, ids, titles, known))
@@ -234,20 +239,25 @@ class _ExampleReader:
         key = [self.fingerprint, *([row["id"], row["title"], row[STATE_COLUMN]] for row in rows)]
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
         vectors_path, path = self.folder / f"{name}.safetensors", self.folder / f"{name}.json"
-        # An unreadable file may be readable now, so its chunk is read again.
-        if (found := _load_chunk(vectors_path, path)) is None or found[1]:
+        found = _load_chunk(vectors_path, path)
+        if found is None or self._is_readable_now([row for row in rows if row["id"] in found[1]]):
             parts, unreadable = [], {}
             for batch, titles, _ in self._batches(rows, unreadable):
                 queries = _embed_batch(self.model, batch, titles)
                 parts.append(BookQueries({name: rows.half() for name, rows in queries.vectors.items()}, titles))
             found = BookQueries.concatenate(parts).vectors if parts else {}, unreadable
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(found[0], f"{vectors_path}.partial")
+            with os_errors(vectors_path):
+                save_file(found[0], f"{vectors_path}.partial")
             os.replace(f"{vectors_path}.partial", vectors_path)
             write_json(path, found[1])
         self.unreadable |= found[1]
         titles = [row["title"] for row in rows if row["id"] not in self.unreadable]
         return [BookQueries(found[0], titles)] if titles else []
+
+    def _is_readable_now(self, rows: Sequence[Mapping]) -> bool:
+        """Return whether any of the rows, which were unreadable, can be read now."""
+        return next(self._batches(rows, {}), None) is not None
 
     def read_tags(self, rows: Sequence[Mapping]) -> tuple[list[BookQueries], list[ModelTags], list[str]]:
         """Return the queries of the readable rows, the tags of the model for them, and their ids."""

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 # Columns of the examples. Examples in the same group may show the same thing.
@@ -27,7 +29,8 @@ def check_examples(examples: Dataset, num_queries: int) -> None:
         num_queries: Number of their vectors.
 
     Raises:
-        ValueError: A column or a group is missing, there are no examples, the numbers differ, or an id occurs twice.
+        ValueError: A column, an id, a group or a tag is missing, there are no examples, the numbers differ, or an id
+            occurs twice.
     """
     if missing := set(COLUMNS) - set(examples.column_names):
         raise ValueError(
@@ -35,11 +38,29 @@ def check_examples(examples: Dataset, num_queries: int) -> None:
         )
     if not len(examples):
         raise ValueError("There are no examples; a book needs at least one.")
-    if None in examples["group"][:]:
-        raise ValueError("An example has no group; every example of a book needs one.")
+    for name in ("id", "group"):
+        if None in examples[name][:]:
+            raise ValueError(f"An example has no {name}; every example of a book needs one.")
+    check_tags(examples)
     if len(examples) != num_queries:
         raise ValueError(f"Got {len(examples)} examples but vectors for {num_queries}.")
     check_unique(examples["id"])
+
+
+def check_tags(examples: Dataset) -> None:
+    """Check that the tags of every example are a list of texts. An example without tags may have `None` instead.
+
+    Raises:
+        ValueError: The tags are not lists of texts, or one of them is `None`.
+    """
+    column = examples.select_columns("tags").with_format("arrow")[:]["tags"]
+    if pa.types.is_null(column.type):
+        return
+    if not pa.types.is_list(column.type) or column.type.value_type not in (pa.string(), pa.null()):
+        raise ValueError(f"The tags of an example must be a list of strings, got {column.type}.")
+    if pc.list_flatten(column).null_count:
+        row = next(row for row, tags in enumerate(column.to_pylist()) if tags and None in tags)
+        raise ValueError(f"The example {examples['id'][row]!r} has the tag None; remove it.")
 
 
 def check_unique(ids: Iterable[str]) -> None:

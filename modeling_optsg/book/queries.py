@@ -1,6 +1,6 @@
 """Examples to look up in a book."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,24 @@ class BookQueries:
         """Return the queries of some rows."""
         vectors = {name: vectors[list(rows)] for name, vectors in self.vectors.items()}
         return BookQueries(vectors, [self.titles[row] for row in rows])
+
+    def check_widths(self, vectors: Mapping[str, torch.Tensor], image_width: int) -> None:
+        """Check that the vectors can be compared with those of a book.
+
+        Args:
+            vectors: The vectors of the book.
+            image_width: Width of image vectors before their reduction.
+
+        Raises:
+            ValueError: A width differs.
+        """
+        for name, rows in vectors.items():
+            width = image_width if name == "image" else rows.shape[1]
+            if (own := self.vectors[name].shape[1]) != width:
+                raise ValueError(
+                    f"The {name} vectors have {own} dimensions, but those of the book have {width}. Compute them with "
+                    "the model that the book was made with."
+                )
 
     def __len__(self) -> int:
         return len(self.titles)

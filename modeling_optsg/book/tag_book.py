@@ -96,14 +96,19 @@ class TagBook:
         check_examples(examples, len(queries))
         self.num_neighbours, self.num_candidates = num_neighbours, num_candidates
         self.examples, self.fingerprint = with_state(examples), fingerprint
-        self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
-        self.score, self.own_tags_only = fusion.BookScore(NUM_FEATURES), False
+        self.own_tags_only = False
+        self.reset_fit()
         self.normalize = VectorNormalizer.from_images(queries.vectors["image"])
         self.vectors = self.normalize(queries)
         self.clusters: dict[str, Clusters] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def reset_fit(self) -> None:
+        """Set the temperatures, the score and the threshold to what they are before [`fit`]."""
+        self.temperatures, self.threshold = dict.fromkeys(SOURCES, 0.05), 0.1
+        self.score = fusion.BookScore(NUM_FEATURES)
 
     @cached_property
     def tag_counts(self) -> Counter:
@@ -270,6 +275,7 @@ class TagBook:
             excluded_groups: For each query, the group whose examples are left out.
         """
         num_neighbours = self.num_neighbours if num_neighbours is None else num_neighbours
+        queries.check_widths(self.vectors, len(self.normalize.image_mean))
         vectors = {name: rows.float() for name, rows in self.normalize(queries).items()}
         excluded = torch.full((len(queries),), -1)
         if excluded_groups is not None:
@@ -439,9 +445,10 @@ class TagBook:
             queries: Their vectors and titles.
 
         Raises:
-            ValueError: As in the constructor. The book is then unchanged.
+            ValueError: As in the constructor, or the vectors are of another model. The book is then unchanged.
         """
         check_examples(examples, len(queries))
+        queries.check_widths(self.vectors, len(self.normalize.image_mean))
         merged = concatenate_datasets([self.examples, with_state(examples)])
         check_examples(merged, len(self) + len(queries))
         added = self.normalize(queries)
@@ -455,6 +462,8 @@ class TagBook:
         Raises:
             ValueError: An id is not in the book, or no example would be left. The book is then unchanged.
         """
+        if isinstance(ids, str):
+            raise ValueError(f"The ids must be a list; got the text {ids!r}.")
         removed = set(ids)
         if unknown := removed - set(self._ids):
             raise ValueError(f"The id {sorted(unknown)[0]!r} is not in the book.")

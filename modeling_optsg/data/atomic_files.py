@@ -1,9 +1,13 @@
 """Files that are complete or unchanged, whenever the program or the machine stops."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 PARTIAL = ".partial"
 
@@ -21,6 +25,15 @@ def cannot_be_written(what: str, folder: Path, error: Exception) -> OSError:
         f"{folder}: {what} could not be written ({type(error).__name__}: {error}). {free:,.0f} MiB are free there. "
         "Files completed before are kept; --resume_from_checkpoint auto resumes from them."
     )
+
+
+@contextlib.contextmanager
+def os_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Raise an `OSError` that names the file if safetensors cannot write it, such as on a full disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from modeling_optsg.base_models import OPTSGPreTrainedModel
+from modeling_optsg.data.atomic_files import os_errors
 from modeling_optsg.data.checksums import is_cached, lock_cached, record_checksum
 from modeling_optsg.data.feature_cache import CachedFeatures, digest
 from modeling_optsg.data.process_logging import get_logger
@@ -93,7 +94,8 @@ def warm_up_image_evidence(
                 ]
                 _train(model, features, classes, groups, args.image_warmup_epochs, args.seed)
             partial = path.with_name(f"{path.name}.{os.getpid()}")
-            save_file({name: value.detach().contiguous() for name, value in trained.items()}, partial)
+            with os_errors(path):
+                save_file({name: value.detach().contiguous() for name, value in trained.items()}, partial)
             os.replace(partial, path)
             record_checksum(path)
     with torch.no_grad():
