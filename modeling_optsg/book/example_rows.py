@@ -56,7 +56,8 @@ def check_tags(examples: Dataset) -> None:
     column = examples.select_columns("tags").with_format("arrow")[:]["tags"]
     if pa.types.is_null(column.type):
         return
-    if not pa.types.is_list(column.type) or column.type.value_type not in (pa.string(), pa.null()):
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    if not is_list or column.type.value_type not in (pa.string(), pa.large_string(), pa.null()):
         raise ValueError(f"The tags of an example must be a list of strings, got {column.type}.")
     if pc.list_flatten(column).null_count:
         row = next(row for row, tags in enumerate(column.to_pylist()) if tags and None in tags)
