@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Subset
 from transformers import BatchFeature, Pipeline
 
-# Its HTTP client, the name of which depends on the version.
+# The HTTP client that `load_image` uses: `httpx` or `httpx2`, depending on the version of huggingface-hub.
 from transformers.image_utils import httpx
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
